@@ -1,0 +1,6 @@
+"""Evaluate JAX language models with lm_eval, over ZeroMQ."""
+
+from birdie_zmq._version import __version__
+from birdie_zmq.engine.contract import Model
+
+__all__ = ["Model", "__version__"]

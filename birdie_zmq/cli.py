@@ -1,0 +1,170 @@
+"""The command ``birdie-zmq``, and the functions behind ``broker.py`` and ``workers/*.py``.
+
+Each returns an exit status, and turns the errors that a person can cause into one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import birdie_zmq
+from birdie_zmq._version import __version__
+from birdie_zmq.config import AgentSettings, BrokerSettings
+from birdie_zmq.errors import BirdieError, UsageError
+from birdie_zmq.wire.endpoints import DEFAULT_ENDPOINT
+
+_PACKAGE = Path(birdie_zmq.__file__).resolve().parent
+_STDIN = 0
+
+
+def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> int:
+    """Run a broker until it is told to stop."""
+    parser = argparse.ArgumentParser(prog=prog, description="Pass work from lm_eval runs to workers.")
+    parser.add_argument("--bind", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
+    _add_common(parser)
+    parser.add_argument("--remove-folder", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    return _guarded(prog, options.quiet, lambda: _serve_broker(options))
+
+
+def worker(arguments: Sequence[str] | None = None, prog: str = "workers.jax_worker") -> int:
+    """Run a worker for JAX models until it is told to stop."""
+    parser = argparse.ArgumentParser(prog=prog, description="Serve JAX models to a broker.")
+    parser.add_argument("--connect", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
+    page = parser.add_mutually_exclusive_group()
+    page.add_argument("--api", type=Path, help="the page that loads models; default: ./api.py, else the built-in one")
+    page.add_argument("--built-in", action="store_true", help="use the built-in page even if there is an ./api.py")
+    parser.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what JAX finds")
+    _add_common(parser)
+    options = parser.parse_args(arguments)
+    return _guarded(prog, options.quiet, lambda: _run_worker(options))
+
+
+def demo(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq demo") -> int:
+    """Evaluate the demo model on its three tasks, in a broker and worker of the run's own."""
+    parser = argparse.ArgumentParser(prog=prog, description="Evaluate the demo model on its three tasks.")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="further arguments of lm_eval")
+    options = parser.parse_args(arguments)
+    tasks = _demo_tasks()
+    names = ",".join(sorted(path.stem for path in tasks.glob("demo_*.yaml")))
+    run = ["--model", "birdie_zmq", "--model_args", "model_tag=demo", "--include_path", str(tasks), "--tasks", names]
+    return lm_eval([*run, *options.rest])
+
+
+def lm_eval(arguments: Sequence[str] | None = None) -> int:
+    """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
+    from lm_eval.__main__ import cli_evaluate
+
+    import _birdie_zmq_hook
+
+    _birdie_zmq_hook.install()
+    sys.argv = ["lm_eval", *(sys.argv[1:] if arguments is None else arguments)]
+    cli_evaluate()
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "broker": lambda rest: broker(rest, "birdie-zmq broker"),
+    "worker": lambda rest: worker(rest, "birdie-zmq worker"),
+    "demo": lambda rest: demo(rest, "birdie-zmq demo"),
+    "lm_eval": lm_eval,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command ``birdie-zmq``."""
+    parser = argparse.ArgumentParser(
+        prog="birdie-zmq", description="Evaluate JAX language models with lm_eval.", add_help=True
+    )
+    parser.add_argument("--version", action="version", version=f"birdie-zmq {__version__} from {_PACKAGE}")
+    parser.add_argument("command", choices=list(_COMMANDS), help="each has a --help of its own")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Only what stands before the command is ours: the rest is the command's.
+    options = parser.parse_args(given[:1])
+    return _COMMANDS[options.command](given[1:])
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="write down only what goes wrong")
+    parser.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
+
+
+def _serve_broker(options: argparse.Namespace) -> int:
+    from birdie_zmq.broker.loop import serve
+    from birdie_zmq.signals import StopSignals
+    from birdie_zmq.wire.endpoints import IpcEndpoint, parse_endpoint
+    from birdie_zmq.wire.transport import Router
+
+    endpoint = parse_endpoint(options.bind)
+    with StopSignals() as stop:
+        try:
+            with Router(endpoint) as router:
+                if not options.quiet:
+                    print(f"birdie-zmq {__version__} from {_PACKAGE}: broker at {router.endpoint}", flush=True)
+                serve(router, BrokerSettings(), stop, _STDIN if options.lifeline else None)
+        finally:
+            if options.remove_folder and isinstance(endpoint, IpcEndpoint):
+                shutil.rmtree(endpoint.path.parent, ignore_errors=True)
+    return 0
+
+
+def _run_worker(options: argparse.Namespace) -> int:
+    from birdie_zmq.signals import StopSignals
+    from birdie_zmq.wire.endpoints import parse_endpoint
+    from birdie_zmq.wire.transport import Dealer
+    from birdie_zmq.worker.agent import AgentLoop
+    from birdie_zmq.worker.devices import device_environment
+
+    endpoint = parse_endpoint(options.connect)
+    environment = device_environment(options.device, os.environ)
+    api = None if options.built_in else _find_page(options.api)
+    if not options.quiet:
+        page = api or "the built-in page"
+        print(f"birdie-zmq {__version__} from {_PACKAGE}: worker for {endpoint}, models from {page}", flush=True)
+    with StopSignals() as stop, Dealer(endpoint) as dealer:
+        loop = AgentLoop(
+            dealer,
+            AgentSettings(),
+            engine="jax",
+            process_module="birdie_zmq.worker.process",
+            environment=environment,
+            api=api,
+        )
+        with loop:
+            loop.run(stop, _STDIN if options.lifeline else None)
+    return 0
+
+
+def _find_page(given: Path | None) -> Path | None:
+    page = given or Path("api.py")
+    if page.is_file():
+        return page.resolve()
+    if given is not None:
+        raise UsageError(f"there is no page at {given.absolute()}; --api names an api.py")
+    return None
+
+
+def _demo_tasks() -> Path:
+    """The folder of the demo's tasks: in a checkout, or where the installation copied it."""
+    for folder in (_PACKAGE.parent / "examples" / "tasks", _PACKAGE / "demo_tasks"):
+        if folder.is_dir():
+            return folder
+    raise UsageError(f"the demo's tasks are missing from {_PACKAGE}; install birdie-zmq again")
+
+
+def _guarded(prog: str, quiet: bool, function: Callable[[], int]) -> int:
+    logging.basicConfig(
+        level=logging.WARNING if quiet else logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+    )
+    try:
+        return function()
+    except BirdieError as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,1 @@
+"""From texts to scores: the model contract, tokenising, planning and the jitted steps."""

@@ -1,0 +1,82 @@
+"""The few shapes that steps have: a row of lengths, and one number of rows for each.
+
+What is compiled is decided by shape, so every step has one of these shapes and is padded up to it. Lengths grow by a
+third or a half at a time (16, 24, 32, 48, 64, 96, …), which keeps the padding of a row under a third of it beyond the
+shortest, and their number, which bounds the compiles, near twice the logarithm of the longest.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from birdie_zmq.wire.messages import StepLimits
+
+SHORTEST = 16
+
+
+def bucket_lengths(max_length: int) -> tuple[int, ...]:
+    """The lengths of steps for a model of ``max_length`` tokens, ascending; the last is ``max_length`` itself."""
+    lengths = []
+    power = SHORTEST
+    while power < max_length:
+        lengths += [power, power * 3 // 2]
+        power *= 2
+    return (*(length for length in lengths if length < max_length), max_length)
+
+
+@dataclass(frozen=True)
+class StepBudget:
+    """What bounds a step when nobody said how many rows it has.
+
+    ``tokens`` is the number of positions beyond which a larger step is no faster on the device; ``logits_bytes`` is
+    the most memory that the float32 logits of a step may take; ``rows`` bounds the rows whatever their length.
+    """
+
+    tokens: int
+    logits_bytes: int = 2**29
+    rows: int = 64
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The shapes of steps.
+
+    Args:
+        max_length: The most tokens of a row.
+        vocab_size: The size of the last axis of the logits.
+        budget: What bounds a step.
+        limits: What the user said of the rows.
+    """
+
+    max_length: int
+    vocab_size: int
+    budget: StepBudget
+    limits: StepLimits = StepLimits()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """All lengths, ascending."""
+        return bucket_lengths(self.max_length)
+
+    def length_for(self, tokens: int) -> int:
+        """The shortest bucket that holds this many tokens, which must be 1 to ``max_length``."""
+        lengths = self.lengths
+        return lengths[bisect_left(lengths, tokens)]
+
+    def rows_for(self, length: int) -> int:
+        """How many rows a step of this length has: a power of two, unless the user forced a number."""
+        if self.limits.rows is not None:
+            return self.limits.rows
+        most = min(
+            self.budget.tokens // length,
+            self.budget.logits_bytes // (4 * length * self.vocab_size),
+            self.budget.rows,
+            self.limits.max_rows or self.budget.rows,
+        )
+        return 1 << (max(1, most).bit_length() - 1)
+
+    @property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """Every ``(rows, length)`` that a step can have."""
+        return frozenset((self.rows_for(length), length) for length in self.lengths)

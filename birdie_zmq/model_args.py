@@ -1,0 +1,125 @@
+"""lm_eval's ``--model_args`` and its own keywords, told apart.
+
+Some words say where and how to run, and are used here; everything else reaches ``load_model`` and ``load_tokenizer``,
+and is part of what model this is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from birdie_zmq.errors import UsageError
+from birdie_zmq.wire.messages import ModelSpec, StepLimits
+
+DEFAULT_MAX_GEN_TOKS = 256
+"""lm_eval's own default."""
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What a run was asked for.
+
+    Attributes:
+        model: The tag and the keywords for ``api.py``.
+        endpoint: The broker's, or None for a broker and worker of the run's own.
+        api: The page for a run's own worker, None for the built-in one.
+        device: What lm_eval calls the device.
+        limits: What was said of the rows of a step.
+        max_gen_toks: How much is generated where a task does not say.
+    """
+
+    model: ModelSpec
+    endpoint: str | None
+    api: Path | None
+    device: str | None
+    limits: StepLimits
+    max_gen_toks: int
+
+
+def read_arguments(
+    arguments: Mapping[str, Any],
+    *,
+    batch_size: int | str | None = None,
+    max_batch_size: int | None = None,
+    device: str | None = None,
+) -> RunArguments:
+    """Read model_args and lm_eval's keywords.
+
+    Args:
+        arguments: model_args, as lm_eval parsed them.
+        batch_size: A number above 1 is the most rows of a step; 1, which lm_eval fills in, and ``auto`` say nothing.
+        max_batch_size: The most rows of a step.
+        device: ``cpu``, ``cuda:N`` or whatever else lm_eval was told.
+
+    Raises:
+        UsageError: A word is missing, contradicts another, or has a value that it cannot have.
+    """
+    rest = dict(arguments)
+    tag = rest.pop("model_tag", None)
+    pretrained = rest.pop("pretrained", None)
+    if tag is not None and pretrained is not None and tag != pretrained:
+        raise UsageError(f"model_tag={tag} and pretrained={pretrained} in model_args name two models; give one")
+    tag = tag if tag is not None else pretrained
+    if tag is None or not str(tag):
+        raise UsageError("model_args must name a model: model_tag=demo, or whatever your api.py knows")
+    endpoint = _endpoint(rest.pop("endpoint", None), rest.pop("port", None))
+    api = rest.pop("api", None)
+    if api is not None and endpoint is not None:
+        raise UsageError(
+            "api= in model_args is for a run's own worker; a worker at a broker is given its page by its own --api"
+        )
+    if api is not None and not Path(str(api)).is_file():
+        raise UsageError(f"there is no page at {Path(str(api)).absolute()}, which api= in model_args names")
+    rows = _count("batch_rows", rest.pop("batch_rows", None))
+    most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
+    max_gen_toks = _count("max_gen_toks", rest.get("max_gen_toks"))
+    return RunArguments(
+        model=ModelSpec(tag=str(tag), arguments=_canonical(rest)),
+        endpoint=endpoint,
+        api=None if api is None else Path(str(api)).resolve(),
+        device=device,
+        limits=StepLimits(max_rows=min(most, default=None), rows=rows),
+        max_gen_toks=max_gen_toks or DEFAULT_MAX_GEN_TOKS,
+    )
+
+
+def _endpoint(endpoint: object, port: object) -> str | None:
+    if endpoint is not None and port is not None:
+        raise UsageError("model_args hold both endpoint= and port=; give one of them")
+    if port is not None:
+        if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+            raise UsageError(f"port={port!r} in model_args is no port")
+        return f"tcp://127.0.0.1:{port}"
+    return None if endpoint is None else str(endpoint)
+
+
+def _batch_size(value: int | str | None) -> int | None:
+    if value is None or str(value).startswith("auto"):
+        return None
+    try:
+        number = int(value)
+    except ValueError:
+        raise UsageError(f"batch_size {value!r} must be a number or auto") from None
+    if number < 1:
+        raise UsageError(f"batch_size {value!r} must be at least 1")
+    return number if number > 1 else None
+
+
+def _count(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r} must be a whole number above 0")
+    return value
+
+
+def _canonical(arguments: Mapping[str, Any]) -> str:
+    """One text for equal arguments, so that they name one model."""
+    try:
+        return json.dumps(arguments, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model_args travel to the worker as JSON, and these do not: {error}") from error

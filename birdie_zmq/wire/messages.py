@@ -1,0 +1,438 @@
+"""Every message that crosses a process border, as a typed, frozen record.
+
+Four conversations use them::
+
+    client ⇄ broker     OpenSession Submit Ping CloseSession ⇄ SessionOpened Answered BatchFailed Notice Pong
+    worker ⇄ broker     RegisterWorker Heartbeat CloseWorker Lease… ⇄ WorkerRegistered Lease Pong
+    agent ⇄ model process    LoadModel Lease ⇄ ModelLoaded ModelRefused PhaseChanged Lease…
+    broker → anybody    Refusal
+
+A *batch* is what a client submits under a number of its own. A *lease* is one attempt at a batch, numbered by the
+broker, held by one worker. Indices always count the items of the work in the same message or, in an answer, of the
+batch or lease that it answers.
+
+This module knows neither bytes nor sockets: `codec` turns messages into bytes.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta, Struct
+
+from birdie_zmq.errors import BirdieError
+
+WIRE_VERSION = 1
+"""Raised whenever a message changes so that an older peer would misread it."""
+
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
+PositiveCount = Annotated[int, Meta(gt=0, lt=2**53)]
+Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
+Name = Annotated[str, Meta(max_length=4096)]
+Level = Literal["info", "warning"]
+Indices = npt.NDArray[np.int32]
+
+
+class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An error as it travels; `birdie_zmq.errors` says what each code means."""
+
+    code: Name
+    message: str
+    traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: BirdieError) -> ErrorReport:
+        """Describe an error for another process, with the traceback of what caused it, which is the user's code."""
+        trace = error.remote_traceback
+        if trace is None and error.__cause__ is not None:
+            trace = "".join(traceback.format_exception(error.__cause__))
+        return cls(code=error.code, message=error.message, traceback=trace)
+
+    def to_error(self) -> BirdieError:
+        """The same error, to be raised in this process."""
+        return BirdieError.from_code(self.code, self.message, self.traceback)
+
+
+class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which model is meant: the tag, and the canonical JSON object of the keywords that reach ``api.py``."""
+
+    tag: Name
+    arguments: str = "{}"
+
+    def __str__(self) -> str:
+        return self.tag if self.arguments == "{}" else f"{self.tag} {self.arguments}"
+
+
+# --- Work: what is asked. Each kind can be cut down to some of its items, for an answer that was lost half-way. ------
+
+
+class LogLikelihoodWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="loglikelihood"):
+    """Log-likelihood of each continuation after its context; items are ``(context, continuation)``."""
+
+    pairs: list[tuple[str, str]]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def select(self, indices: Sequence[int]) -> LogLikelihoodWork:
+        """The same work for some of its items."""
+        return LogLikelihoodWork(pairs=[self.pairs[i] for i in indices])
+
+
+class RollingWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rolling"):
+    """Log-likelihood of each whole text, by disjoint windows of the model's length."""
+
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, indices: Sequence[int]) -> RollingWork:
+        """The same work for some of its items."""
+        return RollingWork(texts=[self.texts[i] for i in indices])
+
+
+class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to continue a prompt. ``until`` holds the stop strings; the text is cut before the first of them."""
+
+    until: tuple[str, ...] = ()
+    max_gen_toks: PositiveCount = 256
+
+
+class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="generate"):
+    """A greedy continuation of each prompt."""
+
+    prompts: list[str]
+    settings: GenerationSettings
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, indices: Sequence[int]) -> GenerateWork:
+        """The same work for some of its items."""
+        return GenerateWork(prompts=[self.prompts[i] for i in indices], settings=self.settings)
+
+
+class ChatWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="chat"):
+    """Conversations to be rendered by a tokenizer that has a template method of its own and no template text."""
+
+    conversations: list[list[dict[str, str]]]
+    add_generation_prompt: bool
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def select(self, indices: Sequence[int]) -> ChatWork:
+        """The same work for some of its items."""
+        return ChatWork(
+            conversations=[self.conversations[i] for i in indices], add_generation_prompt=self.add_generation_prompt
+        )
+
+
+class DescribeWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="describe"):
+    """What the loaded model is, and what its process has done so far; always one item."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def select(self, indices: Sequence[int]) -> DescribeWork:
+        """The same work: it has one item."""
+        del indices
+        return self
+
+
+Work = LogLikelihoodWork | RollingWork | GenerateWork | ChatWork | DescribeWork
+
+
+class StepLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a user said about the rows of a step: the most, or a number that is forced; None leaves it to the engine."""
+
+    max_rows: PositiveCount | None = None
+    rows: PositiveCount | None = None
+
+
+# --- Answers: one record for many items, so that numbers travel as arrays. -------------------------------------------
+
+
+class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="scores"):
+    """``loglikelihoods`` float64[n] in nats, and whether each continuation is what greedy decoding gives, bool[n]."""
+
+    loglikelihoods: npt.NDArray[np.float64]
+    greedy: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.loglikelihoods)
+
+
+class RollingScores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rolling-scores"):
+    """``loglikelihoods`` float64[n] in nats, each of a whole text."""
+
+    loglikelihoods: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.loglikelihoods)
+
+
+class Texts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="texts"):
+    """Generated or rendered texts."""
+
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class ChatTemplates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the client needs to render conversations itself; ``templates`` maps a name, or "default", to jinja2 text."""
+
+    templates: dict[str, str] = {}
+    special_tokens: dict[str, str] = {}
+    has_method: bool = False
+
+
+class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model process has computed since it started.
+
+    ``shapes`` lists each ``(rows, length)`` that was sent to the model; ``shape_bound`` is the most there can be.
+    ``tokens_requested`` counts each request's own input tokens, ``tokens_computed`` all positions of all steps,
+    padding included, ``tokens_padding`` those of them that were padding.
+    """
+
+    requests: Count = 0
+    steps: Count = 0
+    tokens_requested: Count = 0
+    tokens_computed: Count = 0
+    tokens_padding: Count = 0
+    shapes: list[tuple[PositiveCount, PositiveCount]] = []
+    shape_bound: Count = 0
+    step_seconds: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="description"):
+    """The loaded model, as results record it.
+
+    ``identity`` is a SHA-256 over the tag, its arguments and the page that loaded it: two models with different
+    identities never share answers.
+    """
+
+    model: ModelSpec
+    identity: Name
+    api: Name
+    api_sha256: Name
+    num_parameters: Count | None
+    dtype: Name | None
+    vocab_size: PositiveCount
+    max_length: PositiveCount
+    bos_token_id: int | None
+    eos_token_id: int | None
+    engine: Name
+    devices: list[str]
+    versions: dict[str, str]
+    chat: ChatTemplates
+    report: StepReport
+    process_id: Count
+    started: Count
+
+    def __len__(self) -> int:
+        return 1
+
+
+Answers = Scores | RollingScores | Texts | ModelDescription
+
+
+# --- Client to broker ------------------------------------------------------------------------------------------------
+
+
+class OpenSession(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open-session"):
+    """The first message of a client."""
+
+    package_version: Name
+
+
+class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="submit"):
+    """Work for a model, under a number of the client's own."""
+
+    batch: Count
+    model: ModelSpec
+    work: Work
+    limits: StepLimits = StepLimits()
+
+
+class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ping"):
+    """The client is still there, and asks whether the broker is."""
+
+
+class CloseSession(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="close-session"):
+    """The client wants nothing more; what it has queued is dropped."""
+
+
+ClientMessage = OpenSession | Submit | Ping | CloseSession
+
+
+# --- Broker to client ------------------------------------------------------------------------------------------------
+
+
+class SessionOpened(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="session-opened"):
+    """The greeting's answer. A client that is silent for ``timeout_s`` while it has work loses that work."""
+
+    package_version: Name
+    timeout_s: Seconds
+
+
+class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="answered"):
+    """Answers to some items of a batch; ``indices`` int32[n] says to which."""
+
+    batch: Count
+    indices: Indices
+    answers: Answers
+
+
+class BatchFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="batch-failed"):
+    """A batch will not be answered, or not completely; ``index`` names the item at fault where one is."""
+
+    batch: Count
+    error: ErrorReport
+    index: Count | None = None
+
+
+class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="notice"):
+    """A line that a person should see while their batch is worked on."""
+
+    batch: Count
+    level: Level
+    text: str
+
+
+class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pong"):
+    """The answer to a Ping or a Heartbeat: the broker is there, with this many workers."""
+
+    workers: Count
+
+
+BrokerToClient = SessionOpened | Answered | BatchFailed | Notice | Pong
+
+
+# --- Worker to broker ------------------------------------------------------------------------------------------------
+
+
+class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="register-worker"):
+    """The first message of a worker; ``capacity`` is how many leases it may hold at once."""
+
+    package_version: Name
+    engine: Name
+    host: Name
+    process_id: Count
+    capacity: PositiveCount
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="heartbeat"):
+    """The agent is there; what its model process does, and the model it is for."""
+
+    phase: Name
+    model: ModelSpec | None = None
+
+
+class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-answered"):
+    """Answers to some items of a lease."""
+
+    lease: Count
+    indices: Indices
+    answers: Answers
+
+
+class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-failed"):
+    """A lease ends with an error; ``index`` names the item at fault where one is."""
+
+    lease: Count
+    error: ErrorReport
+    index: Count | None = None
+
+
+class LeaseDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-done"):
+    """Every item of a lease has been answered."""
+
+    lease: Count
+
+
+class LeaseNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-notice"):
+    """A line for the person whose lease this is."""
+
+    lease: Count
+    level: Level
+    text: str
+
+
+class CloseWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="close-worker"):
+    """The worker goes away in good order; its leases are to be given to another."""
+
+
+LeaseMessage = LeaseAnswered | LeaseFailed | LeaseDone | LeaseNotice
+WorkerMessage = RegisterWorker | Heartbeat | LeaseMessage | CloseWorker
+
+
+# --- Broker to worker ------------------------------------------------------------------------------------------------
+
+
+class WorkerRegistered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="worker-registered"):
+    """The greeting's answer; a worker that sends no heartbeat for ``timeout_s`` is given up."""
+
+    package_version: Name
+    timeout_s: Seconds
+
+
+class Lease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease"):
+    """Work handed to one worker; ``attempt`` counts from 1."""
+
+    lease: Count
+    attempt: PositiveCount
+    model: ModelSpec
+    work: Work
+    limits: StepLimits = StepLimits()
+
+
+BrokerToWorker = WorkerRegistered | Lease | Pong
+
+
+class Refusal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="refusal"):
+    """The broker will not take a message, and says why. Its form is the same in every wire version."""
+
+    error: ErrorReport
+
+
+# --- Agent and model process -----------------------------------------------------------------------------------------
+
+
+class LoadModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="load-model"):
+    """The first message to a model process; ``api`` is the page to load, None for the built-in one."""
+
+    model: ModelSpec
+    api: Name | None
+    started: PositiveCount
+
+
+class ModelLoaded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-loaded"):
+    """The model process is ready for leases."""
+
+    seconds: Annotated[float, Meta(ge=0)]
+
+
+class ModelRefused(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-refused"):
+    """The model cannot be loaded; the process ends after this."""
+
+    error: ErrorReport
+
+
+class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase-changed"):
+    """What the model process is doing now."""
+
+    phase: Name
+
+
+AgentMessage = LoadModel | Lease
+ModelProcessMessage = ModelLoaded | ModelRefused | PhaseChanged | LeaseMessage
+
+Message = ClientMessage | BrokerToClient | WorkerMessage | BrokerToWorker | AgentMessage | ModelProcessMessage | Refusal

@@ -1,0 +1,250 @@
+"""The agent's loop: the broker's socket, the model process, the clock. All decisions are in `state`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from birdie_zmq._version import __version__
+from birdie_zmq.config import AgentSettings
+from birdie_zmq.errors import ProtocolError, UnknownPeer, VersionMismatch
+from birdie_zmq.processes import end, kill_group, module_command, package_environment, start
+from birdie_zmq.signals import StopSignals
+from birdie_zmq.wire import messages as m
+from birdie_zmq.wire.codec import decoder, encode
+from birdie_zmq.wire.transport import Dealer, wait
+from birdie_zmq.worker import state
+from birdie_zmq.worker.channel import Channel
+
+logger = logging.getLogger("birdie_zmq.worker")
+
+_decode_from_broker = decoder(m.BrokerToWorker | m.Refusal)
+_decode_from_process = decoder(m.ModelProcessMessage)
+
+
+class ModelProcess:
+    """A running model process and the channel to it.
+
+    Args:
+        engine: The module that is its main, such as ``birdie_zmq.worker.process``.
+        environment: Its environment.
+    """
+
+    def __init__(self, engine: str, environment: Mapping[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            command = module_command(engine, str(theirs.fileno()), str(os.getpid()))
+            self._process = start(command, package_environment(environment), pass_fds=[theirs.fileno()])
+        self.channel = Channel(ours, _decode_from_process)
+        self.pid = self._process.pid
+
+    def end(self, kill: bool) -> None:
+        """Ask the process to end, or kill it and all that it has started."""
+        if kill:
+            kill_group(self._process)
+        else:
+            self._process.terminate()
+
+    def reap(self, *, hung_up: bool) -> int | None:
+        """The exit status if the process has ended, None if it runs on; ``hung_up`` says that its channel is closed."""
+        if not hung_up:
+            return self._process.poll()
+        # Its end of the channel closes at its exit, a moment before it can be waited for.
+        try:
+            return self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            kill_group(self._process)
+            return self._process.wait()
+
+    def close(self, patience_s: float) -> None:
+        """Make an end of the process, if it still runs, and of the channel."""
+        end(self._process, patience_s)
+        self.channel.close()
+
+
+class AgentLoop:
+    """Runs one worker.
+
+    Args:
+        dealer: The socket to the broker; it stays open.
+        settings: Timeouts and bounds.
+        engine: The name that the broker shows, such as ``jax``.
+        process_module: The main module of the model process.
+        environment: The environment of the model process.
+        api: The page to load models from, None for the built-in one.
+    """
+
+    def __init__(
+        self,
+        dealer: Dealer,
+        settings: AgentSettings,
+        *,
+        engine: str,
+        process_module: str,
+        environment: Mapping[str, str],
+        api: Path | None,
+    ) -> None:
+        self._dealer = dealer
+        self._settings = settings
+        self._engine = engine
+        self._process_module = process_module
+        self._environment = environment
+        self._api = api
+        self._agent = state.Agent(settings)
+        self._process: ModelProcess | None = None
+        self._registered = False
+        self._heard_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.close(self._settings.terminate_s)
+            self._process = None
+
+    def run(self, stop: StopSignals, lifeline: int | None = None) -> None:
+        """Work until a stop signal, or until the lifeline closes; then say goodbye and end the model process.
+
+        Must run in the main thread, since the model process ends with the thread that started it.
+
+        Raises:
+            VersionMismatch: The broker speaks another version of the protocol.
+        """
+        ends = [stop.descriptor] if lifeline is None else [stop.descriptor, lifeline]
+        self._register()
+        next_beat = time.monotonic() + self._settings.heartbeat_s
+        while True:
+            readable, writable = list(ends), []
+            if self._process is not None:
+                readable.append(self._process.channel.fileno())
+                if self._process.channel.has_unsent:
+                    writable.append(self._process.channel.fileno())
+            ready = wait(self._dealer, next_beat - time.monotonic(), readable, writable)
+            if ready & set(ends):
+                if self._registered:
+                    self._dealer.send(encode(m.CloseWorker()))
+                return
+            while (frame := self._dealer.receive()) is not None:
+                self._from_broker(frame)
+            self._from_process(ready)
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + self._settings.heartbeat_s
+                self._beat()
+
+    # --- The broker --------------------------------------------------------------------------------------------------
+
+    def _register(self) -> None:
+        self._registered = False
+        registration = m.RegisterWorker(
+            package_version=__version__,
+            engine=self._engine,
+            host=socket.gethostname(),
+            process_id=os.getpid(),
+            capacity=self._settings.capacity,
+        )
+        self._dealer.send(encode(registration))
+
+    def _beat(self) -> None:
+        self._handle(state.Tick())
+        if time.monotonic() - self._heard_at > self._settings.broker_timeout_s:
+            logger.warning("the broker is silent; trying to reach it again")
+            self._heard_at = time.monotonic()
+            self._handle(state.LeasesLost())
+            self._dealer.reconnect()
+            self._register()
+        elif self._registered:
+            self._dealer.send(encode(m.Heartbeat(phase=self._agent.phase, model=self._agent.model)))
+
+    def _from_broker(self, frame: bytes) -> None:
+        try:
+            message = _decode_from_broker(frame)
+        except VersionMismatch:
+            raise
+        except ProtocolError as error:
+            logger.warning("ignored a message of the broker: %s", error)
+            return
+        self._heard_at = time.monotonic()
+        match message:
+            case m.WorkerRegistered():
+                self._registered = True
+                logger.info("registered with the broker (birdie-zmq %s)", message.package_version)
+            case m.Lease():
+                self._handle(state.LeaseReceived(message))
+            case m.Refusal(error=report):
+                error = report.to_error()
+                if isinstance(error, UnknownPeer):
+                    self._handle(state.LeasesLost())
+                    self._register()
+                elif isinstance(error, VersionMismatch):
+                    raise error
+                else:
+                    logger.warning("the broker refused a message: %s", error)
+
+    # --- The model process -------------------------------------------------------------------------------------------
+
+    def _from_process(self, ready: frozenset[int]) -> None:
+        process = self._process
+        if process is None:
+            return
+        hung_up = False
+        if process.channel.has_unsent:
+            process.channel.flush()
+        if process.channel.fileno() in ready:
+            try:
+                messages = process.channel.receive()
+            except ProtocolError as error:
+                logger.warning("the model process sent what is no message: %s", error)
+                messages = None
+            hung_up = messages is None
+            for message in messages or ():
+                self._handle(state.ProcessSaid(message))
+        returncode = process.reap(hung_up=hung_up)
+        if returncode is not None:
+            self._read_rest(process)
+            process.close(self._settings.terminate_s)
+            self._process = None
+            self._handle(state.ProcessExited(returncode))
+
+    def _read_rest(self, process: ModelProcess) -> None:
+        """Hear what the process said last: an exit can be noticed before the message that explains it is read."""
+        try:
+            while messages := process.channel.receive():
+                for message in messages:
+                    self._handle(state.ProcessSaid(message))
+        except ProtocolError as error:
+            logger.warning("the model process ended in the middle of a message: %s", error)
+
+    def _handle(self, event: state.Event) -> None:
+        for action in self._agent.handle(event, time.monotonic()):
+            match action:
+                case state.Log("warning", text):
+                    logger.warning(text)
+                case state.Log(_, text):
+                    logger.info(text)
+                case state.TellBroker(message):
+                    self._dealer.send(encode(message))
+                case state.TellProcess(message):
+                    if self._process is not None:
+                        self._process.channel.send(message)
+                case state.EndProcess(kill):
+                    if self._process is not None:
+                        self._process.end(kill)
+                case state.StartProcess(model, started):
+                    self._start(model, started)
+
+    def _start(self, model: m.ModelSpec, started: int) -> None:
+        self._process = ModelProcess(self._process_module, self._environment)
+        logger.info("model process %d is for %s", self._process.pid, model)
+        load = m.LoadModel(model=model, api=None if self._api is None else str(self._api), started=started)
+        self._process.channel.send(load)

@@ -1,0 +1,115 @@
+"""From a model's spec to an evaluator: the page, the tokenizer, the model, and what results record of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from birdie_zmq._version import __version__
+from birdie_zmq.engine.backend import Backend
+from birdie_zmq.engine.contract import LoadedModel, resolve
+from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.errors import UsageError
+from birdie_zmq.wire import messages as m
+from birdie_zmq.worker.api_page import ApiPage, import_page
+
+DEFAULT_MAX_LENGTH = 2048
+"""lm_eval's own default for a model that names no length."""
+
+MakeBackend = Callable[[LoadedModel, int], Backend]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer."""
+
+    request: m.LoadModel
+    page: ApiPage
+    tokenizer: TextTokenizer
+    backend: Backend
+    evaluator: Evaluator
+    max_length: int
+    warnings: list[str]
+
+    def describe(self) -> m.ModelDescription:
+        """The model as results record it, with what has been computed so far."""
+        model = self.request.model
+        identity = json.dumps([model.tag, json.loads(model.arguments), self.page.sha256], sort_keys=True)
+        return m.ModelDescription(
+            model=model,
+            identity=hashlib.sha256(identity.encode()).hexdigest(),
+            api=self.page.name,
+            api_sha256=self.page.sha256,
+            num_parameters=self.backend.num_parameters,
+            dtype=self.backend.dtype,
+            vocab_size=self.backend.vocab_size,
+            max_length=self.max_length,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            engine=self.backend.name,
+            devices=self.backend.devices,
+            versions={
+                "birdie_zmq": __version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                **self.backend.versions,
+            },
+            chat=self.tokenizer.chat_templates(),
+            report=self.evaluator.report,
+            process_id=os.getpid(),
+            started=self.request.started,
+        )
+
+
+def load(request: m.LoadModel, make_backend: MakeBackend) -> Loaded:
+    """Load a model by its page.
+
+    Args:
+        request: Which model, by which page.
+        make_backend: The framework's backend, called with the resolved model and its longest row.
+
+    Raises:
+        ModelError: The page, the tokenizer or the model is at fault.
+        UsageError: A model_arg that the engine reads has a wrong value.
+    """
+    arguments: dict[str, Any] = json.loads(request.model.arguments)
+    page = import_page(request.api)
+    tokenizer = TextTokenizer(page.load_tokenizer(request.model), _add_bos(arguments))
+    model = resolve(page.load_model(request.model))
+    warnings: list[str] = []
+    asked = _positive(arguments, "max_length")
+    max_length = asked or model.max_length or tokenizer.max_length
+    if max_length is None:
+        max_length = DEFAULT_MAX_LENGTH
+        warnings.append(
+            f"neither the model nor its tokenizer names a max_length; {DEFAULT_MAX_LENGTH} is taken "
+            "(say max_length=N in model_args)"
+        )
+    elif asked and model.max_length and asked > model.max_length:
+        warnings.append(f"max_length={asked} is over the {model.max_length} tokens that the model names")
+    backend = make_backend(model, max_length)
+    return Loaded(request, page, tokenizer, backend, Evaluator(tokenizer, backend, max_length), max_length, warnings)
+
+
+def _positive(arguments: dict[str, Any], name: str) -> int | None:
+    value = arguments.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r} in model_args must be a whole number above 0")
+    return value
+
+
+def _add_bos(arguments: dict[str, Any]) -> bool | None:
+    value = arguments.get("add_bos_token")
+    if value is not None and not isinstance(value, bool):
+        raise UsageError(f"add_bos_token={value!r} in model_args must be True, False or left out")
+    return value

@@ -1,0 +1,306 @@
+"""The model class of lm_eval's ``--model birdie_zmq``: requests out over ZeroMQ, answers back in order.
+
+It imports neither jax nor torch. With ``port=`` or ``endpoint=`` in model_args it talks to a broker that runs already;
+with neither it starts a broker and a worker of its own and ends them with the run.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jinja2
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
+from tqdm import tqdm
+
+from birdie_zmq.chat import render
+from birdie_zmq.client import Client
+from birdie_zmq.client.batching import generate_jobs, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.client import Answer
+from birdie_zmq.client.state import Job
+from birdie_zmq.config import ClientSettings
+from birdie_zmq.embedded import Embedded
+from birdie_zmq.errors import UnsupportedRequest, UsageError
+from birdie_zmq.model_args import RunArguments, read_arguments
+from birdie_zmq.wire import messages as m
+from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
+
+logger = logging.getLogger("lm_eval.birdie_zmq")
+
+_OWN_BROKER_S = 60.0
+"""How long a run's own broker may take to start, on a machine that is busy."""
+
+
+class BirdieZMQ(LM):
+    """A JAX language model in another process.
+
+    Args:
+        batch_size: As lm_eval passes it: a number above 1 is the most rows of a step.
+        max_batch_size: The most rows of a step.
+        device: ``cpu`` or ``cuda:N``, for the worker that the run starts.
+        client_settings: Timeouts and the size of batches.
+        **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``api``, ``batch_rows``; everything
+            else reaches ``load_model`` and ``load_tokenizer``.
+
+    Raises:
+        UsageError: model_args cannot be used as given.
+        UnavailableError: No broker or no worker answers.
+        ModelError: The model cannot be loaded; the worker's traceback is attached.
+    """
+
+    def __init__(
+        self,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        *,
+        client_settings: ClientSettings | None = None,
+        **model_args: Any,
+    ) -> None:
+        super().__init__()
+        self._arguments: RunArguments = read_arguments(
+            model_args, batch_size=batch_size, max_batch_size=max_batch_size, device=device
+        )
+        self._settings = client_settings or ClientSettings()
+        self._embedded: Embedded | None = None
+        endpoint = self._arguments.endpoint
+        if endpoint is None:
+            verbose = logger.isEnabledFor(logging.DEBUG)
+            self._embedded = Embedded(self._arguments.api, device_of_lm_eval(device), verbose)
+            endpoint = self._embedded.endpoint
+            if client_settings is None:
+                self._settings = ClientSettings(connect_s=_OWN_BROKER_S)
+        try:
+            self._client = Client(
+                endpoint, self._arguments.model, self._arguments.limits, self._settings, self._embedded
+            )
+            try:
+                self._description = self._client.describe()
+            except BaseException:
+                self._client.close()
+                raise
+        except BaseException:
+            self._end_embedded()
+            raise
+        logger.info(
+            "%s is loaded in process %d on %s",
+            self._arguments.model,
+            self._description.process_id,
+            ", ".join(self._description.devices),
+        )
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """As lm_eval builds a model by name: the GPUs then belong to the worker, not to this process."""
+        return super().create_from_arg_obj(arg_dict, additional_config)._without_gpus()
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """As `create_from_arg_obj`, from ``a=b,c=d``."""
+        return super().create_from_arg_string(arg_string, additional_config)._without_gpus()
+
+    def _without_gpus(self) -> Self:
+        """Hide the GPUs from this process, where metrics may import torch or jax and take what the worker needs.
+
+        The worker has the environment as it was before.
+        """
+        if self._embedded is not None:
+            for variable in VISIBLE_DEVICES:
+                os.environ[variable] = ""
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session, and the broker and worker if they are the run's own."""
+        self._client.close()
+        self._end_embedded()
+
+    def _end_embedded(self) -> None:
+        if self._embedded is not None:
+            self._embedded.close()
+
+    # --- Requests ----------------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood in nats of each continuation after its context, and whether greedy decoding gives it.
+
+        Raises:
+            BirdieError: As `birdie_zmq.client.Client.run`.
+        """
+        pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
+        jobs = loglikelihood_jobs(pairs, self._settings)
+        answers = self._run("loglikelihood", requests, jobs, disable_tqdm)
+        return [(float(loglikelihood), bool(greedy)) for loglikelihood, greedy in answers]  # type: ignore[misc]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood in nats of each whole text, by lm_eval's rolling windows.
+
+        Raises:
+            BirdieError: As `birdie_zmq.client.Client.run`.
+        """
+        jobs = rolling_jobs([str(request.args[0]) for request in requests], self._settings)
+        answers = self._run("loglikelihood_rolling", requests, jobs, disable_tqdm)
+        return [float(answer) for answer in answers]  # type: ignore[arg-type]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The greedy continuation of each prompt, cut at the first stop string.
+
+        Raises:
+            UnsupportedRequest: A request asks for sampling.
+            BirdieError: As `birdie_zmq.client.Client.run`.
+        """
+        prompts = [(str(request.args[0]), self._generation_settings(request.args[1])) for request in requests]
+        answers = self._run("generate_until", requests, generate_jobs(prompts, self._settings), disable_tqdm)
+        return [str(answer) for answer in answers]
+
+    def _run(self, kind: str, requests: Sequence[Instance], jobs: Iterable[Job], disable_tqdm: bool) -> list[Answer]:
+        with tqdm(total=len(requests), disable=disable_tqdm, desc=f"Running {kind} requests") as bar:
+
+            def on_answer(item: int, answer: Answer) -> None:
+                # The key of lm_eval's cache is the request's own arguments, untouched.
+                self.cache_hook.add_partial(kind, requests[item].args, answer)
+                bar.update(1)
+
+            return self._client.run(jobs, len(requests), on_answer)
+
+    def _generation_settings(self, gen_kwargs: dict[str, Any]) -> m.GenerationSettings:
+        given = copy.deepcopy(gen_kwargs)
+        until = given.pop("until", None)
+        stops = [until] if isinstance(until, str) else list(until or ())
+        if not all(isinstance(stop, str) for stop in stops):
+            raise UsageError(f"until={until!r} must be a string or a list of strings")
+        normal = dict(normalize_gen_kwargs(given, self._arguments.max_gen_toks))
+        if normal.get("do_sample") and float(normal.get("temperature") or 0.0) > 0.0:
+            raise UnsupportedRequest(
+                f"sampling is not supported yet, and the task asks for temperature={normal['temperature']}; "
+                "decode greedily with --gen_kwargs do_sample=False"
+            )
+        return m.GenerationSettings(until=tuple(stops), max_gen_toks=int(normal["max_gen_toks"]))
+
+    # --- Chat --------------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The prompt for a conversation; without a generation prompt the last message is left open.
+
+        Raises:
+            UsageError: The tokenizer has no template.
+            TokenizerError: Its own method failed.
+        """
+        try:
+            return self._render(chat_history, add_generation_prompt)
+        except jinja2.TemplateError as error:
+            without = [message for message in chat_history if message["role"] != "system"]
+            if len(without) == len(chat_history):
+                raise UsageError(f"the chat template refuses a conversation: {error}") from error
+            logger.warning("the chat template refuses the system message, which is left out: %s", error)
+            return self._render(without, add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that is used, which lm_eval records; a string picks one by its name."""
+        if chat_template is False or chat_template is None:
+            return None
+        self._template = self._choose(None if chat_template is True else chat_template)
+        return self._template or ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for the tokenizer and its template, under which lm_eval caches rendered requests."""
+        spec = self._arguments.model
+        chat = json.dumps([spec.tag, spec.arguments, self._description.api_sha256, self._template], sort_keys=True)
+        readable = Path(spec.tag).name or spec.tag
+        return f"birdie_zmq-{readable}-{hashlib.sha256(chat.encode()).hexdigest()[:16]}"
+
+    @functools.cached_property
+    def _template(self) -> str | None:
+        return self._choose(None)
+
+    def _choose(self, name: str | None) -> str | None:
+        """One of the tokenizer's templates; None where a method of its own is to be called."""
+        chat = self._description.chat
+        wanted = name or "default"
+        if wanted in chat.templates:
+            return chat.templates[wanted]
+        if len(chat.templates) == 1 and name is None:
+            return next(iter(chat.templates.values()))
+        if chat.templates:
+            known = ", ".join(sorted(chat.templates))
+            raise UsageError(f"the tokenizer has no chat template named {wanted!r}; it has {known}")
+        if chat.has_method:
+            return None
+        raise UsageError(
+            f"the tokenizer of {self._arguments.model} has no chat template; run without --apply_chat_template, or "
+            "set chat_template on what load_tokenizer returns"
+        )
+
+    def _render(self, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        template = self._template
+        if template is not None:
+            special = self._description.chat.special_tokens
+            return render(template, conversation, special, add_generation_prompt=add_generation_prompt)
+        work = m.ChatWork(conversations=[conversation], add_generation_prompt=add_generation_prompt)
+        (text,) = self._client.run([Job(work, [0])], 1)
+        return str(text)
+
+    # --- What results record -----------------------------------------------------------------------------------------
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that the model reads at once."""
+        return self._description.max_length
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The token at which generation stops."""
+        return self._description.eos_token_id
+
+    @property
+    def batch_sizes(self) -> dict[int, int]:
+        """The rows of a step for each length in tokens that was used."""
+        return {length: rows for rows, length in self._description.report.shapes}
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What is needed to do this again: model, arguments, weights, devices, versions, and what was computed."""
+        self._description = self._client.describe()
+        description = self._description
+        report = description.report
+        return {
+            "model_tag": description.model.tag,
+            "model_keywords": json.loads(description.model.arguments),
+            "model_identity": description.identity,
+            "model_api": description.api,
+            "model_api_sha256": description.api_sha256,
+            "model_num_parameters": description.num_parameters,
+            "model_dtype": description.dtype,
+            "model_vocab_size": description.vocab_size,
+            "model_max_length": description.max_length,
+            "model_devices": description.devices,
+            "model_engine": description.engine,
+            "model_versions": description.versions,
+            "model_steps": {
+                "requests": report.requests,
+                "steps": report.steps,
+                "tokens_requested": report.tokens_requested,
+                "tokens_computed": report.tokens_computed,
+                "padding_share": report.tokens_padding / max(1, report.tokens_computed),
+                "shapes": [list(shape) for shape in report.shapes],
+                "shape_bound": report.shape_bound,
+                "seconds": report.step_seconds,
+            },
+        }

@@ -1,0 +1,62 @@
+"""A page for tests: a random decoder over bytes, whose size and seed are model_args.
+
+The tag chooses what kind of thing `load_model` returns, or what goes wrong.
+"""
+
+import time
+from typing import Any
+
+import jax
+
+from birdie_zmq import Model
+from birdie_zmq.models import decoder
+
+VOCABULARY = 258
+BOS, EOS = 256, 257
+
+
+class Bytes:
+    """One token a byte of UTF-8, and two special ones."""
+
+    bos_token_id = BOS
+    eos_token_id = EOS
+    model_max_length = 128
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) -> Any:
+    config = decoder.DecoderConfig(
+        vocab_size=VOCABULARY,
+        d_model=width,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=2 * width,
+        max_length=128,
+    )
+    params = decoder.init_params(config, jax.random.key(seed))
+
+    def logits(params: Any, tokens: Any) -> Any:
+        return decoder.logits(config, params, tokens)
+
+    match model_tag.split("-")[0]:
+        case "pair":
+            return logits, params
+        case "callable":
+            jitted = jax.jit(logits)
+            return lambda tokens: jitted(params, tokens)
+        case "model":
+            return Model(logits=logits, params=params, max_length=64)
+        case "slow":
+            time.sleep(1.0)
+            return logits, params
+    raise ValueError(f"these tests have no model {model_tag!r}")
+
+
+def load_tokenizer(model_tag: str, **kwargs: Any) -> Bytes:
+    return Bytes()
