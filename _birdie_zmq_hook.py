@@ -65,7 +65,7 @@ def install() -> None:
     if MODULE in sys.modules:
         register()
     elif not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder())
 
 
 if not os.environ.get("BIRDIE_ZMQ_NO_HOOK"):

@@ -32,14 +32,11 @@ from birdie_zmq import models
 
 def load_model(model_tag: str, **kwargs: Any) -> Any:
     """The model that a tag stands for."""
-    # if model_tag == "mine":
-    #     params = my_package.restore("/path/to/checkpoint")
-    #     return my_package.apply, params
+    # For example: if model_tag == "mine", return (my_package.apply, my_package.restore("/path/to/checkpoint")).
     return models.load_model(model_tag, **kwargs)
 
 
 def load_tokenizer(model_tag: str, **kwargs: Any) -> Any:
     """The tokenizer of the model that a tag stands for."""
-    # if model_tag == "mine":
-    #     return tokenizers.Tokenizer.from_file("/path/to/tokenizer.json")
+    # For example: if model_tag == "mine", return tokenizers.Tokenizer.from_file("/path/to/tokenizer.json").
     return models.load_tokenizer(model_tag, **kwargs)

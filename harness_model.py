@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jinja2
 from lm_eval.api.instance import Instance
@@ -30,12 +30,14 @@ from birdie_zmq.client.client import Answer
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.embedded import Embedded
-from birdie_zmq.errors import UnsupportedRequest, UsageError
+from birdie_zmq.errors import ProtocolError, UnsupportedRequest, UsageError
 from birdie_zmq.model_args import RunArguments, read_arguments
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
+
+A = TypeVar("A", tuple[float, bool], float, str)
 
 _OWN_BROKER_S = 60.0
 """How long a run's own broker may take to start, on a machine that is busy."""
@@ -146,8 +148,7 @@ class BirdieZMQ(LM):
         """
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
         jobs = loglikelihood_jobs(pairs, self._settings)
-        answers = self._run("loglikelihood", requests, jobs, disable_tqdm)
-        return [(float(loglikelihood), bool(greedy)) for loglikelihood, greedy in answers]  # type: ignore[misc]
+        return self._run("loglikelihood", requests, jobs, tuple, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood in nats of each whole text, by lm_eval's rolling windows.
@@ -156,8 +157,7 @@ class BirdieZMQ(LM):
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
         jobs = rolling_jobs([str(request.args[0]) for request in requests], self._settings)
-        answers = self._run("loglikelihood_rolling", requests, jobs, disable_tqdm)
-        return [float(answer) for answer in answers]  # type: ignore[arg-type]
+        return self._run("loglikelihood_rolling", requests, jobs, float, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The greedy continuation of each prompt, cut at the first stop string.
@@ -167,10 +167,12 @@ class BirdieZMQ(LM):
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
         prompts = [(str(request.args[0]), self._generation_settings(request.args[1])) for request in requests]
-        answers = self._run("generate_until", requests, generate_jobs(prompts, self._settings), disable_tqdm)
-        return [str(answer) for answer in answers]
+        jobs = generate_jobs(prompts, self._settings)
+        return self._run("generate_until", requests, jobs, str, disable_tqdm)
 
-    def _run(self, kind: str, requests: Sequence[Instance], jobs: Iterable[Job], disable_tqdm: bool) -> list[Answer]:
+    def _run(
+        self, kind: str, requests: Sequence[Instance], jobs: Iterable[Job], expected: type[A], disable_tqdm: bool
+    ) -> list[A]:
         with tqdm(total=len(requests), disable=disable_tqdm, desc=f"Running {kind} requests") as bar:
 
             def on_answer(item: int, answer: Answer) -> None:
@@ -178,7 +180,11 @@ class BirdieZMQ(LM):
                 self.cache_hook.add_partial(kind, requests[item].args, answer)
                 bar.update(1)
 
-            return self._client.run(jobs, len(requests), on_answer)
+            answers = self._client.run(jobs, len(requests), on_answer)
+        fitting: list[A] = [answer for answer in answers if isinstance(answer, expected)]
+        if len(fitting) != len(answers):
+            raise ProtocolError(f"the worker answered {kind} requests with another kind of answer")
+        return fitting
 
     def _generation_settings(self, gen_kwargs: dict[str, Any]) -> m.GenerationSettings:
         given = copy.deepcopy(gen_kwargs)
@@ -186,13 +192,13 @@ class BirdieZMQ(LM):
         stops = [until] if isinstance(until, str) else list(until or ())
         if not all(isinstance(stop, str) for stop in stops):
             raise UsageError(f"until={until!r} must be a string or a list of strings")
-        normal = dict(normalize_gen_kwargs(given, self._arguments.max_gen_toks))
+        normal = normalize_gen_kwargs(given, self._arguments.max_gen_toks)
         if normal.get("do_sample") and float(normal.get("temperature") or 0.0) > 0.0:
             raise UnsupportedRequest(
                 f"sampling is not supported yet, and the task asks for temperature={normal['temperature']}; "
                 "decode greedily with --gen_kwargs do_sample=False"
             )
-        return m.GenerationSettings(until=tuple(stops), max_gen_toks=int(normal["max_gen_toks"]))
+        return m.GenerationSettings(until=tuple(stops), max_gen_toks=normal["max_gen_toks"])
 
     # --- Chat --------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ class BuildPy(build_py):
     """Copies the .pth file to the top of what is installed, and the demo's tasks into the package."""
 
     def run(self) -> None:
+        """Build as ever, then copy."""
         super().run()
         if self.editable_mode:
             return  # The wheel of an editable install is written by EditableWheel, and the tasks are in the checkout.
@@ -42,7 +43,7 @@ class EditableWheel(editable_wheel):
     """Puts the .pth file into the wheel of an editable install, beside the one that setuptools makes."""
 
     def _select_strategy(self, *arguments: Any) -> Any:
-        strategy = super()._select_strategy(*arguments)
+        strategy = super()._select_strategy(*arguments)  # type: ignore[misc]  # the stubs lack it
         original = strategy.__call__
 
         class WithPth:

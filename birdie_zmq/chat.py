@@ -69,7 +69,7 @@ def _compile(template: str) -> jinja2.Template:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %} … {% endgeneration %}`` marks the assistant's words for training; here it is transparent."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import site
 import subprocess
 import sys
@@ -70,7 +72,5 @@ def end(process: subprocess.Popen[bytes], patience_s: float) -> None:
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a child of `start` and whatever it has started itself."""
-    try:
-        os.killpg(process.pid, 9)
-    except ProcessLookupError:
-        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -25,8 +25,10 @@ class Places:
 
 @dataclass(frozen=True)
 class PlaceScores:
-    """What stands at the places: float32[q] log-probabilities of the targets in nats, bool[q] whether each target is
-    the most likely token, bool[q] whether both the target's logit and the normaliser are finite.
+    """What stands at the places.
+
+    ``logprobs`` float32[q] are the targets' log-probabilities in nats, ``greedy`` bool[q] says whether each target is
+    the most likely token, ``finite`` bool[q] whether both its logit and the normaliser are finite.
     """
 
     logprobs: npt.NDArray[np.float32]

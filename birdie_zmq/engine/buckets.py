@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from birdie_zmq.wire.messages import StepLimits
 
 SHORTEST = 16
+AUTOMATIC = StepLimits()
 
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
@@ -52,7 +53,7 @@ class Buckets:
     max_length: int
     vocab_size: int
     budget: StepBudget
-    limits: StepLimits = StepLimits()
+    limits: StepLimits = AUTOMATIC
 
     @property
     def lengths(self) -> tuple[int, ...]:

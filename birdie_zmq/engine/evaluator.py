@@ -200,8 +200,10 @@ class Evaluator:
             if not scores.finite.all():
                 number = numbers[of_item[int(np.argmin(scores.finite))]]
                 raise ItemFailed(owners[number], _not_finite())
-            loglikelihoods = np.bincount(of_item, weights=scores.logprobs, minlength=len(served))
-            greedy = np.bincount(of_item, weights=~scores.greedy, minlength=len(served)) == 0
+            loglikelihoods = np.zeros(len(served))
+            np.add.at(loglikelihoods, of_item, scores.logprobs)  # summed in float64
+            greedy = np.ones(len(served), dtype=np.bool_)
+            np.logical_and.at(greedy, of_item, scores.greedy)
             yield numbers, loglikelihoods, greedy
 
     def _check_lengths(self, items: Sequence[Scored | None], listener: Listener) -> None:

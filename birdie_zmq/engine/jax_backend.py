@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import numpy.typing as npt
 
@@ -81,7 +81,7 @@ class JaxBackend:
         platform = jax.default_backend()
         self.budget = _BUDGETS.get(platform, _ACCELERATOR_BUDGET)
         self.devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
-        self.versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__}
+        self.versions = {"jax": jax.__version__, "jaxlib": version("jaxlib")}
         weights = _weights(params if model.jit else model.logits)
         self.num_parameters = sum(leaf.size for leaf in weights) if weights else None
         bytes_of = Counter[str]()
@@ -140,7 +140,8 @@ class JaxBackend:
         """The size of the vocabulary, from a row that costs little; a jitted function is only traced for it."""
         try:
             if self._is_jitted:
-                returned = jax.eval_shape(self._function, self._params, jax.ShapeDtypeStruct(shape, jnp.int32))
+                tokens = jax.ShapeDtypeStruct(shape, jnp.int32)  # type: ignore[no-untyped-call]
+                returned = jax.eval_shape(self._function, self._params, tokens)
             else:
                 returned = self._call(jnp.zeros(shape, jnp.int32))
         except Exception as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ def carriers(rows: Sequence[Tokens]) -> list[int]:
     keys = [row.astype(">i4").tobytes() for row in rows]  # big-endian: bytes then sort as the numbers do
     order = sorted(range(len(rows)), key=keys.__getitem__)
     carried_by = list(range(len(rows)))
-    for here, after in reversed(list(zip(order, order[1:], strict=False))):
+    for here, after in reversed(list(pairwise(order))):
         if keys[after].startswith(keys[here]):
             carried_by[here] = carried_by[after]
     return carried_by

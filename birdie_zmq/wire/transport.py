@@ -6,13 +6,12 @@ that notice a vanished host. Nothing above this module sees zmq.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import zmq
 
@@ -84,7 +83,7 @@ class Router(_Transport):
         except UsageError:
             self.close()
             raise
-        self.endpoint: str = self._socket.last_endpoint.decode().rstrip("\0")
+        self.endpoint: str = cast(bytes, self._socket.last_endpoint).decode().rstrip("\0")
 
     def send(self, peer: bytes, frame: bytes) -> bool:
         """Send one frame to a peer; False where there is no such peer any more."""
@@ -105,6 +104,7 @@ class Router(_Transport):
         return peer, frames[0] if len(frames) == 1 else b""
 
     def close(self) -> None:
+        """Close the socket, and give up the lock of an ipc path."""
         super().close()
         if self._lock is not None:
             os.close(self._lock)
@@ -173,8 +173,7 @@ def _lock_ipc_path(endpoint: IpcEndpoint) -> int:
     except OSError as error:
         os.close(descriptor)
         raise UsageError(f"cannot bind {endpoint}: another broker is bound there") from error
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(endpoint.path)
+    endpoint.path.unlink(missing_ok=True)
     return descriptor
 
 

@@ -182,14 +182,14 @@ class AgentLoop:
             case m.Lease():
                 self._handle(state.LeaseReceived(message))
             case m.Refusal(error=report):
-                error = report.to_error()
-                if isinstance(error, UnknownPeer):
+                refusal = report.to_error()
+                if isinstance(refusal, UnknownPeer):
                     self._handle(state.LeasesLost())
                     self._register()
-                elif isinstance(error, VersionMismatch):
-                    raise error
+                elif isinstance(refusal, VersionMismatch):
+                    raise refusal
                 else:
-                    logger.warning("the broker refused a message: %s", error)
+                    logger.warning("the broker refused a message: %s", refusal)
 
     # --- The model process -------------------------------------------------------------------------------------------
 

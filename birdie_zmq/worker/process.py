@@ -60,7 +60,7 @@ def run(channel: Channel, make_backend: MakeBackend) -> int:
     except BirdieError as error:
         channel.send(m.ModelRefused(error=m.ErrorReport.of(error)))
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
         channel.send(m.ModelRefused(error=_internal(error)))
         return 1
     channel.send(m.ModelLoaded(seconds=time.monotonic() - began))
@@ -91,7 +91,7 @@ def _answer(loaded: Loaded, lease: m.Lease, channel: Channel) -> None:
         channel.send(m.LeaseFailed(lease=lease.lease, error=report, index=failure.index))
     except BirdieError as error:
         channel.send(m.LeaseFailed(lease=lease.lease, error=m.ErrorReport.of(error)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
         channel.send(m.LeaseFailed(lease=lease.lease, error=_internal(error)))
     else:
         channel.send(m.LeaseDone(lease=lease.lease))
