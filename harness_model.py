@@ -84,7 +84,12 @@ class BirdieZMQ(LM):
                 self._settings = ClientSettings(connect_s=_OWN_BROKER_S)
         try:
             self._client = Client(
-                endpoint, self._arguments.model, self._arguments.limits, self._settings, self._embedded
+                endpoint,
+                self._arguments.model,
+                self._arguments.limits,
+                self._settings,
+                supervisor=self._embedded,
+                log=logger,
             )
             try:
                 self._description = self._client.describe()

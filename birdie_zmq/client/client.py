@@ -44,6 +44,7 @@ class Client:
         limits: What the user said of the rows of a step.
         settings: Timeouts and the size of batches.
         supervisor: Asked while waiting, if the run has a broker and worker of its own.
+        log: Where lines for the person at the prompt go.
 
     Raises:
         UsageError: The endpoint cannot be read.
@@ -56,12 +57,14 @@ class Client:
         limits: m.StepLimits | None = None,
         settings: ClientSettings | None = None,
         supervisor: Supervisor | None = None,
+        log: logging.Logger = logger,
     ) -> None:
         self._settings = settings or ClientSettings()
         self._session = Session(model, limits or m.StepLimits(), self._settings, endpoint)
         self._dealer = Dealer(parse_endpoint(endpoint))
         self._supervisor = supervisor
         self._lock = threading.Lock()
+        self._log = log
         self._told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -151,7 +154,7 @@ class Client:
         """Log a line once, however many batches it is said of."""
         if text not in self._told:
             self._told.add(text)
-            logger.log(logging.WARNING if level == "warning" else logging.INFO, text)
+            self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
 
 
 def _values(answers: m.Answers) -> Sequence[Answer]:
