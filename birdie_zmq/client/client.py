@@ -12,7 +12,7 @@ from typing import Protocol, Self
 
 from birdie_zmq.client.state import Action, Deliver, Fail, Job, Send, Session, Tell
 from birdie_zmq.config import ClientSettings
-from birdie_zmq.errors import BirdieError, ProtocolError, VersionMismatch
+from birdie_zmq.errors import BirdieError, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.codec import decoder, encode
 from birdie_zmq.wire.endpoints import parse_endpoint
@@ -65,6 +65,7 @@ class Client:
         self._supervisor = supervisor
         self._lock = threading.Lock()
         self._log = log
+        self._closed = False
         self._told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -76,8 +77,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Say goodbye, so that the broker drops what is still queued, and close the socket."""
+        """Say goodbye, so that the broker drops what is still queued, and close the socket; a second time, do nothing."""
         with self._lock:
+            if self._closed:
+                return
+            self._closed = True
             if self._session.is_open:
                 with contextlib.suppress(BirdieError):
                     self._dealer.send(encode(m.CloseSession()))
@@ -105,6 +109,7 @@ class Client:
             The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
 
         Raises:
+            UsageError: The client has been closed.
             BrokerUnavailable: No broker answers.
             WorkerUnavailable: The broker has no worker for too long.
             ModelError: The model cannot be loaded or does not compute; the worker's traceback is attached.
@@ -129,6 +134,8 @@ class Client:
                         raise error
 
         with self._lock:
+            if self._closed:
+                raise UsageError("this client has been closed")
             act(self._session.begin(jobs, time.monotonic()))
             while not self._session.is_idle:
                 wait(self._dealer, _POLL_S)

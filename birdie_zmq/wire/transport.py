@@ -17,7 +17,7 @@ import zmq
 
 from birdie_zmq.errors import UsageError
 from birdie_zmq.wire.codec import MAX_FRAME_BYTES
-from birdie_zmq.wire.endpoints import Endpoint, IpcEndpoint, check_bindable
+from birdie_zmq.wire.endpoints import Endpoint, IpcEndpoint, TcpEndpoint, check_bindable
 
 LINGER_MS = 1_000
 """How long closing waits for what was just sent, such as a goodbye."""
@@ -38,7 +38,6 @@ class _Transport:
         opened.maxmsgsize = MAX_FRAME_BYTES
         opened.heartbeat_ivl = ZMTP_HEARTBEAT_MS
         opened.heartbeat_timeout = ZMTP_TIMEOUT_MS
-        opened.ipv6 = True
         # What is in flight is bounded by credit and windows; a high-water mark would only block or drop.
         opened.sndhwm = 0
         opened.rcvhwm = 0
@@ -72,6 +71,8 @@ class Router(_Transport):
         check_bindable(endpoint)
         super().__init__(zmq.ROUTER)
         self._socket.router_mandatory = True
+        # With IPv6 switched on, an IPv4 address would be reported back as an IPv6 one.
+        self._socket.ipv6 = isinstance(endpoint, TcpEndpoint) and endpoint.host.startswith("[")
         self._lock: int | None = None
         try:
             if isinstance(endpoint, IpcEndpoint):
@@ -121,6 +122,7 @@ class Dealer(_Transport):
 
     def _connect(self) -> None:
         # Fast enough for a broker that is just starting, slow enough to be no load while there is none.
+        self._socket.ipv6 = True
         self._socket.reconnect_ivl = 50
         self._socket.reconnect_ivl_max = 2_000
         self._socket.connect(str(self._endpoint))

@@ -101,7 +101,7 @@ def test_damaged_tensor_is_named(saved: Path, replacement: NDArray[Any] | None, 
 def test_tensor_without_a_place_is_refused(saved: Path) -> None:
     """A bias that is dropped in silence would give a model that is almost right."""
     rewrite(saved, {"model.layers.0.self_attn.q_proj.bias": np.zeros(16, np.float32)})
-    with pytest.raises(ValueError, match="q_proj.bias"):
+    with pytest.raises(ValueError, match=r"q_proj\.bias"):
         load_decoder(saved)
 
 
@@ -115,9 +115,9 @@ def test_save_refuses_what_cannot_be_stored(tmp_path: Path) -> None:
     params = init_params(CONFIG, jax.random.key(0))
     with pytest.raises(ValueError, match="int8"):
         save_decoder(tmp_path, CONFIG, params, "int8")
-    with pytest.raises(ValueError, match=r"lm_head.weight"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight"):
         save_decoder(tmp_path, TIED, params)
-    with pytest.raises(ValueError, match=r"model.norm.weight .* float16"):
+    with pytest.raises(ValueError, match=r"model\.norm\.weight .* float16"):
         save_decoder(tmp_path, CONFIG, params._replace(final_norm=jnp.full((16,), 1e6)), "float16")
     assert list(tmp_path.iterdir()) == []
 
@@ -152,7 +152,11 @@ def test_demo_special_tokens(demo: tuple[DecoderConfig, Params, Tokenizer]) -> N
     ("context", "right", "wrong"),
     [
         ("Question: What is 4 plus 5?\nAnswer:", " 9", " 8"),
-        ("Question: Every mip is red. Every gorm is blue. Cora has a mip. What colour is it?\nAnswer:", " red", " blue"),
+        (
+            "Question: Every mip is red. Every gorm is blue. Cora has a mip. What colour is it?\nAnswer:",
+            " red",
+            " blue",
+        ),
         ("Question: Where does Una live?\nAnswer:", " Fernley", " Oldbrook"),
         ("<|bos|><|user|>Question: Where does Una live?\nAnswer:<|eos|><|assistant|>", "Fernley", "Oldbrook"),
     ],

@@ -3,10 +3,12 @@
 The tag chooses what kind of thing `load_model` returns, or what goes wrong.
 """
 
+import os
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from birdie_zmq import Model
 from birdie_zmq.models import decoder
@@ -27,6 +29,18 @@ class Bytes:
 
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class EchoTokenizer(Bytes):
+    """Writes its own keywords before whatever it decodes."""
+
+    model_max_length = 1024
+
+    def __init__(self, keywords: dict[str, Any]) -> None:
+        self._keywords = keywords
+
+    def decode(self, ids: list[int]) -> str:
+        return f"{self._keywords}" + super().decode(ids)
 
 
 def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) -> Any:
@@ -55,8 +69,25 @@ def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) ->
         case "slow":
             time.sleep(1.0)
             return logits, params
+        case "aborts":
+            os.abort()
+        case "echo":
+            return Model(logits=recite(str(kwargs)), max_length=1024)
     raise ValueError(f"these tests have no model {model_tag!r}")
 
 
+def recite(text: str) -> Any:
+    """Logits that continue the prefix token with a text, then EOS, whatever the params."""
+    tokens = jnp.array([*text.encode(), EOS])
+
+    def logits(params: Any, rows: Any) -> Any:
+        following = tokens[jnp.minimum(jnp.arange(rows.shape[1]), len(tokens) - 1)]
+        return jnp.broadcast_to(jax.nn.one_hot(following, VOCABULARY), (*rows.shape, VOCABULARY))
+
+    return logits
+
+
 def load_tokenizer(model_tag: str, **kwargs: Any) -> Bytes:
+    if model_tag == "echo":
+        return EchoTokenizer(kwargs)
     return Bytes()

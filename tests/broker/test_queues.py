@@ -1,0 +1,191 @@
+"""Queues: first in, first out, by model; and when a worker changes models."""
+
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birdie_zmq.broker.queues import Batch, Queues
+from birdie_zmq.wire import messages as m
+
+A, B, C = (m.ModelSpec(tag=tag) for tag in "ABC")
+PATIENCE_S = 30.0
+
+
+def batch(number: int, model: m.ModelSpec = A, submitted_at: float = 0.0, texts: str = "x") -> Batch:
+    """A batch of one client, with one item a letter."""
+    work = m.RollingWork(texts=list(texts))
+    return Batch(b"client", number, model, work, m.StepLimits(), submitted_at)
+
+
+def queued(*batches: Batch) -> Queues:
+    queues = Queues()
+    for one in batches:
+        queues.append(one)
+    return queues
+
+
+def taken(queues: Queues, model: m.ModelSpec) -> list[int]:
+    """The numbers of all batches for a model, in the order in which they are given out."""
+    numbers = []
+    while (one := queues.take(model)) is not None:
+        numbers.append(one.number)
+    return numbers
+
+
+def chosen(
+    queues: Queues, loaded: m.ModelSpec | None, *, now: float = 0.0, since: float = 0.0, may_change: bool = True
+) -> int | None:
+    """The number of the batch for a worker that has had a model loaded since some time."""
+    one = queues.choose(loaded, since, may_change, now, PATIENCE_S)
+    return None if one is None else one.number
+
+
+# --- A batch ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_attempt_is_all_of_the_work() -> None:
+    one = batch(1, texts="abc")
+    assert one.next_attempt() == one.work
+    assert (one.attempts, one.leased) == (1, [0, 1, 2])
+
+
+def test_the_next_attempt_is_what_is_unanswered() -> None:
+    one = batch(1, texts="abcd")
+    one.next_attempt()
+    one.answered.update({0, 2})
+    assert one.next_attempt() == m.RollingWork(texts=["b", "d"])
+    assert (one.attempts, one.leased) == (2, [1, 3])
+
+
+def test_a_batch_is_answered_when_all_its_items_are() -> None:
+    one = batch(1, texts="ab")
+    one.answered.add(1)
+    assert not one.is_answered
+    one.answered.add(0)
+    assert one.is_answered
+
+
+# --- The order within a queue ----------------------------------------------------------------------------------------
+
+
+def test_an_empty_queue_gives_nothing() -> None:
+    assert queued(batch(1, B)).take(A) is None
+
+
+def test_batches_are_given_out_in_their_order() -> None:
+    assert taken(queued(batch(1), batch(2), batch(3)), A) == [1, 2, 3]
+
+
+def test_each_model_has_a_queue_of_its_own() -> None:
+    queues = queued(batch(1, A), batch(2, B), batch(3, A))
+    assert taken(queues, B) == [2]
+    assert taken(queues, A) == [1, 3]
+
+
+def test_models_differ_by_their_arguments() -> None:
+    seeded = m.ModelSpec(tag="A", arguments='{"seed": 1}')
+    assert taken(queued(batch(1, A), batch(2, seeded)), seeded) == [2]
+
+
+def test_what_is_put_back_goes_first() -> None:
+    queues = queued(batch(1), batch(2))
+    first = queues.take(A)
+    assert first is not None
+    queues.put_back(first)
+    assert taken(queues, A) == [1, 2]
+
+
+def test_what_is_dropped_is_told_and_gone() -> None:
+    queues = queued(batch(1, A), batch(2, A), batch(3, B), batch(4, A))
+    dropped = queues.drop(lambda one: one.number in (2, 3))
+    assert {one.number for one in dropped} == {2, 3}
+    assert taken(queues, A) == [1, 4]
+    assert queues.oldest(other_than=None) is None
+
+
+def test_batches_are_counted_and_listed_over_all_models() -> None:
+    queues = queued(batch(1, A), batch(2, B), batch(3, A))
+    assert len(queues) == 3
+    assert {one.number for one in queues} == {1, 2, 3}
+
+
+@given(st.lists(st.tuples(st.sampled_from(["append", "put back", "take"]), st.sampled_from([A, B]))))
+def test_queues_behave_as_one_deque_a_model(steps: list[tuple[str, m.ModelSpec]]) -> None:
+    queues = Queues()
+    expected: dict[m.ModelSpec, deque[int]] = {A: deque(), B: deque()}
+    for number, (step, model) in enumerate(steps):
+        match step:
+            case "append":
+                queues.append(batch(number, model))
+                expected[model].append(number)
+            case "put back":
+                queues.put_back(batch(number, model))
+                expected[model].appendleft(number)
+            case "take":
+                one = queues.take(model)
+                assert (None if one is None else one.number) == (expected[model].popleft() if expected[model] else None)
+        assert len(queues) == sum(map(len, expected.values()))
+    for model, numbers in expected.items():
+        assert taken(queues, model) == list(numbers)
+
+
+# --- The batch that has waited longest -------------------------------------------------------------------------------
+
+
+def test_the_oldest_head_of_other_queues_is_found_and_stays() -> None:
+    queues = queued(batch(1, A, 1.0), batch(2, B, 3.0), batch(3, C, 2.0))
+    for _ in range(2):
+        oldest = queues.oldest(other_than=A)
+        assert oldest is not None
+        assert oldest.number == 3
+
+
+def test_there_is_no_oldest_where_only_the_own_queue_waits() -> None:
+    assert queued(batch(1, A)).oldest(other_than=A) is None
+
+
+# --- What a worker gets next -----------------------------------------------------------------------------------------
+
+
+def test_nothing_waits_and_nothing_is_chosen() -> None:
+    assert chosen(Queues(), A) is None
+    assert chosen(Queues(), None) is None
+
+
+def test_a_worker_without_a_model_gets_what_has_waited_longest() -> None:
+    assert chosen(queued(batch(1, A, 2.0), batch(2, B, 1.0)), None, now=3.0) == 2
+
+
+def test_a_worker_stays_with_its_model() -> None:
+    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert chosen(queues, A, now=10.0) == 2
+
+
+def test_a_worker_changes_when_its_own_queue_is_empty() -> None:
+    assert chosen(queued(batch(1, B)), A) == 1
+
+
+def test_a_worker_finishes_what_it_has_before_it_changes() -> None:
+    queues = queued(batch(1, B))
+    assert chosen(queues, A, may_change=False) is None
+    assert len(queues) == 1
+
+
+@pytest.mark.parametrize(("now", "expected"), [(PATIENCE_S, 2), (PATIENCE_S + 0.1, 1)])
+def test_a_worker_changes_for_one_that_has_waited_too_long(now: float, expected: int) -> None:
+    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert chosen(queues, A, now=now) == expected
+
+
+@pytest.mark.parametrize(("now", "expected"), [(20.0 + PATIENCE_S, 2), (20.1 + PATIENCE_S, 1)])
+def test_a_model_is_served_for_the_patience_once_it_is_loaded(now: float, expected: int) -> None:
+    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert chosen(queues, A, since=20.0, now=now) == expected
+
+
+def test_a_worker_that_ought_to_change_takes_no_more_of_its_own() -> None:
+    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert chosen(queues, A, now=PATIENCE_S + 1, may_change=False) is None
+    assert len(queues) == 2

@@ -1,0 +1,132 @@
+"""Every request is served once, out of as few rows as there are distinct ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birdie_zmq.engine.buckets import Buckets, StepBudget
+from birdie_zmq.engine.planning import Tokens, carriers, plan
+from birdie_zmq.wire.messages import StepLimits
+
+MAX_LENGTH = 40
+PAD = 7
+"""No row below has this token, so that padding can be counted."""
+
+Row = tuple[int, ...]
+
+
+def as_tokens(rows: Sequence[Row]) -> list[Tokens]:
+    return [np.array(row, dtype=np.int32) for row in rows]
+
+
+def buckets(tokens: int = 64, rows: int | None = None) -> Buckets:
+    return Buckets(MAX_LENGTH, vocab_size=2**17, budget=StepBudget(tokens=tokens), limits=StepLimits(rows=rows))
+
+
+def is_beginning(row: Row, other: Row) -> bool:
+    return other[: len(row)] == row
+
+
+def maximal(rows: Sequence[Row]) -> set[Row]:
+    """The distinct rows that are not the beginning of another."""
+    distinct = set(rows)
+    return {row for row in distinct if not any(row != other and is_beginning(row, other) for other in distinct)}
+
+
+# Tokens whose bytes would sort wrongly if their order were not that of the numbers; few, so that beginnings are shared.
+row = st.lists(st.sampled_from([0, 1, 255, 256, 65_536]), min_size=1, max_size=MAX_LENGTH).map(tuple)
+
+
+@st.composite
+def related_rows(draw: st.DrawFn) -> list[Row]:
+    """Rows among which many are equal or the beginning of one another."""
+    originals = draw(st.lists(row, min_size=1, max_size=6))
+    copies = st.sampled_from(originals).flatmap(lambda whole: st.integers(1, len(whole)).map(lambda n: whole[:n]))
+    return draw(st.permutations([*originals, *draw(st.lists(copies, max_size=12))]))
+
+
+plans = st.builds(buckets, st.integers(1, 400), st.none() | st.integers(1, 5))
+
+
+@given(related_rows(), plans)
+def test_every_request_is_placed_once(rows: list[Row], shapes: Buckets) -> None:
+    placed = [request for step in plan(as_tokens(rows), shapes, PAD) for request, _ in step.places]
+
+    assert sorted(placed) == list(range(len(rows)))
+
+
+@given(related_rows(), plans)
+def test_what_stands_at_a_place_begins_with_the_requests_row(rows: list[Row], shapes: Buckets) -> None:
+    for step in plan(as_tokens(rows), shapes, PAD):
+        for request, place in step.places:
+            assert is_beginning(rows[request], tuple(step.tokens[place].tolist()))
+
+
+@given(related_rows(), plans)
+def test_steps_have_no_shape_but_those_of_the_buckets(rows: list[Row], shapes: Buckets) -> None:
+    for step in plan(as_tokens(rows), shapes, PAD):
+        assert step.tokens.shape in shapes.shapes
+        assert step.tokens.dtype == np.int32
+
+
+@given(related_rows(), plans)
+def test_equal_rows_and_beginnings_of_others_are_not_computed_again(rows: list[Row], shapes: Buckets) -> None:
+    steps = plan(as_tokens(rows), shapes, PAD)
+    computed = [
+        tuple(token for token in tokens if token != PAD)
+        for step in steps
+        for tokens in step.tokens[: step.used_rows].tolist()
+    ]
+
+    assert len(computed) == len(maximal(rows))
+    assert set(computed) == maximal(rows)
+
+
+@given(related_rows(), plans)
+def test_padding_is_all_that_is_not_accounted_as_used(rows: list[Row], shapes: Buckets) -> None:
+    for step in plan(as_tokens(rows), shapes, PAD):
+        assert np.count_nonzero(step.tokens != PAD) == step.used_tokens
+        assert (step.tokens[step.used_rows :] == PAD).all()
+
+
+@given(related_rows(), plans)
+def test_the_longest_come_first(rows: list[Row], shapes: Buckets) -> None:
+    lengths = [
+        np.count_nonzero(tokens != PAD)
+        for step in plan(as_tokens(rows), shapes, PAD)
+        for tokens in step.tokens[: step.used_rows]
+    ]
+
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_step_that_is_not_full_takes_shorter_rows_along() -> None:
+    rows = [(1,) * 40, (2,) * 3, (3,) * 20]
+
+    (step,) = plan(as_tokens(rows), buckets(rows=4), PAD)
+
+    assert step.tokens.shape == (4, 40)
+    assert step.places == [(0, 0), (2, 1), (1, 2)]
+    assert (step.used_rows, step.used_tokens) == (3, 63)
+
+
+def test_no_requests_need_no_steps() -> None:
+    assert plan([], buckets(), PAD) == []
+
+
+def test_a_row_is_carried_by_the_longest_of_those_that_begin_with_it() -> None:
+    rows = [(1, 2), (1, 2, 3), (1, 2, 3), (1,), (2,), (1, 2, 3, 4)]
+
+    assert carriers(as_tokens(rows)) == [5, 5, 5, 5, 4, 5]
+
+
+@given(related_rows())
+def test_carriers_carry_themselves(rows: list[Row]) -> None:
+    carried_by = carriers(as_tokens(rows))
+
+    assert all(carried_by[carrier] == carrier for carrier in carried_by)
+    assert all(is_beginning(rows[i], rows[carrier]) for i, carrier in enumerate(carried_by))

@@ -1,0 +1,89 @@
+"""A run's own broker and worker live and die with it."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness_model import BirdieZMQ
+from tests.integration.conftest import ROOT, Program, Programs, alive, descendants, wait_until
+
+RUN = """
+import sys, time
+from harness_model import BirdieZMQ
+lm = BirdieZMQ(model_tag="pair", api=sys.argv[1])
+print("endpoint", lm._embedded.endpoint, flush=True)
+print("ready", flush=True)
+if sys.argv[2] == "raise":
+    raise RuntimeError("on purpose")
+time.sleep(60)
+"""
+
+
+def run(programs: Programs, pages: Path, then: str) -> tuple[Program, list[psutil.Process], Path]:
+    """A run that is ready: the program, its broker, agent and model process, and its private folder."""
+    program = programs.start("-c", RUN, str(pages / "letters.py"), then)
+    folder = Path(program.wait_for(r"endpoint ipc://(\S+)/broker")[1])
+    return program, descendants(program.process.pid), folder
+
+
+def assert_nothing_left(processes: list[psutil.Process], folder: Path) -> None:
+    wait_until(lambda: not alive(processes), "the end of all processes of the run")
+    wait_until(lambda: not folder.exists(), "the removal of the private folder")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_nothing_is_left_of_a_run_that_is_ended_by_a_signal(programs: Programs, pages: Path, number: int) -> None:
+    program, processes, folder = run(programs, pages, "sleep")
+    assert len(processes) == 3
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+    program.process.send_signal(number)
+
+    assert_nothing_left(processes, folder)
+
+
+def test_nothing_is_left_of_a_run_that_raises(programs: Programs, pages: Path) -> None:
+    program = programs.start("-c", RUN, str(pages / "letters.py"), "raise")
+    folder = Path(program.wait_for(r"endpoint ipc://(\S+)/broker")[1])
+
+    assert program.process.wait(30) == 1
+    assert "RuntimeError: on purpose" in program.output
+    assert not folder.exists()
+
+
+def test_close_ends_everything_and_may_be_called_twice(pages: Path) -> None:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    lm = BirdieZMQ(model_tag="pair", api=str(pages / "letters.py"))
+    started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    assert len(started) == 3
+
+    lm.close()
+    lm.close()
+
+    assert not alive(started)
+
+
+def test_the_page_in_the_current_directory_is_not_run_unasked(programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "api.py").write_text("raise SystemExit('this page must not be run')\n")
+    (tmp_path / "json.py").write_text("raise SystemExit('nor this module')\n")
+    script = RUN.replace(", api=sys.argv[1]", "").replace('"pair"', '"nope"')
+    program = programs.start("-P", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+
+    assert program.process.wait(60) == 1
+    assert "UnknownModelTag" in program.output
+    assert "must not be run" not in program.output
+
+
+def test_a_broker_of_the_run_that_is_killed_is_started_again(pages: Path) -> None:
+    with BirdieZMQ(model_tag="pair", api=str(pages / "letters.py")) as lm:
+        first = lm.get_model_info()
+        broker = next(p for p in psutil.Process().children() if re.search(r"birdie_zmq broker", " ".join(p.cmdline())))
+        broker.kill()
+        broker.wait()
+
+        assert lm.get_model_info()["model_identity"] == first["model_identity"]

@@ -1,0 +1,71 @@
+"""Devices: which a model process may see, and what lm_eval's ``--device`` means."""
+
+import pytest
+
+from birdie_zmq.errors import UsageError
+from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_environment, device_of_lm_eval
+
+CUDA, ROCR = VISIBLE_DEVICES
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "0"])
+def test_the_workers_own_environment_is_passed_on_and_left_alone(device: str | None) -> None:
+    environment = {"XLA_FLAGS": "--xla_dump_to=here", "JAX_ENABLE_X64": "1"}
+    result = device_environment(device, environment)
+    assert result.items() >= environment.items()
+    assert environment == {"XLA_FLAGS": "--xla_dump_to=here", "JAX_ENABLE_X64": "1"}
+
+
+def test_no_device_leaves_the_choice_to_jax() -> None:
+    environment = {CUDA: "3,4", "JAX_PLATFORMS": "cuda"}
+    assert device_environment(None, environment) == environment
+
+
+def test_the_cpu_is_chosen_for_jax() -> None:
+    assert device_environment("cpu", {"JAX_PLATFORMS": "cuda"}) == {"JAX_PLATFORMS": "cpu"}
+
+
+def test_a_gpu_is_chosen_for_either_maker() -> None:
+    assert device_environment("1", {}) == {CUDA: "1", ROCR: "1"}
+
+
+@pytest.mark.parametrize("variable", VISIBLE_DEVICES)
+@pytest.mark.parametrize(("device", "shown"), [("0", "4"), ("1", "GPU-7f3a"), ("2", "6")])
+def test_a_gpu_is_counted_among_those_that_are_shown(variable: str, device: str, shown: str) -> None:
+    assert device_environment(device, {variable: "4, GPU-7f3a,6"})[variable] == shown
+
+
+@pytest.mark.parametrize("variable", VISIBLE_DEVICES)
+def test_a_gpu_beyond_those_that_are_shown_is_refused(variable: str) -> None:
+    with pytest.raises(UsageError, match=f"no device 2: {variable}=4,5 shows 2"):
+        device_environment("2", {variable: "4,5"})
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_hidden_gpus_stay_hidden(hidden: str) -> None:
+    assert device_environment("0", {CUDA: hidden})[CUDA] == hidden
+
+
+@pytest.mark.parametrize("device", ["", "gpu", "-1", "0,1", "1.0", "cuda:0", "CPU"])
+def test_what_is_no_device_is_refused(device: str) -> None:
+    with pytest.raises(UsageError, match="neither cpu nor the number of a GPU"):
+        device_environment(device, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("cpu", "cpu"),
+        ("cuda:0", "0"),
+        ("cuda:12", "12"),
+        ("cuda", None),
+        ("cuda:", None),
+        ("cuda:x", None),
+        ("mps", None),
+        ("mps:0", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_lm_evals_device_is_read(name: str | None, device: str | None) -> None:
+    assert device_of_lm_eval(name) == device

@@ -1,0 +1,693 @@
+"""The agent's behaviour, event by event and on a clock of plain numbers; then under whatever Hypothesis thinks of."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from birdie_zmq.config import AgentSettings
+from birdie_zmq.errors import ApiPageError, ModelCallError, ModelProcessDied
+from birdie_zmq.wire import messages as m
+from birdie_zmq.worker.state import (
+    Action,
+    Agent,
+    EndProcess,
+    Event,
+    LeaseReceived,
+    LeasesLost,
+    Log,
+    ProcessExited,
+    ProcessSaid,
+    StartProcess,
+    TellBroker,
+    TellProcess,
+    Tick,
+)
+
+A, B = (m.ModelSpec(tag=tag) for tag in "AB")
+LOADED = m.ModelLoaded(seconds=1.5)
+REPORT = m.ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")
+REFUSED = m.ModelRefused(error=m.ErrorReport(code=ApiPageError.code, message="no such page", traceback="line 1"))
+
+
+class Desk:
+    """An agent, a clock that moves only when told to, and all that the agent does.
+
+    What is said in a model process's name uses the lease as the process was told it.
+    """
+
+    def __init__(self, settings: AgentSettings | None = None) -> None:
+        self.settings = settings or AgentSettings()
+        self.agent = Agent(self.settings)
+        self.now = 1_000.0
+        self.logged: list[str] = []
+        self.notices: list[m.LeaseNotice] = []
+
+    def happens(self, event: Event) -> list[Action]:
+        """What the agent does because of an event, but for what it tells a person."""
+        actions: list[Action] = []
+        for action in self.agent.handle(event, self.now):
+            match action:
+                case Log(_, text):
+                    self.logged.append(text)
+                case TellBroker(m.LeaseNotice() as notice):
+                    self.notices.append(notice)
+                case _:
+                    actions.append(action)
+        return actions
+
+    def leased(self, *leases: m.Lease) -> list[Action]:
+        return [action for lease in leases for action in self.happens(LeaseReceived(lease))]
+
+    def said(self, *messages: m.ModelProcessMessage) -> list[Action]:
+        return [action for message in messages for action in self.happens(ProcessSaid(message))]
+
+    def exited(self, returncode: int = -11) -> list[Action]:
+        return self.happens(ProcessExited(returncode))
+
+    def passes(self, seconds: float) -> list[Action]:
+        self.now += seconds
+        return self.happens(Tick())
+
+    def serves(self, *leases: m.Lease) -> list[m.Lease]:
+        """Get leases of one model to a process that has loaded it; what the process was told."""
+        self.leased(*leases)
+        return told(self.said(LOADED))
+
+
+def lease(number: int, model: m.ModelSpec = A, texts: str = "x") -> m.Lease:
+    """A lease with one item a letter."""
+    return m.Lease(lease=number, attempt=1, model=model, work=m.RollingWork(texts=list(texts)))
+
+
+def texts_of(lease: m.Lease) -> list[str]:
+    assert isinstance(lease.work, m.RollingWork)
+    return lease.work.texts
+
+
+def answer(told: m.Lease, *indices: int) -> m.LeaseAnswered:
+    """An answer to some items, each of which is its letter in upper case."""
+    answers = m.Texts(texts=[texts_of(told)[i].upper() for i in indices])
+    return m.LeaseAnswered(lease=told.lease, indices=np.array(indices, np.int32), answers=answers)
+
+
+def done(told: m.Lease) -> m.LeaseDone:
+    return m.LeaseDone(lease=told.lease)
+
+
+def fail(told: m.Lease, index: int | None = None) -> m.LeaseFailed:
+    return m.LeaseFailed(lease=told.lease, error=REPORT, index=index)
+
+
+def told(actions: Sequence[Action]) -> list[m.Lease]:
+    """The leases that the model process was told."""
+    return [action.message for action in actions if isinstance(action, TellProcess)]
+
+
+def to_broker(actions: Sequence[Action]) -> list[m.LeaseMessage]:
+    return [action.message for action in actions if isinstance(action, TellBroker)]
+
+
+def answers(actions: Sequence[Action]) -> list[tuple[int, list[int], list[str]]]:
+    """The answers that the broker is told: lease, indices, texts."""
+    result = []
+    for message in to_broker(actions):
+        if isinstance(message, m.LeaseAnswered):
+            assert isinstance(message.answers, m.Texts)
+            result.append((message.lease, message.indices.tolist(), message.answers.texts))
+    return result
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+# --- The phases of the model process ---------------------------------------------------------------------------------
+
+
+def test_the_life_of_a_model_process(desk: Desk) -> None:
+    agent = desk.agent
+    assert (agent.phase, agent.model) == ("no model", None)
+    desk.leased(lease(1))
+    assert (agent.phase, agent.model) == ("loading", A)
+    (held,) = told(desk.said(LOADED))
+    assert (agent.phase, agent.model) == ("ready", A)
+    desk.said(done(held))
+    desk.leased(lease(2, B))
+    assert (agent.phase, agent.model) == ("ending", A)
+    desk.exited(0)
+    assert (agent.phase, agent.model) == ("loading", B)
+
+
+def absent(desk: Desk) -> None:
+    pass
+
+
+def loading(desk: Desk) -> None:
+    desk.leased(lease(1))
+
+
+def idle(desk: Desk) -> None:
+    (held,) = desk.serves(lease(1))
+    desk.said(done(held))
+
+
+def busy(desk: Desk) -> None:
+    desk.serves(lease(1))
+
+
+def ending(desk: Desk) -> None:
+    idle(desk)
+    desk.leased(lease(2, B))
+
+
+AGAIN, OTHER = lease(9, A), lease(9, B)
+
+
+@pytest.mark.parametrize(
+    ("phase", "arrival", "expected"),
+    [
+        (absent, AGAIN, [StartProcess(A, 1)]),
+        (loading, AGAIN, []),
+        (loading, OTHER, []),
+        (idle, AGAIN, [TellProcess(AGAIN)]),
+        (idle, OTHER, [EndProcess(kill=False)]),
+        (busy, AGAIN, [TellProcess(AGAIN)]),
+        (busy, OTHER, []),
+        (ending, AGAIN, []),
+        (ending, OTHER, []),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_what_a_lease_leads_to(
+    desk: Desk, phase: Callable[[Desk], None], arrival: m.Lease, expected: list[Action]
+) -> None:
+    phase(desk)
+    actions = desk.leased(arrival)
+    assert [type(action) for action in actions] == [type(action) for action in expected]
+    for action, wanted in zip(actions, expected, strict=True):
+        if isinstance(action, TellProcess) and isinstance(wanted, TellProcess):
+            assert action.message.work == wanted.message.work
+        else:
+            assert action == wanted
+
+
+def test_what_the_model_process_says_it_does_is_the_phase(desk: Desk) -> None:
+    desk.leased(lease(1))
+    desk.said(m.PhaseChanged(phase="reading weights"))
+    assert desk.agent.phase == "reading weights"
+    desk.said(LOADED)
+    assert desk.agent.phase == "ready"
+    desk.said(m.PhaseChanged(phase="compiling"))
+    assert desk.agent.phase == "compiling"
+    desk.exited()
+    assert desk.agent.phase == "loading"
+
+
+def test_starts_are_counted(desk: Desk) -> None:
+    assert desk.leased(lease(1)) == [StartProcess(A, 1)]
+    assert desk.exited() == [StartProcess(A, 2)]
+
+
+def test_a_person_hears_of_the_load_and_its_end(desk: Desk) -> None:
+    desk.serves(lease(1), lease(2))
+    assert [(notice.lease, notice.text) for notice in desk.notices] == [(1, "loading A"), (1, "loaded A in 1.5 s")]
+    assert [notice.text for notice in desk.notices] == desk.logged
+
+
+def test_an_idle_model_stays(desk: Desk) -> None:
+    (held,) = desk.serves(lease(1))
+    desk.said(done(held))
+    assert desk.passes(1e6) == []
+    assert desk.agent.phase == "ready"
+
+
+# --- Leases and their answers ----------------------------------------------------------------------------------------
+
+
+def test_leases_wait_for_the_load_and_are_handed_over_in_their_order(desk: Desk) -> None:
+    assert told(desk.leased(lease(1, texts="a"), lease(2, texts="b"))) == []
+    assert [texts_of(held) for held in told(desk.said(LOADED))] == [["a"], ["b"]]
+
+
+def test_a_lease_is_handed_over_as_it_came(desk: Desk) -> None:
+    came = m.Lease(lease=5, attempt=3, model=A, work=m.RollingWork(texts=["a"]), limits=m.StepLimits(max_rows=2))
+    (held,) = desk.serves(came)
+    assert (held.attempt, held.model, held.work, held.limits) == (3, A, came.work, came.limits)
+
+
+def test_a_lease_is_handed_over_once(desk: Desk) -> None:
+    desk.serves(lease(1))
+    assert desk.passes(1.0) == []
+    assert len(told(desk.leased(lease(2)))) == 1
+
+
+def test_answers_reach_the_broker_as_they_come(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5, texts="abc"))
+    assert answers(desk.said(answer(held, 2, 0))) == [(5, [2, 0], ["C", "A"])]
+    assert answers(desk.said(answer(held, 1))) == [(5, [1], ["B"])]
+    assert to_broker(desk.said(done(held))) == [m.LeaseDone(lease=5)]
+
+
+def test_a_failure_reaches_the_broker_and_ends_the_lease(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5, texts="abc"))
+    assert desk.said(fail(held, index=2)) == [TellBroker(m.LeaseFailed(lease=5, error=REPORT, index=2))]
+    assert desk.said(answer(held, 0), done(held), fail(held)) == []
+
+
+def test_a_notice_reaches_the_broker(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5))
+    desk.said(m.LeaseNotice(lease=held.lease, level="warning", text="slow"))
+    assert desk.notices[-1] == m.LeaseNotice(lease=5, level="warning", text="slow")
+
+
+# --- Another model ---------------------------------------------------------------------------------------------------
+
+
+def test_a_process_ends_only_when_nothing_of_its_model_is_left(desk: Desk) -> None:
+    first, second = desk.serves(lease(1, A), lease(2, A))
+    assert desk.leased(lease(3, B)) == []
+    assert desk.said(done(first)) == [TellBroker(m.LeaseDone(lease=1))]
+    assert desk.said(done(second)) == [TellBroker(m.LeaseDone(lease=2)), EndProcess(kill=False)]
+
+
+def test_a_new_process_starts_only_after_the_old_one_is_gone(desk: Desk) -> None:
+    ending(desk)
+    assert desk.passes(0.1) == []
+    assert desk.exited(-15) == [StartProcess(B, 2)]
+    assert [texts_of(held) for held in told(desk.said(LOADED))] == [["x"]]
+
+
+def test_a_lease_of_the_loaded_model_is_served_before_the_model_changes(desk: Desk) -> None:
+    (first,) = desk.serves(lease(1, A))
+    desk.leased(lease(2, B))
+    (third,) = told(desk.leased(lease(3, A)))
+    assert to_broker(desk.said(done(first))) == [m.LeaseDone(lease=1)]
+    assert desk.said(done(third)) == [TellBroker(m.LeaseDone(lease=3)), EndProcess(kill=False)]
+
+
+def test_a_lease_of_the_old_model_waits_while_its_process_ends(desk: Desk) -> None:
+    ending(desk)
+    desk.leased(lease(3, A, texts="again"))
+    assert desk.exited(0) == [StartProcess(B, 2)]
+    (held,) = told(desk.said(LOADED))
+    assert held.model == B
+    assert desk.said(done(held))[1:] == [EndProcess(kill=False)]
+    assert desk.exited(0) == [StartProcess(A, 3)]
+
+
+def test_the_same_tag_with_other_arguments_is_another_model(desk: Desk) -> None:
+    idle(desk)
+    assert desk.leased(lease(2, m.ModelSpec(tag="A", arguments='{"seed": 1}'))) == [EndProcess(kill=False)]
+
+
+def test_a_load_that_nobody_waits_for_any_more_is_ended(desk: Desk) -> None:
+    loading(desk)
+    desk.happens(LeasesLost())
+    assert desk.leased(lease(2, B)) == [EndProcess(kill=False)]
+
+
+def test_a_process_that_does_not_end_in_time_is_killed_once(desk: Desk) -> None:
+    ending(desk)
+    assert desk.passes(desk.settings.terminate_s - 0.1) == []
+    assert desk.passes(0.1) == [EndProcess(kill=True)]
+    assert desk.passes(10 * desk.settings.terminate_s) == []
+    assert desk.exited(-9) == [StartProcess(B, 2)]
+
+
+def test_an_exit_that_was_asked_for_is_no_crash() -> None:
+    desk = Desk(AgentSettings(max_crashes=1))
+    ending(desk)
+    desk.leased(lease(3, A))
+    assert desk.exited(-15) == [StartProcess(B, 2)]
+    assert not any("ended by itself" in text for text in desk.logged)
+
+
+def test_a_process_that_ends_in_time_is_not_killed(desk: Desk) -> None:
+    ending(desk)
+    desk.exited(0)
+    assert desk.passes(10 * desk.settings.terminate_s) == []
+
+
+@pytest.mark.parametrize("last_words", [LOADED, REFUSED], ids=["loaded", "refused"])
+def test_a_process_that_is_to_end_changes_nothing_by_what_it_still_says(
+    desk: Desk, last_words: m.ModelProcessMessage
+) -> None:
+    loading(desk)
+    desk.happens(LeasesLost())
+    desk.leased(lease(2, B))
+    desk.now += desk.settings.terminate_s - 0.1
+    assert desk.said(last_words) == []
+    assert desk.agent.phase == "ending"
+    assert desk.passes(0.1) == [EndProcess(kill=True)]
+
+
+# --- Crashes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_crash_restarts_the_model_with_the_same_lease(desk: Desk) -> None:
+    desk.serves(lease(5, texts="ab"))
+    assert desk.exited() == [StartProcess(A, 2)]
+    (held,) = told(desk.said(LOADED))
+    assert answers(desk.said(answer(held, 0, 1))) == [(5, [0, 1], ["A", "B"])]
+
+
+def test_after_a_crash_only_what_is_unanswered_is_done_under_the_leases_own_indices(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5, texts="abcd"))
+    desk.said(answer(held, 2, 0))
+    desk.exited()
+    (held,) = told(desk.said(LOADED))
+    assert texts_of(held) == ["b", "d"]
+    assert answers(desk.said(answer(held, 1))) == [(5, [3], ["D"])]
+    desk.exited()
+    assert to_broker(desk.said(LOADED)) == []
+
+
+def test_after_a_crash_the_item_at_fault_is_named_by_the_leases_own_index(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5, texts="abcd"))
+    desk.said(answer(held, 2, 0))
+    desk.exited()
+    (held,) = told(desk.said(LOADED))
+    assert to_broker(desk.said(fail(held, index=1))) == [m.LeaseFailed(lease=5, error=REPORT, index=3)]
+
+
+def test_what_is_cut_down_after_a_crash_keeps_everything_else(desk: Desk) -> None:
+    came = m.Lease(lease=5, attempt=3, model=A, work=m.RollingWork(texts=["a", "b"]), limits=m.StepLimits(max_rows=2))
+    (held,) = desk.serves(came)
+    desk.said(answer(held, 0))
+    desk.exited()
+    (held,) = told(desk.said(LOADED))
+    assert (held.attempt, held.model, held.limits) == (3, A, came.limits)
+
+
+@pytest.mark.parametrize("work", [m.RollingWork(texts=["x"]), m.DescribeWork()], ids=lambda work: type(work).__name__)
+def test_a_lease_whose_last_answer_came_before_the_crash_is_done(desk: Desk, work: m.Work) -> None:
+    (held,) = desk.serves(m.Lease(lease=5, attempt=1, model=A, work=work))
+    # What stands in for the description does not matter to the agent.
+    desk.said(m.LeaseAnswered(lease=held.lease, indices=np.zeros(1, np.int32), answers=m.Texts(texts=["X"])))
+    assert desk.exited() == [TellBroker(m.LeaseDone(lease=5))]
+
+
+@pytest.mark.parametrize(
+    ("returncode", "name"),
+    [(-11, "by SIGSEGV"), (-9, "by SIGKILL .*out of memory"), (-100, "by signal 100"), (3, "with exit status 3")],
+)
+def test_a_lease_under_which_the_process_dies_too_often_fails_and_says_how(
+    desk: Desk, returncode: int, name: str
+) -> None:
+    desk.serves(lease(5))
+    desk.exited(-6)
+    desk.said(LOADED)
+    (failure,) = to_broker(desk.exited(returncode))
+    assert isinstance(failure, m.LeaseFailed)
+    assert (failure.lease, failure.index) == (5, None)
+    with pytest.raises(ModelProcessDied, match=f"model A ended by itself 2 times .*{name}"):
+        raise failure.error.to_error()
+
+
+@pytest.mark.parametrize("max_crashes", [1, 3])
+def test_how_often_the_process_may_die_under_a_lease_is_a_setting(max_crashes: int) -> None:
+    desk = Desk(AgentSettings(max_crashes=max_crashes))
+    desk.serves(lease(5))
+    for _ in range(max_crashes - 1):
+        assert to_broker(desk.exited()) == []
+        desk.said(LOADED)
+    assert len(to_broker(desk.exited())) == 1
+
+
+def test_a_crash_while_loading_counts(desk: Desk) -> None:
+    desk.leased(lease(5))
+    assert to_broker(desk.exited()) == []
+    assert len(to_broker(desk.exited())) == 1
+
+
+def test_a_crash_counts_against_the_lease_that_ran(desk: Desk) -> None:
+    desk.serves(lease(5, texts="a"), lease(6, texts="b"))
+    desk.exited()
+    desk.said(LOADED)
+    actions = desk.exited()
+    assert [message.lease for message in to_broker(actions)] == [5]
+    (held,) = told(desk.said(LOADED))
+    assert texts_of(held) == ["b"]
+    assert to_broker(desk.exited()) == []
+
+
+def test_a_crash_counts_against_no_lease_that_was_answered() -> None:
+    desk = Desk(AgentSettings(max_crashes=1))
+    first, _ = desk.serves(lease(5), lease(6))
+    desk.said(answer(first, 0))
+    failures = [message for message in to_broker(desk.exited()) if isinstance(message, m.LeaseFailed)]
+    assert [failure.lease for failure in failures] == [6]
+
+
+def test_a_lease_for_another_model_survives_a_crash(desk: Desk) -> None:
+    desk.serves(lease(5, A))
+    desk.leased(lease(6, B))
+    desk.exited()
+    desk.said(LOADED)
+    actions = desk.exited()
+    assert [message.lease for message in to_broker(actions)] == [5]
+    assert actions[-1] == StartProcess(B, 3)
+
+
+def test_an_idle_process_that_dies_is_started_again_for_the_next_lease(desk: Desk) -> None:
+    idle(desk)
+    assert desk.exited() == []
+    assert desk.agent.phase == "no model"
+    assert desk.leased(lease(2)) == [StartProcess(A, 2)]
+
+
+# --- A model that cannot be loaded -----------------------------------------------------------------------------------
+
+
+def test_a_refused_model_fails_all_its_leases_with_its_error(desk: Desk) -> None:
+    desk.leased(lease(1, A), lease(2, A), lease(3, B))
+    actions = desk.said(REFUSED)
+    assert to_broker(actions) == [m.LeaseFailed(lease=number, error=REFUSED.error) for number in (1, 2)]
+    assert actions[-1] == EndProcess(kill=False)
+    assert desk.exited(1) == [StartProcess(B, 2)]
+
+
+def test_a_refused_model_is_tried_again_for_the_next_lease(desk: Desk) -> None:
+    desk.leased(lease(1, A))
+    desk.said(REFUSED)
+    assert desk.exited(1) == []
+    assert desk.leased(lease(2, A)) == [StartProcess(A, 2)]
+
+
+# --- Leases that are the broker's no more ----------------------------------------------------------------------------
+
+
+def test_what_is_said_of_a_forgotten_lease_is_ignored(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5, texts="ab"))
+    desk.happens(LeasesLost())
+    notice = m.LeaseNotice(lease=held.lease, level="info", text="late")
+    assert desk.said(answer(held, 0), notice, fail(held, 1), done(held)) == []
+    assert notice not in desk.notices
+
+
+def test_what_is_said_of_a_forgotten_lease_is_not_taken_for_a_new_one_of_its_number(desk: Desk) -> None:
+    (before,) = desk.serves(lease(1, texts="ab"))
+    desk.happens(LeasesLost())
+    (after,) = told(desk.leased(lease(1, texts="cd")))
+    assert desk.said(answer(before, 0, 1), done(before)) == []
+    assert answers(desk.said(answer(after, 0, 1))) == [(1, [0, 1], ["C", "D"])]
+
+
+def test_a_model_stays_loaded_when_the_leases_are_lost(desk: Desk) -> None:
+    desk.serves(lease(1))
+    assert desk.happens(LeasesLost()) == []
+    assert len(told(desk.leased(lease(2)))) == 1
+
+
+def test_a_crash_after_the_leases_are_lost_starts_nothing(desk: Desk) -> None:
+    desk.serves(lease(1))
+    desk.happens(LeasesLost())
+    assert desk.exited() == []
+
+
+# --- Whatever happens ------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Work:
+    """A lease as the broker sees it: what is not answered yet."""
+
+    lease: m.Lease
+    unanswered: set[int]
+
+
+@dataclass(eq=False)
+class Process:
+    """A model process: what it was told and has not done, first in, first out."""
+
+    model: m.ModelSpec
+    is_loaded: bool = False
+    is_to_end: bool = False
+    inbox: list[m.Lease] = field(default_factory=list)
+    answered: set[int] = field(default_factory=set)
+
+    @property
+    def unanswered(self) -> list[int]:
+        """The items of the first lease that have no answer yet."""
+        return [i for i in range(len(self.inbox[0].work)) if i not in self.answered] if self.inbox else []
+
+
+class AgentUnderStress(RuleBasedStateMachine):
+    """An agent between a broker that is restarted, and so numbers its leases anew, and model processes that die."""
+
+    SETTINGS = AgentSettings(terminate_s=5, max_crashes=2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.agent = Agent(self.SETTINGS)
+        self.now = 0.0
+        self.held: dict[int, Work] = {}
+        self.process: Process | None = None
+        self.leases = 0
+        self.items = 0
+        self.fault = ""
+
+    def happens(self, event: Event) -> None:
+        for action in self.agent.handle(event, self.now):
+            match action:
+                case StartProcess(model, _):
+                    assert self.process is None
+                    self.process = Process(model)
+                case TellProcess(lease):
+                    assert self.process is not None
+                    assert self.process.is_loaded
+                    assert not self.process.is_to_end
+                    assert lease.model == self.process.model
+                    assert len(lease.work) > 0
+                    self.process.inbox.append(lease)
+                case EndProcess(kill=False):
+                    assert self.process is not None
+                    assert not self.process.is_to_end
+                    assert all(work.lease.model != self.process.model for work in self.held.values())
+                    self.process.is_to_end = True
+                case EndProcess(kill=True):
+                    assert self.process is not None
+                    assert self.process.is_to_end
+                case TellBroker(message):
+                    self.broker_is_told(message)
+
+    def broker_is_told(self, message: m.LeaseMessage) -> None:
+        work = self.held[message.lease]
+        match message:
+            case m.LeaseAnswered():
+                assert isinstance(message.answers, m.Texts)
+                for index, text in zip(message.indices.tolist(), message.answers.texts, strict=True):
+                    assert text == texts_of(work.lease)[index].upper()
+                    work.unanswered.remove(index)
+            case m.LeaseDone():
+                assert not work.unanswered
+                del self.held[message.lease]
+            case m.LeaseFailed():
+                assert message.index is None or texts_of(work.lease)[message.index] == self.fault
+                del self.held[message.lease]
+
+    # The broker
+
+    @initialize()
+    def somebody_asks(self) -> None:
+        self.a_lease_comes(A, 2)
+
+    @precondition(lambda self: len(self.held) < 3)
+    @rule(model=st.sampled_from([A, B]), size=st.integers(1, 3))
+    def a_lease_comes(self, model: m.ModelSpec, size: int) -> None:
+        self.leases += 1
+        texts = [f"item-{self.items + i}" for i in range(size)]
+        self.items += size
+        lease = m.Lease(lease=self.leases, attempt=1, model=model, work=m.RollingWork(texts=texts))
+        self.held[lease.lease] = Work(lease, set(range(size)))
+        self.happens(LeaseReceived(lease))
+
+    # The model process
+
+    def process_says(self, message: m.ModelProcessMessage) -> None:
+        self.happens(ProcessSaid(message))
+
+    @precondition(lambda self: self.process is not None and (self.process.inbox or not self.process.is_loaded))
+    @rule(data=st.data())
+    def a_process_goes_on(self, data: st.DataObject) -> None:
+        assert self.process is not None
+        if self.process.is_loaded and self.process.unanswered:
+            some = st.lists(st.sampled_from(self.process.unanswered), min_size=1, unique=True)
+            self.process_takes_a_step(self.process, data.draw(some))
+        else:
+            self.process_takes_a_step(self.process, [])
+
+    def process_takes_a_step(self, process: Process, indices: list[int]) -> None:
+        """Load, or answer these items of the first lease, or be done with it."""
+        if not process.is_loaded:
+            process.is_loaded = True
+            self.process_says(LOADED)
+        elif indices:
+            process.answered.update(indices)
+            self.process_says(answer(process.inbox[0], *indices))
+        else:
+            process.answered.clear()
+            self.process_says(done(process.inbox.pop(0)))
+
+    def the_process_exits(self) -> None:
+        self.process = None
+        self.happens(ProcessExited(-11))
+
+    # Both
+
+    @rule(what=st.sampled_from(["a crash", "a failure", "a new broker"]))
+    def something_goes_wrong(self, what: str) -> None:
+        process = self.process
+        if what == "a new broker":
+            self.held.clear()
+            self.leases = 0
+            self.happens(LeasesLost())
+        elif process is None:
+            pass
+        elif what == "a crash":
+            self.the_process_exits()
+        elif not process.is_loaded:
+            self.process_says(REFUSED)
+            self.the_process_exits()
+        elif process.unanswered:
+            index = process.unanswered[0]
+            self.fault = texts_of(process.inbox[0])[index]
+            process.answered.clear()
+            self.process_says(fail(process.inbox.pop(0), index))
+
+    @rule(seconds=st.floats(0.1, 10))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.happens(Tick())
+
+    @rule()
+    def the_process_behaves_until_all_is_answered(self) -> None:
+        while (process := self.process) is not None and (self.held or process.inbox):
+            if process.is_to_end:
+                self.the_process_exits()
+            else:
+                assert process.inbox or not process.is_loaded, "the agent has forgotten a lease"
+                self.process_takes_a_step(process, process.unanswered)
+        assert not self.held
+
+    # What always holds
+
+    @invariant()
+    def leases_have_a_process(self) -> None:
+        assert self.process is not None or not self.held
+
+    @invariant()
+    def the_heartbeat_tells_the_truth(self) -> None:
+        assert self.agent.model == (None if self.process is None else self.process.model)
+        phases = {"no model"} if self.process is None else {"loading", "ready", "ending"}
+        assert self.agent.phase in phases
+
+
+TestAgentUnderStress = AgentUnderStress.TestCase
+TestAgentUnderStress.settings = settings(deadline=None, max_examples=300, stateful_step_count=30)
