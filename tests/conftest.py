@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,3 +15,24 @@ ROOT = Path(__file__).resolve().parent.parent
 def pages() -> Path:
     """The folder of the api pages that tests load models from."""
     return ROOT / "tests" / "pages"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the model processes of all tests share their compiles, which would take most of the time.
+
+    That the variables reach a model process is part of what is tested.
+    """
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    before = {name: os.environ.get(name) for name in cache}
+    os.environ.update(cache)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from tokenizers import Tokenizer
 
@@ -34,9 +34,18 @@ class DirectoryTokenizer:
         self.chat_template: str | None = config.get("chat_template")
         self.model_max_length: int | None = config.get("model_max_length")
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    @overload
+    def encode(self, texts: str) -> list[int]: ...
+
+    @overload
+    def encode(self, texts: list[str]) -> list[list[int]]: ...
+
+    def encode(self, texts: str | list[str]) -> list[int] | list[list[int]]:
+        """Token ids of one text, or of each in a list, without special tokens."""
+        if isinstance(texts, str):
+            ids: list[int] = self._tokenizer.encode(texts, add_special_tokens=False).ids
+            return ids
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 
 def wait_until(true: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
