@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from demo_text import Example, counting, deduction, story
-from demo_world import COLOURS, Fact, World
+from training.demo_text import Example, counting, deduction, story
+from training.demo_world import COLOURS, Fact, World
 
 HELD_OUT_SUM = "How much is {a} plus {b}?"
 CHOICES = 4

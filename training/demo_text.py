@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import jinja2
-from demo_world import COLOURS, DAYS, PEOPLE, TOWNS, World
+
+from training.demo_world import COLOURS, DAYS, PEOPLE, TOWNS, World
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"

@@ -1,6 +1,6 @@
 """Make the demo model and the data of its tasks: text, tokenizer, weights, held-out documents.
 
-    python training/train_demo.py [--out birdie_zmq/models/demo] [--tasks examples/tasks/data]
+    python -m training.train_demo [--out birdie_zmq/models/demo] [--tasks examples/tasks/data]
 
 Takes about 8 minutes on two CPU cores and 1 GB of memory. Needs optax besides the project's own requirements, and
 jinja2 (which lm_eval brings). Text, tokenizer and documents are the same in every run; the weights are too, on one
@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
-from demo_tasks import TaskData, draw_tasks
-from demo_text import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SYSTEM, USER, Writer
-from demo_world import draw_world
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from training.demo_tasks import TaskData, draw_tasks
+from training.demo_text import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SYSTEM, USER, Writer
+from training.demo_world import draw_world
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run from a checkout that is not installed

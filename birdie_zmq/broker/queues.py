@@ -20,7 +20,7 @@ class Batch:
     """What one client submitted once, and how far it has come.
 
     ``submitted_at`` is in monotonic seconds. ``answered`` holds the indices that need no further work; ``leased`` maps
-    the items of the current lease to the batch's own indices.
+    the items of the current lease to the batch's own indices. ``abandoned`` says that nobody waits for it any more.
     """
 
     client: bytes
@@ -32,6 +32,7 @@ class Batch:
     answered: set[int] = field(default_factory=set)
     leased: list[int] = field(default_factory=list)
     attempts: int = 0
+    abandoned: bool = False
 
     def next_attempt(self) -> Work:
         """Begin another attempt: the work that is still to be done."""

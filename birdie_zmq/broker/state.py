@@ -197,14 +197,14 @@ class Broker:
             return
         batch.answered.update(indices)
         answered = m.Answered(batch=batch.number, indices=np.array(indices, dtype=np.int32), answers=message.answers)
-        self._send_to_client(batch.client, answered)
+        self._send_to_client(batch, answered)
 
     def _lease_failed(self, worker: _Worker, message: m.LeaseFailed) -> None:
         batch = worker.leases.pop(message.lease, None)
         if batch is not None:
             known = message.index is not None and message.index < len(batch.leased)
             index = batch.leased[message.index] if known and message.index is not None else None
-            self._send_to_client(batch.client, m.BatchFailed(batch=batch.number, error=message.error, index=index))
+            self._send_to_client(batch, m.BatchFailed(batch=batch.number, error=message.error, index=index))
 
     def _lease_done(self, worker: _Worker, message: m.LeaseDone) -> None:
         batch = worker.leases.pop(message.lease, None)
@@ -216,7 +216,7 @@ class Broker:
         batch = worker.leases.get(message.lease)
         if batch is not None:
             notice = m.Notice(batch=batch.number, level=message.level, text=message.text)
-            self._send_to_client(batch.client, notice)
+            self._send_to_client(batch, notice)
 
     def _close_worker(self, worker: _Worker, message: m.CloseWorker) -> None:
         del message
@@ -236,13 +236,15 @@ class Broker:
 
     def _forget(self, peer: bytes, reason: str) -> None:
         if self._clients.pop(peer, None) is not None:
-            self._queues.drop(lambda batch: batch.client == peer)
+            for batch in self._batches_of(peer):
+                batch.abandoned = True
+            self._queues.drop(lambda batch: batch.abandoned)
         worker = self._workers.pop(peer, None)
         if worker is None:
             return
         self._log("info", f"{worker.name} has gone: {reason}")
         for batch in reversed(worker.leases.values()):
-            if batch.client not in self._clients:
+            if batch.abandoned or batch.is_answered:
                 continue
             if batch.attempts >= self._settings.max_attempts:
                 text = f"a batch for {batch.model} was given to {batch.attempts} workers, and each of them went away"
@@ -253,15 +255,19 @@ class Broker:
     # --- Assignment --------------------------------------------------------------------------------------------------
 
     def _assign(self) -> None:
-        """Give every worker that has room what it is to work on, those with a loaded model first."""
-        for worker in sorted(self._workers.values(), key=lambda worker: worker.model is None):
-            while len(worker.leases) < worker.registration.capacity and self._queues:
-                batch = self._queues.choose(
-                    worker.model, worker.model_since, not worker.leases, self._now, self._settings.patience_s
-                )
-                if batch is None:
-                    break
-                self._lease(worker, batch)
+        """Give every worker that has room what it is to work on.
+
+        A worker that has the model comes first, so that no other changes models for what it can take at once.
+        """
+        patience_s = self._settings.patience_s
+        for may_change in (False, True):
+            for worker in self._workers.values():
+                while len(worker.leases) < worker.registration.capacity:
+                    idle = may_change and not worker.leases
+                    batch = self._queues.choose(worker.model, worker.model_since, idle, self._now, patience_s)
+                    if batch is None:
+                        break
+                    self._lease(worker, batch)
 
     def _lease(self, worker: _Worker, batch: Batch) -> None:
         if batch.model != worker.model:
@@ -280,17 +286,17 @@ class Broker:
 
     def _batches_of(self, peer: bytes) -> list[Batch]:
         leased = [batch for worker in self._workers.values() for batch in worker.leases.values()]
-        return [batch for batch in [*self._queues, *leased] if batch.client == peer]
+        return [batch for batch in [*self._queues, *leased] if batch.client == peer and not batch.abandoned]
 
     def _send(self, peer: bytes, message: m.BrokerToClient | m.BrokerToWorker | m.Refusal) -> None:
         self._actions.append(Send(peer, message))
 
-    def _send_to_client(self, peer: bytes, message: m.BrokerToClient) -> None:
-        if peer in self._clients:
-            self._send(peer, message)
+    def _send_to_client(self, batch: Batch, message: m.BrokerToClient) -> None:
+        if not batch.abandoned:
+            self._send(batch.client, message)
 
     def _fail(self, batch: Batch, error: BirdieError) -> None:
-        self._send_to_client(batch.client, m.BatchFailed(batch=batch.number, error=m.ErrorReport.of(error)))
+        self._send_to_client(batch, m.BatchFailed(batch=batch.number, error=m.ErrorReport.of(error)))
 
     def _refuse(self, peer: bytes, error: ProtocolError) -> None:
         self._log("warning", f"refused a message: {error.message}")

@@ -91,7 +91,7 @@ class TextTokenizer:
         bos = self.bos_token_id
         if special and self._add_bos and bos is not None:
             encoded = [[bos, *ids] for ids in encoded]
-        if special and bos is not None:
+        if special and bos is not None and (self._add_bos or (self._is_transformers and self._add_bos is None)):
             # A text that begins with BOS itself, as chat templates write it, needs no second one.
             encoded = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]
         return encoded
@@ -171,13 +171,17 @@ class TextTokenizer:
         return _checked([self._tokenizer.encode(text) for text in texts], texts)
 
     def _try_list(self) -> bool:
-        """Whether a plain ``encode`` takes a list of strings as well: it must give for two what it gives for each."""
+        """Whether a plain ``encode`` takes a list of strings: alone, or besides one string with the same result."""
         probe = ["a b", "c"]
         try:
-            together = [list(ids) for ids in self._tokenizer.encode(probe)]
+            together = _checked(self._tokenizer.encode(list(probe)), probe)
         except Exception:  # noqa: BLE001 - a tokenizer that takes no list may say so in any way
             return False
-        return together == [list(self._tokenizer.encode(text)) for text in probe]
+        try:
+            alone = _checked([self._tokenizer.encode(text) for text in probe], probe)
+        except Exception:  # noqa: BLE001 - nor need one that takes lists take a string
+            return True
+        return together == alone
 
     def _special_id(self, attribute: str, names: Sequence[str]) -> int | None:
         value = getattr(self._tokenizer, attribute, None)
@@ -201,16 +205,21 @@ def _takes_skip_special(decode: Any) -> bool:
 def _checked(encoded: Any, texts: list[str]) -> list[list[int]]:
     """The ids as plain lists of ints, one list a text."""
     if len(encoded) != len(texts):
-        raise TokenizerError(f"the tokenizer made {len(encoded)} lists of tokens of {len(texts)} texts")
+        raise TokenizerError(
+            f"the tokenizer's encode must give a list of token ids for each text, but gave {len(encoded)} for {len(texts)}"
+        )
     result: list[list[int]] = []
     for ids in encoded:
-        array = np.asarray(ids)
-        if array.size == 0:
+        try:
+            array = np.asarray(ids)
+        except ValueError:  # lists of uneven length
+            array = np.zeros((1, 1))
+        if array.size == 0 and array.ndim == 1:
             result.append([])
-        elif array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and array.min() >= 0:
+        elif array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and 0 <= array.min() <= array.max() < 2**31:
             result.append(array.tolist())
         else:
             raise TokenizerError(
-                f"the tokenizer's encode must give a list of token ids of at least 0, but gave {ids!s:.80}"
+                f"the tokenizer's encode must give a list of token ids from 0 to 2**31 - 1, but gave {ids!s:.80}"
             )
     return result

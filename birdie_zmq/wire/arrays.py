@@ -29,7 +29,7 @@ def pack_array(array: npt.NDArray[Any]) -> dict[bytes, Any]:
             f"an array of dtype {array.dtype} and {array.ndim} dimensions cannot be sent; "
             f"the dtypes that travel are {', '.join(ARRAY_DTYPES)}, in at most {MAX_DIMENSIONS} dimensions"
         )
-    packed: dict[bytes, Any] = msgpack_numpy.encode(np.ascontiguousarray(array))
+    packed: dict[bytes, Any] = msgpack_numpy.encode(np.asarray(array, order="C"))
     return packed
 
 
@@ -40,7 +40,9 @@ def unpack_array(packed: Mapping[Any, Any]) -> npt.NDArray[Any]:
         MalformedMessage: The map is not exactly what `pack_array` makes.
     """
     if set(packed) != ARRAY_KEYS:
-        raise MalformedMessage(f"an array map has the keys {sorted(map(repr, packed))}")
+        raise MalformedMessage(
+            f"an array map must have the keys nd, type, kind, shape and data, not {len(packed)} others"
+        )
     if packed[b"nd"] is not True or packed[b"kind"] not in (b"", ""):
         raise MalformedMessage("an array map must be of a plain array: nd true and kind empty")
     dtype = ARRAY_DTYPES.get(packed[b"type"]) if isinstance(packed[b"type"], str) else None

@@ -62,7 +62,8 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
             raise MalformedMessage("a frame must be a list of the wire version and a message")
         version, body = envelope
         # A refusal is read whatever its version, since it is how the other side says that versions differ.
-        if version != WIRE_VERSION and not (isinstance(body, dict) and body.get("type") == "refusal"):
+        kind = body.get("type") if isinstance(body, dict) else None
+        if version != WIRE_VERSION and not (isinstance(kind, str) and kind == "refusal"):
             raise VersionMismatch(
                 f"a message of wire version {version} came to birdie-zmq with wire version {WIRE_VERSION}; "
                 "install the same birdie-zmq on both sides"
@@ -70,7 +71,7 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
         try:
             return msgspec.convert(body, expected, dec_hook=_to_array, builtin_types=(bytes,))
         except msgspec.ValidationError as error:
-            raise MalformedMessage(f"a message has a wrong field: {error}") from error
+            raise MalformedMessage(f"a message has a wrong field: {_short(error)}") from error
 
     return decode
 
@@ -89,8 +90,15 @@ def _to_array(expected: Any, value: Any) -> Any:
     """Accept an array where the record asks for one of that dtype and one dimension (msgspec's hook)."""
     dtype = expected.__args__[1].__args__[0]
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
-        raise msgspec.ValidationError(f"expected an array of {np.dtype(dtype)} with one dimension")
+        # msgspec adds the path of the field to a TypeError.
+        raise TypeError(f"expected an array of {np.dtype(dtype)} with one dimension")
     return value
+
+
+def _short(error: object) -> str:
+    """An error's text without the middle, where it repeats what a stranger sent."""
+    text = str(error)
+    return text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}"
 
 
 def _unpack(frame: bytes) -> Any:
@@ -125,7 +133,7 @@ def _unpack(frame: bytes) -> Any:
             max_ext_len=0,
         )
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise MalformedMessage(f"a frame is not msgpack as it is used here: {error}") from error
+        raise MalformedMessage(f"a frame is not msgpack as it is used here: {_short(error)}") from error
     return envelope
 
 

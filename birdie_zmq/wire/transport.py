@@ -116,6 +116,8 @@ class Dealer(_Transport):
     """A client's or worker's socket: it connects, now or whenever the broker appears."""
 
     def __init__(self, endpoint: Endpoint) -> None:
+        if isinstance(endpoint, TcpEndpoint) and not endpoint.port:
+            raise UsageError(f"{endpoint} names no port to connect to")
         super().__init__(zmq.DEALER)
         self._endpoint = endpoint
         self._connect()
@@ -175,7 +177,11 @@ def _lock_ipc_path(endpoint: IpcEndpoint) -> int:
     except OSError as error:
         os.close(descriptor)
         raise UsageError(f"cannot bind {endpoint}: another broker is bound there") from error
-    endpoint.path.unlink(missing_ok=True)
+    if endpoint.path.is_socket():
+        endpoint.path.unlink()
+    elif endpoint.path.exists():
+        os.close(descriptor)
+        raise UsageError(f"cannot bind {endpoint}: there is something else than a socket")
     return descriptor
 
 

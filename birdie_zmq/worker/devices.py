@@ -30,10 +30,13 @@ def device_environment(device: str | None, environment: Mapping[str, str]) -> di
         raise UsageError(f"the device {device!r} is neither cpu nor the number of a GPU")
     for variable in VISIBLE_DEVICES:
         # A machine without such devices is not harmed: JAX then runs on what it finds.
-        shown = [name.strip() for name in environment.get(variable, "").split(",") if name.strip()]
-        if not shown:
+        if variable not in environment:
             result[variable] = device
-        elif int(device) < len(shown):
+            continue
+        shown = [name.strip() for name in environment[variable].split(",") if name.strip()]
+        if not shown:
+            continue  # Hidden on purpose, and they stay so.
+        if int(device) < len(shown):
             result[variable] = shown[int(device)]
         else:
             raise UsageError(f"there is no device {device}: {variable}={environment[variable]} shows {len(shown)}")

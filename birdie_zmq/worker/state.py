@@ -112,9 +112,14 @@ Action = StartProcess | TellProcess | EndProcess | TellBroker | Log
 
 @dataclass(eq=False)
 class _Held:
-    """A lease in hand. ``sent`` maps the items that the process was given to the lease's own."""
+    """A lease in hand.
+
+    ``ticket`` is the number under which the process was given it: a broker that was started again counts its leases
+    from the beginning, while the process may still speak of old ones. ``sent`` maps the process's items to the lease's.
+    """
 
     lease: m.Lease
+    ticket: int | None = None
     answered: set[int] = field(default_factory=set)
     sent: list[int] | None = None
     crashes: int = 0
@@ -135,6 +140,7 @@ class Agent:
         self._model: m.ModelSpec | None = None
         self._kill_at: float | None = None
         self._started = 0
+        self._next_ticket = 1
         self._actions: list[Action] = []
         self._now = 0.0
 
@@ -195,17 +201,24 @@ class Agent:
         for held in self._held.values():
             if held.sent is not None or held.lease.model != self._model:
                 continue
-            held.sent = [i for i in range(len(held.lease.work)) if i not in held.answered]
             lease = held.lease
-            if held.answered:
-                lease = m.Lease(
-                    lease=lease.lease,
-                    attempt=lease.attempt,
-                    model=lease.model,
-                    work=lease.work.select(held.sent),
-                    limits=lease.limits,
+            held.sent = [i for i in range(len(lease.work)) if i not in held.answered]
+            held.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+            self._actions.append(
+                TellProcess(
+                    m.Lease(
+                        lease=held.ticket,
+                        attempt=lease.attempt,
+                        model=lease.model,
+                        work=lease.work.select(held.sent) if held.answered else lease.work,
+                        limits=lease.limits,
+                    )
                 )
-            self._actions.append(TellProcess(lease))
+            )
+
+    def _spoken_of(self, ticket: int) -> _Held | None:
+        """The lease that the process means, None if it is forgotten."""
+        return next((held for held in self._held.values() if held.ticket == ticket), None)
 
     def _end(self) -> None:
         self._phase = Phase.ENDING
@@ -222,11 +235,14 @@ class Agent:
         how = _describe(returncode)
         self._log("warning", f"the process of {model} ended by itself: {how}")
         concerned = [held for held in self._held.values() if held.lease.model == model]
+        for held in [held for held in concerned if len(held.answered) == len(held.lease.work)]:
+            concerned.remove(held)
+            self._finish(held)
         running = next((held for held in concerned if held.sent is not None), concerned[0] if concerned else None)
         if running is not None:
             running.crashes += 1
         for held in concerned:
-            held.sent = None
+            held.sent = held.ticket = None
             if held.crashes >= self._settings.max_crashes:
                 error = ModelProcessDied(
                     f"the process of the model {model} ended by itself {held.crashes} times at the same batch, "
@@ -237,6 +253,8 @@ class Agent:
     # --- What the process says ---------------------------------------------------------------------------------------
 
     def _loaded(self, message: m.ModelLoaded) -> None:
+        if self._phase is not Phase.LOADING:
+            return
         self._phase, self._activity = Phase.READY, ""
         for held in self._held.values():
             if held.lease.model == self._model:
@@ -244,39 +262,48 @@ class Agent:
                 break
 
     def _refused(self, message: m.ModelRefused) -> None:
+        if self._phase is not Phase.LOADING:
+            return
         for held in [held for held in self._held.values() if held.lease.model == self._model]:
             self._fail(held, message.error, None)
         self._end()
 
     def _phase_changed(self, message: m.PhaseChanged) -> None:
-        self._activity = message.phase
+        if self._phase is not Phase.ENDING:
+            self._activity = message.phase
 
     def _answered(self, message: m.LeaseAnswered) -> None:
-        held = self._held.get(message.lease)
+        held = self._spoken_of(message.lease)
         if held is None or held.sent is None:
             return
         indices = [held.sent[item] for item in message.indices.tolist()]
         held.answered.update(indices)
+        where = np.array(indices, dtype=np.int32)
         self._actions.append(
-            TellBroker(
-                m.LeaseAnswered(lease=message.lease, indices=np.array(indices, dtype=np.int32), answers=message.answers)
-            )
+            TellBroker(m.LeaseAnswered(lease=held.lease.lease, indices=where, answers=message.answers))
         )
 
     def _failed(self, message: m.LeaseFailed) -> None:
-        held = self._held.get(message.lease)
+        held = self._spoken_of(message.lease)
         if held is not None and held.sent is not None:
             self._fail(held, message.error, None if message.index is None else held.sent[message.index])
 
     def _done(self, message: m.LeaseDone) -> None:
-        if self._held.pop(message.lease, None) is not None:
-            self._actions.append(TellBroker(message))
+        held = self._spoken_of(message.lease)
+        if held is not None:
+            self._finish(held)
 
     def _notice(self, message: m.LeaseNotice) -> None:
-        if message.lease in self._held:
-            self._actions.append(TellBroker(message))
+        held = self._spoken_of(message.lease)
+        if held is not None:
+            notice = m.LeaseNotice(lease=held.lease.lease, level=message.level, text=message.text)
+            self._actions.append(TellBroker(notice))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, held: _Held) -> None:
+        del self._held[held.lease.lease]
+        self._actions.append(TellBroker(m.LeaseDone(lease=held.lease.lease)))
 
     def _fail(self, held: _Held, error: m.ErrorReport, index: int | None) -> None:
         del self._held[held.lease.lease]

@@ -79,11 +79,9 @@ class TransformersWords:
 def library_tokenizer() -> Tokenizer:
     """A tokenizers.Tokenizer that would write BOS and EOS by itself."""
     tokenizer = Tokenizer(WordLevel(WORDS, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
-        single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
-    )
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)])
     return tokenizer
 
 

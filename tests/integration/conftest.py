@@ -31,7 +31,8 @@ def wait_until(true: Callable[[], bool], what: str, deadline_s: float = DEADLINE
 def descendants(pid: int) -> list[psutil.Process]:
     """All processes below one, at this moment."""
     try:
-        return psutil.Process(pid).children(recursive=True)
+        below: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return below
     except psutil.NoSuchProcess:
         return []
 

@@ -130,7 +130,7 @@ def test_a_page_that_cannot_be_used_is_named(tmp_path: Path, text: str, words: s
 def test_a_continuation_that_no_window_holds_is_refused_with_the_numbers(served: Served) -> None:
     with (
         BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm,
-        pytest.raises(RequestError, match="200 tokens .* max_length of 128"),
+        pytest.raises(RequestError, match=r"200 tokens .* max_length of 128"),
     ):
         score(lm, "a", "b" * 200)
 

@@ -98,7 +98,7 @@ def test_a_model_process_that_dies_is_started_again_and_nothing_is_lost(served: 
 def test_a_model_that_kills_its_process_again_and_again_is_given_up(served: Served) -> None:
     with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm:
         expected = score(lm)
-    with pytest.raises(ModelProcessDied, match="ended by itself 2 times .* SIGABRT"):
+    with pytest.raises(ModelProcessDied, match=r"ended by itself 2 times .* SIGABRT"):
         BirdieZMQ(model_tag="aborts", endpoint=served.endpoint)
     with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm:
         assert score(lm) == expected

@@ -152,11 +152,6 @@ def test_demo_special_tokens(demo: tuple[DecoderConfig, Params, Tokenizer]) -> N
     ("context", "right", "wrong"),
     [
         ("Question: What is 4 plus 5?\nAnswer:", " 9", " 8"),
-        (
-            "Question: Every mip is red. Every gorm is blue. Cora has a mip. What colour is it?\nAnswer:",
-            " red",
-            " blue",
-        ),
         ("Question: Where does Una live?\nAnswer:", " Fernley", " Oldbrook"),
         ("<|bos|><|user|>Question: Where does Una live?\nAnswer:<|eos|><|assistant|>", "Fernley", "Oldbrook"),
     ],

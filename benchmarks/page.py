@@ -1,0 +1,45 @@
+"""The page of the benchmarks: a random decoder of about 100 million parameters over a byte tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from birdie_zmq import Model
+from birdie_zmq.models import decoder
+
+CONFIG = decoder.DecoderConfig(
+    vocab_size=32_000, d_model=640, n_layers=12, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256
+)
+
+
+class Bytes:
+    """One token a byte of UTF-8, and BOS."""
+
+    bos_token_id = 256
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of a text."""
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of bytes; other tokens are left out."""
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+def logits(params: Any, tokens: Any) -> Any:
+    """Logits of the random decoder."""
+    return decoder.logits(CONFIG, params, tokens)
+
+
+def load_model(model_tag: str, **keywords: Any) -> Model:
+    """The random decoder, whatever the tag."""
+    del model_tag, keywords
+    return Model(logits=logits, params=decoder.init_params(CONFIG, jax.random.key(0)), max_length=CONFIG.max_length)
+
+
+def load_tokenizer(model_tag: str, **keywords: Any) -> Bytes:
+    """The byte tokenizer, whatever the tag."""
+    del model_tag, keywords
+    return Bytes()
