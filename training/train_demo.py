@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import random
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ from training.demo_text import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SYSTEM, 
 from training.demo_world import draw_world
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run from a checkout that is not installed
 
 from birdie_zmq.models.checkpoint import save_decoder  # noqa: E402
 from birdie_zmq.models.decoder import DecoderConfig, Params, init_params, logits  # noqa: E402

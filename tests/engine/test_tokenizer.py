@@ -286,7 +286,7 @@ def test_another_number_of_lists_than_of_texts_is_refused() -> None:
         def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
             return super().__call__(texts[1:], add_special_tokens)
 
-    with pytest.raises(TokenizerError, match="made 1 lists of tokens of 2 texts"):
+    with pytest.raises(TokenizerError, match="for each text, but gave 1 for 2"):
         TextTokenizer(Short()).encode(["one", "two"])
 
 

@@ -101,7 +101,7 @@ def test_a_peer_that_does_not_read_blocks_nobody(ends: Ends) -> None:
     for _ in range(1_000):
         ours.send(LARGE)
     assert ours.has_unsent
-    received = []
+    received: list[object] = []
     while len(received) < 1_000:
         messages = theirs.receive()
         assert messages is not None
