@@ -10,7 +10,7 @@ from birdie_zmq import Model
 from birdie_zmq.models import decoder
 
 CONFIG = decoder.DecoderConfig(
-    vocab_size=32_000, d_model=640, n_layers=12, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256
+    vocab_size=32_000, d_model=640, n_layers=14, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256
 )
 
 

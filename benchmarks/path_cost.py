@@ -89,7 +89,7 @@ def one_at_a_time(pairs: list[tuple[str, str]]) -> np.ndarray:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="The cost of the path through broker and worker.")
-    parser.add_argument("--questions", type=int, default=60, help="of four answers each")
+    parser.add_argument("--questions", type=int, default=12, help="of four answers each")
     parser.add_argument("--pairs", type=int, default=5, help="how often both are timed in turn")
     parser.add_argument("--alone", type=int, default=24, help="how many requests are scored one at a time")
     options = parser.parse_args()

@@ -299,7 +299,8 @@ class Broker:
         self._send_to_client(batch, m.BatchFailed(batch=batch.number, error=m.ErrorReport.of(error)))
 
     def _refuse(self, peer: bytes, error: ProtocolError) -> None:
-        self._log("warning", f"refused a message: {error.message}")
+        # A client that was idle for long, or a broker that is new, makes unknown peers in the ordinary course of things.
+        self._log("info" if isinstance(error, UnknownPeer) else "warning", f"refused a message: {error.message}")
         self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
 
     def _log(self, level: m.Level, text: str) -> None:

@@ -1,0 +1,156 @@
+"""Every item is in one job, jobs stay within a message, and what belongs together stands together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birdie_zmq.client.batching import generate_jobs, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.state import Job
+from birdie_zmq.config import ClientSettings
+from birdie_zmq.wire import messages as m
+
+SETTINGS = ClientSettings(batch_items=4, batch_characters=20)
+
+text = st.text("ab", max_size=30)
+pairs = st.lists(st.tuples(st.text("ab", max_size=3), text), max_size=30)
+texts = st.lists(text, max_size=30)
+how = st.builds(
+    m.GenerationSettings,
+    until=st.sampled_from([(), ("a",), ("a", "b")]),
+    max_gen_toks=st.sampled_from([1, 256]),
+)
+prompts = st.lists(st.tuples(text, how), max_size=30)
+
+
+def items_of(jobs: Iterable[Job]) -> list[int]:
+    return [item for job in jobs for item in job.items]
+
+
+def content_of(jobs: Iterable[Job]) -> dict[int, Any]:
+    """What each item asks, by its number."""
+    content: dict[int, Any] = {}
+    for job in jobs:
+        match job.work:
+            case m.LogLikelihoodWork(pairs=pairs):
+                asked: Sequence[Any] = pairs
+            case m.RollingWork(texts=texts):
+                asked = texts
+            case m.GenerateWork(prompts=prompts, settings=settings):
+                asked = [(prompt, settings) for prompt in prompts]
+            case other:
+                raise AssertionError(f"no job is a {type(other).__name__}")
+        content.update(zip(job.items, asked, strict=True))
+    return content
+
+
+def characters_of(job: Job) -> int:
+    match job.work:
+        case m.LogLikelihoodWork(pairs=pairs):
+            return sum(len(context) + len(continuation) for context, continuation in pairs)
+        case m.RollingWork(texts=texts):
+            return sum(map(len, texts))
+        case m.GenerateWork(prompts=prompts):
+            return sum(map(len, prompts))
+        case other:
+            raise AssertionError(f"no job is a {type(other).__name__}")
+
+
+def assert_within_bounds(jobs: Iterable[Job]) -> None:
+    for job in jobs:
+        assert 1 <= len(job.items) <= SETTINGS.batch_items
+        assert characters_of(job) <= SETTINGS.batch_characters or len(job.items) == 1
+
+
+def assert_falling(lengths: Iterable[int]) -> None:
+    assert all(longer >= shorter for longer, shorter in pairwise(lengths))
+
+
+@given(pairs)
+def test_every_pair_is_in_one_job(pairs: list[tuple[str, str]]) -> None:
+    jobs = list(loglikelihood_jobs(pairs, SETTINGS))
+
+    assert sorted(items_of(jobs)) == list(range(len(pairs)))
+    assert content_of(jobs) == dict(enumerate(pairs))
+
+
+@given(texts)
+def test_every_text_is_in_one_job(texts: list[str]) -> None:
+    jobs = list(rolling_jobs(texts, SETTINGS))
+
+    assert sorted(items_of(jobs)) == list(range(len(texts)))
+    assert content_of(jobs) == dict(enumerate(texts))
+
+
+@given(prompts)
+def test_every_prompt_is_in_one_job_with_its_settings(prompts: list[tuple[str, m.GenerationSettings]]) -> None:
+    jobs = list(generate_jobs(prompts, SETTINGS))
+
+    assert sorted(items_of(jobs)) == list(range(len(prompts)))
+    assert content_of(jobs) == dict(enumerate(prompts))
+
+
+@given(pairs, texts, prompts)
+def test_jobs_stay_within_items_and_characters(
+    pairs: list[tuple[str, str]], texts: list[str], prompts: list[tuple[str, m.GenerationSettings]]
+) -> None:
+    assert_within_bounds(loglikelihood_jobs(pairs, SETTINGS))
+    assert_within_bounds(rolling_jobs(texts, SETTINGS))
+    assert_within_bounds(generate_jobs(prompts, SETTINGS))
+
+
+@given(pairs)
+def test_equal_contexts_are_neighbours(pairs: list[tuple[str, str]]) -> None:
+    contexts = [pairs[item][0] for item in items_of(loglikelihood_jobs(pairs, SETTINGS))]
+
+    assert len(list(groupby(contexts))) == len(set(contexts))
+
+
+@given(pairs)
+def test_the_longest_context_comes_first_and_its_longest_continuation(pairs: list[tuple[str, str]]) -> None:
+    ordered = [pairs[item] for item in items_of(loglikelihood_jobs(pairs, SETTINGS))]
+
+    assert_falling(len(context) for context, _ in ordered)
+    for _, same_context in groupby(ordered, key=lambda pair: pair[0]):
+        assert_falling(len(continuation) for _, continuation in same_context)
+
+
+@given(texts)
+def test_the_longest_text_comes_first(texts: list[str]) -> None:
+    assert_falling(len(texts[item]) for item in items_of(rolling_jobs(texts, SETTINGS)))
+
+
+@given(prompts)
+def test_prompts_with_the_same_settings_come_together_the_longest_first(
+    prompts: list[tuple[str, m.GenerationSettings]],
+) -> None:
+    ordered = [prompts[item] for item in items_of(generate_jobs(prompts, SETTINGS))]
+    groups = [(settings, list(group)) for settings, group in groupby(ordered, key=lambda prompt: prompt[1])]
+
+    assert len(groups) == len({settings for settings, _ in groups})
+    for _, group in groups:
+        assert_falling(len(prompt) for prompt, _ in group)
+
+
+def test_a_job_is_as_full_as_its_bounds_allow() -> None:
+    by_items = rolling_jobs(["a"] * 9, SETTINGS)
+    by_characters = rolling_jobs(["a" * 10] * 5, SETTINGS)
+
+    assert [len(job.items) for job in by_items] == [4, 4, 1]
+    assert [len(job.items) for job in by_characters] == [2, 2, 1]
+
+
+def test_a_text_over_the_bound_goes_alone_and_leaves_the_others_together() -> None:
+    jobs = rolling_jobs(["a", "b" * 30, "c"], SETTINGS)
+
+    assert [job.items for job in jobs] == [[1], [0, 2]]
+
+
+def test_no_items_are_no_jobs() -> None:
+    assert list(loglikelihood_jobs([], SETTINGS)) == []
+    assert list(rolling_jobs([], SETTINGS)) == []
+    assert list(generate_jobs([], SETTINGS)) == []

@@ -1,0 +1,332 @@
+"""The client's whole behaviour, told by what it sends, delivers and gives up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birdie_zmq._version import __version__
+from birdie_zmq.client.state import Action, Deliver, Fail, Job, Send, Session, Tell
+from birdie_zmq.config import ClientSettings
+from birdie_zmq.errors import (
+    BirdieError,
+    BrokerUnavailable,
+    ProtocolError,
+    RequestError,
+    UnknownPeer,
+    VersionMismatch,
+    WorkerUnavailable,
+)
+from birdie_zmq.wire import messages as m
+
+ENDPOINT = "tcp://127.0.0.1:5555"
+MODEL = m.ModelSpec(tag="demo", arguments='{"seed": 1}')
+LIMITS = m.StepLimits(max_rows=8)
+SETTINGS = ClientSettings(connect_s=5, worker_wait_s=60, ping_s=1, broker_timeout_s=30, window=2)
+
+GREETING = Send(m.OpenSession(package_version=__version__))
+OPENED = m.SessionOpened(package_version=__version__, timeout_s=30.0)
+PING = Send(m.Ping())
+
+
+def session() -> Session:
+    return Session(MODEL, LIMITS, SETTINGS, ENDPOINT)
+
+
+def job(*items: int) -> Job:
+    """Work whose texts say which of the caller's items they are."""
+    return Job(m.RollingWork(texts=[f"text {item}" for item in items]), list(items))
+
+
+def submit(batch: int, *items: int) -> Send:
+    return Send(m.Submit(batch=batch, model=MODEL, work=job(*items).work, limits=LIMITS))
+
+
+def answered(batch: int, scores: dict[int, float]) -> m.Answered:
+    """Answers by their index in a batch."""
+    return m.Answered(
+        batch=batch,
+        indices=np.array(list(scores), dtype=np.int32),
+        answers=m.RollingScores(loglikelihoods=np.array(list(scores.values()))),
+    )
+
+
+def failed(batch: int, index: int | None = None) -> m.BatchFailed:
+    return m.BatchFailed(batch=batch, error=m.ErrorReport.of(RequestError("too long")), index=index)
+
+
+def refusal(error: BirdieError) -> m.Refusal:
+    return m.Refusal(error=m.ErrorReport.of(error))
+
+
+UNKNOWN_PEER = refusal(UnknownPeer("a Submit came before a greeting"))
+
+
+def opened(*jobs: Job, now: float = 0.0) -> Session:
+    """A session that the broker knows, with its first batches sent."""
+    some = session()
+    some.begin(jobs, now)
+    some.received(OPENED, now)
+    return some
+
+
+def delivered(actions: Sequence[Action]) -> dict[int, float]:
+    """The answers that the caller gets, by the caller's numbers."""
+    result: dict[int, float] = {}
+    for action in actions:
+        if isinstance(action, Deliver):
+            assert isinstance(action.answers, m.RollingScores)
+            for item, position in zip(action.items, action.positions, strict=True):
+                assert item not in result
+                result[item] = float(action.answers.loglikelihoods[position])
+    return result
+
+
+def sent(actions: Sequence[Action]) -> list[Send]:
+    return [action for action in actions if isinstance(action, Send)]
+
+
+def failure(actions: Sequence[Action]) -> Fail:
+    (fail,) = actions
+    assert isinstance(fail, Fail)
+    return fail
+
+
+# --- Greeting and window ---------------------------------------------------------------------------------------------
+
+
+def test_a_new_session_greets_before_it_sends_work() -> None:
+    some = session()
+
+    assert some.begin([job(0), job(1)], now=0.0) == [GREETING]
+    assert not some.is_open
+    assert some.received(OPENED, now=0.1) == [submit(0, 0), submit(1, 1)]
+    assert some.is_open
+
+
+def test_a_session_that_is_open_is_not_greeted_again() -> None:
+    some = opened()
+
+    assert some.is_idle
+    assert some.begin([job(0)], now=1.0) == [submit(0, 0)]
+    assert not some.is_idle
+
+
+def test_a_second_answer_to_the_greeting_changes_nothing() -> None:
+    assert opened(job(0)).received(OPENED, now=1.0) == []
+
+
+def test_no_more_batches_are_in_flight_than_the_window_holds() -> None:
+    some = session()
+    some.begin([job(0, 1), job(2), job(3), job(4)], now=0.0)
+
+    assert some.received(OPENED, now=0.0) == [submit(0, 0, 1), submit(1, 2)]
+    assert sent(some.received(answered(0, {1: -1.0}), now=1.0)) == []
+    assert sent(some.received(answered(0, {0: -1.0}), now=2.0)) == [submit(2, 3)]
+    assert sent(some.received(answered(2, {0: -1.0}), now=3.0)) == [submit(3, 4)]
+    assert not some.is_idle
+    some.received(answered(3, {0: -1.0}), now=4.0)
+    some.received(answered(1, {0: -1.0}), now=5.0)
+    assert some.is_idle
+
+
+# --- Answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_delivered_under_the_callers_numbers() -> None:
+    some = opened(job(7, 3, 5))
+
+    assert delivered(some.received(answered(0, {2: -5.0, 0: -7.0}), now=1.0)) == {5: -5.0, 7: -7.0}
+    assert delivered(some.received(answered(0, {1: -3.0}), now=2.0)) == {3: -3.0}
+    assert some.is_idle
+
+
+def test_the_first_answer_to_an_item_counts() -> None:
+    some = opened(job(0, 1))
+
+    assert delivered(some.received(answered(0, {0: -1.0}), now=1.0)) == {0: -1.0}
+    assert delivered(some.received(answered(0, {0: -2.0, 1: -3.0}), now=2.0)) == {1: -3.0}
+
+
+def test_the_first_answer_counts_within_one_message_too() -> None:
+    twice = m.Answered(
+        batch=0,
+        indices=np.array([0, 0], dtype=np.int32),
+        answers=m.RollingScores(loglikelihoods=np.array([-1.0, -2.0])),
+    )
+
+    assert delivered(opened(job(0, 1)).received(twice, now=1.0)) == {0: -1.0}
+
+
+def test_answers_that_bring_nothing_new_are_not_delivered() -> None:
+    some = opened(job(0, 1))
+    some.received(answered(0, {0: -1.0}), now=1.0)
+
+    assert some.received(answered(0, {0: -1.0}), now=2.0) == []
+
+
+@pytest.mark.parametrize("message", [answered(9, {0: -1.0}), failed(9), m.Notice(batch=9, level="info", text="so")])
+def test_what_is_said_of_an_unknown_batch_is_ignored(message: m.BrokerToClient) -> None:
+    assert opened(job(0)).received(message, now=1.0) == []
+
+
+def test_a_new_call_forgets_what_an_earlier_one_left_behind() -> None:
+    some = opened(job(0, 1))
+
+    assert some.begin([job(0)], now=1.0) == [submit(1, 0)]
+    assert some.received(answered(0, {0: -1.0, 1: -1.0}), now=2.0) == []
+    assert some.received(failed(0), now=2.0) == []
+    assert delivered(some.received(answered(1, {0: -2.0}), now=3.0)) == {0: -2.0}
+
+
+@pytest.mark.parametrize(
+    ("indices", "scores"), [([0, 1], [-1.0]), ([0], [-1.0, -2.0]), ([2], [-1.0]), ([-1], [-1.0]), ([0, 2], [-1.0, -1.0])]
+)
+def test_answers_that_do_not_fit_their_batch_fail_the_call(indices: list[int], scores: list[float]) -> None:
+    message = m.Answered(
+        batch=0,
+        indices=np.array(indices, dtype=np.int32),
+        answers=m.RollingScores(loglikelihoods=np.array(scores)),
+    )
+
+    assert isinstance(failure(opened(job(0, 1)).received(message, now=1.0)).error, ProtocolError)
+
+
+# --- Failures and notices --------------------------------------------------------------------------------------------
+
+
+def test_a_failing_item_has_the_callers_number() -> None:
+    fail = failure(opened(job(7, 3, 5)).received(failed(0, index=1), now=1.0))
+
+    assert fail.item == 3
+    assert isinstance(fail.error, RequestError)
+    assert fail.error.message == "too long"
+
+
+@pytest.mark.parametrize("index", [None, 3])
+def test_a_failure_may_name_no_item(index: int | None) -> None:
+    assert failure(opened(job(7, 3, 5)).received(failed(0, index), now=1.0)).item is None
+
+
+def test_a_failing_item_has_the_callers_number_after_it_was_sent_again() -> None:
+    some = opened(job(7, 3, 5))
+    some.received(answered(0, {0: -7.0}), now=1.0)
+    some.received(UNKNOWN_PEER, now=2.0)
+    some.received(OPENED, now=3.0)
+
+    assert failure(some.received(failed(1, index=1), now=4.0)).item == 5
+
+
+def test_a_notice_of_a_batch_in_flight_is_told() -> None:
+    some = opened(job(0))
+
+    assert some.received(m.Notice(batch=0, level="info", text="loading"), now=1.0) == [Tell("info", "loading")]
+
+
+def test_a_refusal_fails_the_call() -> None:
+    fail = failure(opened(job(0)).received(refusal(VersionMismatch("version 2")), now=1.0))
+
+    assert isinstance(fail.error, VersionMismatch)
+
+
+# --- A broker that was started again ---------------------------------------------------------------------------------
+
+
+def test_a_broker_that_does_not_know_the_client_is_greeted_and_gets_what_is_unanswered() -> None:
+    some = opened(job(0, 1, 2), job(3), job(4))
+    some.received(answered(0, {1: -1.0}), now=1.0)
+
+    assert some.received(UNKNOWN_PEER, now=2.0) == [GREETING]
+    assert some.received(OPENED, now=3.0) == [submit(2, 0, 2), submit(3, 3)]
+    assert sent(some.received(answered(3, {0: -3.0}), now=4.0)) == [submit(4, 4)]
+
+
+def test_it_is_greeted_once_however_often_it_refuses() -> None:
+    some = opened(job(0), job(1))
+
+    assert some.received(UNKNOWN_PEER, now=2.0) == [GREETING]
+    assert some.received(UNKNOWN_PEER, now=2.0) == []
+
+
+def test_a_late_answer_from_before_is_ignored() -> None:
+    some = opened(job(0))
+    some.received(UNKNOWN_PEER, now=1.0)
+    some.received(OPENED, now=2.0)
+
+    assert some.received(answered(0, {0: -1.0}), now=3.0) == []
+    assert delivered(some.received(answered(1, {0: -2.0}), now=4.0)) == {0: -2.0}
+
+
+class FakeBroker:
+    """Answers batches in any order and any pieces, and forgets everything when it is started again."""
+
+    def __init__(self) -> None:
+        self.knows_client = False
+        self.batches: dict[int, list[str]] = {}
+
+    def take(self, sends: Sequence[Send]) -> list[m.BrokerToClient | m.Refusal]:
+        replies: list[m.BrokerToClient | m.Refusal] = []
+        for send in sends:
+            match send.message:
+                case m.OpenSession():
+                    self.knows_client = True
+                    replies.append(OPENED)
+                case _ if not self.knows_client:
+                    replies.append(UNKNOWN_PEER)
+                case m.Submit(batch=batch, work=m.RollingWork(texts=texts)):
+                    assert batch not in self.batches
+                    assert len(self.batches) < SETTINGS.window
+                    self.batches[batch] = texts
+                case m.Ping():
+                    replies.append(m.Pong(workers=1))
+        return replies
+
+    def restart(self) -> None:
+        self.knows_client = False
+        self.batches.clear()
+
+
+@given(st.lists(st.integers(1, 5), max_size=6), st.data())
+def test_every_item_is_delivered_once_whatever_the_broker_goes_through(sizes: list[int], data: st.DataObject) -> None:
+    count = sum(sizes)
+    numbers = iter(data.draw(st.permutations(range(count))))
+    jobs = [job(*(next(numbers) for _ in range(size))) for size in sizes]
+    some, broker = session(), FakeBroker()
+    answers: dict[int, float] = {}
+    now, restarts = 0.0, 0
+
+    def act(actions: Sequence[Action]) -> None:
+        for item, score in delivered(actions).items():
+            assert item not in answers
+            answers[item] = score
+        assert not any(isinstance(action, Fail) for action in actions)
+        for reply in broker.take(sent(actions)):
+            act(some.received(reply, now))
+
+    act(some.begin(jobs, now))
+    while not some.is_idle:
+        now += 1
+        if restarts < 3 and data.draw(st.booleans(), label="restart"):
+            restarts += 1
+            broker.restart()
+        if not broker.batches:
+            act(some.tick(now))
+            continue
+        batch = data.draw(st.sampled_from(sorted(broker.batches)), label="batch")
+        texts = broker.batches[batch]
+        # Some of its items, some of them for the second time.
+        indices = data.draw(st.lists(st.sampled_from(range(len(texts))), min_size=1, unique=True), label="indices")
+        last = data.draw(st.booleans(), label="last")
+        chosen = sorted({*indices, *range(len(texts))}) if last else indices
+        if last:
+            del broker.batches[batch]
+        act(some.received(answered(batch, {i: -float(texts[i].removeprefix("text ")) for i in chosen}), now))
+        if not last and batch in broker.batches and batch not in some._in_flight:
+            del broker.batches[batch]
+
+    assert answers == {item: -float(item) for item in range(count)}

@@ -1,0 +1,110 @@
+"""The plain lm_eval command on the demo model, embedded and in three processes, and what its results record."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.instance import Instance
+
+from harness_model import BirdieZMQ
+from tests.integration.conftest import ROOT, Programs
+
+TASKS = "demo_choice,demo_rolling,demo_generate"
+
+
+def lm_eval(folder: Path, model_args: str, *more: str, limit: int = 12) -> tuple[str, dict[str, Any], list[Any]]:
+    """Run lm_eval from another folder: its standard output, its results, and the responses of all samples."""
+    folder.mkdir(exist_ok=True)
+    program = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
+    command = [sys.executable, "-c", program, "--model", "birdie_zmq", "--model_args", model_args]
+    command += ["--include_path", str(ROOT / "examples" / "tasks"), "--tasks", TASKS, "--limit", str(limit)]
+    command += ["--output_path", str(folder / "out"), "--log_samples", *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    (results,) = (folder / "out").rglob("results_*.json")
+    samples = []
+    for path in sorted((folder / "out").rglob("samples_*.jsonl"), key=lambda path: path.name.split("_2")[0]):
+        samples += [json.loads(line)["resps"] for line in path.read_text().splitlines()]
+    return done.stdout, json.loads(results.read_text()), samples
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], list[Any]]:
+    """A run with a broker and worker of its own."""
+    return lm_eval(tmp_path_factory.mktemp("embedded"), "pretrained=demo")
+
+
+def test_the_table_is_printed_and_the_demo_knows_its_answers(embedded: tuple[str, dict[str, Any], list[Any]]) -> None:
+    output, results, _ = embedded
+
+    assert re.search(r"\|demo_choice +\|", output)
+    assert results["results"]["demo_choice"]["acc,none"] >= 0.75  # chance is 0.25
+    assert results["results"]["demo_rolling"]["byte_perplexity,none"] < 1.5
+
+
+def test_results_hold_what_is_needed_to_do_it_again(embedded: tuple[str, dict[str, Any], list[Any]]) -> None:
+    config = embedded[1]["config"]
+
+    assert config["model_tag"] == "demo"
+    assert config["model_num_parameters"] > 100_000
+    assert config["model_dtype"] == "float32"
+    assert config["model_devices"] == ["cpu:0 cpu"]
+    assert set(config["model_versions"]) == {"birdie_zmq", "python", "numpy", "jax", "jaxlib"}
+    steps = config["model_steps"]
+    assert 0 < len(steps["shapes"]) <= steps["shape_bound"]
+
+
+def test_three_processes_give_what_one_run_gives(
+    embedded: tuple[str, dict[str, Any], list[Any]], programs: Programs, tmp_path: Path
+) -> None:
+    broker, endpoint = programs.broker()
+    programs.worker(endpoint, ROOT / "api.py")
+
+    _, results, samples = lm_eval(tmp_path, f"pretrained=demo,endpoint={endpoint}")
+
+    assert samples == embedded[2]
+    assert results["results"] == embedded[1]["results"]
+    assert f"from {ROOT / 'birdie_zmq'}" in broker.output
+
+
+def test_chat_few_shot_and_cache_go_through(tmp_path: Path) -> None:
+    more = [
+        "--apply_chat_template",
+        "--fewshot_as_multiturn",
+        "--num_fewshot",
+        "2",
+        "--use_cache",
+        str(tmp_path / "cache"),
+    ]
+    _, first, first_samples = lm_eval(tmp_path / "a", "pretrained=demo", *more, limit=4)
+    _, second, second_samples = lm_eval(tmp_path / "b", "pretrained=demo", *more, limit=4)
+
+    assert "<|user|>" in first["chat_template"] or "user" in first["chat_template"]
+    assert second_samples == first_samples
+    assert first["config"]["model_steps"]["requests"] > 0
+    assert second["config"]["model_steps"]["requests"] == 0  # all of it came from the cache
+
+
+def test_answers_reach_the_cache_hook_under_the_untouched_arguments() -> None:
+    heard: list[tuple[str, Any, Any]] = []
+
+    class Hook:
+        def add_partial(self, kind: str, arguments: Any, answer: Any) -> None:
+            heard.append((kind, arguments, answer))
+
+    gen_kwargs = {"until": ["."], "max_gen_toks": 8}
+    request = Instance("generate_until", {}, ("Question: What is 1 plus 1?\nAnswer:", gen_kwargs), 0)
+    with BirdieZMQ(model_tag="demo") as lm:
+        lm.set_cache_hook(Hook())  # type: ignore[arg-type]
+        (text,) = lm.generate_until([request], disable_tqdm=True)
+
+    assert heard == [("generate_until", request.args, text)]
+    assert gen_kwargs == {"until": ["."], "max_gen_toks": 8}
