@@ -1,0 +1,84 @@
+"""Errors keep their class, message and traceback on their way through codes that never change."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+
+import pytest
+
+from birdie_zmq import errors
+from birdie_zmq.errors import BirdieError
+
+CODES = {
+    "usage": "UsageError",
+    "protocol": "ProtocolError",
+    "malformed-message": "MalformedMessage",
+    "message-too-large": "MessageTooLarge",
+    "version-mismatch": "VersionMismatch",
+    "unknown-peer": "UnknownPeer",
+    "unavailable": "UnavailableError",
+    "broker-unavailable": "BrokerUnavailable",
+    "worker-unavailable": "WorkerUnavailable",
+    "model": "ModelError",
+    "api-page": "ApiPageError",
+    "unknown-model-tag": "UnknownModelTag",
+    "model-load": "ModelLoadError",
+    "tokenizer": "TokenizerError",
+    "model-call": "ModelCallError",
+    "model-output": "ModelOutputError",
+    "non-finite-logits": "NonFiniteLogits",
+    "token-out-of-vocabulary": "TokenOutOfVocabulary",
+    "model-process-died": "ModelProcessDied",
+    "request": "RequestError",
+    "unsupported-request": "UnsupportedRequest",
+    "internal": "InternalError",
+}
+"""Written out, because a code that has been released stays: add lines here, and change none."""
+
+
+def tree(root: type[BirdieError] = BirdieError) -> Iterator[type[BirdieError]]:
+    """All classes below one."""
+    for below in root.__subclasses__():
+        yield below
+        yield from tree(below)
+
+
+def test_every_error_has_the_code_that_it_was_released_with() -> None:
+    assert {kind.code: kind.__name__ for kind in tree() if kind.__module__ == errors.__name__} == CODES
+
+
+@pytest.mark.parametrize(("code", "name"), CODES.items())
+def test_a_code_becomes_the_class_again(code: str, name: str) -> None:
+    error = BirdieError.from_code(code, "what was wrong", "a traceback")
+
+    assert type(error) is getattr(errors, name)
+    assert (error.message, str(error)) == ("what was wrong", "what was wrong")
+    assert error.remote_traceback == "a traceback"
+
+
+def test_a_code_of_a_newer_version_is_kept_in_the_message() -> None:
+    error = BirdieError.from_code("from-the-future", "what was wrong", "a traceback")
+
+    assert type(error) is BirdieError
+    assert error.message == "[from-the-future] what was wrong"
+    assert error.remote_traceback == "a traceback"
+
+
+def test_two_errors_cannot_share_a_code() -> None:
+    with pytest.raises(TypeError, match="Another and UsageError share the code 'usage'"):
+        type("Another", (BirdieError,), {"code": "usage"})
+
+    assert type(BirdieError.from_code("usage", "what was wrong")) is errors.UsageError
+
+
+def test_a_traceback_of_the_worker_is_shown_below_the_error() -> None:
+    error = errors.ModelCallError("it failed", remote_traceback="Traceback:\n  in explode\n")
+
+    shown = "".join(traceback.format_exception(error))
+    assert shown.endswith("ModelCallError: it failed\nThe traceback in the worker:\nTraceback:\n  in explode\n")
+
+
+@pytest.mark.parametrize("remote_traceback", [None, ""])
+def test_without_a_traceback_nothing_is_added(remote_traceback: str | None) -> None:
+    assert not hasattr(BirdieError("it failed", remote_traceback=remote_traceback), "__notes__")
