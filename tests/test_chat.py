@@ -6,23 +6,24 @@ import re
 
 import jinja2
 import pytest
-from jinja2.sandbox import SecurityError
+from jinja2.exceptions import SecurityError
 
 from birdie_zmq.chat import Conversation, render
 from birdie_zmq.errors import UsageError
 
 CHATML = """\
-{{ bos_token }}{% for message in messages %}
-    {% if loop.first and message.role == 'system' and strict %}
-        {{ raise_exception('no system role') }}
-    {% endif %}
+{{ bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'system' and strict %}
+        {{- raise_exception('no system role') }}
+    {%- endif %}
     {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
-{% endfor %}
-{% if add_generation_prompt %}
+{%- endfor %}
+{%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
-{% endif %}"""
+{%- endif %}"""
 
-TRIMMING = "{% for message in messages %}[{{ message.role }}] {{ message.content | trim }} </s>{% endfor %}"
+TRIMMING = "{% for message in messages %}[{{ message.role }}] {{ message.content | trim }}</s>{% endfor %}"
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -62,15 +63,15 @@ def test_spaces_at_the_end_of_a_continued_message_stay_if_the_template_keeps_the
 
 
 def test_spaces_that_the_template_trims_stay_trimmed() -> None:
-    assert left_open(TRIMMING, " The answer is ") == "[user] Hello </s>[assistant] The answer is"
+    assert left_open(TRIMMING, " The answer is ") == "[user] Hello</s>[assistant] The answer is"
 
 
 def test_a_continued_message_is_its_last_occurrence() -> None:
-    assert left_open(TRIMMING, "Hello") == "[user] Hello </s>[assistant] Hello"
+    assert left_open(TRIMMING, "Hello") == "[user] Hello</s>[assistant] Hello"
 
 
 def test_a_continued_message_is_not_mistaken_for_what_the_template_writes_behind_it() -> None:
-    assert left_open(TRIMMING, "s") == "[user] Hello </s>[assistant] s"
+    assert left_open(TRIMMING, "s") == "[user] Hello</s>[assistant] s"
 
 
 def test_an_empty_message_is_continued_where_it_stands() -> None:
@@ -157,7 +158,6 @@ def test_a_template_that_cannot_be_parsed_is_an_error_of_the_template() -> None:
         "messages.__class__.__base__.__subclasses__()",
         "raise_exception.__globals__['json']",
         "strftime_now.__code__.co_consts",
-        "''|attr('__class__')|attr('__mro__')",
         "'{0.__class__.__mro__}'.format('')",
         "messages.append(1)",
         "messages[0].update(role='system')",

@@ -123,7 +123,11 @@ class Session:
         self._in_flight.clear()
         self._heard_at = self._workers_seen_at = now
         self._told_of_no_worker = False
-        return self._greet(now) if self._greeted_at is None else self._fill()
+        if self._greeted_at is None:
+            return self._greet(now)
+        if self._phase is _Phase.GREETING:
+            self._greeted_at = now  # An earlier call was interrupted while it waited; this one waits as long.
+        return self._fill()
 
     def received(self, message: m.BrokerToClient | m.Refusal, now: float) -> list[Action]:
         """Take in what the broker says."""
@@ -198,7 +202,10 @@ class Session:
         indices = message.indices.tolist()
         if len(indices) != len(message.answers) or any(not 0 <= i < len(in_flight.job.items) for i in indices):
             return [Fail(ProtocolError("an answer does not fit the batch that it names"))]
-        first = {i: position for position, i in enumerate(indices) if i not in in_flight.answered}
+        first: dict[int, int] = {}
+        for position, i in enumerate(indices):
+            if i not in in_flight.answered:
+                first.setdefault(i, position)
         in_flight.answered.update(first)
         items = [in_flight.job.items[i] for i in first]
         actions: list[Action] = [Deliver(items, list(first.values()), message.answers)] if items else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -185,7 +185,8 @@ def test_a_new_call_forgets_what_an_earlier_one_left_behind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("indices", "scores"), [([0, 1], [-1.0]), ([0], [-1.0, -2.0]), ([2], [-1.0]), ([-1], [-1.0]), ([0, 2], [-1.0, -1.0])]
+    ("indices", "scores"),
+    [([0, 1], [-1.0]), ([0], [-1.0, -2.0]), ([2], [-1.0]), ([-1], [-1.0]), ([0, 2], [-1.0, -1.0])],
 )
 def test_answers_that_do_not_fit_their_batch_fail_the_call(indices: list[int], scores: list[float]) -> None:
     message = m.Answered(
@@ -263,70 +264,175 @@ def test_a_late_answer_from_before_is_ignored() -> None:
 
 
 class FakeBroker:
-    """Answers batches in any order and any pieces, and forgets everything when it is started again."""
+    """Answers batches in any order and in any pieces, and forgets everything when it is started again."""
 
     def __init__(self) -> None:
         self.knows_client = False
-        self.batches: dict[int, list[str]] = {}
+        self.texts: dict[int, list[str]] = {}
+        self.unanswered: dict[int, set[int]] = {}
 
-    def take(self, sends: Sequence[Send]) -> list[m.BrokerToClient | m.Refusal]:
-        replies: list[m.BrokerToClient | m.Refusal] = []
-        for send in sends:
-            match send.message:
-                case m.OpenSession():
-                    self.knows_client = True
-                    replies.append(OPENED)
-                case _ if not self.knows_client:
-                    replies.append(UNKNOWN_PEER)
-                case m.Submit(batch=batch, work=m.RollingWork(texts=texts)):
-                    assert batch not in self.batches
-                    assert len(self.batches) < SETTINGS.window
-                    self.batches[batch] = texts
-                case m.Ping():
-                    replies.append(m.Pong(workers=1))
-        return replies
+    def take(self, message: m.ClientMessage) -> list[m.BrokerToClient | m.Refusal]:
+        match message:
+            case m.OpenSession():
+                self.knows_client = True
+                return [OPENED]
+            case _ if not self.knows_client:
+                return [UNKNOWN_PEER]
+            case m.Submit(batch=batch, work=m.RollingWork(texts=texts)):
+                assert batch not in self.texts
+                self.texts[batch] = texts
+                self.unanswered[batch] = set(range(len(texts)))
+                assert len(self.unanswered) <= SETTINGS.window
+                return []
+            case _:
+                return [m.Pong(workers=1)]
+
+    def answer(self, batch: int, indices: set[int]) -> m.Answered:
+        """Score each text by the number that it names."""
+        self.unanswered[batch] -= indices
+        if not self.unanswered[batch]:
+            del self.unanswered[batch]
+        return answered(batch, {i: score_of(self.texts[batch][i]) for i in sorted(indices)})
 
     def restart(self) -> None:
         self.knows_client = False
-        self.batches.clear()
+        self.texts.clear()
+        self.unanswered.clear()
+
+
+def score_of(text: str) -> float:
+    return -float(text.removeprefix("text "))
 
 
 @given(st.lists(st.integers(1, 5), max_size=6), st.data())
 def test_every_item_is_delivered_once_whatever_the_broker_goes_through(sizes: list[int], data: st.DataObject) -> None:
-    count = sum(sizes)
-    numbers = iter(data.draw(st.permutations(range(count))))
-    jobs = [job(*(next(numbers) for _ in range(size))) for size in sizes]
+    items = data.draw(st.permutations(range(sum(sizes))))
+    ends = list(accumulate(sizes))
     some, broker = session(), FakeBroker()
     answers: dict[int, float] = {}
-    now, restarts = 0.0, 0
+    now = 0.0
+    restarts = 3
 
     def act(actions: Sequence[Action]) -> None:
-        for item, score in delivered(actions).items():
-            assert item not in answers
-            answers[item] = score
+        new = delivered(actions)
+        assert answers.keys().isdisjoint(new)
+        answers.update(new)
         assert not any(isinstance(action, Fail) for action in actions)
-        for reply in broker.take(sent(actions)):
-            act(some.received(reply, now))
+        for send in sent(actions):
+            for reply in broker.take(send.message):
+                act(some.received(reply, now))
 
-    act(some.begin(jobs, now))
+    act(some.begin([job(*items[end - size : end]) for size, end in zip(sizes, ends, strict=True)], now))
     while not some.is_idle:
-        now += 1
-        if restarts < 3 and data.draw(st.booleans(), label="restart"):
-            restarts += 1
+        now += SETTINGS.ping_s
+        if restarts and data.draw(st.booleans(), label="restart"):
+            restarts -= 1
             broker.restart()
-        if not broker.batches:
+        if broker.unanswered:
+            batch = data.draw(st.sampled_from(sorted(broker.unanswered)), label="batch")
+            new = data.draw(st.sampled_from(sorted(broker.unanswered[batch])), label="answered now")
+            more = data.draw(st.sets(st.sampled_from(range(len(broker.texts[batch])))), label="with it, new or not")
+            act(some.received(broker.answer(batch, {new, *more}), now))
+        else:
             act(some.tick(now))
-            continue
-        batch = data.draw(st.sampled_from(sorted(broker.batches)), label="batch")
-        texts = broker.batches[batch]
-        # Some of its items, some of them for the second time.
-        indices = data.draw(st.lists(st.sampled_from(range(len(texts))), min_size=1, unique=True), label="indices")
-        last = data.draw(st.booleans(), label="last")
-        chosen = sorted({*indices, *range(len(texts))}) if last else indices
-        if last:
-            del broker.batches[batch]
-        act(some.received(answered(batch, {i: -float(texts[i].removeprefix("text ")) for i in chosen}), now))
-        if not last and batch in broker.batches and batch not in some._in_flight:
-            del broker.batches[batch]
 
-    assert answers == {item: -float(item) for item in range(count)}
+    assert answers == {item: -float(item) for item in items}
+
+
+# --- Silence ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_answer_to_the_greeting_names_the_endpoint_and_what_to_start() -> None:
+    some = session()
+    some.begin([job(0)], now=10.0)
+
+    assert some.tick(now=15.0) == []
+    error = failure(some.tick(now=15.1)).error
+    assert isinstance(error, BrokerUnavailable)
+    assert f"no broker answered at {ENDPOINT} within 5 s" in error.message
+    assert f"python broker.py --bind {ENDPOINT}" in error.message
+
+
+def test_the_next_call_greets_again_and_waits_as_long() -> None:
+    some = session()
+    some.begin([job(0)], now=0.0)
+    some.tick(now=6.0)
+
+    assert some.begin([job(1)], now=100.0) == [GREETING]
+    assert some.tick(now=105.0) == []
+    assert some.received(OPENED, now=105.0) == [submit(0, 1)]
+
+
+def test_a_call_after_one_that_was_interrupted_while_it_greeted_waits_as_long() -> None:
+    some = session()
+    some.begin([job(0)], now=0.0)  # and Ctrl-C, so that nothing more happens in this call
+
+    some.begin([job(1)], now=100.0)
+
+    assert some.tick(now=105.0) == []
+    assert some.received(OPENED, now=105.0) == [submit(0, 1)]
+
+
+def test_a_broker_that_falls_silent_is_given_up() -> None:
+    some = opened(job(0))
+    some.received(m.Pong(workers=1), now=10.0)
+
+    assert sent(some.tick(now=40.0)) == [PING]
+    error = failure(some.tick(now=40.1)).error
+    assert isinstance(error, BrokerUnavailable)
+    assert f"no broker answered at {ENDPOINT} within 30 s" in error.message
+
+
+def test_a_call_does_not_blame_the_broker_for_the_time_before_it() -> None:
+    some = opened()
+
+    some.begin([job(0)], now=1000.0)
+
+    assert sent(some.tick(now=1000.1)) == [PING]
+
+
+def test_the_broker_is_pinged_while_there_is_something_to_wait_for() -> None:
+    some = opened(job(0))
+
+    assert some.tick(now=0.9) == []
+    assert some.tick(now=1.0) == [PING]
+    assert some.tick(now=1.9) == []
+    assert some.tick(now=2.0) == [PING]
+    some.received(answered(0, {0: -1.0}), now=2.5)
+    assert some.tick(now=4.0) == []
+
+
+def test_no_worker_is_told_once_and_then_an_error() -> None:
+    some = opened(job(0))
+
+    (tell,) = some.received(m.Pong(workers=0), now=1.0)
+    assert isinstance(tell, Tell)
+    assert tell.level == "warning"
+    assert f"no worker yet; start one with: python -m workers.jax_worker --connect {ENDPOINT}" in tell.text
+    assert some.received(m.Pong(workers=0), now=60.0) == []
+    error = failure(some.received(m.Pong(workers=0), now=60.1)).error
+    assert isinstance(error, WorkerUnavailable)
+    assert f"the broker at {ENDPOINT} has had no worker for 60 s" in error.message
+    assert f"python -m workers.jax_worker --connect {ENDPOINT}" in error.message
+
+
+@pytest.mark.parametrize(
+    "sign_of_life",
+    [m.Pong(workers=1), answered(0, {0: -1.0}), m.Notice(batch=0, level="info", text="loading")],
+)
+def test_the_wait_for_a_worker_begins_anew_with_every_sign_of_one(sign_of_life: m.BrokerToClient) -> None:
+    some = opened(job(0, 1))
+    some.received(sign_of_life, now=50.0)
+
+    assert not any(isinstance(action, Fail) for action in some.received(m.Pong(workers=0), now=110.0))
+    assert isinstance(failure(some.received(m.Pong(workers=0), now=110.1)).error, WorkerUnavailable)
+
+
+def test_the_next_call_is_told_of_no_worker_again() -> None:
+    some = opened(job(0))
+    some.received(m.Pong(workers=0), now=1.0)
+
+    some.begin([job(1)], now=100.0)
+
+    (tell,) = some.received(m.Pong(workers=0), now=101.0)
+    assert isinstance(tell, Tell)

@@ -1,0 +1,336 @@
+"""The jitted steps, against NumPy in float64, and what is said of models that return no logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from birdie_zmq.engine.backend import Places
+from birdie_zmq.engine.contract import LoadedModel, Model, resolve
+from birdie_zmq.engine.jax_backend import JaxBackend
+from birdie_zmq.engine.planning import Tokens
+from birdie_zmq.errors import ModelCallError, ModelOutputError
+
+VOCABULARY = 11
+MAX_LENGTH = 64
+TABLE = np.random.default_rng(0).normal(scale=4.0, size=(VOCABULARY, VOCABULARY)).astype(np.float32)
+"""The weights of a model whose next token depends on the last one only."""
+
+
+def bigram(params: Any, tokens: Any) -> Any:
+    return params[tokens]
+
+
+def backend_of(returned: object, max_length: int = MAX_LENGTH) -> JaxBackend:
+    return JaxBackend(resolve(returned), max_length)
+
+
+def tokens_of(rows: int, length: int) -> Tokens:
+    return np.random.default_rng(rows + length).integers(VOCABULARY, size=(rows, length), dtype=np.int32)
+
+
+def places_of(*places: tuple[int, int]) -> Places:
+    rows, positions = zip(*places, strict=True)
+    return Places(np.array(rows, dtype=np.int32), np.array(positions, dtype=np.int32))
+
+
+def many_places(count: int, tokens: Tokens) -> tuple[Places, Tokens]:
+    """Any places of a step, and any targets."""
+    random = np.random.default_rng(count)
+    rows, positions = (random.integers(size, size=count, dtype=np.int32) for size in tokens.shape)
+    return Places(rows, positions), random.integers(VOCABULARY, size=count, dtype=np.int32)
+
+
+def log_softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    wide = np.asarray(logits, dtype=np.float64)
+    return np.asarray(wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True)))
+
+
+def int32(values: npt.ArrayLike) -> Tokens:
+    return np.array(values, dtype=np.int32)
+
+
+# --- Scores ----------------------------------------------------------------------------------------------------------
+
+
+# Fewer places than are ever sent to the device, exactly as many, one more, and more than go in one call.
+@pytest.mark.parametrize("count", [1, 32, 33, 5000])
+def test_scores_are_those_of_numpy_whatever_the_number_of_places(count: int) -> None:
+    tokens = tokens_of(4, 16)
+    places, targets = many_places(count, tokens)
+
+    scores = backend_of((bigram, TABLE)).score(tokens, places, targets)
+
+    logits = TABLE[tokens[places.rows, places.positions]]
+    np.testing.assert_allclose(scores.logprobs, log_softmax(logits)[np.arange(count), targets], atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(scores.greedy, logits.argmax(axis=-1) == targets)
+    assert scores.finite.all()
+
+
+def test_of_all_tokens_the_most_likely_one_is_greedy() -> None:
+    places = places_of(*[(0, 0)] * VOCABULARY)
+
+    scores = backend_of((bigram, TABLE)).score(int32([[3]]), places, np.arange(VOCABULARY, dtype=np.int32))
+
+    assert np.flatnonzero(scores.greedy).tolist() == [TABLE[3].argmax()]
+    assert np.exp(scores.logprobs.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 32, 33, 5000])
+def test_the_next_token_is_the_most_likely_whatever_the_number_of_places(count: int) -> None:
+    tokens = tokens_of(4, 16)
+    places, _ = many_places(count, tokens)
+
+    chosen = backend_of((bigram, TABLE)).next_tokens(tokens, places)
+
+    expected = TABLE[tokens[places.rows, places.positions]].argmax(axis=-1)
+    np.testing.assert_array_equal(chosen.tokens, expected)
+    assert chosen.finite.all()
+
+
+def test_logits_far_from_zero_neither_overflow_nor_lose_their_differences() -> None:
+    tokens, places = int32([[3]]), places_of((0, 0))
+
+    scores = backend_of((bigram, TABLE + np.float32(1000))).score(tokens, places, int32([5]))
+
+    assert scores.logprobs[0] == pytest.approx(log_softmax(TABLE[3])[5], abs=1e-3)
+
+
+def test_logits_in_bfloat16_are_normalised_in_float32() -> None:
+    rounded = jnp.asarray(TABLE, jnp.bfloat16)
+    tokens = tokens_of(2, 16)
+    places, targets = many_places(32, tokens)
+
+    scores = backend_of((bigram, rounded)).score(tokens, places, targets)
+
+    expected = log_softmax(np.asarray(rounded, np.float32)[tokens[places.rows, places.positions]])
+    assert scores.logprobs.dtype == np.float32
+    np.testing.assert_allclose(scores.logprobs, expected[np.arange(32), targets], atol=1e-5, rtol=0)
+
+
+# --- The forms of a model --------------------------------------------------------------------------------------------
+
+
+def test_a_callable_a_pair_and_a_model_score_alike() -> None:
+    tokens = tokens_of(2, 16)
+    places, targets = many_places(20, tokens)
+    weights = jnp.asarray(TABLE)
+    forms: list[object] = [
+        lambda tokens: weights[tokens],
+        (bigram, TABLE),
+        Model(logits=bigram, params=TABLE, max_length=MAX_LENGTH, vocab_size=VOCABULARY),
+    ]
+
+    first, *others = [backend_of(form).score(tokens, places, targets).logprobs for form in forms]
+
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-6, rtol=0)
+
+
+def test_columns_beyond_the_vocabulary_take_no_part() -> None:
+    """Heads are padded to a round number of columns, whose logits are whatever training has left there."""
+    head = np.concatenate([TABLE, np.full((VOCABULARY, 5), 50.0, np.float32)], axis=1)
+    backend = backend_of(Model(logits=bigram, params=head, vocab_size=VOCABULARY))
+    tokens, places, targets = int32([[3, 4]]), places_of((0, 0), (0, 1)), int32([5, TABLE[4].argmax()])
+
+    scores = backend.score(tokens, places, targets)
+
+    assert backend.vocab_size == VOCABULARY
+    assert scores.logprobs[0] == pytest.approx(log_softmax(TABLE[3])[5], abs=1e-5)
+    assert scores.greedy[1]
+    assert backend.next_tokens(tokens, places).tokens.tolist() == TABLE[[3, 4]].argmax(axis=-1).tolist()
+
+
+def test_a_vocabulary_that_is_not_named_is_that_of_the_logits() -> None:
+    assert backend_of((bigram, TABLE)).vocab_size == VOCABULARY
+
+
+def test_a_vocabulary_wider_than_the_logits_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ModelOutputError, match="names vocab_size 12, but its logits have 11"):
+        backend_of(Model(logits=bigram, params=TABLE, vocab_size=12))
+
+
+def test_weights_are_counted_and_named_by_the_type_that_most_bytes_have() -> None:
+    params = {"embedding": jnp.asarray(TABLE, jnp.bfloat16), "norm": np.ones(7, np.float32), "steps": jnp.array([3])}
+
+    backend = backend_of((lambda params, tokens: params["embedding"][tokens], params))
+
+    assert backend.num_parameters == VOCABULARY**2 + 7
+    assert backend.dtype == "bfloat16"
+
+
+def test_weights_that_a_callable_hides_are_not_guessed() -> None:
+    weights = jnp.asarray(TABLE)
+    backend = backend_of(lambda tokens: weights[tokens])
+
+    assert backend.num_parameters is None
+    assert backend.dtype is None
+
+
+# --- Calls -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_jitted_function_is_traced_once_a_shape() -> None:
+    traced: list[tuple[int, ...]] = []
+
+    def counted(params: Any, tokens: Any) -> Any:
+        traced.append(tokens.shape)
+        return bigram(params, tokens)
+
+    backend = backend_of((counted, TABLE))
+    shapes = [(1, 16), (2, 16), (2, 24), (2, 16), (1, 16), (2, 24)]
+    for rows, length in shapes:
+        tokens = tokens_of(rows, length)
+        backend.score(tokens, *many_places(rows, tokens))
+        backend.next_tokens(tokens, places_of((0, 0)))
+
+    # The first of them is also the trial of loading, which is traced and never compiled.
+    assert len(traced) == len(set(shapes))
+    assert set(traced) == set(shapes)
+    assert backend.trial_shapes == frozenset()
+
+
+def test_a_bare_callable_is_called_as_it_is_once_a_step() -> None:
+    weights = jnp.asarray(TABLE)
+    called: list[tuple[int, ...]] = []
+
+    def counted(tokens: Any) -> Any:
+        assert not isinstance(tokens, jax.core.Tracer)
+        assert tokens.dtype == jnp.int32
+        called.append(tokens.shape)
+        return weights[tokens]
+
+    backend = backend_of(counted)
+    tokens = tokens_of(2, 24)
+    for _ in range(2):
+        backend.score(tokens, *many_places(50, tokens))
+
+    assert called == [(1, 16), (2, 24), (2, 24)]
+    assert backend.trial_shapes == {(1, 16)}
+
+
+def test_the_trial_is_no_longer_than_the_model_reads() -> None:
+    weights = jnp.asarray(TABLE)
+
+    assert backend_of(lambda tokens: weights[tokens], max_length=5).trial_shapes == {(1, 5)}
+
+
+# --- What is not finite ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_place_with_nan_or_infinity_in_it_is_flagged_alone(value: float) -> None:
+    table = TABLE.copy()
+    table[3, 7] = value
+    backend = backend_of((bigram, table))
+    tokens, places = int32([[2, 3, 4]]), places_of((0, 0), (0, 1), (0, 2))
+
+    assert backend.score(tokens, places, int32([5, 5, 5])).finite.tolist() == [True, False, True]
+    assert backend.next_tokens(tokens, places).finite.tolist() == [True, False, True]
+
+
+def test_a_token_that_the_model_excludes_leaves_the_others_as_they_are() -> None:
+    table = TABLE.copy()
+    table[3, 7] = -np.inf
+    backend = backend_of((bigram, table))
+    tokens, place = int32([[3]]), places_of((0, 0))
+
+    scores = backend.score(tokens, place, int32([5]))
+
+    assert scores.finite.all()
+    assert scores.logprobs[0] == pytest.approx(log_softmax(table[3])[5], abs=1e-5)
+    assert backend.next_tokens(tokens, place).finite.all()
+    assert not backend.score(tokens, place, int32([7])).finite.any()
+
+
+def test_a_row_that_excludes_every_token_is_flagged() -> None:
+    backend = backend_of((bigram, np.full_like(TABLE, -np.inf)))
+
+    assert not backend.next_tokens(int32([[3]]), places_of((0, 0))).finite.any()
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "two dimensions": (lambda tokens: jnp.zeros((1, VOCABULARY)), r"but returned float32\[1, 11\]"),
+    "another batch": (lambda tokens: jnp.zeros((3, 16, VOCABULARY)), r"but returned float32\[3, 16, 11\]"),
+    "another length": (lambda tokens: jnp.zeros((1, 15, VOCABULARY)), r"but returned float32\[1, 15, 11\]"),
+    "no vocabulary": (lambda tokens: jnp.zeros((1, 16, 0)), r"but returned float32\[1, 16, 0\]"),
+    "NumPy of a wrong shape": (lambda tokens: np.zeros((16, VOCABULARY)), r"but returned float64\[16, 11\]"),
+}
+
+
+@pytest.mark.parametrize("returned", WRONG)
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_logits_of_a_wrong_shape_are_refused_with_both_shapes(returned: str, is_pair: bool) -> None:
+    function, found = WRONG[returned]
+    model = (lambda params, tokens: function(tokens), TABLE) if is_pair else function
+    if is_pair and returned.startswith("NumPy"):
+        found = r"but returned float32\[16, 11\]"  # jit makes JAX arrays of them
+
+    with pytest.raises(ModelOutputError, match=found) as caught:
+        backend_of(model)
+
+    assert "for tokens int32[1, 16] the model must return logits float[1, 16, vocabulary]" in caught.value.message
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_integers_are_no_logits(is_pair: bool) -> None:
+    def function(*arguments: Any) -> Any:
+        return jnp.zeros((*arguments[-1].shape, VOCABULARY), jnp.int32)
+
+    with pytest.raises(ModelOutputError, match=r"floating-point logits, but returned int32\[1, 16, 11\]"):
+        backend_of((function, TABLE) if is_pair else function)
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_a_tuple_of_logits_and_more_is_refused_with_advice(is_pair: bool) -> None:
+    def function(*arguments: Any) -> Any:
+        return jnp.zeros((*arguments[-1].shape, VOCABULARY)), {"cache": jnp.zeros(1)}
+
+    with pytest.raises(ModelOutputError, match=r"returned a tuple of 2; .* return the logits alone"):
+        backend_of((function, TABLE) if is_pair else function)
+
+
+def test_nothing_is_no_logits() -> None:
+    with pytest.raises(ModelOutputError, match="must return an array of logits, but returned a NoneType"):
+        backend_of(lambda tokens: None)
+
+
+def test_a_shape_that_goes_wrong_only_in_a_larger_step_is_refused_there() -> None:
+    backend = backend_of(lambda tokens: jnp.zeros((1, tokens.shape[1], VOCABULARY)))
+
+    both_shapes = r"int32\[2, 16\] .* float\[2, 16, vocabulary\], but returned float32\[1, 16, 11\]"
+    with pytest.raises(ModelOutputError, match=both_shapes):
+        backend.score(tokens_of(2, 16), places_of((0, 0)), int32([0]))
+
+
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_a_function_that_raises_is_named_with_its_shape_and_its_error(is_pair: bool) -> None:
+    def function(*arguments: Any) -> Any:
+        raise KeyError("layer_13")
+
+    with pytest.raises(ModelCallError, match=r"failed on tokens int32\[1, 16\]: KeyError: 'layer_13'") as caught:
+        backend_of((function, TABLE) if is_pair else function)
+
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_function_that_raises_in_a_step_is_named_with_that_steps_shape() -> None:
+    def function(params: Any, tokens: Any) -> Any:
+        if tokens.shape[0] > 1:
+            raise ValueError("one row at a time")
+        return bigram(params, tokens)
+
+    backend = JaxBackend(LoadedModel(function, TABLE, jit=True), MAX_LENGTH)
+
+    with pytest.raises(ModelCallError, match=r"int32\[2, 24\]: ValueError: one row at a time") as caught:
+        backend.next_tokens(tokens_of(2, 24), places_of((0, 0)))
+
+    assert isinstance(caught.value.__cause__, ValueError)
