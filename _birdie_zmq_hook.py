@@ -9,8 +9,6 @@ It imports two built-in modules and nothing else, since every start of Python pa
 package: importing it there would import the installed ``birdie_zmq`` before a checkout's own.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -35,7 +33,7 @@ def register() -> None:
 class Finder:
     """Finds ``lm_eval.models`` where it is, and has its loader call `register` when it is done."""
 
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> "ModuleSpec | None":
         """The import system asks for every module that is not imported yet."""
         if fullname != MODULE:
             return None
@@ -48,12 +46,12 @@ class Finder:
                 return spec
         return None
 
-    def _extend(self, spec: ModuleSpec) -> None:
+    def _extend(self, spec: "ModuleSpec") -> None:
         loader = spec.loader
         assert loader is not None
         execute = loader.exec_module
 
-        def exec_module(module: ModuleType) -> None:
+        def exec_module(module: "ModuleType") -> None:
             execute(module)
             register()
 

@@ -21,6 +21,8 @@ from birdie_zmq.errors import UsageError
 
 Conversation = Sequence[Mapping[str, str]]
 
+_MARK = "birdieMarkZMQ"
+
 
 def render(
     template: str, conversation: Conversation, special_tokens: Mapping[str, str], *, add_generation_prompt: bool
@@ -38,21 +40,39 @@ def render(
         jinja2.TemplateError: The template refuses the conversation, for instance its system role.
         UsageError: The last message cannot be found in what was rendered, so it cannot be left open.
     """
-    text = _compile(template).render(
-        messages=[dict(message) for message in conversation],
+    messages = [dict(message) for message in conversation]
+    if add_generation_prompt:
+        return _rendered(template, messages, special_tokens, True)
+    return _left_open(template, messages, special_tokens)
+
+
+def _rendered(
+    template: str, messages: list[dict[str, str]], special_tokens: Mapping[str, str], add_generation_prompt: bool
+) -> str:
+    return _compile(template).render(
+        messages=messages,
+        tools=None,
+        documents=None,
         add_generation_prompt=add_generation_prompt,
         **special_tokens,
     )
-    return text if add_generation_prompt else _leave_open(text, conversation[-1]["content"])
 
 
-def _leave_open(text: str, last: str) -> str:
-    """Cut off what the template writes behind the last message; spaces that it trimmed from the message stay trimmed."""
-    at = text.rfind(last.strip())
-    if at < 0:
+def _left_open(template: str, messages: list[dict[str, str]], special_tokens: Mapping[str, str]) -> str:
+    """The text up to the end of the last message.
+
+    What the template writes behind a message is seen by rendering another one in its place that occurs nowhere else.
+    Spaces at the message's end stay where the template keeps them.
+    """
+    text = _rendered(template, messages, special_tokens, False)
+    last = messages[-1]["content"]
+    spaces = last[len(last.rstrip()) :] if last.strip() else ""
+    marked = [*messages[:-1], {**messages[-1], "content": _MARK + spaces}]
+    _, found, behind = _rendered(template, marked, special_tokens, False).rpartition(_MARK)
+    behind = behind.removeprefix(spaces)
+    if not found or not text.endswith(behind):
         raise UsageError("the chat template changes the last message, so it cannot be continued")
-    whole = last.lstrip()
-    return text[: at + len(whole)] if text[at:].startswith(whole) else text[: at + len(last.strip())]
+    return text.removesuffix(behind)
 
 
 @functools.lru_cache(maxsize=8)
@@ -76,9 +96,15 @@ class _Generation(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON as it is; jinja2's own filter would escape it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> NoReturn:

@@ -64,7 +64,7 @@ def test_pretrained_is_another_name_for_the_tag() -> None:
 
 
 def test_two_different_names_for_the_model_are_refused() -> None:
-    with pytest.raises(UsageError, match="model_tag=demo and pretrained=other .* name two models"):
+    with pytest.raises(UsageError, match=r"model_tag=demo and pretrained=other .* name two models"):
         read(pretrained="other")
 
 

@@ -277,11 +277,26 @@ class Evaluator:
         if not ended:
             row.tokens = np.append(row.tokens, np.int32(token))
         generated = row.tokens[row.prompt_length :].tolist()
-        # A stop string may be written with special tokens, which the finished text leaves out.
         _, stopped = cut_at_first(self._tokenizer.decode(generated, skip_special=False), settings.until)
         if ended or stopped or len(generated) >= settings.max_gen_toks:
-            return cut_at_first(self._tokenizer.decode(generated), settings.until)[0]
+            return self._finished(generated, settings.until)
         return None
+
+    def _finished(self, generated: Sequence[int], until: Sequence[str]) -> str:
+        """The text of generated tokens without special tokens, up to the first stop string.
+
+        A stop string may itself be written with special tokens, which the text leaves out: then it is looked for in the
+        text that has them, and the tokens before it are what is decoded.
+        """
+        text, found = cut_at_first(self._tokenizer.decode(generated), until)
+        raw, stopped = cut_at_first(self._tokenizer.decode(generated, skip_special=False), until)
+        if found or not stopped:
+            return text
+        for count in range(len(generated), -1, -1):
+            whole = self._tokenizer.decode(generated[:count], skip_special=False)
+            if len(whole) <= len(raw):
+                return self._tokenizer.decode(generated[:count]) + raw[len(whole) :]
+        return ""
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,11 @@
 """The sockets, over loopback and Unix sockets: what arrives, what is refused, and what `wait` wakes for."""
 
+import contextlib
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -217,7 +217,7 @@ def test_a_port_in_use_is_named_in_one_line(router: Router) -> None:
 
 
 def test_an_address_off_loopback_is_refused_and_not_bound() -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(UsageError, match="reached from other machines"):
         bind(f"tcp://0.0.0.0:{port}")
@@ -243,7 +243,7 @@ def test_an_ipc_path_is_free_again_after_its_broker(tmp_path: Path) -> None:
 
 def test_the_socket_of_a_killed_broker_is_in_nobodys_way(tmp_path: Path) -> None:
     path = tmp_path / "broker"
-    with closing(socket.socket(socket.AF_UNIX)) as killed:
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as killed:
         killed.bind(str(path))
     assert path.is_socket()
     with Router(parse_endpoint(f"ipc://{path}")) as router, Dealer(parse_endpoint(f"ipc://{path}")) as dealer:
@@ -310,8 +310,14 @@ def test_wait_wakes_for_a_writable_descriptor(router: Router, pipe: tuple[int, i
 def test_wait_watches_a_descriptor_both_ways(router: Router) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while ours.send(bytes(1 << 16)):
+                pass
+        both = [ours.fileno()]
+        assert wait(router, 0, readable=both, writable=both) == frozenset()
         theirs.send(b"!")
-        assert wait(router, DEADLINE_S, readable=[ours.fileno()], writable=[ours.fileno()]) == {ours.fileno()}
+        assert wait(router, DEADLINE_S, readable=both, writable=both) == {ours.fileno()}
 
 
 def test_wait_wakes_for_a_descriptor_whose_other_end_is_closed(router: Router) -> None:
