@@ -7,6 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("birdie", deadline=None)
+settings.load_profile("birdie")
 
 ROOT = Path(__file__).resolve().parent.parent
 

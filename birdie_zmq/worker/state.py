@@ -192,7 +192,8 @@ class Agent:
             self._tell(wanted.lease.lease, "info", f"loading {self._model}")
             self._actions.append(StartProcess(self._model, self._started))
         elif self._model != wanted.lease.model:
-            if not any(held.lease.model == self._model for held in self._held.values()):
+            # The process finishes what it was given; what came since waits behind the other model's lease.
+            if not any(held.sent is not None for held in self._held.values()):
                 self._end()
         elif self._phase is Phase.READY:
             self._hand_over()

@@ -37,7 +37,7 @@ def maximal(rows: Sequence[Row]) -> set[Row]:
     return {row for row in distinct if not any(row != other and is_beginning(row, other) for other in distinct)}
 
 
-# Tokens whose bytes would sort wrongly if their order were not that of the numbers; few, so that beginnings are shared.
+# Few tokens, so that beginnings are shared, and some whose bytes are those of others in another order.
 row = st.lists(st.sampled_from([0, 1, 255, 256, 65_536]), min_size=1, max_size=MAX_LENGTH).map(tuple)
 
 
