@@ -6,7 +6,7 @@ The rules are those of lm_eval's own backends, so that numbers stay comparable, 
   of the context are moved to the continuation first;
 - where a token spans the join, so that nothing is left of the continuation, the continuation is encoded by itself;
 - an empty context is the prefix token, unless the continuation begins with that token, which is then the context;
-- an empty continuation has nothing to score;
+- an empty continuation, after the context's spaces were moved to it, has nothing to score;
 - a text over the model's length keeps its last ``max_length + 1`` tokens; all but the last are read.
 """
 

@@ -41,10 +41,10 @@ class Step:
 def carriers(rows: Sequence[Tokens]) -> list[int]:
     """For each row, the number of the row out of which it is read: itself, an equal one, or a longer one.
 
-    In lexicographic order a row that is the beginning of any other is the beginning of its successor, so one look at
+    In lexicographic order of their bytes a row that is the beginning of any other is the beginning of its successor, so one look at
     each neighbour finds all.
     """
-    keys = [row.astype(">i4").tobytes() for row in rows]  # big-endian: bytes then sort as the numbers do
+    keys = [row.tobytes() for row in rows]  # any order will do in which beginnings come first
     order = sorted(range(len(rows)), key=keys.__getitem__)
     carried_by = list(range(len(rows)))
     for here, after in reversed(list(pairwise(order))):

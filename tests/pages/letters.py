@@ -4,7 +4,6 @@ The tag chooses what kind of thing `load_model` returns, or what goes wrong.
 """
 
 import os
-import time
 from typing import Any
 
 import jax
@@ -66,9 +65,6 @@ def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) ->
             return lambda tokens: jitted(params, tokens)
         case "model":
             return Model(logits=logits, params=params, max_length=64)
-        case "slow":
-            time.sleep(1.0)
-            return logits, params
         case "aborts":
             os.abort()
         case "echo":
