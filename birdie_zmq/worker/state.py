@@ -277,7 +277,11 @@ class Agent:
         held = self._spoken_of(message.lease)
         if held is None or held.sent is None:
             return
-        indices = [held.sent[item] for item in message.indices.tolist()]
+        items = message.indices.tolist()
+        if not all(0 <= item < len(held.sent) for item in items):
+            self._log("warning", "the model process answered an item that it was not given; that is ignored")
+            return
+        indices = [held.sent[item] for item in items]
         held.answered.update(indices)
         where = np.array(indices, dtype=np.int32)
         self._actions.append(
@@ -287,7 +291,9 @@ class Agent:
     def _failed(self, message: m.LeaseFailed) -> None:
         held = self._spoken_of(message.lease)
         if held is not None and held.sent is not None:
-            self._fail(held, message.error, None if message.index is None else held.sent[message.index])
+            known = message.index is not None and message.index < len(held.sent)
+            index = held.sent[message.index] if known and message.index is not None else None
+            self._fail(held, message.error, index)
 
     def _done(self, message: m.LeaseDone) -> None:
         held = self._spoken_of(message.lease)
