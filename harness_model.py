@@ -149,8 +149,14 @@ class BirdieZMQ(LM):
         """Log-likelihood in nats of each continuation after its context, and whether greedy decoding gives it.
 
         Raises:
+            UsageError: The model was told to think, which a log-likelihood does not let it do.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
+        if self._arguments.thinks:
+            tasks = ", ".join(sorted({request.task_name for request in requests if request.task_name}))
+            raise UsageError(
+                f"enable_thinking=True is for tasks that generate; a log-likelihood leaves no room to think ({tasks})"
+            )
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
         jobs = loglikelihood_jobs(pairs, self._settings)
         return self._run("loglikelihood", requests, jobs, tuple, disable_tqdm)
@@ -203,7 +209,11 @@ class BirdieZMQ(LM):
                 f"sampling is not supported yet, and the task asks for temperature={normal['temperature']}; "
                 "decode greedily with --gen_kwargs do_sample=False"
             )
-        return m.GenerationSettings(until=tuple(stops), max_gen_toks=normal["max_gen_toks"])
+        return m.GenerationSettings(
+            until=tuple(stops),
+            max_gen_toks=normal["max_gen_toks"],
+            think_end_token=self._arguments.think_end_token,
+        )
 
     # --- Chat --------------------------------------------------------------------------------------------------------
 
@@ -264,8 +274,18 @@ class BirdieZMQ(LM):
         template = self._template
         if template is not None:
             special = self._description.chat.special_tokens
-            return render(template, conversation, special, add_generation_prompt=add_generation_prompt)
-        work = m.ChatWork(conversations=[conversation], add_generation_prompt=add_generation_prompt)
+            return render(
+                template,
+                conversation,
+                special,
+                add_generation_prompt=add_generation_prompt,
+                template_args=self._arguments.template_args,
+            )
+        work = m.ChatWork(
+            conversations=[conversation],
+            add_generation_prompt=add_generation_prompt,
+            template_args=json.dumps(self._arguments.template_args, sort_keys=True),
+        )
         (text,) = self._client.run([Job(work, [0])], 1)
         return str(text)
 

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 
 from birdie_zmq import Model
-from birdie_zmq.models import decoder
+from birdie_zmq.models import layout
+from birdie_zmq.models.llama import Llama
 
-CONFIG = decoder.DecoderConfig(
-    vocab_size=32_000, d_model=640, n_layers=14, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256
-)
+CONFIG = Llama(vocab_size=32_000, d_model=640, n_layers=14, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256)
 
 
 class Bytes:
@@ -30,13 +29,13 @@ class Bytes:
 
 def logits(params: Any, tokens: Any) -> Any:
     """Logits of the random decoder."""
-    return decoder.logits(CONFIG, params, tokens)
+    return layout.logits(CONFIG, params, tokens)
 
 
 def load_model(model_tag: str, **keywords: Any) -> Model:
     """The random decoder, whatever the tag."""
     del model_tag, keywords
-    return Model(logits=logits, params=decoder.init_params(CONFIG, jax.random.key(0)), max_length=CONFIG.max_length)
+    return Model(logits=logits, params=CONFIG.init_params(jax.random.key(0)), max_length=CONFIG.max_length)
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> Bytes:

@@ -25,7 +25,12 @@ _MARK = "birdieMarkZMQ"
 
 
 def render(
-    template: str, conversation: Conversation, special_tokens: Mapping[str, str], *, add_generation_prompt: bool
+    template: str,
+    conversation: Conversation,
+    special_tokens: Mapping[str, str],
+    *,
+    add_generation_prompt: bool,
+    template_args: Mapping[str, Any] | None = None,
 ) -> str:
     """Render a conversation.
 
@@ -35,40 +40,37 @@ def render(
         special_tokens: Names such as ``bos_token`` that templates use.
         add_generation_prompt: Whether to end with what opens the model's turn; if not, the last message is left open,
             so that the model goes on with it.
+        template_args: Further variables of the template, such as ``enable_thinking``.
 
     Raises:
         jinja2.TemplateError: The template refuses the conversation, for instance its system role.
         UsageError: The last message cannot be found in what was rendered, so it cannot be left open.
     """
     messages = [dict(message) for message in conversation]
+    variables = {**special_tokens, **(template_args or {})}
     if add_generation_prompt:
-        return _rendered(template, messages, special_tokens, True)
-    return _left_open(template, messages, special_tokens)
+        return _rendered(template, messages, variables, True)
+    return _left_open(template, messages, variables)
 
 
 def _rendered(
-    template: str, messages: list[dict[str, str]], special_tokens: Mapping[str, str], add_generation_prompt: bool
+    template: str, messages: list[dict[str, str]], variables: Mapping[str, Any], add_generation_prompt: bool
 ) -> str:
-    return _compile(template).render(
-        messages=messages,
-        tools=None,
-        documents=None,
-        add_generation_prompt=add_generation_prompt,
-        **special_tokens,
-    )
+    given = {"tools": None, "documents": None, **variables}
+    return _compile(template).render({**given, "messages": messages, "add_generation_prompt": add_generation_prompt})
 
 
-def _left_open(template: str, messages: list[dict[str, str]], special_tokens: Mapping[str, str]) -> str:
+def _left_open(template: str, messages: list[dict[str, str]], variables: Mapping[str, Any]) -> str:
     """The text up to the end of the last message.
 
     What the template writes behind a message is seen by rendering another one in its place that occurs nowhere else.
     Spaces at the message's end stay where the template keeps them.
     """
-    text = _rendered(template, messages, special_tokens, False)
+    text = _rendered(template, messages, variables, False)
     last = messages[-1]["content"]
     spaces = last[len(last.rstrip()) :] if last.strip() else ""
     marked = [*messages[:-1], {**messages[-1], "content": _MARK + spaces}]
-    _, found, behind = _rendered(template, marked, special_tokens, False).rpartition(_MARK)
+    _, found, behind = _rendered(template, marked, variables, False).rpartition(_MARK)
     behind = behind.removeprefix(spaces)
     if not found or not text.endswith(behind):
         raise UsageError("the chat template changes the last message, so it cannot be continued")

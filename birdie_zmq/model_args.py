@@ -30,6 +30,9 @@ class RunArguments:
         device: What lm_eval calls the device.
         limits: What was said of the rows of a step.
         max_gen_toks: How much is generated where a task does not say.
+        template_args: Variables for the chat template.
+        thinks: Whether the model was told to think before it answers.
+        think_end_token: What ends its thoughts, as text or as a token.
     """
 
     model: ModelSpec
@@ -38,6 +41,9 @@ class RunArguments:
     device: str | None
     limits: StepLimits
     max_gen_toks: int
+    template_args: Mapping[str, Any]
+    thinks: bool
+    think_end_token: str | int | None
 
 
 def read_arguments(
@@ -77,6 +83,7 @@ def read_arguments(
     rows = _count("batch_rows", rest.pop("batch_rows", None))
     most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
     max_gen_toks = _count("max_gen_toks", rest.get("max_gen_toks"))
+    template_args, thinks, think_end_token = _thinking(rest)
     return RunArguments(
         model=ModelSpec(tag=str(tag), arguments=_canonical(rest)),
         endpoint=endpoint,
@@ -84,6 +91,9 @@ def read_arguments(
         device=device,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),
         max_gen_toks=max_gen_toks or DEFAULT_MAX_GEN_TOKS,
+        template_args=template_args,
+        thinks=thinks,
+        think_end_token=think_end_token,
     )
 
 
@@ -95,6 +105,35 @@ def _endpoint(endpoint: object, port: object) -> str | None:
             raise UsageError(f"port={port!r} in model_args is no port")
         return f"tcp://127.0.0.1:{port}"
     return None if endpoint is None else str(endpoint)
+
+
+def _thinking(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], bool, str | int | None]:
+    """What lm_eval's hf backend says by ``chat_template_args``, ``enable_thinking`` and ``think_end_token``."""
+    template_args = arguments.get("chat_template_args")
+    if template_args is not None and not isinstance(template_args, dict):
+        raise UsageError(
+            f"chat_template_args={template_args!r} must be an object, which model_args can hold as JSON: "
+            '--model_args \'{"model_tag": "…", "chat_template_args": {"enable_thinking": false}}\''
+        )
+    given = dict(template_args or {})
+    thinks = arguments.get("enable_thinking")
+    if thinks is not None:
+        if not isinstance(thinks, bool):
+            raise UsageError(f"enable_thinking={thinks!r} must be True, False or left out")
+        given["enable_thinking"] = thinks
+    end = arguments.get("think_end_token")
+    if end is not None and (
+        isinstance(end, bool) or not isinstance(end, str | int) or end == "" or (isinstance(end, int) and end < 0)
+    ):
+        raise UsageError(f"think_end_token={end!r} must be a text or the number of a token")
+    if isinstance(end, str) and end.isdecimal():
+        end = int(end)
+    if thinks and end is None:
+        raise UsageError(
+            "enable_thinking=True needs think_end_token in model_args, the text or token that ends the thoughts (such "
+            "as think_end_token=</think>): without it they would be scored as the answer"
+        )
+    return given, bool(thinks), end
 
 
 def _batch_size(value: int | str | None) -> int | None:

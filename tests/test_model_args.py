@@ -30,6 +30,9 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
         device=None,
         limits=StepLimits(),
         max_gen_toks=DEFAULT_MAX_GEN_TOKS,
+        template_args={},
+        thinks=False,
+        think_end_token=None,
     )
 
 

@@ -28,10 +28,11 @@ from training.demo_world import draw_world
 
 ROOT = Path(__file__).resolve().parent.parent
 
-from birdie_zmq.models.checkpoint import save_decoder  # noqa: E402
-from birdie_zmq.models.decoder import DecoderConfig, Params, init_params, logits  # noqa: E402
+from birdie_zmq.models.checkpoint import save_checkpoint  # noqa: E402
+from birdie_zmq.models.layout import Params, logits  # noqa: E402
+from birdie_zmq.models.llama import Llama  # noqa: E402
 
-CONFIG = DecoderConfig(
+CONFIG = Llama(
     vocab_size=1024,
     d_model=128,
     n_layers=4,
@@ -110,7 +111,7 @@ def train(stream: NDArray[np.int32]) -> Params:
         changes, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, changes), state, value
 
-    params = init_params(CONFIG, jax.random.key(WEIGHTS_SEED))
+    params = CONFIG.init_params(jax.random.key(WEIGHTS_SEED))
     state = optimizer.init(params)
     started = time.monotonic()
     for step, window in enumerate(windows(stream), start=1):
@@ -122,7 +123,7 @@ def train(stream: NDArray[np.int32]) -> Params:
 
 def write_model(directory: Path, params: Params, tokenizer: Tokenizer) -> None:
     """Write weights and tokenizer, laid out like a Hugging Face model."""
-    save_decoder(directory, CONFIG, params, "float16")
+    save_checkpoint(directory, CONFIG, params, "float16")
     tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     description = {
         "tokenizer_class": "PreTrainedTokenizerFast",

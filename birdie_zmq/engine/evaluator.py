@@ -6,20 +6,21 @@ is not among the buckets, so the number of compiles is known beforehand.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from birdie_zmq.engine.answer_text import AnswerText
 from birdie_zmq.engine.backend import Backend, Places
 from birdie_zmq.engine.buckets import Buckets
 from birdie_zmq.engine.encoding import Scored, encode_pairs, encode_rolling
 from birdie_zmq.engine.planning import Step, Tokens, plan
-from birdie_zmq.engine.stops import cut_at_first
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import BirdieError, NonFiniteLogits, RequestError, TokenOutOfVocabulary
 from birdie_zmq.wire import messages as m
@@ -153,6 +154,7 @@ class Evaluator:
             ItemFailed: One of the prompts cannot be continued; others may have been.
         """
         rows = self._prompts(work, listener)
+        answer = AnswerText(self._tokenizer, work.settings)
         buckets = self._buckets(limits)
         self._totals.requests += len(rows)
         while rows:
@@ -161,7 +163,7 @@ class Evaluator:
                 places = [(rows[number], row) for number, row in step.places]
                 chosen = self._run_choice(step, places, listener)
                 for (row, _), token in zip(places, chosen, strict=True):
-                    text = self._extend(row, token, work.settings)
+                    text = self._extend(row, token, answer, work.settings.max_gen_toks)
                     if text is None:
                         still.append(row)
                     else:
@@ -174,8 +176,9 @@ class Evaluator:
         Raises:
             TokenizerError: The tokenizer has no such method, or it failed.
         """
+        template_args: dict[str, Any] = json.loads(work.template_args)
         for index, conversation in enumerate(work.conversations):
-            text = self._tokenizer.apply_chat_template(conversation, work.add_generation_prompt)
+            text = self._tokenizer.apply_chat_template(conversation, work.add_generation_prompt, template_args)
             listener.answered([index], m.Texts(texts=[text]))
 
     # --- Scoring -----------------------------------------------------------------------------------------------------
@@ -271,32 +274,15 @@ class Evaluator:
             raise ItemFailed(places[int(np.argmin(chosen.finite))][0].index, _not_finite())
         return [int(token) for token in chosen.tokens]
 
-    def _extend(self, row: _Row, token: int, settings: m.GenerationSettings) -> str | None:
-        """Take one token; the finished text if it was the last one, without special tokens and stop string."""
-        ended = token == self._tokenizer.eos_token_id
+    def _extend(self, row: _Row, token: int, answer: AnswerText, max_gen_toks: int) -> str | None:
+        """Take one token; the finished text if it was the last one."""
+        ended = token in self._tokenizer.eos_token_ids
         if not ended:
             row.tokens = np.append(row.tokens, np.int32(token))
         generated = row.tokens[row.prompt_length :].tolist()
-        _, stopped = cut_at_first(self._tokenizer.decode(generated, skip_special=False), settings.until)
-        if ended or stopped or len(generated) >= settings.max_gen_toks:
-            return self._finished(generated, settings.until)
+        if ended or len(generated) >= max_gen_toks or answer.is_over(generated):
+            return answer.text(generated)
         return None
-
-    def _finished(self, generated: Sequence[int], until: Sequence[str]) -> str:
-        """The text of generated tokens without special tokens, up to the first stop string.
-
-        A stop string may itself be written with special tokens, which the text leaves out: then it is looked for in the
-        text that has them, and the tokens before it are what is decoded.
-        """
-        text, found = cut_at_first(self._tokenizer.decode(generated), until)
-        raw, stopped = cut_at_first(self._tokenizer.decode(generated, skip_special=False), until)
-        if found or not stopped:
-            return text
-        for count in range(len(generated), -1, -1):
-            whole = self._tokenizer.decode(generated[:count], skip_special=False)
-            if len(whole) <= len(raw):
-                return self._tokenizer.decode(generated[:count]) + raw[len(whole) :]
-        return ""
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ neither library need be installed.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from birdie_zmq.wire.messages import ChatTemplates
 
 _HF_INFINITY = 10**20
 """transformers writes int(1e30) where a tokenizer names no length."""
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "[BOS]")
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "<|im_end|>")
@@ -31,12 +34,17 @@ class TextTokenizer:
         tokenizer: What ``load_tokenizer`` returned.
         add_bos: Whether texts are encoded behind a BOS token: None leaves it to a transformers tokenizer's own
             habit, and is False for the others.
+        prefix_token_id: What stands before a text that has no context; None for BOS, else EOS.
+
+    Attributes:
+        eos_token_ids: Every token at which generation ends: EOS, and what the tokenizer lists under the same name, as a
+            model with a turn of its own to end does.
 
     Raises:
-        TokenizerError: It has no ``encode`` or no ``decode``, or names neither a BOS nor an EOS token.
+        TokenizerError: It has no ``encode`` or no ``decode``, or names no token to stand before a text.
     """
 
-    def __init__(self, tokenizer: Any, add_bos: bool | None = None) -> None:
+    def __init__(self, tokenizer: Any, add_bos: bool | None = None, prefix_token_id: int | None = None) -> None:
         for method in ("encode", "decode"):
             if not callable(getattr(tokenizer, method, None)):
                 raise TokenizerError(
@@ -51,18 +59,28 @@ class TextTokenizer:
         self._can_skip_special = self._is_transformers or self._is_tokenizers or _takes_skip_special(tokenizer.decode)
         self.bos_token_id = self._special_id("bos_token_id", _BOS_NAMES)
         self.eos_token_id = self._special_id("eos_token_id", _EOS_NAMES)
-        if self.bos_token_id is None and self.eos_token_id is None:
+        self._prefix_token_id = prefix_token_id
+        if prefix_token_id is None and self.bos_token_id is None and self.eos_token_id is None:
             raise TokenizerError(
                 f"the {type(tokenizer).__name__} names neither bos_token_id nor eos_token_id; one of them is needed "
-                "to score a text without context, so set the attribute in load_tokenizer"
+                "to score a text without context, so set the attribute in load_tokenizer, or say prefix_token_id=N in "
+                "model_args"
             )
+        further = getattr(tokenizer, "eos_token_ids", None) or ()
+        self.eos_token_ids = frozenset(int(id) for id in (self.eos_token_id, *further) if id is not None)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: BOS, else EOS."""
-        prefix = self.bos_token_id if self.bos_token_id is not None else self.eos_token_id
-        assert prefix is not None  # the constructor has refused a tokenizer without either
+        """What stands before a text that has no context."""
+        prefix = next(id for id in (self._prefix_token_id, self.bos_token_id, self.eos_token_id) if id is not None)
+        assert prefix is not None  # the constructor has refused a tokenizer without any
         return prefix
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What the tokenizer says of the checkpoint that it lies in, if it says anything."""
+        found = getattr(self._tokenizer, "fingerprint", None)
+        return found if isinstance(found, str) else None
 
     @property
     def max_length(self) -> int | None:
@@ -131,8 +149,13 @@ class TextTokenizer:
             has_method=callable(getattr(self._tokenizer, "apply_chat_template", None)),
         )
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        """Render one conversation by the tokenizer's own method.
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, str]],
+        add_generation_prompt: bool,
+        template_args: Mapping[str, Any] = EMPTY,
+    ) -> str:
+        """Render one conversation by the tokenizer's own method, which is given further words for the template.
 
         Raises:
             TokenizerError: There is no such method, it raised, or it gave no string.
@@ -148,6 +171,7 @@ class TextTokenizer:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **template_args,
             )
         except Exception as error:
             raise TokenizerError(f"apply_chat_template failed: {type(error).__name__}: {error}") from error

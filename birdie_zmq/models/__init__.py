@@ -1,4 +1,4 @@
-"""The models that the default ``api.py`` knows.
+"""The models that the default ``api.py`` knows: the demo, and checkpoints as they lie on disk.
 
 `load_model` and `load_tokenizer` here are what the page falls through to, and what a worker uses without a page.
 """
@@ -6,66 +6,99 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from birdie_zmq.engine.contract import Model
-from birdie_zmq.errors import UnknownModelTag, UsageError
-from birdie_zmq.models.tokenizer import DirectoryTokenizer
+from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
+from birdie_zmq.models.locate import fingerprint_of, locate
+from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 
-DIRECTORIES = {"demo": Path(__file__).parent / "demo"}
-"""The tags, and where each model lies."""
+_DTYPES = ("auto", "float32", "bfloat16")
 
-_KEYWORDS = {"dtype", "max_length", "max_gen_toks", "add_bos_token", "seed", "trust_remote_code"}
-"""What model_args may say to these models; the engine reads most of them."""
+_OWN = {"dtype", "revision", "tokenizer"}
+_ENGINE = {
+    "max_length",
+    "max_gen_toks",
+    "add_bos_token",
+    "prefix_token_id",
+    "chat_template_args",
+    "enable_thinking",
+    "think_end_token",
+    "seed",
+}
+_WITHOUT_EFFECT = {"trust_remote_code", "truncation", "use_fast_tokenizer", "logits_cache", "softmax_dtype"}
+"""What lm_eval's hf backend takes and what needs no saying here; docs/model_args.md says why of each."""
 
 
 def load_model(model_tag: str, **keywords: Any) -> Model:
-    """The model of a tag, in JAX.
+    """The model of a tag, in JAX, its weights on the default device.
 
     Args:
-        model_tag: One of `DIRECTORIES`.
-        **keywords: ``dtype`` is float32 (the default) or bfloat16.
+        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or ``organisation/name`` of the hub.
+        **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 where the checkpoint is, else float32.
+            ``revision`` is one of the hub's repository.
 
     Raises:
         UnknownModelTag: The tag is none of those.
-        UsageError: A keyword is not known.
+        UsageError: A keyword is not known or has a wrong value.
+        ModelLoadError: The checkpoint is damaged, or its architecture is not known.
     """
-    directory = _directory(model_tag, keywords)
+    path = locate(model_tag, keywords.get("revision"))
+    dtype = _checked(model_tag, keywords)
     # Here, so that the agent and load_tokenizer do without jax.
-    from birdie_zmq.models import decoder
-    from birdie_zmq.models.checkpoint import load_decoder
+    from birdie_zmq.models.layout import logits
+    from birdie_zmq.models.loading import load_checkpoint
 
-    config, params = load_decoder(directory, dtype=keywords.get("dtype", "float32"))
+    try:
+        architecture, params = load_checkpoint(path, dtype)
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(str(error)) from error
 
-    def logits(params: Any, tokens: Any) -> Any:
-        return decoder.logits(config, params, tokens)
+    def of_tokens(params: Any, tokens: Any) -> Any:
+        return logits(architecture, params, tokens)
 
-    return Model(logits=logits, params=params, max_length=config.max_length)
+    return Model(
+        logits=of_tokens, params=params, max_length=architecture.max_length, vocab_size=architecture.vocab_size
+    )
 
 
-def load_tokenizer(model_tag: str, **keywords: Any) -> DirectoryTokenizer:
-    """The tokenizer of a tag.
+def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
+    """The tokenizer of a tag, or of the checkpoint that ``tokenizer=`` names.
 
     Raises:
-        UnknownModelTag: The tag is none of `DIRECTORIES`.
-        UsageError: A keyword is not known.
+        UnknownModelTag: The tag is none that `load_model` takes.
+        UsageError: A keyword is not known or has a wrong value.
+        TokenizerError: The checkpoint has no tokenizer that can be read.
     """
-    return DirectoryTokenizer(_directory(model_tag, keywords))
+    model = locate(model_tag, keywords.get("revision"), weights=False)
+    _checked(model_tag, keywords)
+    given = keywords.get("tokenizer")
+    path = model if given is None else locate(str(given), weights=False)
+    fingerprint = fingerprint_of(model) if path == model else f"{fingerprint_of(model)} {fingerprint_of(path)}"
+    if path.is_dir():
+        return read_tokenizer(path, fingerprint)
+    from birdie_zmq.models.gguf_file import GgufFile
+
+    try:
+        return GgufFile(path).tokenizer(fingerprint)
+    except ValueError as error:
+        raise TokenizerError(str(error)) from error
 
 
-def _directory(model_tag: str, keywords: Mapping[str, Any]) -> Path:
-    if model_tag not in DIRECTORIES:
-        known = ", ".join(sorted(DIRECTORIES))
-        raise UnknownModelTag(
-            f"no model is known by the tag {model_tag!r}; the built-in models are: {known}. For a model of your own, "
-            "write load_model and load_tokenizer in an api.py and name it with --api of the worker, or with api= in "
-            "model_args"
-        )
-    unknown = sorted(set(keywords) - _KEYWORDS)
+def _checked(model_tag: str, keywords: Mapping[str, Any]) -> str:
+    """The dtype, once all keywords are seen to be known."""
+    known = _OWN | _ENGINE | _WITHOUT_EFFECT
+    unknown = sorted(set(keywords) - known)
     if unknown:
         raise UsageError(
             f"the model {model_tag!r} does not know {', '.join(unknown)} in model_args; it knows "
-            f"{', '.join(sorted(_KEYWORDS))}"
+            f"{', '.join(sorted(known))}"
         )
-    return DIRECTORIES[model_tag]
+    if str(keywords.get("softmax_dtype", "float32")) != "float32":
+        raise UsageError(f"softmax_dtype={keywords['softmax_dtype']!r}: scores are always normalised in float32")
+    dtype = str(keywords.get("dtype", "auto"))
+    if dtype not in _DTYPES:
+        raise UsageError(
+            f"dtype={dtype!r} in model_args is none of {', '.join(_DTYPES)} (float16 overflows where these do not)"
+        )
+    return dtype

@@ -1,166 +1,240 @@
-"""Decoder weights on disk, in the layout of a Hugging Face Llama model.
+"""Weights on disk: a Hugging Face directory of one or many safetensors files, read straight onto the device.
 
-A checkpoint is a directory with ``config.json`` and ``model.safetensors``. Tensors have the names and the [out, in]
-orientation of ``LlamaForCausalLM``, so other tools can read what is written here and the other way round. Sharded
-checkpoints are not read. Nothing is unpickled.
+All names and shapes are checked from the files' headers before the first weight is read. Then one tensor after another
+goes to the device, where it is turned, brought to its dtype and put into its place among the stacked layers. So the
+host holds one tensor at a time, beside the pages of the one file that is open. Nothing is unpickled.
 """
 
+from __future__ import annotations
+
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from birdie_zmq.models.decoder import DecoderConfig, Layers, Params, param_shapes
+from birdie_zmq.models.layout import Layout, Params, Place, Stored
+from birdie_zmq.models.llama import Llama
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 STORED_DTYPES = ("float16", "float32")
+"""What `save_checkpoint` writes."""
 
-_LAYER_TENSORS = {
-    "attention_norm": "input_layernorm.weight",
-    "query": "self_attn.q_proj.weight",
-    "key": "self_attn.k_proj.weight",
-    "value": "self_attn.v_proj.weight",
-    "output": "self_attn.o_proj.weight",
-    "feed_forward_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}
-_EMBEDDING = "model.embed_tokens.weight"
-_FINAL_NORM = "model.norm.weight"
-_HEAD = "lm_head.weight"
-
-Tensors = dict[str, NDArray[Any]]
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def load_decoder(directory: str | Path, dtype: DTypeLike = "float32") -> tuple[DecoderConfig, Params]:
-    """Read a checkpoint.
+class Header(NamedTuple):
+    """What is known of a stored tensor before it is read; `floating` is whether it holds plain numbers."""
 
-    Args:
-        directory: holds ``config.json`` and ``model.safetensors``.
-        dtype: floating dtype of the params in memory, whatever it is on disk.
+    shape: tuple[int, ...]
+    dtype: str
+    floating: bool
+
+
+class TensorSource(Protocol):
+    """The tensors of a checkpoint, under Hugging Face's names."""
+
+    where: str
+
+    @property
+    def headers(self) -> Mapping[str, Header]:
+        """What is known of each tensor before it is read."""
+        ...
+
+    def read(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Each tensor, in the order in which they lie; one at a time is in memory."""
+        ...
+
+
+class SafetensorsDirectory:
+    """A directory with ``model.safetensors``, or with the shards that ``model.safetensors.index.json`` names.
 
     Raises:
-        FileNotFoundError: one of the two files is missing.
-        ValueError: a file is damaged, describes a model that is not this decoder, or lacks a tensor, has one too many,
-            or has one of another shape or of a type that is no float. The message names the file and the tensor.
+        FileNotFoundError: There are no such files.
+        ValueError: One of them is damaged, or a tensor lies in two of them.
     """
-    config_path, weights_path = Path(directory) / CONFIG_FILE, Path(directory) / WEIGHTS_FILE
-    for path in (config_path, weights_path):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: {directory} is not a checkpoint directory")
-    config = _read_config(config_path)
-    try:
-        tensors: Tensors = load_file(weights_path)
-    except SafetensorError as error:
-        raise ValueError(f"{weights_path} is not a whole safetensors file: {error}") from error
-    except KeyError as error:  # a stored type that NumPy has no name for
-        raise ValueError(f"{weights_path} holds a tensor of the unsupported type {error}") from error
-    _check(tensors, config, weights_path)
 
-    layers = Layers(
-        **{
-            field: jnp.asarray(np.stack([tensors[f"model.layers.{i}.{name}"].T for i in range(config.n_layers)]), dtype)
-            for field, name in _LAYER_TENSORS.items()
-        }
-    )
-    head = None if config.tied_head else jnp.asarray(tensors[_HEAD].T, dtype)
-    return config, Params(
-        embedding=jnp.asarray(tensors[_EMBEDDING], dtype),
-        layers=layers,
-        final_norm=jnp.asarray(tensors[_FINAL_NORM], dtype),
-        head=head,
-    )
+    def __init__(self, directory: Path) -> None:
+        self.where = str(directory)
+        self._shards = _shards(directory)
+        self.headers: dict[str, Header] = {}
+        for shard in self._shards:
+            with _opened(shard) as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    if name in self.headers:
+                        raise ValueError(f"the tensor {name} lies in {shard} and in another file of {directory}")
+                    part = file.get_slice(name)
+                    dtype = part.get_dtype()
+                    self.headers[name] = Header(tuple(part.get_shape()), dtype, dtype in _FLOATS)
+
+    def read(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Each tensor, shard by shard."""
+        for shard in self._shards:
+            with _opened(shard) as file:
+                for name in file.keys():  # noqa: SIM118 - not a dict
+                    yield name, file.get_tensor(name)
 
 
-def save_decoder(directory: str | Path, config: DecoderConfig, params: Params, dtype: DTypeLike = "float32") -> None:
-    """Write a checkpoint; the directory is made if need be, and files of an earlier one are replaced.
+def load_params(layout: Layout, source: TensorSource, dtype: DTypeLike) -> Params:
+    """Read weights onto the default device.
+
+    Args:
+        layout: The tensors that the model needs.
+        source: Where they are.
+        dtype: floating dtype of all arrays in memory, whatever it is on disk.
+
+    Raises:
+        ValueError: The checkpoint lacks a tensor, has one that there is no place for, or has one of another shape or
+            of a type that is no plain number. The message names the checkpoint and the tensor.
+    """
+    places = _matched(layout, source)
+    outer: dict[str, jax.Array] = {}
+    layers = {key: jnp.zeros((layout.n_layers, *stored.loaded_shape), dtype) for key, stored in layout.layers.items()}
+    for name, tensor in source.read():
+        place = places.get(name)
+        if place is None:
+            continue
+        array = jax.device_put(tensor)
+        if place.layer is None:
+            outer[place.key] = _bring(array, jnp.dtype(dtype), place.stored.transposed).block_until_ready()
+        else:
+            # Waiting for each keeps the host from running ahead with copies of what is not placed yet.
+            stack = _insert(layers[place.key], array, place.layer, place.stored.transposed)
+            layers[place.key] = stack.block_until_ready()
+    return Params(outer, layers)
+
+
+def save_checkpoint(directory: str | Path, model: Llama, params: Params, dtype: DTypeLike = "float32") -> None:
+    """Write a plain Llama; the directory is made if need be, and files of an earlier one are replaced.
 
     Args:
         directory: where the two files go.
-        config: the sizes of `params`.
+        model: the sizes of `params`.
         params: the weights, in any floating dtype.
         dtype: float16 or float32, the dtype on disk.
 
     Raises:
-        ValueError: another dtype, params that do not fit the config, or a weight that is not finite in `dtype`.
+        ValueError: another dtype, params that do not fit the model, or a weight that is not finite in `dtype`.
     """
-    stored = np.dtype(dtype)
-    if stored.name not in STORED_DTYPES:
-        raise ValueError(f"checkpoints are stored as one of {STORED_DTYPES}, not {stored.name}")
-    tensors: Tensors = {}
-    for name, values in _named(params):
+    stored_dtype = np.dtype(dtype)
+    if stored_dtype.name not in STORED_DTYPES:
+        raise ValueError(f"checkpoints are stored as one of {STORED_DTYPES}, not {stored_dtype.name}")
+    layout = model.layout()
+    if params.outer.keys() != layout.outer.keys() or params.layers.keys() != layout.layers.keys():
+        raise ValueError(f"the params have {sorted((*params.outer, *params.layers))}, the model needs others")
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, (key, layer, stored) in layout.places():
+        values = np.asarray(params.outer[key] if layer is None else params.layers[key][layer], np.float32)
+        if values.shape != stored.loaded_shape:
+            raise ValueError(f"tensor {name} has the shape {values.shape}, not {stored.loaded_shape}")
         with np.errstate(over="ignore"):  # reported below, with the tensor's name
-            tensors[name] = np.ascontiguousarray(np.asarray(values, np.float32).astype(stored))
+            tensors[name] = np.ascontiguousarray((values.T if stored.transposed else values).astype(stored_dtype))
         if not np.isfinite(tensors[name]).all():
-            raise ValueError(f"tensor {name} has values that are not finite in {stored.name}")
-    if config.tied_head and params.head is not None:
-        raise ValueError(f"params have {_HEAD}, but the config ties the head to the embedding")
+            raise ValueError(f"tensor {name} has values that are not finite in {stored_dtype.name}")
     path = Path(directory)
-    _check(tensors, config, path / WEIGHTS_FILE)
     path.mkdir(parents=True, exist_ok=True)
-    description = config.to_hugging_face() | {"torch_dtype": stored.name}
+    description = model.to_hugging_face() | {"torch_dtype": stored_dtype.name}
     (path / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     (path / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))  # "pt": transformers asks for it
 
 
-def _read_config(path: Path) -> DecoderConfig:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is no JSON object.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {CONFIG_FILE} in {directory}, so it is no checkpoint directory")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        return DecoderConfig.from_hugging_face(values)
-    except ValueError as error:  # also what json and UTF-8 raise
-        raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return values
 
 
-def _named(params: Params) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield every tensor of `params` under its Hugging Face name, matrices as [out, in]."""
-    yield _EMBEDDING, np.asarray(params.embedding)
-    for field, name in _LAYER_TENSORS.items():
-        for index, weight in enumerate(np.asarray(getattr(params.layers, field))):
-            yield f"model.layers.{index}.{name}", weight.T  # the transpose of a vector is itself
-    yield _FINAL_NORM, np.asarray(params.final_norm)
-    if params.head is not None:
-        yield _HEAD, np.asarray(params.head).T
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _bring(array: jax.Array, dtype: Any, transposed: bool) -> jax.Array:
+    return jnp.asarray(array.T if transposed else array, dtype)
 
 
-def _expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    shapes = param_shapes(config)
-    expected: dict[str, tuple[int, ...]] = {_EMBEDDING: shapes.embedding.shape, _FINAL_NORM: shapes.final_norm.shape}
-    for field, name in _LAYER_TENSORS.items():
-        for index in range(config.n_layers):
-            expected[f"model.layers.{index}.{name}"] = getattr(shapes.layers, field).shape[:0:-1]
-    if shapes.head is not None:
-        expected[_HEAD] = shapes.head.shape[::-1]
-    return expected
+@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _insert(stack: jax.Array, array: jax.Array, layer: int, transposed: bool) -> jax.Array:
+    """The stack [l, ...] with one layer replaced, in the memory of the old one."""
+    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(stack, _bring(array, stack.dtype, transposed), layer, 0)
+    return updated
 
 
-def _check(tensors: Mapping[str, NDArray[Any]], config: DecoderConfig, path: Path) -> None:
-    """Raise ValueError unless `tensors` are exactly those of the config, in names, shapes and kind."""
-    expected = _expected_shapes(config)
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise ValueError(f"{path} lacks the tensor {name}")
-        if tensors[name].shape != shape:
-            raise ValueError(
-                f"{path}: tensor {name} has the shape {tensors[name].shape}, but {CONFIG_FILE} asks for {shape}"
+def _matched(layout: Layout, source: TensorSource) -> dict[str, Place]:
+    """Where each stored tensor goes; those that say nothing new are left out."""
+    headers = source.headers
+    # A file of the bare trunk, without its head, leaves the common prefix out.
+    bare = not any(name.startswith(layout.base) for name in headers)
+    places: dict[str, Place] = {}
+    for full_name, place in layout.places():
+        name = full_name.removeprefix(layout.base) if bare else full_name
+        if name not in headers:
+            raise ValueError(f"{source.where} lacks the tensor {full_name}")
+        _check(name, headers[name], place.stored, source.where)
+        places[name] = place
+    for name in headers.keys() - places.keys():
+        if not f".{name}".endswith(tuple(f".{end.lstrip('.')}" for end in layout.redundant)):
+            raise ValueError(f"{source.where} has the tensor {name}, for which this architecture has no place")
+    return places
+
+
+def _check(name: str, header: Header, stored: Stored, where: str) -> None:
+    if not header.floating:
+        raise ValueError(f"{where}: the tensor {name} is {header.dtype}; quantised weights are not read")
+    if header.shape != stored.shape:
+        raise ValueError(
+            f"{where}: the tensor {name} has the shape {header.shape}, but the config asks for {stored.shape}"
+        )
+
+
+def _shards(directory: Path) -> list[Path]:
+    index = directory / INDEX_FILE
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
+        # An index that somebody made must not reach outside its own directory.
+        outside = [name for name in names if Path(str(name)).name != name]
+        if outside:
+            raise ValueError(f"{index} names {outside[0]!r}, which is no file name")
+        shards = [directory / name for name in names]
+    else:
+        shards = [directory / WEIGHTS_FILE]
+    for shard in shards:
+        if not shard.is_file():
+            pickled = sorted(path.name for path in directory.glob("*.bin"))
+            reason = (
+                f"; {pickled[0]} is a pickle, which could run any code and is not read: save the model with "
+                "transformers' save_pretrained, which writes safetensors"
+                if pickled
+                else ""
             )
-        if not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-            raise ValueError(f"{path}: tensor {name} is {tensors[name].dtype}, not floating")
-    for name in tensors.keys() - expected.keys():
-        if not _is_redundant(name, config):
-            raise ValueError(f"{path} has the tensor {name}, which this decoder has no place for")
+            raise FileNotFoundError(f"there is no {shard.name} in {directory}{reason}")
+    return shards
 
 
-def _is_redundant(name: str, config: DecoderConfig) -> bool:
-    """Say whether a tensor only repeats what is known: a tied head, or RoPE's frequencies in old files."""
-    return name.endswith(".rotary_emb.inv_freq") or (config.tied_head and name == _HEAD)
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error

@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -97,10 +97,15 @@ class RollingWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to continue a prompt. ``until`` holds the stop strings; the text is cut before the first of them."""
+    """How to continue a prompt.
+
+    ``until`` holds the stop strings; the text is cut before the first of them. ``think_end_token``, as text or as a
+    token, ends the thoughts of a model: what stands before it is not part of the answer, and no stop string ends it.
+    """
 
     until: tuple[str, ...] = ()
     max_gen_toks: PositiveCount = 256
+    think_end_token: str | Count | None = None
 
 
 class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="generate"):
@@ -118,10 +123,14 @@ class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ChatWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="chat"):
-    """Conversations to be rendered by a tokenizer that has a template method of its own and no template text."""
+    """Conversations to be rendered by a tokenizer that has a template method of its own and no template text.
+
+    ``template_args`` is a JSON object of further keywords for that method.
+    """
 
     conversations: list[list[dict[str, str]]]
     add_generation_prompt: bool
+    template_args: str = "{}"
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -129,7 +138,9 @@ class ChatWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     def select(self, indices: Sequence[int]) -> ChatWork:
         """The same work for some of its items."""
         return ChatWork(
-            conversations=[self.conversations[i] for i in indices], add_generation_prompt=self.add_generation_prompt
+            conversations=[self.conversations[i] for i in indices],
+            add_generation_prompt=self.add_generation_prompt,
+            template_args=self.template_args,
         )
 
 
@@ -215,8 +226,8 @@ class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="description"):
     """The loaded model, as results record it.
 
-    ``identity`` is a SHA-256 over the tag, its arguments and the page that loaded it: two models with different
-    identities never share answers.
+    ``identity`` is a SHA-256 over the tag, its arguments, the page that loaded it and, where there is one, the
+    fingerprint of its checkpoint: two models with different identities never share answers.
     """
 
     model: ModelSpec

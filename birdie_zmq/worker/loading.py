@@ -42,7 +42,8 @@ class Loaded:
     def describe(self) -> m.ModelDescription:
         """The model as results record it, with what has been computed so far."""
         model = self.request.model
-        identity = json.dumps([model.tag, json.loads(model.arguments), self.page.sha256], sort_keys=True)
+        parts = [model.tag, json.loads(model.arguments), self.page.sha256, self.tokenizer.fingerprint]
+        identity = json.dumps(parts, sort_keys=True)
         return m.ModelDescription(
             model=model,
             identity=hashlib.sha256(identity.encode()).hexdigest(),
@@ -82,10 +83,12 @@ def load(request: m.LoadModel, make_backend: MakeBackend) -> Loaded:
     """
     arguments: dict[str, Any] = json.loads(request.model.arguments)
     page = import_page(request.api)
-    tokenizer = TextTokenizer(page.load_tokenizer(request.model), _add_bos(arguments))
+    tokenizer = TextTokenizer(
+        page.load_tokenizer(request.model), _add_bos(arguments), _whole(arguments, "prefix_token_id", 0)
+    )
     model = resolve(page.load_model(request.model))
     warnings: list[str] = []
-    asked = _positive(arguments, "max_length")
+    asked = _whole(arguments, "max_length", 1)
     max_length = asked or model.max_length or tokenizer.max_length
     if max_length is None:
         max_length = DEFAULT_MAX_LENGTH
@@ -99,12 +102,12 @@ def load(request: m.LoadModel, make_backend: MakeBackend) -> Loaded:
     return Loaded(request, page, tokenizer, backend, Evaluator(tokenizer, backend, max_length), max_length, warnings)
 
 
-def _positive(arguments: dict[str, Any], name: str) -> int | None:
+def _whole(arguments: dict[str, Any], name: str, least: int) -> int | None:
     value = arguments.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name}={value!r} in model_args must be a whole number above 0")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name}={value!r} in model_args must be a whole number, {least} or above")
     return value
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq import Model
-from birdie_zmq.models import decoder
+from birdie_zmq.models import layout
+from birdie_zmq.models.llama import Llama
 
 VOCABULARY = 258
 BOS, EOS = 256, 257
@@ -43,7 +44,7 @@ class EchoTokenizer(Bytes):
 
 
 def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) -> Any:
-    config = decoder.DecoderConfig(
+    model = Llama(
         vocab_size=VOCABULARY,
         d_model=width,
         n_layers=2,
@@ -52,10 +53,10 @@ def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) ->
         d_ff=2 * width,
         max_length=128,
     )
-    params = decoder.init_params(config, jax.random.key(seed))
+    params = model.init_params(jax.random.key(seed))
 
     def logits(params: Any, tokens: Any) -> Any:
-        return decoder.logits(config, params, tokens)
+        return layout.logits(model, params, tokens)
 
     match model_tag.split("-")[0]:
         case "pair":

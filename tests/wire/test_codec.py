@@ -198,7 +198,7 @@ def test_trailing_data_is_malformed() -> None:
         [1, {"type": "ping"}, 0],
         ["1", {"type": "ping"}],
         [True, {"type": "ping"}],
-        [1, []],
+        [m.WIRE_VERSION, []],
     ],
     ids=repr,
 )

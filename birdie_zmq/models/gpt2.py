@@ -1,0 +1,126 @@
+"""GPT-2: learned positions, layer norms, biases everywhere (Radford et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from birdie_zmq.models import parts
+from birdie_zmq.models.fields import Fields, positive
+from birdie_zmq.models.layout import Layout, Params, Stored, linear
+
+
+@dataclass(frozen=True)
+class Gpt2:
+    """A GPT-2.
+
+    Attributes:
+        max_length: The rows of the table of positions; there is nothing beyond it.
+        scaled_scores: Whether attention scores are divided by the square root of the head's width.
+        scaled_by_layer: Whether they are divided by the layer's number as well, counted from 1.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    max_length: int
+    norm_epsilon: float
+    activation: str
+    tied_head: bool
+    scaled_scores: bool
+    scaled_by_layer: bool
+
+    @classmethod
+    def from_hugging_face(cls, values: Mapping[str, Any]) -> Self:
+        """Read a ``config.json`` of model_type gpt2.
+
+        Raises:
+            ValueError: A size is missing or of the wrong type, or the file asks for what is not computed here.
+        """
+        config = Fields(values)
+        config.require("add_cross_attention", (False,))
+        d_model, n_heads, n_layers = config.integer("n_embd"), config.integer("n_head"), config.integer("n_layer")
+        positive(n_embd=d_model, n_head=n_heads, n_layer=n_layers)
+        if d_model % n_heads:
+            raise ValueError(f"n_embd {d_model} is not a multiple of n_head {n_heads}")
+        return cls(
+            vocab_size=config.integer("vocab_size"),
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            d_ff=config.integer("n_inner", 4 * d_model),
+            max_length=config.integer("n_positions"),
+            norm_epsilon=config.number("layer_norm_epsilon", 1e-5),
+            activation=parts.check_activation(config.text("activation_function", "gelu_new")),
+            tied_head=config.flag("tie_word_embeddings", True),
+            scaled_scores=config.flag("scale_attn_weights", True),
+            scaled_by_layer=config.flag("scale_attn_by_inverse_layer_idx", False),
+        )
+
+    def layout(self) -> Layout:
+        """The tensors of a Hugging Face checkpoint, whose layers store matrices as [in, out]."""
+        d, f = self.d_model, self.d_ff
+        layer = "transformer.h.{}."
+        layers = {
+            "attention_norm": Stored(layer + "ln_1.weight", (d,)),
+            "attention_norm_bias": Stored(layer + "ln_1.bias", (d,)),
+            "query_key_value": Stored(layer + "attn.c_attn.weight", (d, 3 * d)),
+            "query_key_value_bias": Stored(layer + "attn.c_attn.bias", (3 * d,)),
+            "output": Stored(layer + "attn.c_proj.weight", (d, d)),
+            "output_bias": Stored(layer + "attn.c_proj.bias", (d,)),
+            "feed_forward_norm": Stored(layer + "ln_2.weight", (d,)),
+            "feed_forward_norm_bias": Stored(layer + "ln_2.bias", (d,)),
+            "up": Stored(layer + "mlp.c_fc.weight", (d, f)),
+            "up_bias": Stored(layer + "mlp.c_fc.bias", (f,)),
+            "down": Stored(layer + "mlp.c_proj.weight", (f, d)),
+            "down_bias": Stored(layer + "mlp.c_proj.bias", (d,)),
+        }
+        outer = {
+            "embedding": Stored("transformer.wte.weight", (self.vocab_size, d)),
+            "positions": Stored("transformer.wpe.weight", (self.max_length, d)),
+            "final_norm": Stored("transformer.ln_f.weight", (d,)),
+            "final_norm_bias": Stored("transformer.ln_f.bias", (d,)),
+        }
+        if not self.tied_head:
+            outer["head"] = linear("lm_head.weight", d, self.vocab_size)
+        redundant = (".attn.bias", ".attn.masked_bias") + ("lm_head.weight",) * self.tied_head
+        return Layout(outer, layers, self.n_layers, "transformer.", redundant)
+
+    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params.
+
+        Raises:
+            ValueError: There are more tokens than positions.
+        """
+        length = tokens.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"GPT-2 learned {self.max_length} positions, and {length} are asked for; lower max_length")
+        activate = parts.ACTIVATIONS[self.activation]
+        scale = (self.d_model // self.n_heads) ** -0.5 if self.scaled_scores else 1.0
+        scales = jnp.full((self.n_layers,), scale, jnp.float32)
+        if self.scaled_by_layer:
+            scales = scales / jnp.arange(1, self.n_layers + 1, dtype=jnp.float32)
+
+        def layer(x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array]) -> tuple[jax.Array, None]:
+            w, scale = scanned
+            y = parts.linear(parts.layer_norm(x, w, "attention_norm", self.norm_epsilon), w, "query_key_value")
+            query, key, value = (parts.split_heads(part, self.n_heads) for part in jnp.split(y, 3, axis=-1))
+            y = parts.attention(query, key, value, scale=scale)
+            x = x + parts.linear(y, w, "output")
+            y = parts.linear(parts.layer_norm(x, w, "feed_forward_norm", self.norm_epsilon), w, "up")
+            return x + parts.linear(activate(y), w, "down"), None
+
+        x = params.outer["embedding"][tokens] + params.outer["positions"][None, :length]
+        x, _ = jax.lax.scan(layer, x, (params.layers, scales))
+        return parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon)
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., v] of hidden states [..., d]."""
+        head = params.outer["embedding"].T if self.tied_head else params.outer["head"]
+        return parts.unembed(hidden, head)

@@ -1,0 +1,124 @@
+"""GPT-NeoX, the architecture of Pythia: parallel sub-layers and partly rotated heads (Black et al., arXiv:2204.06745)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+
+from birdie_zmq.models import parts
+from birdie_zmq.models.fields import Fields, positive
+from birdie_zmq.models.layout import Layout, Params, Stored, linear
+from birdie_zmq.models.rope import Rope, read_rope, rotate
+
+
+@dataclass(frozen=True)
+class GptNeoX:
+    """A GPT-NeoX.
+
+    Attributes:
+        parallel: Whether attention and feed-forward layer both read the layer's input.
+        rope: How the first dimensions of a head are turned.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    max_length: int
+    norm_epsilon: float
+    activation: str
+    attention_bias: bool
+    tied_head: bool
+    parallel: bool
+    rope: Rope
+
+    @classmethod
+    def from_hugging_face(cls, values: Mapping[str, Any]) -> Self:
+        """Read a ``config.json`` of model_type gpt_neox.
+
+        Raises:
+            ValueError: A size is missing or of the wrong type, or the file asks for what is not computed here.
+        """
+        config = Fields(values)
+        d_model, n_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+        positive(
+            hidden_size=d_model, num_attention_heads=n_heads, num_hidden_layers=config.integer("num_hidden_layers")
+        )
+        if d_model % n_heads:
+            raise ValueError(f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}")
+        share = config.record("rope_parameters").number("partial_rotary_factor", config.number("rotary_pct", 0.25))
+        width = int(d_model // n_heads * share)
+        return cls(
+            vocab_size=config.integer("vocab_size"),
+            d_model=d_model,
+            n_layers=config.integer("num_hidden_layers"),
+            n_heads=n_heads,
+            d_ff=config.integer("intermediate_size"),
+            max_length=config.integer("max_position_embeddings"),
+            norm_epsilon=config.number("layer_norm_eps", 1e-5),
+            activation=parts.check_activation(config.text("hidden_act", "gelu")),
+            attention_bias=config.flag("attention_bias", True),
+            tied_head=config.flag("tie_word_embeddings", False),
+            parallel=config.flag("use_parallel_residual", True),
+            rope=read_rope(config, width, theta=config.number("rotary_emb_base", 10_000.0)),
+        )
+
+    def layout(self) -> Layout:
+        """The tensors of a Hugging Face checkpoint."""
+        d, f = self.d_model, self.d_ff
+        layer = "gpt_neox.layers.{}."
+        layers = {
+            "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
+            "attention_norm_bias": Stored(layer + "input_layernorm.bias", (d,)),
+            "query_key_value": linear(layer + "attention.query_key_value.weight", d, 3 * d),
+            "output": linear(layer + "attention.dense.weight", d, d),
+            "feed_forward_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
+            "feed_forward_norm_bias": Stored(layer + "post_attention_layernorm.bias", (d,)),
+            "up": linear(layer + "mlp.dense_h_to_4h.weight", d, f),
+            "up_bias": Stored(layer + "mlp.dense_h_to_4h.bias", (f,)),
+            "down": linear(layer + "mlp.dense_4h_to_h.weight", f, d),
+            "down_bias": Stored(layer + "mlp.dense_4h_to_h.bias", (d,)),
+        }
+        if self.attention_bias:
+            layers["query_key_value_bias"] = Stored(layer + "attention.query_key_value.bias", (3 * d,))
+            layers["output_bias"] = Stored(layer + "attention.dense.bias", (d,))
+        outer = {
+            "embedding": Stored("gpt_neox.embed_in.weight", (self.vocab_size, d)),
+            "final_norm": Stored("gpt_neox.final_layer_norm.weight", (d,)),
+            "final_norm_bias": Stored("gpt_neox.final_layer_norm.bias", (d,)),
+        }
+        if not self.tied_head:
+            outer["head"] = linear("embed_out.weight", d, self.vocab_size)
+        redundant = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+        return Layout(outer, layers, self.n_layers, "gpt_neox.", redundant + ("embed_out.weight",) * self.tied_head)
+
+    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params."""
+        tables = self.rope.tables(tokens.shape[1])
+        activate = parts.ACTIVATIONS[self.activation]
+        width = self.d_model // self.n_heads
+
+        def attend(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+            # One matrix gives, head by head, query, key and value one after another.
+            heads = parts.split_heads(parts.linear(x, w, "query_key_value"), self.n_heads)
+            query, key, value = (heads[..., i * width : (i + 1) * width] for i in range(3))
+            query, key = rotate(query, tables), rotate(key, tables)
+            return parts.linear(parts.attention(query, key, value, scale=width**-0.5), w, "output")
+
+        def layer(x: jax.Array, w: dict[str, jax.Array]) -> tuple[jax.Array, None]:
+            attended = x + attend(parts.layer_norm(x, w, "attention_norm", self.norm_epsilon), w)
+            read = x if self.parallel else attended
+            y = parts.linear(parts.layer_norm(read, w, "feed_forward_norm", self.norm_epsilon), w, "up")
+            return attended + parts.linear(activate(y), w, "down"), None
+
+        x, _ = jax.lax.scan(layer, params.outer["embedding"][tokens], params.layers)
+        return parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon)
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., v] of hidden states [..., d]."""
+        head = params.outer["embedding"].T if self.tied_head else params.outer["head"]
+        return parts.unembed(hidden, head)

@@ -1,0 +1,138 @@
+"""Which tensors a checkpoint of a family holds, and the pytree that they become.
+
+Weights of equal layers are stacked on a leading axis for `jax.lax.scan`, so that a deep model compiles as fast as a
+shallow one. Matrices are applied as ``x @ w``: those that PyTorch's ``Linear`` stores as [out, in] are transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import jax
+
+
+class Params(NamedTuple):
+    """All weights of a model, a pytree of dicts from our names to arrays; those of `layers` are stacked, [l, ...]."""
+
+    outer: dict[str, jax.Array]
+    layers: dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a checkpoint.
+
+    Attributes:
+        name: Its name in the file, with ``{}`` for the number of the layer.
+        shape: Its shape in the file.
+        transposed: Whether its two axes are swapped when it is loaded.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def loaded_shape(self) -> tuple[int, ...]:
+        """Its shape in memory."""
+        return self.shape[::-1] if self.transposed else self.shape
+
+
+def linear(name: str, inputs: int, outputs: int) -> Stored:
+    """The weight of a PyTorch ``Linear``: [outputs, inputs] in the file, [inputs, outputs] in memory."""
+    return Stored(name, (outputs, inputs), transposed=True)
+
+
+class Place(NamedTuple):
+    """Where a tensor goes: a key of `Params.outer`, or a key of `Params.layers` and the number of the layer."""
+
+    key: str
+    layer: int | None
+    stored: Stored
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of one model.
+
+    Attributes:
+        outer: Our names of the tensors outside the layers.
+        layers: Our names of the tensors of each layer.
+        n_layers: How many layers there are.
+        base: The prefix that all names but the head's have, and that files of a bare trunk leave out.
+        redundant: Ends of names which may stand in a file although they say nothing new: buffers of old versions.
+    """
+
+    outer: Mapping[str, Stored]
+    layers: Mapping[str, Stored]
+    n_layers: int
+    base: str
+    redundant: tuple[str, ...] = field(default=())
+
+    def places(self) -> Iterator[tuple[str, Place]]:
+        """Each tensor's name in the file, and where it goes."""
+        for key, stored in self.outer.items():
+            yield stored.name, Place(key, None, stored)
+        for key, stored in self.layers.items():
+            for layer in range(self.n_layers):
+                yield stored.name.format(layer), Place(key, layer, stored)
+
+
+class Architecture(Protocol):
+    """A family's decoder of certain sizes: hashable, and static under `jax.jit`.
+
+    Shape letters: b batch, t position, d width of the residual stream, v vocabulary.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """The size of v."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a row that the model was made for."""
+        ...
+
+    def layout(self) -> Layout:
+        """Its tensors."""
+        ...
+
+    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params.
+
+        Every row starts at position 0. Attention is causal, so what stands to the right of a row's end cannot reach
+        the positions before it: padding there needs no mask.
+        """
+        ...
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., v] of hidden states [..., d]."""
+        ...
+
+
+def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
+    """The logits of the next token at every position.
+
+    Matrices are multiplied in full float32 where the weights are float32: GPUs and TPUs would otherwise round their
+    inputs to fewer bits (TF32, bfloat16), and scores would differ from those of other machines.
+
+    Args:
+        architecture: static under `jax.jit`.
+        params: all of one floating dtype.
+        tokens: integer [b, t], ids in [0, vocab_size).
+
+    Returns:
+        float32 [b, t, v]; ``[:, i]`` scores the token at position i + 1.
+
+    Raises:
+        ValueError: `tokens` is not an integer array of rank 2, or longer than a table of positions.
+    """
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens must have the shape [batch, length], not {list(tokens.shape)}")
+    if not jax.numpy.issubdtype(tokens.dtype, jax.numpy.integer):
+        raise ValueError(f"tokens must be integers, not {tokens.dtype}")
+    with jax.default_matmul_precision("highest"):
+        return architecture.unembed(params, architecture.hidden(params, tokens))

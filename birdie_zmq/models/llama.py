@@ -1,0 +1,263 @@
+"""The Llama family: Llama 1 to 3, SmolLM, Mistral, Qwen 2 and Qwen 3.
+
+Pre-normalised with RMSNorm, rotary positions, grouped-query attention and a gated feed-forward layer (Touvron et al.,
+2023, arXiv:2302.13971; Shazeer, 2020, arXiv:2002.05202). Members differ in biases, in norms of queries and keys, and in
+layers that see only a window. The conventions are those of Hugging Face's classes, so that one set of weights means the
+same model there and here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from birdie_zmq.models import parts
+from birdie_zmq.models.fields import Fields, positive
+from birdie_zmq.models.layout import Layout, Params, Stored, linear
+from birdie_zmq.models.rope import Rope, read_rope, rotate
+
+_WINDOWED = "sliding_attention"
+_FULL = "full_attention"
+
+
+@dataclass(frozen=True)
+class Llama:
+    """A decoder of the Llama family.
+
+    Attributes:
+        windows: For each layer how many positions it sees, or empty where every layer sees all.
+        rope: How heads are turned; plain by default.
+        head_width: Dimensions of a head; d_model / n_heads by default.
+
+    Raises:
+        ValueError: The sizes do not describe a decoder.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_ff: int
+    max_length: int
+    norm_epsilon: float = 1e-5
+    tied_head: bool = True
+    head_width: int = 0
+    rope: Rope | None = None
+    activation: str = "silu"
+    qkv_bias: bool = False
+    output_bias: bool = False
+    feed_forward_bias: bool = False
+    query_key_norm: bool = False
+    windows: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        positive(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            d_ff=self.d_ff,
+            max_length=self.max_length,
+        )
+        if self.head_width == 0:
+            if self.d_model % self.n_heads:
+                raise ValueError(f"d_model {self.d_model} is not a multiple of n_heads {self.n_heads}")
+            object.__setattr__(self, "head_width", self.d_model // self.n_heads)
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")
+        if self.rope is None:
+            object.__setattr__(self, "rope", Rope(self.head_width))
+
+    @classmethod
+    def from_hugging_face(cls, values: Mapping[str, Any]) -> Self:
+        """Read a ``config.json`` of model_type llama, mistral, qwen2 or qwen3.
+
+        Keys that have a default in transformers may be missing or null.
+
+        Raises:
+            ValueError: A size is missing or of the wrong type, or the file asks for what is not computed here.
+        """
+        config = Fields(values)
+        kind = config.text("model_type", "llama")
+        n_heads, n_layers = config.integer("num_attention_heads"), config.integer("num_hidden_layers")
+        positive(num_attention_heads=n_heads, num_hidden_layers=n_layers)
+        # Only Qwen 3 names a width when the file does not; Mistral's default of 8 groups is that of its 7B.
+        head_width = config.integer("head_dim", 128 if kind == "qwen3" else config.integer("hidden_size") // n_heads)
+        attention_bias = config.flag("attention_bias", False)
+        return cls(
+            vocab_size=config.integer("vocab_size"),
+            d_model=config.integer("hidden_size"),
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=config.integer("num_key_value_heads", 8 if kind == "mistral" else n_heads),
+            d_ff=config.integer("intermediate_size"),
+            max_length=config.integer("max_position_embeddings"),
+            norm_epsilon=config.number("rms_norm_eps", 1e-6),
+            tied_head=config.flag("tie_word_embeddings", False),
+            head_width=head_width,
+            rope=read_rope(config, head_width),
+            activation=parts.check_activation(config.text("hidden_act", "silu")),
+            qkv_bias=attention_bias or kind == "qwen2",
+            output_bias=attention_bias and kind in ("llama", "qwen3"),
+            feed_forward_bias=kind == "llama" and config.flag("mlp_bias", False),
+            query_key_norm=kind == "qwen3",
+            windows=_windows(config, kind, n_layers),
+        )
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        """Return the ``config.json`` of a plain Llama; `from_hugging_face` reads it back.
+
+        Raises:
+            ValueError: This decoder has a part that is not a plain Llama's.
+        """
+        assert self.rope is not None
+        plain = (self.rope.kind, self.qkv_bias, self.output_bias, self.feed_forward_bias, self.query_key_norm)
+        if plain != ("default", False, False, False, False) or self.windows:
+            raise ValueError("only a plain Llama is written as a config.json")
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": self.activation,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.d_model,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "intermediate_size": self.d_ff,
+            "max_position_embeddings": self.max_length,
+            "head_dim": self.head_width,
+            "rope_theta": self.rope.theta,
+            "rms_norm_eps": self.norm_epsilon,
+            "tie_word_embeddings": self.tied_head,
+        }
+
+    def layout(self) -> Layout:
+        """The tensors of a Hugging Face checkpoint."""
+        d, f = self.d_model, self.d_ff
+        queries, groups = self.n_heads * self.head_width, self.n_kv_heads * self.head_width
+        layer = "model.layers.{}."
+        layers = {
+            "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
+            "query": linear(layer + "self_attn.q_proj.weight", d, queries),
+            "key": linear(layer + "self_attn.k_proj.weight", d, groups),
+            "value": linear(layer + "self_attn.v_proj.weight", d, groups),
+            "output": linear(layer + "self_attn.o_proj.weight", queries, d),
+            "feed_forward_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
+            "gate": linear(layer + "mlp.gate_proj.weight", d, f),
+            "up": linear(layer + "mlp.up_proj.weight", d, f),
+            "down": linear(layer + "mlp.down_proj.weight", f, d),
+        }
+        if self.query_key_norm:
+            layers["query_norm"] = Stored(layer + "self_attn.q_norm.weight", (self.head_width,))
+            layers["key_norm"] = Stored(layer + "self_attn.k_norm.weight", (self.head_width,))
+        biased = ["query", "key", "value"] * self.qkv_bias + ["output"] * self.output_bias
+        for key in biased + ["gate", "up", "down"] * self.feed_forward_bias:
+            weight = layers[key]
+            layers[f"{key}_bias"] = Stored(weight.name.removesuffix("weight") + "bias", weight.shape[:1])
+        outer = {
+            "embedding": Stored("model.embed_tokens.weight", (self.vocab_size, d)),
+            "final_norm": Stored("model.norm.weight", (d,)),
+        }
+        if not self.tied_head:
+            outer["head"] = linear("lm_head.weight", d, self.vocab_size)
+        redundant = (".rotary_emb.inv_freq",) + ("lm_head.weight",) * self.tied_head
+        return Layout(outer, layers, self.n_layers, "model.", redundant)
+
+    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
+        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params."""
+        assert self.rope is not None
+        tables = self.rope.tables(tokens.shape[1])
+        windows = jnp.asarray(np.array(self.windows, np.int32)) if self.windows else None
+
+        def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
+            return parts.rms_norm(x, weight, self.norm_epsilon)
+
+        def layer(x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array | None]) -> tuple[jax.Array, None]:
+            w, window = scanned
+            y = norm(x, w["attention_norm"])
+            query = parts.split_heads(parts.linear(y, w, "query"), self.n_heads)
+            key = parts.split_heads(parts.linear(y, w, "key"), self.n_kv_heads)
+            value = parts.split_heads(parts.linear(y, w, "value"), self.n_kv_heads)
+            if self.query_key_norm:
+                query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
+            query, key = rotate(query, tables), rotate(key, tables)
+            y = parts.attention(query, key, value, scale=self.head_width**-0.5, window=window)
+            x = x + parts.linear(y, w, "output")
+            y = norm(x, w["feed_forward_norm"])
+            gate = parts.ACTIVATIONS[self.activation](parts.linear(y, w, "gate"))
+            return x + parts.linear(gate * parts.linear(y, w, "up"), w, "down"), None
+
+        x, _ = jax.lax.scan(layer, params.outer["embedding"][tokens], (params.layers, windows))
+        return norm(x, params.outer["final_norm"])
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Float32 logits [..., v] of hidden states [..., d]."""
+        head = params.outer["embedding"].T if self.tied_head else params.outer["head"]
+        return parts.unembed(hidden, head)
+
+    def init_params(self, key: jax.Array, dtype: DTypeLike = "float32") -> Params:
+        """Draw random weights.
+
+        Matrices are normal with the standard deviation of a variance-preserving map, 1 / sqrt(in); those that write
+        into the residual stream are smaller by 1 / sqrt(2 * layers), as in GPT-2 (Radford et al., 2019). Norms start at
+        one, biases at zero.
+
+        Args:
+            key: a JAX random key; the same key gives the same weights.
+            dtype: floating dtype of every array.
+        """
+        layout = self.layout()
+        outer: dict[str, jax.Array] = {}
+        layers: dict[str, jax.Array] = {}
+        matrices = sum(len(stored.shape) == 2 for stored in (*layout.outer.values(), *layout.layers.values()))
+        keys = iter(jax.random.split(key, matrices))
+        for params, stored_of, stack in ((outer, layout.outer, ()), (layers, layout.layers, (self.n_layers,))):
+            for name, stored in stored_of.items():
+                shape = (*stack, *stored.loaded_shape)
+                if len(stored.shape) == 1:
+                    params[name] = jnp.full(shape, 0.0 if name.endswith("_bias") else 1.0, dtype)
+                    continue
+                deviation = (self.d_model if name == "embedding" else shape[-2]) ** -0.5
+                if name in ("output", "down"):
+                    deviation *= (2 * self.n_layers) ** -0.5
+                params[name] = (jax.random.normal(next(keys), shape) * deviation).astype(dtype)
+        return Params(outer, layers)
+
+
+def _windows(config: Fields, kind: str, n_layers: int) -> tuple[int, ...]:
+    """How far each layer sees. Mistral limits all of its layers, Qwen some of the later ones, Llama none."""
+    if kind == "mistral":
+        window = config.optional_integer("sliding_window", 4096)
+        return () if window is None else (window,) * n_layers
+    if kind not in ("qwen2", "qwen3") or not config.flag("use_sliding_window", False):
+        return ()
+    window = config.integer("sliding_window", 4096)
+    first = config.integer("max_window_layers", 28)
+    types = config.texts("layer_types", n_layers) or tuple(
+        _WINDOWED if layer >= first else _FULL for layer in range(n_layers)
+    )
+    return windows_of(types, window)
+
+
+def windows_of(types: tuple[str, ...], window: int) -> tuple[int, ...]:
+    """How far each layer sees, by Hugging Face's ``layer_types``.
+
+    Raises:
+        ValueError: A type is neither sliding_attention nor full_attention.
+    """
+    unknown = sorted(set(types) - {_WINDOWED, _FULL})
+    if unknown:
+        raise ValueError(f"layer_types has {unknown[0]!r}, which is neither {_WINDOWED} nor {_FULL}")
+    if _WINDOWED not in types:
+        return ()
+    return tuple(window if kind == _WINDOWED else parts.UNLIMITED for kind in types)

@@ -1,0 +1,132 @@
+"""What the families share: norms, linear maps, attention. Plain functions of arrays.
+
+Shape letters: b batch, t position, d width of the residual stream, n query heads, k key/value heads, g query heads per
+key/value head (n = k * g), h width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+Weights = Mapping[str, jax.Array]
+
+QUERY_BLOCK = 512
+"""Queries of a long row are attended this many at a time, so that length x length scores never exist at once."""
+
+UNLIMITED = 2**30
+"""The window of a layer that sees everything, where others of the same model do not."""
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_fast": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+"""By Hugging Face's names."""
+
+
+def linear(x: jax.Array, weights: Weights, name: str) -> jax.Array:
+    """``x @ w``, plus the bias where there is one: [..., in] -> [..., out]."""
+    y = x @ weights[name]
+    bias = weights.get(f"{name}_bias")
+    return y if bias is None else y + _along_last(bias, y)
+
+
+def _along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector [d] in the rank of x [..., d]: ranks are matched in the open, never by promotion."""
+    return jnp.expand_dims(vector, range(x.ndim - 1))
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
+    """Scale the last axis to unit root mean square in float32, then by `weight` (Zhang and Sennrich, arXiv:1910.07467)."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return wide.astype(x.dtype) * _along_last(weight, x)
+
+
+def layer_norm(x: jax.Array, weights: Weights, name: str, epsilon: float) -> jax.Array:
+    """Bring the last axis to mean 0 and variance 1 in float32, then scale and shift (Ba et al., arXiv:1607.06450)."""
+    wide = x.astype(jnp.float32)
+    wide = wide - wide.mean(axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    scale, shift = (_along_last(weights[key].astype(jnp.float32), x) for key in (name, f"{name}_bias"))
+    return (wide * scale + shift).astype(x.dtype)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[b, t, n * h] -> [b, t, n, h]."""
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    scale: float | jax.Array,
+    window: jax.Array | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
+    """Causal grouped-query attention (Ainslie et al., arXiv:2305.13245); scores and softmax in float32.
+
+    Args:
+        query: [b, t, n, h].
+        key: [b, t, k, h], n a multiple of k.
+        value: [b, t, k, h].
+        scale: What scores are multiplied by.
+        window: int32 []; a position sees itself and the ``window - 1`` before it. None: all before it.
+        softcap: Scores are bent into (-softcap, softcap) by tanh, as Gemma 2 does.
+
+    Returns:
+        [b, t, n * h].
+    """
+    batch, length, heads, width = query.shape
+    groups = key.shape[2]
+    grouped = query.reshape(batch, length, groups, heads // groups, width)
+    sources = jnp.arange(length)
+
+    def attend(block: jax.Array, positions: jax.Array) -> jax.Array:
+        """Queries [b, q, k, g, h] at positions int32 [q] -> [b, q, k, g, h]."""
+        scores = jnp.einsum("bqkgh,bskh->bkgqs", block, key, preferred_element_type=jnp.float32) * scale
+        if softcap is not None:
+            scores = jnp.tanh(scores / softcap) * softcap
+        distance = positions[:, None] - sources[None]
+        visible = distance >= 0
+        if window is not None:
+            visible &= distance < window
+        scores = jnp.where(visible[None, None, None], scores, -jnp.inf)  # a position sees itself: no row is empty
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        return jnp.einsum("bkgqs,bskh->bqkgh", weights, value)
+
+    if length <= QUERY_BLOCK:
+        mixed = attend(grouped, sources)
+    else:
+        blocks = -(-length // QUERY_BLOCK)
+        missing = blocks * QUERY_BLOCK - length
+        padded = jnp.pad(grouped, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)))
+        cut = jnp.moveaxis(padded.reshape(batch, blocks, QUERY_BLOCK, *padded.shape[2:]), 1, 0)
+        positions = jnp.arange(blocks * QUERY_BLOCK).reshape(blocks, QUERY_BLOCK)
+        done = jax.lax.map(lambda part: attend(*part), (cut, positions))
+        mixed = jnp.moveaxis(done, 0, 1).reshape(padded.shape)[:, :length]
+    return mixed.reshape(batch, length, heads * width)
+
+
+def unembed(hidden: jax.Array, head: jax.Array) -> jax.Array:
+    """Float32 logits [..., v] of hidden states [..., d] by a head [d, v]."""
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def check_activation(name: str) -> str:
+    """The name itself, if it is one of `ACTIVATIONS`.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"the activation {name!r} is not supported, only {', '.join(ACTIVATIONS)}")
+    return name

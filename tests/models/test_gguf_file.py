@@ -1,0 +1,327 @@
+"""GGUF files: weights come back in Hugging Face's order, the tokenizer cuts the same, what is not read is named."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import jax
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers.models import BPE
+
+from birdie_zmq.errors import TokenizerError
+from birdie_zmq.models.gguf_file import GgufFile
+from birdie_zmq.models.layout import Params
+from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.loading import load_checkpoint
+from birdie_zmq.models.rope import Rope
+
+TEXTS = [
+    "",
+    " ",
+    "  two  spaces ",
+    "the thinking cat isn't\n\n\nthere\r\n\t",
+    "In 1234567 and ٣٤ years",
+    "naïve 東京 🦔\u200d\x00 e\u0301",
+    "<|eos|>the<|eos|><|user|> cat <|bos|",
+    "... #$%, (the)!?",
+]
+CORPUS = ["the thinking cat thinks that it isn't there in 1234 or 12 years, the cat; naïve 東京 then there"] * 3
+MODEL = Llama(
+    vocab_size=300,
+    d_model=32,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=64,
+    max_length=48,
+    tied_head=False,
+    rope=Rope(8, 500.0),
+)
+NAMES = {
+    "embedding": "token_embd.weight",
+    "final_norm": "output_norm.weight",
+    "head": "output.weight",
+    "attention_norm": "blk.{}.attn_norm.weight",
+    "query": "blk.{}.attn_q.weight",
+    "key": "blk.{}.attn_k.weight",
+    "value": "blk.{}.attn_v.weight",
+    "output": "blk.{}.attn_output.weight",
+    "query_norm": "blk.{}.attn_q_norm.weight",
+    "key_norm": "blk.{}.attn_k_norm.weight",
+    "feed_forward_norm": "blk.{}.ffn_norm.weight",
+    "gate": "blk.{}.ffn_gate.weight",
+    "up": "blk.{}.ffn_up.weight",
+    "down": "blk.{}.ffn_down.weight",
+}
+"""llama.cpp's name of each tensor; biases are beside their weights."""
+
+
+def permuted(weight: NDArray[Any], heads: int) -> NDArray[Any]:
+    """The order of rows in llama.cpp, as its convert_hf_to_gguf.py makes it."""
+    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
+
+
+def byte_level(pre_tokenizer: Any) -> Tokenizer:
+    """A small byte-level BPE with two control tokens and one that the user defined."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=297,
+        special_tokens=["<|bos|>", "<|eos|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens([AddedToken("<|user|>", special=False, normalized=False)])
+    return tokenizer
+
+
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+SMOLLM = pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str | None) -> None:
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
+    kinds = {"<|bos|>": gguf.TokenType.CONTROL, "<|eos|>": gguf.TokenType.CONTROL}
+    kinds |= {"<|user|>": gguf.TokenType.USER_DEFINED}
+    writer.add_tokenizer_model("gpt2")
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([kinds.get(token, gguf.TokenType.NORMAL) for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+
+
+def add_sizes(writer: gguf.GGUFWriter, model: Llama) -> None:
+    assert model.rope is not None
+    writer.add_context_length(model.max_length)
+    writer.add_embedding_length(model.d_model)
+    writer.add_block_count(model.n_layers)
+    writer.add_feed_forward_length(model.d_ff)
+    writer.add_head_count(model.n_heads)
+    writer.add_head_count_kv(model.n_kv_heads)
+    writer.add_layer_norm_rms_eps(model.norm_epsilon)
+    writer.add_rope_freq_base(model.rope.theta)
+    writer.add_key_length(model.head_width)
+
+
+def add_weights(
+    writer: gguf.GGUFWriter, model: Llama, params: Params, kind: gguf.GGMLQuantizationType, reorder: bool
+) -> None:
+    for _, (key, layer, stored) in model.layout().places():
+        values = np.asarray(params.outer[key] if layer is None else params.layers[key][layer])
+        values = np.ascontiguousarray(values.T if stored.transposed else values)
+        part = key.removesuffix("_bias")
+        if reorder and part in ("query", "key"):
+            values = permuted(values, model.n_heads if part == "query" else model.n_kv_heads)
+        name = NAMES[part].format(layer)
+        name = name.removesuffix("weight") + "bias" if key.endswith("_bias") else name
+        if values.ndim == 2 and kind != gguf.GGMLQuantizationType.F32:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
+
+
+def write(
+    path: Path,
+    model: Llama = MODEL,
+    params: Params | None = None,
+    *,
+    architecture: str = "llama",
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    sizes: Callable[[gguf.GGUFWriter, Llama], None] = add_sizes,
+    pre: str | None = "gpt-2",
+    tokenizer: Tokenizer | None = None,
+    more: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> Path:
+    """A whole GGUF file, as llama.cpp's converter writes it."""
+    writer = gguf.GGUFWriter(path, architecture)
+    sizes(writer, model)
+    vocabulary = tokenizer or byte_level(GPT2)
+    while vocabulary.get_vocab_size() < model.vocab_size:
+        vocabulary.add_tokens([f"<unused{vocabulary.get_vocab_size()}>"])
+    add_tokenizer(writer, vocabulary, pre)
+    add_weights(writer, model, params or drawn(model), kind, reorder=architecture == "llama")
+    if more is not None:
+        more(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def drawn(model: Llama) -> Params:
+    """Random weights, those of norms and biases too."""
+    params = model.init_params(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return Params(
+        *jax.tree.unflatten(
+            tree, [x + 0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change"),
+    [
+        ("llama", {}),
+        ("llama", {"tied_head": True}),
+        ("llama", {"qkv_bias": True, "output_bias": True}),
+        ("llama", {"head_width": 16, "rope": Rope(16, 500.0)}),
+        ("qwen2", {"qkv_bias": True}),
+        ("qwen3", {"query_key_norm": True}),
+    ],
+)
+def test_weights_that_were_written_are_read(tmp_path: Path, architecture: str, change: dict[str, Any]) -> None:
+    model = dataclasses.replace(MODEL, **change)
+    params = drawn(model)
+    read_model, read_params = load_checkpoint(write(tmp_path / "m.gguf", model, params, architecture=architecture))
+    rounded = float(np.float32(model.norm_epsilon))  # the file holds float32
+    assert read_model == dataclasses.replace(model, norm_epsilon=rounded)
+    assert read_params.outer.keys() == params.outer.keys()
+    assert read_params.layers.keys() == params.layers.keys()
+    jax.tree.map(np.testing.assert_array_equal, read_params, params)
+
+
+def test_rows_of_queries_and_keys_do_lie_in_another_order(tmp_path: Path) -> None:
+    """Without this the test above could pass with both permutations left out."""
+    params = drawn(MODEL)
+    reader = gguf.GGUFReader(write(tmp_path / "m.gguf", params=params))
+    stored = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    query = np.asarray(params.layers["query"][0]).T
+    np.testing.assert_array_equal(stored["blk.0.attn_q.weight"][[0, 1, 2]], query[[0, 4, 1]])
+    np.testing.assert_array_equal(stored["blk.0.attn_v.weight"], np.asarray(params.layers["value"][0]).T)
+
+
+def test_q8_0_is_read_within_its_rounding(tmp_path: Path) -> None:
+    params = drawn(MODEL)
+    path = write(tmp_path / "m.gguf", params=params, kind=gguf.GGMLQuantizationType.Q8_0)
+    got = load_checkpoint(path)[1]
+    np.testing.assert_array_equal(got.outer["final_norm"], params.outer["final_norm"])
+    for key in ("query", "key", "up", "down"):
+        weights = np.asarray(params.layers[key]).swapaxes(1, 2)  # as stored: blocks of 32 lie along the inputs
+        read = np.asarray(got.layers[key]).swapaxes(1, 2)
+        largest = np.abs(weights.reshape(*weights.shape[:2], -1, 32)).max(-1, keepdims=True)
+        # Half a step of 1 / 127 of the largest, and the rounding of that step to float16.
+        bound = np.broadcast_to(largest * (0.5 / 127 + 2**-11), (*largest.shape[:3], 32)).reshape(weights.shape)
+        error = np.abs(weights - read)
+        assert (error <= bound).all()
+        assert error.max() > 0
+
+
+def test_dtype_of_a_gguf_file_is_float32_or_the_callers(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf")
+    assert {str(x.dtype) for x in jax.tree.leaves(load_checkpoint(path)[1])} == {"float32"}
+    assert {str(x.dtype) for x in jax.tree.leaves(load_checkpoint(path, "bfloat16")[1])} == {"bfloat16"}
+
+
+def test_rope_scaling_is_read(tmp_path: Path) -> None:
+    def stretched(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    model = load_checkpoint(write(tmp_path / "m.gguf", more=stretched))[0]
+    assert isinstance(model, Llama)
+    assert model.rope == Rope(8, 500.0, "linear", 4.0)
+
+
+def test_unsupported_architecture_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", architecture="phi3")
+    with pytest.raises(ValueError, match=r"'phi3' is not read from GGUF files, only llama, qwen2, qwen3"):
+        load_checkpoint(path)
+
+
+def test_rope_factors_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", more=lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, "f4")))
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight"):
+        load_checkpoint(path)
+
+
+def test_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", more=lambda writer: writer.add_expert_count(8))
+    with pytest.raises(ValueError, match="mixtures of experts"):
+        load_checkpoint(path)
+
+
+def test_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", more=lambda writer: writer.add_tensor("blk.0.odd.weight", np.ones(4, "f4")))
+    with pytest.raises(ValueError, match=r"blk\.0\.odd\.weight"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "key", ["context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"]
+)
+def test_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    def without(writer: gguf.GGUFWriter, model: Llama) -> None:
+        add_sizes(writer, model)
+        del writer.kv_data[0][f"llama.{key}"]
+
+    with pytest.raises(ValueError, match=re.escape(f"has no llama.{key}")):
+        load_checkpoint(write(tmp_path / "m.gguf", sizes=without))
+
+
+@pytest.mark.parametrize("content", [b"", b"GG", b"no GGUF file at all", b"GGUF"])
+def test_file_that_is_no_gguf_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.gguf is not a whole GGUF file"):
+        GgufFile(path)
+
+
+@pytest.mark.parametrize("kept", [20, 24, 34, 0.01, 0.3, 0.9])
+def test_truncated_gguf_is_named(tmp_path: Path, kept: float) -> None:
+    path = write(tmp_path / "m.gguf")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
+    with pytest.raises(ValueError, match=r"m\.gguf"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(("pre", "cut"), [("gpt-2", GPT2), ("smollm", SMOLLM)], ids=["gpt-2", "smollm"])
+def test_tokenizer_cuts_as_the_one_it_was_made_from(tmp_path: Path, pre: str, cut: Any) -> None:
+    original = byte_level(cut)
+    tokenizer = GgufFile(write(tmp_path / "m.gguf", pre=pre, tokenizer=original)).tokenizer("print")
+    for text in TEXTS:
+        assert tokenizer.encode(text) == original.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("the thinking cat")) < 6  # merges are used
+    assert tokenizer.decode(tokenizer.encode("<|eos|>a<|user|>"), skip_special_tokens=True) == "a<|user|>"
+    assert (tokenizer.bos_token, tokenizer.bos_token_id) == ("<|bos|>", 0)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|eos|>", 1)
+    assert tokenizer.fingerprint == "print"
+
+
+def test_flags_and_template_of_the_tokenizer_are_read(tmp_path: Path) -> None:
+    def more(writer: gguf.GGUFWriter) -> None:
+        writer.add_add_bos_token(True)
+        writer.add_add_eos_token(True)
+        writer.add_chat_template("{{ messages }}")
+
+    tokenizer = GgufFile(write(tmp_path / "m.gguf", more=more)).tokenizer()
+    inner = tokenizer.encode("cat", add_special_tokens=False)
+    assert tokenizer.encode("cat") == [0, *inner, 1]
+    assert tokenizer.chat_template == "{{ messages }}"
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
+def test_unknown_pre_tokenizer_is_named(tmp_path: Path, pre: str) -> None:
+    path = write(tmp_path / "m.gguf", pre=pre)
+    with pytest.raises(TokenizerError, match=f"gpt2/{pre} is not read.*tokenizer=DIRECTORY"):
+        GgufFile(path).tokenizer()

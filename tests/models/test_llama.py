@@ -1,0 +1,203 @@
+"""The Llama family against an independent NumPy computation, and the properties that scoring relies on."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from birdie_zmq.models.layout import Params, logits
+from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.parts import UNLIMITED
+from birdie_zmq.models.rope import Rope
+
+MODEL = Llama(
+    vocab_size=50,
+    d_model=32,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=48,
+    max_length=64,
+    rope=Rope(8, 500.0),
+    tied_head=False,
+)
+TOKENS = jnp.array([[3, 14, 15, 9, 2, 6, 5], [35, 8, 9, 7, 9, 32, 38]])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied": {"tied_head": True},
+    "query, key and value biases": {"qkv_bias": True},
+    "all biases": {"qkv_bias": True, "output_bias": True, "feed_forward_bias": True},
+    "wide heads": {"head_width": 16, "rope": Rope(16, 500.0)},
+    "norms of queries and keys": {"query_key_norm": True},
+    "window": {"windows": (3, UNLIMITED, 1)},
+    "everything": {"qkv_bias": True, "output_bias": True, "query_key_norm": True, "windows": (UNLIMITED, 4, 2)},
+}
+
+
+@pytest.fixture(autouse=True)
+def strict_jax() -> Iterator[None]:
+    """No silent promotion of dtypes or ranks: both have hidden errors in model code before."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def drawn(model: Llama, dtype: str = "float32") -> Params:
+    """Random weights; norms of one and biases of zero would hide that they are not applied."""
+    params = model.init_params(jax.random.key(0))
+
+    def changed(name: str, weight: jax.Array) -> jax.Array:
+        draw = jax.random.normal(jax.random.key(len(name)), weight.shape)
+        if name.endswith("_norm"):
+            return 1.0 + 0.3 * draw
+        return 0.3 * draw if name.endswith("_bias") else weight
+
+    outer, layers = ({name: changed(name, x).astype(dtype) for name, x in part.items()} for part in params)
+    return Params(outer, layers)
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return drawn(MODEL)
+
+
+def reference_logits(model: Llama, params: Params, row: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute one row in float64 with loops over layers, heads and positions, and RoPE as complex numbers."""
+    assert model.rope is not None
+    outer, layers = ({name: np.asarray(x, np.float64) for name, x in part.items()} for part in params)
+    width = model.head_width
+    turns = np.arange(len(row))[:, None] * model.rope.theta ** (-2 * np.arange(width // 2) / width)
+
+    def norm(x: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon) * weight)
+
+    def rotated(x: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray((x[:, : width // 2] + 1j * x[:, width // 2 :]) * np.exp(1j * turns))
+
+    x = outer["embedding"][row]
+    for i in range(model.n_layers):
+        w = {name: stacked[i] for name, stacked in layers.items()}
+
+        def linear(x: NDArray[Any], name: str, w: dict[str, NDArray[Any]] = w) -> NDArray[Any]:
+            return np.asarray(x @ w[name] + w.get(f"{name}_bias", 0.0))
+
+        normed, heads = norm(x, w["attention_norm"]), []
+        queries, keys, values = (linear(normed, name) for name in ("query", "key", "value"))
+        for head in range(model.n_heads):
+            columns = slice(head * width, (head + 1) * width)
+            shared = head // (model.n_heads // model.n_kv_heads)
+            kv_columns = slice(shared * width, (shared + 1) * width)
+            query, key, value = queries[:, columns], keys[:, kv_columns], values[:, kv_columns]
+            if model.query_key_norm:
+                query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
+            query, key, mixed = rotated(query), rotated(key), []
+            for t in range(len(row)):
+                first = max(0, t + 1 - model.windows[i]) if model.windows else 0
+                scores = np.exp((query[t] @ key[first : t + 1].conj().T).real / np.sqrt(width))
+                mixed.append(scores / scores.sum() @ value[first : t + 1])
+            heads.append(np.stack(mixed))
+        x = x + linear(np.concatenate(heads, -1), "output")
+        normed = norm(x, w["feed_forward_norm"])
+        gate = linear(normed, "gate")
+        x = x + linear(gate / (1 + np.exp(-gate)) * linear(normed, "up"), "down")
+    head_matrix = outer["embedding"].T if model.tied_head else outer["head"]
+    return np.asarray(norm(x, outer["final_norm"]) @ head_matrix)
+
+
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
+def test_logits_match_numpy(change: dict[str, Any]) -> None:
+    model = dataclasses.replace(MODEL, **change)
+    params = drawn(model)
+    got = logits(model, params, TOKENS)
+    assert got.shape == (2, 7, model.vocab_size)
+    assert got.dtype == jnp.float32
+    for row, tokens in zip(got, TOKENS, strict=True):
+        np.testing.assert_allclose(row, reference_logits(model, params, np.asarray(tokens)), atol=2e-5)
+
+
+def test_later_tokens_leave_earlier_logits_unchanged(params: Params) -> None:
+    changed = TOKENS.at[:, 4].set(1)
+    before, after = logits(MODEL, params, TOKENS), logits(MODEL, params, changed)
+    np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert not np.allclose(before[:, 4:], after[:, 4:])
+
+
+@pytest.mark.parametrize("padding", [0, 49])
+def test_right_padding_does_not_change_logits(params: Params, padding: int) -> None:
+    padded = jnp.pad(TOKENS, ((0, 0), (0, 9)), constant_values=padding)
+    np.testing.assert_allclose(logits(MODEL, params, padded)[:, :7], logits(MODEL, params, TOKENS), atol=1e-5)
+
+
+def test_rows_do_not_see_each_other(params: Params) -> None:
+    both = logits(MODEL, params, TOKENS)
+    for index in range(2):
+        alone = logits(MODEL, params, TOKENS[index : index + 1])[0]
+        np.testing.assert_allclose(both[index], alone, atol=1e-5)
+
+
+def test_positions_are_seen(params: Params) -> None:
+    """The last position attends to the same tokens in another order, which only RoPE can tell apart."""
+    one_layer = dataclasses.replace(MODEL, n_layers=1)
+    first = params._replace(layers={name: weights[:1] for name, weights in params.layers.items()})
+    reordered = TOKENS[:, jnp.array([1, 0, 2, 3, 4, 5, 6])]
+    before, after = logits(one_layer, first, TOKENS)[:, -1], logits(one_layer, first, reordered)[:, -1]
+    assert not np.allclose(before, after, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [VARIANTS["plain"], VARIANTS["everything"]], ids=["plain", "everything"])
+def test_logits_under_jit_in_bfloat16(change: dict[str, Any]) -> None:
+    model = dataclasses.replace(MODEL, **change)
+    half = drawn(model, "bfloat16")
+    got = jax.jit(logits, static_argnums=0)(model, half, TOKENS)
+    assert model.hidden(half, TOKENS).dtype == jnp.bfloat16
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, logits(model, drawn(model), TOKENS), atol=0.2)
+
+
+def test_unembed_takes_chosen_positions(params: Params) -> None:
+    states = MODEL.hidden(params, TOKENS)[:, 2]
+    np.testing.assert_allclose(MODEL.unembed(params, states), logits(MODEL, params, TOKENS)[:, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [jnp.zeros((4,), int), jnp.zeros((1, 2, 3), int), jnp.zeros((2, 3))])
+def test_tokens_of_wrong_rank_or_dtype_are_refused(params: Params, tokens: jax.Array) -> None:
+    with pytest.raises(ValueError, match=r"tokens must (be|have)"):
+        logits(MODEL, params, tokens)
+
+
+@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
+def test_initial_weights_have_the_shapes_of_the_layout(change: dict[str, Any]) -> None:
+    model = dataclasses.replace(MODEL, **change)
+    params, layout = model.init_params(jax.random.key(0), "bfloat16"), model.layout()
+    assert {name: x.shape for name, x in params.outer.items()} == {
+        name: stored.loaded_shape for name, stored in layout.outer.items()
+    }
+    assert {name: x.shape for name, x in params.layers.items()} == {
+        name: (3, *stored.loaded_shape) for name, stored in layout.layers.items()
+    }
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+
+
+def test_initial_weights_follow_the_key() -> None:
+    first, again, other = (MODEL.init_params(jax.random.key(seed)) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert not np.allclose(first.layers["query"], other.layers["query"])
+    assert not np.allclose(first.layers["key"], first.layers["value"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_heads": 3, "head_width": 0}, "multiple of n_heads"),
+        ({"n_kv_heads": 3}, "multiple of n_kv_heads"),
+        ({"n_layers": 0}, "n_layers must be at least 1"),
+        ({"n_heads": 32, "n_kv_heads": 32, "head_width": 0, "rope": None}, "rotated in pairs"),
+    ],
+)
+def test_impossible_sizes_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(MODEL, **change)

@@ -1,0 +1,146 @@
+"""What the page falls through to: a model and a tokenizer by tag, and the keywords of model_args."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
+from birdie_zmq.models import load_model, load_tokenizer
+from birdie_zmq.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.layout import logits
+from birdie_zmq.models.llama import Llama
+
+MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
+PARAMS = MODEL.init_params(jax.random.key(0))
+LOADERS = [load_model, load_tokenizer]
+
+
+def add_tokenizer(directory: Path, words: list[str]) -> Path:
+    directory.mkdir(exist_ok=True)
+    vocabulary = {word: id for id, word in enumerate(words)}
+    Tokenizer(WordLevel(vocabulary, unk_token=words[0])).save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "m", MODEL, PARAMS)
+    return add_tokenizer(tmp_path / "m", ["a", "b", "c"])
+
+
+def test_model_of_a_directory_computes_its_logits(checkpoint: Path) -> None:
+    model = load_model(str(checkpoint))
+    tokens = jnp.array([[0, 1, 2, 1]])
+    np.testing.assert_array_equal(model.logits(model.params, tokens), logits(MODEL, PARAMS, tokens))
+    assert (model.max_length, model.vocab_size) == (16, 3)
+
+
+def test_tokenizer_of_a_directory_is_that_beside_the_weights(checkpoint: Path) -> None:
+    assert load_tokenizer(str(checkpoint)).encode("c") == [2]
+
+
+def test_demo_is_loaded_by_its_tag() -> None:
+    model, tokenizer = load_model("demo"), load_tokenizer("demo")
+    assert model.max_length == tokenizer.model_max_length == 512
+    ids = tokenizer.encode("Question: Where does Una live?\nAnswer:")
+    following = model.logits(model.params, jnp.array([ids]))[0, -1].argmax()
+    assert tokenizer.decode([int(following)]).startswith(" F")
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_unknown_keyword_is_named_beside_the_known(load: Any, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=r"does not know device, peft in model_args; it knows .*dtype.*revision"):
+        load(str(checkpoint), peft="x", device="cuda", dtype="float32")
+
+
+@pytest.mark.parametrize("load", LOADERS)
+@pytest.mark.parametrize("dtype", ["float16", "int8", "Float32", None])
+def test_other_dtypes_are_refused(load: Any, dtype: object, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=f"dtype='{dtype}' in model_args is none of auto, float32, bfloat16"):
+        load(str(checkpoint), dtype=dtype)
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_other_softmax_dtypes_are_refused(load: Any, checkpoint: Path) -> None:
+    assert load(str(checkpoint), softmax_dtype="float32") is not None
+    with pytest.raises(UsageError, match="softmax_dtype='bfloat16'"):
+        load(str(checkpoint), softmax_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_keywords_of_the_engine_and_of_lm_evals_hf_backend_are_let_pass(load: Any, checkpoint: Path) -> None:
+    keywords = {"max_length": 8, "max_gen_toks": 4, "add_bos_token": True, "seed": 1, "trust_remote_code": True}
+    assert load(str(checkpoint), **keywords) is not None
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("auto", "float32")])
+def test_dtype_is_that_of_the_weights_in_memory(checkpoint: Path, dtype: str, expected: str) -> None:
+    params = load_model(str(checkpoint), dtype=dtype).params
+    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {expected}
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_unknown_tag_is_refused(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelTag, match="none_such"):
+        load(str(tmp_path / "none_such"))
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_damaged_checkpoint_is_a_load_error_that_names_the_file(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).write_text("{")
+    with pytest.raises(ModelLoadError, match=name):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_missing_file_is_a_load_error_that_names_it(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    with pytest.raises(ModelLoadError, match=name):
+        load_model(str(checkpoint))
+
+
+@pytest.mark.parametrize("content", [b"no GGUF", b"GGUF\x03\0\0\0"])
+@pytest.mark.parametrize(("load", "error"), [(load_model, ModelLoadError), (load_tokenizer, TokenizerError)])
+def test_damaged_gguf_file_is_named(tmp_path: Path, load: Any, error: type[Exception], content: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(error, match=r"m\.gguf"):
+        load(str(tmp_path / "m.gguf"))
+
+
+def test_missing_tokenizer_is_a_tokenizer_error(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        load_tokenizer(str(checkpoint))
+
+
+def test_tokenizer_of_another_directory_is_used(checkpoint: Path, tmp_path: Path) -> None:
+    other = add_tokenizer(tmp_path / "other", ["c", "b", "a"])
+    assert load_tokenizer(str(checkpoint), tokenizer=str(other)).encode("c") == [0]
+
+
+def test_tokenizer_of_a_directory_that_is_not_there_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelTag, match="none_such"):
+        load_tokenizer(str(checkpoint), tokenizer=str(tmp_path / "none_such"))
+
+
+def test_fingerprint_is_that_of_the_model(checkpoint: Path) -> None:
+    before = load_tokenizer(str(checkpoint)).fingerprint
+    assert before is not None
+    assert load_tokenizer(str(checkpoint)).fingerprint == before
+    values = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8")) | {"another": "key"}
+    (checkpoint / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
+    assert load_tokenizer(str(checkpoint)).fingerprint != before
+
+
+def test_changed_tokenizer_of_another_directory_changes_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
+    other = add_tokenizer(tmp_path / "other", ["c", "b", "a"])
+    before = load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint
+    add_tokenizer(other, ["another", "order", "a", "b", "c"])
+    assert load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint != before

@@ -1,0 +1,95 @@
+"""Every family agrees with lm_eval's hf backend on the same weights, request by request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from birdie_zmq.models.families import FAMILIES
+from tests.parity.checkpoints import DEMO, MAX_LENGTH, VARIANTS, make_checkpoint
+from tests.parity.conftest import TOLERANCE, assert_same, hf, instances, ours
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+
+_TOKENIZER = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+
+QUESTION = "Question: Where does Una live?\nAnswer:"
+LONG = " ".join(f"Mira has {n} plums and Una has {n * 7 % 90} pears." for n in range(40))
+
+JOINED = [
+    ("Una lives in Fern", "ley, and so does Mira."),
+    ("The pl", "ums are ripe"),
+    ("naïve c", "afé"),
+    ("Who is the nei", "ghbour of Una?"),
+]
+"""Context and continuation with a token across the join: encoded together they are not what they are apart."""
+
+HARD = [
+    (QUESTION, " Fernley"),
+    (QUESTION, " Oldbrook"),
+    (QUESTION + "  ", "Fernley"),  # spaces that move to the continuation
+    (QUESTION + "\n", "Fernley\n"),
+    *JOINED,
+    ("", "Una lives in Fernley."),  # no context
+    ("", "<|bos|>Una"),  # a continuation that begins with the prefix token itself
+    ("<|bos|>Una lives", " in Fernley"),  # a context that has its own BOS, as chat templates write it
+    ("東京 \u200d🦔 ÅÅ", " naïve\tcafé 🦔"),
+    ("<|user|>Who is Una?<|eos|><|assistant|>", "A neighbour<|eos|>"),
+    (LONG, " Fernley"),  # longer than the model
+    (LONG[:2000], LONG[2000:2300]),
+]
+
+ROLLING = ["", "Una", QUESTION, LONG, "東京 🦔\n\n", "<|bos|>Una lives in Fernley."]
+
+WINDOWS = [max(1, -(-len(_TOKENIZER.encode(text).ids) // MAX_LENGTH)) for text in ROLLING]
+
+PROMPTS = [QUESTION, "Mira has", LONG, "<|bos|>Una"]
+
+
+def test_the_joined_texts_are_as_hard_as_they_claim() -> None:
+    def ids(text: str) -> list[int]:
+        found: list[int] = _TOKENIZER.encode(text, add_special_tokens=False).ids
+        return found
+
+    for context, continuation in JOINED:
+        assert ids(context + continuation)[: len(ids(context))] != ids(context)
+    assert len(ids(LONG)) > 3 * MAX_LENGTH
+
+
+def test_every_family_on_offer_is_compared() -> None:
+    import transformers
+
+    compared = {getattr(transformers, variant.config).model_type for variant in VARIANTS.values()}
+    assert compared == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_scores_and_texts_are_those_of_hf(name: str, checkpoints: Path) -> None:
+    variant = VARIANTS[name]
+    directory = make_checkpoint(variant, checkpoints / name)
+    if variant.shard_bytes is not None:
+        assert len(list(directory.glob("model-*.safetensors"))) > 1
+    theirs = hf(directory)
+    pairs = instances("loglikelihood", list(HARD))
+    texts = instances("loglikelihood_rolling", [(text,) for text in ROLLING])
+    greedy = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False}
+    prompts = instances("generate_until", [(prompt, dict(greedy)) for prompt in PROMPTS])
+    with ours(directory) as mine:
+        assert_same(variant.family, theirs.loglikelihood(pairs, True), mine.loglikelihood(pairs, True), HARD)
+        rolled = [(value, True) for value in theirs.loglikelihood_rolling(texts, True)]
+        rolled_here = [(value, True) for value in mine.loglikelihood_rolling(texts, True)]
+        assert_same(variant.family, rolled, rolled_here, ROLLING, WINDOWS)
+        assert theirs.generate_until(prompts, True) == mine.generate_until(prompts, True)
+
+
+def test_a_difference_would_be_seen(checkpoints: Path) -> None:
+    """Another scale of the rotary embedding, a small thing, is far over the tolerance."""
+    directory = make_checkpoint(VARIANTS["llama"], checkpoints / "right")
+    other = make_checkpoint(VARIANTS["llama_rope_linear"], checkpoints / "wrong")
+    pairs = instances("loglikelihood", list(HARD))
+    theirs = hf(directory).loglikelihood(pairs, True)
+    with ours(other) as mine:
+        gaps = [abs(a[0] - b[0]) for a, b in zip(theirs, mine.loglikelihood(pairs, True), strict=True)]
+    assert max(gaps) > 100 * TOLERANCE

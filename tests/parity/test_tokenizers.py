@@ -1,0 +1,132 @@
+"""The habits of tokenizers, and what model_args say of them: the same tokens as lm_eval's hf backend, so the same scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from birdie_zmq.models import load_tokenizer
+from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.conftest import assert_same, hf, instances, ours
+from tests.parity.test_families import HARD, LONG, PROMPTS, QUESTION, ROLLING, WINDOWS
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|eos|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is defined and not enable_thinking %}"
+    "<think></think>{% endif %}{{ greeting | default('') }}{% endif %}"
+)
+
+
+def checkpoint(directory: Path, habit: str, **tokenizer_config: Any) -> Path:
+    """A Llama whose tokenizer has a habit."""
+    made = make_checkpoint(VARIANTS["llama"], directory, habit=habit)
+    path = made / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | tokenizer_config), encoding="utf-8")
+    return made
+
+
+def hf_can(directory: Path, context: str, continuation: str) -> bool:
+    """Whether hf can score a pair: where the context alone has as many tokens as the whole it stops at an assertion."""
+    tokenizer = load_tokenizer(str(directory))
+    bare = context.rstrip()
+    return not bare or len(tokenizer.encode(context + continuation)) > len(tokenizer.encode(bare))
+
+
+@pytest.mark.parametrize("habit", ["none", "bos", "bos_by_config", "not_bos_by_config", "metaspace"])
+@pytest.mark.parametrize("asked", [None, True, False])
+def test_scores_are_those_of_hf(habit: str, asked: bool | None, tmp_path: Path) -> None:
+    config = {"bos_by_config": {"add_bos_token": True}, "not_bos_by_config": {"add_bos_token": False}}.get(habit, {})
+    made = {"bos_by_config": "none", "not_bos_by_config": "bos"}.get(habit, habit)
+    directory = checkpoint(tmp_path / "model", made, **config)
+    keywords = {} if asked is None else {"add_bos_token": asked}
+    texts = [pair for pair in HARD if hf_can(directory, *pair)]
+    assert len(texts) >= 10
+    pairs, rolling = (
+        instances("loglikelihood", list(texts)),
+        instances("loglikelihood_rolling", [(t,) for t in ROLLING]),
+    )
+    greedy = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    prompts = instances("generate_until", [(prompt, dict(greedy)) for prompt in PROMPTS])
+    theirs = hf(directory, **keywords)
+    with ours(directory, **keywords) as mine:
+        assert_same("tokenizers", theirs.loglikelihood(pairs, True), mine.loglikelihood(pairs, True), texts)
+        rolled = [(value, True) for value in theirs.loglikelihood_rolling(rolling, True)]
+        rolled_here = [(value, True) for value in mine.loglikelihood_rolling(rolling, True)]
+        # Another tokenizer cuts texts into more windows than these: the tolerance is then the stricter for it.
+        assert_same("tokenizers", rolled, rolled_here, ROLLING, WINDOWS)
+        for prompt, here in zip(prompts, mine.generate_until(prompts, True), strict=True):
+            # One at a time: hf decides for a whole batch by its first prompt.
+            assert theirs.generate_until([prompt], True) == [here]
+
+
+@pytest.mark.parametrize("habit", ["none", "bos", "metaspace"])
+@pytest.mark.parametrize("text", [*ROLLING, " two  spaces ", "line\r\n\ttab", "<|eos|>x<|bos|>", "x" * 300])
+def test_tokens_are_those_of_transformers(habit: str, text: str, tmp_path: Path) -> None:
+    import transformers
+
+    directory = checkpoint(tmp_path / "model", habit)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    mine = load_tokenizer(str(directory))
+    ids = theirs.encode(text)
+    assert mine.encode(text) == ids
+    assert mine.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False)
+    assert mine.decode(ids) == theirs.decode(ids)
+    assert mine.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_prefix_token_and_max_length_are_taken(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path / "model", "none")
+    texts = [("", " Fernley"), ("", "Una lives"), (LONG, " Fernley"), (LONG[:300], LONG[300:400])]
+    requests = instances("loglikelihood", texts)
+    rolling = instances("loglikelihood_rolling", [(LONG[:700],)])
+    keywords = {"prefix_token_id": 7, "max_length": 60}
+    theirs = hf(directory, **keywords)
+    plain = hf(directory).loglikelihood(requests, True)
+    with ours(directory, **keywords) as mine:
+        expected = theirs.loglikelihood(requests, True)
+        assert_same("arguments", expected, mine.loglikelihood(requests, True), texts)
+        rolled, here = theirs.loglikelihood_rolling(rolling, True), mine.loglikelihood_rolling(rolling, True)
+        assert_same("arguments", [(rolled[0], True)], [(here[0], True)], ["rolled"], [4])
+    assert all(abs(a[0] - b[0]) > 0.01 for a, b in zip(plain, expected, strict=True))  # the words did say something
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"enable_thinking": False},
+        {"chat_template_args": {"greeting": "Well, "}},
+        {"chat_template_args": {"greeting": "Well, ", "enable_thinking": True}, "enable_thinking": False},
+    ],
+)
+def test_conversations_are_rendered_as_by_hf(keywords: dict[str, Any], tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path / "model", "none", chat_template=TEMPLATE)
+    history = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "Fernley"},
+    ]
+    theirs = hf(directory, **keywords)
+    with ours(directory, **keywords) as mine:
+        for prompted in (True, False):
+            expected = theirs.apply_chat_template(history, add_generation_prompt=prompted)
+            assert mine.apply_chat_template(history, add_generation_prompt=prompted) == expected
+
+
+@pytest.mark.parametrize("end", ["a", " the", 4, "never"])
+def test_thoughts_are_cut_off_as_by_hf(end: str | int, tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path / "model", "none")
+    greedy = {"until": ["qqq"], "max_gen_toks": 24, "do_sample": False}
+    prompts = instances("generate_until", [(prompt, dict(greedy)) for prompt in PROMPTS])
+    theirs = hf(directory, think_end_token=end)
+    plain = hf(directory).generate_until(prompts, True)
+    with ours(directory, think_end_token=end) as mine:
+        here = mine.generate_until(prompts, True)
+    assert here == theirs.generate_until(prompts, True)
+    if end == "a":
+        assert here != plain  # something was cut off
