@@ -174,3 +174,17 @@ def test_a_conversation_is_left_as_it_was() -> None:
     render(CHATML, conversation, {}, add_generation_prompt=False)
 
     assert conversation == ending_with("The answer is")
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_further_words_are_variables_of_the_template(opens: bool) -> None:
+    template = "{% if enable_thinking %}think {% endif %}{{ messages[0]['content'] }}"
+    words = {"enable_thinking": True}
+    text = render(template, HELLO, {}, add_generation_prompt=opens, template_args=words)
+    assert text == "think " + HELLO[0]["content"]
+
+
+def test_further_words_replace_tools_but_never_the_conversation() -> None:
+    words = {"tools": "a tool", "messages": [], "add_generation_prompt": False}
+    template = "{{ tools }} {{ messages | length }} {{ add_generation_prompt }}"
+    assert render(template, HELLO, {}, add_generation_prompt=True, template_args=words) == f"a tool {len(HELLO)} True"

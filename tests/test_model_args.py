@@ -197,3 +197,42 @@ def test_a_max_batch_size_that_is_no_count_is_refused() -> None:
 
 def test_max_gen_toks_is_the_default_of_tasks_that_do_not_say() -> None:
     assert read(max_gen_toks=64).max_gen_toks == 64
+
+
+@pytest.mark.parametrize(
+    ("words", "template_args"),
+    [
+        ({"chat_template_args": {"tone": "dry"}}, {"tone": "dry"}),
+        ({"enable_thinking": False}, {"enable_thinking": False}),
+        (
+            {"chat_template_args": {"enable_thinking": False, "tone": "dry"}, "enable_thinking": True},
+            {"enable_thinking": True, "tone": "dry"},
+        ),
+    ],
+)
+def test_variables_of_the_chat_template_are_read(words: dict[str, Any], template_args: dict[str, Any]) -> None:
+    arguments = read(**words, think_end_token="</think>")
+    assert arguments.template_args == template_args
+    assert arguments.thinks is bool(words.get("enable_thinking"))
+    assert json.loads(arguments.model.arguments).keys() == {*words, "think_end_token"}  # they reach the page too
+
+
+@pytest.mark.parametrize(("given", "expected"), [("</think>", "</think>"), (7, 7), ("7", 7), (0, 0)])
+def test_the_end_of_thoughts_is_text_or_a_token(given: Any, expected: Any) -> None:
+    assert read(think_end_token=given).think_end_token == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"enable_thinking": True}, "needs think_end_token"),
+        ({"enable_thinking": "yes"}, "enable_thinking='yes'"),
+        ({"chat_template_args": "tone"}, "chat_template_args='tone' must be an object"),
+        ({"think_end_token": ""}, "think_end_token=''"),
+        ({"think_end_token": -1}, "think_end_token=-1"),
+        ({"think_end_token": True}, "think_end_token=True"),
+    ],
+)
+def test_what_thinking_cannot_mean_is_named(words: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(**words)

@@ -365,3 +365,42 @@ def test_a_method_that_gives_no_string_is_refused() -> None:
 def test_without_template_and_method_a_conversation_is_refused() -> None:
     with pytest.raises(TokenizerError, match="the Words has neither a chat_template nor an apply_chat_template"):
         TextTokenizer(Words()).apply_chat_template([], add_generation_prompt=True)
+
+
+def test_the_prefix_may_be_another_token() -> None:
+    assert TextTokenizer(Words(), prefix_token_id=3).prefix_token_id == 3
+    assert TextTokenizer(Words(), prefix_token_id=0).prefix_token_id == 0
+
+
+def test_a_named_prefix_does_without_bos_and_eos() -> None:
+    nameless = Words()
+    nameless.bos_token_id = nameless.eos_token_id = None
+    assert TextTokenizer(nameless, prefix_token_id=4).prefix_token_id == 4
+
+
+def test_generation_ends_at_every_token_that_the_tokenizer_lists() -> None:
+    ends = Words()
+    assert TextTokenizer(ends).eos_token_ids == {EOS}
+    ends.eos_token_ids = (3, 4)  # type: ignore[attr-defined]
+    assert TextTokenizer(ends).eos_token_ids == {EOS, 3, 4}
+
+
+@pytest.mark.parametrize(("said", "expected"), [("abc", "abc"), (None, None), (7, None)])
+def test_the_fingerprint_is_what_the_tokenizer_says(said: Any, expected: str | None) -> None:
+    marked = Words()
+    assert TextTokenizer(marked).fingerprint is None
+    marked.fingerprint = said  # type: ignore[attr-defined]
+    assert TextTokenizer(marked).fingerprint == expected
+
+
+def test_a_method_of_its_own_is_given_the_further_words() -> None:
+    given: dict[str, Any] = {}
+
+    class Recording(Words):
+        def apply_chat_template(self, conversation: Any, **words: Any) -> str:
+            given.update(words)
+            return "text"
+
+    TextTokenizer(Recording()).apply_chat_template([], True, {"enable_thinking": False})
+    assert given["enable_thinking"] is False
+    assert given["add_generation_prompt"] is True

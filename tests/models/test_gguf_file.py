@@ -1,9 +1,7 @@
 """GGUF files: weights come back in Hugging Face's order, the tokenizer cuts the same, what is not read is named."""
 
 import dataclasses
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import gguf
 import jax
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
@@ -21,6 +18,7 @@ from birdie_zmq.models.layout import Params
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.loading import load_checkpoint
 from birdie_zmq.models.rope import Rope
+from tests.gguf_files import add_sizes, write_gguf
 
 TEXTS = [
     "",
@@ -44,29 +42,6 @@ MODEL = Llama(
     tied_head=False,
     rope=Rope(8, 500.0),
 )
-NAMES = {
-    "embedding": "token_embd.weight",
-    "final_norm": "output_norm.weight",
-    "head": "output.weight",
-    "attention_norm": "blk.{}.attn_norm.weight",
-    "query": "blk.{}.attn_q.weight",
-    "key": "blk.{}.attn_k.weight",
-    "value": "blk.{}.attn_v.weight",
-    "output": "blk.{}.attn_output.weight",
-    "query_norm": "blk.{}.attn_q_norm.weight",
-    "key_norm": "blk.{}.attn_k_norm.weight",
-    "feed_forward_norm": "blk.{}.ffn_norm.weight",
-    "gate": "blk.{}.ffn_gate.weight",
-    "up": "blk.{}.ffn_up.weight",
-    "down": "blk.{}.ffn_down.weight",
-}
-"""llama.cpp's name of each tensor; biases are beside their weights."""
-
-
-def permuted(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """The order of rows in llama.cpp, as its convert_hf_to_gguf.py makes it."""
-    halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
 def byte_level(pre_tokenizer: Any) -> Tokenizer:
@@ -91,78 +66,14 @@ SMOLLM = pre_tokenizers.Sequence(
 )
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, pre: str | None) -> None:
-    vocabulary = tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
-    kinds = {"<|bos|>": gguf.TokenType.CONTROL, "<|eos|>": gguf.TokenType.CONTROL}
-    kinds |= {"<|user|>": gguf.TokenType.USER_DEFINED}
-    writer.add_tokenizer_model("gpt2")
-    if pre is not None:
-        writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([kinds.get(token, gguf.TokenType.NORMAL) for token in tokens])
-    writer.add_token_merges([" ".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-
-
-def add_sizes(writer: gguf.GGUFWriter, model: Llama) -> None:
-    assert model.rope is not None
-    writer.add_context_length(model.max_length)
-    writer.add_embedding_length(model.d_model)
-    writer.add_block_count(model.n_layers)
-    writer.add_feed_forward_length(model.d_ff)
-    writer.add_head_count(model.n_heads)
-    writer.add_head_count_kv(model.n_kv_heads)
-    writer.add_layer_norm_rms_eps(model.norm_epsilon)
-    writer.add_rope_freq_base(model.rope.theta)
-    writer.add_key_length(model.head_width)
-
-
-def add_weights(
-    writer: gguf.GGUFWriter, model: Llama, params: Params, kind: gguf.GGMLQuantizationType, reorder: bool
-) -> None:
-    for _, (key, layer, stored) in model.layout().places():
-        values = np.asarray(params.outer[key] if layer is None else params.layers[key][layer])
-        values = np.ascontiguousarray(values.T if stored.transposed else values)
-        part = key.removesuffix("_bias")
-        if reorder and part in ("query", "key"):
-            values = permuted(values, model.n_heads if part == "query" else model.n_kv_heads)
-        name = NAMES[part].format(layer)
-        name = name.removesuffix("weight") + "bias" if key.endswith("_bias") else name
-        if values.ndim == 2 and kind != gguf.GGMLQuantizationType.F32:
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(name, values)
-
-
 def write(
     path: Path,
     model: Llama = MODEL,
     params: Params | None = None,
-    *,
-    architecture: str = "llama",
-    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
-    sizes: Callable[[gguf.GGUFWriter, Llama], None] = add_sizes,
-    pre: str | None = "gpt-2",
     tokenizer: Tokenizer | None = None,
-    more: Callable[[gguf.GGUFWriter], None] | None = None,
+    **keywords: Any,
 ) -> Path:
-    """A whole GGUF file, as llama.cpp's converter writes it."""
-    writer = gguf.GGUFWriter(path, architecture)
-    sizes(writer, model)
-    vocabulary = tokenizer or byte_level(GPT2)
-    while vocabulary.get_vocab_size() < model.vocab_size:
-        vocabulary.add_tokens([f"<unused{vocabulary.get_vocab_size()}>"])
-    add_tokenizer(writer, vocabulary, pre)
-    add_weights(writer, model, params or drawn(model), kind, reorder=architecture == "llama")
-    if more is not None:
-        more(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return write_gguf(path, model, params or drawn(model), tokenizer or byte_level(GPT2), **keywords)
 
 
 def drawn(model: Llama) -> Params:

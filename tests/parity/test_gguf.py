@@ -1,0 +1,38 @@
+"""A GGUF file gives the scores that lm_eval's hf backend gives on it, and on the directory that it was made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from birdie_zmq.models.gguf_file import ARCHITECTURES
+from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.loading import load_checkpoint
+from tests.gguf_files import write_gguf
+from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.conftest import assert_same, hf, instances, ours
+from tests.parity.test_families import HARD
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_scores_are_those_of_hf_on_the_file_and_on_its_directory(name: str, tmp_path: Path) -> None:
+    # transformers takes the heads of a Qwen 3 in a GGUF file to be 128 wide, whatever the file says.
+    values = VARIANTS[name].values | ({"head_dim": 128} if name == "qwen3" else {})
+    variant = dataclasses.replace(VARIANTS[name], values=values)
+    directory = make_checkpoint(variant, tmp_path / "model")
+    model, params = load_checkpoint(directory)
+    assert isinstance(model, Llama)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    file = write_gguf(tmp_path / "model" / "model.gguf", model, params, tokenizer, architecture=name)
+    pairs = instances("loglikelihood", list(HARD))
+    of_file = hf(directory, gguf_file=file.name, tokenizer=str(directory)).loglikelihood(pairs, True)
+    of_directory = hf(directory).loglikelihood(pairs, True)
+    with ours(file, tokenizer=str(directory)) as mine:
+        here = mine.loglikelihood(pairs, True)
+    assert_same("GGUF", of_file, here, HARD)
+    assert_same("GGUF", of_directory, here, HARD)
