@@ -14,7 +14,7 @@ class AnswerText:
 
     A model that thinks writes its thoughts first. They are cut off, with the white space behind them, before stop
     strings are looked for; and while the model still thinks no stop string ends it: a blank line among thoughts would
-    otherwise leave the answer empty. If the thoughts never end, all of the text counts as the answer.
+    otherwise be the end of everything. If the thoughts never end, all of the text counts as the answer.
 
     Args:
         tokenizer: The model's tokenizer.

@@ -17,6 +17,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     """An empty cache of the hub, and no network. huggingface_hub reads its variables when it is imported."""
     cache = tmp_path_factory.mktemp("hub")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    # Versions before 0.24 keep a copy of it where it is used.
+    monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(cache), raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return cache
 

@@ -132,6 +132,14 @@ VARIANTS: dict[str, Variant] = {
         {**_GPT2_SIZES, "tie_word_embeddings": False, "scale_attn_by_inverse_layer_idx": True, "n_inner": 96},
     ),
     "gpt_neox": Variant("GPTNeoXConfig", _NEOX_SIZES),
+    "gpt_neox_old_keys": Variant(
+        "GPTNeoXConfig",
+        {
+            **_NEOX_SIZES,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        },
+        rewrite={"rope_parameters": None, "rotary_emb_base": 500, "rotary_pct": 0.5},
+    ),
     "gpt_neox_sequential": Variant(
         "GPTNeoXConfig",
         {

@@ -130,3 +130,21 @@ def test_thoughts_are_cut_off_as_by_hf(end: str | int, tmp_path: Path) -> None:
     assert here == theirs.generate_until(prompts, True)
     if end == "a":
         assert here != plain  # something was cut off
+
+
+def test_generation_ends_where_the_generation_config_says(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path / "model", "none")
+    prompts = instances("generate_until", [(QUESTION, {"until": [], "max_gen_toks": 12, "do_sample": False})])
+    (unended,) = hf(directory).generate_until(prompts, True)
+    written = load_tokenizer(str(directory)).encode(unended)
+    path = directory / "generation_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) | {"eos_token_id": [2, written[4]]}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    (ended,) = hf(directory).generate_until(prompts, True)
+    assert unended.startswith(ended[:-1])
+    assert len(ended) < len(unended)
+    with ours(directory) as mine:
+        (here,) = mine.generate_until(prompts, True)
+    # hf leaves an ordinary token that ended the text in it; a special one, as models have, leaves neither.
+    assert ended.startswith(here)
+    assert written[: len(load_tokenizer(str(directory)).encode(here))] == written[:4]
