@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from birdie_zmq.models.fields import read_json_object
 from birdie_zmq.models.layout import Layout, Params, Place, Stored
 from birdie_zmq.models.llama import Llama
 
@@ -158,13 +159,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"there is no {CONFIG_FILE} in {directory}, so it is no checkpoint directory")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return values
+    return read_json_object(path)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -17,7 +17,7 @@ import numpy as np
 
 from birdie_zmq.models import parts
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Stored, linear
+from birdie_zmq.models.layout import Layout, Params, Stored, gated_layer, linear
 from birdie_zmq.models.llama import windows_of
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
@@ -112,26 +112,16 @@ class Gemma:
         d, f = self.d_model, self.d_ff
         queries, groups = self.n_heads * self.head_width, self.n_kv_heads * self.head_width
         layer = "model.layers.{}."
-        layers = {
+        biased = ("query", "key", "value", "output") if self.attention_bias else ()
+        layers = gated_layer(layer, d, queries, groups, f, biased) | {
             "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
-            "query": linear(layer + "self_attn.q_proj.weight", d, queries),
-            "key": linear(layer + "self_attn.k_proj.weight", d, groups),
-            "value": linear(layer + "self_attn.v_proj.weight", d, groups),
-            "output": linear(layer + "self_attn.o_proj.weight", queries, d),
             "after_attention_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
             "feed_forward_norm": Stored(layer + "pre_feedforward_layernorm.weight", (d,)),
-            "gate": linear(layer + "mlp.gate_proj.weight", d, f),
-            "up": linear(layer + "mlp.up_proj.weight", d, f),
-            "down": linear(layer + "mlp.down_proj.weight", f, d),
             "after_feed_forward_norm": Stored(layer + "post_feedforward_layernorm.weight", (d,)),
         }
         if self.query_key_norm:
             layers["query_norm"] = Stored(layer + "self_attn.q_norm.weight", (self.head_width,))
             layers["key_norm"] = Stored(layer + "self_attn.k_norm.weight", (self.head_width,))
-        if self.attention_bias:
-            for key in ("query", "key", "value", "output"):
-                name = layers[key].name.removesuffix("weight") + "bias"
-                layers[f"{key}_bias"] = Stored(name, layers[key].shape[:1])
         outer = {
             "embedding": Stored("model.embed_tokens.weight", (self.vocab_size, d)),
             "final_norm": Stored("model.norm.weight", (d,)),
@@ -154,9 +144,7 @@ class Gemma:
         def layer(x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array]) -> tuple[jax.Array, None]:
             w, window = scanned
             y = norm(x, w["attention_norm"])
-            query = parts.split_heads(parts.linear(y, w, "query"), self.n_heads)
-            key = parts.split_heads(parts.linear(y, w, "key"), self.n_kv_heads)
-            value = parts.split_heads(parts.linear(y, w, "value"), self.n_kv_heads)
+            query, key, value = parts.query_key_value(y, w, self.n_heads, self.n_kv_heads)
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             everything = window == parts.UNLIMITED
@@ -166,8 +154,7 @@ class Gemma:
             y = parts.attention(query, key, value, scale=scale, window=window, softcap=self.score_cap)
             x = x + norm(parts.linear(y, w, "output"), w["after_attention_norm"])
             y = norm(x, w["feed_forward_norm"])
-            gate = parts.ACTIVATIONS[self.activation](parts.linear(y, w, "gate"))
-            y = parts.linear(gate * parts.linear(y, w, "up"), w, "down")
+            y = parts.gated_feed_forward(y, w, self.activation)
             return x + norm(y, w["after_feed_forward_norm"]), None
 
         embedding = params.outer["embedding"]
@@ -178,6 +165,5 @@ class Gemma:
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
-        head = params.outer["embedding"].T if self.tied_head else params.outer["head"]
-        logits = parts.unembed(hidden, head)
+        logits = parts.unembed(hidden, params.outer)
         return logits if self.logit_cap is None else jnp.tanh(logits / self.logit_cap) * self.logit_cap

@@ -120,5 +120,4 @@ class GptNeoX:
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
-        head = params.outer["embedding"].T if self.tied_head else params.outer["head"]
-        return parts.unembed(hidden, head)
+        return parts.unembed(hidden, params.outer)

@@ -6,7 +6,7 @@ shallow one. Matrices are applied as ``x @ w``: those that PyTorch's ``Linear`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -43,6 +43,36 @@ class Stored:
 def linear(name: str, inputs: int, outputs: int) -> Stored:
     """The weight of a PyTorch ``Linear``: [outputs, inputs] in the file, [inputs, outputs] in memory."""
     return Stored(name, (outputs, inputs), transposed=True)
+
+
+def gated_layer(
+    prefix: str, width: int, queries: int, groups: int, inner: int, biased: Collection[str] = ()
+) -> dict[str, Stored]:
+    """The matrices of a layer with grouped-query attention and a gated feed-forward, by Llama's names.
+
+    Args:
+        prefix: What stands before the names, with ``{}`` for the number of the layer.
+        width: The residual stream's.
+        queries: The width of all query heads together.
+        groups: The width of all key heads, or value heads, together.
+        inner: The feed-forward layer's.
+        biased: Our names of the matrices that have a bias.
+    """
+    matrices = {
+        "query": linear(prefix + "self_attn.q_proj.weight", width, queries),
+        "key": linear(prefix + "self_attn.k_proj.weight", width, groups),
+        "value": linear(prefix + "self_attn.v_proj.weight", width, groups),
+        "output": linear(prefix + "self_attn.o_proj.weight", queries, width),
+        "gate": linear(prefix + "mlp.gate_proj.weight", width, inner),
+        "up": linear(prefix + "mlp.up_proj.weight", width, inner),
+        "down": linear(prefix + "mlp.down_proj.weight", inner, width),
+    }
+    biases = {
+        f"{key}_bias": Stored(matrix.name.removesuffix("weight") + "bias", matrix.shape[:1])
+        for key, matrix in matrices.items()
+        if key in biased
+    }
+    return matrices | biases
 
 
 class Place(NamedTuple):

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from birdie_zmq.models import parts
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Stored, linear
+from birdie_zmq.models.layout import Layout, Params, Stored, gated_layer, linear
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
 _WINDOWED = "sliding_attention"
@@ -146,24 +146,15 @@ class Llama:
         d, f = self.d_model, self.d_ff
         queries, groups = self.n_heads * self.head_width, self.n_kv_heads * self.head_width
         layer = "model.layers.{}."
-        layers = {
+        biased = ["query", "key", "value"] * self.qkv_bias + ["output"] * self.output_bias
+        biased += ["gate", "up", "down"] * self.feed_forward_bias
+        layers = gated_layer(layer, d, queries, groups, f, biased) | {
             "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
-            "query": linear(layer + "self_attn.q_proj.weight", d, queries),
-            "key": linear(layer + "self_attn.k_proj.weight", d, groups),
-            "value": linear(layer + "self_attn.v_proj.weight", d, groups),
-            "output": linear(layer + "self_attn.o_proj.weight", queries, d),
             "feed_forward_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
-            "gate": linear(layer + "mlp.gate_proj.weight", d, f),
-            "up": linear(layer + "mlp.up_proj.weight", d, f),
-            "down": linear(layer + "mlp.down_proj.weight", f, d),
         }
         if self.query_key_norm:
             layers["query_norm"] = Stored(layer + "self_attn.q_norm.weight", (self.head_width,))
             layers["key_norm"] = Stored(layer + "self_attn.k_norm.weight", (self.head_width,))
-        biased = ["query", "key", "value"] * self.qkv_bias + ["output"] * self.output_bias
-        for key in biased + ["gate", "up", "down"] * self.feed_forward_bias:
-            weight = layers[key]
-            layers[f"{key}_bias"] = Stored(weight.name.removesuffix("weight") + "bias", weight.shape[:1])
         outer = {
             "embedding": Stored("model.embed_tokens.weight", (self.vocab_size, d)),
             "final_norm": Stored("model.norm.weight", (d,)),
@@ -185,25 +176,21 @@ class Llama:
         def layer(x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array | None]) -> tuple[jax.Array, None]:
             w, window = scanned
             y = norm(x, w["attention_norm"])
-            query = parts.split_heads(parts.linear(y, w, "query"), self.n_heads)
-            key = parts.split_heads(parts.linear(y, w, "key"), self.n_kv_heads)
-            value = parts.split_heads(parts.linear(y, w, "value"), self.n_kv_heads)
+            query, key, value = parts.query_key_value(y, w, self.n_heads, self.n_kv_heads)
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             query, key = rotate(query, tables), rotate(key, tables)
             y = parts.attention(query, key, value, scale=self.head_width**-0.5, window=window)
             x = x + parts.linear(y, w, "output")
             y = norm(x, w["feed_forward_norm"])
-            gate = parts.ACTIVATIONS[self.activation](parts.linear(y, w, "gate"))
-            return x + parts.linear(gate * parts.linear(y, w, "up"), w, "down"), None
+            return x + parts.gated_feed_forward(y, w, self.activation), None
 
         x, _ = jax.lax.scan(layer, params.outer["embedding"][tokens], (params.layers, windows))
         return norm(x, params.outer["final_norm"])
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
-        head = params.outer["embedding"].T if self.tied_head else params.outer["head"]
-        return parts.unembed(hidden, head)
+        return parts.unembed(hidden, params.outer)
 
     def init_params(self, key: jax.Array, dtype: DTypeLike = "float32") -> Params:
         """Draw random weights.

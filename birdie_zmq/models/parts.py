@@ -116,8 +116,21 @@ def attention(
     return mixed.reshape(batch, length, heads * width)
 
 
-def unembed(hidden: jax.Array, head: jax.Array) -> jax.Array:
-    """Float32 logits [..., v] of hidden states [..., d] by a head [d, v]."""
+def query_key_value(x: jax.Array, weights: Weights, heads: int, groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [b, t, n, h], keys and values [b, t, k, h] of [b, t, d], by a matrix for each."""
+    query, key, value = (linear(x, weights, name) for name in ("query", "key", "value"))
+    return split_heads(query, heads), split_heads(key, groups), split_heads(value, groups)
+
+
+def gated_feed_forward(x: jax.Array, weights: Weights, activation: str) -> jax.Array:
+    """A gated feed-forward layer, [b, t, d] -> [b, t, d] (Shazeer, 2020, arXiv:2002.05202)."""
+    gate = ACTIVATIONS[activation](linear(x, weights, "gate"))
+    return linear(gate * linear(x, weights, "up"), weights, "down")
+
+
+def unembed(hidden: jax.Array, outer: Weights) -> jax.Array:
+    """Float32 logits [..., v] of hidden states [..., d], by the head [d, v] or, without one, by the embedding [v, d]."""
+    head = outer["head"] if "head" in outer else outer["embedding"].T
     return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
 
 

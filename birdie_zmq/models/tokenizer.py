@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from birdie_zmq.errors import TokenizerError
+from birdie_zmq.models.fields import read_json_object
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -166,9 +166,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except ValueError as error:
-        raise TokenizerError(f"{path} is no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise TokenizerError(f"{path} holds no JSON object")
-    return values
+        raise TokenizerError(str(error)) from error

@@ -141,7 +141,7 @@ def test_split_heads_keeps_the_dimensions_of_a_head_together() -> None:
 
 def test_unembed_of_bfloat16_gives_unrounded_float32() -> None:
     hidden, head = jnp.full((1, 3), 1.0, jnp.bfloat16), jnp.array([[1.0], [2.0**-9], [2.0**-9]], jnp.bfloat16)
-    got = parts.unembed(hidden, head)
+    got = parts.unembed(hidden, {"head": head})
     assert got.dtype == jnp.float32
     assert float(got[0, 0]) == 1.0 + 2.0**-8
 
