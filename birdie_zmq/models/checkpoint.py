@@ -105,11 +105,12 @@ def load_params(layout: Layout, source: TensorSource, dtype: DTypeLike) -> Param
         place = places.get(name)
         if place is None:
             continue
-        array = jax.device_put(tensor)
+        # Waiting for each step keeps the host from running ahead with copies of what is not placed yet.
+        array = jax.device_put(tensor).block_until_ready()
+        del tensor
         if place.layer is None:
             outer[place.key] = _bring(array, jnp.dtype(dtype), place.stored.transposed).block_until_ready()
         else:
-            # Waiting for each keeps the host from running ahead with copies of what is not placed yet.
             stack = _insert(layers[place.key], array, place.layer, place.stored.transposed)
             layers[place.key] = stack.block_until_ready()
     return Params(outer, layers)
