@@ -22,7 +22,7 @@ from birdie_zmq.models.layout import Layout
 from birdie_zmq.models.tokenizer import CheckpointTokenizer
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""The values of ``general.architecture`` that are read. Mistral's and SmolLM's files say llama."""
+"""The values of ``general.architecture`` that are read; SmolLM's files say llama."""
 
 _CONTROL, _USER_DEFINED = 3, 4
 """Kinds of tokens in ``tokenizer.ggml.token_type``."""
@@ -81,11 +81,8 @@ class GgufFile:
             "attention_bias": self.architecture == "llama" and "blk.0.attn_q.bias" in names,
             "tie_word_embeddings": "output.weight" not in names,
         }
-        window = self._number("attention.sliding_window", 0)
-        if window:  # only Mistral has one in all of its layers
-            if self.architecture != "llama":
-                raise ValueError(f"{self.path}: sliding windows of {self.architecture} are not read from GGUF files")
-            config |= {"model_type": "mistral", "sliding_window": window}
+        if self._number("attention.sliding_window", 0):
+            raise ValueError(f"{self.path}: sliding windows are not read from GGUF files")
         kind = self._number("rope.scaling.type", "none")
         if kind == "linear":
             config["rope_scaling"] = {"rope_type": kind, "factor": self._number("rope.scaling.factor")}

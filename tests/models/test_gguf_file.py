@@ -164,6 +164,16 @@ def test_rope_factors_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_windows_and_other_scaling_are_refused(tmp_path: Path) -> None:
+    def yarn(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+
+    with pytest.raises(ValueError, match="sliding windows are not read"):
+        load_checkpoint(write(tmp_path / "w.gguf", more=lambda writer: writer.add_sliding_window(16)))
+    with pytest.raises(ValueError, match="of the kind yarn is not read"):
+        load_checkpoint(write(tmp_path / "y.gguf", more=yarn))
+
+
 def test_mixture_of_experts_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", more=lambda writer: writer.add_expert_count(8))
     with pytest.raises(ValueError, match="mixtures of experts"):

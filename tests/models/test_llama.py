@@ -201,3 +201,11 @@ def test_initial_weights_follow_the_key() -> None:
 def test_impossible_sizes_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(MODEL, **change)
+
+
+def test_every_product_of_matrices_is_asked_for_in_full_float32(params: Params) -> None:
+    """GPUs and TPUs would otherwise round float32 inputs, and scores would be other ones there than on a CPU."""
+    program = str(jax.make_jaxpr(lambda params, tokens: logits(MODEL, params, tokens))(params, TOKENS))
+    products = program.count("dot_general[")
+    assert products >= 9
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
