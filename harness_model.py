@@ -32,6 +32,7 @@ from birdie_zmq.config import ClientSettings
 from birdie_zmq.embedded import Embedded
 from birdie_zmq.errors import ProtocolError, UnsupportedRequest, UsageError
 from birdie_zmq.model_args import RunArguments, read_arguments
+from birdie_zmq.report import as_record, as_text
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
 
@@ -311,6 +312,7 @@ class BirdieZMQ(LM):
         self._description = self._client.describe()
         description = self._description
         report = description.report
+        logger.info("%s: %s", description.model, as_text(report))
         return {
             "model_tag": description.model.tag,
             "model_keywords": json.loads(description.model.arguments),
@@ -324,14 +326,5 @@ class BirdieZMQ(LM):
             "model_devices": description.devices,
             "model_engine": description.engine,
             "model_versions": description.versions,
-            "model_steps": {
-                "requests": report.requests,
-                "steps": report.steps,
-                "tokens_requested": report.tokens_requested,
-                "tokens_computed": report.tokens_computed,
-                "padding_share": report.tokens_padding / max(1, report.tokens_computed),
-                "shapes": [list(shape) for shape in report.shapes],
-                "shape_bound": report.shape_bound,
-                "seconds": report.step_seconds,
-            },
+            "model_steps": as_record(report),
         }

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from birdie_zmq import Model
-from birdie_zmq.models import layout
+from birdie_zmq.models import decoder
 from birdie_zmq.models.llama import Llama
 
 CONFIG = Llama(vocab_size=32_000, d_model=640, n_layers=14, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256)
@@ -29,7 +29,7 @@ class Bytes:
 
 def logits(params: Any, tokens: Any) -> Any:
     """Logits of the random decoder."""
-    return layout.logits(CONFIG, params, tokens)
+    return decoder.logits(CONFIG, params, tokens)
 
 
 def load_model(model_tag: str, **keywords: Any) -> Model:

@@ -164,6 +164,12 @@ class ModelOutputError(ModelError):
     code = "model-output"
 
 
+class OutOfDeviceMemory(ModelError):
+    """The device has no room for what is to be computed, not even in the smallest steps."""
+
+    code = "out-of-device-memory"
+
+
 class NonFiniteLogits(ModelError):
     """The model returned NaN or infinity where a score was to be read."""
 

@@ -29,7 +29,8 @@ from training.demo_world import draw_world
 ROOT = Path(__file__).resolve().parent.parent
 
 from birdie_zmq.models.checkpoint import save_checkpoint  # noqa: E402
-from birdie_zmq.models.layout import Params, logits  # noqa: E402
+from birdie_zmq.models.decoder import logits  # noqa: E402
+from birdie_zmq.models.layout import Params  # noqa: E402
 from birdie_zmq.models.llama import Llama  # noqa: E402
 
 CONFIG = Llama(

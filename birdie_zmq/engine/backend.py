@@ -1,31 +1,24 @@
-"""What the evaluator asks of a framework. `jax_backend` answers it for JAX; another framework is another such file."""
+"""What the engine asks of a framework. `jax_backend` answers it for JAX; another framework is another such file."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine.buckets import StepBudget
-from birdie_zmq.engine.planning import Tokens
+from birdie_zmq.engine.planning import Step, Tokens
 
-
-@dataclass(frozen=True)
-class Places:
-    """Where in a step's logits to look: logits[rows[i], positions[i]], both int32[q]."""
-
-    rows: npt.NDArray[np.int32]
-    positions: npt.NDArray[np.int32]
-
-    def __len__(self) -> int:
-        return len(self.rows)
+Ability = Literal["rows", "forks", "branches"]
+"""How a model reads, and so how its work is planned: whole rows, in steps from a state, or trees behind a state."""
 
 
 @dataclass(frozen=True)
 class PlaceScores:
-    """What stands at the places.
+    """What stands at the places of a step.
 
     ``logprobs`` float32[q] are the targets' log-probabilities in nats, ``greedy`` bool[q] says whether each target is
     the most likely token, ``finite`` bool[q] whether both its logit and the normaliser are finite.
@@ -44,14 +37,37 @@ class NextTokens:
     finite: npt.NDArray[np.bool_]
 
 
+class PendingScores(Protocol):
+    """The scores of a step that the device may still be computing."""
+
+    def result(self) -> PlaceScores:
+        """Wait for them."""
+        ...
+
+
+class Decoding(Protocol):
+    """Rows that are continued side by side, each until it is taken out."""
+
+    def put(self, row: int, prompt: Tokens) -> list[int]:
+        """Read a prompt int32[n], and let a row continue it; the lengths of the steps that it took."""
+        ...
+
+    def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
+        """The next tokens [rows, k] of the active rows, greedily, k of them at once."""
+        ...
+
+
 class Backend(Protocol):
     """A loaded model in some framework.
 
-    Every method raises ModelCallError when the model's own function raises, and ModelOutputError when what it returns
-    are not logits.
+    Methods that compute raise ModelCallError when the model's own function raises, ModelOutputError when what it
+    returns is not of the right form, and OutOfDeviceMemory when the device has no room for a step.
     """
 
     name: str
+    ability: Ability
+    makes_logits: bool
+    """Whether a step holds logits of all its positions, because the model does not give its head apart."""
     vocab_size: int
     budget: StepBudget
     num_parameters: int | None
@@ -60,11 +76,33 @@ class Backend(Protocol):
     versions: dict[str, str]
     trial_shapes: frozenset[tuple[int, int]]
     """The ``(rows, length)`` that the model was called with while it was loaded, if it had to be called."""
+    compile_seconds: float
 
-    def score(self, tokens: Tokens, places: Places, targets: Tokens) -> PlaceScores:
-        """Log-probabilities of targets int32[q] at places of a step int32[rows, length]."""
+    @property
+    def states_evicted(self) -> int:
+        """How many states of beginnings had to go because of the bound."""
         ...
 
-    def next_tokens(self, tokens: Tokens, places: Places) -> NextTokens:
-        """Greedy choices at places of a step int32[rows, length]."""
+    def known(self, room: int) -> Collection[bytes]:
+        """The beginnings whose states are there and have this many slots a row, by the bytes of their tokens."""
+        ...
+
+    def open(self, steps: Sequence[Step]) -> None:
+        """Make ready for a plan, whose steps are submitted next, in order."""
+        ...
+
+    def submit(self, step: Step) -> PendingScores:
+        """Begin to compute the log-probabilities of a step's targets at its places."""
+        ...
+
+    def next_tokens(self, step: Step) -> NextTokens:
+        """Greedy choices at the places of a step of whole rows."""
+        ...
+
+    def decoding(self, rows: int, capacity: int) -> Decoding:
+        """Rows with room for `capacity` tokens each, for models with a state."""
+        ...
+
+    def halve_budget(self) -> bool:
+        """Make later steps smaller, and forget all states; False if they are as small as can be."""
         ...

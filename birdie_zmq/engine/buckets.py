@@ -15,28 +15,34 @@ from birdie_zmq.wire.messages import StepLimits
 SHORTEST = 16
 AUTOMATIC = StepLimits()
 
+PROMPT_PIECES = (16, 32, 64, 128, 256, 512, 1024)
+"""The lengths in which prompts are read before they are continued."""
+
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """The lengths of steps for a model of ``max_length`` tokens, ascending; the last is ``max_length`` itself."""
-    lengths = []
-    power = SHORTEST
-    while power < max_length:
-        lengths += [power, power * 3 // 2]
-        power *= 2
-    return (*(length for length in lengths if length < max_length), max_length)
+    return (*(length for length in _GROWN if SHORTEST <= length < max_length), max_length)
+
+
+_GROWN = tuple(length for power in range(2, 24) for length in (1 << power, 3 << (power - 1)))
 
 
 @dataclass(frozen=True)
 class StepBudget:
     """What bounds a step when nobody said how many rows it has.
 
-    ``tokens`` is the number of positions beyond which a larger step is no faster on the device; ``logits_bytes`` is
+    ``tokens`` is the number of positions beyond which a larger step is no faster on the device; ``call_tokens``
+    is what a call costs beyond its tokens, in tokens; ``logits_bytes`` is
     the most memory that the float32 logits of a step may take; ``rows`` bounds the rows whatever their length.
+    ``decoded`` is how many tokens one call decodes for each row of a generation, which has at most ``decoding_rows``.
     """
 
     tokens: int
+    call_tokens: int = 32
     logits_bytes: int = 2**29
     rows: int = 64
+    decoded: int = 2
+    decoding_rows: int = 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Buckets:
 
     Args:
         max_length: The most tokens of a row.
-        vocab_size: The size of the last axis of the logits.
+        vocab_size: The size of the last axis of the logits; 0 where a step holds no logits of all its positions.
         budget: What bounds a step.
         limits: What the user said of the rows.
     """
@@ -60,6 +66,15 @@ class Buckets:
         """All lengths, ascending."""
         return bucket_lengths(self.max_length)
 
+    @property
+    def grown_lengths(self) -> tuple[int, ...]:
+        """The lengths of steps of models that read in pieces, or several texts in a row: no model's own length."""
+        return _GROWN
+
+    def grown_length_for(self, tokens: int) -> int:
+        """The shortest of `grown_lengths` that holds this many tokens."""
+        return _GROWN[bisect_left(_GROWN, tokens)]
+
     def length_for(self, tokens: int) -> int:
         """The shortest bucket that holds this many tokens, which must be 1 to ``max_length``."""
         lengths = self.lengths
@@ -71,7 +86,7 @@ class Buckets:
             return self.limits.rows
         most = min(
             self.budget.tokens // length,
-            self.budget.logits_bytes // (4 * length * self.vocab_size),
+            self.budget.logits_bytes // (4 * length * self.vocab_size) if self.vocab_size else self.budget.rows,
             self.budget.rows,
             self.limits.max_rows or self.budget.rows,
         )

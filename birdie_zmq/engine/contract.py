@@ -1,6 +1,7 @@
 """What ``load_model`` may return, and how it is told apart.
 
-A callable gives logits. A pair is ``(apply, params)``. Everything that needs more words is a `Model`.
+A callable gives logits. A pair is ``(apply, params)``. Everything that needs more words is a `Model`. Each further
+function that a model gives lets the engine compute less; docs/your_model.md shows them at work.
 """
 
 from __future__ import annotations
@@ -11,60 +12,114 @@ from typing import Any
 
 from birdie_zmq.errors import ModelLoadError
 
-Logits = Callable[..., Any]
-"""``(params, tokens int32[b, t]) -> float[b, t, v]``, or without params."""
+Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Model:
     """A language model given by named parts.
 
+    All functions take `params` first and are jitted by the engine. Letters: b rows, t tokens of a row, d the width of a
+    hidden state, v vocabulary, q any number of positions. Rows are padded on the right with token 0.
+
+    One way to compute is needed: `logits`; or `hidden` with `unembed`; or `init_state`, `extend` and `unembed`. The
+    engine takes the one that computes least: `branch`, else `extend`, else `hidden`, else `logits`.
+
     Attributes:
-        logits: ``logits(params, tokens) -> scores`` with tokens int32[b, t] and scores float[b, t, v], the scores at
-            position i being for the token after i. It is jitted by the engine. Rows are padded on the right, so a
-            causal model needs no mask.
-        params: The first argument of `logits`, any pytree of arrays.
+        logits: ``logits(params, tokens int32[b, t]) -> float[b, t, v]``, the scores at position i being for the token
+            after i. A causal model needs no mask for the padding.
+        params: The first argument of every function, any pytree of arrays.
         max_length: The most tokens of a row, if the model has such a bound.
-        vocab_size: The size of v, if it is known without a call.
+        vocab_size: The size of v, if it is known without a call; the rest of a padded vocabulary is left out.
+        hidden: ``hidden(params, tokens int32[b, t]) -> float[b, t, d]``, what the head reads. With `unembed` it saves
+            the head at all positions that are not scored, and their logits.
+        unembed: ``unembed(params, hidden float[q, d]) -> float[q, v]``, the head.
+        init_state: ``init_state(params, batch, capacity) -> state``, of rows that have read nothing and will read
+            `capacity` tokens at most. Any pytree of arrays whose first axis is the batch: keys and values, or the
+            state of a recurrent model. Both numbers are static.
+        extend: ``extend(params, tokens int32[b, t], lengths int32[b], state) -> (hidden float[b, t, d], state)`` lets
+            each row read on. Of row i only the first ``lengths[i]`` tokens are real, perhaps none: the others must
+            leave no trace in the state. Beginnings that texts share are then read once, and long texts in steps.
+        branch: ``branch(params, tokens int32[b, t], depths int32[b, t], ends int32[b, t], state) -> float[b, t, d]``,
+            for models of attention: a row holds trees of texts in depth-first order. Its token i sees its token j if
+            ``j <= i < ends[i, j]``, and stands ``depths[i, j]`` tokens behind the state. The state has one row, which
+            all texts continue, or is None; it is not changed. Whole trees are then computed in one step, without
+            copies of states.
     """
 
-    logits: Logits
+    logits: Function | None = None
     params: Any = None
     max_length: int | None = None
     vocab_size: int | None = None
+    hidden: Function | None = None
+    unembed: Function | None = None
+    init_state: Function | None = None
+    extend: Function | None = None
+    branch: Function | None = None
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in the one form that engines take.
 
-    ``jit`` is whether the engine may trace `logits` together with its params. A bare callable is not traced: weights
-    closed over would become constants of the program, and it may not be traceable at all.
+    ``jit`` is whether the engine may trace the functions together with the params. A bare callable is not traced:
+    weights closed over would become constants of the program, and it may not be traceable at all.
     """
 
-    logits: Logits
-    params: Any
-    jit: bool
-    max_length: int | None = None
-    vocab_size: int | None = None
+    parts: Model
+    jit: bool = True
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a row, if the model has such a bound."""
+        return self.parts.max_length
+
+    @property
+    def has_state(self) -> bool:
+        """Whether texts can be read in steps."""
+        return self.parts.extend is not None
+
+
+_NEEDS = {
+    "hidden": ("unembed",),
+    "extend": ("init_state", "unembed"),
+    "init_state": ("extend", "unembed"),
+    "branch": ("extend", "init_state", "unembed"),
+}
 
 
 def resolve(returned: object) -> LoadedModel:
     """Bring what ``load_model`` returned into one form.
 
     Raises:
-        ModelLoadError: It is none of a callable, a pair and a Model.
+        ModelLoadError: It is none of a callable, a pair and a Model, or a Model lacks a part that it needs.
     """
     if isinstance(returned, Model):
-        return LoadedModel(returned.logits, returned.params, True, returned.max_length, returned.vocab_size)
+        return LoadedModel(_complete(returned))
     if isinstance(returned, tuple) and len(returned) == 2 and callable(returned[0]):
-        return LoadedModel(returned[0], returned[1], True)
+        return LoadedModel(Model(logits=returned[0], params=returned[1]))
     if callable(returned):
-        return LoadedModel(returned, None, False)
+        return LoadedModel(Model(logits=returned), jit=False)
     raise ModelLoadError(
         f"load_model returned {_describe(returned)}; it must return a callable from tokens to logits, a pair "
         "(apply, params) with apply(params, tokens), or a birdie_zmq.Model"
     )
+
+
+def _complete(model: Model) -> Model:
+    given = {name for name in ("logits", "hidden", "unembed", "init_state", "extend", "branch") if getattr(model, name)}
+    for name in sorted(given):
+        missing = [needed for needed in _NEEDS.get(name, ()) if needed not in given]
+        if missing:
+            raise ModelLoadError(
+                f"the Model that load_model returned has {name}, which needs {' and '.join(missing)} too"
+            )
+    if not given & {"logits", "hidden", "extend"}:
+        raise ModelLoadError(
+            "the Model that load_model returned cannot compute anything: give it logits; or hidden and unembed; or "
+            "init_state, extend and unembed"
+        )
+    return model
 
 
 def _describe(value: object) -> str:

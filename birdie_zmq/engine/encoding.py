@@ -13,40 +13,12 @@ The rules are those of lm_eval's own backends, so that numbers stay comparable, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from birdie_zmq.engine.planning import Tokens
+from birdie_zmq.engine.planning import Scored
 from birdie_zmq.engine.tokenizer import TextTokenizer
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Tokens to be scored: the last ``count`` of ``tokens`` int32[n], each predicted from all before it.
-
-    ``cut`` is how many tokens were dropped on the left to fit the model.
-    """
-
-    tokens: Tokens
-    count: int
-    cut: int = 0
-
-    @property
-    def row(self) -> Tokens:
-        """What the model reads, int32[n-1]."""
-        return self.tokens[:-1]
-
-    @property
-    def positions(self) -> range:
-        """Where in the row the scored tokens are predicted."""
-        return range(len(self.tokens) - 1 - self.count, len(self.tokens) - 1)
-
-    @property
-    def targets(self) -> Tokens:
-        """The scored tokens, int32[count]."""
-        return self.tokens[len(self.tokens) - self.count :]
 
 
 def encode_pairs(tokenizer: TextTokenizer, pairs: Sequence[tuple[str, str]], max_length: int) -> list[Scored | None]:

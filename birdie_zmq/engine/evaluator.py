@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from birdie_zmq.engine.answer_text import AnswerText
-from birdie_zmq.engine.backend import Backend, Places
-from birdie_zmq.engine.buckets import Buckets
-from birdie_zmq.engine.encoding import Scored, encode_pairs, encode_rolling
-from birdie_zmq.engine.planning import Step, Tokens, plan
+from birdie_zmq.engine.backend import Backend
+from birdie_zmq.engine.buckets import PROMPT_PIECES, Buckets
+from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
+from birdie_zmq.engine.planning import Scored, Step, Tokens, plan_rows
+from birdie_zmq.engine.prefixes import Tree
+from birdie_zmq.engine.scoring import Finished, IdleClock, NotFinite, possible_shapes, score
 from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.errors import BirdieError, NonFiniteLogits, RequestError, TokenOutOfVocabulary
+from birdie_zmq.errors import BirdieError, NonFiniteLogits, OutOfDeviceMemory, RequestError, TokenOutOfVocabulary
 from birdie_zmq.wire import messages as m
 
 
@@ -40,6 +41,10 @@ class Listener(Protocol):
     def phase(self, phase: str) -> None:
         """What is being done now."""
         ...
+
+
+Encoded = Sequence[Scored | None] | Sequence[Sequence[Scored]]
+"""The tokens of pairs, or the windows of whole texts."""
 
 
 class ItemFailed(Exception):
@@ -65,9 +70,11 @@ class _Totals:
     requests: int = 0
     steps: int = 0
     tokens_requested: int = 0
+    tokens_distinct: int = 0
     tokens_computed: int = 0
     tokens_padding: int = 0
     seconds: float = 0.0
+    idle: IdleClock = field(default_factory=IdleClock)
     shapes: set[tuple[int, int]] = field(default_factory=set)
     possible: set[tuple[int, int]] = field(default_factory=set)
 
@@ -95,20 +102,56 @@ class Evaluator:
             requests=totals.requests,
             steps=totals.steps,
             tokens_requested=totals.tokens_requested,
+            tokens_distinct=totals.tokens_distinct,
             tokens_computed=totals.tokens_computed,
             tokens_padding=totals.tokens_padding,
             shapes=sorted(totals.shapes),
             shape_bound=len(totals.possible),
             step_seconds=totals.seconds,
+            compile_seconds=self._backend.compile_seconds,
+            idle_seconds=totals.idle.seconds,
+            states_evicted=self._backend.states_evicted,
         )
 
-    def loglikelihood(self, work: m.LogLikelihoodWork, limits: m.StepLimits, listener: Listener) -> None:
+    def encode(self, work: m.Work) -> Encoded | None:
+        """The tokens of work that is to be scored; None for other work.
+
+        May be called in another thread while this evaluator computes, so that the device need not wait for it.
+
+        Raises:
+            TokenizerError: The tokenizer failed.
+        """
+        match work:
+            case m.LogLikelihoodWork(pairs=pairs):
+                return encode_pairs(self._tokenizer, pairs, self._max_length)
+            case m.RollingWork(texts=texts):
+                return encode_rolling(self._tokenizer, texts, self._max_length)
+        return None
+
+    def rest(self) -> None:
+        """There is no work: that nothing is computed from now on is not the engine's fault."""
+        self._totals.idle.rest()
+
+    def loglikelihood(
+        self,
+        work: m.LogLikelihoodWork,
+        limits: m.StepLimits,
+        listener: Listener,
+        items: Sequence[Scored | None] | None = None,
+    ) -> None:
         """Score each continuation after its context.
+
+        Args:
+            work: The texts.
+            limits: What the user said of the rows of a step.
+            listener: Hears of the answers.
+            items: What `encode` gave for this work, if it was called before.
 
         Raises:
             ItemFailed: One of the items cannot be scored; the others may have been.
         """
-        items = encode_pairs(self._tokenizer, work.pairs, self._max_length)
+        if items is None:
+            items = encode_pairs(self._tokenizer, work.pairs, self._max_length)
         self._check_lengths(items, listener)
         nothing = [index for index, item in enumerate(items) if item is None]
         if nothing:
@@ -122,13 +165,26 @@ class Evaluator:
             indices = [owners[number] for number in numbers]
             listener.answered(indices, m.Scores(loglikelihoods=loglikelihoods, greedy=greedy))
 
-    def rolling(self, work: m.RollingWork, limits: m.StepLimits, listener: Listener) -> None:
+    def rolling(
+        self,
+        work: m.RollingWork,
+        limits: m.StepLimits,
+        listener: Listener,
+        texts: Sequence[Sequence[Scored]] | None = None,
+    ) -> None:
         """Score each whole text; an empty one scores 0. The windows of all texts share steps.
+
+        Args:
+            work: The texts.
+            limits: What the user said of the rows of a step.
+            listener: Hears of the answers.
+            texts: What `encode` gave for this work, if it was called before.
 
         Raises:
             ItemFailed: One of the items cannot be scored; the others may have been.
         """
-        texts = encode_rolling(self._tokenizer, work.texts, self._max_length)
+        if texts is None:
+            texts = encode_rolling(self._tokenizer, work.texts, self._max_length)
         windows = [window for text in texts for window in text]
         owners = [index for index, text in enumerate(texts) for _ in text]
         unfinished = [len(text) for text in texts]
@@ -148,27 +204,19 @@ class Evaluator:
     def generate(self, work: m.GenerateWork, limits: m.StepLimits, listener: Listener) -> None:
         """Continue each prompt greedily, each row until its own end.
 
-        Without a state to carry on from, every token reads its whole row anew.
+        A model with a state reads each prompt once and carries on from there. Without one, every token reads its whole
+        row anew.
 
         Raises:
             ItemFailed: One of the prompts cannot be continued; others may have been.
         """
         rows = self._prompts(work, listener)
         answer = AnswerText(self._tokenizer, work.settings)
-        buckets = self._buckets(limits)
         self._totals.requests += len(rows)
-        while rows:
-            still: list[_Row] = []
-            for step in plan([row.tokens for row in rows], buckets, self._pad):
-                places = [(rows[number], row) for number, row in step.places]
-                chosen = self._run_choice(step, places, listener)
-                for (row, _), token in zip(places, chosen, strict=True):
-                    text = self._extend(row, token, answer, work.settings.max_gen_toks)
-                    if text is None:
-                        still.append(row)
-                    else:
-                        listener.answered([row.index], m.Texts(texts=[text]))
-            rows = still
+        if self._backend.ability == "rows":
+            self._reread(rows, answer, work.settings.max_gen_toks, limits, listener)
+        else:
+            self._continue(rows, answer, work.settings.max_gen_toks, limits, listener)
 
     def render_chat(self, work: m.ChatWork, listener: Listener) -> None:
         """Render conversations by the tokenizer's own method.
@@ -185,29 +233,32 @@ class Evaluator:
 
     def _score(
         self, items: Sequence[Scored], owners: Sequence[int], limits: m.StepLimits, listener: Listener
-    ) -> Iterator[tuple[list[int], npt.NDArray[np.float64], npt.NDArray[np.bool_]]]:
-        """Run the items' steps; after each, the numbers of the items that it served and their results."""
+    ) -> Iterator[Finished]:
+        """Run the items' steps; after each, the numbers of the items that are done and their results."""
         for item, owner in zip(items, owners, strict=True):
             self._check_vocabulary(item.tokens, owner)
         self._totals.tokens_requested += sum(len(item.row) for item in items)
-        for step in plan([item.row for item in items], self._buckets(limits), self._pad):
-            numbers = [number for number, _ in step.places]
-            served = [items[number] for number in numbers]
-            counts = np.array([item.count for item in served])
-            rows = np.repeat(np.array([row for _, row in step.places], dtype=np.int32), counts)
-            positions = np.concatenate([np.array(item.positions, dtype=np.int32) for item in served])
-            targets = np.concatenate([item.targets for item in served])
-            with self._counted(step, listener):
-                scores = self._backend.score(step.tokens, Places(rows, positions), targets)
-            of_item = np.repeat(np.arange(len(served)), counts)
-            if not scores.finite.all():
-                number = numbers[of_item[int(np.argmin(scores.finite))]]
-                raise ItemFailed(owners[number], _not_finite())
-            loglikelihoods = np.zeros(len(served))
-            np.add.at(loglikelihoods, of_item, scores.logprobs)  # summed in float64
-            greedy = np.ones(len(served), dtype=np.bool_)
-            np.logical_and.at(greedy, of_item, scores.greedy)
-            yield numbers, loglikelihoods, greedy
+        self._totals.tokens_distinct += Tree(items).distinct_tokens()
+
+        def smaller(error: OutOfDeviceMemory) -> None:
+            listener.notice(
+                "warning", f"{error}; steps are made smaller, of {self._backend.budget.tokens} tokens at most"
+            )
+
+        began, compiling = time.monotonic(), self._backend.compile_seconds
+        try:
+            yield from score(
+                self._backend,
+                items,
+                lambda: self._buckets(limits),
+                lambda step: self._counted(step, listener),
+                self._totals.idle,
+                smaller,
+            )
+        except NotFinite as failure:
+            raise ItemFailed(owners[failure.number], _not_finite()) from None
+        finally:
+            self._totals.seconds += time.monotonic() - began - (self._backend.compile_seconds - compiling)
 
     def _check_lengths(self, items: Sequence[Scored | None], listener: Listener) -> None:
         cut = 0
@@ -264,15 +315,70 @@ class Evaluator:
             )
         return rows
 
-    def _run_choice(self, step: Step, places: Sequence[tuple[_Row, int]], listener: Listener) -> list[int]:
-        rows = np.array([row for _, row in places], dtype=np.int32)
-        lasts = np.array([len(row.tokens) - 1 for row, _ in places], dtype=np.int32)
-        self._totals.tokens_requested += step.used_tokens
-        with self._counted(step, listener):
-            chosen = self._backend.next_tokens(step.tokens, Places(rows, lasts))
-        if not chosen.finite.all():
-            raise ItemFailed(places[int(np.argmin(chosen.finite))][0].index, _not_finite())
-        return [int(token) for token in chosen.tokens]
+    def _reread(
+        self, rows: list[_Row], answer: AnswerText, max_gen_toks: int, limits: m.StepLimits, listener: Listener
+    ) -> None:
+        buckets = self._buckets(limits)
+        while rows:
+            still: list[_Row] = []
+            # One more token, any, stands for the one that is looked for.
+            for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in rows], buckets):
+                self._totals.tokens_requested += step.used_tokens
+                began = time.monotonic()
+                with self._counted(step, listener):
+                    chosen = self._backend.next_tokens(step)
+                self._totals.seconds += time.monotonic() - began
+                if not chosen.finite.all():
+                    raise ItemFailed(rows[step.owners[int(np.argmin(chosen.finite))]].index, _not_finite())
+                for owner, token in zip(step.owners, chosen.tokens, strict=True):
+                    row = rows[owner]
+                    text = self._extend(row, int(token), answer, max_gen_toks)
+                    if text is None:
+                        still.append(row)
+                    else:
+                        listener.answered([row.index], m.Texts(texts=[text]))
+            rows = still
+
+    def _continue(
+        self, rows: list[_Row], answer: AnswerText, max_gen_toks: int, limits: m.StepLimits, listener: Listener
+    ) -> None:
+        """A row that ends makes room for the next prompt at once."""
+        waiting = sorted(rows, key=lambda row: len(row.tokens))  # the longest is taken first, from the end
+        capacity = len(waiting[-1].tokens) + max_gen_toks
+        budget = self._backend.budget
+        count = limits.rows or min(limits.max_rows or budget.decoding_rows, budget.decoding_rows, len(rows))
+        count = limits.rows or 1 << (count - 1).bit_length()
+        began, compiling = time.monotonic(), self._backend.compile_seconds
+        decoding = self._backend.decoding(count, capacity)
+        self._totals.possible |= {(1, length) for length in PROMPT_PIECES} | {(count, 1)}
+        slots: list[_Row | None] = [None] * count
+        while waiting or any(slots):
+            for number, row in enumerate(slots):
+                if row is None and waiting:
+                    slots[number] = new = waiting.pop()
+                    lengths = decoding.put(number, new.tokens)
+                    self._count_shapes([(1, length) for length in lengths])
+                    self._totals.tokens_requested += len(new.tokens) - 1
+                    self._totals.tokens_computed += sum(lengths)
+                    self._totals.tokens_padding += sum(lengths) - (len(new.tokens) - 1)
+            chosen = decoding.decode(np.array([row is not None for row in slots]))
+            self._count_shapes([(count, 1)])
+            self._totals.tokens_computed += chosen.tokens.size
+            for number, row in enumerate(slots):
+                if row is None:
+                    self._totals.tokens_padding += chosen.tokens.shape[1]
+                    continue
+                for at, token in enumerate(chosen.tokens[number]):
+                    if not chosen.finite[number, at]:
+                        raise ItemFailed(row.index, _not_finite())
+                    self._totals.tokens_requested += 1
+                    text = self._extend(row, int(token), answer, max_gen_toks)
+                    if text is not None:
+                        listener.answered([row.index], m.Texts(texts=[text]))
+                        slots[number] = None
+                        self._totals.tokens_padding += chosen.tokens.shape[1] - at - 1
+                        break
+        self._totals.seconds += time.monotonic() - began - (self._backend.compile_seconds - compiling)
 
     def _extend(self, row: _Row, token: int, answer: AnswerText, max_gen_toks: int) -> str | None:
         """Take one token; the finished text if it was the last one."""
@@ -286,14 +392,11 @@ class Evaluator:
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 
-    @property
-    def _pad(self) -> int:
-        """A token that is surely in the vocabulary."""
-        return 0
-
     def _buckets(self, limits: m.StepLimits) -> Buckets:
-        buckets = Buckets(self._max_length, self._backend.vocab_size, self._backend.budget, limits)
-        self._totals.possible |= buckets.shapes
+        backend = self._backend
+        vocab_size = backend.vocab_size if backend.makes_logits else 0
+        buckets = Buckets(self._max_length, vocab_size, backend.budget, limits)
+        self._totals.possible |= possible_shapes(backend.ability, buckets)
         return buckets
 
     def _check_vocabulary(self, tokens: Tokens, index: int) -> None:
@@ -307,16 +410,18 @@ class Evaluator:
                 ),
             )
 
+    def _count_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
+        self._totals.shapes.update(shapes)
+        self._totals.steps += len(shapes)
+
     @contextmanager
     def _counted(self, step: Step, listener: Listener) -> Iterator[None]:
-        rows, length = step.tokens.shape
-        if (rows, length) not in self._totals.shapes:
+        rows, length = step.shape
+        if step.shape not in self._totals.shapes:
             listener.phase(f"compiling {rows} x {length}")
-        began = time.monotonic()
         yield
-        self._totals.seconds += time.monotonic() - began
-        if (rows, length) not in self._totals.shapes:
-            self._totals.shapes.add((rows, length))
+        if step.shape not in self._totals.shapes:
+            self._totals.shapes.add(step.shape)
             listener.phase("running")
         self._totals.steps += 1
         self._totals.tokens_computed += step.tokens.size

@@ -8,6 +8,7 @@ neither library need be installed.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -52,6 +53,8 @@ class TextTokenizer:
                     "encode(str) -> list[int] and decode(list[int]) -> str"
                 )
         self._tokenizer = tokenizer
+        # The next batch is encoded while answers of this one are decoded, and not every tokenizer bears that.
+        self._lock = threading.Lock()
         self._add_bos = add_bos
         self._is_transformers = hasattr(tokenizer, "all_special_ids") and callable(tokenizer)
         self._is_tokenizers = not self._is_transformers and callable(getattr(tokenizer, "encode_batch", None))
@@ -101,7 +104,8 @@ class TextTokenizer:
         if not texts:
             return []
         try:
-            encoded = self._encode(list(texts), special)
+            with self._lock:
+                encoded = self._encode(list(texts), special)
         except BirdieError:
             raise
         except Exception as error:
@@ -121,10 +125,11 @@ class TextTokenizer:
             TokenizerError: The tokenizer raised, or gave no string.
         """
         try:
-            if self._can_skip_special:
-                text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
-            else:
-                text = self._tokenizer.decode(list(ids))
+            with self._lock:
+                if self._can_skip_special:
+                    text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+                else:
+                    text = self._tokenizer.decode(list(ids))
         except Exception as error:
             raise TokenizerError(
                 f"the tokenizer failed to decode {len(ids)} tokens: {type(error).__name__}: {error}"
@@ -166,13 +171,14 @@ class TextTokenizer:
                 f"the {type(self._tokenizer).__name__} has neither a chat_template nor an apply_chat_template method"
             )
         try:
-            text = method(
-                conversation,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **template_args,
-            )
+            with self._lock:
+                text = method(
+                    conversation,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                    **template_args,
+                )
         except Exception as error:
             raise TokenizerError(f"apply_chat_template failed: {type(error).__name__}: {error}") from error
         if not isinstance(text, str):

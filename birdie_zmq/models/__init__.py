@@ -46,20 +46,13 @@ def load_model(model_tag: str, **keywords: Any) -> Model:
     path = locate(model_tag, keywords.get("revision"))
     dtype = _checked(model_tag, keywords)
     # Here, so that the agent and load_tokenizer do without jax.
-    from birdie_zmq.models.layout import logits
+    from birdie_zmq.models.decoder import model_of
     from birdie_zmq.models.loading import load_checkpoint
 
     try:
-        architecture, params = load_checkpoint(path, dtype)
+        return model_of(*load_checkpoint(path, dtype))
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
-
-    def of_tokens(params: Any, tokens: Any) -> Any:
-        return logits(architecture, params, tokens)
-
-    return Model(
-        logits=of_tokens, params=params, max_length=architecture.max_length, vocab_size=architecture.vocab_size
-    )
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from birdie_zmq.models import parts
+from birdie_zmq.models.attention import UNLIMITED, Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Stored, gated_layer, linear
+from birdie_zmq.models.layout import Layout, Params, Read, Stored, gated_layer, linear
 from birdie_zmq.models.llama import windows_of
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
@@ -130,38 +131,45 @@ class Gemma:
             outer["head"] = linear("lm_head.weight", d, self.vocab_size)
         return Layout(outer, layers, self.n_layers, "model.", ("lm_head.weight",) * self.tied_head)
 
-    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params."""
-        length = tokens.shape[1]
-        full, windowed = self.rope.tables(length), self.window_rope.tables(length)
-        windows = jnp.asarray(np.array(self.windows or (parts.UNLIMITED,) * self.n_layers, np.int32))
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Layers, key/value heads, and the width of a head."""
+        return self.n_layers, self.n_kv_heads, self.head_width
+
+    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
+        full, windowed = self.rope.tables(reading.positions), self.window_rope.tables(reading.positions)
+        windows = jnp.asarray(np.array(self.windows or (UNLIMITED,) * self.n_layers, np.int32))
 
         def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
             # Weights are stored less one. The product is rounded once, after the scale (Llama rounds before it).
             wide = parts.rms_norm(x.astype(jnp.float32), 1.0 + weight.astype(jnp.float32), self.norm_epsilon)
             return wide.astype(x.dtype)
 
-        def layer(x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array]) -> tuple[jax.Array, None]:
-            w, window = scanned
+        def layer(
+            x: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array], jax.Array]
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            number, w, window = scanned
             y = norm(x, w["attention_norm"])
             query, key, value = parts.query_key_value(y, w, self.n_heads, self.n_kv_heads)
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
-            everything = window == parts.UNLIMITED
+            everything = window == UNLIMITED
             cos, sin = (jnp.where(everything, here, there) for here, there in zip(full, windowed, strict=True))
             query, key = rotate(query, (cos, sin)), rotate(key, (cos, sin))
             scale = self.query_scalar**-0.5
-            y = parts.attention(query, key, value, scale=scale, window=window, softcap=self.score_cap)
+            y = attention(query, key, value, reading, number, scale=scale, window=window, softcap=self.score_cap)
             x = x + norm(parts.linear(y, w, "output"), w["after_attention_norm"])
             y = norm(x, w["feed_forward_norm"])
             y = parts.gated_feed_forward(y, w, self.activation)
-            return x + norm(y, w["after_feed_forward_norm"]), None
+            return x + norm(y, w["after_feed_forward_norm"]), parts.heads_first(key, value)
 
         embedding = params.outer["embedding"]
         # The factor is rounded to the dtype of the weights, as the models were trained with it.
         x = embedding[tokens] * jnp.asarray(self.d_model**0.5, embedding.dtype)
-        x, _ = jax.lax.scan(layer, x, (params.layers, windows))
-        return norm(x, params.outer["final_norm"])
+        numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
+        x, (keys, values) = jax.lax.scan(layer, x, (numbers, params.layers, windows))
+        return Read(norm(x, params.outer["final_norm"]), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.models import parts
+from birdie_zmq.models.attention import Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Stored, linear
+from birdie_zmq.models.layout import Layout, Params, Read, Stored, linear
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,19 @@ class Gpt2:
         redundant = (".attn.bias", ".attn.masked_bias") + ("lm_head.weight",) * self.tied_head
         return Layout(outer, layers, self.n_layers, "transformer.", redundant)
 
-    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params.
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Layers, key/value heads, and the width of a head."""
+        return self.n_layers, self.n_heads, self.d_model // self.n_heads
+
+    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+        """Normalised final hidden states of int [b, t], and the keys and values of every layer.
 
         Raises:
             ValueError: There are more tokens than positions.
         """
         length = tokens.shape[1]
-        if length > self.max_length:
+        if reading.ends is None and length > self.max_length:
             raise ValueError(f"GPT-2 learned {self.max_length} positions, and {length} are asked for; lower max_length")
         activate = parts.ACTIVATIONS[self.activation]
         scale = (self.d_model // self.n_heads) ** -0.5 if self.scaled_scores else 1.0
@@ -107,18 +113,20 @@ class Gpt2:
         if self.scaled_by_layer:
             scales = scales / jnp.arange(1, self.n_layers + 1, dtype=jnp.float32)
 
-        def layer(x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array]) -> tuple[jax.Array, None]:
-            w, scale = scanned
+        def layer(
+            x: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array], jax.Array]
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            number, w, scale = scanned
             y = parts.linear(parts.layer_norm(x, w, "attention_norm", self.norm_epsilon), w, "query_key_value")
             query, key, value = (parts.split_heads(part, self.n_heads) for part in jnp.split(y, 3, axis=-1))
-            y = parts.attention(query, key, value, scale=scale)
-            x = x + parts.linear(y, w, "output")
+            x = x + parts.linear(attention(query, key, value, reading, number, scale=scale), w, "output")
             y = parts.linear(parts.layer_norm(x, w, "feed_forward_norm", self.norm_epsilon), w, "up")
-            return x + parts.linear(activate(y), w, "down"), None
+            return x + parts.linear(activate(y), w, "down"), parts.heads_first(key, value)
 
-        x = params.outer["embedding"][tokens] + params.outer["positions"][None, :length]
-        x, _ = jax.lax.scan(layer, x, (params.layers, scales))
-        return parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon)
+        x = params.outer["embedding"][tokens] + params.outer["positions"][reading.positions]
+        numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
+        x, (keys, values) = jax.lax.scan(layer, x, (numbers, params.layers, scales))
+        return Read(parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 
 from birdie_zmq.models import parts
+from birdie_zmq.models.attention import Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Stored, linear
+from birdie_zmq.models.layout import Layout, Params, Read, Stored, linear
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
 
@@ -96,27 +98,35 @@ class GptNeoX:
         redundant = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
         return Layout(outer, layers, self.n_layers, "gpt_neox.", redundant + ("embed_out.weight",) * self.tied_head)
 
-    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params."""
-        tables = self.rope.tables(tokens.shape[1])
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Layers, key/value heads, and the width of a head."""
+        return self.n_layers, self.n_heads, self.d_model // self.n_heads
+
+    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
+        tables = self.rope.tables(reading.positions)
         activate = parts.ACTIVATIONS[self.activation]
         width = self.d_model // self.n_heads
 
-        def attend(x: jax.Array, w: dict[str, jax.Array]) -> jax.Array:
+        def layer(
+            x: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array]]
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            number, w = scanned
+            y = parts.layer_norm(x, w, "attention_norm", self.norm_epsilon)
             # One matrix gives, head by head, query, key and value one after another.
-            heads = parts.split_heads(parts.linear(x, w, "query_key_value"), self.n_heads)
+            heads = parts.split_heads(parts.linear(y, w, "query_key_value"), self.n_heads)
             query, key, value = (heads[..., i * width : (i + 1) * width] for i in range(3))
             query, key = rotate(query, tables), rotate(key, tables)
-            return parts.linear(parts.attention(query, key, value, scale=width**-0.5), w, "output")
+            y = attention(query, key, value, reading, number, scale=width**-0.5)
+            attended = x + parts.linear(y, w, "output")
+            y = x if self.parallel else attended
+            y = parts.linear(parts.layer_norm(y, w, "feed_forward_norm", self.norm_epsilon), w, "up")
+            return attended + parts.linear(activate(y), w, "down"), parts.heads_first(key, value)
 
-        def layer(x: jax.Array, w: dict[str, jax.Array]) -> tuple[jax.Array, None]:
-            attended = x + attend(parts.layer_norm(x, w, "attention_norm", self.norm_epsilon), w)
-            read = x if self.parallel else attended
-            y = parts.linear(parts.layer_norm(read, w, "feed_forward_norm", self.norm_epsilon), w, "up")
-            return attended + parts.linear(activate(y), w, "down"), None
-
-        x, _ = jax.lax.scan(layer, params.outer["embedding"][tokens], params.layers)
-        return parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon)
+        numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
+        x, (keys, values) = jax.lax.scan(layer, params.outer["embedding"][tokens], (numbers, params.layers))
+        return Read(parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 
 import jax
 
+from birdie_zmq.models.attention import Reading
+
 
 class Params(NamedTuple):
     """All weights of a model, a pytree of dicts from our names to arrays; those of `layers` are stacked, [l, ...]."""
@@ -75,6 +77,17 @@ def gated_layer(
     return matrices | biases
 
 
+class Read(NamedTuple):
+    """What a step of tokens [b, t] gives.
+
+    ``hidden`` [b, t, d] is in the dtype of the params; ``keys`` and ``values`` are [l, b, k, t, h].
+    """
+
+    hidden: jax.Array
+    keys: jax.Array
+    values: jax.Array
+
+
 class Place(NamedTuple):
     """Where a tensor goes: a key of `Params.outer`, or a key of `Params.layers` and the number of the layer."""
 
@@ -130,39 +143,15 @@ class Architecture(Protocol):
         """Its tensors."""
         ...
 
-    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params.
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Layers, key/value heads and the width of a head, of which a state is made."""
+        ...
 
-        Every row starts at position 0. Attention is causal, so what stands to the right of a row's end cannot reach
-        the positions before it: padding there needs no mask.
-        """
+    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
         ...
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
         ...
-
-
-def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
-    """The logits of the next token at every position.
-
-    Matrices are multiplied in full float32 where the weights are float32: GPUs and TPUs would otherwise round their
-    inputs to fewer bits (TF32, bfloat16), and scores would differ from those of other machines.
-
-    Args:
-        architecture: static under `jax.jit`.
-        params: all of one floating dtype.
-        tokens: integer [b, t], ids in [0, vocab_size).
-
-    Returns:
-        float32 [b, t, v]; ``[:, i]`` scores the token at position i + 1.
-
-    Raises:
-        ValueError: `tokens` is not an integer array of rank 2, or longer than a table of positions.
-    """
-    if tokens.ndim != 2:
-        raise ValueError(f"tokens must have the shape [batch, length], not {list(tokens.shape)}")
-    if not jax.numpy.issubdtype(tokens.dtype, jax.numpy.integer):
-        raise ValueError(f"tokens must be integers, not {tokens.dtype}")
-    with jax.default_matmul_precision("highest"):
-        return architecture.unembed(params, architecture.hidden(params, tokens))

@@ -18,8 +18,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from birdie_zmq.models import parts
+from birdie_zmq.models.attention import UNLIMITED, Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Stored, gated_layer, linear
+from birdie_zmq.models.layout import Layout, Params, Read, Stored, gated_layer, linear
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
 _WINDOWED = "sliding_attention"
@@ -164,29 +165,37 @@ class Llama:
         redundant = (".rotary_emb.inv_freq",) + ("lm_head.weight",) * self.tied_head
         return Layout(outer, layers, self.n_layers, "model.", redundant)
 
-    def hidden(self, params: Params, tokens: jax.Array) -> jax.Array:
-        """Normalised final hidden states [b, t, d] of int [b, t], in the dtype of the params."""
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """Layers, key/value heads, and the width of a head."""
+        return self.n_layers, self.n_kv_heads, self.head_width
+
+    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
         assert self.rope is not None
-        tables = self.rope.tables(tokens.shape[1])
+        tables = self.rope.tables(reading.positions)
         windows = jnp.asarray(np.array(self.windows, np.int32)) if self.windows else None
 
         def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
             return parts.rms_norm(x, weight, self.norm_epsilon)
 
-        def layer(x: jax.Array, scanned: tuple[dict[str, jax.Array], jax.Array | None]) -> tuple[jax.Array, None]:
-            w, window = scanned
+        def layer(
+            x: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array], jax.Array | None]
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            number, w, window = scanned
             y = norm(x, w["attention_norm"])
             query, key, value = parts.query_key_value(y, w, self.n_heads, self.n_kv_heads)
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             query, key = rotate(query, tables), rotate(key, tables)
-            y = parts.attention(query, key, value, scale=self.head_width**-0.5, window=window)
+            y = attention(query, key, value, reading, number, scale=self.head_width**-0.5, window=window)
             x = x + parts.linear(y, w, "output")
             y = norm(x, w["feed_forward_norm"])
-            return x + parts.gated_feed_forward(y, w, self.activation), None
+            return x + parts.gated_feed_forward(y, w, self.activation), parts.heads_first(key, value)
 
-        x, _ = jax.lax.scan(layer, params.outer["embedding"][tokens], (params.layers, windows))
-        return norm(x, params.outer["final_norm"])
+        numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
+        x, (keys, values) = jax.lax.scan(layer, params.outer["embedding"][tokens], (numbers, params.layers, windows))
+        return Read(norm(x, params.outer["final_norm"]), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
@@ -247,4 +256,4 @@ def windows_of(types: tuple[str, ...], window: int) -> tuple[int, ...]:
         raise ValueError(f"layer_types has {unknown[0]!r}, which is neither {_WINDOWED} nor {_FULL}")
     if _WINDOWED not in types:
         return ()
-    return tuple(window if kind == _WINDOWED else parts.UNLIMITED for kind in types)
+    return tuple(window if kind == _WINDOWED else UNLIMITED for kind in types)

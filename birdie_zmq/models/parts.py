@@ -1,4 +1,4 @@
-"""What the families share: norms, linear maps, attention. Plain functions of arrays.
+"""What the families share: norms, linear maps, heads. Plain functions of arrays.
 
 Shape letters: b batch, t position, d width of the residual stream, n query heads, k key/value heads, g query heads per
 key/value head (n = k * g), h width of a head.
@@ -12,12 +12,6 @@ import jax
 import jax.numpy as jnp
 
 Weights = Mapping[str, jax.Array]
-
-QUERY_BLOCK = 512
-"""Queries of a long row are attended this many at a time, so that length x length scores never exist at once."""
-
-UNLIMITED = 2**30
-"""The window of a layer that sees everything, where others of the same model do not."""
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -63,57 +57,9 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:2], heads, -1)
 
 
-def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    *,
-    scale: float | jax.Array,
-    window: jax.Array | None = None,
-    softcap: float | None = None,
-) -> jax.Array:
-    """Causal grouped-query attention (Ainslie et al., arXiv:2305.13245); scores and softmax in float32.
-
-    Args:
-        query: [b, t, n, h].
-        key: [b, t, k, h], n a multiple of k.
-        value: [b, t, k, h].
-        scale: What scores are multiplied by.
-        window: int32 []; a position sees itself and the ``window - 1`` before it. None: all before it.
-        softcap: Scores are bent into (-softcap, softcap) by tanh, as Gemma 2 does.
-
-    Returns:
-        [b, t, n * h].
-    """
-    batch, length, heads, width = query.shape
-    groups = key.shape[2]
-    grouped = query.reshape(batch, length, groups, heads // groups, width)
-    sources = jnp.arange(length)
-
-    def attend(block: jax.Array, positions: jax.Array) -> jax.Array:
-        """Queries [b, q, k, g, h] at positions int32 [q] -> [b, q, k, g, h]."""
-        scores = jnp.einsum("bqkgh,bskh->bkgqs", block, key, preferred_element_type=jnp.float32) * scale
-        if softcap is not None:
-            scores = jnp.tanh(scores / softcap) * softcap
-        distance = positions[:, None] - sources[None]
-        visible = distance >= 0
-        if window is not None:
-            visible &= distance < window
-        scores = jnp.where(visible[None, None, None], scores, -jnp.inf)  # a position sees itself: no row is empty
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        return jnp.einsum("bkgqs,bskh->bqkgh", weights, value)
-
-    if length <= QUERY_BLOCK:
-        mixed = attend(grouped, sources)
-    else:
-        blocks = -(-length // QUERY_BLOCK)
-        missing = blocks * QUERY_BLOCK - length
-        padded = jnp.pad(grouped, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)))
-        cut = jnp.moveaxis(padded.reshape(batch, blocks, QUERY_BLOCK, *padded.shape[2:]), 1, 0)
-        positions = jnp.arange(blocks * QUERY_BLOCK).reshape(blocks, QUERY_BLOCK)
-        done = jax.lax.map(lambda part: attend(*part), (cut, positions))
-        mixed = jnp.moveaxis(done, 0, 1).reshape(padded.shape)[:, :length]
-    return mixed.reshape(batch, length, heads * width)
+def heads_first(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [b, t, k, h] as a state holds them, [b, k, t, h]."""
+    return key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
 
 
 def query_key_value(x: jax.Array, weights: Weights, heads: int, groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:

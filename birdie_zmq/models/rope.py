@@ -75,9 +75,10 @@ class Rope:
                 return self._blend(plain, self._kept_by_dimension())
         return plain
 
-    def tables(self, length: int) -> tuple[jax.Array, jax.Array]:
-        """Cos and sin of each position's angles, both float32 [length, width / 2]."""
-        angles = jnp.arange(length, dtype=jnp.float32)[:, None] * jnp.asarray(self.frequencies())[None]
+    def tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cos and sin of the angles at positions int32 [..., t], both float32 [..., t, width / 2]."""
+        frequencies = jnp.expand_dims(jnp.asarray(self.frequencies()), range(positions.ndim))
+        angles = positions.astype(jnp.float32)[..., None] * frequencies
         return jnp.cos(angles) * self.attention_factor, jnp.sin(angles) * self.attention_factor
 
     def _blend(self, plain: npt.NDArray[np.float32], kept: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -152,8 +153,11 @@ def _yarn_attention(given: Fields, factor: float) -> float:
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn the first dimensions of every head, [b, t, n, h], by `Rope.tables`; in float32, back to the dtype of x."""
-    cos, sin = (table[None, :, None] for table in tables)
+    """Turn the first dimensions of every head, [b, t, n, h], by `Rope.tables` of positions [b or 1, t].
+
+    In float32, back to the dtype of x.
+    """
+    cos, sin = (table[:, :, None] for table in tables)
     half = cos.shape[-1]
     wide = x.astype(jnp.float32)
     first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]

@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -209,8 +209,10 @@ class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model process has computed since it started.
 
     ``shapes`` lists each ``(rows, length)`` that was sent to the model; ``shape_bound`` is the most there can be.
-    ``tokens_requested`` counts each request's own input tokens, ``tokens_computed`` all positions of all steps,
-    padding included, ``tokens_padding`` those of them that were padding.
+    ``tokens_requested`` counts each request's own input tokens, ``tokens_distinct`` the least that a causal model must
+    compute for the scores of each batch, ``tokens_computed`` all positions of all steps, padding included,
+    ``tokens_padding`` those of them that were padding. ``step_seconds`` leave out ``compile_seconds``; in
+    ``idle_seconds`` the device waited for the host. ``states_evicted`` counts beginnings whose states had to go.
     """
 
     requests: Count = 0
@@ -221,6 +223,10 @@ class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shapes: list[tuple[PositiveCount, PositiveCount]] = []
     shape_bound: Count = 0
     step_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    tokens_distinct: Count = 0
+    compile_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    idle_seconds: Annotated[float, Meta(ge=0)] = 0.0
+    states_evicted: Count = 0
 
 
 class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="description"):

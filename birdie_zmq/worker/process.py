@@ -1,7 +1,7 @@
 """The model process: it holds one model in JAX for as long as it lives, and ends with its agent.
 
 Started by the agent with a connected socket. One thread listens, so that the socket is always read and the agent's
-end is noticed at once; the main thread computes and speaks.
+end is noticed at once; another encodes the texts of the next lease; the main thread computes and speaks.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from birdie_zmq.engine.evaluator import ItemFailed
+from birdie_zmq.engine.evaluator import Evaluator, ItemFailed
 from birdie_zmq.errors import BirdieError, InternalError
 from birdie_zmq.lifeline import die_with_parent
 from birdie_zmq.wire import messages as m
@@ -64,20 +66,46 @@ def run(channel: Channel, make_backend: MakeBackend) -> int:
         channel.send(m.ModelRefused(error=_internal(error)))
         return 1
     channel.send(m.ModelLoaded(seconds=time.monotonic() - began))
+    ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
+    threading.Thread(target=_encode_ahead, args=(loaded.evaluator, inbox, ready), daemon=True).start()
+    while True:
+        if inbox.empty() and ready.empty():
+            loaded.evaluator.rest()
+        _answer(loaded, ready.get(), channel)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A lease whose texts are encoded already, where they are to be scored; or why they cannot be."""
+
+    lease: m.Lease
+    encoded: Any = None
+    error: Exception | None = None
+
+
+def _encode_ahead(evaluator: Evaluator, inbox: queue.SimpleQueue[m.AgentMessage], ready: queue.Queue[_Ready]) -> None:
+    """Encode the next lease while the main thread computes."""
     while True:
         lease = inbox.get()
-        if isinstance(lease, m.Lease):
-            _answer(loaded, lease, channel)
+        if not isinstance(lease, m.Lease):
+            continue
+        try:
+            ready.put(_Ready(lease, encoded=evaluator.encode(lease.work)))
+        except Exception as error:  # noqa: BLE001 - the main thread raises it again, and tells of it
+            ready.put(_Ready(lease, error=error))
 
 
-def _answer(loaded: Loaded, lease: m.Lease, channel: Channel) -> None:
+def _answer(loaded: Loaded, ready: _Ready, channel: Channel) -> None:
+    lease = ready.lease
     listener = _LeaseListener(channel, lease.lease)
     try:
+        if ready.error is not None:
+            raise ready.error
         match lease.work:
             case m.LogLikelihoodWork() as work:
-                loaded.evaluator.loglikelihood(work, lease.limits, listener)
+                loaded.evaluator.loglikelihood(work, lease.limits, listener, ready.encoded)
             case m.RollingWork() as work:
-                loaded.evaluator.rolling(work, lease.limits, listener)
+                loaded.evaluator.rolling(work, lease.limits, listener, ready.encoded)
             case m.GenerateWork() as work:
                 loaded.evaluator.generate(work, lease.limits, listener)
             case m.ChatWork() as work:
@@ -124,6 +152,8 @@ def main(arguments: Sequence[str], make_backend: MakeBackend) -> int:
 
 
 if __name__ == "__main__":
+    from birdie_zmq.engine.compile_cache import keep_programs
     from birdie_zmq.engine.jax_backend import JaxBackend
 
+    keep_programs()
     raise SystemExit(main(sys.argv[1:], JaxBackend))

@@ -32,24 +32,61 @@ class ApplyAndParams(NamedTuple):
 
 
 def test_a_callable_is_taken_without_params_and_left_untraced() -> None:
-    assert resolve(logits) == LoadedModel(logits, params=None, jit=False)
+    assert resolve(logits) == LoadedModel(Model(logits=logits), jit=False)
 
 
 def test_an_object_that_can_be_called_is_a_callable() -> None:
     network = Network()
 
-    assert resolve(network) == LoadedModel(network, params=None, jit=False)
+    assert resolve(network) == LoadedModel(Model(logits=network), jit=False)
 
 
 @pytest.mark.parametrize("pair", [(logits, PARAMS), ApplyAndParams(logits, PARAMS)])
 def test_a_pair_is_a_function_and_its_params(pair: object) -> None:
-    assert resolve(pair) == LoadedModel(logits, params=PARAMS, jit=True)
+    assert resolve(pair) == LoadedModel(Model(logits=logits, params=PARAMS), jit=True)
 
 
 def test_a_model_keeps_what_it_names() -> None:
     model = Model(logits=logits, params=PARAMS, max_length=64, vocab_size=100)
 
-    assert resolve(model) == LoadedModel(logits, params=PARAMS, jit=True, max_length=64, vocab_size=100)
+    assert resolve(model) == LoadedModel(model, jit=True)
+    assert resolve(model).max_length == 64
+
+
+@pytest.mark.parametrize(
+    ("given", "has_state"),
+    [
+        ({"logits"}, False),
+        ({"hidden", "unembed"}, False),
+        ({"init_state", "extend", "unembed"}, True),
+        ({"logits", "init_state", "extend", "unembed", "branch"}, True),
+    ],
+)
+def test_one_way_to_compute_is_enough(given: set[str], has_state: bool) -> None:
+    assert resolve(Model(**dict.fromkeys(given, logits))).has_state == has_state
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"hidden"}, "has hidden, which needs unembed too"),
+        ({"logits", "hidden"}, "has hidden, which needs unembed too"),
+        ({"extend", "unembed"}, "has extend, which needs init_state too"),
+        ({"logits", "extend"}, "has extend, which needs init_state and unembed too"),
+        ({"logits", "init_state"}, "has init_state, which needs extend and unembed too"),
+        ({"logits", "branch"}, "has branch, which needs extend and init_state and unembed too"),
+        ({"hidden", "unembed", "branch"}, "has branch, which needs extend and init_state too"),
+    ],
+)
+def test_a_part_without_those_that_it_needs_is_refused_by_name(given: set[str], said: str) -> None:
+    with pytest.raises(ModelLoadError, match=said):
+        resolve(Model(**dict.fromkeys(given, logits)))
+
+
+@pytest.mark.parametrize("given", [set(), {"unembed"}])
+def test_a_model_that_computes_nothing_is_refused(given: set[str]) -> None:
+    with pytest.raises(ModelLoadError, match="cannot compute anything: give it logits; or hidden and unembed; or"):
+        resolve(Model(params=PARAMS, **dict.fromkeys(given, logits)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from birdie_zmq.engine.encoding import Scored, encode_pairs, encode_rolling
+from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
+from birdie_zmq.engine.planning import Scored
 from birdie_zmq.engine.tokenizer import TextTokenizer
 
 PIECES = ["<s>", " ", "\n", "a", "b", "c", "ab", "bcc", " a", " b", "c\n"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from birdie_zmq.models.layout import Architecture, Params, logits
+from birdie_zmq.models.decoder import logits
+from birdie_zmq.models.layout import Architecture, Params
 from birdie_zmq.models.loading import load_checkpoint
 from birdie_zmq.models.locate import BUILT_IN, DEMO
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from birdie_zmq.models.layout import Params, logits
+from birdie_zmq.models.attention import UNLIMITED
+from birdie_zmq.models.decoder import hidden, logits
+from birdie_zmq.models.layout import Params
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.parts import UNLIMITED
 from birdie_zmq.models.rope import Rope
 
 MODEL = Llama(
@@ -153,13 +154,13 @@ def test_logits_under_jit_in_bfloat16(change: dict[str, Any]) -> None:
     model = dataclasses.replace(MODEL, **change)
     half = drawn(model, "bfloat16")
     got = jax.jit(logits, static_argnums=0)(model, half, TOKENS)
-    assert model.hidden(half, TOKENS).dtype == jnp.bfloat16
+    assert hidden(model, half, TOKENS).dtype == jnp.bfloat16
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, logits(model, drawn(model), TOKENS), atol=0.2)
 
 
 def test_unembed_takes_chosen_positions(params: Params) -> None:
-    states = MODEL.hidden(params, TOKENS)[:, 2]
+    states = hidden(MODEL, params, TOKENS)[:, 2]
     np.testing.assert_allclose(MODEL.unembed(params, states), logits(MODEL, params, TOKENS)[:, 2], atol=1e-5)
 
 

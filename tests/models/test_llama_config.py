@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from birdie_zmq.models.attention import UNLIMITED
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.parts import UNLIMITED
 from birdie_zmq.models.rope import Rope
 
 PLAIN = Llama(

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
-from birdie_zmq.models.layout import logits
+from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
@@ -38,6 +38,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_model_of_a_directory_computes_its_logits(checkpoint: Path) -> None:
     model = load_model(str(checkpoint))
     tokens = jnp.array([[0, 1, 2, 1]])
+    assert model.logits is not None
     np.testing.assert_array_equal(model.logits(model.params, tokens), logits(MODEL, PARAMS, tokens))
     assert (model.max_length, model.vocab_size) == (16, 3)
 
@@ -50,6 +51,7 @@ def test_demo_is_loaded_by_its_tag() -> None:
     model, tokenizer = load_model("demo"), load_tokenizer("demo")
     assert model.max_length == tokenizer.model_max_length == 512
     ids = tokenizer.encode("Question: Where does Una live?\nAnswer:")
+    assert model.logits is not None
     following = model.logits(model.params, jnp.array([ids]))[0, -1].argmax()
     assert tokenizer.decode([int(following)]).startswith(" F")
 

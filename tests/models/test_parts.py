@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from birdie_zmq.models import parts
 
@@ -17,80 +16,6 @@ def strict_jax() -> Iterator[None]:
     """No silent promotion of dtypes or ranks."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
-
-
-def drawn(length: int, heads: int = 4, groups: int = 2, width: int = 8, seed: int = 0) -> list[jax.Array]:
-    keys = jax.random.split(jax.random.key(seed), 3)
-    return [jax.random.normal(key, (2, length, n, width)) for key, n in zip(keys, (heads, groups, groups), strict=True)]
-
-
-def reference(arrays: list[jax.Array], scale: float, window: int | None, softcap: float | None) -> NDArray[np.float64]:
-    """Attention in float64, one row, head and position after another."""
-    query, key, value = (np.asarray(x, np.float64) for x in arrays)
-    batch, length, heads, width = query.shape
-    out = np.zeros((batch, length, heads, width))
-    for b in range(batch):
-        for n in range(heads):
-            shared = n // (heads // key.shape[2])
-            for t in range(length):
-                first = 0 if window is None else max(0, t + 1 - window)
-                scores = key[b, first : t + 1, shared] @ query[b, t, n] * scale
-                if softcap is not None:
-                    scores = np.tanh(scores / softcap) * softcap
-                weights = np.exp(scores - scores.max())
-                out[b, t, n] = weights / weights.sum() @ value[b, first : t + 1, shared]
-    return out.reshape(batch, length, heads * width)
-
-
-@pytest.mark.parametrize("softcap", [None, 0.7])
-@pytest.mark.parametrize("window", [None, 1, 3, 4, parts.UNLIMITED])
-@pytest.mark.parametrize("length", [4, 5, 8, 11])
-def test_attention_in_blocks_is_plain_attention(
-    monkeypatch: pytest.MonkeyPatch, length: int, window: int | None, softcap: float | None
-) -> None:
-    monkeypatch.setattr(parts, "QUERY_BLOCK", 4)
-    arrays = drawn(length)
-    limit = None if window is None else jnp.int32(window)
-    got = parts.attention(*arrays, scale=0.5, window=limit, softcap=softcap)
-    expected = reference(arrays, 0.5, window, softcap)
-    assert got.shape == (2, length, 32)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("window", [None, 70])
-def test_row_longer_than_a_block_is_plain_attention(window: int | None) -> None:
-    length = parts.QUERY_BLOCK + 3
-    arrays = drawn(length, heads=1, groups=1, width=4)
-    limit = None if window is None else jnp.int32(window)
-    got = parts.attention(*arrays, scale=0.5, window=limit)
-    expected = reference(arrays, 0.5, window, None)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-
-
-def test_long_row_never_holds_all_scores_at_once() -> None:
-    length = 4 * parts.QUERY_BLOCK
-
-    def attended(arrays: list[jax.Array]) -> jax.Array:
-        return parts.attention(*arrays, scale=0.5)
-
-    arrays = [jnp.zeros((1, length, 1, 4))] * 3
-    used = jax.jit(attended).lower(arrays).compile().memory_analysis()
-    assert used is not None
-    assert used.temp_size_in_bytes < 4 * length * length
-
-
-def test_scores_beyond_float32s_exponentials_give_finite_attention() -> None:
-    query, key, value = drawn(6)
-    got = parts.attention(query * 1e4, key * 1e4, value, scale=1.0)
-    assert bool(jnp.isfinite(got).all())
-
-
-def test_attention_in_bfloat16_stays_bfloat16_and_sums_in_float32() -> None:
-    arrays = [x.astype(jnp.bfloat16) for x in drawn(6)]
-    got = parts.attention(*arrays, scale=0.5)
-    expected = reference(arrays, 0.5, None, None)
-    assert got.dtype == jnp.bfloat16
-    np.testing.assert_allclose(got.astype(jnp.float32), expected, atol=0.03)
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])

@@ -30,6 +30,11 @@ def plain(width: int, theta: float = 10_000.0) -> list[float]:
     return [theta ** (-2 * i / width) for i in range(width // 2)]
 
 
+def first(count: int) -> jax.Array:
+    """The positions of one row of so many tokens."""
+    return jnp.arange(count, dtype=jnp.int32)[None]
+
+
 def test_default_frequencies_are_those_of_the_paper() -> None:
     np.testing.assert_allclose(Rope(8).frequencies(), [1, 0.1, 0.01, 0.001], rtol=1e-6)
     np.testing.assert_allclose(Rope(64, 5e5).frequencies(), plain(64, 5e5), rtol=1e-6)
@@ -87,14 +92,16 @@ def test_yarn_attention_factor(change: dict[str, float], expected: float) -> Non
 def test_attention_factor_scales_the_tables() -> None:
     rope = read(32, rope_scaling=YARN | {"attention_factor": 1.5})
     unscaled = dataclasses.replace(rope, attention_factor=1.0)
-    for scaled, table in zip(rope.tables(9), unscaled.tables(9), strict=True):
+    for scaled, table in zip(rope.tables(first(9)), unscaled.tables(first(9)), strict=True):
         np.testing.assert_allclose(scaled, 1.5 * np.asarray(table), rtol=1e-6)
 
 
 def test_tables_are_cos_and_sin_of_position_times_frequency() -> None:
-    cos, sin = Rope(4, 100.0).tables(50)
+    positions = np.array([[0, 1, 2, 3, 49], [7, 8, 9, 3, 2]], np.int32)
+    cos, sin = Rope(4, 100.0).tables(jnp.asarray(positions))
     assert cos.dtype == sin.dtype == jnp.float32
-    angles = np.arange(50)[:, None] * np.array([1.0, 0.1])
+    assert cos.shape == sin.shape == (2, 5, 2)
+    angles = positions[:, :, None] * np.array([1.0, 0.1])
     np.testing.assert_allclose(cos, np.cos(angles), atol=1e-5)
     np.testing.assert_allclose(sin, np.sin(angles), atol=1e-5)
 
@@ -165,7 +172,7 @@ def test_heads_that_have_no_pairs_are_refused(width: int) -> None:
 
 def test_rotate_pairs_a_dimension_with_the_one_half_a_width_away() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
-    turned = np.asarray(rotate(x, Rope(8).tables(5)))
+    turned = np.asarray(rotate(x, Rope(8).tables(first(5))))
     angles = np.arange(5)[:, None] * np.array(plain(8))
     expected = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * np.exp(1j * angles)[None, :, None]
     np.testing.assert_allclose(turned[..., :4] + 1j * turned[..., 4:], expected, atol=1e-5)
@@ -173,28 +180,39 @@ def test_rotate_pairs_a_dimension_with_the_one_half_a_width_away() -> None:
 
 def test_rotate_leaves_dimensions_beyond_the_width_alone() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 12))
-    turned = rotate(x, Rope(8).tables(5))
+    turned = rotate(x, Rope(8).tables(first(5)))
     np.testing.assert_array_equal(turned[..., 8:], x[..., 8:])
-    np.testing.assert_array_equal(turned[..., :8], rotate(x[..., :8], Rope(8).tables(5)))
+    np.testing.assert_array_equal(turned[..., :8], rotate(x[..., :8], Rope(8).tables(first(5))))
     assert not np.allclose(turned[:, 1:, :, :8], x[:, 1:, :, :8], atol=0.1)
+
+
+def test_rotate_turns_each_row_by_its_own_positions() -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+    positions = jnp.array([[4, 5, 6], [1, 0, 5]], jnp.int32)
+    rope = Rope(8)
+    turned = rotate(x, rope.tables(positions))
+    for row in range(2):
+        alone = rotate(x[row : row + 1], rope.tables(positions[row : row + 1]))
+        np.testing.assert_array_equal(turned[row : row + 1], alone)
+    assert not np.allclose(turned[1], rotate(x[1:], rope.tables(positions[:1]))[0], atol=0.1)
 
 
 def test_rotate_preserves_norms_and_the_first_position() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 50, 3, 8))
-    turned = rotate(x, Rope(8).tables(50))
+    turned = rotate(x, Rope(8).tables(first(50)))
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
 
 
 def test_rotate_gives_back_the_dtype() -> None:
     x = jnp.ones((1, 4, 1, 8), jnp.bfloat16)
-    assert rotate(x, Rope(8).tables(4)).dtype == jnp.bfloat16
+    assert rotate(x, Rope(8).tables(first(4))).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, LLAMA3, YARN])
 def test_scores_depend_only_on_the_distance(scaling: dict[str, Any] | None) -> None:
     """The same query and key stand at every position."""
-    tables = read(16, rope_scaling=scaling).tables(40)
+    tables = read(16, rope_scaling=scaling).tables(first(40))
     drawn = jax.random.normal(jax.random.key(3), (2, 1, 1, 1, 16))
     query, key = (np.asarray(rotate(jnp.tile(x, (1, 40, 1, 1)), tables))[0, :, 0] for x in drawn)
     scores = query @ key.T

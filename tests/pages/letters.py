@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq import Model
-from birdie_zmq.models import layout
+from birdie_zmq.models import decoder
 from birdie_zmq.models.llama import Llama
 
 VOCABULARY = 258
@@ -56,7 +56,7 @@ def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) ->
     params = model.init_params(jax.random.key(seed))
 
     def logits(params: Any, tokens: Any) -> Any:
-        return layout.logits(model, params, tokens)
+        return decoder.logits(model, params, tokens)
 
     match model_tag.split("-")[0]:
         case "pair":

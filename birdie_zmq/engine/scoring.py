@@ -1,0 +1,162 @@
+"""Runs the steps of a plan, one ahead of the device, and adds up what each request scores.
+
+A step is submitted before the scores of the one before it are fetched, so that the device does not wait for the host.
+If the device has no room for a step, later steps are half as large, and what has no score yet is planned again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from birdie_zmq.engine.backend import Ability, Backend, PendingScores, PlaceScores
+from birdie_zmq.engine.branching import plan_branches, row_lengths
+from birdie_zmq.engine.buckets import Buckets
+from birdie_zmq.engine.forking import piece_lengths, plan_forks
+from birdie_zmq.engine.planning import Read, Scored, Step, plan_rows
+from birdie_zmq.errors import OutOfDeviceMemory
+
+
+class Finished(NamedTuple):
+    """Requests whose scores are complete: their numbers, sums in nats float64[n], and greediness bool[n]."""
+
+    numbers: list[int]
+    loglikelihoods: npt.NDArray[np.float64]
+    greedy: npt.NDArray[np.bool_]
+
+
+class NotFinite(Exception):
+    """What a request is scored by is NaN or infinite."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"request {number}")
+        self.number = number
+
+
+class IdleClock:
+    """Adds up the seconds in which the device had nothing to do between a first and a last step.
+
+    Args:
+        clock: Gives seconds; monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self.seconds = 0.0
+
+    def busy(self) -> None:
+        """A step was submitted."""
+        if self._since is not None:
+            self.seconds += self._clock() - self._since
+            self._since = None
+
+    def idle(self) -> None:
+        """The last step that was submitted is done."""
+        self._since = self._clock()
+
+    def rest(self) -> None:
+        """There is no work: nobody waits."""
+        self._since = None
+
+
+def plan_for(backend: Backend, items: Sequence[Scored], buckets: Buckets) -> list[Step]:
+    """The steps for requests, by what the model can do, from the states that are there."""
+    if backend.ability == "rows":
+        return plan_rows(items, buckets)
+    planner = plan_branches if backend.ability == "branches" else plan_forks
+    steps = planner(items, buckets, backend.known(0))
+    room = max((step.how.room for step in steps if isinstance(step.how, Read)), default=0)
+    if any(isinstance(step.how, Read) and step.how.before for step in steps):
+        steps = planner(items, buckets, backend.known(room))  # only states that have the room to be continued
+    return steps
+
+
+def possible_shapes(ability: Ability, buckets: Buckets) -> frozenset[tuple[int, int]]:
+    """Every ``(rows, length)`` that a step of scoring can have."""
+    if ability == "rows":
+        return buckets.shapes
+    if ability == "branches":
+        lengths = row_lengths(buckets)
+        most = {(length, buckets.rows_for(length)) for length in lengths}
+    else:  # stems of any length are read in these pieces
+        lengths = piece_lengths(buckets)
+        most = {(length, max(map(buckets.rows_for, buckets.grown_lengths))) for length in lengths}
+    shapes = {(1, length) for length in lengths}
+    for length, rows in most:
+        shapes |= {(rows, length)} if buckets.limits.rows else {(1 << n, length) for n in range(rows.bit_length())}
+    return frozenset(shapes)
+
+
+def score(
+    backend: Backend,
+    items: Sequence[Scored],
+    make_buckets: Callable[[], Buckets],
+    counted: Callable[[Step], AbstractContextManager[None]],
+    idle: IdleClock,
+    out_of_memory: Callable[[OutOfDeviceMemory], None],
+) -> Iterator[Finished]:
+    """Score requests; after each step, those that are complete.
+
+    Args:
+        backend: The model.
+        items: The requests.
+        make_buckets: The shapes of steps by the backend's budget as it is now.
+        counted: Entered around the submission of each step.
+        idle: Told when the device begins and ceases to be busy.
+        out_of_memory: Told when steps are made smaller.
+
+    Raises:
+        NotFinite: A request cannot be scored.
+        OutOfDeviceMemory: The device has no room even for the smallest steps.
+    """
+    remaining = np.array([item.count for item in items])
+    while (remaining > 0).any():
+        numbers = np.flatnonzero(remaining)
+        chosen = [items[int(number)] for number in numbers]
+        sums = np.zeros(len(chosen))
+        greedy = np.ones(len(chosen), np.bool_)
+        left = remaining[numbers]
+        steps = plan_for(backend, chosen, make_buckets())
+        try:
+            for step, scores in _pipelined(backend, steps, counted, idle):
+                if not scores.finite.all():
+                    raise NotFinite(int(numbers[step.owners[int(np.argmin(scores.finite))]]))
+                np.add.at(sums, step.owners, scores.logprobs)  # summed in float64
+                np.logical_and.at(greedy, step.owners, scores.greedy)
+                np.subtract.at(left, step.owners, 1)
+                touched = np.unique(step.owners)
+                done = touched[left[touched] == 0]
+                if len(done):
+                    remaining[numbers[done]] = 0
+                    yield Finished([int(number) for number in numbers[done]], sums[done], greedy[done])
+        except OutOfDeviceMemory as error:
+            if not backend.halve_budget():
+                raise
+            out_of_memory(error)
+
+
+def _pipelined(
+    backend: Backend,
+    steps: Sequence[Step],
+    counted: Callable[[Step], AbstractContextManager[None]],
+    idle: IdleClock,
+) -> Iterator[tuple[Step, PlaceScores]]:
+    backend.open(steps)
+    before: tuple[Step, PendingScores] | None = None
+    for step in steps:
+        with counted(step):
+            pending = backend.submit(step)
+        idle.busy()
+        if before is not None:
+            yield before[0], before[1].result()
+        before = step, pending
+    if before is not None:
+        scores = before[1].result()
+        idle.idle()
+        yield before[0], scores

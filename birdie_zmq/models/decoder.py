@@ -1,0 +1,128 @@
+"""The functions of `birdie_zmq.Model`, for a decoder of any family.
+
+Matrices are multiplied in full float32 where the weights are float32: GPUs and TPUs would otherwise round their inputs
+to fewer bits (TF32, bfloat16), and scores would differ from those of other machines.
+
+Shape letters: b rows, t position in a row, d width of the residual stream, v vocabulary; those of a state are in
+`attention`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from birdie_zmq.engine.contract import Model
+from birdie_zmq.models.attention import STATE_BLOCK, Reading, State, written
+from birdie_zmq.models.layout import Architecture, Params, Read
+
+
+def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
+    """The logits of the next token at every position.
+
+    Args:
+        architecture: static under `jax.jit`.
+        params: all of one floating dtype.
+        tokens: integer [b, t], ids in [0, vocab_size).
+
+    Returns:
+        float32 [b, t, v]; ``[:, i]`` scores the token at position i + 1.
+
+    Raises:
+        ValueError: `tokens` is not an integer array of rank 2, or longer than a table of positions.
+    """
+    return unembed(architecture, params, hidden(architecture, params, tokens))
+
+
+def hidden(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
+    """Final hidden states [b, t, d] of int [b, t], each row a text from its first position on.
+
+    Attention is causal, so what stands to the right of a row's end cannot reach the positions before it: padding there
+    needs no mask.
+
+    Raises:
+        ValueError: As for `logits`.
+    """
+    return _read(architecture, params, tokens, Reading(_positions(tokens)[None])).hidden
+
+
+def unembed(architecture: Architecture, params: Params, hidden: jax.Array) -> jax.Array:
+    """Float32 logits [..., v] of hidden states [..., d]."""
+    with jax.default_matmul_precision("highest"):
+        return architecture.unembed(params, hidden)
+
+
+def init_state(architecture: Architecture, params: Params, batch: int, capacity: int) -> State:
+    """The state of rows that have read nothing, with room for `capacity` tokens each."""
+    layers, groups, width = architecture.state_shape
+    if capacity > STATE_BLOCK:  # states are read in whole blocks
+        capacity = -(-capacity // STATE_BLOCK) * STATE_BLOCK
+    shape, dtype = (batch, layers, groups, capacity, width), params.outer["embedding"].dtype
+    return State(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+
+
+def extend(
+    architecture: Architecture, params: Params, tokens: jax.Array, lengths: jax.Array, state: State
+) -> tuple[jax.Array, State]:
+    """Let each row read on: hidden states [b, t, d] of int [b, t], and the state after `lengths` int32 [b] of them.
+
+    Raises:
+        ValueError: As for `logits`.
+    """
+    reading = Reading(state.lengths[:, None] + _positions(tokens)[None], state=state)
+    read = _read(architecture, params, tokens, reading)
+    return read.hidden, written(state, read.keys, read.values, lengths)
+
+
+def branch(
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    depths: jax.Array,
+    ends: jax.Array,
+    state: State | None,
+) -> jax.Array:
+    """Hidden states [b, t, d] of trees of texts, as `birdie_zmq.Model.branch` describes them.
+
+    Raises:
+        ValueError: As for `logits`.
+    """
+    before = 0 if state is None else state.lengths[0]
+    return _read(architecture, params, tokens, Reading(depths + before, ends, state)).hidden
+
+
+def model_of(architecture: Architecture, params: Params) -> Model:
+    """The model in the form that engines take."""
+
+    def bound(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            return function(architecture, *arguments)
+
+        return call
+
+    return Model(
+        params=params,
+        logits=bound(logits),
+        hidden=bound(hidden),
+        unembed=bound(unembed),
+        init_state=bound(init_state),
+        extend=bound(extend),
+        branch=bound(branch),
+        max_length=architecture.max_length,
+        vocab_size=architecture.vocab_size,
+    )
+
+
+def _positions(tokens: jax.Array) -> jax.Array:
+    return jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+
+
+def _read(architecture: Architecture, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens must have the shape [batch, length], not {list(tokens.shape)}")
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers, not {tokens.dtype}")
+    with jax.default_matmul_precision("highest"):
+        return architecture.trunk(params, tokens, reading)

@@ -1,0 +1,59 @@
+"""A small recurrent model with plain functions, whose state cannot be taken apart into tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from birdie_zmq import Model
+
+VOCABULARY = 40
+WIDTH = 24
+
+
+def init_params(seed: int = 0) -> dict[str, jax.Array]:
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return {
+        "embedding": jax.random.normal(keys[0], (VOCABULARY, WIDTH)),
+        "gate": jax.random.normal(keys[1], (WIDTH, WIDTH)) / WIDTH**0.5,
+        "value": jax.random.normal(keys[2], (WIDTH, WIDTH)) / WIDTH**0.5,
+        "head": jax.random.normal(keys[3], (WIDTH, VOCABULARY)) / WIDTH**0.25,
+    }
+
+
+def init_state(params: Any, batch: int, capacity: int) -> jax.Array:
+    return jnp.zeros((batch, WIDTH))
+
+
+def extend(params: Any, tokens: jax.Array, lengths: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A gated linear recurrence: the gate says how much of each channel is kept. Padding keeps all of it."""
+    read = params["embedding"][tokens]
+    is_real = (jnp.arange(tokens.shape[1])[None] < lengths[:, None])[..., None]
+    gates = jnp.where(is_real, jax.nn.sigmoid(read @ params["gate"] + 2.0), 1.0)
+    values = jnp.where(is_real, read @ params["value"], 0.0)
+
+    def step(state: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        gate, value = at
+        state = gate * state + (1 - gate) * value
+        return state, state
+
+    state, hidden = jax.lax.scan(step, state, (gates.swapaxes(0, 1), values.swapaxes(0, 1)))
+    return hidden.swapaxes(0, 1), state
+
+
+def unembed(params: Any, hidden: jax.Array) -> jax.Array:
+    return hidden @ params["head"] * 4.0
+
+
+def logits(params: Any, tokens: jax.Array) -> jax.Array:
+    """The same model over whole rows."""
+    batch, length = tokens.shape
+    hidden, _ = extend(params, tokens, jnp.full(batch, length), init_state(params, batch, length))
+    return unembed(params, hidden)
+
+
+def recurrent() -> Model:
+    """The model by its state alone."""
+    return Model(params=init_params(), init_state=init_state, extend=extend, unembed=unembed)

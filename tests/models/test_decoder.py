@@ -1,0 +1,351 @@
+"""The functions of a Model, for a small random decoder of every family: all ways to read a text give the same states.
+
+Reading at once is held to transformers in tests/parity.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from birdie_zmq.engine.contract import Model, resolve
+from birdie_zmq.models import attention, decoder
+from birdie_zmq.models.decoder import branch, extend, hidden, init_state, logits, model_of, unembed
+from birdie_zmq.models.families import FAMILIES, architecture_of
+from birdie_zmq.models.layout import Architecture, Params
+
+VOCABULARY = 40
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {**SIZES, "num_key_value_heads": 1},
+    "mistral": {**SIZES, "sliding_window": 5},
+    "qwen2": {**SIZES, **WINDOWS, "rope_parameters": YARN},
+    "qwen3": {**SIZES, **WINDOWS},
+    "gemma2": {
+        **SIZES,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 6,
+        "attn_logit_softcapping": 1.5,
+        "final_logit_softcapping": 2.0,
+    },
+    "gemma3_text": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 6},
+    "gpt2": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 64,
+        "scale_attn_by_inverse_layer_idx": True,
+    },
+    "gpt_neox": {**SIZES, "rotary_pct": 0.5},
+}
+EVERY_FAMILY = pytest.mark.parametrize("kind", CONFIGS)
+
+CLOSE = 1e-4
+"""How far states may lie apart that other programs have summed up in another order."""
+
+
+@pytest.fixture(autouse=True)
+def strict_jax() -> Iterator[None]:
+    """No silent promotion of dtypes or ranks."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let short texts fill several blocks."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
+    for module in (attention, decoder):
+        monkeypatch.setattr(module, "STATE_BLOCK", 8)
+
+
+def architecture(kind: str, **change: Any) -> Architecture:
+    return architecture_of({"model_type": kind, **CONFIGS[kind], **change}, "a test")
+
+
+def drawn(architecture: Architecture, dtype: str = "float32") -> Params:
+    """Random weights under which every part matters, and attention is far from even."""
+    layout, generator = architecture.layout(), np.random.default_rng(0)
+
+    def draw(name: str, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:
+        array = generator.standard_normal((*stack, *shape))
+        if len(shape) == 1:
+            array = (1.0 if name.endswith("norm") else 0.0) + 0.3 * array
+        elif name not in ("embedding", "positions"):
+            array *= (2.0 if name in ("query", "key", "query_key_value") else 1.0) * shape[0] ** -0.5
+        return jnp.asarray(array, dtype)
+
+    return Params(
+        {name: draw(name, stored.loaded_shape, ()) for name, stored in layout.outer.items()},
+        {name: draw(name, stored.loaded_shape, (layout.n_layers,)) for name, stored in layout.layers.items()},
+    )
+
+
+def given(function: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A function of a model as engines call it, compiled."""
+    assert function is not None
+    return jax.jit(function)
+
+
+@functools.cache
+def made(kind: str) -> tuple[Model, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """A model, and how it reads: at once, on, and by branches. Each compiles once for all tests of this file."""
+    chosen = architecture(kind)
+    model = model_of(chosen, drawn(chosen))
+    return model, given(model.hidden), given(model.extend), given(model.branch)
+
+
+def tokens_of(*shape: int, seed: int = 0) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(0, VOCABULARY, shape, np.int32)
+
+
+class Tree:
+    """Texts laid out in a row as `Model.branch` wants them: each token where the texts that share it are one."""
+
+    def __init__(self, texts: list[list[int]]) -> None:
+        self.tokens: list[int] = []
+        self.depths: list[int] = []
+        self.ends: list[int] = []
+        self.paths: list[list[int]] = []
+        self._lay_out([(text, number) for number, text in enumerate(texts)], [[] for _ in texts], 0)
+
+    def _lay_out(self, texts: list[tuple[list[int], int]], paths: list[list[int]], depth: int) -> None:
+        for token in dict.fromkeys(text[depth] for text, _ in texts if len(text) > depth):
+            place = len(self.tokens)
+            self.tokens.append(token)
+            self.depths.append(depth)
+            self.ends.append(-1)
+            under = [(text, number) for text, number in texts if len(text) > depth and text[depth] == token]
+            for _, number in under:
+                paths[number].append(place)
+            self._lay_out(under, paths, depth + 1)
+            self.ends[place] = len(self.tokens)
+        self.paths = paths
+
+
+def laid_out(trees: list[Tree], length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens, depths and ends, int32 [b, t]; padding sees itself."""
+    arrays = np.zeros((3, len(trees), length), np.int32)
+    arrays[2] = np.arange(1, length + 1)
+    for row, tree in enumerate(trees):
+        for array, values in zip(arrays, (tree.tokens, tree.depths, tree.ends), strict=True):
+            array[row, : len(values)] = values
+    tokens, depths, ends = (jnp.asarray(array) for array in arrays)
+    return tokens, depths, ends
+
+
+def texts_alone(read: Callable[..., Any], params: Any, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+    """The states of texts, each in a row of its own."""
+    rows = np.zeros(ROWS, np.int32)
+    for row, text in zip(rows, texts, strict=False):
+        row[: len(text)] = text
+    return [np.asarray(got)[: len(text)] for got, text in zip(read(params, jnp.asarray(rows)), texts, strict=False)]
+
+
+ROWS = (6, 24)
+"""The shape of the rows that are read at once, always the same so that it is compiled once."""
+
+TEXTS = [
+    [
+        [3, 1, 4, 1, 5, 9, 2, 6],
+        [3, 1, 4, 1, 5, 3, 5, 8, 9],
+        [3, 1, 4, 2],
+        [3, 1],  # a beginning of others
+        [3, 1, 4, 2],  # the same again
+        [27, 1, 8, 2, 8],  # nothing in common with the others
+    ],
+    [[2, 7, 1, 8, 2, 8, 1, 8, 2, 8], [2, 7, 1, 8, 2, 8, 4, 5]],
+]
+
+
+def test_tree_of_these_tests_is_the_one_laid_out_by_hand() -> None:
+    tree = Tree([[7, 8, 9], [7, 8, 1], [7, 2], [7], [5]])
+    assert tree.tokens == [7, 8, 9, 1, 2, 5]
+    assert tree.depths == [0, 1, 2, 2, 1, 0]
+    assert tree.ends == [5, 4, 3, 4, 5, 6]
+    assert tree.paths == [[0, 1, 2], [0, 1, 3], [0, 4], [0], [5]]
+
+
+def test_no_family_is_left_out() -> None:
+    assert CONFIGS.keys() == FAMILIES.keys()
+
+
+@EVERY_FAMILY
+def test_text_read_in_pieces_has_the_states_of_a_text_read_at_once(kind: str, small_blocks: None) -> None:
+    model, read, read_on, _ = made(kind)
+    steps = [
+        (6, (6, 4, 0)),
+        (6, (3, 0, 6)),
+        (6, (3, 2, 1)),
+        (6, (6, 6, 2)),
+        (1, (1, 0, 1)),
+        (1, (1, 1, 1)),
+        (6, (4, 1, 6)),
+    ]
+    totals = np.sum([lengths for _, lengths in steps], axis=0)
+    assert totals.max() == ROWS[1]
+    texts = tokens_of(*ROWS)[:3]
+    at_once = read(model.params, jnp.asarray(tokens_of(*ROWS)))
+    assert model.init_state is not None
+    state, at = model.init_state(model.params, 3, 30), np.zeros(3, int)
+    for number, (width, lengths) in enumerate(steps):
+        tokens = tokens_of(3, width, seed=1 + number)  # what is not overwritten is padding
+        for row, length in enumerate(lengths):
+            tokens[row, :length] = texts[row, at[row] : at[row] + length]
+        got, state = read_on(model.params, jnp.asarray(tokens), jnp.array(lengths, jnp.int32), state)
+        assert got.shape == (3, width, 16)
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(got[row, :length], at_once[row, at[row] : at[row] + length], atol=CLOSE)
+        at += lengths
+        np.testing.assert_array_equal(state.lengths, at)
+
+
+@EVERY_FAMILY
+def test_each_text_of_a_tree_has_the_states_of_the_text_alone(kind: str, small_blocks: None) -> None:
+    model, read, _, read_trees = made(kind)
+    trees = [Tree(texts) for texts in TEXTS]
+    got = read_trees(model.params, *laid_out(trees, 24), None)
+    for row, tree in enumerate(trees):
+        for path, alone in zip(tree.paths, texts_alone(read, model.params, TEXTS[row]), strict=True):
+            np.testing.assert_allclose(got[row, np.array(path)], alone, atol=CLOSE)
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("length", [0, 11])
+def test_each_text_of_a_tree_continues_the_one_row_of_a_state(kind: str, length: int, small_blocks: None) -> None:
+    model, read, read_on, read_trees = made(kind)
+    beginning = tokens_of(1, 12, seed=length)
+    assert model.init_state is not None
+    state = model.init_state(model.params, 1, 20)
+    for begin in (0, 6) if length else ():
+        tokens, real = jnp.asarray(beginning[:, begin : begin + 6]), jnp.array([min(6, length - begin)], jnp.int32)
+        _, state = read_on(model.params, tokens, real, state)
+    trees = [Tree(texts) for texts in TEXTS]
+    got = read_trees(model.params, *laid_out(trees, 24), state)
+    for row, tree in enumerate(trees):
+        texts = [[*map(int, beginning[0, :length]), *text] for text in TEXTS[row]]
+        for path, alone in zip(tree.paths, texts_alone(read, model.params, texts), strict=True):
+            np.testing.assert_allclose(got[row, np.array(path)], alone[length:], atol=CLOSE)
+
+
+def test_tree_may_have_more_tokens_than_gpt2_has_positions() -> None:
+    small = architecture("gpt2", n_positions=10)
+    params, texts = drawn(small), TEXTS[0]
+    tree = Tree(texts)
+    assert len(tree.tokens) > small.max_length >= max(map(len, texts))
+    got = branch(small, params, *laid_out([tree], 18), None)
+
+    def read(params: Params, rows: jax.Array) -> jax.Array:
+        return hidden(small, params, rows[:, : small.max_length])
+
+    for path, alone in zip(tree.paths, texts_alone(read, params, texts), strict=True):
+        np.testing.assert_allclose(got[0, np.array(path)], alone, atol=CLOSE)
+    with pytest.raises(ValueError, match="learned 10 positions, and 18"):
+        hidden(small, params, jnp.asarray(tokens_of(1, 18)))
+
+
+@EVERY_FAMILY
+def test_logits_are_the_unembedded_hidden_states(kind: str) -> None:
+    model, read, _, _ = made(kind)
+    tokens = jnp.asarray(tokens_of(*ROWS))
+    states, scores = read(model.params, tokens), given(model.logits)(model.params, tokens)
+    assert scores.shape == (*ROWS, VOCABULARY)
+    assert scores.dtype == jnp.float32
+    np.testing.assert_allclose(given(model.unembed)(model.params, states[:, 4]), scores[:, 4], atol=CLOSE)
+
+
+@EVERY_FAMILY
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_states_have_the_dtype_of_the_weights_by_every_way_of_reading(kind: str, dtype: str) -> None:
+    chosen = architecture(kind)
+    params, tokens, lengths = drawn(chosen, dtype), jnp.asarray(tokens_of(2, 6)), jnp.array([6, 0], jnp.int32)
+
+    def everything(params: Params) -> Any:
+        state = init_state(chosen, params, 2, 20)
+        on, after = extend(chosen, params, tokens, lengths, state)
+        places = laid_out([Tree([[1, 2, 3]])] * 2, 6)
+        in_trees = branch(chosen, params, *places, None), branch(chosen, params, *places, after)
+        return (hidden(chosen, params, tokens), on, *in_trees, after.keys, after.values), unembed(chosen, params, on)
+
+    states, scores = jax.eval_shape(everything, params)
+    assert {x.dtype for x in states} == {jnp.dtype(dtype)}
+    assert scores.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("asked", "capacity"), [(1, 1), (255, 255), (256, 256), (257, 512), (512, 512), (513, 768)])
+def test_room_of_a_state_is_rounded_up_to_whole_blocks(asked: int, capacity: int) -> None:
+    assert attention.STATE_BLOCK == 256
+    chosen = architecture("qwen3")
+    state = init_state(chosen, drawn(chosen, "bfloat16"), 3, asked)
+    assert state.keys.shape == state.values.shape == (3, 2, 2, capacity, 6)
+    assert state.keys.dtype == state.values.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(state.lengths, [0, 0, 0])
+    assert state.lengths.dtype == jnp.int32
+
+
+@EVERY_FAMILY
+def test_state_has_the_shape_of_the_keys_that_are_read(kind: str) -> None:
+    chosen = architecture(kind)
+    params = drawn(chosen)
+    state = init_state(chosen, params, 2, 7)
+    tokens, lengths = jnp.asarray(tokens_of(2, 7)), jnp.array([7, 7], jnp.int32)
+    _, after = jax.eval_shape(lambda *rest: extend(chosen, *rest), params, tokens, lengths, state)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert (state.keys.shape[1], state.keys.shape[2], state.keys.shape[4]) == chosen.state_shape
+
+
+@pytest.mark.parametrize("tokens", [jnp.zeros((4,), int), jnp.zeros((1, 2, 3), int), jnp.zeros((1, 3))])
+@pytest.mark.parametrize("function", [logits, hidden, extend, branch])
+def test_tokens_of_wrong_rank_or_dtype_are_refused(function: Callable[..., Any], tokens: jax.Array) -> None:
+    chosen = architecture("llama")
+    params, row = drawn(chosen), jnp.zeros((1, 3), jnp.int32)
+    rest: tuple[Any, ...] = ()
+    if function is extend:
+        rest = (jnp.array([3], jnp.int32), init_state(chosen, params, 1, 8))
+    if function is branch:
+        rest = (row, row + 3, None)
+    with pytest.raises(ValueError, match=r"tokens must (be|have)"):
+        function(chosen, params, tokens, *rest)
+
+
+@EVERY_FAMILY
+def test_every_product_of_matrices_is_asked_for_in_full_float32(kind: str) -> None:
+    """GPUs and TPUs would otherwise round float32 inputs, and scores would be other ones there than on a CPU."""
+    chosen = architecture(kind)
+    params, tokens, lengths = drawn(chosen), jnp.asarray(tokens_of(1, 3)), jnp.array([3], jnp.int32)
+    row, state = jnp.zeros((1, 3), jnp.int32), init_state(chosen, params, 1, 8)
+
+    def everything() -> Any:
+        on, _ = extend(chosen, params, tokens, lengths, state)
+        branches = branch(chosen, params, tokens, row, row + 3, state)
+        return logits(chosen, params, tokens), unembed(chosen, params, on), branches
+
+    program = str(jax.make_jaxpr(everything)())
+    products = program.count("dot_general[")
+    assert products >= 20
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+
+
+@EVERY_FAMILY
+def test_model_has_every_part_and_says_its_sizes(kind: str) -> None:
+    model, *_ = made(kind)
+    assert resolve(model).has_state
+    assert None not in (model.logits, model.hidden, model.branch)
+    assert (model.max_length, model.vocab_size) == (64, VOCABULARY)
