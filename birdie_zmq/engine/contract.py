@@ -35,7 +35,7 @@ class Model:
             the head at all positions that are not scored, and their logits.
         unembed: ``unembed(params, hidden float[q, d]) -> float[q, v]``, the head.
         init_state: ``init_state(params, batch, capacity) -> state``, of rows that have read nothing and will read
-            `capacity` tokens at most. Any pytree of arrays whose first axis is the batch: keys and values, or the
+            `capacity` tokens at most, padding counted. Any pytree of arrays whose first axis is the batch: keys and values, or the
             state of a recurrent model. Both numbers are static.
         extend: ``extend(params, tokens int32[b, t], lengths int32[b], state) -> (hidden float[b, t, d], state)`` lets
             each row read on. Of row i only the first ``lengths[i]`` tokens are real, perhaps none: the others must
@@ -43,7 +43,7 @@ class Model:
         branch: ``branch(params, tokens int32[b, t], depths int32[b, t], ends int32[b, t], state) -> float[b, t, d]``,
             for models of attention: a row holds trees of texts in depth-first order. Its token i sees its token j if
             ``j <= i < ends[i, j]``, and stands ``depths[i, j]`` tokens behind the state. The state has one row, which
-            all texts continue, or is None; it is not changed. Whole trees are then computed in one step, without
+            all texts continue, or is None; it is not changed. Padding sees itself. Whole trees are then computed in one step, without
             copies of states.
     """
 

@@ -347,7 +347,7 @@ class Evaluator:
         capacity = len(waiting[-1].tokens) + max_gen_toks
         budget = self._backend.budget
         count = limits.rows or min(limits.max_rows or budget.decoding_rows, budget.decoding_rows, len(rows))
-        count = limits.rows or 1 << (count - 1).bit_length()
+        count = limits.rows or min(1 << (count - 1).bit_length(), limits.max_rows or budget.decoding_rows)
         began, compiling = time.monotonic(), self._backend.compile_seconds
         decoding = self._backend.decoding(count, capacity)
         self._totals.possible |= {(1, length) for length in PROMPT_PIECES} | {(count, 1)}

@@ -42,6 +42,9 @@ _PLACE_COUNTS = tuple(32 << power for power in range(8))
 _PLACES_BYTES = 2**27
 """The memory that the gathered float32 logits of one call may take."""
 
+_NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
+"""What runtimes say; the CPU's calls it INTERNAL where a later program meets what could not be computed."""
+
 Compiled = Callable[..., Any]
 
 
@@ -127,7 +130,7 @@ class JaxBackend:
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
         self._states = StateStore[Any](_STATE_BYTES)
         self._register: _Register | None = None
-        self._needed: frozenset[bytes] = frozenset()
+        self._uses = Counter[bytes]()  # how many steps of the plan still start from a state
         self._room = 0
         self.devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
         self.versions = {"jax": jax.__version__, "jaxlib": version("jaxlib")}
@@ -152,20 +155,10 @@ class JaxBackend:
     def open(self, steps: Sequence[Step]) -> None:
         """Make ready for a plan, whose steps are submitted next, in order."""
         self._register = None
-        needed = {b""}
-        room = 0
-        for step in steps:
-            match step.how:
-                case Branch(state=name):
-                    needed.add(name)
-                case Read(before=before, room=asked):
-                    needed.add(before or b"")
-                    room = max(room, asked)
-                case Fork(room=asked):
-                    room = max(room, asked)
-        self._needed = frozenset(needed)
-        self._room = _rounded(room)
-        self._states.trim(self._needed)
+        self._uses = Counter(name for step in steps if (name := _state_of(step)))
+        rooms = [step.how.room for step in steps if isinstance(step.how, Read | Fork)]
+        self._room = _rounded(max(rooms, default=0))
+        self._states.trim(self._uses)
 
     def halve_budget(self) -> bool:
         """Make later steps smaller, and forget all states; False if they are as small as can be."""
@@ -182,6 +175,7 @@ class JaxBackend:
         """Begin to compute the log-probabilities of a step's targets at its places."""
         with _named(f"tokens int32{list(step.shape)}"):
             read = self._run(step)
+            self._used(step)
             if len(step.targets) == 0:
                 return _NothingAsked()
             return _Pending(
@@ -200,6 +194,13 @@ class JaxBackend:
                 for count, (rows, positions) in self._chunks(step.rows, step.positions)
             ]
         return NextTokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _used(self, step: Step) -> None:
+        """A state that no later step starts from may go when there is no room."""
+        name = _state_of(step)
+        if name:
+            self._uses[name] -= 1
+            self._uses += Counter()  # leaves out what has come to zero
 
     def _chunks(self, *columns: Tokens) -> Iterator[tuple[int, list[Tokens]]]:
         """Cut columns of one length into pieces of few sizes, the last padded by its zeros; with each what is real."""
@@ -260,9 +261,10 @@ class JaxBackend:
                 program = self._compiled(("read", step.shape, register.room), self._model.extend, *arguments, donated=3)
                 hidden, state = program(*arguments)
                 self._register = _Register(state, register.room, is_kept=False)
-                if after is not None and after in self._needed:
+                if after is not None and after in self._uses:
                     self._states.put(after, Kept(state, register.room, sum(x.nbytes for x in jax.tree.leaves(state))))
                     self._register.is_kept = True
+                    self._states.trim(self._uses)
                 return hidden
             case Fork(parents=parents, lengths=lengths):
                 assert self._register is not None
@@ -427,6 +429,14 @@ def _put(state: Any, one: Any, row: jax.Array) -> Any:
     return jax.tree.map(lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x[0], row, 0), state, one)
 
 
+def _state_of(step: Step) -> bytes | None:
+    """The beginning whose state a step starts from, if there is one."""
+    match step.how:
+        case Branch(state=name) | Read(before=name):
+            return name or None
+    return None
+
+
 def _rounded(room: int) -> int:
     """Slots for so many tokens; few numbers, since each is compiled for."""
     if room > 4096:
@@ -450,7 +460,7 @@ class _named:  # noqa: N801 - reads as a word of the with statement
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if not isinstance(error, Exception) or isinstance(error, BirdieError):
             return
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _NO_ROOM):
             raise OutOfDeviceMemory(f"the device has no room for {self._what}: {str(error).splitlines()[0]}") from error
         raise ModelCallError(f"the model's function failed on {self._what}: {type(error).__name__}: {error}") from error
 

@@ -18,7 +18,7 @@ from birdie_zmq.engine.backend import Ability, Backend, PendingScores, PlaceScor
 from birdie_zmq.engine.branching import plan_branches, row_lengths
 from birdie_zmq.engine.buckets import Buckets
 from birdie_zmq.engine.forking import piece_lengths, plan_forks
-from birdie_zmq.engine.planning import Read, Scored, Step, plan_rows
+from birdie_zmq.engine.planning import Fork, Read, Scored, Step, plan_rows
 from birdie_zmq.errors import OutOfDeviceMemory
 
 
@@ -70,11 +70,13 @@ def plan_for(backend: Backend, items: Sequence[Scored], buckets: Buckets) -> lis
     if backend.ability == "rows":
         return plan_rows(items, buckets)
     planner = plan_branches if backend.ability == "branches" else plan_forks
-    steps = planner(items, buckets, backend.known(0))
-    room = max((step.how.room for step in steps if isinstance(step.how, Read)), default=0)
-    if any(isinstance(step.how, Read) and step.how.before for step in steps):
-        steps = planner(items, buckets, backend.known(room))  # only states that have the room to be continued
-    return steps
+    room = 0
+    while True:  # a plan may start only from states that have the room for what it reads
+        steps = planner(items, buckets, backend.known(room))
+        needed = max((step.how.room for step in steps if isinstance(step.how, Read | Fork)), default=0)
+        if needed <= room or not any(isinstance(step.how, Read) and step.how.before for step in steps):
+            return steps
+        room = needed
 
 
 def possible_shapes(ability: Ability, buckets: Buckets) -> frozenset[tuple[int, int]]:

@@ -94,10 +94,12 @@ def attention(
     queries = query.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
     keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     size = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
-    done = []
+    done: list[jax.Array] = []
     for begin in range(0, length, size):
         end = min(begin + size, length)
         block, positions = queries[:, :, :, begin:end], reading.positions[:, begin:end]
+        if done:  # one block after another: XLA would otherwise hold the scores of all of them at once
+            block = block + (done[-1][:, :, :, :1, :1] > jnp.inf).astype(block.dtype)
         visible = _visible(reading, begin, end, window)[:, None, None]
         mixed = _mix(block, keys[:, :, :end], values[:, :, :end], visible, scale, softcap)
         if reading.state is not None:
@@ -180,7 +182,7 @@ def _mix_state(
         visible = (slots[None] < state.lengths[:, None])[:, None, None]
         if window is not None:
             visible = visible & (places[..., None] - slots[None, None, None] < window)
-        return _finite(_merge(mixed, _mix(queries, keys, values, visible[:, None], scale, softcap)))
+        return _merge(mixed, _mix(queries, keys, values, visible[:, None], scale, softcap))
 
     nothing = jnp.full(queries.shape[:-1], _LOWEST, jnp.float32)
     start = _Mixed(jnp.zeros(queries.shape, jnp.float32), jnp.zeros_like(nothing), nothing)
@@ -193,10 +195,6 @@ def _mix_state(
 
 _LOWEST = -1e30
 """In place of minus infinity where a peak is carried along: the difference of two of these is a number."""
-
-
-def _finite(mixed: _Mixed) -> _Mixed:
-    return mixed._replace(peak=jnp.maximum(mixed.peak, _LOWEST))
 
 
 def written(state: State, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> State:

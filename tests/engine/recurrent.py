@@ -44,7 +44,7 @@ def extend(params: Any, tokens: jax.Array, lengths: jax.Array, state: jax.Array)
 
 
 def unembed(params: Any, hidden: jax.Array) -> jax.Array:
-    return hidden @ params["head"] * 4.0
+    return jnp.asarray(hidden @ params["head"] * 4.0)
 
 
 def logits(params: Any, tokens: jax.Array) -> jax.Array:

@@ -200,7 +200,9 @@ class Knows:
 # --- Requests and shapes, for hypothesis -----------------------------------------------------------------------------
 
 # Few tokens, so that beginnings are shared; runs, so that long texts need few choices. Bytes order some differently.
-_ends = st.lists(st.tuples(st.sampled_from([1, 2, 256]), st.integers(1, 25) | st.integers(60, 110)), min_size=1, max_size=3)
+_ends = st.lists(
+    st.tuples(st.sampled_from([1, 2, 256]), st.integers(1, 25) | st.integers(60, 110)), min_size=1, max_size=3
+)
 
 
 @st.composite

@@ -17,7 +17,7 @@ from tests.engine.replay import Knows, any_buckets, replay, requests, states_of,
 
 CPU = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024))
 
-thorough = settings(max_examples=150)
+thorough = settings(max_examples=100)
 
 
 @thorough

@@ -17,6 +17,12 @@ def logits(*arguments: Any) -> Any:
     return arguments
 
 
+def model_of(given: set[str]) -> Model:
+    """A model that has these functions, and params."""
+    functions: dict[str, Any] = dict.fromkeys(given, logits)
+    return Model(params=PARAMS, **functions)
+
+
 class Network:
     """An object that is called, as models of Equinox and Flax NNX are."""
 
@@ -63,7 +69,7 @@ def test_a_model_keeps_what_it_names() -> None:
     ],
 )
 def test_one_way_to_compute_is_enough(given: set[str], has_state: bool) -> None:
-    assert resolve(Model(**dict.fromkeys(given, logits))).has_state == has_state
+    assert resolve(model_of(given)).has_state == has_state
 
 
 @pytest.mark.parametrize(
@@ -80,13 +86,13 @@ def test_one_way_to_compute_is_enough(given: set[str], has_state: bool) -> None:
 )
 def test_a_part_without_those_that_it_needs_is_refused_by_name(given: set[str], said: str) -> None:
     with pytest.raises(ModelLoadError, match=said):
-        resolve(Model(**dict.fromkeys(given, logits)))
+        resolve(model_of(given))
 
 
 @pytest.mark.parametrize("given", [set(), {"unembed"}])
 def test_a_model_that_computes_nothing_is_refused(given: set[str]) -> None:
     with pytest.raises(ModelLoadError, match="cannot compute anything: give it logits; or hidden and unembed; or"):
-        resolve(Model(params=PARAMS, **dict.fromkeys(given, logits)))
+        resolve(model_of(given))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -404,7 +405,52 @@ def test_requests_that_share_a_row_are_computed_once() -> None:
     report = evaluator.report
     assert report.steps == 1
     assert report.tokens_requested == 4 * 7 + 6
+    assert report.tokens_distinct == 7
     assert report.tokens_computed - report.tokens_padding == 7
+
+
+def test_seconds_of_compiling_are_told_apart_from_those_of_steps() -> None:
+    evaluator = evaluator_for((lambda params, tokens: uniform(tokens), 0.0))
+    began = time.monotonic()
+    rolling(evaluator, TEXTS)
+    elapsed = time.monotonic() - began
+
+    report = evaluator.report
+    assert report.compile_seconds > 0
+    assert report.step_seconds > 0
+    assert report.step_seconds + report.compile_seconds <= elapsed
+
+
+def test_the_device_is_idle_between_works_but_not_when_there_are_none() -> None:
+    evaluator = evaluator_for((lambda params, tokens: uniform(tokens), 0.0))
+    rolling(evaluator, TEXTS[:1])
+    time.sleep(0.5)
+    rolling(evaluator, TEXTS[:1])
+    idle = evaluator.report.idle_seconds
+    evaluator.rest()
+    time.sleep(0.5)
+    rolling(evaluator, TEXTS[:1])
+
+    assert idle >= 0.5, "between two works that follow each other the device waits for the host"
+    assert evaluator.report.idle_seconds == idle
+
+
+def test_that_steps_are_made_smaller_for_want_of_memory_is_told() -> None:
+    def hungry(params: Any, tokens: Any) -> Any:
+        logits = uniform(tokens)
+        if tokens.shape[0] > 32:
+            first = tokens[0, 0]
+            # What is sorted must be there as a whole, and no device has so many bytes.
+            huge = jax.lax.sort(jax.lax.broadcasted_iota(jnp.uint8, (1, 1 << 25, 1 << 25), 2) + first.astype(jnp.uint8))
+            logits = logits + huge[0, first, first]
+        return logits
+
+    heard = rolling(evaluator_for((hungry, 0.0)), ["a", "b"])
+
+    (notice,) = heard.notices
+    assert notice.startswith("warning: the device has no room for ")
+    assert notice.endswith("; steps are made smaller, of 512 tokens at most")
+    assert heard.in_order == pytest.approx([-np.log(VOCABULARY)] * 2, abs=1e-5)
 
 
 def test_answers_are_given_step_by_step_the_longest_first(evaluator: Evaluator) -> None:

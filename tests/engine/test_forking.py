@@ -17,7 +17,7 @@ from tests.engine.replay import Knows, any_buckets, replay, requests, states_of,
 
 CPU = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024))
 
-thorough = settings(max_examples=150)
+thorough = settings(max_examples=100)
 
 
 @thorough
@@ -55,7 +55,8 @@ def test_no_requests_need_no_steps() -> None:
 def question(*answers: int, of: int = 40, first: int = 1) -> list[Scored]:
     """A question of some tokens, with answers of so many tokens."""
     return [
-        Scored(tokens_of([first, *range(2, of + 1), *[100 + i] * answer, 9]), answer) for i, answer in enumerate(answers)
+        Scored(tokens_of([first, *range(2, of + 1), *[100 + i] * answer, 9]), answer)
+        for i, answer in enumerate(answers)
     ]
 
 

@@ -16,22 +16,23 @@ import numpy.typing as npt
 import pytest
 
 from birdie_zmq import Model
+from birdie_zmq.engine.backend import Ability
 from birdie_zmq.engine.buckets import Buckets, StepBudget
 from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.jax_backend import JaxBackend
 from birdie_zmq.engine.planning import Scored, Step, Tokens
-from birdie_zmq.engine.scoring import IdleClock, NotFinite, possible_shapes, score
+from birdie_zmq.engine.scoring import IdleClock, NotFinite, plan_for, possible_shapes, score
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.wire.messages import StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
-from tests.engine.replay import tokens_of
+from tests.engine.replay import Knows, replay, tokens_of
 
 MAX_LENGTH = 64
 TOLERANCE_NATS = 2e-4
-SMALL = StepBudget(tokens=32, call_tokens=4)
+SMALL = StepBudget(tokens=16, call_tokens=4)
 """Small enough that texts of some dozens of tokens are read in pieces and behind states."""
 PAIRS = StepLimits(rows=2)
 """With few shapes little has to be compiled."""
@@ -137,7 +138,7 @@ def batch(seed: int, prefix: Tokens, count: int = 5) -> list[Scored]:
     random = np.random.default_rng(seed)
     items = []
     for _ in range(count):
-        question = random.integers(1, VOCABULARY, size=random.integers(3, 12))
+        question = random.integers(1, VOCABULARY, size=8)
         for _ in range(3):
             answer = random.integers(1, VOCABULARY, size=random.integers(1, 6))
             items.append(Scored(tokens_of([*prefix, *question, *answer]), len(answer)))
@@ -156,8 +157,10 @@ def test_scores_are_those_of_each_request_alone_batch_after_batch(way: Way) -> N
         likely.append(int(way.logprobs(likely)[-1].argmax()))
     unlikely = [*likely[:-1], (likely[-1] + 1) % VOCABULARY]
 
-    for seed, more in enumerate(([], [whole, within_the_prefix], [Scored(tokens_of(text), 4) for text in (likely, unlikely)])):
-        items = batch(seed, PREFIX) + more
+    more = [whole, within_the_prefix, Scored(tokens_of(likely), 4), Scored(tokens_of(unlikely), 4)]
+
+    for seed, others in enumerate(([], more)):
+        items = batch(seed, PREFIX) + others
 
         done = run(way.backend, items)
 
@@ -182,6 +185,18 @@ def test_with_a_beginning_that_is_there_the_next_batch_computes_less() -> None:
     used = [sum(step.used_tokens for step in done.steps) for done in (first, second)]
     assert used[0] - used[1] >= len(PREFIX)
     assert second.loglikelihoods.tolist() == pytest.approx(first.loglikelihoods.tolist(), abs=TOLERANCE_NATS)
+
+
+@pytest.mark.parametrize("ability", ["branches", "forks"])
+def test_a_state_that_takes_the_place_of_one_without_slots_has_them_itself(ability: Ability) -> None:
+    """From the longer state the last piece ends at the 127th slot; from the shorter one it would at the 129th."""
+    text = tokens_of(range(1, 124))
+    states = {text[:1].tobytes(): 128, text[:7].tobytes(): 8}
+    buckets = Buckets(128, vocab_size=0, budget=StepBudget(tokens=64, call_tokens=8))
+
+    steps = plan_for(Knows(ability, states).as_backend, [Scored(text, 1)], buckets)
+
+    assert replay([Scored(text, 1)], steps, ability, buckets, states).used >= 122 - 7
 
 
 # --- What cannot be scored -------------------------------------------------------------------------------------------
@@ -245,7 +260,7 @@ def test_steps_for_which_the_device_has_no_room_are_halved_until_it_has() -> Non
 
 def test_what_is_scored_before_the_device_has_no_room_is_not_computed_again() -> None:
     # At first a step of 2 rows of 24 and then 4 of 16, for which there is no room.
-    items = [Scored(tokens_of([first, *[1] * length]), 1) for length in (20, 10) for first in range(2, 6)]
+    items = [Scored(tokens_of([first, *[length] * length]), 1) for length in (20, 10) for first in range(2, 6)]
     backend = hungry_backend(most=48, budget=64)
 
     done = run(backend, items, StepLimits())

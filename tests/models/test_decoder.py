@@ -57,7 +57,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 EVERY_FAMILY = pytest.mark.parametrize("kind", CONFIGS)
 
-CLOSE = 1e-4
+CLOSE = 2e-5
 """How far states may lie apart that other programs have summed up in another order."""
 
 
