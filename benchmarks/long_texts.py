@@ -1,0 +1,178 @@
+"""What long texts take: ``python -m benchmarks.long_texts``.
+
+A small random Llama with a large vocabulary scores one text of a length, each length in a process of its own. What is
+measured is the seconds of the second run, when all is compiled, and the most memory of both runs beyond the weights.
+On the CPU the device's memory is the host's, so the process's resident memory holds it all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.loading_memory import MIB, _peak_bytes
+from birdie_zmq.engine.contract import resolve
+from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.jax_backend import JaxBackend
+from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.models.decoder import model_of
+from birdie_zmq.models.llama import Llama
+from birdie_zmq.wire import messages as m
+
+MODEL = Llama(
+    vocab_size=128_000,
+    d_model=256,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=512,
+    max_length=65_536,
+)
+LENGTHS = (8_192, 16_384, 32_768, 65_536)
+
+
+class Numbers:
+    """One token a word; the words are the tokens' numbers."""
+
+    bos_token_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of a text."""
+        return [int(word) for word in text.split()]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of numbers."""
+        return " ".join(map(str, ids))
+
+
+class Keep:
+    """Keeps the score of the only text."""
+
+    score = float("nan")
+
+    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+        """Take it."""
+        assert list(indices) == [0]
+        assert isinstance(answers, m.RollingScores)
+        self.score = float(answers.loglikelihoods[0])
+
+    def notice(self, level: m.Level, text: str) -> None:
+        """Say it."""
+        print(f"{level}: {text}", file=sys.stderr)
+
+    def phase(self, phase: str) -> None:
+        """Nobody watches."""
+
+
+def measure(length: int) -> dict[str, float]:
+    """Score a text of so many tokens in this process, twice."""
+    params = MODEL.init_params(jax.random.key(0))
+    for leaf in jax.tree.leaves(params):
+        leaf.block_until_ready()
+    backend = JaxBackend(resolve(model_of(MODEL, params)), MODEL.max_length)
+    tokenizer = TextTokenizer(Numbers())
+    tokens = np.random.default_rng(0).integers(1, MODEL.vocab_size, size=length)
+    work = m.RollingWork(texts=[Numbers().decode(tokens.tolist())])
+    # Drawing the weights takes more memory than they do themselves; that peak is no matter of the text's. Linux can
+    # forget it, elsewhere the text's has to be above it to be seen.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _resident_bytes()
+    seconds = []
+    keep = Keep()
+    for _ in range(2):
+        # Nothing is left of the first run but its compiled programs.
+        backend._states.clear()
+        evaluator = Evaluator(tokenizer, backend, MODEL.max_length)
+        began = time.perf_counter()
+        evaluator.rolling(work, m.StepLimits(), keep)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "length": length,
+        "first": seconds[0],
+        "second": seconds[1],
+        "beyond": _peak_bytes() - before,
+        "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+        "steps": evaluator.report.steps,
+        "computed": evaluator.report.tokens_computed,
+        "nats": keep.score / length,
+    }
+
+
+def _resident_bytes() -> int:
+    """The resident memory of this process now."""
+    statistics = Path("/proc/self/statm")
+    if statistics.is_file():
+        return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _peak_bytes()
+
+
+def plot(found: Sequence[dict[str, float]], file: Path) -> None:
+    """Write a picture of time and memory over length."""
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")  # needed for nothing else
+    pyplot.switch_backend("agg")
+    lengths = [one["length"] for one in found]
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for ax, values, label in (
+        (axes[0], [one["second"] for one in found], "seconds"),
+        (axes[1], [one["beyond"] / MIB for one in found], "peak memory beyond the weights, MiB"),
+    ):
+        ax.plot(lengths, values, marker="o")
+        ax.set_xlabel("tokens of the text")
+        ax.set_ylabel(label)
+        ax.set_xticks(lengths, [f"{length:,.0f}" for length in lengths], rotation=30)
+        ax.set_ylim(bottom=0)
+        ax.grid(visible=True, alpha=0.3)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="in tokens")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of time and memory over length")
+    parser.add_argument("--measure", type=int, metavar="LENGTH", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure)))
+        return
+    print(_about(), flush=True)
+    found = []
+    for length in options.lengths:
+        command = [sys.executable, "-m", "benchmarks.long_texts", "--measure", str(length)]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+        one = json.loads(printed.splitlines()[-1])
+        found.append(one)
+        print(
+            f"{length:9,} tokens  {one['second']:8.2f} s  {1e3 * one['second'] / length:7.3f} ms a token  "
+            f"{one['beyond'] / MIB:7.0f} MiB beyond {one['weights'] / MIB:.0f} MiB of weights  {one['steps']:4} steps  "
+            f"{one['computed']:9,} tokens computed  {-one['nats']:7.3f} nats a token",
+            flush=True,
+        )
+    if options.plot:
+        plot(found, options.plot)
+
+
+def _about() -> str:
+    return (
+        f"random Llama: {MODEL.n_layers} layers of {MODEL.d_model}, vocabulary {MODEL.vocab_size:,}, float32; one rolling "
+        f"text; second run; CPU with {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}"
+    )
+
+
+if __name__ == "__main__":
+    main()

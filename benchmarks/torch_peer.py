@@ -1,0 +1,125 @@
+"""lm_eval's own hf backend in a child process, for benchmarks that hold it against this project.
+
+Torch and JAX would take each other's memory in one process on a GPU, so requests go to the child as lines of JSON on
+its standard input, and answers come back on its standard output. The child measures its own seconds: what the pipe
+takes is not in them. Between requests it waits, and computes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+BATCH_SIZE = 8
+
+
+class Timed(NamedTuple):
+    """The seconds of one call, and the log-likelihood of each request in nats."""
+
+    seconds: float
+    loglikelihoods: list[float]
+
+
+class TorchPeer:
+    """The parent's side.
+
+    Args:
+        model: A Hugging Face directory.
+        device: ``cpu`` or ``gpu``.
+        threads: How many threads torch may use.
+
+    Attributes:
+        versions: Of torch and transformers, as one line.
+    """
+
+    def __init__(self, model: str, device: str, threads: int) -> None:
+        options = ["--model", model, "--device", device, "--threads", str(threads)]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.torch_peer", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        try:
+            self.versions = str(self._receive())
+        except BaseException:
+            self.close()
+            raise
+
+    def score(self, kind: str, arguments: Sequence[Sequence[str]]) -> Timed:
+        """Let hf answer requests of a kind, ``loglikelihood`` or ``loglikelihood_rolling``."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([kind, arguments]) + "\n")
+        self._process.stdin.flush()
+        return Timed(*self._receive())
+
+    def _receive(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of hf ended with exit status {self._process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the child, which ends with its input."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve(model: str, device: str, threads: int) -> None:
+    """The child's side: answer lines until there are no more."""
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import torch
+    import transformers
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    torch.set_num_threads(threads)
+    lm = HFLM(pretrained=model, dtype="float32", device="cuda" if device == "gpu" else "cpu", batch_size=BATCH_SIZE)
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    answer(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
+    for line in sys.stdin:
+        kind, arguments = json.loads(line)
+        instances = [Instance(kind, {}, tuple(strings), i) for i, strings in enumerate(arguments)]
+        began = time.perf_counter()
+        found = getattr(lm, kind)(instances, disable_tqdm=True)
+        seconds = time.perf_counter() - began
+        answer([seconds, [float(one[0] if kind == "loglikelihood" else one) for one in found]])
+
+
+def main() -> None:
+    """Run as the child."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    options = parser.parse_args()
+    serve(options.model, options.device, options.threads)
+
+
+if __name__ == "__main__":
+    main()
