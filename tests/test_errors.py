@@ -27,6 +27,7 @@ CODES = {
     "tokenizer": "TokenizerError",
     "model-call": "ModelCallError",
     "model-output": "ModelOutputError",
+    "out-of-device-memory": "OutOfDeviceMemory",
     "non-finite-logits": "NonFiniteLogits",
     "token-out-of-vocabulary": "TokenOutOfVocabulary",
     "model-process-died": "ModelProcessDied",
