@@ -16,9 +16,6 @@ from birdie_zmq.engine.buckets import SHORTEST, Buckets
 from birdie_zmq.engine.planning import PAD, Branch, Places, Scored, Step
 from birdie_zmq.engine.prefixes import Context, Tree, contexts, pieces, read_trunk
 
-MOST_ROW_TOKENS = 1024
-"""A longer row spends more on attention to unrelated texts than it saves in padding."""
-
 ATTENTION_TOKENS = 4096
 """The length of a row at which attention within it costs as much as all else (SmolLM2-135M, measured at 128 to 1,024)."""
 
@@ -52,8 +49,7 @@ def plan_branches(items: Sequence[Scored], buckets: Buckets, known: Collection[b
 
 def row_lengths(buckets: Buckets) -> tuple[int, ...]:
     """The lengths of rows of trees, and of the pieces of long texts; ascending."""
-    most = min(MOST_ROW_TOKENS, max(buckets.budget.tokens, buckets.lengths[0]))
-    return tuple(length for length in buckets.grown_lengths if SHORTEST <= length <= most)
+    return buckets.piece_lengths(SHORTEST)
 
 
 def _best_rows(tree: Tree, context: Context, buckets: Buckets) -> list[_Row]:

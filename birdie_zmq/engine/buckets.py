@@ -15,6 +15,9 @@ from birdie_zmq.wire.messages import StepLimits
 SHORTEST = 16
 AUTOMATIC = StepLimits()
 
+MOST_PIECE_TOKENS = 1024
+"""A longer text is read in several steps; a longer row of texts spends more on attention than it saves in padding."""
+
 PROMPT_PIECES = (16, 32, 64, 128, 256, 512, 1024)
 """The lengths in which prompts are read before they are continued."""
 
@@ -70,6 +73,11 @@ class Buckets:
     def grown_lengths(self) -> tuple[int, ...]:
         """The lengths of steps of models that read in pieces, or several texts in a row: no model's own length."""
         return _GROWN
+
+    def piece_lengths(self, shortest: int) -> tuple[int, ...]:
+        """Those of `grown_lengths` from the shortest on that a step of the budget may have; ascending."""
+        most = min(MOST_PIECE_TOKENS, max(self.budget.tokens, shortest, self.lengths[0]))
+        return tuple(length for length in _GROWN if shortest <= length <= most)
 
     def grown_length_for(self, tokens: int) -> int:
         """The shortest of `grown_lengths` that holds this many tokens."""

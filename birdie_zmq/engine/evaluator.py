@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -67,6 +67,7 @@ class _Row:
 
 @dataclass
 class _Totals:
+    idle: IdleClock
     requests: int = 0
     steps: int = 0
     tokens_requested: int = 0
@@ -74,7 +75,6 @@ class _Totals:
     tokens_computed: int = 0
     tokens_padding: int = 0
     seconds: float = 0.0
-    idle: IdleClock = field(default_factory=IdleClock)
     shapes: set[tuple[int, int]] = field(default_factory=set)
     possible: set[tuple[int, int]] = field(default_factory=set)
 
@@ -86,13 +86,23 @@ class Evaluator:
         tokenizer: The model's tokenizer.
         backend: The model.
         max_length: The most tokens of a row.
+        clock: Gives seconds; monotonic.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, backend: Backend, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        backend: Backend,
+        max_length: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._tokenizer = tokenizer
         self._backend = backend
         self._max_length = max_length
-        self._totals = _Totals(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
+        self._clock = clock
+        self._totals = _Totals(
+            idle=IdleClock(clock), shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes)
+        )
 
     @property
     def report(self) -> m.StepReport:
@@ -245,7 +255,7 @@ class Evaluator:
                 "warning", f"{error}; steps are made smaller, of {self._backend.budget.tokens} tokens at most"
             )
 
-        began, compiling = time.monotonic(), self._backend.compile_seconds
+        began = self._seconds_now()
         try:
             yield from score(
                 self._backend,
@@ -258,7 +268,7 @@ class Evaluator:
         except NotFinite as failure:
             raise ItemFailed(owners[failure.number], _not_finite()) from None
         finally:
-            self._totals.seconds += time.monotonic() - began - (self._backend.compile_seconds - compiling)
+            self._totals.seconds += self._seconds_now() - began
 
     def _check_lengths(self, items: Sequence[Scored | None], listener: Listener) -> None:
         cut = 0
@@ -324,10 +334,10 @@ class Evaluator:
             # One more token, any, stands for the one that is looked for.
             for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in rows], buckets):
                 self._totals.tokens_requested += step.used_tokens
-                began = time.monotonic()
+                began = self._seconds_now()
                 with self._counted(step, listener):
                     chosen = self._backend.next_tokens(step)
-                self._totals.seconds += time.monotonic() - began
+                self._totals.seconds += self._seconds_now() - began
                 if not chosen.finite.all():
                     raise ItemFailed(rows[step.owners[int(np.argmin(chosen.finite))]].index, _not_finite())
                 for owner, token in zip(step.owners, chosen.tokens, strict=True):
@@ -348,7 +358,7 @@ class Evaluator:
         budget = self._backend.budget
         count = limits.rows or min(limits.max_rows or budget.decoding_rows, budget.decoding_rows, len(rows))
         count = limits.rows or min(1 << (count - 1).bit_length(), limits.max_rows or budget.decoding_rows)
-        began, compiling = time.monotonic(), self._backend.compile_seconds
+        began = self._seconds_now()
         decoding = self._backend.decoding(count, capacity)
         self._totals.possible |= {(1, length) for length in PROMPT_PIECES} | {(count, 1)}
         slots: list[_Row | None] = [None] * count
@@ -378,7 +388,7 @@ class Evaluator:
                         slots[number] = None
                         self._totals.tokens_padding += chosen.tokens.shape[1] - at - 1
                         break
-        self._totals.seconds += time.monotonic() - began - (self._backend.compile_seconds - compiling)
+        self._totals.seconds += self._seconds_now() - began
 
     def _extend(self, row: _Row, token: int, answer: AnswerText, max_gen_toks: int) -> str | None:
         """Take one token; the finished text if it was the last one."""
@@ -409,6 +419,10 @@ class Evaluator:
                     "tokens only; load_model and load_tokenizer do not fit together"
                 ),
             )
+
+    def _seconds_now(self) -> float:
+        """A clock that stands still while programs are compiled."""
+        return self._clock() - self._backend.compile_seconds
 
     def _count_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
         self._totals.shapes.update(shapes)

@@ -14,9 +14,6 @@ from birdie_zmq.engine.buckets import Buckets
 from birdie_zmq.engine.planning import PAD, Fork, Places, Read, Scored, Step
 from birdie_zmq.engine.prefixes import Context, Tree, contexts, long_pieces, read_trunk, score_between
 
-MOST_PIECE_TOKENS = 1024
-"""A longer text is read in several steps."""
-
 FORK_TOKENS = 1
 """What copying a row of the state costs, in tokens."""
 
@@ -56,8 +53,7 @@ def plan_forks(items: Sequence[Scored], buckets: Buckets, known: Collection[byte
 
 def piece_lengths(buckets: Buckets) -> tuple[int, ...]:
     """The lengths of steps, ascending."""
-    most = min(MOST_PIECE_TOKENS, max(buckets.budget.tokens, buckets.lengths[0]))
-    return tuple(length for length in buckets.grown_lengths if length <= most)
+    return buckets.piece_lengths(1)
 
 
 def _rows(waiting: int, length: int, buckets: Buckets) -> int:

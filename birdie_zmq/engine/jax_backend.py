@@ -11,6 +11,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -64,6 +65,11 @@ def _chosen(at: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The greedy tokens int32[q] by logits float[q, v], and whether they can be told."""
     at = at.astype(jnp.float32)
     return at.argmax(axis=-1).astype(jnp.int32), jnp.isfinite(jax.nn.logsumexp(at, axis=-1))
+
+
+def _gather(read: jax.Array, rows: jax.Array, positions: jax.Array) -> jax.Array:
+    """What stands at the places int32[q] of a step [b, t, …]: [q, …]."""
+    return read[rows, positions]
 
 
 class _Pending:
@@ -211,30 +217,28 @@ class JaxBackend:
             yield real, [np.pad(column[begin : begin + real], (0, size - real)) for column in columns]
             begin += real
 
-    def _at(self, kind: str, function: Compiled, read: Any, *columns: Tokens) -> Any:
-        """Apply the head, and a function of its logits, at some places of a step."""
-        arrays = [jnp.asarray(column) for column in columns]
-        program = self._compiled(
-            (kind, read.shape, str(read.dtype), len(columns[0])), function, self._params_of_head, read, *arrays
-        )
-        return program(self._params_of_head, read, *arrays)
+    def _at(self, kind: str, function: Compiled, read: Any, rows: Tokens, positions: Tokens, *others: Tokens) -> Any:
+        """Apply the head, and a function of its logits, at some places of a step.
 
-    @property
-    def _params_of_head(self) -> Any:
-        return None if self.makes_logits else self._params
+        The places are gathered by a program of their own, so that the head is not compiled again for each step's shape.
+        """
+        where = (jnp.asarray(rows), jnp.asarray(positions))
+        gather = self._compiled(("gather", read.shape, str(read.dtype), len(rows)), _gather, read, *where)
+        arguments = (None if self.makes_logits else self._params, gather(read, *where), *map(jnp.asarray, others))
+        return self._compiled((kind, str(read.dtype), len(rows)), function, *arguments)(*arguments)
 
-    def _logits_at(self, params: Any, read: Any, rows: jax.Array, positions: jax.Array) -> jax.Array:
-        at = read[rows, positions]
+    def _logits(self, params: Any, at: jax.Array) -> jax.Array:
+        """Logits [q, v] of what was gathered [q, …]: hidden states, or logits already."""
         if not self.makes_logits:
             assert self._model.unembed is not None
             at = self._model.unembed(params, at)
         return jnp.asarray(at[:, : self.vocab_size])
 
-    def _score(self, params: Any, read: Any, rows: jax.Array, positions: jax.Array, targets: jax.Array) -> Any:
-        return _normalised(self._logits_at(params, read, rows, positions), targets)
+    def _score(self, params: Any, at: jax.Array, targets: jax.Array) -> Any:
+        return _normalised(self._logits(params, at), targets)
 
-    def _choose(self, params: Any, read: Any, rows: jax.Array, positions: jax.Array) -> Any:
-        return _chosen(self._logits_at(params, read, rows, positions))
+    def _choose(self, params: Any, at: jax.Array) -> Any:
+        return _chosen(self._logits(params, at))
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 
@@ -448,21 +452,22 @@ def _batch(state: Any) -> int:
     return int(jax.tree.leaves(state)[0].shape[0])
 
 
-class _named:  # noqa: N801 - reads as a word of the with statement
-    """Says of an error of the model's own function what it was called with."""
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say of an error of the model's own function what it was called with.
 
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Exception) or isinstance(error, BirdieError):
-            return
+    Raises:
+        OutOfDeviceMemory: The device has no room for it.
+        ModelCallError: Any other error that is not ours.
+    """
+    try:
+        yield
+    except BirdieError:
+        raise
+    except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _NO_ROOM):
-            raise OutOfDeviceMemory(f"the device has no room for {self._what}: {str(error).splitlines()[0]}") from error
-        raise ModelCallError(f"the model's function failed on {self._what}: {type(error).__name__}: {error}") from error
+            raise OutOfDeviceMemory(f"the device has no room for {what}: {str(error).splitlines()[0]}") from error
+        raise ModelCallError(f"the model's function failed on {what}: {type(error).__name__}: {error}") from error
 
 
 def _weights(tree: Any) -> list[Any]:

@@ -163,7 +163,7 @@ def pieces(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]
             options.append((size,))
             break
         options.append((size, *pieces(count - size, sizes, overhead)))
-    best = min(options, key=lambda option: sum(option) + overhead * len(option))
+    best = min(options, key=lambda option: (sum(option) + overhead * len(option), len(option)))
     return tuple(sorted(best, reverse=True))
 
 
@@ -181,7 +181,10 @@ def read_trunk(tree: Tree, context: Context, lengths: tuple[int, ...], overhead:
         for i in range(context.first, context.last):
             for owner in tree.owners[i]:
                 score_between(places, 0, tree.items[owner], owner, at, end)
-        how = Read(np.array([end - at], np.int32), row[:at].tobytes(), row[:end].tobytes(), at + size)
+        # Only what the context starts from and comes to is named: a named state is kept, and copied to be continued.
+        before = row[:at].tobytes() if at == context.trunk else None
+        after = row[:end].tobytes() if end == context.base else None
+        how = Read(np.array([end - at], np.int32), before, after, at + size)
         steps.append(Step.of(tokens, end - at, how, places))
         at = end
     return steps

@@ -114,7 +114,7 @@ def test_a_beginning_in_which_something_is_scored_is_read_again() -> None:
 
     steps = plan_branches([scored_all], CPU, {SHARED[:100].tobytes(), SHARED.tobytes()})
 
-    replay([scored_all], steps, "branches", CPU, {})
+    assert replay([scored_all], steps, "branches", CPU, {}).used == len(SHARED)
 
 
 def test_questions_that_share_little_need_no_state() -> None:
