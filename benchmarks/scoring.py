@@ -29,7 +29,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from benchmarks import path_cost
-from benchmarks.torch_peer import BATCH_SIZE, Timed, TorchPeer
+from benchmarks.torch_peer import Timed, TorchPeer
 from birdie_zmq.client.batching import loglikelihood_jobs, rolling_jobs
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.engine.backend import PendingScores
@@ -110,6 +110,7 @@ class Counts:
         by_hf: What hf computes without its padding: it scores continuations of one token together where all before
             them is the same.
         scored: How many tokens have a log-probability each.
+        seen: How many tokens the distinct ones see, themselves included: what attention cannot do without.
     """
 
     requests: int
@@ -117,6 +118,7 @@ class Counts:
     distinct: int
     by_hf: int
     scored: int
+    seen: int
 
 
 def count(requests: Requests, tokenizer: TextTokenizer, max_length: int) -> Counts:
@@ -125,11 +127,12 @@ def count(requests: Requests, tokenizer: TextTokenizer, max_length: int) -> Coun
     items = [item for item in encode_pairs(tokenizer, pairs, max_length) if item is not None]
     items += [window for windows in encode_rolling(tokenizer, texts, max_length) for window in windows]
     rows = [(tuple(item.row.tolist()), item.count) for item in items]
-    distinct = 0
+    distinct = seen = 0
     before: tuple[int, ...] = ()
     for row in sorted({row for row, _ in rows}):
         shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(row, before, strict=False)))
         distinct += len(row) - shared
+        seen += sum(range(shared + 1, len(row) + 1))
         before = row
     return Counts(
         requests=len(pairs) + len(texts),
@@ -138,6 +141,7 @@ def count(requests: Requests, tokenizer: TextTokenizer, max_length: int) -> Coun
         by_hf=sum(len(row) for row, scored in rows if scored != 1)
         + sum(len(row) for row in {row for row, scored in rows if scored == 1}),
         scored=sum(scored for _, scored in rows),
+        seen=seen,
     )
 
 
@@ -236,10 +240,15 @@ class Ours:
         self.has_compiled = self._backend.compile_seconds > compiled
         return Timed(seconds, scores)
 
-    def matrix_operations(self, tokens: int, scored: int) -> float:
-        """Floating-point operations of the matrix products with weights: of the layers at tokens, of the head where scored."""
+    def matrix_operations(self, tokens: int, scored: int, seen: int) -> float:
+        """Floating-point operations of matrix products.
+
+        Those with weights: of the layers at tokens, of the head where scored; and those of attention, queries with keys
+        and weights with values, where a token is seen.
+        """
         in_layers: int = sum(leaf.size for leaf in self._layers.values() if leaf.ndim == 3)  # [layer, in, out]
-        return 2.0 * (in_layers * tokens + self._width * self._backend.vocab_size * scored)
+        of_queries: int = math.prod(self._layers["query"].shape[::2])  # all layers' heads, one beside the other
+        return 2.0 * (in_layers * tokens + self._width * self._backend.vocab_size * scored + 2 * of_queries * seen)
 
     def matrix_rate(self) -> float:
         """The most floating-point operations a second of float32 products as large as the largest of a step."""
@@ -316,7 +325,8 @@ def against_hf(task: str, requests: Requests, peer: TorchPeer, ours: Ours, pairs
         print(f"{task}: the last timed run compiled something", file=sys.stderr)
     report, seconds = ours.report, statistics.median(timed.ours)
     token_ratio, ratio = counts.by_hf / counts.distinct, statistics.median(timed.ratios)
-    operations = ours.matrix_operations(report.tokens_computed, counts.scored)
+    with_weights = ours.matrix_operations(report.tokens_computed, counts.scored, 0)
+    operations = ours.matrix_operations(report.tokens_computed, counts.scored, counts.seen)
     return {
         "requests": f"{counts.requests:,}",
         "tokens asked": f"{counts.asked:,}",
@@ -335,8 +345,9 @@ def against_hf(task: str, requests: Requests, peer: TorchPeer, ours: Ours, pairs
         "device idle": f"{ours.idle_seconds / timed.ours[-1]:.1%}",
         "largest difference, nats": f"{timed.difference:.1e}",
         "matrix products alone, GFLOP/s": f"{max(rates) / 1e9:.1f}",
-        "weights' products, GFLOP/s": f"{operations / seconds / 1e9:.1f}",
+        "matrix products of the run, GFLOP/s": f"{operations / seconds / 1e9:.1f}",
         "  of the rate alone": f"{operations / seconds / max(rates):.1%}",
+        "  those with weights alone": f"{with_weights / seconds / max(rates):.1%}",
     }
 
 
@@ -395,6 +406,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", metavar="NAME[:SHOTS]", help=f"default: {' '.join(TASKS)}")
     parser.add_argument("--include-path", type=Path, default=INCLUDE_PATH, help="lm_eval's folder of tasks")
     parser.add_argument("--pairs", type=int, default=5, help="how often both are timed in turn")
+    parser.add_argument("--hf-batch-size", type=int, default=8, help="the rows of hf's steps; default: 8")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="documents of each task; default: all")
     parser.add_argument("--path", action="store_true", help="client, broker and worker instead of hf; arc_easy_real")
@@ -429,11 +441,11 @@ def main() -> None:
             "kept, in process they are computed anew: where 'states kept' is 0, both compute the same."
         )
     else:
-        with TorchPeer(options.model, options.device, threads()) as peer:
+        with TorchPeer(options.model, options.device, threads(), options.hf_batch_size) as peer:
             about[-1] += f"; hf: {peer.versions}"
             measure(lambda task, requests: against_hf(task, requests, peer, ours, options.pairs))
         about.append(
-            f"float32; hf with batch_size={BATCH_SIZE}; {options.pairs} pairs in turn, ratios are their medians"
+            f"float32; hf with batch_size={options.hf_batch_size}; {options.pairs} pairs in turn, ratios are their medians"
         )
     print("\n".join([*about, "", table(found)]))
 

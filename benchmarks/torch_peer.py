@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-BATCH_SIZE = 8
-
 
 class Timed(NamedTuple):
     """The seconds of one call, and the log-likelihood of each request in nats."""
@@ -34,13 +32,14 @@ class TorchPeer:
         model: A Hugging Face directory.
         device: ``cpu`` or ``gpu``.
         threads: How many threads torch may use.
+        batch_size: hf's own, the rows of a step.
 
     Attributes:
         versions: Of torch and transformers, as one line.
     """
 
-    def __init__(self, model: str, device: str, threads: int) -> None:
-        options = ["--model", model, "--device", device, "--threads", str(threads)]
+    def __init__(self, model: str, device: str, threads: int, batch_size: int) -> None:
+        options = ["--model", model, "--device", device, "--threads", str(threads), "--batch-size", str(batch_size)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.torch_peer", *options],
@@ -84,7 +83,7 @@ class TorchPeer:
         self.close()
 
 
-def serve(model: str, device: str, threads: int) -> None:
+def serve(model: str, device: str, threads: int, batch_size: int) -> None:
     """The child's side: answer lines until there are no more."""
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
@@ -95,7 +94,7 @@ def serve(model: str, device: str, threads: int) -> None:
     from lm_eval.models.huggingface import HFLM
 
     torch.set_num_threads(threads)
-    lm = HFLM(pretrained=model, dtype="float32", device="cuda" if device == "gpu" else "cpu", batch_size=BATCH_SIZE)
+    lm = HFLM(pretrained=model, dtype="float32", device="cuda" if device == "gpu" else "cpu", batch_size=batch_size)
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -117,8 +116,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
     options = parser.parse_args()
-    serve(options.model, options.device, options.threads)
+    serve(options.model, options.device, options.threads, options.batch_size)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,14 @@ class StepBudget:
     ``tokens`` is the number of positions beyond which a larger step is no faster on the device; ``call_tokens``
     is what a call costs beyond its tokens, in tokens; ``logits_bytes`` is
     the most memory that the float32 logits of a step may take; ``rows`` bounds the rows whatever their length.
-    ``decoded`` is how many tokens one call decodes for each row of a generation, which has at most ``decoding_rows``.
+    ``head_bytes`` is what logits may take before they are computed in blocks of the vocabulary, a quarter of it each,
+    where a model gives its head in parts; on a CPU, what stays in its cache. ``decoded`` is how many tokens one call decodes for each row of a generation, which has at most ``decoding_rows``.
     """
 
     tokens: int
     call_tokens: int = 32
     logits_bytes: int = 2**29
+    head_bytes: int = 2**24
     rows: int = 64
     decoded: int = 2
     decoding_rows: int = 16

@@ -34,6 +34,9 @@ class Model:
         hidden: ``hidden(params, tokens int32[b, t]) -> float[b, t, d]``, what the head reads. With `unembed` it saves
             the head at all positions that are not scored, and their logits.
         unembed: ``unembed(params, hidden float[q, d]) -> float[q, v]``, the head.
+        unembed_part: ``unembed_part(params, hidden float[q, d], begin int32[], size) -> float[q, size]``, the head for
+            the tokens from `begin` to ``begin + size - 1`` alone; `size` is static. Logits of the whole vocabulary then
+            never exist while texts are scored.
         init_state: ``init_state(params, batch, capacity) -> state``, of rows that have read nothing and will read
             `capacity` tokens at most, padding counted. Any pytree of arrays whose first axis is the batch: keys and values, or the
             state of a recurrent model. Both numbers are static.
@@ -53,6 +56,7 @@ class Model:
     vocab_size: int | None = None
     hidden: Function | None = None
     unembed: Function | None = None
+    unembed_part: Function | None = None
     init_state: Function | None = None
     extend: Function | None = None
     branch: Function | None = None
@@ -82,6 +86,7 @@ class LoadedModel:
 
 _NEEDS = {
     "hidden": ("unembed",),
+    "unembed_part": ("unembed",),
     "extend": ("init_state", "unembed"),
     "init_state": ("extend", "unembed"),
     "branch": ("extend", "init_state", "unembed"),
@@ -107,7 +112,8 @@ def resolve(returned: object) -> LoadedModel:
 
 
 def _complete(model: Model) -> Model:
-    given = {name for name in ("logits", "hidden", "unembed", "init_state", "extend", "branch") if getattr(model, name)}
+    parts = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch")
+    given = {name for name in parts if getattr(model, name)}
     for name in sorted(given):
         missing = [needed for needed in _NEEDS.get(name, ()) if needed not in given]
         if missing:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from birdie_zmq.engine import head
 from birdie_zmq.engine.backend import Ability, Decoding, NextTokens, PendingScores, PlaceScores
 from birdie_zmq.engine.buckets import PROMPT_PIECES, SHORTEST, StepBudget
 from birdie_zmq.engine.contract import LoadedModel
@@ -31,7 +32,13 @@ from birdie_zmq.errors import BirdieError, ModelCallError, ModelOutputError, Out
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
 _ACCELERATOR_BUDGET = StepBudget(
-    tokens=16_384, call_tokens=1024, logits_bytes=2**31, rows=256, decoded=8, decoding_rows=64
+    tokens=16_384,
+    call_tokens=1024,
+    logits_bytes=2**31,
+    head_bytes=2**28,
+    rows=256,
+    decoded=8,
+    decoding_rows=64,
 )
 
 _STATE_BYTES = 2**30
@@ -41,35 +48,15 @@ _PLACE_COUNTS = tuple(32 << power for power in range(8))
 """How many positions are unembedded at once."""
 
 _PLACES_BYTES = 2**27
-"""The memory that the gathered float32 logits of one call may take."""
+"""The memory that the gathered float32 logits of one call may take, where a model gives them all at once."""
+
+_SMALLEST_BLOCK = 1024
+"""The fewest tokens of a block of the vocabulary."""
 
 _NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
 """What runtimes say; the CPU's calls it INTERNAL where a later program meets what could not be computed."""
 
 Compiled = Callable[..., Any]
-
-
-def _normalised(at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probability, greediness and finiteness of targets int32[q] by logits float[q, v]."""
-    at = at.astype(jnp.float32)
-    normaliser = jax.nn.logsumexp(at, axis=-1)
-    chosen = jnp.take_along_axis(at, targets[:, None], axis=-1)[:, 0]
-    return (
-        chosen - normaliser,
-        at.argmax(axis=-1).astype(targets.dtype) == targets,
-        (jnp.isfinite(chosen) & jnp.isfinite(normaliser)),
-    )
-
-
-def _chosen(at: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The greedy tokens int32[q] by logits float[q, v], and whether they can be told."""
-    at = at.astype(jnp.float32)
-    return at.argmax(axis=-1).astype(jnp.int32), jnp.isfinite(jax.nn.logsumexp(at, axis=-1))
-
-
-def _gather(read: jax.Array, rows: jax.Array, positions: jax.Array) -> jax.Array:
-    """What stands at the places int32[q] of a step [b, t, …]: [q, …]."""
-    return read[rows, positions]
 
 
 class _Pending:
@@ -128,6 +115,7 @@ class JaxBackend:
         self.ability: Ability = "branches" if parts.branch else "forks" if parts.extend else "rows"
         self.makes_logits = parts.unembed is None or (self.ability == "rows" and parts.hidden is None)
         trial = (1, min(SHORTEST, max_length))
+        self._in_blocks = parts.unembed_part is not None and not self.makes_logits
         found = self._trial(trial)
         self.trial_shapes = frozenset() if model.jit else frozenset({trial})
         if parts.vocab_size is not None and parts.vocab_size > found:
@@ -210,7 +198,7 @@ class JaxBackend:
 
     def _chunks(self, *columns: Tokens) -> Iterator[tuple[int, list[Tokens]]]:
         """Cut columns of one length into pieces of few sizes, the last padded by its zeros; with each what is real."""
-        most = max(_PLACE_COUNTS[0], _PLACES_BYTES // (4 * self.vocab_size))
+        most = _PLACE_COUNTS[-1] if self._in_blocks else max(_PLACE_COUNTS[0], _PLACES_BYTES // (4 * self.vocab_size))
         begin = 0
         for size in long_pieces(len(columns[0]), tuple(count for count in _PLACE_COUNTS if count <= most), 16):
             real = min(size, len(columns[0]) - begin)
@@ -223,7 +211,7 @@ class JaxBackend:
         The places are gathered by a program of their own, so that the head is not compiled again for each step's shape.
         """
         where = (jnp.asarray(rows), jnp.asarray(positions))
-        gather = self._compiled(("gather", read.shape, str(read.dtype), len(rows)), _gather, read, *where)
+        gather = self._compiled(("gather", read.shape, str(read.dtype), len(rows)), head.gather, read, *where)
         arguments = (None if self.makes_logits else self._params, gather(read, *where), *map(jnp.asarray, others))
         return self._compiled((kind, str(read.dtype), len(rows)), function, *arguments)(*arguments)
 
@@ -235,10 +223,16 @@ class JaxBackend:
         return jnp.asarray(at[:, : self.vocab_size])
 
     def _score(self, params: Any, at: jax.Array, targets: jax.Array) -> Any:
-        return _normalised(self._logits(params, at), targets)
+        row_bytes = 4 * len(targets)
+        if not self._in_blocks or row_bytes * self.vocab_size <= self.budget.head_bytes:
+            return head.score(self._logits(params, at), targets)
+        assert self._model.unembed_part is not None
+        part = functools.partial(self._model.unembed_part, params, at)
+        block = max(_SMALLEST_BLOCK, self.budget.head_bytes // (4 * row_bytes))
+        return head.score_in_blocks(part, targets, self.vocab_size, min(block, self.vocab_size))
 
     def _choose(self, params: Any, at: jax.Array) -> Any:
-        return _chosen(self._logits(params, at))
+        return head.choose(self._logits(params, at))
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 
@@ -421,7 +415,7 @@ class _Decoding:
         def step(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], tuple[jax.Array, jax.Array]]:
             state, last = carry
             hidden, state = model.extend(params, last[:, None], active.astype(jnp.int32), state)  # type: ignore[misc]
-            token, finite = _chosen(model.unembed(params, hidden[:, 0])[:, : self._backend.vocab_size])  # type: ignore[misc]
+            token, finite = head.choose(model.unembed(params, hidden[:, 0])[:, : self._backend.vocab_size])  # type: ignore[misc]
             return (state, token), (token, finite)
 
         (state, _), (tokens, finite) = jax.lax.scan(step, (state, last), length=self._backend.budget.decoded)

@@ -10,6 +10,7 @@ in several blocks their softmax is gathered as it goes (Milakov and Gimelshein, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,12 @@ MOST_BLOCKS = 16
 
 STATE_BLOCK = 256
 """Slots of a state that are read at once, as many blocks as its longest row fills."""
+
+FULL_BLOCKS = 2
+"""How many of these blocks are read at once, without a mask, as long as all rows fill them."""
+
+STATE_QUERIES = 1024
+"""Queries that read a state at once."""
 
 UNLIMITED = 2**30
 """The window of a layer that sees everything, where others of the same model do not."""
@@ -90,20 +97,24 @@ def attention(
     """
     batch, length, heads, width = query.shape
     groups = key.shape[2]
+    if query.dtype == jnp.float32:  # cheaper than to multiply the scores; what is shorter would lose bits by it
+        query, scale = query * scale, 1.0
     # Heads are an axis of the batch of plain matrix products.
     queries = query.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
     keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    before = None
+    if reading.state is not None:
+        before = _mix_state(queries, reading.positions, reading.state, layer, scale, window, softcap)
     size = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
     done: list[jax.Array] = []
     for begin in range(0, length, size):
         end = min(begin + size, length)
-        block, positions = queries[:, :, :, begin:end], reading.positions[:, begin:end]
+        block = queries[:, :, :, begin:end]
         if done:  # one block after another: XLA would otherwise hold the scores of all of them at once
             block = block + (done[-1][:, :, :, :1, :1] > jnp.inf).astype(block.dtype)
         visible = _visible(reading, begin, end, window)[:, None, None]
-        mixed = _mix(block, keys[:, :, :end], values[:, :, :end], visible, scale, softcap)
-        if reading.state is not None:
-            mixed = _merge(mixed, _mix_state(block, positions, reading.state, layer, scale, window, softcap))
+        so_far = None if before is None else _Mixed(*(x[:, :, :, begin:end] for x in before))
+        mixed = _mix(so_far, block, keys[:, :, :end], values[:, :, :end], visible, scale, softcap)
         done.append((mixed.sums / mixed.total[..., None]).astype(value.dtype))
     joined = jnp.concatenate(done, axis=3) if len(done) > 1 else done[0]
     return joined.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * width)
@@ -122,38 +133,43 @@ def _visible(reading: Reading, begin: int, end: int, window: jax.Array | None) -
 
 
 def _mix(
+    before: _Mixed | None,
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    visible: jax.Array,
+    visible: jax.Array | None,
     scale: float | jax.Array,
     softcap: float | None,
 ) -> _Mixed:
-    """Attend queries [r, k, g, q, h] to keys and values [r, k, s, h] where visible, bool in the rank of [r, k, g, q, s]."""
+    """Attend queries [r, k, g, q, h] to keys and values [r, k, s, h] too, beside what they have attended to before.
+
+    ``visible`` is bool in the rank of [r, k, g, q, s]; None: all is. A query needs a peak from here or from before.
+    """
     rows, groups, shared, count, width = queries.shape
     flat = queries.reshape(rows, groups, shared * count, width)
-    scores = jnp.einsum("rkqh,rksh->rkqs", flat, keys, preferred_element_type=jnp.float32) * scale
+    scores = jnp.einsum("rkqh,rksh->rkqs", flat, keys, preferred_element_type=jnp.float32)
+    if not (isinstance(scale, float) and scale == 1.0):
+        scores = scores * scale
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
-    scores = jnp.where(visible, scores.reshape(rows, groups, shared, count, -1), -jnp.inf)
+    scores = scores.reshape(rows, groups, shared, count, -1)
+    if visible is not None:
+        scores = jnp.where(visible, scores, -jnp.inf)
     peak = scores.max(axis=-1)
-    # A query that sees none of these keys has no peak, and no weight.
-    weights = jnp.exp(scores - jnp.where(peak == -jnp.inf, 0.0, peak)[..., None])
+    if before is not None:
+        peak = jnp.maximum(peak, before.peak)
+    weights = jnp.exp(scores - peak[..., None])
     mixed = jnp.einsum(
         "rkqs,rksh->rkqh",
         weights.astype(values.dtype).reshape(rows, groups, shared * count, -1),
         values,
         preferred_element_type=jnp.float32,
     )
-    return _Mixed(mixed.reshape(queries.shape), weights.sum(axis=-1), peak)
-
-
-def _merge(one: _Mixed, other: _Mixed) -> _Mixed:
-    """Attention to the keys of both; one of them has a peak."""
-    peak = jnp.maximum(one.peak, other.peak)
-    scales = [jnp.exp(part.peak - peak) for part in (one, other)]
-    sums = one.sums * scales[0][..., None] + other.sums * scales[1][..., None]
-    return _Mixed(sums, one.total * scales[0] + other.total * scales[1], peak)
+    sums, total = mixed.reshape(queries.shape), weights.sum(axis=-1)
+    if before is not None:
+        fade = jnp.exp(before.peak - peak)
+        sums, total = sums + before.sums * fade[..., None], total + before.total * fade
+    return _Mixed(sums, total, peak)
 
 
 def _mix_state(
@@ -168,29 +184,55 @@ def _mix_state(
     """Attend queries [b, k, g, q, h] at positions int32 [b or 1, q] to what the state holds."""
     batch, groups, shared, count, width = queries.shape
     rows, capacity = state.keys.shape[0], state.keys.shape[3]
-    one_for_all = rows == 1
-    if one_for_all:  # then all rows are queries of one product
-        queries = queries.transpose(1, 0, 2, 3, 4).reshape(1, groups, batch * shared, count, width)
-    places = jnp.broadcast_to(positions[:, None], (batch, shared, count)).reshape(rows, -1, count)
+    places = jnp.broadcast_to(positions[:, None], (batch, shared, count))
+    if rows == 1:  # then all rows are queries of one product
+        queries = queries.transpose(1, 0, 2, 3, 4)
+    queries, places = queries.reshape(rows, groups, 1, -1, width), places.reshape(rows, -1)
     size = min(STATE_BLOCK, capacity)
+    full = 0 if window is not None or capacity < FULL_BLOCKS * size else state.lengths.min() // (FULL_BLOCKS * size)
+    blocks = (state.lengths.max() + size - 1) // size
 
-    def attend(number: jax.Array, mixed: _Mixed) -> _Mixed:
-        begin = number * size
-        at, extent = (0, layer, 0, begin, 0), (rows, 1, groups, size, width)
-        keys, values = (jax.lax.dynamic_slice(x, at, extent)[:, 0] for x in (state.keys, state.values))
-        slots = begin + jnp.arange(size, dtype=jnp.int32)
-        visible = (slots[None] < state.lengths[:, None])[:, None, None]
-        if window is not None:
-            visible = visible & (places[..., None] - slots[None, None, None] < window)
-        return _merge(mixed, _mix(queries, keys, values, visible[:, None], scale, softcap))
+    def read(part: tuple[jax.Array, jax.Array]) -> _Mixed:
+        asking, places = part
 
-    nothing = jnp.full(queries.shape[:-1], _LOWEST, jnp.float32)
-    start = _Mixed(jnp.zeros(queries.shape, jnp.float32), jnp.zeros_like(nothing), nothing)
-    mixed: _Mixed = jax.lax.fori_loop(0, (state.lengths.max() + size - 1) // size, attend, start)
-    if one_for_all:
-        back = [x.reshape(groups, batch, shared, *x.shape[3:]).swapaxes(0, 1) for x in mixed]
-        mixed = _Mixed(*back)
-    return mixed
+        def attend(begin: jax.Array, slots: int, is_full: bool, mixed: _Mixed) -> _Mixed:
+            at, extent = (0, layer, 0, begin, 0), (rows, 1, groups, slots, width)
+            keys, values = (jax.lax.dynamic_slice(x, at, extent)[:, 0] for x in (state.keys, state.values))
+            visible = None
+            if not is_full:
+                numbers = begin + jnp.arange(slots, dtype=jnp.int32)
+                visible = (numbers[None] < state.lengths[:, None])[:, None]
+                if window is not None:
+                    visible = visible & (places[..., None] - numbers[None, None] < window)
+                visible = visible[:, None, None]
+            return _mix(mixed, asking, keys, values, visible, scale, softcap)
+
+        nothing = jnp.full(asking.shape[:-1], _LOWEST, jnp.float32)
+        mixed = _Mixed(jnp.zeros(asking.shape, jnp.float32), jnp.zeros_like(nothing), nothing)
+        wide = FULL_BLOCKS * size
+        if capacity >= wide:
+            mixed = jax.lax.fori_loop(0, full, lambda i, mixed: attend(i * wide, wide, True, mixed), mixed)
+        return jax.lax.fori_loop(  # type: ignore[no-any-return]
+            full * FULL_BLOCKS, blocks, lambda i, mixed: attend(i * size, size, False, mixed), mixed
+        )
+
+    mixed = _in_parts(read, queries, places)
+    if rows == 1:
+        back = [x.reshape(groups, batch, shared, count, *x.shape[4:]).swapaxes(0, 1) for x in mixed]
+    else:
+        back = [x.reshape(batch, groups, shared, count, *x.shape[4:]) for x in mixed]
+    return _Mixed(*back)
+
+
+def _in_parts(read: Callable[[tuple[jax.Array, jax.Array]], _Mixed], queries: jax.Array, places: jax.Array) -> _Mixed:
+    """Let queries [r, k, 1, n, h] at places int32 [r, n] read, `STATE_QUERIES` at most at once: one program for all."""
+    count = queries.shape[3]
+    parts = next(parts for parts in range(-(-count // STATE_QUERIES), count + 1) if count % parts == 0)
+    if parts == 1:
+        return read((queries, places))
+    cut = jnp.moveaxis(queries.reshape(*queries.shape[:3], parts, -1, queries.shape[4]), 3, 0)
+    mixed = jax.lax.map(read, (cut, jnp.moveaxis(places.reshape(len(places), parts, -1), 1, 0)))
+    return _Mixed(*(jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], count, *x.shape[5:]) for x in mixed))
 
 
 _LOWEST = -1e30

@@ -54,6 +54,18 @@ def unembed(architecture: Architecture, params: Params, hidden: jax.Array) -> ja
         return architecture.unembed(params, hidden)
 
 
+def unembed_part(
+    architecture: Architecture, params: Params, hidden: jax.Array, begin: jax.Array | int, size: int
+) -> jax.Array:
+    """As `unembed`, for the `size` tokens from `begin` on: float32 [..., size]."""
+    outer = dict(params.outer)
+    if "head" in outer:
+        outer["head"] = jax.lax.dynamic_slice_in_dim(outer["head"], begin, size, axis=1)
+    else:
+        outer["embedding"] = jax.lax.dynamic_slice_in_dim(outer["embedding"], begin, size)
+    return unembed(architecture, params._replace(outer=outer), hidden)
+
+
 def init_state(architecture: Architecture, params: Params, batch: int, capacity: int) -> State:
     """The state of rows that have read nothing, with room for `capacity` tokens each."""
     layers, groups, width = architecture.state_shape
@@ -107,6 +119,7 @@ def model_of(architecture: Architecture, params: Params) -> Model:
         logits=bound(logits),
         hidden=bound(hidden),
         unembed=bound(unembed),
+        unembed_part=bound(unembed_part),
         init_state=bound(init_state),
         extend=bound(extend),
         branch=bound(branch),

@@ -77,6 +77,7 @@ def test_one_way_to_compute_is_enough(given: set[str], has_state: bool) -> None:
     [
         ({"hidden"}, "has hidden, which needs unembed too"),
         ({"logits", "hidden"}, "has hidden, which needs unembed too"),
+        ({"logits", "unembed_part"}, "has unembed_part, which needs unembed too"),
         ({"extend", "unembed"}, "has extend, which needs init_state too"),
         ({"logits", "extend"}, "has extend, which needs init_state and unembed too"),
         ({"logits", "init_state"}, "has init_state, which needs extend and unembed too"),

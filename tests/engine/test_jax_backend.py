@@ -95,6 +95,33 @@ def test_scores_are_those_of_numpy_whatever_the_number_of_places(count: int) -> 
     assert scores.finite.all()
 
 
+def test_a_head_in_parts_is_called_in_parts_where_the_logits_are_large() -> None:
+    table = np.random.default_rng(0).normal(size=(5000, 8)).astype(np.float32)
+    asked: list[int] = []
+
+    def unembed_part(params: Any, hidden: Any, begin: Any, size: int) -> Any:
+        asked.append(size)
+        return hidden @ jax.lax.dynamic_slice_in_dim(params, begin, size).T
+
+    model = Model(
+        params=table,
+        hidden=lambda params, tokens: params[tokens],
+        unembed=lambda params, hidden: hidden @ params.T,
+        unembed_part=unembed_part,
+    )
+    backend = backend_of(model)
+    tokens = tokens_of(4, 16)
+    places, targets = many_places(1100, tokens)
+
+    scores = score(backend, tokens, places, targets)
+
+    logits = (table @ table.T)[tokens[places.rows, places.positions]]
+    assert asked  # the 76 places that do not fill a large call are scored as a whole
+    assert max(asked) < 5000
+    np.testing.assert_allclose(scores.logprobs, log_softmax(logits)[np.arange(1100), targets], atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(scores.greedy, logits.argmax(axis=-1) == targets)
+
+
 def test_of_all_tokens_the_most_likely_one_is_greedy() -> None:
     places = places_of(*[(0, 0)] * VOCABULARY)
 

@@ -53,7 +53,7 @@ def attended(
     softcap: float | None = None,
 ) -> jax.Array:
     limit = None if window is None else jnp.int32(window)
-    sizes = module.QUERY_BLOCK, module.MOST_BLOCKS, module.STATE_BLOCK
+    sizes = module.QUERY_BLOCK, module.MOST_BLOCKS, module.STATE_BLOCK, module.STATE_QUERIES
     got: jax.Array = _compiled(
         [jnp.asarray(x) for x in arrays], reading, jnp.int32(layer), limit, scale=scale, softcap=softcap, sizes=sizes
     )
@@ -69,10 +69,10 @@ def _compiled(
     *,
     scale: float,
     softcap: float | None,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int],
 ) -> jax.Array:
     """Attention, compiled again where a test has changed the sizes of blocks."""
-    assert sizes == (module.QUERY_BLOCK, module.MOST_BLOCKS, module.STATE_BLOCK)
+    assert sizes == (module.QUERY_BLOCK, module.MOST_BLOCKS, module.STATE_BLOCK, module.STATE_QUERIES)
     query, key, value = arrays
     return attention(query, key, value, reading, layer, scale=scale, window=window, softcap=softcap)
 
@@ -181,6 +181,7 @@ def test_attention_in_bfloat16_stays_bfloat16_and_sums_in_float32() -> None:
     [
         ((0, 9), 12),  # blocks of 4: of the second row three are read, and none of the first row's slots is seen
         ((12, 4), 12),
+        ((9, 10), 12),  # two blocks that both rows fill, and one that they do not
         ((5, 1), 12),
         ((0, 0), 12),
         ((2, 3), 3),  # less than a block
@@ -194,6 +195,7 @@ def test_attention_over_a_state_is_attention_over_whole_texts(
 ) -> None:
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     monkeypatch.setattr(module, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(module, "STATE_QUERIES", 4)
     texts = [drawn(length, rows=1, seed=1 + row) for row, length in enumerate(lengths)]
     arrays, state = drawn(5), stored(texts, capacity)
     got = attended(arrays, behind(state, 5), window=window, softcap=softcap)
@@ -272,6 +274,7 @@ def test_each_path_of_a_tree_is_attended_as_if_alone(
 ) -> None:
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     monkeypatch.setattr(module, "QUERY_BLOCK", 3)
+    monkeypatch.setattr(module, "STATE_QUERIES", 4)
     texts = [drawn(length, rows=1, seed=1 + row) for row, length in enumerate(lengths)] or [drawn(0, rows=1)]
     state = stored(texts, 12) if lengths else None
     depths, ends = (jnp.array([tree[part] for tree in TREES], jnp.int32) for part in (0, 1))

@@ -269,6 +269,9 @@ def test_logits_are_the_unembedded_hidden_states(kind: str) -> None:
     assert scores.shape == (*ROWS, VOCABULARY)
     assert scores.dtype == jnp.float32
     np.testing.assert_allclose(given(model.unembed)(model.params, states[:, 4]), scores[:, 4], atol=CLOSE)
+    assert model.unembed_part is not None
+    part = jax.jit(model.unembed_part, static_argnums=3)(model.params, states[:, 4], jnp.int32(3), 5)
+    np.testing.assert_allclose(part, scores[:, 4, 3:8], atol=CLOSE)
 
 
 @EVERY_FAMILY
