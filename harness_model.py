@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from birdie_zmq.chat import render
 from birdie_zmq.client import Client
-from birdie_zmq.client.batching import generate_jobs, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.batching import generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.client import Answer
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.embedded import Embedded
-from birdie_zmq.errors import ProtocolError, UnsupportedRequest, UsageError
+from birdie_zmq.errors import ProtocolError, UsageError
+from birdie_zmq.generation_args import read_sampling
 from birdie_zmq.model_args import RunArguments, read_arguments
 from birdie_zmq.report import as_record, as_text
 from birdie_zmq.wire import messages as m
@@ -172,14 +173,18 @@ class BirdieZMQ(LM):
         return self._run("loglikelihood_rolling", requests, jobs, float, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The greedy continuation of each prompt, cut at the first stop string.
+        """The continuation of each prompt, cut at the first stop string.
+
+        It is greedy unless a temperature is asked for. A request that is repeated and sampled has different answers,
+        the same in every run with the same ``seed`` in model_args.
 
         Raises:
-            UnsupportedRequest: A request asks for sampling.
+            UnsupportedRequest: A request asks for what this model cannot do, such as beam search.
+            UsageError: Its settings contradict themselves.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
         prompts = [(str(request.args[0]), self._generation_settings(request.args[1])) for request in requests]
-        jobs = generate_jobs(prompts, self._settings)
+        jobs = generate_jobs(keyed(prompts, self._arguments.seed), self._settings)
         return self._run("generate_until", requests, jobs, str, disable_tqdm)
 
     def _run(
@@ -204,16 +209,12 @@ class BirdieZMQ(LM):
         stops = [until] if isinstance(until, str) else list(until or ())
         if not all(isinstance(stop, str) for stop in stops):
             raise UsageError(f"until={until!r} must be a string or a list of strings")
-        normal = normalize_gen_kwargs(given, self._arguments.max_gen_toks)
-        if normal.get("do_sample") and float(normal.get("temperature") or 0.0) > 0.0:
-            raise UnsupportedRequest(
-                f"sampling is not supported yet, and the task asks for temperature={normal['temperature']}; "
-                "decode greedily with --gen_kwargs do_sample=False"
-            )
+        normal: dict[str, Any] = dict(normalize_gen_kwargs(given, self._arguments.max_gen_toks))
         return m.GenerationSettings(
             until=tuple(stops),
             max_gen_toks=normal["max_gen_toks"],
             think_end_token=self._arguments.think_end_token,
+            sampling=read_sampling(normal),
         )
 
     # --- Chat --------------------------------------------------------------------------------------------------------

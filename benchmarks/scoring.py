@@ -299,7 +299,7 @@ def take_turns(theirs: Callable[[], Timed], ours: Callable[[], Timed], pairs: in
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             timed = (theirs, ours)[which]()
             seconds[which].append(timed.seconds)
-            scores[which] = timed.loglikelihoods
+            scores[which] = timed.answers
     difference = float(np.abs(np.array(scores[0]) - np.array(scores[1])).max())
     return Pairs(*seconds, difference)
 
@@ -309,8 +309,8 @@ def against_hf(task: str, requests: Requests, peer: TorchPeer, ours: Ours, pairs
     counts = count(requests, ours.tokenizer, ours.max_length)
 
     def hf(part: Requests) -> Timed:
-        timed = [peer.score(kind, part[kind]) for kind in KINDS if kind in part]
-        return Timed(sum(one.seconds for one in timed), [x for one in timed for x in one.loglikelihoods])
+        timed = [peer.answer(kind, part[kind]) for kind in KINDS if kind in part]
+        return Timed(sum(one.seconds for one in timed), [x for one in timed for x in one.answers])
 
     hf({kind: some[:: max(1, len(some) // WARM_UP_REQUESTS)] for kind, some in requests.items()})
     ours.score(requests)  # in full: each shape is compiled

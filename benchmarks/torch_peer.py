@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, Self
 
 
 class Timed(NamedTuple):
-    """The seconds of one call, and the log-likelihood of each request in nats."""
+    """The seconds of one call, and what each request was answered: a log-likelihood in nats, or a text."""
 
     seconds: float
-    loglikelihoods: list[float]
+    answers: list[Any]
 
 
 class TorchPeer:
@@ -54,8 +54,8 @@ class TorchPeer:
             self.close()
             raise
 
-    def score(self, kind: str, arguments: Sequence[Sequence[str]]) -> Timed:
-        """Let hf answer requests of a kind, ``loglikelihood`` or ``loglikelihood_rolling``."""
+    def answer(self, kind: str, arguments: Sequence[Sequence[Any]]) -> Timed:
+        """Let hf answer requests of a kind: ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([kind, arguments]) + "\n")
         self._process.stdin.flush()
@@ -103,11 +103,11 @@ def serve(model: str, device: str, threads: int, batch_size: int) -> None:
     answer(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
     for line in sys.stdin:
         kind, arguments = json.loads(line)
-        instances = [Instance(kind, {}, tuple(strings), i) for i, strings in enumerate(arguments)]
+        instances = [Instance(kind, {}, tuple(one), i) for i, one in enumerate(arguments)]
         began = time.perf_counter()
         found = getattr(lm, kind)(instances, disable_tqdm=True)
         seconds = time.perf_counter() - began
-        answer([seconds, [float(one[0] if kind == "loglikelihood" else one) for one in found]])
+        answer([seconds, [one[0] if kind == "loglikelihood" else one for one in found]])
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ class RunArguments:
         device: What lm_eval calls the device.
         limits: What was said of the rows of a step.
         max_gen_toks: How much is generated where a task does not say.
+        seed: What answers that are sampled depend on.
         template_args: Variables for the chat template.
         thinks: Whether the model was told to think before it answers.
         think_end_token: What ends its thoughts, as text or as a token.
@@ -41,6 +42,7 @@ class RunArguments:
     device: str | None
     limits: StepLimits
     max_gen_toks: int
+    seed: int
     template_args: Mapping[str, Any]
     thinks: bool
     think_end_token: str | int | None
@@ -91,6 +93,7 @@ def read_arguments(
         device=device,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),
         max_gen_toks=max_gen_toks or DEFAULT_MAX_GEN_TOKS,
+        seed=_seed(rest.get("seed")),
         template_args=template_args,
         thinks=thinks,
         think_end_token=think_end_token,
@@ -153,6 +156,14 @@ def _count(name: str, value: object) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name}={value!r} must be a whole number above 0")
+    return value
+
+
+def _seed(value: object) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"seed={value!r} in model_args must be a whole number")
     return value
 
 

@@ -30,6 +30,7 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
         device=None,
         limits=StepLimits(),
         max_gen_toks=DEFAULT_MAX_GEN_TOKS,
+        seed=0,
         template_args={},
         thinks=False,
         think_end_token=None,
@@ -95,7 +96,7 @@ def test_the_order_of_words_does_not_make_another_model() -> None:
 
 
 def test_any_value_makes_another_model() -> None:
-    assert len({read(**words).model.arguments for words in ({}, {"seed": 1}, {"seed": "1"}, {"seed": 1.5})}) == 4
+    assert len({read(**words).model.arguments for words in ({}, {"size": 1}, {"size": "1"}, {"size": 1.5})}) == 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"deep": [float("-inf")]}, object(), b"raw", {1, 2}])
@@ -236,3 +237,16 @@ def test_the_end_of_thoughts_is_text_or_a_token(given: Any, expected: Any) -> No
 def test_what_thinking_cannot_mean_is_named(words: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read(**words)
+
+
+def test_a_seed_is_read_and_reaches_the_page_too() -> None:
+    arguments = read(seed=7)
+
+    assert arguments.seed == 7
+    assert arguments.model.arguments == '{"seed": 7}'
+
+
+@pytest.mark.parametrize("seed", ["seven", 0.5, True])
+def test_a_seed_that_is_no_whole_number_is_refused(seed: object) -> None:
+    with pytest.raises(UsageError, match=r"seed=.* must be a whole number"):
+        read(seed=seed)

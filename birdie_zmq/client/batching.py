@@ -1,12 +1,18 @@
 """From the requests of one lm_eval call to jobs: what belongs together stands together, in messages of bounded size.
 
-Items are sorted by length, longest first, so that a batch pads little and a text that does not fit shows early; equal
-contexts stay neighbours, so that the worker can compute them once.
+Texts to be scored are sorted by length, longest first, so that one that does not fit shows early; equal contexts stay
+neighbours, so that the worker can compute them once. Prompts are sorted as texts: those that begin alike are neighbours.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
 
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
@@ -27,15 +33,43 @@ def rolling_jobs(texts: Sequence[str], settings: ClientSettings) -> Iterator[Job
         yield Job(m.RollingWork(texts=[texts[i] for i in items]), items)
 
 
-def generate_jobs(prompts: Sequence[tuple[str, m.GenerationSettings]], settings: ClientSettings) -> Iterator[Job]:
-    """Jobs for prompts, those with the same settings together."""
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be continued, how, and by what random key where tokens are drawn."""
+
+    text: str
+    settings: m.GenerationSettings
+    key: int | None = None
+
+
+def keyed(prompts: Sequence[tuple[str, m.GenerationSettings]], seed: int) -> list[Prompt]:
+    """Give each prompt that is sampled its key: of the seed, what it asks, and how often that was asked before.
+
+    The same request then has the same answer wherever it stands in a run, and its repeats have others.
+    """
+    seen = Counter[tuple[str, m.GenerationSettings]]()
+    found = []
+    for text, settings in prompts:
+        key = None
+        if settings.sampling is not None:
+            content = [seed, text, msgspec.to_builtins(settings), seen[text, settings]]
+            digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+            key = int.from_bytes(digest[:8], "big") >> 2
+            seen[text, settings] += 1
+        found.append(Prompt(text, settings, key))
+    return found
+
+
+def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterator[Job]:
+    """Jobs for prompts, those with the same settings together, and in them those that begin alike."""
     by_settings: dict[m.GenerationSettings, list[int]] = {}
-    for i, (_, how) in enumerate(prompts):
-        by_settings.setdefault(how, []).append(i)
+    for i, prompt in enumerate(prompts):
+        by_settings.setdefault(prompt.settings, []).append(i)
     for how, group in by_settings.items():
-        order = sorted(group, key=lambda i: -len(prompts[i][0]))
-        for items in _cut(order, lambda i: len(prompts[i][0]), settings):
-            yield Job(m.GenerateWork(prompts=[prompts[i][0] for i in items], settings=how), items)
+        order = sorted(group, key=lambda i: prompts[i].text)
+        for items in _cut(order, lambda i: len(prompts[i].text), settings):
+            keys = [key for i in items if (key := prompts[i].key) is not None]
+            yield Job(m.GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys), items)
 
 
 def _cut(order: Sequence[int], size: Callable[[int], int], settings: ClientSettings) -> Iterator[list[int]]:

@@ -37,6 +37,10 @@ class AnswerText:
                 else:
                     self._end_text = text
 
+    def begin(self) -> Growing:
+        """An answer of no tokens."""
+        return Growing(self, self._tokenizer, self._until, self._end_token, self._end_text)
+
     def is_over(self, generated: Sequence[int]) -> bool:
         """Whether a stop string stands in the answer."""
         if self._end_token is not None and self._end_token not in generated:
@@ -75,3 +79,82 @@ class AnswerText:
             generated = generated[len(generated) - list(reversed(generated)).index(token) :]
         text = self._tokenizer.decode(generated, skip_special=skip_special)
         return text if token is None and self._end_text is None else text.lstrip()
+
+
+class Growing:
+    """An answer as its tokens come. Its end is looked for in what is new, and then made sure of in all of it.
+
+    Args:
+        answer: Says of all tokens whether they are over.
+        tokenizer: The model's tokenizer.
+        until: The stop strings.
+        end_token: The token that ends the thoughts of a model that thinks.
+        end_text: Or the text that does.
+
+    Attributes:
+        tokens: What was generated.
+    """
+
+    def __init__(
+        self,
+        answer: AnswerText,
+        tokenizer: TextTokenizer,
+        until: Sequence[str],
+        end_token: int | None,
+        end_text: str | None,
+    ) -> None:
+        self.tokens: list[int] = []
+        self._answer = answer
+        self._tokenizer = tokenizer
+        self._stops = [stop for stop in until if stop]
+        self._longest = max(map(len, self._stops), default=0)
+        self._end_token = end_token
+        self._end_text = end_text
+        self._thinks = end_token is not None or end_text is not None
+        self._strips = self._thinks
+        self._text = ""
+        self._before = self._behind = 0  # tokens from here on are decoded again, and from here on for the first time
+
+    def add(self, token: int) -> bool:
+        """Take one more token; whether a stop string stands in the answer now."""
+        self.tokens.append(token)
+        if token == self._end_token:
+            self._thinks, self._text = False, ""
+            self._before = self._behind = len(self.tokens)
+            return False
+        if not self._stops or (self._thinks and self._end_text is None):
+            return False
+        at = len(self._text)
+        self._text += self._new_text()
+        if self._end_text is not None:
+            tail = self._text[max(0, at - len(self._end_text) + 1) :]
+            if self._end_text in tail:
+                self._thinks, self._text, at = False, tail.rpartition(self._end_text)[2], 0
+        if self._strips and self._text[:1].isspace() and not self._thinks:
+            self._text, at = self._text.lstrip(), 0
+        if self._thinks:
+            return False
+        tail = self._text[max(0, at - self._longest + 1) :]
+        return any(stop in tail for stop in self._stops) and self._answer.is_over(self.tokens)
+
+    def text(self) -> str:
+        """The answer, up to the first stop string."""
+        return self._answer.text(self.tokens)
+
+    def _new_text(self) -> str:
+        """What the newest tokens add: nothing as long as they are part of a character."""
+        decode = self._tokenizer.decode
+        window = self.tokens[self._before :]
+        whole = decode(window, skip_special=False)
+        known = decode(window[: self._behind - self._before], skip_special=False)
+        if whole.endswith(_PART_OF_A_CHARACTER) and len(self.tokens) - self._behind < _MOST_PARTS:
+            return ""
+        self._before, self._behind = self._behind, len(self.tokens)
+        return whole[len(known) :]
+
+
+_PART_OF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+"""What bytes are decoded to that are not yet, or never will be, a character."""
+
+_MOST_PARTS = 8
+"""Tokens that make no character after as many never will."""

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from birdie_zmq.engine.buckets import StepBudget
 from birdie_zmq.engine.planning import Step, Tokens
+from birdie_zmq.engine.prompts import Piece
+from birdie_zmq.wire.messages import Sampling
 
 Ability = Literal["rows", "forks", "branches"]
 """How a model reads, and so how its work is planned: whole rows, in steps from a state, or trees behind a state."""
@@ -31,10 +33,19 @@ class PlaceScores:
 
 @dataclass(frozen=True)
 class NextTokens:
-    """The most likely token at each place, int32[q], and whether the logits there are finite enough to say, bool[q]."""
+    """The token that comes next at each place, int32[q], and whether the logits are finite enough to say, bool[q]."""
 
     tokens: npt.NDArray[np.int32]
     finite: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn at each place of a step: by a random key, and by how many it has drawn before, int32[q]."""
+
+    sampling: Sampling
+    keys: Sequence[int]
+    drawn: npt.NDArray[np.int32]
 
 
 class PendingScores(Protocol):
@@ -48,12 +59,19 @@ class PendingScores(Protocol):
 class Decoding(Protocol):
     """Rows that are continued side by side, each until it is taken out."""
 
-    def put(self, row: int, prompt: Tokens) -> list[int]:
-        """Read a prompt int32[n], and let a row continue it; the lengths of the steps that it took."""
+    def put(self, row: int, prompt: Tokens, pieces: Sequence[Piece], key: int = 0, drawn: int = 0) -> list[int]:
+        """Read a prompt int32[n] in pieces, and let a row continue it; the lengths of the steps that it took.
+
+        Where tokens are drawn, they are by the key and by how many were `drawn` of this prompt before.
+        """
         ...
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
-        """The next tokens [rows, k] of the active rows, greedily, k of them at once."""
+        """The next tokens [rows, k] of the active rows, k of them at once."""
+        ...
+
+    def narrow(self, rows: Sequence[int]) -> None:
+        """Go on with some rows alone, which are numbered anew in this order."""
         ...
 
 
@@ -76,7 +94,11 @@ class Backend(Protocol):
     versions: dict[str, str]
     trial_shapes: frozenset[tuple[int, int]]
     """The ``(rows, length)`` that the model was called with while it was loaded, if it had to be called."""
-    compile_seconds: float
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling took."""
+        ...
 
     @property
     def states_evicted(self) -> int:
@@ -95,11 +117,19 @@ class Backend(Protocol):
         """Begin to compute the log-probabilities of a step's targets at its places."""
         ...
 
-    def next_tokens(self, step: Step) -> NextTokens:
-        """Greedy choices at the places of a step of whole rows."""
+    def next_tokens(self, step: Step, drawing: Drawing | None = None) -> NextTokens:
+        """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
         ...
 
-    def decoding(self, rows: int, capacity: int) -> Decoding:
+    def decoding_rows(self, capacity: int, wanted: int) -> int:
+        """How many rows of so many tokens there is room for beside one that is being read and one that is kept.
+
+        Raises:
+            OutOfDeviceMemory: For none. It says how many tokens there is room for.
+        """
+        ...
+
+    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
         """Rows with room for `capacity` tokens each, for models with a state."""
         ...
 

@@ -46,7 +46,7 @@ class StepBudget:
     logits_bytes: int = 2**29
     head_bytes: int = 2**24
     rows: int = 64
-    decoded: int = 2
+    decoded: int = 1
     decoding_rows: int = 16
 
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
 from birdie_zmq.engine.answer_text import AnswerText
 from birdie_zmq.engine.backend import Backend
-from birdie_zmq.engine.buckets import PROMPT_PIECES, Buckets
+from birdie_zmq.engine.buckets import Buckets
 from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
-from birdie_zmq.engine.planning import Scored, Step, Tokens, plan_rows
+from birdie_zmq.engine.generation import Ends, Row, carry_on, reread
+from birdie_zmq.engine.planning import Scored, Step, Tokens
 from birdie_zmq.engine.prefixes import Tree
 from birdie_zmq.engine.scoring import Finished, IdleClock, NotFinite, possible_shapes, score
+from birdie_zmq.engine.tally import Shape, Tally
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import BirdieError, NonFiniteLogits, OutOfDeviceMemory, RequestError, TokenOutOfVocabulary
 from birdie_zmq.wire import messages as m
@@ -56,29 +57,6 @@ class ItemFailed(Exception):
         self.error = error
 
 
-@dataclass(eq=False)
-class _Row:
-    """A prompt that is being continued: ``tokens`` int32[n], the first ``prompt_length`` of them the prompt."""
-
-    index: int
-    tokens: Tokens
-    prompt_length: int
-
-
-@dataclass
-class _Totals:
-    idle: IdleClock
-    requests: int = 0
-    steps: int = 0
-    tokens_requested: int = 0
-    tokens_distinct: int = 0
-    tokens_computed: int = 0
-    tokens_padding: int = 0
-    seconds: float = 0.0
-    shapes: set[tuple[int, int]] = field(default_factory=set)
-    possible: set[tuple[int, int]] = field(default_factory=set)
-
-
 class Evaluator:
     """Answers work for one loaded model.
 
@@ -100,26 +78,16 @@ class Evaluator:
         self._backend = backend
         self._max_length = max_length
         self._clock = clock
-        self._totals = _Totals(
-            idle=IdleClock(clock), shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes)
-        )
+        self._idle = IdleClock(clock)
+        self._tally = Tally(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
+        self._has_advised = False
 
     @property
     def report(self) -> m.StepReport:
         """What has been computed so far."""
-        totals = self._totals
-        return m.StepReport(
-            requests=totals.requests,
-            steps=totals.steps,
-            tokens_requested=totals.tokens_requested,
-            tokens_distinct=totals.tokens_distinct,
-            tokens_computed=totals.tokens_computed,
-            tokens_padding=totals.tokens_padding,
-            shapes=sorted(totals.shapes),
-            shape_bound=len(totals.possible),
-            step_seconds=totals.seconds,
+        return self._tally.report(
             compile_seconds=self._backend.compile_seconds,
-            idle_seconds=totals.idle.seconds,
+            idle_seconds=self._idle.seconds,
             states_evicted=self._backend.states_evicted,
         )
 
@@ -140,7 +108,7 @@ class Evaluator:
 
     def rest(self) -> None:
         """There is no work: that nothing is computed from now on is not the engine's fault."""
-        self._totals.idle.rest()
+        self._idle.rest()
 
     def loglikelihood(
         self,
@@ -170,7 +138,7 @@ class Evaluator:
             listener.answered(nothing, scores)
         kept = [(index, item) for index, item in enumerate(items) if item is not None]
         owners = [index for index, _ in kept]
-        self._totals.requests += len(items)
+        self._tally.requests += len(items)
         for numbers, loglikelihoods, greedy in self._score([item for _, item in kept], owners, limits, listener):
             indices = [owners[number] for number in numbers]
             listener.answered(indices, m.Scores(loglikelihoods=loglikelihoods, greedy=greedy))
@@ -202,7 +170,7 @@ class Evaluator:
         empty = [index for index, text in enumerate(texts) if not text]
         if empty:
             listener.answered(empty, m.RollingScores(loglikelihoods=np.zeros(len(empty))))
-        self._totals.requests += len(texts)
+        self._tally.requests += len(texts)
         for numbers, loglikelihoods, _ in self._score(windows, owners, limits, listener):
             for number, loglikelihood in zip(numbers, loglikelihoods, strict=True):
                 totals[owners[number]] += loglikelihood
@@ -212,21 +180,36 @@ class Evaluator:
                 listener.answered(done, m.RollingScores(loglikelihoods=totals[done]))
 
     def generate(self, work: m.GenerateWork, limits: m.StepLimits, listener: Listener) -> None:
-        """Continue each prompt greedily, each row until its own end.
-
-        A model with a state reads each prompt once and carries on from there. Without one, every token reads its whole
-        row anew.
+        """Continue each prompt until its own end.
 
         Raises:
             ItemFailed: One of the prompts cannot be continued; others may have been.
+            OutOfDeviceMemory: There is no room for the state of one prompt.
         """
         rows = self._prompts(work, listener)
-        answer = AnswerText(self._tokenizer, work.settings)
-        self._totals.requests += len(rows)
-        if self._backend.ability == "rows":
-            self._reread(rows, answer, work.settings.max_gen_toks, limits, listener)
+        ends = Ends(self._tokenizer.eos_token_ids, work.settings.max_gen_toks)
+        backend, sampling = self._backend, work.settings.sampling
+
+        def called(shapes: Sequence[Shape]) -> AbstractContextManager[None]:
+            return self._announced(shapes, listener)
+
+        def fewer(error: OutOfDeviceMemory, count: int) -> None:
+            listener.notice("warning", f"{error}; at most {count} prompts are continued side by side")
+
+        self._tally.requests += len(rows)
+        if backend.ability == "rows":
+            self._advise(listener)
+            finished = reread(backend, rows, ends, sampling, self._buckets(limits), called, self._tally)
         else:
-            self._continue(rows, answer, work.settings.max_gen_toks, limits, listener)
+            finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, fewer)
+        began = self._seconds_now()
+        try:
+            for row in finished:
+                listener.answered([row.index], m.Texts(texts=[row.answer.text()]))
+        except NotFinite as failure:
+            raise ItemFailed(failure.number, _not_finite()) from None
+        finally:
+            self._tally.seconds += self._seconds_now() - began
 
     def render_chat(self, work: m.ChatWork, listener: Listener) -> None:
         """Render conversations by the tokenizer's own method.
@@ -247,8 +230,8 @@ class Evaluator:
         """Run the items' steps; after each, the numbers of the items that are done and their results."""
         for item, owner in zip(items, owners, strict=True):
             self._check_vocabulary(item.tokens, owner)
-        self._totals.tokens_requested += sum(len(item.row) for item in items)
-        self._totals.tokens_distinct += Tree(items).distinct_tokens()
+        self._tally.tokens_requested += sum(len(item.row) for item in items)
+        self._tally.tokens_distinct += Tree(items).distinct_tokens()
 
         def smaller(error: OutOfDeviceMemory) -> None:
             listener.notice(
@@ -262,13 +245,13 @@ class Evaluator:
                 items,
                 lambda: self._buckets(limits),
                 lambda step: self._counted(step, listener),
-                self._totals.idle,
+                self._idle,
                 smaller,
             )
         except NotFinite as failure:
             raise ItemFailed(owners[failure.number], _not_finite()) from None
         finally:
-            self._totals.seconds += self._seconds_now() - began
+            self._tally.seconds += self._seconds_now() - began
 
     def _check_lengths(self, items: Sequence[Scored | None], listener: Listener) -> None:
         cut = 0
@@ -296,7 +279,7 @@ class Evaluator:
 
     # --- Generation --------------------------------------------------------------------------------------------------
 
-    def _prompts(self, work: m.GenerateWork, listener: Listener) -> list[_Row]:
+    def _prompts(self, work: m.GenerateWork, listener: Listener) -> list[Row]:
         room = self._max_length - work.settings.max_gen_toks
         if room <= 0:
             raise ItemFailed(
@@ -309,13 +292,14 @@ class Evaluator:
         rows = []
         longest = 0
         cut = 0
+        answer = AnswerText(self._tokenizer, work.settings)
         for index, ids in enumerate(self._tokenizer.encode(work.prompts)):
             if len(ids) > room:
                 cut += 1
                 longest = max(longest, len(ids))
             prompt = np.array(ids[-room:] or [self._tokenizer.prefix_token_id], dtype=np.int32)
             self._check_vocabulary(prompt, index)
-            rows.append(_Row(index, prompt, len(prompt)))
+            rows.append(Row(index, prompt, work.keys[index] if work.keys else 0, answer.begin()))
         if cut:
             listener.notice(
                 "warning",
@@ -325,80 +309,14 @@ class Evaluator:
             )
         return rows
 
-    def _reread(
-        self, rows: list[_Row], answer: AnswerText, max_gen_toks: int, limits: m.StepLimits, listener: Listener
-    ) -> None:
-        buckets = self._buckets(limits)
-        while rows:
-            still: list[_Row] = []
-            # One more token, any, stands for the one that is looked for.
-            for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in rows], buckets):
-                self._totals.tokens_requested += step.used_tokens
-                began = self._seconds_now()
-                with self._counted(step, listener):
-                    chosen = self._backend.next_tokens(step)
-                self._totals.seconds += self._seconds_now() - began
-                if not chosen.finite.all():
-                    raise ItemFailed(rows[step.owners[int(np.argmin(chosen.finite))]].index, _not_finite())
-                for owner, token in zip(step.owners, chosen.tokens, strict=True):
-                    row = rows[owner]
-                    text = self._extend(row, int(token), answer, max_gen_toks)
-                    if text is None:
-                        still.append(row)
-                    else:
-                        listener.answered([row.index], m.Texts(texts=[text]))
-            rows = still
-
-    def _continue(
-        self, rows: list[_Row], answer: AnswerText, max_gen_toks: int, limits: m.StepLimits, listener: Listener
-    ) -> None:
-        """A row that ends makes room for the next prompt at once."""
-        waiting = sorted(rows, key=lambda row: len(row.tokens))  # the longest is taken first, from the end
-        capacity = len(waiting[-1].tokens) + max_gen_toks
-        budget = self._backend.budget
-        count = limits.rows or min(limits.max_rows or budget.decoding_rows, budget.decoding_rows, len(rows))
-        count = limits.rows or min(1 << (count - 1).bit_length(), limits.max_rows or budget.decoding_rows)
-        began = self._seconds_now()
-        decoding = self._backend.decoding(count, capacity)
-        self._totals.possible |= {(1, length) for length in PROMPT_PIECES} | {(count, 1)}
-        slots: list[_Row | None] = [None] * count
-        while waiting or any(slots):
-            for number, row in enumerate(slots):
-                if row is None and waiting:
-                    slots[number] = new = waiting.pop()
-                    lengths = decoding.put(number, new.tokens)
-                    self._count_shapes([(1, length) for length in lengths])
-                    self._totals.tokens_requested += len(new.tokens) - 1
-                    self._totals.tokens_computed += sum(lengths)
-                    self._totals.tokens_padding += sum(lengths) - (len(new.tokens) - 1)
-            chosen = decoding.decode(np.array([row is not None for row in slots]))
-            self._count_shapes([(count, 1)])
-            self._totals.tokens_computed += chosen.tokens.size
-            for number, row in enumerate(slots):
-                if row is None:
-                    self._totals.tokens_padding += chosen.tokens.shape[1]
-                    continue
-                for at, token in enumerate(chosen.tokens[number]):
-                    if not chosen.finite[number, at]:
-                        raise ItemFailed(row.index, _not_finite())
-                    self._totals.tokens_requested += 1
-                    text = self._extend(row, int(token), answer, max_gen_toks)
-                    if text is not None:
-                        listener.answered([row.index], m.Texts(texts=[text]))
-                        slots[number] = None
-                        self._totals.tokens_padding += chosen.tokens.shape[1] - at - 1
-                        break
-        self._totals.seconds += self._seconds_now() - began
-
-    def _extend(self, row: _Row, token: int, answer: AnswerText, max_gen_toks: int) -> str | None:
-        """Take one token; the finished text if it was the last one."""
-        ended = token in self._tokenizer.eos_token_ids
-        if not ended:
-            row.tokens = np.append(row.tokens, np.int32(token))
-        generated = row.tokens[row.prompt_length :].tolist()
-        if ended or len(generated) >= max_gen_toks or answer.is_over(generated):
-            return answer.text(generated)
-        return None
+    def _advise(self, listener: Listener) -> None:
+        if not self._has_advised:
+            self._has_advised = True
+            listener.notice(
+                "info",
+                "the model gives no state, so every token that it generates reads the whole text before it again; with "
+                "init_state and extend of birdie_zmq.Model it would read each token once",
+            )
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 
@@ -406,7 +324,7 @@ class Evaluator:
         backend = self._backend
         vocab_size = backend.vocab_size if backend.makes_logits else 0
         buckets = Buckets(self._max_length, vocab_size, backend.budget, limits)
-        self._totals.possible |= possible_shapes(backend.ability, buckets)
+        self._tally.possible |= possible_shapes(backend.ability, buckets)
         return buckets
 
     def _check_vocabulary(self, tokens: Tokens, index: int) -> None:
@@ -424,22 +342,23 @@ class Evaluator:
         """A clock that stands still while programs are compiled."""
         return self._clock() - self._backend.compile_seconds
 
-    def _count_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
-        self._totals.shapes.update(shapes)
-        self._totals.steps += len(shapes)
-
     @contextmanager
     def _counted(self, step: Step, listener: Listener) -> Iterator[None]:
-        rows, length = step.shape
-        if step.shape not in self._totals.shapes:
-            listener.phase(f"compiling {rows} x {length}")
+        with self._announced([step.shape], listener):
+            yield
+        self._tally.step(step.shape, step.used_tokens)
+
+    @contextmanager
+    def _announced(self, shapes: Sequence[Shape], listener: Listener) -> Iterator[None]:
+        """Say that programs are compiled, if these shapes were never called before."""
+        new = [
+            f"{rows} x {length}" for rows, length in dict.fromkeys(shapes) if (rows, length) not in self._tally.shapes
+        ]
+        if new:
+            listener.phase(f"compiling {', '.join(new)}")
         yield
-        if step.shape not in self._totals.shapes:
-            self._totals.shapes.add(step.shape)
+        if new:
             listener.phase("running")
-        self._totals.steps += 1
-        self._totals.tokens_computed += step.tokens.size
-        self._totals.tokens_padding += step.tokens.size - step.used_tokens
 
 
 def _not_finite() -> NonFiniteLogits:

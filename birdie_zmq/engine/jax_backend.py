@@ -1,17 +1,15 @@
 """Models in JAX: the compiled steps.
 
 Hidden states, or logits where the model gives no more, stay on the device. Only the positions that are scored are
-gathered, brought to float32 and normalised there, so that a few numbers a request cross to the host. Every program is
-compiled before it is called, once for each shape, and the seconds are counted.
+gathered, brought to float32 and normalised there, so that a few numbers a request cross to the host.
 """
 
 from __future__ import annotations
 
 import functools
-import time
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -22,13 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine import head
-from birdie_zmq.engine.backend import Ability, Decoding, NextTokens, PendingScores, PlaceScores
-from birdie_zmq.engine.buckets import PROMPT_PIECES, SHORTEST, StepBudget
+from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
+from birdie_zmq.engine.buckets import SHORTEST, StepBudget
 from birdie_zmq.engine.contract import LoadedModel
-from birdie_zmq.engine.planning import PAD, Branch, Fork, Read, Rows, Step, Tokens
+from birdie_zmq.engine.jax_decoding import JaxDecoding, copy_state, create_state, key_data, limits_of
+from birdie_zmq.engine.memory import host_free_bytes
+from birdie_zmq.engine.planning import Branch, Fork, Read, Rows, Step, Tokens
 from birdie_zmq.engine.prefixes import long_pieces
+from birdie_zmq.engine.programs import Compiled, Programs, named
+from birdie_zmq.engine.sampling import Chance, Limits, draw
 from birdie_zmq.engine.states import Kept, StateStore
-from birdie_zmq.errors import BirdieError, ModelCallError, ModelOutputError, OutOfDeviceMemory
+from birdie_zmq.errors import ModelOutputError, OutOfDeviceMemory
+from birdie_zmq.wire.messages import Sampling
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
 _ACCELERATOR_BUDGET = StepBudget(
@@ -44,6 +47,12 @@ _ACCELERATOR_BUDGET = StepBudget(
 _STATE_BYTES = 2**30
 """What the states of beginnings may take while no batch needs them."""
 
+_SHARE_OF_FREE = 0.8
+"""How much of the free memory the rows of a generation may take; the rest is for what a step needs."""
+
+_OTHER_ROWS = 2
+"""Beside the rows that are continued there is one that reads a prompt, and one that is kept."""
+
 _PLACE_COUNTS = tuple(32 << power for power in range(8))
 """How many positions are unembedded at once."""
 
@@ -52,11 +61,6 @@ _PLACES_BYTES = 2**27
 
 _SMALLEST_BLOCK = 1024
 """The fewest tokens of a block of the vocabulary."""
-
-_NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
-"""What runtimes say; the CPU's calls it INTERNAL where a later program meets what could not be computed."""
-
-Compiled = Callable[..., Any]
 
 
 class _Pending:
@@ -67,7 +71,7 @@ class _Pending:
 
     def result(self) -> PlaceScores:
         """Wait for them."""
-        with _named("a step"):
+        with named("a step"):
             columns = zip(
                 *([np.asarray(column)[:count] for column in part] for count, part in self._parts), strict=True
             )
@@ -110,8 +114,7 @@ class JaxBackend:
         self._params = params
         self._model = parts
         self._is_jitted = model.jit
-        self._programs: dict[Any, Compiled] = {}
-        self.compile_seconds = 0.0
+        self._programs = Programs()
         self.ability: Ability = "branches" if parts.branch else "forks" if parts.extend else "rows"
         self.makes_logits = parts.unembed is None or (self.ability == "rows" and parts.hidden is None)
         trial = (1, min(SHORTEST, max_length))
@@ -134,6 +137,11 @@ class JaxBackend:
         for leaf in weights:
             bytes_of[str(leaf.dtype)] += leaf.nbytes
         self.dtype = max(bytes_of, key=bytes_of.__getitem__) if bytes_of else None
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling took."""
+        return self._programs.seconds
 
     @property
     def states_evicted(self) -> int:
@@ -167,7 +175,7 @@ class JaxBackend:
 
     def submit(self, step: Step) -> PendingScores:
         """Begin to compute the log-probabilities of a step's targets at its places."""
-        with _named(f"tokens int32{list(step.shape)}"):
+        with named(f"tokens int32{list(step.shape)}"):
             read = self._run(step)
             self._used(step)
             if len(step.targets) == 0:
@@ -179,14 +187,22 @@ class JaxBackend:
                 ]
             )
 
-    def next_tokens(self, step: Step) -> NextTokens:
-        """Greedy choices at the places of a step of whole rows."""
-        with _named(f"tokens int32{list(step.shape)}"):
+    def next_tokens(self, step: Step, drawing: Drawing | None = None) -> NextTokens:
+        """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
+        columns = [step.rows, step.positions]
+        kind: str = "choose"
+        function: Compiled = self._choose
+        limits = None
+        if drawing is not None:
+            kind, function, limits = "draw", self._draw, limits_of(drawing.sampling)
+            keys = np.array([key_data(key) for key in drawing.keys], np.uint32).reshape(-1, 2)
+            columns += [*keys.T, drawing.drawn]
+        with named(f"tokens int32{list(step.shape)}"):
             read = self._run(step)
-            parts = [
-                [np.asarray(x)[:count] for x in self._at("choose", self._choose, read, rows, positions)]
-                for count, (rows, positions) in self._chunks(step.rows, step.positions)
-            ]
+            parts = []
+            for count, (rows, positions, *by) in self._chunks(*columns):
+                chosen = self._at(kind, function, read, rows, positions, *([limits] if limits else []), *by)
+                parts.append([np.asarray(x)[:count] for x in chosen])
         return NextTokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _used(self, step: Step) -> None:
@@ -196,7 +212,7 @@ class JaxBackend:
             self._uses[name] -= 1
             self._uses += Counter()  # leaves out what has come to zero
 
-    def _chunks(self, *columns: Tokens) -> Iterator[tuple[int, list[Tokens]]]:
+    def _chunks(self, *columns: npt.NDArray[Any]) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
         """Cut columns of one length into pieces of few sizes, the last padded by its zeros; with each what is real."""
         most = _PLACE_COUNTS[-1] if self._in_blocks else max(_PLACE_COUNTS[0], _PLACES_BYTES // (4 * self.vocab_size))
         begin = 0
@@ -205,15 +221,16 @@ class JaxBackend:
             yield real, [np.pad(column[begin : begin + real], (0, size - real)) for column in columns]
             begin += real
 
-    def _at(self, kind: str, function: Compiled, read: Any, rows: Tokens, positions: Tokens, *others: Tokens) -> Any:
+    def _at(self, kind: str, function: Compiled, read: Any, rows: Tokens, positions: Tokens, *others: Any) -> Any:
         """Apply the head, and a function of its logits, at some places of a step.
 
         The places are gathered by a program of their own, so that the head is not compiled again for each step's shape.
         """
         where = (jnp.asarray(rows), jnp.asarray(positions))
-        gather = self._compiled(("gather", read.shape, str(read.dtype), len(rows)), head.gather, read, *where)
-        arguments = (None if self.makes_logits else self._params, gather(read, *where), *map(jnp.asarray, others))
-        return self._compiled((kind, str(read.dtype), len(rows)), function, *arguments)(*arguments)
+        key = (str(read.dtype), len(rows))
+        at = self._programs.run(("gather", read.shape, *key), head.gather, read, *where)
+        params = None if self.makes_logits else self._params
+        return self._programs.run((kind, *key), function, params, at, *jax.tree.map(jnp.asarray, others))
 
     def _logits(self, params: Any, at: jax.Array) -> jax.Array:
         """Logits [q, v] of what was gathered [q, …]: hidden states, or logits already."""
@@ -234,6 +251,11 @@ class JaxBackend:
     def _choose(self, params: Any, at: jax.Array) -> Any:
         return head.choose(self._logits(params, at))
 
+    def _draw(
+        self, params: Any, at: jax.Array, limits: Limits, high: jax.Array, low: jax.Array, drawn: jax.Array
+    ) -> Any:
+        return draw(self._logits(params, at), limits, Chance(jnp.stack([high, low], axis=1), drawn))
+
     # --- Steps -------------------------------------------------------------------------------------------------------
 
     def _run(self, step: Step) -> Any:
@@ -249,15 +271,13 @@ class JaxBackend:
                 assert self._model.branch is not None
                 kept = self._states.get(name) if name else None
                 where = (jnp.asarray(depths), jnp.asarray(ends), kept.state if kept else None)
-                program = self._compiled(
-                    ("branch", step.shape, kept.room if kept else 0), self._model.branch, self._params, tokens, *where
-                )
-                return program(self._params, tokens, *where)
+                key = ("branch", step.shape, kept.room if kept else 0)
+                return self._programs.run(key, self._model.branch, self._params, tokens, *where)
             case Read(lengths=lengths, before=before, after=after):
                 register = self._start(before, len(lengths))
                 arguments = (self._params, tokens, jnp.asarray(lengths), register.state)
-                program = self._compiled(("read", step.shape, register.room), self._model.extend, *arguments, donated=3)
-                hidden, state = program(*arguments)
+                key = ("read", step.shape, register.room)
+                hidden, state = self._programs.run(key, self._model.extend, *arguments, donated=3)
                 self._register = _Register(state, register.room, is_kept=False)
                 if after is not None and after in self._uses:
                     self._states.put(after, Kept(state, register.room, sum(x.nbytes for x in jax.tree.leaves(state))))
@@ -268,17 +288,15 @@ class JaxBackend:
                 assert self._register is not None
                 state = self._register.state
                 forked = (jnp.asarray(lengths), jnp.asarray(parents), state)
-                program = self._compiled(
-                    ("fork", step.shape, _batch(state), self._register.room), self._fork, self._params, tokens, *forked
-                )
-                return program(self._params, tokens, *forked)
+                which = ("fork", step.shape, _batch(state), self._register.room)
+                return self._programs.run(which, self._fork, self._params, tokens, *forked)
 
     def _rows(self, tokens: jax.Array) -> Any:
         if not self._is_jitted:
             assert self._model.logits is not None
             return self._model.logits(tokens)
         function = self._model.logits if self.makes_logits else self._model.hidden
-        return self._compiled(("rows", tokens.shape), function, self._params, tokens)(self._params, tokens)
+        return self._programs.run(("rows", tokens.shape), function, self._params, tokens)
 
     def _start(self, before: bytes | None, rows: int) -> _Register:
         """A state that may be written into, for so many rows."""
@@ -292,39 +310,53 @@ class JaxBackend:
         return self._new_state(rows, self._room)
 
     def _new_state(self, rows: int, room: int) -> _Register:
-        def create(params: Any) -> Any:
-            assert self._model.init_state is not None
-            return self._model.init_state(params, rows, room)
-
-        return _Register(
-            self._compiled(("create", rows, room), create, self._params)(self._params), room, is_kept=False
-        )
+        return _Register(create_state(self._programs, self._model, self._params, rows, room), room, is_kept=False)
 
     def _copied(self, state: Any, rows: int, room: int) -> _Register:
-        def copy(state: Any) -> Any:
-            return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), state)
-
-        return _Register(self._compiled(("copy", rows, room), copy, state)(state), room, is_kept=False)
+        return _Register(copy_state(self._programs, state, rows, room), room, is_kept=False)
 
     def _fork(self, params: Any, tokens: Any, lengths: Any, parents: Any, state: Any) -> Any:
         assert self._model.extend is not None
         return self._model.extend(params, tokens, lengths, jax.tree.map(lambda x: x[parents], state))[0]
 
-    def _compiled(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Compiled:
-        """The program for arguments of these shapes, which the key tells apart."""
-        program = self._programs.get(key)
-        if program is None:
-            lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
-            began = time.monotonic()
-            program = self._programs[key] = lowered.compile()
-            self.compile_seconds += time.monotonic() - began
-        return program
-
     # --- Generation --------------------------------------------------------------------------------------------------
 
-    def decoding(self, rows: int, capacity: int) -> Decoding:
+    def decoding_rows(self, capacity: int, wanted: int) -> int:
+        """How many rows of so many tokens there is room for beside one that is being read and one that is kept.
+
+        Raises:
+            OutOfDeviceMemory: For none. It says how many tokens there is room for.
+        """
+        room = _rounded(capacity)
+        assert self._model.init_state is not None
+        state = jax.eval_shape(lambda params: self._model.init_state(params, 1, room), self._params)  # type: ignore[misc]
+        row_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        free = _free_bytes()
+        if free is None or row_bytes == 0:
+            return wanted
+        rows = int(free * _SHARE_OF_FREE / row_bytes) - _OTHER_ROWS
+        if rows < 1:
+            fitting = int(room * free * _SHARE_OF_FREE / row_bytes / (_OTHER_ROWS + 1))
+            raise OutOfDeviceMemory(
+                f"a prompt and its answer of {capacity} tokens need a state of {row_bytes / 2**20:,.0f} MiB, "
+                f"{_OTHER_ROWS + 1} times, and {free / 2**20:,.0f} MiB are free: about {fitting} tokens would fit; lower "
+                "max_gen_toks or max_length"
+            )
+        return min(wanted, rows)
+
+    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
         """Rows with room for `capacity` tokens each, for models with a state."""
-        return _Decoding(self, rows, _rounded(capacity + 2 * self.budget.decoded))
+        return JaxDecoding(
+            self._model,
+            self._params,
+            self._programs,
+            self._states,
+            vocab_size=self.vocab_size,
+            decoded=self.budget.decoded,
+            rows=rows,
+            room=_rounded(capacity),
+            drawing=sampling,
+        )
 
     # --- The trial ---------------------------------------------------------------------------------------------------
 
@@ -332,10 +364,10 @@ class JaxBackend:
         """The size of the vocabulary, from a row that costs little; jitted functions are only traced for it."""
         if not self._is_jitted:
             assert self._model.logits is not None
-            with _named(f"tokens int32{list(shape)}"):
+            with named(f"tokens int32{list(shape)}"):
                 returned = self._model.logits(jnp.zeros(shape, jnp.int32))
             return _vocabulary(returned, shape)
-        with _named(f"tokens int32{list(shape)}"):
+        with named(f"tokens int32{list(shape)}"):
             returned = jax.eval_shape(functools.partial(self._trial_logits, shape), self._params)
         return _vocabulary(returned, shape)
 
@@ -362,77 +394,23 @@ class JaxBackend:
         return model.unembed(params, read.reshape(-1, read.shape[-1])).reshape(*shape, -1)
 
 
-class _Decoding:
-    """Rows of one state that are continued side by side."""
-
-    def __init__(self, backend: JaxBackend, rows: int, capacity: int) -> None:
-        self._backend = backend
-        self._rows = rows
-        self._capacity = capacity
-        self._state = backend._new_state(rows, capacity).state
-        self._last = np.zeros(rows, np.int32)
-
-    def put(self, row: int, prompt: Tokens) -> list[int]:
-        """Read a prompt int32[n], and let a row continue it; the lengths of the steps that it took.
-
-        Its last token is read together with the first that is decoded.
-        """
-        backend = self._backend
-        self._last[row] = prompt[-1]
-        tokens = prompt[:-1]
-        sizes = long_pieces(len(tokens), PROMPT_PIECES, backend.budget.call_tokens) if len(tokens) else []
-        with _named("a prompt"):
-            one, at = backend._new_state(1, self._capacity).state, 0
-            for size in sizes:
-                real = min(size, len(tokens) - at)
-                piece = np.full((1, size), PAD, np.int32)
-                piece[0, :real] = tokens[at : at + real]
-                arguments = (backend._params, jnp.asarray(piece), jnp.asarray([real], jnp.int32), one)
-                key = ("read", (1, size), self._capacity)
-                _, one = backend._compiled(key, backend._model.extend, *arguments, donated=3)(*arguments)
-                at += real
-            together = (self._state, one, jnp.int32(row))
-            program = backend._compiled(("put", self._rows, self._capacity), _put, *together, donated=0)
-            self._state = program(*together)
-        return sizes
-
-    def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
-        """The next tokens [rows, k] of the active rows, greedily, k of them at once."""
-        backend = self._backend
-        with _named("a step of decoding"):
-            arguments = (backend._params, self._state, jnp.asarray(self._last), jnp.asarray(active))
-            program = backend._compiled(("decode", self._rows, self._capacity), self._decode, *arguments, donated=1)
-            self._state, tokens, finite = program(*arguments)
-            chosen = NextTokens(np.asarray(tokens).T, np.asarray(finite).T)
-        self._last = chosen.tokens[:, -1].copy()
-        return chosen
-
-    def _decode(self, params: Any, state: Any, last: jax.Array, active: jax.Array) -> Any:
-        model = self._backend._model
-        assert model.extend is not None
-        assert model.unembed is not None
-
-        def step(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], tuple[jax.Array, jax.Array]]:
-            state, last = carry
-            hidden, state = model.extend(params, last[:, None], active.astype(jnp.int32), state)  # type: ignore[misc]
-            token, finite = head.choose(model.unembed(params, hidden[:, 0])[:, : self._backend.vocab_size])  # type: ignore[misc]
-            return (state, token), (token, finite)
-
-        (state, _), (tokens, finite) = jax.lax.scan(step, (state, last), length=self._backend.budget.decoded)
-        return state, tokens, finite
-
-
-def _put(state: Any, one: Any, row: jax.Array) -> Any:
-    """Row 0 of one state in place of a row of another."""
-    return jax.tree.map(lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x[0], row, 0), state, one)
-
-
 def _state_of(step: Step) -> bytes | None:
     """The beginning whose state a step starts from, if there is one."""
     match step.how:
         case Branch(state=name) | Read(before=name):
             return name or None
     return None
+
+
+def _free_bytes() -> int | None:
+    """What is free of the memory that the first device computes in; None if nobody says."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return host_free_bytes()
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" not in statistics:
+        return None
+    return int(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
 
 
 def _rounded(room: int) -> int:
@@ -444,24 +422,6 @@ def _rounded(room: int) -> int:
 
 def _batch(state: Any) -> int:
     return int(jax.tree.leaves(state)[0].shape[0])
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Say of an error of the model's own function what it was called with.
-
-    Raises:
-        OutOfDeviceMemory: The device has no room for it.
-        ModelCallError: Any other error that is not ours.
-    """
-    try:
-        yield
-    except BirdieError:
-        raise
-    except Exception as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _NO_ROOM):
-            raise OutOfDeviceMemory(f"the device has no room for {what}: {str(error).splitlines()[0]}") from error
-        raise ModelCallError(f"the model's function failed on {what}: {type(error).__name__}: {error}") from error
 
 
 def _weights(tree: Any) -> list[Any]:

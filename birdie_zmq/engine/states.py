@@ -51,9 +51,9 @@ class StateStore(Generic[S]):
         self._kept[name] = kept
         self._kept.move_to_end(name)
 
-    def known(self, room: int) -> Collection[bytes]:
-        """The beginnings whose states have so many slots."""
-        return [name for name, kept in self._kept.items() if kept.room >= room]
+    def known(self, room: int, *, exactly: bool = False) -> Collection[bytes]:
+        """The beginnings whose states have so many slots, or more unless the number is meant exactly."""
+        return [name for name, kept in self._kept.items() if kept.room == room or (kept.room > room and not exactly)]
 
     def trim(self, in_use: Collection[bytes] = ()) -> None:
         """Let go of what is over the bound, but of nothing that is in use."""

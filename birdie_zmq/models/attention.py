@@ -25,6 +25,9 @@ MOST_BLOCKS = 16
 STATE_BLOCK = 256
 """Slots of a state that are read at once, as many blocks as its longest row fills."""
 
+FEW_QUERIES = 32
+"""Fewer queries than these read a quarter of a block at once on a CPU, so that keys and values stay in its cache."""
+
 FULL_BLOCKS = 2
 """How many of these blocks are read at once, without a mask, as long as all rows fill them."""
 
@@ -188,8 +191,12 @@ def _mix_state(
     if rows == 1:  # then all rows are queries of one product
         queries = queries.transpose(1, 0, 2, 3, 4)
     queries, places = queries.reshape(rows, groups, 1, -1, width), places.reshape(rows, -1)
-    size = min(STATE_BLOCK, capacity)
-    full = 0 if window is not None or capacity < FULL_BLOCKS * size else state.lengths.min() // (FULL_BLOCKS * size)
+    few = queries.shape[3] < FEW_QUERIES and jax.default_backend() == "cpu"
+    size = min(STATE_BLOCK // 4 if few else STATE_BLOCK, capacity)
+    wide = FULL_BLOCKS * size
+    # Few queries gain nothing by it, and a block as large as the state would be read whether it is full or not.
+    has_full = window is None and capacity > wide and queries.shape[3] >= STATE_BLOCK
+    full = state.lengths.min() // wide if has_full else 0
     blocks = (state.lengths.max() + size - 1) // size
 
     def read(part: tuple[jax.Array, jax.Array]) -> _Mixed:
@@ -209,8 +216,7 @@ def _mix_state(
 
         nothing = jnp.full(asking.shape[:-1], _LOWEST, jnp.float32)
         mixed = _Mixed(jnp.zeros(asking.shape, jnp.float32), jnp.zeros_like(nothing), nothing)
-        wide = FULL_BLOCKS * size
-        if capacity >= wide:
+        if has_full:
             mixed = jax.lax.fori_loop(0, full, lambda i, mixed: attend(i * wide, wide, True, mixed), mixed)
         return jax.lax.fori_loop(  # type: ignore[no-any-return]
             full * FULL_BLOCKS, blocks, lambda i, mixed: attend(i * size, size, False, mixed), mixed
@@ -237,6 +243,12 @@ def _in_parts(read: Callable[[tuple[jax.Array, jax.Array]], _Mixed], queries: ja
 
 _LOWEST = -1e30
 """In place of minus infinity where a peak is carried along: the difference of two of these is a number."""
+
+
+def whole_blocks(capacity: int) -> int:
+    """So many slots or a few more: states are read in whole blocks."""
+    block = STATE_BLOCK if capacity > STATE_BLOCK else STATE_BLOCK // 4
+    return -(-capacity // block) * block if capacity > block else capacity
 
 
 def written(state: State, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> State:

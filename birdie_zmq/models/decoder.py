@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.engine.contract import Model
-from birdie_zmq.models.attention import STATE_BLOCK, Reading, State, written
+from birdie_zmq.models.attention import Reading, State, whole_blocks, written
 from birdie_zmq.models.layout import Architecture, Params, Read
 
 
@@ -69,9 +69,7 @@ def unembed_part(
 def init_state(architecture: Architecture, params: Params, batch: int, capacity: int) -> State:
     """The state of rows that have read nothing, with room for `capacity` tokens each."""
     layers, groups, width = architecture.state_shape
-    if capacity > STATE_BLOCK:  # states are read in whole blocks
-        capacity = -(-capacity // STATE_BLOCK) * STATE_BLOCK
-    shape, dtype = (batch, layers, groups, capacity, width), params.outer["embedding"].dtype
+    shape, dtype = (batch, layers, groups, whole_blocks(capacity), width), params.outer["embedding"].dtype
     return State(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
 
 

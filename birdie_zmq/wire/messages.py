@@ -26,13 +26,14 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 PositiveCount = Annotated[int, Meta(gt=0, lt=2**53)]
 Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
 Name = Annotated[str, Meta(max_length=4096)]
+Key = Annotated[int, Meta(ge=0, lt=2**62)]
 Level = Literal["info", "warning"]
 Indices = npt.NDArray[np.int32]
 
@@ -96,30 +97,60 @@ class RollingWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return RollingWork(texts=[self.texts[i] for i in indices])
 
 
+class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tokens are drawn, in transformers' words: logits are divided by ``temperature``, then tokens are left out.
+
+    Of the rest of the tokens each limit leaves in: ``top_k``, the k most likely ones (0: all); ``top_p``, the fewest
+    of the most likely ones that together are as likely as this; ``min_p``, those at least this times as likely as the
+    most likely one.
+    """
+
+    temperature: Annotated[float, Meta(gt=0)] = 1.0
+    top_k: Count = 0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+
+
 class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to continue a prompt.
 
     ``until`` holds the stop strings; the text is cut before the first of them. ``think_end_token``, as text or as a
     token, ends the thoughts of a model: what stands before it is not part of the answer, and no stop string ends it.
+    Without ``sampling`` the most likely token is taken.
     """
 
     until: tuple[str, ...] = ()
     max_gen_toks: PositiveCount = 256
     think_end_token: str | Count | None = None
+    sampling: Sampling | None = None
 
 
 class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="generate"):
-    """A greedy continuation of each prompt."""
+    """A continuation of each prompt.
+
+    ``keys`` has, where tokens are drawn, a random key for each prompt: all that chance depends on, whatever is computed
+    beside it.
+    """
 
     prompts: list[str]
     settings: GenerationSettings
+    keys: list[Key] = []
+
+    def __post_init__(self) -> None:
+        wanted = len(self.prompts) if self.settings.sampling else 0
+        if len(self.keys) != wanted:
+            raise ValueError(f"{len(self.prompts)} prompts need {wanted} keys, not {len(self.keys)}")
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> GenerateWork:
         """The same work for some of its items."""
-        return GenerateWork(prompts=[self.prompts[i] for i in indices], settings=self.settings)
+        return GenerateWork(
+            prompts=[self.prompts[i] for i in indices],
+            settings=self.settings,
+            keys=[self.keys[i] for i in indices] if self.keys else [],
+        )
 
 
 class ChatWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="chat"):
@@ -213,6 +244,8 @@ class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compute for the scores of each batch, ``tokens_computed`` all positions of all steps, padding included,
     ``tokens_padding`` those of them that were padding. ``step_seconds`` leave out ``compile_seconds``; in
     ``idle_seconds`` the device waited for the host. ``states_evicted`` counts beginnings whose states had to go.
+    ``tokens_generated`` are those that answers were made of; ``tokens_thrown_away`` were decoded beside them: behind an
+    answer's end, or in a row that had none to decode.
     """
 
     requests: Count = 0
@@ -227,6 +260,8 @@ class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compile_seconds: Annotated[float, Meta(ge=0)] = 0.0
     idle_seconds: Annotated[float, Meta(ge=0)] = 0.0
     states_evicted: Count = 0
+    tokens_generated: Count = 0
+    tokens_thrown_away: Count = 0
 
 
 class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="description"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, repeat
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.client.batching import generate_jobs, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.batching import Prompt, generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.wire import messages as m
@@ -23,8 +23,9 @@ how = st.builds(
     m.GenerationSettings,
     until=st.sampled_from([(), ("a",), ("a", "b")]),
     max_gen_toks=st.sampled_from([1, 256]),
+    sampling=st.sampled_from([None, m.Sampling(), m.Sampling(top_p=0.5)]),
 )
-prompts = st.lists(st.tuples(text, how), max_size=30)
+prompts = st.lists(st.tuples(text, how), max_size=30).map(lambda asked: keyed(asked, seed=0))
 
 
 def items_of(jobs: Iterable[Job]) -> list[int]:
@@ -40,8 +41,8 @@ def content_of(jobs: Iterable[Job]) -> dict[int, Any]:
                 asked: Sequence[Any] = pairs
             case m.RollingWork(texts=texts):
                 asked = texts
-            case m.GenerateWork(prompts=prompts, settings=settings):
-                asked = [(prompt, settings) for prompt in prompts]
+            case m.GenerateWork(prompts=prompts, settings=settings, keys=keys):
+                asked = [Prompt(*each) for each in zip(prompts, repeat(settings), keys or repeat(None))]
             case other:
                 raise AssertionError(f"no job is a {type(other).__name__}")
         content.update(zip(job.items, asked, strict=True))
@@ -87,7 +88,7 @@ def test_every_text_is_in_one_job(texts: list[str]) -> None:
 
 
 @given(prompts)
-def test_every_prompt_is_in_one_job_with_its_settings(prompts: list[tuple[str, m.GenerationSettings]]) -> None:
+def test_every_prompt_is_in_one_job_with_its_settings(prompts: list[Prompt]) -> None:
     jobs = list(generate_jobs(prompts, SETTINGS))
 
     assert sorted(items_of(jobs)) == list(range(len(prompts)))
@@ -96,7 +97,7 @@ def test_every_prompt_is_in_one_job_with_its_settings(prompts: list[tuple[str, m
 
 @given(pairs, texts, prompts)
 def test_jobs_stay_within_items_and_characters(
-    pairs: list[tuple[str, str]], texts: list[str], prompts: list[tuple[str, m.GenerationSettings]]
+    pairs: list[tuple[str, str]], texts: list[str], prompts: list[Prompt]
 ) -> None:
     assert_within_bounds(loglikelihood_jobs(pairs, SETTINGS))
     assert_within_bounds(rolling_jobs(texts, SETTINGS))
@@ -125,15 +126,39 @@ def test_the_longest_text_comes_first(texts: list[str]) -> None:
 
 
 @given(prompts)
-def test_prompts_with_the_same_settings_come_together_the_longest_first(
-    prompts: list[tuple[str, m.GenerationSettings]],
-) -> None:
+def test_prompts_with_the_same_settings_come_together_and_those_that_begin_alike(prompts: list[Prompt]) -> None:
     ordered = [prompts[item] for item in items_of(generate_jobs(prompts, SETTINGS))]
-    groups = [(settings, list(group)) for settings, group in groupby(ordered, key=lambda prompt: prompt[1])]
+    groups = [(settings, list(group)) for settings, group in groupby(ordered, key=lambda prompt: prompt.settings)]
 
     assert len(groups) == len({settings for settings, _ in groups})
     for _, group in groups:
-        assert_falling(len(prompt) for prompt, _ in group)
+        assert [prompt.text for prompt in group] == sorted(prompt.text for prompt in group)
+
+
+GREEDY, DRAWN = m.GenerationSettings(), m.GenerationSettings(sampling=m.Sampling())
+
+
+def test_only_what_is_drawn_has_a_key() -> None:
+    greedy, drawn = keyed([("a", GREEDY), ("a", DRAWN)], seed=0)
+
+    assert greedy.key is None
+    assert drawn.key is not None
+
+
+def test_repeats_have_keys_of_their_own_wherever_they_stand() -> None:
+    asked = [("a", DRAWN), ("b", DRAWN), ("a", DRAWN)]
+    keys = [prompt.key for prompt in keyed(asked, seed=0)]
+    others = [prompt.key for prompt in keyed([("c", DRAWN), *reversed(asked)], seed=0)]
+
+    assert len(set(keys)) == 3
+    assert others[1:] == [keys[0], keys[1], keys[2]]
+
+
+def test_another_seed_and_other_settings_are_other_keys() -> None:
+    again = m.GenerationSettings(sampling=m.Sampling(temperature=0.5))
+    keys = [keyed([("a", settings)], seed)[0].key for settings in (DRAWN, again) for seed in (0, 1)]
+
+    assert len(set(keys)) == 4
 
 
 def test_a_job_is_as_full_as_its_bounds_allow() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from birdie_zmq.engine.answer_text import AnswerText
 from birdie_zmq.engine.tokenizer import TextTokenizer
@@ -67,3 +71,88 @@ def test_the_last_end_counts(end: Any) -> None:
 
 def test_white_space_stays_where_nothing_thinks() -> None:
     assert read("  12 ") == ("  12 ", False)
+
+
+# --- Answers as their tokens come ------------------------------------------------------------------------------------
+
+PIECES = ["a", "b", "ab", "ba", "aa", " a", "\n", "\n\n", " ", ".", "é", "日", "so:", "<end>"]
+
+
+@functools.cache
+def byte_level() -> TextTokenizer:
+    """Tokens of a byte, and of some that often stand together: a token may hold half a character, or two words."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    together = [spell.pre_tokenize_str(piece)[0][0] for piece in PIECES]
+    words = dict.fromkeys([*alphabet, *together])
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="a"))
+    tokenizer.decoder = decoders.ByteLevel()
+    return TextTokenizer(tokenizer, prefix_token_id=0)
+
+
+class JoinedWords:
+    """A decoder that leaves out the space at the very beginning, as many do; its tokens are words."""
+
+    eos_token_id = None
+
+    def encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join((" a", "b", " .", "\n")[number] for number in ids).removeprefix(" ")
+
+
+def naive(answer: AnswerText, tokens: list[int]) -> int | None:
+    """After how many tokens the answer is over, by reading all of it after each."""
+    return next((count for count in range(1, len(tokens) + 1) if answer.is_over(tokens[:count])), None)
+
+
+def grown(answer: AnswerText, tokens: list[int]) -> int | None:
+    growing = answer.begin()
+    for count, token in enumerate(tokens, 1):
+        if growing.add(token):
+            assert growing.tokens == tokens[:count]
+            return count
+    assert growing.text() == answer.text(tokens)
+    return None
+
+
+def tokens_of(tokenizer: TextTokenizer) -> st.SearchStrategy[list[int]]:
+    size = 256 + len(PIECES)
+    # Bytes of characters that need several, and whole pieces, come often.
+    return st.lists(st.one_of(st.integers(250, size - 8), st.integers(0, 255)), max_size=40)
+
+
+stops = st.lists(st.text(st.sampled_from("ab \n.é日"), max_size=4), max_size=3).map(tuple)
+
+
+@given(tokens_of(byte_level()), stops, st.sampled_from([None, "so:", "<end>", 97]))
+@example([195, 195, 195, 168], ("é",), None)
+def test_an_answer_ends_with_the_token_with_which_its_whole_text_ends(
+    tokens: list[int], until: tuple[str, ...], end: str | int | None
+) -> None:
+    answer = AnswerText(byte_level(), GenerationSettings(until=until, think_end_token=end))
+
+    assert grown(answer, tokens) == naive(answer, tokens)
+
+
+@given(st.lists(st.integers(0, 3), max_size=20), st.lists(st.text("ab .\n", max_size=4), max_size=3).map(tuple))
+def test_a_decoder_that_drops_the_first_space_moves_no_end(tokens: list[int], until: tuple[str, ...]) -> None:
+    answer = AnswerText(TextTokenizer(JoinedWords(), prefix_token_id=0), GenerationSettings(until=until))
+
+    assert grown(answer, tokens) == naive(answer, tokens)
+
+
+def test_a_long_answer_is_not_read_anew_for_each_token() -> None:
+    read = 0
+
+    class Counting(Letters):
+        def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+            nonlocal read
+            read += len(ids)
+            return super().decode(ids, skip_special_tokens)
+
+    growing = AnswerText(TextTokenizer(Counting()), GenerationSettings(until=("!",))).begin()
+
+    assert not any(growing.add(ord("a")) for _ in range(1000))
+    assert read < 5 * 1000

@@ -144,9 +144,12 @@ def test_no_room_for_a_prompt_is_refused_with_the_numbers(served: Served) -> Non
         lm.generate_until([request], disable_tqdm=True)
 
 
-def test_sampling_is_refused_rather_than_decoded_greedily(served: Served) -> None:
-    request = Instance("generate_until", {}, ("a", {"do_sample": True, "temperature": 0.7}), 0)
-    with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm, pytest.raises(UnsupportedRequest):
+def test_beam_search_is_refused_rather_than_decoded_greedily(served: Served) -> None:
+    request = Instance("generate_until", {}, ("a", {"num_beams": 4}), 0)
+    with (
+        BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm,
+        pytest.raises(UnsupportedRequest, match="num_beams=4, which is not supported"),
+    ):
         lm.generate_until([request], disable_tqdm=True)
 
 

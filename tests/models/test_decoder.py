@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from birdie_zmq.engine.contract import Model, resolve
-from birdie_zmq.models import attention, decoder
+from birdie_zmq.models import attention
 from birdie_zmq.models.decoder import branch, extend, hidden, init_state, logits, model_of, unembed
 from birdie_zmq.models.families import FAMILIES, architecture_of
 from birdie_zmq.models.layout import Architecture, Params
@@ -72,8 +72,7 @@ def strict_jax() -> Iterator[None]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let short texts fill several blocks."""
     monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
-    for module in (attention, decoder):
-        monkeypatch.setattr(module, "STATE_BLOCK", 8)
+    monkeypatch.setattr(attention, "STATE_BLOCK", 8)
 
 
 def architecture(kind: str, **change: Any) -> Architecture:
@@ -292,7 +291,9 @@ def test_states_have_the_dtype_of_the_weights_by_every_way_of_reading(kind: str,
     assert scores.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(("asked", "capacity"), [(1, 1), (255, 255), (256, 256), (257, 512), (512, 512), (513, 768)])
+@pytest.mark.parametrize(
+    ("asked", "capacity"), [(1, 1), (64, 64), (65, 128), (255, 256), (256, 256), (257, 512), (513, 768)]
+)
 def test_room_of_a_state_is_rounded_up_to_whole_blocks(asked: int, capacity: int) -> None:
     assert attention.STATE_BLOCK == 256
     chosen = architecture("qwen3")

@@ -1,0 +1,231 @@
+"""Generation: prompts are continued side by side, each until its own end, when the next one takes its place.
+
+Models with a state read each prompt once, what several begin with only once, and carry on from there. Models without
+one read the whole row anew for every token.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+
+from birdie_zmq.engine.answer_text import Growing
+from birdie_zmq.engine.backend import Backend, Decoding, Drawing
+from birdie_zmq.engine.buckets import PROMPT_PIECES, Buckets
+from birdie_zmq.engine.planning import Scored, Tokens, plan_rows
+from birdie_zmq.engine.prompts import Reading, plan_readings
+from birdie_zmq.engine.scoring import NotFinite
+from birdie_zmq.engine.tally import Shape, Tally
+from birdie_zmq.errors import OutOfDeviceMemory
+from birdie_zmq.wire.messages import Sampling, StepLimits
+
+Called = Callable[[Sequence[Shape]], AbstractContextManager[None]]
+"""Entered around calls of the model, whose shapes it is told."""
+
+
+@dataclass(eq=False)
+class Row:
+    """A prompt int32[n], n > 0, the number of its request, its random key, and its answer so far."""
+
+    index: int
+    prompt: Tokens
+    key: int
+    answer: Growing
+
+    @property
+    def tokens(self) -> Tokens:
+        """The prompt and the answer."""
+        return np.concatenate([self.prompt, np.array(self.answer.tokens, np.int32)])
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where answers end, beside their stop strings: at these tokens, and after so many."""
+
+    eos_token_ids: Collection[int]
+    max_gen_toks: int
+
+    def take(self, row: Row, token: int) -> bool:
+        """Give a row its next token; whether its answer is finished."""
+        if token in self.eos_token_ids:
+            return True
+        return row.answer.add(token) or len(row.answer.tokens) >= self.max_gen_toks
+
+
+def reread(
+    backend: Backend,
+    rows: Sequence[Row],
+    ends: Ends,
+    sampling: Sampling | None,
+    buckets: Buckets,
+    called: Called,
+    tally: Tally,
+) -> Iterator[Row]:
+    """Continue rows by a model without a state: each that is finished.
+
+    Raises:
+        NotFinite: A row cannot be continued.
+    """
+    waiting = list(rows)
+    while waiting:
+        finished: set[int] = set()
+        # One more token, any, stands for the one that is looked for.
+        for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
+            drawing = None
+            if sampling is not None:
+                asking = [waiting[owner] for owner in step.owners]
+                drawn = np.array([len(row.answer.tokens) for row in asking], np.int32)
+                drawing = Drawing(sampling, [row.key for row in asking], drawn)
+            with called([step.shape]):
+                chosen = backend.next_tokens(step, drawing)
+            tally.tokens_requested += step.used_tokens
+            tally.step(step.shape, step.used_tokens)
+            for owner, token, finite in zip(step.owners, chosen.tokens, chosen.finite, strict=True):
+                row = waiting[owner]
+                if not finite:
+                    raise NotFinite(row.index)
+                tally.tokens_generated += 1
+                if ends.take(row, int(token)):
+                    finished.add(int(owner))
+                    yield row
+        waiting = [row for number, row in enumerate(waiting) if number not in finished]
+
+
+def carry_on(
+    backend: Backend,
+    rows: Sequence[Row],
+    ends: Ends,
+    sampling: Sampling | None,
+    limits: StepLimits,
+    called: Called,
+    tally: Tally,
+    out_of_memory: Callable[[OutOfDeviceMemory, int], None],
+) -> Iterator[Row]:
+    """Continue rows by a model with a state: each that is finished.
+
+    Args:
+        backend: The model.
+        rows: The rows.
+        ends: Where they end.
+        sampling: How tokens are drawn; None takes the most likely one.
+        limits: What the user said of the rows of a step.
+        called: Entered around calls of the model.
+        tally: Counts.
+        out_of_memory: Told when fewer rows are continued side by side, and how many.
+
+    Raises:
+        NotFinite: A row cannot be continued.
+        OutOfDeviceMemory: There is no room for even one row.
+    """
+    tally.tokens_requested += sum(len(row.prompt) - 1 for row in rows)
+    waiting = list(rows)
+    most = min(limits.max_rows or backend.budget.decoding_rows, backend.budget.decoding_rows)
+    while waiting:
+        readings = plan_readings([row.tokens for row in waiting], backend.budget.call_tokens)
+        needed = {reading.number: _slots(waiting[reading.number], reading, ends, backend) for reading in readings}
+        largest = max(needed.values())
+        count = limits.rows or backend.decoding_rows(largest, min(most, _width(len(waiting))))
+        if count < min(most, len(waiting)):  # the longest ones have less company
+            readings = [reading for reading in readings if needed[reading.number] > largest // 2]
+        session = _Session(backend, sampling, count, largest, called, tally, may_narrow=limits.rows is None)
+        finished: set[int] = set()
+        try:
+            for row in session.run([(waiting[reading.number], reading) for reading in readings], ends):
+                finished.add(id(row))
+                yield row
+        except OutOfDeviceMemory as error:
+            if count == 1 or limits.rows is not None:
+                raise
+            most = count // 2
+            out_of_memory(error, most)
+        waiting = [row for row in waiting if id(row) not in finished]
+
+
+def _slots(row: Row, reading: Reading, ends: Ends, backend: Backend) -> int:
+    """What a row may need of a state: its pieces with their padding, or all that will be decoded."""
+    return max(reading.slots, len(row.prompt) + ends.max_gen_toks + backend.budget.decoded)
+
+
+def _width(count: int) -> int:
+    """As many rows, or the few more that make it one of 1, 2, 3, 4, 6, 8, 12, …: each is compiled on its own."""
+    power = 1 << (count - 1).bit_length()
+    less = 3 * power // 4
+    return less if power >= 4 and count <= less else power
+
+
+class _Session:
+    """Rows side by side in one state."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        sampling: Sampling | None,
+        count: int,
+        capacity: int,
+        called: Called,
+        tally: Tally,
+        *,
+        may_narrow: bool,
+    ) -> None:
+        self._decoding: Decoding = backend.decoding(count, capacity, sampling)
+        self._slots: list[Row | None] = [None] * count
+        self._called = called
+        self._tally = tally
+        self._may_narrow = may_narrow
+        tally.allow({(1, length) for length in PROMPT_PIECES})
+
+    def run(self, work: Sequence[tuple[Row, Reading]], ends: Ends) -> Iterator[Row]:
+        """Continue rows; each that is finished."""
+        waiting = deque(work)
+        while waiting or any(self._slots):
+            for number, taken in enumerate(self._slots):
+                if taken is None and waiting:
+                    self._put(number, *waiting.popleft())
+            if not waiting and self._may_narrow:
+                self._narrow()
+            yield from self._decode(ends)
+
+    def _put(self, number: int, row: Row, reading: Reading) -> None:
+        shapes = [(1, piece.size) for piece in reading.pieces]
+        with self._called(shapes):
+            read = self._decoding.put(number, row.tokens, reading.pieces, row.key, len(row.answer.tokens))
+        self._slots[number] = row
+        for piece in reading.pieces[len(reading.pieces) - len(read) :]:
+            self._tally.step((1, piece.size), piece.end - piece.begin)
+
+    def _narrow(self) -> None:
+        """When nothing waits, go on without rows that are empty."""
+        active = [number for number, row in enumerate(self._slots) if row is not None]
+        count = _width(len(active))
+        if count >= len(self._slots):
+            return
+        empty = [number for number, row in enumerate(self._slots) if row is None]
+        kept = sorted(active + empty[: count - len(active)])
+        self._decoding.narrow(kept)
+        self._slots = [self._slots[number] for number in kept]
+
+    def _decode(self, ends: Ends) -> Iterator[Row]:
+        shape = (len(self._slots), 1)
+        self._tally.allow([shape])
+        with self._called([shape]):
+            chosen = self._decoding.decode(np.array([row is not None for row in self._slots]))
+        used = 0
+        finished: list[Row] = []
+        for number, row in enumerate(self._slots):
+            if row is None:
+                continue
+            for token, finite in zip(chosen.tokens[number], chosen.finite[number], strict=True):
+                if not finite:
+                    raise NotFinite(row.index)
+                used += 1
+                if ends.take(row, int(token)):
+                    self._slots[number] = None
+                    finished.append(row)
+                    break
+        self._tally.tokens_requested += used
+        self._tally.decode(len(self._slots), chosen.tokens.shape[1], used)
+        yield from finished

@@ -1,0 +1,64 @@
+"""Compiled programs in JAX, and what goes wrong in them.
+
+Every program is compiled before it is called, once for each shape, and the seconds are counted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from birdie_zmq.errors import BirdieError, ModelCallError, OutOfDeviceMemory
+
+_NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
+"""What runtimes say; the CPU's calls it INTERNAL where a later program meets what could not be computed."""
+
+Compiled = Callable[..., Any]
+
+
+class Programs:
+    """The programs of one model.
+
+    Attributes:
+        seconds: How long compiling took.
+    """
+
+    def __init__(self) -> None:
+        self._programs: dict[Any, Compiled] = {}
+        self.seconds = 0.0
+
+    def get(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Compiled:
+        """The program for arguments of these shapes, which the key tells apart; it may overwrite the donated one."""
+        program = self._programs.get(key)
+        if program is None:
+            lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
+            began = time.monotonic()
+            program = self._programs[key] = lowered.compile()
+            self.seconds += time.monotonic() - began
+        return program
+
+    def run(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
+        """Call the program."""
+        return self.get(key, function, *arguments, donated=donated)(*arguments)
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Say of an error of the model's own function what it was called with.
+
+    Raises:
+        OutOfDeviceMemory: The device has no room for it.
+        ModelCallError: Any other error that is not ours.
+    """
+    try:
+        yield
+    except BirdieError:
+        raise
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _NO_ROOM):
+            raise OutOfDeviceMemory(f"the device has no room for {what}: {str(error).splitlines()[0]}") from error
+        raise ModelCallError(f"the model's function failed on {what}: {type(error).__name__}: {error}") from error
