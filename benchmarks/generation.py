@@ -195,9 +195,10 @@ def against_hf(requests: list[Request], peer: TorchPeer, ours: Ours, pairs: int)
         "time ratio, hf / birdie_zmq": f"{statistics.median(ratios):.2f}",
         "  least to most of the pairs": f"{min(ratios):.2f} to {max(ratios):.2f}",
         "tokens of prompts": f"{report.tokens_requested - report.tokens_generated:,}",
-        "  computed for them": f"{report.tokens_computed - decoded:,}",
         "tokens generated": f"{report.tokens_generated:,}",
         "  decoded and thrown away": f"{report.tokens_thrown_away / decoded:.1%}",
+        "tokens computed": f"{report.tokens_computed:,}",
+        "  padding, empty rows included": f"{report.tokens_padding / report.tokens_computed:.1%}",
     }
 
 

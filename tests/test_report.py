@@ -39,3 +39,10 @@ def test_a_model_that_has_done_nothing_has_no_speed() -> None:
     record = as_record(StepReport())
     assert (record["tokens_per_second"], record["idle_share"], record["padding_share"]) == (0, 0, 0)
     assert "distinct" not in as_text(StepReport())
+
+
+def test_what_was_decoded_for_nothing_is_said_where_something_was_generated() -> None:
+    report = StepReport(requests=2, tokens_requested=50, tokens_generated=30, tokens_thrown_away=10)
+
+    assert "50 tokens asked, 30 generated (25% of what was decoded was thrown away)" in as_text(report)
+    assert as_record(report)["tokens_thrown_away"] == 10

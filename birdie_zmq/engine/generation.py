@@ -128,15 +128,19 @@ def carry_on(
         readings = plan_readings([row.tokens for row in waiting], backend.budget.call_tokens)
         needed = {reading.number: _slots(waiting[reading.number], reading, ends, backend) for reading in readings}
         largest = max(needed.values())
-        count = limits.rows or backend.decoding_rows(largest, min(most, _width(len(waiting))))
-        if count < min(most, len(waiting)):  # the longest ones have less company
+        wanted = limits.rows or min(most, _width(len(waiting)))
+        count = limits.rows or backend.decoding_rows(largest, wanted)
+        if count < wanted:  # the longest ones have less company
             readings = [reading for reading in readings if needed[reading.number] > largest // 2]
-        session = _Session(backend, sampling, count, largest, called, tally, may_narrow=limits.rows is None)
+            count = min(count, _width(len(readings)))
+        work = [(waiting[reading.number], reading) for reading in readings]
         finished: set[int] = set()
         try:
-            for row in session.run([(waiting[reading.number], reading) for reading in readings], ends):
+            session = _Session(backend, sampling, count, largest, called, tally, may_narrow=limits.rows is None)
+            for row in session.run(work, ends):
                 finished.add(id(row))
                 yield row
+            del session  # its memory is wanted for the next one
         except OutOfDeviceMemory as error:
             if count == 1 or limits.rows is not None:
                 raise
@@ -214,6 +218,7 @@ class _Session:
         with self._called([shape]):
             chosen = self._decoding.decode(np.array([row is not None for row in self._slots]))
         used = 0
+        active = sum(row is not None for row in self._slots)
         finished: list[Row] = []
         for number, row in enumerate(self._slots):
             if row is None:
@@ -227,5 +232,5 @@ class _Session:
                     finished.append(row)
                     break
         self._tally.tokens_requested += used
-        self._tally.decode(len(self._slots), chosen.tokens.shape[1], used)
+        self._tally.decode(len(self._slots), chosen.tokens.shape[1], active, used)
         yield from finished

@@ -95,7 +95,8 @@ class JaxDecoding:
         self._decoded = decoded
         self._room = room
         self._limits = None if drawing is None else limits_of(drawing)
-        self._state = create_state(programs, model, params, rows, room)
+        with named(f"the state of {rows} rows of {room} tokens"):
+            self._state = create_state(programs, model, params, rows, room)
         self._last = np.zeros(rows, np.int32)
         self._drawn = np.zeros(rows, np.int32)
         self._keys = np.zeros((rows, 2), np.uint32)

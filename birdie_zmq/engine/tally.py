@@ -35,14 +35,14 @@ class Tally:
         self.tokens_computed += rows * length
         self.tokens_padding += rows * length - used
 
-    def decode(self, rows: int, tokens: int, used: int) -> None:
-        """One call that decodes so many tokens for each of so many rows, of which answers use some."""
+    def decode(self, rows: int, tokens: int, active: int, used: int) -> None:
+        """One call that decodes so many tokens for each of so many rows; answers use some of those of active rows."""
         self.shapes.add((rows, 1))
         self.steps += 1
         self.tokens_computed += rows * tokens
         self.tokens_padding += rows * tokens - used
         self.tokens_generated += used
-        self.tokens_thrown_away += rows * tokens - used
+        self.tokens_thrown_away += active * tokens - used
 
     def allow(self, shapes: Iterable[Shape]) -> None:
         """Steps may have these shapes."""

@@ -34,6 +34,9 @@ PositiveCount = Annotated[int, Meta(gt=0, lt=2**53)]
 Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
 Name = Annotated[str, Meta(max_length=4096)]
 Key = Annotated[int, Meta(ge=0, lt=2**62)]
+Temperature = Annotated[float, Meta(gt=0, lt=1e9)]
+Portion = Annotated[float, Meta(gt=0, le=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Level = Literal["info", "warning"]
 Indices = npt.NDArray[np.int32]
 
@@ -105,10 +108,10 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     most likely one.
     """
 
-    temperature: Annotated[float, Meta(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     top_k: Count = 0
-    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    top_p: Portion = 1.0
+    min_p: Share = 0.0
 
 
 class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -244,8 +247,7 @@ class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compute for the scores of each batch, ``tokens_computed`` all positions of all steps, padding included,
     ``tokens_padding`` those of them that were padding. ``step_seconds`` leave out ``compile_seconds``; in
     ``idle_seconds`` the device waited for the host. ``states_evicted`` counts beginnings whose states had to go.
-    ``tokens_generated`` are those that answers were made of; ``tokens_thrown_away`` were decoded beside them: behind an
-    answer's end, or in a row that had none to decode.
+    ``tokens_generated`` are those that answers were made of; ``tokens_thrown_away`` were decoded behind an answer's end.
     """
 
     requests: Count = 0

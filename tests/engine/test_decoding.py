@@ -179,14 +179,17 @@ def test_each_text_ends_before_its_first_stop_string(backend: Watched) -> None:
 
 
 def test_one_call_may_decode_more_tokens_than_are_asked_for(backend: Watched) -> None:
-    before = backend.budget
+    before, evaluator = backend.budget, evaluator_of(backend)
     backend.budget = dataclasses.replace(before, decoded=5)
     try:
-        texts = generate(evaluator_of(backend), PROMPTS[:3], max_gen_toks=7)
+        texts = generate(evaluator, PROMPTS[:3], max_gen_toks=7)
     finally:
         backend.budget = before
 
     assert texts == [backend.continuation(prompt, 7) for prompt in PROMPTS[:3]]
+    # Two calls of five for each, of which seven are asked for.
+    assert evaluator.report.tokens_generated == 3 * 7
+    assert evaluator.report.tokens_thrown_away == 3 * 3
 
 
 def test_long_prompts_that_begin_with_what_was_scored_before_are_continued_alike(backend: Watched) -> None:
@@ -236,8 +239,7 @@ def test_what_prompts_begin_with_is_read_once_for_all(backend: Watched) -> None:
         backend.budget = before
 
     assert texts == [backend.continuation(prompt, 4) for prompt in prompts]
-    read = evaluator.report.tokens_computed - evaluator.report.tokens_generated - evaluator.report.tokens_thrown_away
-    assert read == 96 + 6 * 16  # nine letters each, in a step of 16
+    assert evaluator.report.tokens_computed - evaluator.report.tokens_padding == 96 + 6 * 9 + 6 * 4
 
 
 def test_a_beginning_that_had_to_go_is_read_again(backend: Watched) -> None:
@@ -274,7 +276,7 @@ def test_when_few_rows_are_left_the_others_are_not_computed(backend: Watched) ->
     forced = evaluator_of(backend, LETTERS.index(eos))
     assert generate(forced, PROMPTS[:4], max_gen_toks=40, rows=4) == texts
     assert {rows for rows, length in forced.report.shapes if length == 1} == {4}
-    assert evaluator.report.tokens_thrown_away < forced.report.tokens_thrown_away
+    assert evaluator.report.tokens_padding < forced.report.tokens_padding
     assert evaluator.report.tokens_generated == forced.report.tokens_generated
 
 
@@ -407,3 +409,26 @@ def test_a_model_that_gives_only_logits_draws_the_same_texts(backend: Watched) -
     assert texts == heard_of(evaluator_of(backend), PROMPTS, sampling=WARM, keys=KEYS)
     # It is said once.
     assert heard_of(evaluator, PROMPTS[:2], max_gen_toks=2) == [backend.continuation(p, 2) for p in PROMPTS[:2]]
+
+
+def test_first_tokens_come_as_often_as_the_model_has_them(backend: Watched) -> None:
+    count, limits = 1500, m.Sampling(temperature=1.5, top_p=0.8)
+    tokens = np.array([Alphabet().encode("hello") + [0] * (MAX_LENGTH - 5)], np.int32)
+    scaled = np.asarray(backend.direct(tokens)[0, 4], np.float64) / 1.5
+    likelihood = np.exp(scaled - scaled.max())
+    likelihood /= likelihood.sum()
+    order = np.argsort(-likelihood)
+    before = np.cumsum(likelihood[order]) - likelihood[order]
+    likelihood[order[before >= 0.8]] = 0
+    likelihood /= likelihood.sum()
+
+    texts = heard_of(
+        evaluator_of(backend), ["hello"] * count, max_gen_toks=1, sampling=limits, keys=range(count), rows=50
+    )
+
+    found = np.array([texts.count(letter) for letter in LETTERS])
+    assert found.sum() == count
+    assert (likelihood > 0).sum() >= 3
+    # Five standard deviations: without top_p more than a fifth of the tokens would be others.
+    deviations = np.sqrt(count * likelihood * (1 - likelihood))
+    assert (np.abs(found - count * likelihood) <= 5 * deviations).all()

@@ -108,3 +108,25 @@ def test_answers_reach_the_cache_hook_under_the_untouched_arguments() -> None:
 
     assert heard == [("generate_until", request.args, text)]
     assert gen_kwargs == {"until": ["."], "max_gen_toks": 8}
+
+
+def test_drawn_answers_depend_on_the_seed_and_the_repeat_and_on_nothing_else() -> None:
+    how = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 3.0, "top_p": 0.95}
+    questions = [f"Question: What is {number} plus 1?\nAnswer:" for number in range(1, 4)]
+    requests = [
+        Instance("generate_until", {}, (question, how), i) for i, question in enumerate(questions) for _ in "ab"
+    ]
+
+    def texts(asked: list[Instance], **model_args: Any) -> list[str]:
+        with BirdieZMQ(model_tag="demo", **model_args) as lm:
+            return lm.generate_until(asked, disable_tqdm=True)
+
+    first = texts(requests)
+    with_rows_of_one = texts(requests, batch_rows=1)
+    alone = texts(requests[2:4])
+    with_another_seed = texts(requests, seed=1)
+
+    assert with_rows_of_one == first
+    assert alone == first[2:4]
+    assert all(one != other for one, other in zip(first[::2], first[1::2], strict=True))
+    assert all(one != other for one, other in zip(first, with_another_seed, strict=True))

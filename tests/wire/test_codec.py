@@ -45,6 +45,10 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     m.Count: st.integers(0, 2**53 - 1),
     m.PositiveCount: st.integers(1, 2**53 - 1),
     m.Seconds: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
+    m.Key: st.integers(0, 2**62 - 1),
+    m.Temperature: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
+    m.Portion: st.floats(0, 1, exclude_min=True),
+    m.Share: st.floats(0, 1),
     Annotated[float, Meta(ge=0)]: st.floats(0, allow_infinity=False),
     m.Name: TEXT,
     m.Level: st.sampled_from(get_args(m.Level)),
@@ -57,6 +61,8 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
         leaf: st.SearchStrategy[Any] = LEAVES[kind]
         return leaf
     if inspect.isclass(kind) and issubclass(kind, Struct):
+        if kind is m.GenerateWork:
+            return generate_work
         fields = get_type_hints(kind, include_extras=True)
         return st.builds(kind, **{name: of_type(fields[name]) for name in kind.__struct_fields__})
     arguments = get_args(kind)
@@ -76,6 +82,19 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
     raise TypeError(f"these tests make no {kind}")
 
 
+def with_keys(settings: m.GenerationSettings) -> st.SearchStrategy[m.GenerateWork]:
+    """Each prompt with its key, where tokens are drawn."""
+    prompts = st.lists(st.tuples(TEXT, of_type(m.Key)), max_size=3)
+    return prompts.map(
+        lambda found: m.GenerateWork(
+            prompts=[text for text, _ in found],
+            settings=settings,
+            keys=[key for _, key in found] if settings.sampling else [],
+        )
+    )
+
+
+generate_work = of_type(m.GenerationSettings).flatmap(with_keys)
 messages = st.one_of(*map(of_type, RECORDS))
 
 
@@ -103,6 +122,24 @@ def test_no_record_is_forgotten() -> None:
         if inspect.isclass(record) and issubclass(record, Struct) and record.__struct_config__.tag is not None
     }
     assert tagged == {*RECORDS, *get_args(m.Work), *get_args(m.Answers)}
+
+
+@pytest.mark.parametrize(("sampling", "keys"), [(None, [1]), (m.Sampling(), []), (m.Sampling(), [1, 2])])
+def test_prompts_have_as_many_keys_as_are_drawn(sampling: m.Sampling | None, keys: list[int]) -> None:
+    work = m.GenerateWork(prompts=["a"], settings=m.GenerationSettings(sampling=sampling), keys=[1] if sampling else [])
+    message = m.Submit(batch=0, model=m.ModelSpec(tag="demo"), work=work)
+    frame = msgpack.unpackb(encode(message))
+    frame[1]["work"]["keys"] = keys
+
+    with pytest.raises(MalformedMessage, match=r"1 prompts need . keys"):
+        decode(msgpack.packb(frame))
+
+
+def test_a_part_of_what_is_drawn_keeps_its_keys() -> None:
+    settings = m.GenerationSettings(sampling=m.Sampling())
+    work = m.GenerateWork(prompts=["a", "b", "c"], settings=settings, keys=[1, 2, 3])
+
+    assert work.select([2, 0]) == m.GenerateWork(prompts=["c", "a"], settings=settings, keys=[3, 1])
 
 
 def test_scores_that_are_no_numbers_travel() -> None:
