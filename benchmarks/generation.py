@@ -24,6 +24,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from benchmarks.listener import Listener
 from benchmarks.scoring import INCLUDE_PATH, SETTINGS, Recorder, table, threads
 from benchmarks.torch_peer import Timed, TorchPeer
 from birdie_zmq.client.batching import Prompt, generate_jobs
@@ -82,7 +83,7 @@ def tasks(include_path: Path, limit: int | None) -> dict[str, list[Request]]:
     }
 
 
-class Collect:
+class Collect(Listener):
     """Keeps the texts."""
 
     def __init__(self, count: int) -> None:
@@ -94,13 +95,6 @@ class Collect:
         assert isinstance(answers, m.Texts)
         for index, text in zip(indices, answers.texts, strict=True):
             self.texts[self.items[index]] = text
-
-    def notice(self, level: m.Level, text: str) -> None:
-        """Show it."""
-        print(f"{level}: {text}", file=sys.stderr)
-
-    def phase(self, phase: str) -> None:
-        """Nobody watches."""
 
 
 class Ours:

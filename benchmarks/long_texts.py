@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.listener import Listener
 from benchmarks.loading_memory import MIB, _peak_bytes
 from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator
@@ -58,7 +59,7 @@ class Numbers:
         return " ".join(map(str, ids))
 
 
-class Keep:
+class Keep(Listener):
     """Keeps the score of the only text."""
 
     score = float("nan")
@@ -68,13 +69,6 @@ class Keep:
         assert list(indices) == [0]
         assert isinstance(answers, m.RollingScores)
         self.score = float(answers.loglikelihoods[0])
-
-    def notice(self, level: m.Level, text: str) -> None:
-        """Say it."""
-        print(f"{level}: {text}", file=sys.stderr)
-
-    def phase(self, phase: str) -> None:
-        """Nobody watches."""
 
 
 def measure(length: int) -> dict[str, float]:

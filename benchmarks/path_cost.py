@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from lm_eval.api.instance import Instance
 
+from benchmarks.listener import Listener
 from benchmarks.page import CONFIG, Bytes, load_model, logits
 from birdie_zmq.client.batching import loglikelihood_jobs
 from birdie_zmq.config import ClientSettings
@@ -43,7 +44,7 @@ def requests(questions: int) -> list[tuple[str, str]]:
     return pairs
 
 
-class Collect:
+class Collect(Listener):
     """Keeps what the evaluator says."""
 
     def __init__(self, count: int) -> None:
@@ -54,12 +55,6 @@ class Collect:
         """Put scores where they belong."""
         assert isinstance(answers, m.Scores)
         self.scores[[self.items[i] for i in indices]] = answers.loglikelihoods
-
-    def notice(self, level: m.Level, text: str) -> None:
-        """Nothing to be said in a benchmark."""
-
-    def phase(self, phase: str) -> None:
-        """Nobody watches."""
 
 
 def in_process(evaluator: Evaluator, pairs: list[tuple[str, str]]) -> np.ndarray:

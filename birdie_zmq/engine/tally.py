@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from birdie_zmq.wire.messages import StepReport
@@ -50,7 +50,6 @@ class Tally:
 
     def report(self, *, compile_seconds: float, idle_seconds: float, states_evicted: int) -> StepReport:
         """All of it, as it travels."""
-        shapes: Collection[Shape] = sorted(self.shapes)
         return StepReport(
             requests=self.requests,
             steps=self.steps,
@@ -60,7 +59,7 @@ class Tally:
             tokens_padding=self.tokens_padding,
             tokens_generated=self.tokens_generated,
             tokens_thrown_away=self.tokens_thrown_away,
-            shapes=list(shapes),
+            shapes=sorted(self.shapes),
             shape_bound=len(self.possible),
             step_seconds=self.seconds,
             compile_seconds=compile_seconds,

@@ -1,0 +1,18 @@
+"""Who hears of answers in a benchmark: subclasses keep them."""
+
+from __future__ import annotations
+
+import sys
+
+from birdie_zmq.wire import messages as m
+
+
+class Listener:
+    """Shows what a user would be told; nobody watches the phases."""
+
+    def notice(self, level: m.Level, text: str) -> None:
+        """Show it."""
+        print(f"{level}: {text}", file=sys.stderr)
+
+    def phase(self, phase: str) -> None:
+        """Leave it."""
