@@ -136,11 +136,12 @@ def carry_on(
         work = [(waiting[reading.number], reading) for reading in readings]
         finished: set[int] = set()
         try:
-            session = _Session(backend, sampling, count, largest, called, tally, may_narrow=limits.rows is None)
-            for row in session.run(work, ends):
+            # Nothing holds a session when it is over, nor when it failed: the next one wants its memory.
+            for row in _Session(backend, sampling, count, largest, called, tally, may_narrow=limits.rows is None).run(
+                work, ends
+            ):
                 finished.add(id(row))
                 yield row
-            del session  # its memory is wanted for the next one
         except OutOfDeviceMemory as error:
             if count == 1 or limits.rows is not None:
                 raise
