@@ -14,5 +14,11 @@ class Listener:
         """Show it."""
         print(f"{level}: {text}", file=sys.stderr)
 
-    def phase(self, phase: str) -> None:
+    def compiling(self, detail: str) -> None:
+        """Leave it."""
+
+    def running(self) -> None:
+        """Leave it."""
+
+    def step(self) -> None:
         """Leave it."""

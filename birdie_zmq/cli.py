@@ -21,6 +21,14 @@ from birdie_zmq.wire.endpoints import DEFAULT_ENDPOINT
 
 _PACKAGE = Path(birdie_zmq.__file__).resolve().parent
 _STDIN = 0
+_AGENT = AgentSettings()
+_DEADLINES = {"load": _AGENT.load_s, "compile": _AGENT.compile_s, "step": _AGENT.step_s, "silence": _AGENT.silence_s}
+_SLOW = {
+    "load": "loads its model",
+    "compile": "compiles one program",
+    "step": "computes one step",
+    "silence": "gives no sign of life",
+}
 
 
 def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> int:
@@ -41,6 +49,14 @@ def worker(arguments: Sequence[str] | None = None, prog: str = "workers.jax_work
     page.add_argument("--api", type=Path, help="the page that loads models; default: ./api.py, else the built-in one")
     page.add_argument("--built-in", action="store_true", help="use the built-in page even if there is an ./api.py")
     parser.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what JAX finds")
+    for what, default in _DEADLINES.items():
+        parser.add_argument(
+            f"--{what}-timeout",
+            type=float,
+            default=default,
+            metavar="SECONDS",
+            help=f"kill a model process that {_SLOW[what]} for longer; default: %(default).0f",
+        )
     _add_common(parser)
     options = parser.parse_args(arguments)
     return _guarded(prog, options.quiet, lambda: _run_worker(options))
@@ -103,14 +119,12 @@ def _serve_broker(options: argparse.Namespace) -> int:
 
     endpoint = parse_endpoint(options.bind)
     with StopSignals() as stop:
-        try:
-            with Router(endpoint) as router:
-                if not options.quiet:
-                    print(f"birdie-zmq {__version__} from {_PACKAGE}: broker at {router.endpoint}", flush=True)
-                serve(router, BrokerSettings(), stop, _STDIN if options.lifeline else None)
-        finally:
-            if options.remove_folder and isinstance(endpoint, IpcEndpoint):
-                shutil.rmtree(endpoint.path.parent, ignore_errors=True)
+        with Router(endpoint) as router:
+            if not options.quiet:
+                print(f"birdie-zmq {__version__} from {_PACKAGE}: broker at {router.endpoint}", flush=True)
+            orphaned = serve(router, BrokerSettings(), stop, _STDIN if options.lifeline else None)
+        if orphaned and options.remove_folder and isinstance(endpoint, IpcEndpoint):
+            shutil.rmtree(endpoint.path.parent, ignore_errors=True)
     return 0
 
 
@@ -119,10 +133,18 @@ def _run_worker(options: argparse.Namespace) -> int:
     from birdie_zmq.wire.endpoints import parse_endpoint
     from birdie_zmq.wire.transport import Dealer
     from birdie_zmq.worker.agent import AgentLoop
+    from birdie_zmq.worker.device_memory import DeviceMemory, command_for
     from birdie_zmq.worker.devices import device_environment
 
     endpoint = parse_endpoint(options.connect)
     environment = device_environment(options.device, os.environ)
+    memory = command_for(environment)
+    settings = AgentSettings(
+        load_s=options.load_timeout,
+        compile_s=options.compile_timeout,
+        step_s=options.step_timeout,
+        silence_s=options.silence_timeout,
+    )
     api = None if options.built_in else _find_page(options.api)
     if not options.quiet:
         page = api or "the built-in page"
@@ -130,11 +152,12 @@ def _run_worker(options: argparse.Namespace) -> int:
     with StopSignals() as stop, Dealer(endpoint) as dealer:
         loop = AgentLoop(
             dealer,
-            AgentSettings(),
+            settings,
             engine="jax",
             process_module="birdie_zmq.worker.process",
             environment=environment,
             api=api,
+            memory=None if memory is None else DeviceMemory(memory),
         )
         with loop:
             loop.run(stop, _STDIN if options.lifeline else None)

@@ -3,34 +3,48 @@
 They talk over a Unix socket in a folder that only this user may enter. They end with the run in any case: in good
 order by `close`, which also runs at the interpreter's exit; and when the run is killed, because the kernel then closes
 the pipe that is their standard input. The broker, which outlives a killed run for that moment, removes the folder.
+
+While the run waits, it starts again what has ended, and ends and starts again what is there but does not answer.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from birdie_zmq.client.client import Pulse
 from birdie_zmq.errors import UnavailableError
 from birdie_zmq.processes import kill_group, module_command, package_environment, start
 from birdie_zmq.wire.endpoints import MAX_IPC_PATH_BYTES
 
+logger = logging.getLogger("lm_eval.birdie_zmq")
+
 _END_S = 10.0
 _MOST_STARTS = 3
+"""How often a child is started without an answer in between."""
+_SILENT_S = 10.0
+"""How long the broker may be silent, or have no worker, before the child is taken to hang."""
+_STARTING_S = 60.0
+"""How long a child may take to start on a busy machine, while nothing can be said of it."""
 
 
 @dataclass
 class _Child:
-    """One of the two processes, and how to start it again."""
+    """One of the two processes, and how to start it again. ``answered`` is what it was when it was started last."""
 
     name: str
     command: list[str]
     process: subprocess.Popen[bytes]
+    started_at: float = field(default_factory=time.monotonic)
     starts: int = 1
+    answered: int = 0
 
 
 class Embedded:
@@ -67,23 +81,37 @@ class Embedded:
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         return start(command, self._environment, stdin=self._reading)
 
-    def check(self) -> None:
-        """Start a child again that has ended.
+    def check(self, pulse: Pulse) -> None:
+        """Start a child again that has ended, or that hangs.
 
         Raises:
-            UnavailableError: It has ended too often.
+            UnavailableError: It has ended too often, without an answer in between.
         """
-        for child in self._children:
-            status = child.process.poll()
-            if status is None:
-                continue
-            if child.starts >= _MOST_STARTS:
-                raise UnavailableError(
-                    f"the run's own {child.name} ended {child.starts} times, the last time with status {status}; "
-                    "what it wrote is above"
-                )
-            child.starts += 1
-            child.process = self._start(child.command)
+        broker, worker = self._children
+        self._check(broker, pulse, pulse.broker_silent_s)
+        self._check(worker, pulse, pulse.worker_missing_s)
+
+    def _check(self, child: _Child, pulse: Pulse, silent_s: float) -> None:
+        status = child.process.poll()
+        age_s = time.monotonic() - child.started_at
+        patience_s = _SILENT_S if pulse.answered > child.answered else _STARTING_S
+        if status is None and silent_s > _SILENT_S and age_s > patience_s:
+            logger.warning("the run's own %s does not answer; it is ended and started again", child.name)
+            kill_group(child.process)
+            status = child.process.wait()
+        if status is None:
+            return
+        if pulse.answered > child.answered:
+            child.starts = 0
+        if child.starts >= _MOST_STARTS:
+            raise UnavailableError(
+                f"the run's own {child.name} ended {child.starts} times without an answer in between, the last time "
+                f"with status {status}; what it wrote is above"
+            )
+        logger.warning("the run's own %s ended with status %d; it is started again", child.name, status)
+        child.starts += 1
+        child.started_at, child.answered = time.monotonic(), pulse.answered
+        child.process = self._start(child.command)
 
     def close(self) -> None:
         """End both, and whatever they have started; called twice, it does nothing."""

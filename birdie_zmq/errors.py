@@ -16,6 +16,7 @@ The tree is split by whose fault it is, because that decides what a person does 
     │   ├── ApiPageError
     │   ├── UnknownModelTag
     │   ├── ModelLoadError
+    │   ├── ModelChanged
     │   ├── TokenizerError
     │   ├── ModelCallError
     │   ├── ModelOutputError
@@ -144,6 +145,12 @@ class ModelLoadError(ModelError):
     """``load_model`` or ``load_tokenizer`` raised, or returned what is no model."""
 
     code = "model-load"
+
+
+class ModelChanged(ModelError):
+    """A model process has loaded another model than the run began with."""
+
+    code = "model-changed"
 
 
 class TokenizerError(ModelError):

@@ -24,6 +24,7 @@ CODES = {
     "api-page": "ApiPageError",
     "unknown-model-tag": "UnknownModelTag",
     "model-load": "ModelLoadError",
+    "model-changed": "ModelChanged",
     "tokenizer": "TokenizerError",
     "model-call": "ModelCallError",
     "model-output": "ModelOutputError",

@@ -1,4 +1,4 @@
-"""Batches, the queues that they wait in, and which of them a worker gets next.
+"""Batches, their parts, the queues that these wait in, and which of them a worker gets next.
 
 One queue a model, first in, first out. A worker stays with the model it has loaded, because changing it means a new
 process; it changes when its own queue is empty, or when another model's batch has waited longer than the patience
@@ -9,7 +9,7 @@ most one change a patience is spent on it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from birdie_zmq.wire.messages import ModelSpec, StepLimits, Work
@@ -19,8 +19,8 @@ from birdie_zmq.wire.messages import ModelSpec, StepLimits, Work
 class Batch:
     """What one client submitted once, and how far it has come.
 
-    ``submitted_at`` is in monotonic seconds. ``answered`` holds the indices that need no further work; ``leased`` maps
-    the items of the current lease to the batch's own indices. ``abandoned`` says that nobody waits for it any more.
+    ``submitted_at`` is in monotonic seconds. ``settled`` holds the indices that need no further work, because they have
+    an answer or will have none.
     """
 
     client: bytes
@@ -29,92 +29,129 @@ class Batch:
     work: Work
     limits: StepLimits
     submitted_at: float
-    answered: set[int] = field(default_factory=set)
-    leased: list[int] = field(default_factory=list)
-    attempts: int = 0
-    abandoned: bool = False
+    identity: str | None = None
+    settled: set[int] = field(default_factory=set)
 
-    def next_attempt(self) -> Work:
-        """Begin another attempt: the work that is still to be done."""
-        self.attempts += 1
-        self.leased = [i for i in range(len(self.work)) if i not in self.answered]
-        return self.work if not self.answered else self.work.select(self.leased)
+
+@dataclass(eq=False)
+class Part:
+    """Items of one batch that go to a worker together: all of them, until the batch is suspected of killing processes.
+
+    ``items`` are indices of the batch. ``attempts`` counts how often they were handed out, ``losses`` how often whoever
+    worked on them was lost meanwhile, ``losses_alone`` how often of those there was one item only.
+    """
+
+    batch: Batch
+    items: list[int]
+    attempts: int = 0
+    losses: int = 0
+    losses_alone: int = 0
+
+    @classmethod
+    def whole(cls, batch: Batch) -> Part:
+        """All items of a batch."""
+        return cls(batch, list(range(len(batch.work))))
 
     @property
-    def is_answered(self) -> bool:
-        """Whether every item has its answer."""
-        return len(self.answered) == len(self.work)
+    def is_suspect(self) -> bool:
+        """Whether it may be what killed a process. It is then handed out alone, so that no other is suspected with it."""
+        return self.losses > 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is left to be done."""
+        return self.batch.settled.issuperset(self.items)
+
+    def next_attempt(self) -> Work:
+        """Begin another attempt, with the items that are not settled: their work."""
+        self.attempts += 1
+        self.items = [item for item in self.items if item not in self.batch.settled]
+        return self.batch.work if len(self.items) == len(self.batch.work) else self.batch.work.select(self.items)
 
 
 class Queues:
-    """Waiting batches, by model. Each batch is in at most one place: here, or leased to one worker."""
+    """Waiting parts, by model. Each item is in at most one place: in a part here, or leased to one worker."""
 
     def __init__(self) -> None:
-        self._waiting: dict[ModelSpec, deque[Batch]] = {}
+        self._waiting: dict[ModelSpec, deque[Part]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Part]:
         for queue in self._waiting.values():
             yield from queue
 
-    def append(self, batch: Batch) -> None:
-        """Queue a batch behind those for the same model."""
-        self._waiting.setdefault(batch.model, deque()).append(batch)
+    def append(self, part: Part) -> None:
+        """Queue a part behind all for the same model."""
+        self._waiting.setdefault(part.batch.model, deque()).append(part)
 
-    def put_back(self, batch: Batch) -> None:
-        """Queue a batch before all others for the same model: its lease was lost."""
-        self._waiting.setdefault(batch.model, deque()).appendleft(batch)
+    def put_back(self, part: Part) -> None:
+        """Queue a part whose lease was lost before all others for the same model."""
+        self._waiting.setdefault(part.batch.model, deque()).appendleft(part)
 
-    def drop(self, unwanted: Callable[[Batch], bool]) -> list[Batch]:
-        """Take out every batch that is unwanted."""
-        dropped: list[Batch] = []
-        for model, queue in list(self._waiting.items()):
-            dropped += [batch for batch in queue if unwanted(batch)]
-            self._replace(model, deque(batch for batch in queue if not unwanted(batch)))
-        return dropped
+    def drop(self, batch: Batch) -> None:
+        """Take out every part of a batch."""
+        queue = self._waiting.get(batch.model, deque())
+        self._replace(batch.model, deque(part for part in queue if part.batch is not batch))
 
-    def take(self, model: ModelSpec) -> Batch | None:
-        """The next batch for a model, None where none waits."""
+    def clear(self) -> None:
+        """Take out everything."""
+        self._waiting.clear()
+
+    def take(self, model: ModelSpec, *, alone: bool) -> Part | None:
+        """The next part for a model, None where none waits.
+
+        Args:
+            model: The model.
+            alone: Whether the worker holds nothing else; to one that does, a suspect is not given.
+        """
         queue = self._waiting.get(model)
-        if not queue:
+        if not queue or (queue[0].is_suspect and not alone):
             return None
-        batch = queue.popleft()
+        part = queue.popleft()
         self._replace(model, queue)
-        return batch
+        return part
 
-    def oldest(self, *, other_than: ModelSpec | None) -> Batch | None:
-        """The batch that has waited longest among the heads of the queues of other models; it stays queued."""
+    def oldest(self, *, other_than: ModelSpec | None) -> Part | None:
+        """The part that has waited longest among the heads of the queues of other models; it stays queued."""
         heads = [queue[0] for model, queue in self._waiting.items() if model != other_than]
-        return min(heads, key=lambda batch: batch.submitted_at, default=None)
+        return min(heads, key=lambda part: part.batch.submitted_at, default=None)
 
     def choose(
-        self, loaded: ModelSpec | None, loaded_at: float, may_change: bool, now: float, patience_s: float
-    ) -> Batch | None:
-        """Take the batch that a worker is to work on next, by the rule at the top of this module.
+        self,
+        loaded: ModelSpec | None,
+        loaded_at: float,
+        now: float,
+        patience_s: float,
+        *,
+        alone: bool,
+        may_change: bool,
+    ) -> Part | None:
+        """Take the part that a worker is to work on next, by the rule at the top of this module.
 
         Args:
             loaded: The model that the worker has, or is loading.
             loaded_at: Since when.
-            may_change: Whether the worker holds nothing that it would have to finish first.
             now: The current time.
             patience_s: How long a batch of another model waits before it is worth a change.
+            alone: Whether the worker holds nothing that it would have to finish first.
+            may_change: Whether it may be given another model, if it holds nothing.
         """
         other = self.oldest(other_than=loaded)
         waits = loaded is not None and loaded in self._waiting
         if other is None:
             change = False
         elif waits:
-            change = now - max(other.submitted_at, loaded_at) > patience_s
+            change = now - max(other.batch.submitted_at, loaded_at) > patience_s
         else:
             change = True
         if change and other is not None:
             # A worker that still holds leases of its model is let run dry first.
-            return self.take(other.model) if may_change else None
-        return self.take(loaded) if loaded is not None else None
+            return self.take(other.batch.model, alone=True) if alone and may_change else None
+        return self.take(loaded, alone=alone) if loaded is not None else None
 
-    def _replace(self, model: ModelSpec, queue: deque[Batch]) -> None:
+    def _replace(self, model: ModelSpec, queue: deque[Part]) -> None:
         if queue:
             self._waiting[model] = queue
         else:

@@ -3,11 +3,13 @@
 `Broker.handle(event, now)` takes what happened and the monotonic time, and returns what to send. A peer is what its
 greeting made it, a client or a worker, and each role has a table of the messages it may send. The life of a batch::
 
-    Submit ─▶ queued ─▶ leased ─▶ answered, item by item ─▶ done
+    Submit ─▶ queued ─▶ leased ─▶ settled, item by item ─▶ done
                 ▲          │
-                └──────────┘  its worker is gone: back to the head of the queue, less what was answered
+                └──────────┘  its worker or model process is gone: back to the head of the queue, less what is settled;
+                              in halves if that happens again (`quarantine`)
 
-Whatever else a peer sends gets a Refusal, and the broker goes on.
+Whatever else a peer sends gets a Refusal, and the broker goes on. One that drains hands nothing out and takes nothing
+in any more, and stops when its workers hold nothing: what it has queued, its clients still have.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from birdie_zmq._version import __version__
-from birdie_zmq.broker.queues import Batch, Queues
+from birdie_zmq.broker.quarantine import after_loss
+from birdie_zmq.broker.queues import Batch, Part, Queues
 from birdie_zmq.config import BrokerSettings
-from birdie_zmq.errors import BirdieError, InternalError, ProtocolError, UnknownPeer, WorkerUnavailable
+from birdie_zmq.errors import InternalError, ProtocolError, UnknownPeer, WorkerUnavailable
 from birdie_zmq.wire import messages as m
 
 
@@ -51,10 +54,21 @@ class Unreachable:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed.
+
+    ``late_s`` is how much more of it than should have: this process itself was stopped, and no peer is to blame for
+    what it could not hear meanwhile.
+    """
+
+    late_s: float = 0.0
 
 
-Event = Received | Unreadable | Unreachable | Tick
+@dataclass(frozen=True)
+class Drain:
+    """The broker is to stop in good order."""
+
+
+Event = Received | Unreadable | Unreachable | Tick | Drain
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,12 @@ class Log:
     text: str
 
 
-Action = Send | Log
+@dataclass(frozen=True)
+class Stop:
+    """Nothing is left to wait for."""
+
+
+Action = Send | Log | Stop
 
 
 @dataclass
@@ -89,7 +108,14 @@ class _Worker:
     registration: m.RegisterWorker
     model: m.ModelSpec | None = None
     model_since: float = 0.0
-    leases: dict[int, Batch] = field(default_factory=dict)
+    leases: dict[int, Part] = field(default_factory=dict)
+    drains: bool = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given another lease; a suspect has its worker for itself."""
+        suspected = any(part.is_suspect for part in self.leases.values())
+        return not self.drains and not suspected and len(self.leases) < self.registration.capacity
 
     @property
     def name(self) -> str:
@@ -109,6 +135,10 @@ class Broker:
         self._workers: dict[bytes, _Worker] = {}
         self._queues = Queues()
         self._next_lease = 1
+        self._switches = 0
+        self._losses = 0
+        self._losses_in_a_row: dict[m.ModelSpec, int] = {}
+        self._drains_until: float | None = None
         self._actions: list[Action] = []
         self._now = 0.0
 
@@ -122,17 +152,31 @@ class Broker:
                 self._refuse(peer, error)
             case Unreachable(peer):
                 self._forget(peer, "its connection is gone")
-            case Tick():
-                self._expire()
-        self._assign()
+            case Tick(late_s):
+                self._expire(late_s)
+            case Drain():
+                self._drain()
+        if self._drains_until is None:
+            self._assign()
+        elif self._now >= self._drains_until or not any(worker.leases for worker in self._workers.values()):
+            self._actions.append(Stop())
         actions, self._actions = self._actions, []
         return actions
+
+    def _drain(self) -> None:
+        held = sum(len(worker.leases) for worker in self._workers.values())
+        waiting = f"; {held} leases are waited for, {self._settings.drain_s:.0f} s at most" if held else ""
+        self._log("info", f"stopping{waiting}")
+        self._drains_until = self._now + self._settings.drain_s
+        self._queues.clear()
 
     # --- Messages ----------------------------------------------------------------------------------------------------
 
     def _received(self, peer: bytes, message: m.ClientMessage | m.WorkerMessage) -> None:
         kind = type(message)
-        if kind in _GREETINGS:
+        if self._drains_until is not None and kind in _IGNORED_WHILE_DRAINING:
+            pass  # The next broker will be asked: no answer is no refusal.
+        elif kind in _GREETINGS:
             _GREETINGS[kind](self, peer, message)
         elif (client := self._clients.get(peer)) is not None and kind in _FROM_CLIENT:
             client.seen_at = self._now
@@ -155,18 +199,20 @@ class Broker:
 
     def _submit(self, client: _Client, message: m.Submit) -> None:
         batches = self._batches_of(client.peer)
-        if any(batch.number == message.batch for batch in batches):
+        if message.batch in batches:
             return  # Sent twice; the first one stands.
         if len(batches) >= self._settings.max_batches_per_client:
             error = ProtocolError(f"a client may have {self._settings.max_batches_per_client} batches at once")
             self._send(client.peer, m.BatchFailed(batch=message.batch, error=m.ErrorReport.of(error)))
             return
-        batch = Batch(client.peer, message.batch, message.model, message.work, message.limits, self._now)
-        self._queues.append(batch)
+        batch = Batch(
+            client.peer, message.batch, message.model, message.work, message.limits, self._now, message.identity
+        )
+        self._queues.append(Part.whole(batch))
 
     def _ping(self, client: _Client, message: m.Ping) -> None:
         del message
-        self._send(client.peer, m.Pong(workers=len(self._workers)))
+        self._send(client.peer, self._pong())
 
     def _close_session(self, client: _Client, message: m.CloseSession) -> None:
         del message
@@ -174,83 +220,137 @@ class Broker:
 
     def _register_worker(self, peer: bytes, message: m.RegisterWorker) -> None:
         self._forget(peer, "it registered again")
-        worker = _Worker(peer, self._now, message)
+        worker = _Worker(peer, self._now, message, message.model, self._now)
         self._workers[peer] = worker
         self._log("info", f"{worker.name} is ready")
         self._send(peer, m.WorkerRegistered(package_version=__version__, timeout_s=self._settings.worker_timeout_s))
 
     def _heartbeat(self, worker: _Worker, message: m.Heartbeat) -> None:
         del message
-        self._send(worker.peer, m.Pong(workers=len(self._workers)))
+        self._send(worker.peer, self._pong())
 
     def _lease_answered(self, worker: _Worker, message: m.LeaseAnswered) -> None:
-        batch = worker.leases.get(message.lease)
-        if batch is None:
+        part = worker.leases.get(message.lease)
+        if part is None:
             return  # A late answer: the lease was given up, and what it answers is somebody else's now.
         items = message.indices.tolist()
-        if len(items) != len(message.answers) or not all(0 <= item < len(batch.leased) for item in items):
+        if len(items) != len(message.answers) or not all(0 <= item < len(part.items) for item in items):
             self._refuse(worker.peer, ProtocolError("an answer does not fit the lease that it names"))
             return
-        indices = [batch.leased[item] for item in items]
-        if len(set(indices)) != len(indices) or not batch.answered.isdisjoint(indices):
+        batch = part.batch
+        indices = [part.items[item] for item in items]
+        if len(set(indices)) != len(indices) or not batch.settled.isdisjoint(indices):
             self._refuse(worker.peer, ProtocolError("an item was answered twice under one lease"))
             return
-        batch.answered.update(indices)
-        answered = m.Answered(batch=batch.number, indices=np.array(indices, dtype=np.int32), answers=message.answers)
-        self._send_to_client(batch, answered)
+        batch.settled.update(indices)
+        self._losses_in_a_row.pop(batch.model, None)
+        where = np.array(indices, dtype=np.int32)
+        self._send(batch.client, m.Answered(batch=batch.number, indices=where, answers=message.answers))
 
     def _lease_failed(self, worker: _Worker, message: m.LeaseFailed) -> None:
-        batch = worker.leases.pop(message.lease, None)
-        if batch is not None:
-            known = message.index is not None and message.index < len(batch.leased)
-            index = batch.leased[message.index] if known and message.index is not None else None
-            self._send_to_client(batch, m.BatchFailed(batch=batch.number, error=message.error, index=index))
+        part = worker.leases.pop(message.lease, None)
+        if part is None:
+            return
+        if message.index is None or message.index >= len(part.items):
+            self._fail(part.batch, message.error)
+            return
+        self._fail_item(part.batch, part.items[message.index], message.error)
+        if not part.is_settled:
+            self._queues.put_back(part)
 
     def _lease_done(self, worker: _Worker, message: m.LeaseDone) -> None:
-        batch = worker.leases.pop(message.lease, None)
-        if batch is not None and not batch.is_answered:
+        part = worker.leases.pop(message.lease, None)
+        if part is not None and not part.is_settled:
             error = InternalError(f"the {worker.name} called a batch done with answers missing")
-            self._fail(batch, error)
+            self._fail(part.batch, m.ErrorReport.of(error))
+
+    def _lease_crashed(self, worker: _Worker, message: m.LeaseCrashed) -> None:
+        part = worker.leases.pop(message.lease, None)
+        if part is not None:
+            self._lose(part, message.error)
+
+    def _lease_returned(self, worker: _Worker, message: m.LeaseReturned) -> None:
+        part = worker.leases.pop(message.lease, None)
+        if part is not None and not part.is_settled:
+            self._queues.put_back(part)
 
     def _lease_notice(self, worker: _Worker, message: m.LeaseNotice) -> None:
-        batch = worker.leases.get(message.lease)
-        if batch is not None:
-            notice = m.Notice(batch=batch.number, level=message.level, text=message.text)
-            self._send_to_client(batch, notice)
+        part = worker.leases.get(message.lease)
+        if part is not None:
+            self._notify(part.batch, message.level, message.text)
+
+    def _drain_worker(self, worker: _Worker, message: m.DrainWorker) -> None:
+        del message
+        worker.drains = True
 
     def _close_worker(self, worker: _Worker, message: m.CloseWorker) -> None:
         del message
-        for batch in worker.leases.values():
-            batch.attempts -= 1  # Going away in good order is no failed attempt.
+        for part in reversed(worker.leases.values()):
+            if not part.is_settled:
+                self._queues.put_back(part)  # Going away in good order is no loss.
+        worker.leases.clear()
         self._forget(worker.peer, "it said goodbye")
 
     # --- Peers that come and go --------------------------------------------------------------------------------------
 
-    def _expire(self) -> None:
+    def _expire(self, late_s: float) -> None:
         for client in list(self._clients.values()):
+            client.seen_at += late_s
             if self._now - client.seen_at > self._settings.client_timeout_s:
                 self._forget(client.peer, "it was silent too long")
         for worker in list(self._workers.values()):
+            worker.seen_at += late_s
             if self._now - worker.seen_at > self._settings.worker_timeout_s:
                 self._forget(worker.peer, "it was silent too long")
 
     def _forget(self, peer: bytes, reason: str) -> None:
         if self._clients.pop(peer, None) is not None:
-            for batch in self._batches_of(peer):
-                batch.abandoned = True
-            self._queues.drop(lambda batch: batch.abandoned)
+            for batch in self._batches_of(peer).values():
+                self._abandon(batch)
         worker = self._workers.pop(peer, None)
         if worker is None:
             return
         self._log("info", f"{worker.name} has gone: {reason}")
-        for batch in reversed(worker.leases.values()):
-            if batch.abandoned or batch.is_answered:
-                continue
-            if batch.attempts >= self._settings.max_attempts:
-                text = f"a batch for {batch.model} was given to {batch.attempts} workers, and each of them went away"
-                self._fail(batch, WorkerUnavailable(f"{text} (the last one: {worker.name}, {reason})"))
-            else:
-                self._queues.put_back(batch)
+        unsettled = [part for part in worker.leases.values() if not part.is_settled]
+        for part in reversed(unsettled[1:]):
+            self._queues.put_back(part)  # It was at the first one, and had not begun with the others.
+        for part in unsettled[:1]:
+            error = WorkerUnavailable(f"the {worker.name} went away while it worked on this: {reason}")
+            self._lose(part, m.ErrorReport.of(error))
+
+    def _abandon(self, batch: Batch) -> None:
+        """Nobody waits for a batch any more: take it out of the queues and back from the workers."""
+        self._queues.drop(batch)
+        for worker in self._workers.values():
+            for lease in [lease for lease, part in worker.leases.items() if part.batch is batch]:
+                del worker.leases[lease]
+                self._send(worker.peer, m.CancelLease(lease=lease))
+
+    # --- Losses ------------------------------------------------------------------------------------------------------
+
+    def _lose(self, part: Part, error: m.ErrorReport) -> None:
+        """Whoever worked on a part is gone: try it again, or halve it, or give it up."""
+        if part.is_settled:
+            return
+        batch = part.batch
+        self._losses += 1
+        in_a_row = self._losses_in_a_row.get(batch.model, 0) + 1
+        self._losses_in_a_row[batch.model] = in_a_row
+        if in_a_row >= self._settings.max_losses_in_a_row:
+            del self._losses_in_a_row[batch.model]
+            text = f"what computes {batch.model} died {in_a_row} times without an answer in between; the last time: "
+            self._fail(batch, _prefixed(text, error))
+            return
+        again = after_loss(part, self._settings.max_losses)
+        if not again:
+            (item,) = (item for item in part.items if item not in batch.settled)
+            text = f"this request was given up: {part.losses} times what worked on it died; the last time: "
+            self._fail_item(batch, item, _prefixed(text, error))
+            return
+        for each in reversed(again):
+            self._queues.put_back(each)
+        text = error.message.partition("\n")[0]
+        self._notify(batch, "warning", f"what was being computed for {batch.model} is done again: {text}")
 
     # --- Assignment --------------------------------------------------------------------------------------------------
 
@@ -259,44 +359,66 @@ class Broker:
 
         A worker that has the model comes first, so that no other changes models for what it can take at once.
         """
-        patience_s = self._settings.patience_s
         for may_change in (False, True):
             for worker in self._workers.values():
-                while len(worker.leases) < worker.registration.capacity:
-                    idle = may_change and not worker.leases
-                    batch = self._queues.choose(worker.model, worker.model_since, idle, self._now, patience_s)
-                    if batch is None:
+                while worker.has_room:
+                    part = self._queues.choose(
+                        worker.model,
+                        worker.model_since,
+                        self._now,
+                        self._settings.patience_s,
+                        alone=not worker.leases,
+                        may_change=may_change,
+                    )
+                    if part is None:
                         break
-                    self._lease(worker, batch)
+                    self._lease(worker, part)
 
-    def _lease(self, worker: _Worker, batch: Batch) -> None:
+    def _lease(self, worker: _Worker, part: Part) -> None:
+        batch = part.batch
         if batch.model != worker.model:
             if worker.model is not None:
+                self._switches += 1
                 self._log("info", f"{worker.name} changes from {worker.model} to {batch.model}")
             worker.model, worker.model_since = batch.model, self._now
-        work = batch.next_attempt()
+        work = part.next_attempt()
         lease, self._next_lease = self._next_lease, self._next_lease + 1
-        worker.leases[lease] = batch
+        worker.leases[lease] = part
         self._send(
             worker.peer,
-            m.Lease(lease=lease, attempt=batch.attempts, model=batch.model, work=work, limits=batch.limits),
+            m.Lease(
+                lease=lease,
+                attempt=part.attempts,
+                model=batch.model,
+                work=work,
+                limits=batch.limits,
+                identity=batch.identity,
+            ),
         )
 
     # --- Actions -----------------------------------------------------------------------------------------------------
 
-    def _batches_of(self, peer: bytes) -> list[Batch]:
-        leased = [batch for worker in self._workers.values() for batch in worker.leases.values()]
-        return [batch for batch in [*self._queues, *leased] if batch.client == peer and not batch.abandoned]
+    def _batches_of(self, peer: bytes) -> dict[int, Batch]:
+        """The batches of a client that are not settled, by its own numbers."""
+        leased = [part for worker in self._workers.values() for part in worker.leases.values() if not part.is_settled]
+        return {part.batch.number: part.batch for part in [*self._queues, *leased] if part.batch.client == peer}
 
     def _send(self, peer: bytes, message: m.BrokerToClient | m.BrokerToWorker | m.Refusal) -> None:
         self._actions.append(Send(peer, message))
 
-    def _send_to_client(self, batch: Batch, message: m.BrokerToClient) -> None:
-        if not batch.abandoned:
-            self._send(batch.client, message)
+    def _pong(self) -> m.Pong:
+        return m.Pong(workers=len(self._workers), switches=self._switches, losses=self._losses)
 
-    def _fail(self, batch: Batch, error: BirdieError) -> None:
-        self._send_to_client(batch, m.BatchFailed(batch=batch.number, error=m.ErrorReport.of(error)))
+    def _notify(self, batch: Batch, level: m.Level, text: str) -> None:
+        self._send(batch.client, m.Notice(batch=batch.number, level=level, text=text))
+
+    def _fail(self, batch: Batch, error: m.ErrorReport) -> None:
+        self._send(batch.client, m.BatchFailed(batch=batch.number, error=error))
+        self._abandon(batch)
+
+    def _fail_item(self, batch: Batch, item: int, error: m.ErrorReport) -> None:
+        batch.settled.add(item)
+        self._send(batch.client, m.ItemFailed(batch=batch.number, index=item, error=error))
 
     def _refuse(self, peer: bytes, error: ProtocolError) -> None:
         # A client that was idle for long, or a broker that is new, makes unknown peers in the ordinary course of things.
@@ -307,6 +429,11 @@ class Broker:
         self._actions.append(Log(level, text))
 
 
+def _prefixed(text: str, error: m.ErrorReport) -> m.ErrorReport:
+    return m.ErrorReport(code=error.code, message=text + error.message, traceback=error.traceback)
+
+
+_IGNORED_WHILE_DRAINING = frozenset({m.OpenSession, m.RegisterWorker, m.Submit})
 _GREETINGS: Mapping[type, Callable[[Broker, bytes, Any], None]] = MappingProxyType(
     {m.OpenSession: Broker._open_session, m.RegisterWorker: Broker._register_worker}
 )
@@ -320,6 +447,9 @@ _FROM_WORKER: Mapping[type, Callable[[Broker, _Worker, Any], None]] = MappingPro
         m.LeaseFailed: Broker._lease_failed,
         m.LeaseDone: Broker._lease_done,
         m.LeaseNotice: Broker._lease_notice,
+        m.LeaseCrashed: Broker._lease_crashed,
+        m.LeaseReturned: Broker._lease_returned,
+        m.DrainWorker: Broker._drain_worker,
         m.CloseWorker: Broker._close_worker,
     }
 )

@@ -7,10 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from birdie_zmq.client.state import Action, Deliver, Fail, Job, Send, Session, Tell
+from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Job, Send, Session, Tell
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.wire import messages as m
@@ -24,14 +25,30 @@ _decode = decoder(m.BrokerToClient | m.Refusal)
 
 Answer = tuple[float, bool] | float | str | m.ModelDescription
 OnAnswer = Callable[[int, Answer], None]
+NameOf = Callable[[int], str]
 _POLL_S = 0.25
+_STOPPED_S = 3.0
+"""A loop that comes round so much too late was stopped, or its machine was."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How the broker and the workers seem from here.
+
+    ``broker_silent_s`` and ``worker_missing_s`` are how long nothing was heard of the one and of any of the others, 0
+    while nothing is waited for; ``answered`` counts all answers so far.
+    """
+
+    broker_silent_s: float
+    worker_missing_s: float
+    answered: int
 
 
 class Supervisor(Protocol):
     """Whoever keeps the broker and the worker of a run alive."""
 
-    def check(self) -> None:
-        """Raise if they cannot be kept alive."""
+    def check(self, pulse: Pulse) -> None:
+        """Start again what has ended or hangs; raise if that does not help."""
         ...
 
 
@@ -77,33 +94,55 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Say goodbye, so that the broker drops what is still queued, and close the socket; a second time, do nothing."""
+        """Say goodbye, so that the broker drops what is still queued, and close the socket; a second time, do nothing.
+
+        A call that another thread is waiting in is given up.
+        """
+        if self._closed:
+            return
+        self._closed = True
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
             if self._session.is_open:
                 with contextlib.suppress(BirdieError):
                     self._dealer.send(encode(m.CloseSession()))
             self._dealer.close()
 
     def describe(self) -> m.ModelDescription:
-        """The model, which is loaded for this if it is not yet.
+        """The model, which is loaded for this if it is not yet. From then on no other answers this client.
 
         Raises:
+            ModelChanged: It is another one than at the first call.
             BirdieError: As for `run`.
         """
         (description,) = self.run([Job(m.DescribeWork(), [0])], 1)
         assert isinstance(description, m.ModelDescription)
+        self._session.identity = description.identity
         return description
 
-    def run(self, jobs: Iterable[Job], count: int, on_answer: OnAnswer | None = None) -> list[Answer]:
+    @property
+    def switches(self) -> int:
+        """How often a worker of the broker has changed from one model to another while this client waited."""
+        return self._session.switches
+
+    @property
+    def losses(self) -> int:
+        """How often a worker or a model process has died at its work while this client waited."""
+        return self._session.losses
+
+    def run(
+        self,
+        jobs: Iterable[Job],
+        count: int,
+        on_answer: OnAnswer | None = None,
+        name_of: NameOf = "item {}".format,
+    ) -> list[Answer]:
         """Send jobs and wait for the answers to all their items.
 
         Args:
             jobs: The work, whose items are numbered 0 to ``count`` - 1 altogether.
             count: How many items there are.
             on_answer: Called with the number and the answer of each item as soon as it is there.
+            name_of: What a person calls an item, for what is said of one that fails.
 
         Returns:
             The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
@@ -114,8 +153,11 @@ class Client:
             WorkerUnavailable: The broker has no worker for too long.
             ModelError: The model cannot be loaded or does not compute; the worker's traceback is attached.
             RequestError: One of the items cannot be answered as asked.
+
+        An error that concerns one item alone is raised after all others have been answered.
         """
         answers: dict[int, Answer] = {}
+        failures: dict[int, BirdieError] = {}
 
         def act(actions: list[Action]) -> None:
             for action in actions:
@@ -130,23 +172,43 @@ class Client:
                                 on_answer(item, values[position])
                     case Tell(level, text):
                         self._tell(level, text)
+                    case FailItem(item, error):
+                        failures[item] = error
+                        if count > 1:
+                            self._tell("warning", f"{name_of(item)} has no answer: {error.message}")
                     case Fail(error):
                         raise error
 
         with self._lock:
             if self._closed:
                 raise UsageError("this client has been closed")
-            act(self._session.begin(jobs, time.monotonic()))
-            while not self._session.is_idle:
-                wait(self._dealer, _POLL_S)
-                while (frame := self._dealer.receive()) is not None:
-                    act(self._session.received(self._decoded(frame), time.monotonic()))
-                act(self._session.tick(time.monotonic()))
-                if self._supervisor is not None:
-                    self._supervisor.check()
+            try:
+                act(self._session.begin(jobs, time.monotonic()))
+                while not self._session.is_idle:
+                    self._wait(act)
+                    if self._closed:
+                        raise UsageError("this client was closed while it was waiting for answers")
+            except BaseException:
+                act(self._session.abandon())
+                raise
+        if failures:
+            raise _failure(failures, count, len(answers), name_of)
         if len(answers) != count:
             raise ProtocolError(f"{count} items were asked and {len(answers)} answered")
         return [answers[item] for item in range(count)]
+
+    def _wait(self, act: Callable[[list[Action]], None]) -> None:
+        """Wait for whatever comes next, and let it be acted upon."""
+        began = time.monotonic()
+        wait(self._dealer, _POLL_S)
+        while (frame := self._dealer.receive()) is not None:
+            act(self._session.received(self._decoded(frame), time.monotonic()))
+        now = time.monotonic()
+        late_s = now - began - _POLL_S
+        act(self._session.tick(now, late_s if late_s > _STOPPED_S else 0.0))
+        if self._supervisor is not None:
+            silent_s, missing_s = self._session.broker_silent_s(now), self._session.worker_missing_s()
+            self._supervisor.check(Pulse(silent_s, missing_s, self._session.answered))
 
     def _decoded(self, frame: bytes) -> m.BrokerToClient | m.Refusal:
         try:
@@ -162,6 +224,16 @@ class Client:
         if text not in self._told:
             self._told.add(text)
             self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
+
+
+def _failure(failures: dict[int, BirdieError], count: int, answered: int, name_of: NameOf) -> BirdieError:
+    """One error for all items that failed: the first one's, which says how many there are."""
+    item, first = next(iter(failures.items()))
+    if count == 1:
+        return first
+    others = f", and {len(failures) - 1} more like it (see above)" if len(failures) > 1 else ""
+    text = f"{name_of(item)} has no answer{others}; {answered} of {count} requests have theirs. {first.message}"
+    return type(first)(text, remote_traceback=first.remote_traceback)
 
 
 def _values(answers: m.Answers) -> Sequence[Answer]:

@@ -5,7 +5,8 @@ when the broker turns out to be a new one, which says that it does not know this
 
     GREETING ──SessionOpened──▶ OPEN ──a Refusal: unknown peer──▶ GREETING
 
-The first answer to an item counts; any later one is ignored.
+The first answer to an item counts; any later one is ignored. An item that fails alone does not end the call: it fails
+once everything else is answered, so that what lm_eval or a journal keeps of a call is all but the item at fault.
 """
 
 from __future__ import annotations
@@ -55,13 +56,23 @@ class Tell:
 
 @dataclass(frozen=True)
 class Fail:
-    """The call cannot be completed; ``item`` is the caller's number of the item at fault, where one is."""
+    """The call cannot be completed."""
 
     error: BirdieError
-    item: int | None = None
 
 
-Action = Send | Deliver | Tell | Fail
+@dataclass(frozen=True)
+class FailItem:
+    """One item, by the caller's number, will have no answer."""
+
+    item: int
+    error: BirdieError
+
+
+Action = Send | Deliver | Tell | Fail | FailItem
+
+
+_TELL_OF_SILENCE_S = 10.0
 
 
 class _Phase(Enum):
@@ -72,13 +83,13 @@ class _Phase(Enum):
 @dataclass(eq=False)
 class _InFlight:
     job: Job
-    answered: set[int] = field(default_factory=set)
+    settled: set[int] = field(default_factory=set)
 
     def rest(self) -> Job:
-        """What is still unanswered, as a job of its own."""
-        if not self.answered:
+        """What is neither answered nor failed, as a job of its own."""
+        if not self.settled:
             return self.job
-        left = [i for i in range(len(self.job.items)) if i not in self.answered]
+        left = [i for i in range(len(self.job.items)) if i not in self.settled]
         return Job(self.job.work.select(left), [self.job.items[i] for i in left])
 
 
@@ -94,15 +105,24 @@ class Session:
 
     def __init__(self, model: m.ModelSpec, limits: m.StepLimits, settings: ClientSettings, endpoint: str) -> None:
         self._model = model
+        self.identity: str | None = None
         self._limits = limits
         self._settings = settings
         self._endpoint = endpoint
         self._phase = _Phase.GREETING
-        self._greeted_at: float | None = None
+        self._greeting_since: float | None = None
+        self._greeted_at = 0.0
+        self._was_open = False
         self._heard_at = 0.0
         self._pinged_at = 0.0
         self._workers_seen_at = 0.0
         self._told_of_no_worker = False
+        self._told_of_no_broker = False
+        self._counts = m.Pong(workers=0)
+        self._failed_items = 0
+        self.answered = 0
+        self.switches = 0
+        self.losses = 0
         self._waiting: deque[Job] = deque()
         self._in_flight: dict[int, _InFlight] = {}
         self._next_batch = 0
@@ -117,67 +137,114 @@ class Session:
         """Whether the broker has answered the greeting."""
         return self._phase is _Phase.OPEN
 
+    def broker_silent_s(self, now: float) -> float:
+        """How long the broker has said nothing although it was asked."""
+        return 0.0 if self.is_idle else now - self._heard_at
+
+    def worker_missing_s(self) -> float:
+        """How long the broker has had no worker, as far as it has said."""
+        return 0.0 if self.is_idle else max(0.0, self._heard_at - self._workers_seen_at)
+
     def begin(self, jobs: Iterable[Job], now: float) -> list[Action]:
         """Take on work; what an earlier call left behind is forgotten."""
         self._waiting = deque(jobs)
         self._in_flight.clear()
         self._heard_at = self._workers_seen_at = now
-        self._told_of_no_worker = False
-        if self._greeted_at is None:
+        self._told_of_no_worker = self._told_of_no_broker = False
+        self._failed_items = 0
+        if self._greeting_since is None:
             return self._greet(now)
         if self._phase is _Phase.GREETING:
-            self._greeted_at = now  # An earlier call was interrupted while it waited; this one waits as long.
-        return self._fill()
+            self._greeting_since = now  # An earlier call was interrupted while it waited; this one waits as long.
+            return []
+        # The answer to the ping comes before any other, so that what is counted is up to date.
+        self._pinged_at = now
+        return [Send(m.Ping()), *self._fill()]
+
+    def abandon(self) -> list[Action]:
+        """Give up what is not answered, and have the broker drop it; the next call greets it anew."""
+        was_open = self.is_open
+        self._waiting.clear()
+        self._in_flight.clear()
+        self._phase, self._greeting_since = _Phase.GREETING, None
+        return [Send(m.CloseSession())] if was_open else []
 
     def received(self, message: m.BrokerToClient | m.Refusal, now: float) -> list[Action]:
         """Take in what the broker says."""
         self._heard_at = now
+        self._told_of_no_broker = False
         match message:
             case m.SessionOpened():
                 if self._phase is _Phase.OPEN:
                     return []
                 self._phase = _Phase.OPEN
+                self._was_open = True
+                self._counts = m.Pong(workers=0)
                 self._pinged_at = now
                 return self._fill()
             case m.Answered():
                 self._workers_seen_at = now
                 return self._answered(message)
-            case m.BatchFailed(batch=number, error=report, index=index):
-                in_flight = self._in_flight.pop(number, None)
-                if in_flight is None:
-                    return []
-                known = index is not None and index < len(in_flight.job.items)
-                return [Fail(report.to_error(), in_flight.job.items[index] if known and index is not None else None)]
+            case m.ItemFailed():
+                self._workers_seen_at = now
+                return self._item_failed(message)
+            case m.BatchFailed(batch=number, error=report):
+                return [Fail(report.to_error())] if self._in_flight.pop(number, None) is not None else []
             case m.Notice(batch=number, level=level, text=text):
                 self._workers_seen_at = now
                 return [Tell(level, text)] if number in self._in_flight else []
-            case m.Pong(workers=workers):
-                return self._count_workers(workers, now)
+            case m.Pong():
+                self.switches += max(0, message.switches - self._counts.switches)
+                self.losses += max(0, message.losses - self._counts.losses)
+                self._counts = message
+                return self._count_workers(message.workers, now)
             case m.Refusal(error=report):
                 error = report.to_error()
                 if not isinstance(error, UnknownPeer):
                     return [Fail(error)]
                 return self._greet(now) if self._phase is _Phase.OPEN else []
 
-    def tick(self, now: float) -> list[Action]:
-        """Take in that time has passed."""
-        if self._phase is _Phase.GREETING:
-            if self._greeted_at is not None and now - self._greeted_at > self._settings.connect_s:
-                self._greeted_at = None
-                return [Fail(self._no_broker(self._settings.connect_s))]
-            return []
+    def tick(self, now: float, late_s: float = 0.0) -> list[Action]:
+        """Take in that time has passed, ``late_s`` more of it than should have, because this process was stopped."""
+        self._heard_at += late_s
+        self._workers_seen_at += late_s
+        if self._greeting_since is not None:
+            self._greeting_since += late_s
+        if self._phase is _Phase.GREETING and self._greeting_since is not None:
+            return self._wait_for_greeting(self._greeting_since, now)
         if self.is_idle:
             return []
         if now - self._heard_at > self._settings.broker_timeout_s:
             return [Fail(self._no_broker(self._settings.broker_timeout_s))]
+        actions = self._tell_of_silence(now)
         if now - self._pinged_at >= self._settings.ping_s:
             self._pinged_at = now
-            return [Send(m.Ping())]
-        return []
+            actions.append(Send(m.Ping()))
+        return actions
+
+    def _wait_for_greeting(self, since: float, now: float) -> list[Action]:
+        patience_s = self._settings.broker_timeout_s if self._was_open else self._settings.connect_s
+        if now - since > patience_s:
+            self._greeting_since = None
+            return [Fail(self._no_broker(patience_s))]
+        if now - self._greeted_at < self._settings.greet_s:
+            return []
+        # A greeting may have gone to a broker that died before it read it, or that is stopping.
+        self._greeted_at = now
+        return [*self._tell_of_silence(now), Send(m.OpenSession(package_version=__version__))]
+
+    def _tell_of_silence(self, now: float) -> list[Action]:
+        silent_s = now - self._heard_at
+        if not self._was_open or self._told_of_no_broker or silent_s < _TELL_OF_SILENCE_S:
+            return []
+        self._told_of_no_broker = True
+        left_s = self._settings.broker_timeout_s - silent_s
+        text = f"the broker at {self._endpoint} has been silent for {silent_s:.0f} s; it is waited for, {left_s:.0f} s more"
+        return [Tell("warning", text)]
 
     def _greet(self, now: float) -> list[Action]:
         self._phase = _Phase.GREETING
-        self._greeted_at = now
+        self._greeting_since = self._greeted_at = now
         unanswered = [in_flight.rest() for in_flight in self._in_flight.values()]
         self._waiting.extendleft(reversed(unanswered))
         self._in_flight.clear()
@@ -192,7 +259,13 @@ class Session:
             job = self._waiting.popleft()
             number, self._next_batch = self._next_batch, self._next_batch + 1
             self._in_flight[number] = _InFlight(job)
-            actions.append(Send(m.Submit(batch=number, model=self._model, work=job.work, limits=self._limits)))
+            actions.append(
+                Send(
+                    m.Submit(
+                        batch=number, model=self._model, work=job.work, limits=self._limits, identity=self.identity
+                    )
+                )
+            )
         return actions
 
     def _answered(self, message: m.Answered) -> list[Action]:
@@ -204,15 +277,33 @@ class Session:
             return [Fail(ProtocolError("an answer does not fit the batch that it names"))]
         first: dict[int, int] = {}
         for position, i in enumerate(indices):
-            if i not in in_flight.answered:
+            if i not in in_flight.settled:
                 first.setdefault(i, position)
-        in_flight.answered.update(first)
+        in_flight.settled.update(first)
+        self.answered += len(first)
         items = [in_flight.job.items[i] for i in first]
         actions: list[Action] = [Deliver(items, list(first.values()), message.answers)] if items else []
-        if len(in_flight.answered) == len(in_flight.job.items):
-            del self._in_flight[message.batch]
-            actions += self._fill()
-        return actions
+        return actions + self._go_on(message.batch, in_flight)
+
+    def _item_failed(self, message: m.ItemFailed) -> list[Action]:
+        in_flight = self._in_flight.get(message.batch)
+        if in_flight is None or message.index in in_flight.settled:
+            return []
+        if message.index >= len(in_flight.job.items):
+            return [Fail(ProtocolError("a failure does not fit the batch that it names"))]
+        in_flight.settled.add(message.index)
+        self._failed_items += 1
+        failed = FailItem(in_flight.job.items[message.index], message.error.to_error())
+        if self._failed_items >= self._settings.max_failed_items:
+            return [failed, *self.abandon()]
+        return [failed, *self._go_on(message.batch, in_flight)]
+
+    def _go_on(self, number: int, in_flight: _InFlight) -> list[Action]:
+        """Send the next batch if this one is settled."""
+        if len(in_flight.settled) < len(in_flight.job.items):
+            return []
+        del self._in_flight[number]
+        return self._fill()
 
     def _count_workers(self, workers: int, now: float) -> list[Action]:
         if workers:

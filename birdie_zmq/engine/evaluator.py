@@ -39,8 +39,16 @@ class Listener(Protocol):
         """Something that the person at the prompt should read."""
         ...
 
-    def phase(self, phase: str) -> None:
-        """What is being done now."""
+    def compiling(self, detail: str) -> None:
+        """Programs are compiled, which may take long; ``detail`` names their shapes."""
+        ...
+
+    def running(self) -> None:
+        """Nothing is compiled any more."""
+        ...
+
+    def step(self) -> None:
+        """The model is about to be called; may raise, where nobody waits for the work any more."""
         ...
 
 
@@ -354,11 +362,12 @@ class Evaluator:
         new = [
             f"{rows} x {length}" for rows, length in dict.fromkeys(shapes) if (rows, length) not in self._tally.shapes
         ]
+        listener.step()
         if new:
-            listener.phase(f"compiling {', '.join(new)}")
+            listener.compiling(", ".join(new))
         yield
         if new:
-            listener.phase("running")
+            listener.running()
 
 
 def _not_finite() -> NonFiniteLogits:

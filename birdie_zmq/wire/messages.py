@@ -2,13 +2,13 @@
 
 Four conversations use them::
 
-    client ⇄ broker     OpenSession Submit Ping CloseSession ⇄ SessionOpened Answered BatchFailed Notice Pong
-    worker ⇄ broker     RegisterWorker Heartbeat CloseWorker Lease… ⇄ WorkerRegistered Lease Pong
-    agent ⇄ model process    LoadModel Lease ⇄ ModelLoaded ModelRefused PhaseChanged Lease…
+    client ⇄ broker     OpenSession Submit Ping CloseSession ⇄ SessionOpened Answered ItemFailed BatchFailed Notice Pong
+    worker ⇄ broker     RegisterWorker Heartbeat DrainWorker CloseWorker Lease… ⇄ WorkerRegistered Lease CancelLease Pong
+    agent ⇄ model process    LoadModel Lease CancelLease ⇄ ModelLoaded ModelRefused PhaseChanged Beat Lease…
     broker → anybody    Refusal
 
-A *batch* is what a client submits under a number of its own. A *lease* is one attempt at a batch, numbered by the
-broker, held by one worker. Indices always count the items of the work in the same message or, in an answer, of the
+A *batch* is what a client submits under a number of its own. A *lease* is one attempt at a batch or a part of one,
+numbered by the broker, held by one worker. Indices always count the items of the work in the same message or, in an answer, of the
 batch or lease that it answers.
 
 This module knows neither bytes nor sockets: `codec` turns messages into bytes.
@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -308,12 +308,16 @@ class OpenSession(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="submit"):
-    """Work for a model, under a number of the client's own."""
+    """Work for a model, under a number of the client's own.
+
+    ``identity`` is that of the model as the client knows it, None before it does: no other model may answer.
+    """
 
     batch: Count
     model: ModelSpec
     work: Work
     limits: StepLimits = StepLimits()
+    identity: Name | None = None
 
 
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ping"):
@@ -345,12 +349,19 @@ class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     answers: Answers
 
 
+class ItemFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="item-failed"):
+    """One item of a batch will not be answered; the others are still worked on."""
+
+    batch: Count
+    index: Count
+    error: ErrorReport
+
+
 class BatchFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="batch-failed"):
-    """A batch will not be answered, or not completely; ``index`` names the item at fault where one is."""
+    """Whatever of a batch has no answer yet will have none."""
 
     batch: Count
     error: ErrorReport
-    index: Count | None = None
 
 
 class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="notice"):
@@ -362,25 +373,36 @@ class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pong"):
-    """The answer to a Ping or a Heartbeat: the broker is there, with this many workers."""
+    """The answer to a Ping or a Heartbeat: the broker is there, with this many workers.
+
+    Since the broker was started, ``switches`` counts how often a worker changed from one model to another, ``losses``
+    how often what a worker or its model process was working on was lost and had to be done again.
+    """
 
     workers: Count
+    switches: Count = 0
+    losses: Count = 0
 
 
-BrokerToClient = SessionOpened | Answered | BatchFailed | Notice | Pong
+BrokerToClient = SessionOpened | Answered | ItemFailed | BatchFailed | Notice | Pong
 
 
 # --- Worker to broker ------------------------------------------------------------------------------------------------
 
 
 class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="register-worker"):
-    """The first message of a worker; ``capacity`` is how many leases it may hold at once."""
+    """The first message of a worker.
+
+    ``capacity`` is how many leases it may hold at once, ``model`` what it has loaded already: it may have served a
+    broker before this one.
+    """
 
     package_version: Name
     engine: Name
     host: Name
     process_id: Count
     capacity: PositiveCount
+    model: ModelSpec | None = None
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="heartbeat"):
@@ -399,11 +421,24 @@ class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-failed"):
-    """A lease ends with an error; ``index`` names the item at fault where one is."""
+    """A lease ends with an error; ``index`` names the item at fault where one is, and the others are not."""
 
     lease: Count
     error: ErrorReport
     index: Count | None = None
+
+
+class LeaseCrashed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-crashed"):
+    """The model process died while it was at this lease, which may be the cause; ``error`` says how it died."""
+
+    lease: Count
+    error: ErrorReport
+
+
+class LeaseReturned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-returned"):
+    """A lease ends through no fault of its own: what is unanswered is to be given to somebody again."""
+
+    lease: Count
 
 
 class LeaseDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-done"):
@@ -420,12 +455,16 @@ class LeaseNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     text: str
 
 
+class DrainWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="drain-worker"):
+    """The worker will go away once it has finished what it is working on; it wants no more leases."""
+
+
 class CloseWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="close-worker"):
     """The worker goes away in good order; its leases are to be given to another."""
 
 
 LeaseMessage = LeaseAnswered | LeaseFailed | LeaseDone | LeaseNotice
-WorkerMessage = RegisterWorker | Heartbeat | LeaseMessage | CloseWorker
+WorkerMessage = RegisterWorker | Heartbeat | LeaseMessage | LeaseCrashed | LeaseReturned | DrainWorker | CloseWorker
 
 
 # --- Broker to worker ------------------------------------------------------------------------------------------------
@@ -439,16 +478,23 @@ class WorkerRegistered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Lease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease"):
-    """Work handed to one worker; ``attempt`` counts from 1."""
+    """Work handed to one worker; ``attempt`` counts from 1 how often it, or more that it was part of, was handed out."""
 
     lease: Count
     attempt: PositiveCount
     model: ModelSpec
     work: Work
     limits: StepLimits = StepLimits()
+    identity: Name | None = None
 
 
-BrokerToWorker = WorkerRegistered | Lease | Pong
+class CancelLease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cancel-lease"):
+    """Nobody waits for a lease any more: it may be dropped, and no word of it is expected."""
+
+    lease: Count
+
+
+BrokerToWorker = WorkerRegistered | Lease | CancelLease | Pong
 
 
 class Refusal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="refusal"):
@@ -481,12 +527,19 @@ class ModelRefused(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase-changed"):
-    """What the model process is doing now."""
+    """What the model process is doing now; ``detail`` says more, such as the shapes of what is compiled."""
 
-    phase: Name
+    phase: Literal["compiling", "running"]
+    detail: Name = ""
 
 
-AgentMessage = LoadModel | Lease
-ModelProcessMessage = ModelLoaded | ModelRefused | PhaseChanged | LeaseMessage
+class Beat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="beat"):
+    """The model process is there; ``steps`` grows with everything that it computes, so standing still shows."""
+
+    steps: Count
+
+
+AgentMessage = LoadModel | Lease | CancelLease
+ModelProcessMessage = ModelLoaded | ModelRefused | PhaseChanged | Beat | LeaseMessage
 
 Message = ClientMessage | BrokerToClient | WorkerMessage | BrokerToWorker | AgentMessage | ModelProcessMessage | Refusal

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,59 +14,23 @@ from typing import Self
 from birdie_zmq._version import __version__
 from birdie_zmq.config import AgentSettings
 from birdie_zmq.errors import ProtocolError, UnknownPeer, VersionMismatch
-from birdie_zmq.processes import end, kill_group, module_command, package_environment, start
 from birdie_zmq.signals import StopSignals
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.codec import decoder, encode
 from birdie_zmq.wire.transport import Dealer, wait
 from birdie_zmq.worker import state
-from birdie_zmq.worker.channel import Channel
+from birdie_zmq.worker.device_memory import DeviceMemory
+from birdie_zmq.worker.model_process import ModelProcess
 
 logger = logging.getLogger("birdie_zmq.worker")
 
+_STOPPED_S = 3.0
+"""A loop that comes round so much too late was stopped, or its machine was."""
+
+_REGISTER_S = 5.0
+"""How long a registration may take before it is sent again: it may have gone to a broker that died."""
+
 _decode_from_broker = decoder(m.BrokerToWorker | m.Refusal)
-_decode_from_process = decoder(m.ModelProcessMessage)
-
-
-class ModelProcess:
-    """A running model process and the channel to it.
-
-    Args:
-        engine: The module that is its main, such as ``birdie_zmq.worker.process``.
-        environment: Its environment.
-    """
-
-    def __init__(self, engine: str, environment: Mapping[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            command = module_command(engine, str(theirs.fileno()), str(os.getpid()))
-            self._process = start(command, package_environment(environment), pass_fds=[theirs.fileno()])
-        self.channel = Channel(ours, _decode_from_process)
-        self.pid = self._process.pid
-
-    def end(self, kill: bool) -> None:
-        """Ask the process to end, or kill it and all that it has started."""
-        if kill:
-            kill_group(self._process)
-        else:
-            self._process.terminate()
-
-    def reap(self, *, hung_up: bool) -> int | None:
-        """The exit status if the process has ended, None if it runs on; ``hung_up`` says that its channel is closed."""
-        if not hung_up:
-            return self._process.poll()
-        # Its end of the channel closes at its exit, a moment before it can be waited for.
-        try:
-            return self._process.wait(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            kill_group(self._process)
-            return self._process.wait()
-
-    def close(self, patience_s: float) -> None:
-        """Make an end of the process, if it still runs, and of the channel."""
-        end(self._process, patience_s)
-        self.channel.close()
 
 
 class AgentLoop:
@@ -80,6 +43,7 @@ class AgentLoop:
         process_module: The main module of the model process.
         environment: The environment of the model process.
         api: The page to load models from, None for the built-in one.
+        memory: Watches the memory of the devices, None where it cannot be watched.
     """
 
     def __init__(
@@ -91,6 +55,7 @@ class AgentLoop:
         process_module: str,
         environment: Mapping[str, str],
         api: Path | None,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self._dealer = dealer
         self._settings = settings
@@ -98,9 +63,12 @@ class AgentLoop:
         self._process_module = process_module
         self._environment = environment
         self._api = api
-        self._agent = state.Agent(settings)
+        self._memory = memory
+        self._agent = state.Agent(settings, watches_memory=memory is not None)
         self._process: ModelProcess | None = None
         self._registered = False
+        self._registered_at = 0.0
+        self._is_done = False
         self._heard_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -114,56 +82,69 @@ class AgentLoop:
             self._process = None
 
     def run(self, stop: StopSignals, lifeline: int | None = None) -> None:
-        """Work until a stop signal, or until the lifeline closes; then say goodbye and end the model process.
+        """Work until a stop signal, and then until the lease at work is done; or until the lifeline closes.
 
-        Must run in the main thread, since the model process ends with the thread that started it.
+        Then say goodbye and end the model process. Must run in the main thread, since the model process ends with the
+        thread that started it. A second signal ends the agent at once.
 
         Raises:
             VersionMismatch: The broker speaks another version of the protocol.
         """
-        ends = [stop.descriptor] if lifeline is None else [stop.descriptor, lifeline]
+        ends = {stop.descriptor} if lifeline is None else {stop.descriptor, lifeline}
         self._register()
         next_beat = time.monotonic() + self._settings.heartbeat_s
-        while True:
+        while not self._is_done:
             readable, writable = list(ends), []
             if self._process is not None:
                 readable.append(self._process.channel.fileno())
                 if self._process.channel.has_unsent:
                     writable.append(self._process.channel.fileno())
             ready = wait(self._dealer, next_beat - time.monotonic(), readable, writable)
-            if ready & set(ends):
-                if self._registered:
-                    self._dealer.send(encode(m.CloseWorker()))
-                return
+            if lifeline in ready:
+                break
+            if stop.descriptor in ready:
+                ends.discard(stop.descriptor)
+                self._handle(state.Drain())
             while (frame := self._dealer.receive()) is not None:
                 self._from_broker(frame)
             self._from_process(ready)
-            if time.monotonic() >= next_beat:
+            late_s = time.monotonic() - next_beat
+            if late_s >= 0:
                 next_beat = time.monotonic() + self._settings.heartbeat_s
-                self._beat()
+                self._beat(late_s if late_s > _STOPPED_S else 0.0)
+        if self._registered:
+            self._dealer.send(encode(m.CloseWorker()))
 
     # --- The broker --------------------------------------------------------------------------------------------------
 
     def _register(self) -> None:
         self._registered = False
+        self._registered_at = time.monotonic()
         registration = m.RegisterWorker(
             package_version=__version__,
             engine=self._engine,
             host=socket.gethostname(),
             process_id=os.getpid(),
             capacity=self._settings.capacity,
+            model=self._agent.model,
         )
         self._dealer.send(encode(registration))
 
-    def _beat(self) -> None:
-        self._handle(state.Tick())
+    def _beat(self, late_s: float) -> None:
+        self._handle(state.Tick(late_s))
+        if self._agent.waits_for_memory and self._memory is not None and self._memory.is_free():
+            self._handle(state.MemoryFreed())
+        self._heard_at += late_s
         if time.monotonic() - self._heard_at > self._settings.broker_timeout_s:
             logger.warning("the broker is silent; trying to reach it again")
             self._heard_at = time.monotonic()
             self._handle(state.LeasesLost())
             self._dealer.reconnect()
             self._register()
-        elif self._registered:
+        elif not self._registered:
+            if time.monotonic() - self._registered_at > _REGISTER_S:
+                self._register()
+        else:
             self._dealer.send(encode(m.Heartbeat(phase=self._agent.phase, model=self._agent.model)))
 
     def _from_broker(self, frame: bytes) -> None:
@@ -181,11 +162,15 @@ class AgentLoop:
                 logger.info("registered with the broker (birdie-zmq %s)", message.package_version)
             case m.Lease():
                 self._handle(state.LeaseReceived(message))
+            case m.CancelLease(lease=lease):
+                self._handle(state.LeaseCancelled(lease))
             case m.Refusal(error=report):
                 refusal = report.to_error()
                 if isinstance(refusal, UnknownPeer):
-                    self._handle(state.LeasesLost())
-                    self._register()
+                    # Whatever was sent before the new registration is refused as well: one registration is enough.
+                    if self._registered:
+                        self._handle(state.LeasesLost())
+                        self._register()
                 elif isinstance(refusal, VersionMismatch):
                     raise refusal
                 else:
@@ -212,16 +197,16 @@ class AgentLoop:
         returncode = process.reap(hung_up=hung_up)
         if returncode is not None:
             self._read_rest(process)
+            trace = process.trace()
             process.close(self._settings.terminate_s)
             self._process = None
-            self._handle(state.ProcessExited(returncode))
+            self._handle(state.ProcessExited(returncode, trace))
 
     def _read_rest(self, process: ModelProcess) -> None:
         """Hear what the process said last: an exit can be noticed before the message that explains it is read."""
         try:
-            while messages := process.channel.receive():
-                for message in messages:
-                    self._handle(state.ProcessSaid(message))
+            for message in process.channel.receive_rest():
+                self._handle(state.ProcessSaid(message))
         except ProtocolError as error:
             logger.warning("the model process ended in the middle of a message: %s", error)
 
@@ -242,8 +227,12 @@ class AgentLoop:
                         self._process.end(kill)
                 case state.StartProcess(model, started):
                     self._start(model, started)
+                case state.Stop():
+                    self._is_done = True
 
     def _start(self, model: m.ModelSpec, started: int) -> None:
+        if self._memory is not None:
+            self._memory.note()
         self._process = ModelProcess(self._process_module, self._environment)
         logger.info("model process %d is for %s", self._process.pid, model)
         load = m.LoadModel(model=model, api=None if self._api is None else str(self._api), started=started)

@@ -90,15 +90,26 @@ class Channel:
 
         A blocking socket waits for the first bytes.
         """
-        try:
-            data = self._end.recv(_READ_BYTES)
-        except BlockingIOError:
+        data = self._read()
+        if data is None:
             return []
+        return [self._decode(frame) for frame in self._frames.feed(data)] if data else None
+
+    def receive_rest(self) -> list[Any]:
+        """All messages that are still to be read, on a socket that does not block."""
+        messages = []
+        while data := self._read():
+            messages += [self._decode(frame) for frame in self._frames.feed(data)]
+        return messages
+
+    def _read(self) -> bytes | None:
+        """Some bytes; none at the end of the stream, and None where a socket would block."""
+        try:
+            return self._end.recv(_READ_BYTES)
+        except BlockingIOError:
+            return None
         except ConnectionResetError:
-            return None
-        if not data:
-            return None
-        return [self._decode(frame) for frame in self._frames.feed(data)]
+            return b""
 
     def close(self) -> None:
         """Close this end; the peer sees it."""

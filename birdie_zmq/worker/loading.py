@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.contract import LoadedModel, resolve
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.errors import UsageError
+from birdie_zmq.errors import ModelChanged, UsageError
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.api_page import ApiPage, import_page
 
@@ -39,14 +40,30 @@ class Loaded:
     max_length: int
     warnings: list[str]
 
-    def describe(self) -> m.ModelDescription:
-        """The model as results record it, with what has been computed so far."""
+    @functools.cached_property
+    def identity(self) -> str:
+        """A SHA-256 over the tag, its arguments, the page that loaded it and the fingerprint of its checkpoint."""
         model = self.request.model
         parts = [model.tag, json.loads(model.arguments), self.page.sha256, self.tokenizer.fingerprint]
-        identity = json.dumps(parts, sort_keys=True)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def check(self, identity: str | None) -> None:
+        """Hold this model against the identity that somebody expects, if they do.
+
+        Raises:
+            ModelChanged: It is another.
+        """
+        if identity is not None and identity != self.identity:
+            raise ModelChanged(
+                f"{self.request.model} is another model now than when the run began: its page ({self.page.name}) or its "
+                "checkpoint has changed, and was read again by a new process; start the run again"
+            )
+
+    def describe(self) -> m.ModelDescription:
+        """The model as results record it, with what has been computed so far."""
         return m.ModelDescription(
-            model=model,
-            identity=hashlib.sha256(identity.encode()).hexdigest(),
+            model=self.request.model,
+            identity=self.identity,
             api=self.page.name,
             api_sha256=self.page.sha256,
             num_parameters=self.backend.num_parameters,

@@ -1,11 +1,13 @@
 """The model process: it holds one model in JAX for as long as it lives, and ends with its agent.
 
 Started by the agent with a connected socket. One thread listens, so that the socket is always read and the agent's
-end is noticed at once; another encodes the texts of the next lease; the main thread computes and speaks.
+end is noticed at once; one beats, so that a process that is stopped or does not come on can be told from one that works;
+another encodes the texts of the next lease; the main thread computes.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import queue
@@ -31,28 +33,82 @@ from birdie_zmq.worker.loading import Loaded, MakeBackend, load
 _decode_from_agent = decoder(m.AgentMessage)
 
 
-class _LeaseListener:
-    """Passes on what the evaluator says, under the number of the lease that it works on."""
+_BEAT_S = 1.0
 
-    def __init__(self, channel: Channel, lease: int) -> None:
+
+class _Cancelled(Exception):
+    """Nobody waits any more for the lease that is being computed."""
+
+
+class _Voice:
+    """What the process says to its agent: whole messages, whichever thread says them."""
+
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._lock = threading.Lock()
+        self._steps = 0
+
+    def say(self, message: m.ModelProcessMessage) -> None:
+        """Send a message."""
+        with self._lock:
+            self._channel.send(message)
+
+    def step(self) -> None:
+        """Something is computed."""
+        self._steps += 1
+
+    def beat(self) -> None:
+        """Say for ever that the process is there, and how far it has come."""
+        while True:
+            self.say(m.Beat(steps=self._steps))
+            time.sleep(_BEAT_S)
+
+
+class _LeaseListener:
+    """Passes on what the evaluator says, under the number of the lease that it works on.
+
+    Raises:
+        _Cancelled: From any method, when the lease has been cancelled.
+    """
+
+    def __init__(self, voice: _Voice, lease: int, cancelled: set[int]) -> None:
+        self._voice = voice
         self._lease = lease
+        self._cancelled = cancelled
 
     def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
         where = np.asarray(indices, dtype=np.int32)
-        self._channel.send(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers))
+        self._say(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers))
 
     def notice(self, level: m.Level, text: str) -> None:
-        self._channel.send(m.LeaseNotice(lease=self._lease, level=level, text=text))
+        self._say(m.LeaseNotice(lease=self._lease, level=level, text=text))
 
-    def phase(self, phase: str) -> None:
-        self._channel.send(m.PhaseChanged(phase=phase))
+    def compiling(self, detail: str) -> None:
+        self._say(m.PhaseChanged(phase="compiling", detail=detail))
+
+    def running(self) -> None:
+        self._say(m.PhaseChanged(phase="running"))
+
+    def step(self) -> None:
+        self._voice.step()
+        self._stop_if_cancelled()
+
+    def _say(self, message: m.ModelProcessMessage) -> None:
+        self._stop_if_cancelled()
+        self._voice.say(message)
+
+    def _stop_if_cancelled(self) -> None:
+        if self._lease in self._cancelled:
+            raise _Cancelled
 
 
 def run(channel: Channel, make_backend: MakeBackend) -> int:
     """Load the model that the agent names, then answer leases until the agent is gone; the exit status."""
-    inbox: queue.SimpleQueue[m.AgentMessage] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, inbox), daemon=True).start()
+    inbox: queue.SimpleQueue[m.LoadModel | m.Lease] = queue.SimpleQueue()
+    cancelled: set[int] = set()
+    voice = _Voice(channel)
+    threading.Thread(target=_listen, args=(channel, inbox, cancelled), daemon=True).start()
+    threading.Thread(target=voice.beat, daemon=True).start()
     request = inbox.get()
     if not isinstance(request, m.LoadModel):
         raise InternalError(f"the first message to a model process was a {type(request).__name__}")
@@ -60,18 +116,18 @@ def run(channel: Channel, make_backend: MakeBackend) -> int:
     try:
         loaded = load(request, make_backend)
     except BirdieError as error:
-        channel.send(m.ModelRefused(error=m.ErrorReport.of(error)))
+        voice.say(m.ModelRefused(error=m.ErrorReport.of(error)))
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
-        channel.send(m.ModelRefused(error=_internal(error)))
+        voice.say(m.ModelRefused(error=_internal(error)))
         return 1
-    channel.send(m.ModelLoaded(seconds=time.monotonic() - began))
+    voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
     ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
     threading.Thread(target=_encode_ahead, args=(loaded.evaluator, inbox, ready), daemon=True).start()
     while True:
         if inbox.empty() and ready.empty():
             loaded.evaluator.rest()
-        _answer(loaded, ready.get(), channel)
+        _answer(loaded, ready.get(), voice, cancelled)
 
 
 @dataclass(frozen=True)
@@ -83,7 +139,9 @@ class _Ready:
     error: Exception | None = None
 
 
-def _encode_ahead(evaluator: Evaluator, inbox: queue.SimpleQueue[m.AgentMessage], ready: queue.Queue[_Ready]) -> None:
+def _encode_ahead(
+    evaluator: Evaluator, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], ready: queue.Queue[_Ready]
+) -> None:
     """Encode the next lease while the main thread computes."""
     while True:
         lease = inbox.get()
@@ -95,12 +153,14 @@ def _encode_ahead(evaluator: Evaluator, inbox: queue.SimpleQueue[m.AgentMessage]
             ready.put(_Ready(lease, error=error))
 
 
-def _answer(loaded: Loaded, ready: _Ready, channel: Channel) -> None:
+def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int]) -> None:
     lease = ready.lease
-    listener = _LeaseListener(channel, lease.lease)
+    listener = _LeaseListener(voice, lease.lease, cancelled)
     try:
+        listener.step()
         if ready.error is not None:
             raise ready.error
+        loaded.check(lease.identity)
         match lease.work:
             case m.LogLikelihoodWork() as work:
                 loaded.evaluator.loglikelihood(work, lease.limits, listener, ready.encoded)
@@ -114,15 +174,17 @@ def _answer(loaded: Loaded, ready: _Ready, channel: Channel) -> None:
                 for text in loaded.warnings:
                     listener.notice("warning", text)
                 listener.answered([0], loaded.describe())
+    except _Cancelled:
+        cancelled.discard(lease.lease)
     except ItemFailed as failure:
         report = m.ErrorReport.of(failure.error)
-        channel.send(m.LeaseFailed(lease=lease.lease, error=report, index=failure.index))
+        voice.say(m.LeaseFailed(lease=lease.lease, error=report, index=failure.index))
     except BirdieError as error:
-        channel.send(m.LeaseFailed(lease=lease.lease, error=m.ErrorReport.of(error)))
+        voice.say(m.LeaseFailed(lease=lease.lease, error=m.ErrorReport.of(error)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
-        channel.send(m.LeaseFailed(lease=lease.lease, error=_internal(error)))
+        voice.say(m.LeaseFailed(lease=lease.lease, error=_internal(error)))
     else:
-        channel.send(m.LeaseDone(lease=lease.lease))
+        voice.say(m.LeaseDone(lease=lease.lease))
 
 
 def _internal(error: Exception) -> m.ErrorReport:
@@ -130,10 +192,13 @@ def _internal(error: Exception) -> m.ErrorReport:
     return m.ErrorReport(code=InternalError.code, message=text, traceback=traceback.format_exc())
 
 
-def _listen(channel: Channel, inbox: queue.SimpleQueue[m.AgentMessage]) -> None:
+def _listen(channel: Channel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], cancelled: set[int]) -> None:
     while (messages := channel.receive()) is not None:
         for message in messages:
-            inbox.put(message)
+            if isinstance(message, m.CancelLease):
+                cancelled.add(message.lease)
+            else:
+                inbox.put(message)
     # The agent is gone, and nobody is left to answer. A clean exit could wait for ever on compiled code.
     os._exit(0)
 
@@ -142,11 +207,13 @@ def main(arguments: Sequence[str], make_backend: MakeBackend) -> int:
     """Run as a process of its own.
 
     Args:
-        arguments: The descriptor of the connected socket, and the process id of the agent.
+        arguments: The descriptor of the connected socket, that of the file in which to write down what the process was
+            at when a fault ends it, and the process id of the agent.
         make_backend: The framework's backend.
     """
-    descriptor, agent = map(int, arguments)
+    descriptor, trace, agent = map(int, arguments)
     die_with_parent(agent)
+    faulthandler.enable(trace, all_threads=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s model process %(process)d: %(message)s")
     return run(Channel(socket.socket(fileno=descriptor), _decode_from_agent), make_backend)
 

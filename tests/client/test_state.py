@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.state import Action, Deliver, Fail, Job, Send, Session, Tell
+from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Job, Send, Session, Tell
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import (
     BirdieError,
@@ -27,7 +27,7 @@ from birdie_zmq.wire import messages as m
 ENDPOINT = "tcp://127.0.0.1:5555"
 MODEL = m.ModelSpec(tag="demo", arguments='{"seed": 1}')
 LIMITS = m.StepLimits(max_rows=8)
-SETTINGS = ClientSettings(connect_s=5, worker_wait_s=60, ping_s=1, broker_timeout_s=30, window=2)
+SETTINGS = ClientSettings(connect_s=5, worker_wait_s=60, ping_s=1, broker_timeout_s=30, window=2, max_failed_items=3)
 
 GREETING = Send(m.OpenSession(package_version=__version__))
 OPENED = m.SessionOpened(package_version=__version__, timeout_s=30.0)
@@ -56,8 +56,12 @@ def answered(batch: int, scores: dict[int, float]) -> m.Answered:
     )
 
 
-def failed(batch: int, index: int | None = None) -> m.BatchFailed:
-    return m.BatchFailed(batch=batch, error=m.ErrorReport.of(RequestError("too long")), index=index)
+def failed(batch: int) -> m.BatchFailed:
+    return m.BatchFailed(batch=batch, error=m.ErrorReport.of(RequestError("no such model")))
+
+
+def item_failed(batch: int, index: int) -> m.ItemFailed:
+    return m.ItemFailed(batch=batch, index=index, error=m.ErrorReport.of(RequestError("too long")))
 
 
 def refusal(error: BirdieError) -> m.Refusal:
@@ -113,7 +117,7 @@ def test_a_session_that_is_open_is_not_greeted_again() -> None:
     some = opened()
 
     assert some.is_idle
-    assert some.begin([job(0)], now=1.0) == [submit(0, 0)]
+    assert some.begin([job(0)], now=1.0) == [PING, submit(0, 0)]
     assert not some.is_idle
 
 
@@ -178,7 +182,7 @@ def test_what_is_said_of_an_unknown_batch_is_ignored(message: m.BrokerToClient) 
 def test_a_new_call_forgets_what_an_earlier_one_left_behind() -> None:
     some = opened(job(0, 1))
 
-    assert some.begin([job(0)], now=1.0) == [submit(1, 0)]
+    assert some.begin([job(0)], now=1.0) == [PING, submit(1, 0)]
     assert some.received(answered(0, {0: -1.0, 1: -1.0}), now=2.0) == []
     assert some.received(failed(0), now=2.0) == []
     assert delivered(some.received(answered(1, {0: -2.0}), now=3.0)) == {0: -2.0}
@@ -201,26 +205,87 @@ def test_answers_that_do_not_fit_their_batch_fail_the_call(indices: list[int], s
 # --- Failures and notices --------------------------------------------------------------------------------------------
 
 
-def test_a_failing_item_has_the_callers_number() -> None:
-    fail = failure(opened(job(7, 3, 5)).received(failed(0, index=1), now=1.0))
+def lost_items(actions: Sequence[Action]) -> list[int]:
+    """The items that the caller hears have failed, by the caller's numbers."""
+    lost = []
+    for action in actions:
+        if isinstance(action, FailItem):
+            assert isinstance(action.error, RequestError)
+            assert action.error.message == "too long"
+            lost.append(action.item)
+    return lost
 
-    assert fail.item == 3
+
+def test_a_batch_that_fails_ends_the_call() -> None:
+    fail = failure(opened(job(7, 3, 5)).received(failed(0), now=1.0))
+
     assert isinstance(fail.error, RequestError)
-    assert fail.error.message == "too long"
+    assert fail.error.message == "no such model"
 
 
-@pytest.mark.parametrize("index", [None, 3])
-def test_a_failure_may_name_no_item(index: int | None) -> None:
-    assert failure(opened(job(7, 3, 5)).received(failed(0, index), now=1.0)).item is None
+def test_an_item_that_fails_has_the_callers_number_and_the_others_are_still_answered() -> None:
+    some = opened(job(7, 3, 5), job(8), job(9))
+
+    assert lost_items(some.received(item_failed(0, 1), now=1.0)) == [3]
+    assert delivered(some.received(answered(0, {0: -7.0, 2: -5.0}), now=2.0)) == {7: -7.0, 5: -5.0}
+    assert not some.is_idle
+    some.received(answered(1, {0: -8.0}), now=3.0)
+    some.received(answered(2, {0: -9.0}), now=4.0)
+    assert some.is_idle
 
 
-def test_a_failing_item_has_the_callers_number_after_it_was_sent_again() -> None:
+def test_the_last_item_of_a_batch_may_fail_and_the_next_batch_is_sent() -> None:
+    some = opened(job(0), job(1), job(2))
+
+    actions = some.received(item_failed(0, 0), now=1.0)
+
+    assert lost_items(actions) == [0]
+    assert sent(actions) == [submit(2, 2)]
+
+
+def test_an_item_fails_once_and_is_not_sent_again() -> None:
     some = opened(job(7, 3, 5))
-    some.received(answered(0, {0: -7.0}), now=1.0)
-    some.received(UNKNOWN_PEER, now=2.0)
-    some.received(OPENED, now=3.0)
 
-    assert failure(some.received(failed(1, index=1), now=4.0)).item == 5
+    assert lost_items(some.received(item_failed(0, 1), now=1.0)) == [3]
+    assert some.received(item_failed(0, 1), now=1.0) == []
+    assert delivered(some.received(answered(0, {1: -3.0}), now=1.0)) == {}
+    some.received(UNKNOWN_PEER, now=2.0)
+    assert some.received(OPENED, now=3.0) == [submit(1, 7, 5)]
+    assert lost_items(some.received(item_failed(1, 1), now=4.0)) == [5]
+
+
+def test_a_failure_that_does_not_fit_its_batch_fails_the_call() -> None:
+    assert isinstance(failure(opened(job(7)).received(item_failed(0, 1), now=1.0)).error, ProtocolError)
+
+
+def test_so_many_items_fail_that_the_rest_is_not_waited_for() -> None:
+    some = opened(job(0, 1, 2, 3), job(4))
+    lost = []
+    for index in range(SETTINGS.max_failed_items):
+        actions = some.received(item_failed(0, index), now=1.0)
+        lost += lost_items(actions)
+
+    assert lost == [0, 1, 2]
+    assert sent(actions) == [Send(m.CloseSession())]
+    assert some.is_idle
+    assert some.begin([job(0)], now=2.0) == [GREETING]
+
+
+def test_what_is_abandoned_is_dropped_by_the_broker_and_forgotten_here() -> None:
+    some = opened(job(0), job(1))
+
+    assert some.abandon() == [Send(m.CloseSession())]
+    assert some.is_idle
+    assert some.received(answered(0, {0: -1.0}), now=1.0) == []
+    assert some.begin([job(2)], now=2.0) == [GREETING]
+    assert some.received(OPENED, now=2.0) == [submit(2, 2)]
+
+
+def test_a_session_that_was_not_open_has_nothing_to_close() -> None:
+    some = session()
+    some.begin([job(0)], now=0.0)
+
+    assert some.abandon() == []
 
 
 def test_a_notice_of_a_batch_in_flight_is_told() -> None:
@@ -346,7 +411,7 @@ def test_no_answer_to_the_greeting_names_the_endpoint_and_what_to_start() -> Non
     some = session()
     some.begin([job(0)], now=10.0)
 
-    assert some.tick(now=15.0) == []
+    assert some.tick(now=15.0) == [GREETING]
     error = failure(some.tick(now=15.1)).error
     assert isinstance(error, BrokerUnavailable)
     assert f"no broker answered at {ENDPOINT} within 5 s" in error.message
@@ -359,7 +424,7 @@ def test_the_next_call_greets_again_and_waits_as_long() -> None:
     some.tick(now=6.0)
 
     assert some.begin([job(1)], now=100.0) == [GREETING]
-    assert some.tick(now=105.0) == []
+    assert some.tick(now=105.0) == [GREETING]
     assert some.received(OPENED, now=105.0) == [submit(0, 1)]
 
 
@@ -369,26 +434,84 @@ def test_a_call_after_one_that_was_interrupted_while_it_greeted_waits_as_long() 
 
     some.begin([job(1)], now=100.0)
 
-    assert some.tick(now=105.0) == []
+    assert some.tick(now=105.0) == [GREETING]
     assert some.received(OPENED, now=105.0) == [submit(0, 1)]
 
 
-def test_a_broker_that_falls_silent_is_given_up() -> None:
+def test_a_broker_that_falls_silent_is_told_of_once_and_then_given_up() -> None:
     some = opened(job(0))
     some.received(m.Pong(workers=1), now=10.0)
 
-    assert sent(some.tick(now=40.0)) == [PING]
+    assert some.tick(now=19.9) == [PING]
+    tell, ping = some.tick(now=21.0)
+    assert isinstance(tell, Tell)
+    assert f"the broker at {ENDPOINT} has been silent for 11 s; it is waited for, 19 s more" in tell.text
+    assert ping == PING
+    assert some.tick(now=40.0) == [PING]
     error = failure(some.tick(now=40.1)).error
     assert isinstance(error, BrokerUnavailable)
     assert f"no broker answered at {ENDPOINT} within 30 s" in error.message
 
 
+def test_a_broker_that_was_there_is_greeted_until_it_is_there_again() -> None:
+    some = opened(job(0))
+    some.received(UNKNOWN_PEER, now=1.0)
+
+    assert some.tick(now=1.9) == []
+    assert some.tick(now=2.0) == [GREETING]
+    assert sent(some.tick(now=30.0)) == [GREETING]
+    assert isinstance(failure(some.tick(now=31.1)).error, BrokerUnavailable)
+
+
+def test_a_greeting_that_was_lost_is_repeated() -> None:
+    some = session()
+    some.begin([job(0)], now=0.0)
+
+    assert some.tick(now=1.0) == [GREETING]
+    assert some.received(OPENED, now=1.1) == [submit(0, 0)]
+
+
+def test_the_broker_is_not_blamed_for_the_time_in_which_this_process_was_stopped() -> None:
+    some = opened(job(0))
+    some.received(m.Pong(workers=0), now=1.0)
+
+    assert some.tick(now=3_601.0, late_s=3_600.0) == [PING]
+    assert some.received(m.Pong(workers=0), now=3_602.0) == []
+
+
+def test_a_greeting_is_waited_for_although_this_process_was_stopped() -> None:
+    some = session()
+    some.begin([job(0)], now=0.0)
+
+    assert some.tick(now=3_601.0, late_s=3_600.0) == [GREETING]
+
+
+def test_it_is_known_how_long_the_broker_is_silent_and_a_worker_missing() -> None:
+    some = opened(job(0))
+    some.received(m.Pong(workers=1), now=10.0)
+    assert (some.broker_silent_s(now=12.0), some.worker_missing_s()) == (2.0, 0.0)
+    some.received(m.Pong(workers=0), now=15.0)
+    assert (some.broker_silent_s(now=15.0), some.worker_missing_s()) == (0.0, 5.0)
+    some.received(answered(0, {0: -1.0}), now=16.0)
+    assert (some.broker_silent_s(now=99.0), some.worker_missing_s()) == (0.0, 0.0)
+
+
+def test_switches_and_losses_are_added_up_over_brokers() -> None:
+    some = opened(job(0))
+    some.received(m.Pong(workers=1, switches=2, losses=1), now=1.0)
+    some.received(m.Pong(workers=1, switches=3, losses=1), now=2.0)
+    some.received(UNKNOWN_PEER, now=3.0)
+    some.received(OPENED, now=3.0)
+    some.received(m.Pong(workers=1, switches=0, losses=4), now=4.0)
+
+    assert (some.switches, some.losses) == (3, 5)
+
+
 def test_a_call_does_not_blame_the_broker_for_the_time_before_it() -> None:
     some = opened()
 
-    some.begin([job(0)], now=1000.0)
-
-    assert sent(some.tick(now=1000.1)) == [PING]
+    assert some.begin([job(0)], now=1000.0) == [PING, submit(0, 0)]
+    assert some.tick(now=1000.1) == []
 
 
 def test_the_broker_is_pinged_while_there_is_something_to_wait_for() -> None:

@@ -87,7 +87,13 @@ class Heard:
     def notice(self, level: m.Level, text: str) -> None:
         self.notices.append(text)
 
-    def phase(self, phase: str) -> None:
+    def compiling(self, detail: str) -> None:
+        pass
+
+    def running(self) -> None:
+        pass
+
+    def step(self) -> None:
         pass
 
 

@@ -53,6 +53,7 @@ class Heard:
     steps: list[list[int]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
+    calls: int = 0
 
     def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
         assert len(indices) == len(answers)
@@ -72,8 +73,14 @@ class Heard:
     def notice(self, level: m.Level, text: str) -> None:
         self.notices.append(f"{level}: {text}")
 
-    def phase(self, phase: str) -> None:
-        self.phases.append(phase)
+    def compiling(self, detail: str) -> None:
+        self.phases.append(f"compiling {detail}")
+
+    def running(self) -> None:
+        self.phases.append("running")
+
+    def step(self) -> None:
+        self.calls += 1
 
     @property
     def in_order(self) -> list[Any]:

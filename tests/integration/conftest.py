@@ -98,15 +98,18 @@ class Programs:
         program = self.start("broker.py", "--bind", bind)
         return program, program.wait_for(r"broker at (\S+)")[1]
 
-    def worker(self, endpoint: str, page: Path) -> Program:
+    def worker(self, endpoint: str, page: Path, *options: str) -> Program:
         """A worker that has registered."""
-        program = self.start("-m", "workers.jax_worker", "--connect", endpoint, "--api", str(page), "--device", "cpu")
+        command = ["-m", "workers.jax_worker", "--connect", endpoint, "--api", str(page), "--device", "cpu", *options]
+        program = self.start(*command)
         program.wait_for("registered with the broker")
         return program
 
     def end(self) -> None:
         """End all, the last one first."""
         for program in reversed(self._started):
+            if program.process.poll() is None:
+                program.process.send_signal(signal.SIGCONT)
             program.stop()
 
 

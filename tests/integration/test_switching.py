@@ -98,8 +98,10 @@ def test_a_model_process_that_dies_is_started_again_and_nothing_is_lost(served: 
 def test_a_model_that_kills_its_process_again_and_again_is_given_up(served: Served) -> None:
     with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm:
         expected = score(lm)
-    with pytest.raises(ModelProcessDied, match=r"ended by itself 2 times .* SIGABRT"):
+    with pytest.raises(ModelProcessDied, match=r"ended by itself 3 times while it was loading, .* SIGABRT") as raised:
         BirdieZMQ(model_tag="aborts", endpoint=served.endpoint)
+    assert "letters.py" in str(raised.value.remote_traceback)
+    assert "in load_model" in str(raised.value.remote_traceback)
     with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm:
         assert score(lm) == expected
 

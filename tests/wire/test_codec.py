@@ -8,7 +8,7 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 import msgpack_numpy
@@ -51,7 +51,6 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     m.Share: st.floats(0, 1),
     Annotated[float, Meta(ge=0)]: st.floats(0, allow_infinity=False),
     m.Name: TEXT,
-    m.Level: st.sampled_from(get_args(m.Level)),
 }
 
 
@@ -69,6 +68,8 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
     match get_origin(kind):
         case origin if origin is Union or origin is UnionType:
             return st.one_of(*map(of_type, arguments))
+        case origin if origin is Literal:
+            return st.sampled_from(arguments)
         case origin if origin is list:
             return st.lists(of_type(arguments[0]), max_size=3)
         case origin if origin is dict:

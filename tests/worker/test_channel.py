@@ -14,7 +14,7 @@ from birdie_zmq.wire.codec import MAX_FRAME_BYTES, decoder, encode
 from birdie_zmq.worker.channel import Channel, Frames
 
 decode = decoder(m.Message)
-LARGE = m.PhaseChanged(phase="x" * 4_000)
+LARGE = m.PhaseChanged(phase="running", detail="x" * 4_000)
 
 
 def stream_of(*frames: bytes) -> bytes:
@@ -70,9 +70,9 @@ def test_messages_travel_both_ways_and_in_order(ends: Ends) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
     ours.send(m.LeaseDone(lease=1))
     ours.send(m.LeaseDone(lease=2))
-    theirs.send(m.PhaseChanged(phase="loading"))
+    theirs.send(m.PhaseChanged(phase="compiling"))
     assert theirs.receive() == [m.LeaseDone(lease=1), m.LeaseDone(lease=2)]
-    assert ours.receive() == [m.PhaseChanged(phase="loading")]
+    assert ours.receive() == [m.PhaseChanged(phase="compiling")]
 
 
 def test_receiving_does_not_wait(ends: Ends) -> None:

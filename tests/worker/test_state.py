@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -15,14 +16,18 @@ from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.state import (
     Action,
     Agent,
+    Drain,
     EndProcess,
     Event,
+    LeaseCancelled,
     LeaseReceived,
     LeasesLost,
     Log,
+    MemoryFreed,
     ProcessExited,
     ProcessSaid,
     StartProcess,
+    Stop,
     TellBroker,
     TellProcess,
     Tick,
@@ -66,8 +71,16 @@ class Desk:
     def said(self, *messages: m.ModelProcessMessage) -> list[Action]:
         return [action for message in messages for action in self.happens(ProcessSaid(message))]
 
-    def exited(self, returncode: int = -11) -> list[Action]:
-        return self.happens(ProcessExited(returncode))
+    def exited(self, returncode: int = -11, trace: str | None = None) -> list[Action]:
+        return self.happens(ProcessExited(returncode, trace))
+
+    def lives(self, seconds: float) -> list[Action]:
+        """Time passes second by second, in which the process beats and does not come on."""
+        actions: list[Action] = []
+        for _ in range(round(seconds)):
+            self.now += 1.0
+            actions += self.said(m.Beat(steps=0)) + self.happens(Tick())
+        return actions
 
     def passes(self, seconds: float) -> list[Action]:
         self.now += seconds
@@ -105,10 +118,14 @@ def fail(told: m.Lease, index: int | None = None) -> m.LeaseFailed:
 
 def told(actions: Sequence[Action]) -> list[m.Lease]:
     """The leases that the model process was told."""
-    return [action.message for action in actions if isinstance(action, TellProcess)]
+    messages = [action.message for action in actions if isinstance(action, TellProcess)]
+    return [message for message in messages if isinstance(message, m.Lease)]
 
 
-def to_broker(actions: Sequence[Action]) -> list[m.LeaseMessage]:
+ToBroker = m.LeaseMessage | m.LeaseCrashed | m.LeaseReturned | m.DrainWorker
+
+
+def to_broker(actions: Sequence[Action]) -> list[ToBroker]:
     return [action.message for action in actions if isinstance(action, TellBroker)]
 
 
@@ -192,26 +209,26 @@ def test_what_a_lease_leads_to(
     assert [type(action) for action in actions] == [type(action) for action in expected]
     for action, wanted in zip(actions, expected, strict=True):
         if isinstance(action, TellProcess) and isinstance(wanted, TellProcess):
-            assert action.message.work == wanted.message.work
+            assert action.message == msgspec.structs.replace(wanted.message, lease=action.message.lease)
         else:
             assert action == wanted
 
 
 def test_what_the_model_process_says_it_does_is_the_phase(desk: Desk) -> None:
-    desk.leased(lease(1))
-    desk.said(m.PhaseChanged(phase="reading weights"))
-    assert desk.agent.phase == "reading weights"
-    desk.said(LOADED)
+    desk.serves(lease(1))
     assert desk.agent.phase == "ready"
-    desk.said(m.PhaseChanged(phase="compiling"))
-    assert desk.agent.phase == "compiling"
+    desk.said(m.PhaseChanged(phase="compiling", detail="4 x 128"))
+    assert desk.agent.phase == "compiling 4 x 128"
+    desk.said(m.PhaseChanged(phase="running"))
+    assert desk.agent.phase == "running"
     desk.exited()
-    assert desk.agent.phase == "loading"
+    assert desk.agent.phase == "no model"
 
 
 def test_starts_are_counted(desk: Desk) -> None:
-    assert desk.leased(lease(1)) == [StartProcess(A, 1)]
-    assert desk.exited() == [StartProcess(A, 2)]
+    assert desk.serves(lease(1)) != []
+    desk.exited()
+    assert desk.leased(lease(2)) == [StartProcess(A, 2)]
 
 
 def test_a_person_hears_of_the_load_and_its_end(desk: Desk) -> None:
@@ -223,7 +240,7 @@ def test_a_person_hears_of_the_load_and_its_end(desk: Desk) -> None:
 def test_an_idle_model_stays(desk: Desk) -> None:
     (held,) = desk.serves(lease(1))
     desk.said(done(held))
-    assert desk.passes(1e6) == []
+    assert desk.lives(10_000) == []
     assert desk.agent.phase == "ready"
 
 
@@ -330,8 +347,7 @@ def test_a_process_that_does_not_end_in_time_is_killed_once(desk: Desk) -> None:
     assert desk.exited(-9) == [StartProcess(B, 2)]
 
 
-def test_an_exit_that_was_asked_for_is_no_crash() -> None:
-    desk = Desk(AgentSettings(max_crashes=1))
+def test_an_exit_that_was_asked_for_is_no_crash(desk: Desk) -> None:
     ending(desk)
     desk.leased(lease(3, A))
     assert desk.exited(-15) == [StartProcess(B, 2)]
@@ -360,39 +376,36 @@ def test_a_process_that_is_to_end_changes_nothing_by_what_it_still_says(
 # --- Crashes ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_crash_restarts_the_model_with_the_same_lease(desk: Desk) -> None:
-    desk.serves(lease(5, texts="ab"))
-    assert desk.exited() == [StartProcess(A, 2)]
-    (held,) = told(desk.said(LOADED))
-    assert answers(desk.said(answer(held, 0, 1))) == [(5, [0, 1], ["A", "B"])]
+def crashes(actions: Sequence[Action]) -> list[m.LeaseCrashed]:
+    return [message for message in to_broker(actions) if isinstance(message, m.LeaseCrashed)]
 
 
-def test_after_a_crash_only_what_is_unanswered_is_done_under_the_leases_own_indices(desk: Desk) -> None:
-    (held,) = desk.serves(lease(5, texts="abcd"))
-    desk.said(answer(held, 2, 0))
-    desk.exited()
-    (held,) = told(desk.said(LOADED))
-    assert texts_of(held) == ["b", "d"]
-    assert answers(desk.said(answer(held, 1))) == [(5, [3], ["D"])]
-    desk.exited()
-    assert to_broker(desk.said(LOADED)) == []
+def test_the_lease_at_which_the_process_dies_is_given_back_as_its_crash_and_the_others_as_they_are(desk: Desk) -> None:
+    desk.serves(lease(5, texts="ab"), lease(6, texts="c"))
+    actions = desk.exited(trace="line 7")
+    (crash,) = crashes(actions)
+    assert (crash.lease, crash.error.traceback) == (5, "line 7")
+    assert to_broker(actions)[1:] == [m.LeaseReturned(lease=6)]
+    assert desk.agent.phase == "no model"
 
 
-def test_after_a_crash_the_item_at_fault_is_named_by_the_leases_own_index(desk: Desk) -> None:
-    (held,) = desk.serves(lease(5, texts="abcd"))
-    desk.said(answer(held, 2, 0))
-    desk.exited()
-    (held,) = told(desk.said(LOADED))
-    assert to_broker(desk.said(fail(held, index=1))) == [m.LeaseFailed(lease=5, error=REPORT, index=3)]
+@pytest.mark.parametrize(
+    ("returncode", "name"),
+    [(-11, "by SIGSEGV"), (-9, "by SIGKILL .*out of memory"), (-100, "by signal 100"), (3, "with exit status 3")],
+)
+def test_a_crash_says_how_the_process_died(desk: Desk, returncode: int, name: str) -> None:
+    desk.serves(lease(5))
+    (crash,) = crashes(desk.exited(returncode))
+    with pytest.raises(ModelProcessDied, match=f"the model A ended by itself, {name}"):
+        raise crash.error.to_error()
 
 
-def test_what_is_cut_down_after_a_crash_keeps_everything_else(desk: Desk) -> None:
-    came = m.Lease(lease=5, attempt=3, model=A, work=m.RollingWork(texts=["a", "b"]), limits=m.StepLimits(max_rows=2))
-    (held,) = desk.serves(came)
-    desk.said(answer(held, 0))
-    desk.exited()
-    (held,) = told(desk.said(LOADED))
-    assert (held.attempt, held.model, held.limits) == (3, A, came.limits)
+def test_a_crash_is_the_second_leases_if_the_first_was_answered(desk: Desk) -> None:
+    first, _ = desk.serves(lease(5), lease(6))
+    desk.said(answer(first, 0))
+    actions = desk.exited()
+    assert to_broker(actions)[0] == m.LeaseDone(lease=5)
+    assert [crash.lease for crash in crashes(actions)] == [6]
 
 
 @pytest.mark.parametrize("work", [m.RollingWork(texts=["x"]), m.DescribeWork()], ids=lambda work: type(work).__name__)
@@ -403,66 +416,12 @@ def test_a_lease_whose_last_answer_came_before_the_crash_is_done(desk: Desk, wor
     assert desk.exited() == [TellBroker(m.LeaseDone(lease=5))]
 
 
-@pytest.mark.parametrize(
-    ("returncode", "name"),
-    [(-11, "by SIGSEGV"), (-9, "by SIGKILL .*out of memory"), (-100, "by signal 100"), (3, "with exit status 3")],
-)
-def test_a_lease_under_which_the_process_dies_too_often_fails_and_says_how(
-    desk: Desk, returncode: int, name: str
-) -> None:
-    desk.serves(lease(5))
-    desk.exited(-6)
-    desk.said(LOADED)
-    (failure,) = to_broker(desk.exited(returncode))
-    assert isinstance(failure, m.LeaseFailed)
-    assert (failure.lease, failure.index) == (5, None)
-    with pytest.raises(ModelProcessDied, match=f"model A ended by itself 2 times .*{name}"):
-        raise failure.error.to_error()
-
-
-@pytest.mark.parametrize("max_crashes", [1, 3])
-def test_how_often_the_process_may_die_under_a_lease_is_a_setting(max_crashes: int) -> None:
-    desk = Desk(AgentSettings(max_crashes=max_crashes))
-    desk.serves(lease(5))
-    for _ in range(max_crashes - 1):
-        assert to_broker(desk.exited()) == []
-        desk.said(LOADED)
-    assert len(to_broker(desk.exited())) == 1
-
-
-def test_a_crash_while_loading_counts(desk: Desk) -> None:
-    desk.leased(lease(5))
-    assert to_broker(desk.exited()) == []
-    assert len(to_broker(desk.exited())) == 1
-
-
-def test_a_crash_counts_against_the_lease_that_ran(desk: Desk) -> None:
-    desk.serves(lease(5, texts="a"), lease(6, texts="b"))
-    desk.exited()
-    desk.said(LOADED)
-    actions = desk.exited()
-    assert [message.lease for message in to_broker(actions)] == [5]
-    (held,) = told(desk.said(LOADED))
-    assert texts_of(held) == ["b"]
-    assert to_broker(desk.exited()) == []
-
-
-def test_a_crash_counts_against_no_lease_that_was_answered() -> None:
-    desk = Desk(AgentSettings(max_crashes=1))
-    first, _ = desk.serves(lease(5), lease(6))
-    desk.said(answer(first, 0))
-    failures = [message for message in to_broker(desk.exited()) if isinstance(message, m.LeaseFailed)]
-    assert [failure.lease for failure in failures] == [6]
-
-
 def test_a_lease_for_another_model_survives_a_crash(desk: Desk) -> None:
     desk.serves(lease(5, A))
     desk.leased(lease(6, B))
-    desk.exited()
-    desk.said(LOADED)
     actions = desk.exited()
-    assert [message.lease for message in to_broker(actions)] == [5]
-    assert actions[-1] == StartProcess(B, 3)
+    assert [crash.lease for crash in crashes(actions)] == [5]
+    assert actions[-1] == StartProcess(B, 2)
 
 
 def test_an_idle_process_that_dies_is_started_again_for_the_next_lease(desk: Desk) -> None:
@@ -470,6 +429,228 @@ def test_an_idle_process_that_dies_is_started_again_for_the_next_lease(desk: Des
     assert desk.exited() == []
     assert desk.agent.phase == "no model"
     assert desk.leased(lease(2)) == [StartProcess(A, 2)]
+
+
+# --- Processes that do not come on -----------------------------------------------------------------------------------
+
+
+KILLED = [EndProcess(kill=True)]
+
+
+def test_a_process_that_gives_no_sign_of_life_is_killed_once_and_its_lease_is_suspected(desk: Desk) -> None:
+    desk.serves(lease(5))
+    assert desk.passes(desk.settings.silence_s) == []
+    assert desk.passes(0.1) == KILLED
+    assert desk.passes(100.0) == []
+    (crash,) = crashes(desk.exited(-9))
+    assert "killed because it gave no sign of life for 20 s" in crash.error.message
+
+
+def test_an_idle_process_is_watched_too(desk: Desk) -> None:
+    idle(desk)
+    assert desk.passes(desk.settings.silence_s + 0.1) == KILLED
+    assert desk.exited(-9) == []
+
+
+def test_a_process_that_loads_may_be_silent_for_longer(desk: Desk) -> None:
+    loading(desk)
+    assert desk.passes(desk.settings.loading_silence_s) == []
+    assert desk.passes(0.1) == KILLED
+
+
+def test_a_process_that_beats_but_does_not_load_in_time_is_killed() -> None:
+    desk = Desk(AgentSettings(load_s=50))
+    loading(desk)
+    assert desk.lives(50) == []
+    assert desk.lives(1) == KILLED
+
+
+def test_a_process_that_beats_but_does_not_come_on_is_killed() -> None:
+    desk = Desk(AgentSettings(step_s=50))
+    desk.serves(lease(5))
+    assert desk.lives(50) == []
+    assert desk.lives(1) == KILLED
+    (crash,) = crashes(desk.exited(-9))
+    assert "did not come on for 50 s while ready" in crash.error.message
+
+
+SIGNS_OF_PROGRESS: list[Callable[[m.Lease], m.ModelProcessMessage]] = [
+    lambda held: m.Beat(steps=1),
+    lambda held: answer(held, 0),
+    lambda held: m.PhaseChanged(phase="running"),
+    lambda held: m.LeaseNotice(lease=held.lease, level="info", text="still there"),
+]
+
+
+@pytest.mark.parametrize("sign", SIGNS_OF_PROGRESS)
+def test_whatever_a_process_gets_done_gives_it_more_time(sign: Callable[[m.Lease], m.ModelProcessMessage]) -> None:
+    desk = Desk(AgentSettings(step_s=50))
+    (held,) = desk.serves(lease(5, texts="ab"))
+    assert desk.lives(40) == []
+    desk.said(sign(held))
+    desk.now += 9  # the beat of another step would be one more sign
+    assert desk.happens(Tick()) == []
+    assert desk.agent.phase != "ending"
+
+
+def test_a_compile_has_a_deadline_of_its_own() -> None:
+    desk = Desk(AgentSettings(step_s=50, compile_s=500))
+    desk.serves(lease(5))
+    desk.said(m.PhaseChanged(phase="compiling", detail="4 x 128"))
+    assert desk.lives(500) == []
+    assert desk.lives(1) == KILLED
+    (crash,) = crashes(desk.exited(-9))
+    assert "did not come on for 500 s while compiling 4 x 128" in crash.error.message
+
+
+def test_a_process_that_has_nothing_to_do_need_not_come_on() -> None:
+    desk = Desk(AgentSettings(step_s=50))
+    idle(desk)
+    assert desk.lives(500) == []
+    desk.leased(lease(2))
+    assert desk.lives(50) == []
+
+
+def test_a_process_is_not_blamed_for_the_time_in_which_the_agent_was_stopped(desk: Desk) -> None:
+    desk.serves(lease(5))
+    desk.now += 3_600
+    assert desk.happens(Tick(late_s=3_600)) == []
+
+
+# --- Processes that die while they load ------------------------------------------------------------------------------
+
+
+def test_a_process_that_dies_while_it_loads_is_started_again_after_a_pause_that_grows() -> None:
+    desk = Desk(AgentSettings(restart_s=1.0, max_load_crashes=3))
+    desk.leased(lease(5), lease(6))
+    assert desk.exited() == []
+    assert "ended by itself, by SIGSEGV; the next one starts in 1 s" in desk.notices[-1].text
+    assert desk.passes(0.9) == []
+    assert desk.passes(0.1) == [StartProcess(A, 2)]
+    assert desk.exited() == []
+    assert desk.passes(1.9) == []
+    assert desk.passes(0.1) == [StartProcess(A, 3)]
+    assert [texts_of(held) for held in told(desk.said(LOADED))] == [["x"], ["x"]]
+
+
+def test_a_model_that_kills_every_process_that_loads_it_fails_all_its_leases_with_the_last_trace() -> None:
+    desk = Desk(AgentSettings(restart_s=1.0, max_load_crashes=3))
+    desk.leased(lease(5), lease(6), lease(7, B))
+    for pause_s in (1.0, 2.0):
+        assert to_broker(desk.exited(-6)) == []
+        desk.passes(pause_s)
+    actions = desk.exited(-6, "line 3 of api.py")
+    failures = [message for message in to_broker(actions) if isinstance(message, m.LeaseFailed)]
+    assert [(failure.lease, failure.index) for failure in failures] == [(5, None), (6, None)]
+    assert failures[0].error.traceback == "line 3 of api.py"
+    with pytest.raises(
+        ModelProcessDied, match="A ended by itself 3 times while it was loading, the last time by SIGABRT"
+    ):
+        raise failures[0].error.to_error()
+    assert actions[-1] == StartProcess(B, 4)
+
+
+def test_a_load_that_succeeds_begins_the_count_anew() -> None:
+    desk = Desk(AgentSettings(restart_s=1.0, max_load_crashes=2))
+    for number in range(4):
+        desk.leased(lease(number))
+        assert to_broker(desk.exited()) == []
+        desk.passes(1.0)
+        (held,) = told(desk.said(LOADED))
+        desk.said(done(held))
+        desk.exited()
+
+
+def test_the_pause_of_one_model_is_not_anothers(desk: Desk) -> None:
+    desk.leased(lease(5, A))
+    desk.exited()
+    desk.happens(LeaseCancelled(5))
+    assert desk.leased(lease(6, B)) == [StartProcess(B, 2)]
+
+
+# --- The memory of the device ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watching() -> Desk:
+    desk = Desk()
+    desk.agent = Agent(desk.settings, watches_memory=True)
+    return desk
+
+
+def test_the_next_process_starts_when_the_memory_is_free(watching: Desk) -> None:
+    ending(watching)
+    assert watching.exited(0) == []
+    assert watching.agent.waits_for_memory
+    assert watching.passes(1.0) == []
+    assert watching.happens(MemoryFreed()) == [StartProcess(B, 2)]
+    assert not watching.agent.waits_for_memory
+
+
+def test_memory_that_does_not_come_back_is_not_waited_for_for_ever(watching: Desk) -> None:
+    ending(watching)
+    watching.exited(0)
+    assert watching.passes(watching.settings.free_s - 0.1) == []
+    assert watching.passes(0.1) == [StartProcess(B, 2)]
+    assert any("memory is not free" in text for text in watching.logged)
+
+
+# --- Stopping in good order ------------------------------------------------------------------------------------------
+
+
+DRAINS = TellBroker(m.DrainWorker())
+
+
+@pytest.mark.parametrize("phase", [absent, idle], ids=lambda phase: str(phase.__name__))
+def test_an_agent_with_nothing_to_do_stops_at_once(desk: Desk, phase: Callable[[Desk], None]) -> None:
+    phase(desk)
+    assert desk.happens(Drain()) == [DRAINS, Stop()]
+
+
+def test_an_agent_that_loads_gives_everything_back_and_stops(desk: Desk) -> None:
+    loading(desk)
+    assert desk.happens(Drain()) == [DRAINS, TellBroker(m.LeaseReturned(lease=1)), Stop()]
+
+
+def test_an_agent_finishes_the_lease_at_work_and_gives_back_the_others(desk: Desk) -> None:
+    first, second = desk.serves(lease(5), lease(6))
+    cancel = TellProcess(m.CancelLease(lease=second.lease))
+    assert desk.happens(Drain()) == [DRAINS, cancel, TellBroker(m.LeaseReturned(lease=6))]
+    assert desk.leased(lease(7)) == [TellBroker(m.LeaseReturned(lease=7))]
+    assert answers(desk.said(answer(first, 0))) == [(5, [0], ["X"])]
+    assert desk.said(done(first)) == [TellBroker(m.LeaseDone(lease=5)), Stop()]
+
+
+def test_an_agent_waits_no_longer_than_it_said(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5, texts="ab"))
+    desk.happens(Drain())
+    assert desk.passes(desk.settings.drain_s - 0.1) == []
+    desk.said(answer(held, 1))
+    assert to_broker(desk.passes(0.1)) == [m.LeaseReturned(lease=5)]
+    assert desk.passes(0.0) == [Stop()]
+
+
+# --- Leases that nobody waits for ------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_lease_is_forgotten_and_the_process_told(desk: Desk) -> None:
+    first, second = desk.serves(lease(5), lease(6, texts="b"))
+    assert desk.happens(LeaseCancelled(5)) == [TellProcess(m.CancelLease(lease=first.lease))]
+    assert desk.said(answer(first, 0), done(first)) == []
+    assert answers(desk.said(answer(second, 0))) == [(6, [0], ["B"])]
+
+
+def test_a_lease_is_cancelled_before_the_process_has_it(desk: Desk) -> None:
+    desk.leased(lease(5), lease(6, texts="b"))
+    assert desk.happens(LeaseCancelled(5)) == []
+    assert [texts_of(held) for held in told(desk.said(LOADED))] == [["b"]]
+    assert desk.happens(LeaseCancelled(5)) == []
+
+
+def test_a_cancelled_lease_does_not_keep_another_model_waiting(desk: Desk) -> None:
+    busy(desk)
+    desk.leased(lease(2, B))
+    assert desk.happens(LeaseCancelled(1))[1:] == [EndProcess(kill=False)]
 
 
 # --- A model that cannot be loaded -----------------------------------------------------------------------------------
@@ -510,8 +691,8 @@ def test_what_is_said_of_a_forgotten_lease_is_not_taken_for_a_new_one_of_its_num
 
 
 def test_a_model_stays_loaded_when_the_leases_are_lost(desk: Desk) -> None:
-    desk.serves(lease(1))
-    assert desk.happens(LeasesLost()) == []
+    (held,) = desk.serves(lease(1))
+    assert desk.happens(LeasesLost()) == [TellProcess(m.CancelLease(lease=held.lease))]
     assert len(told(desk.leased(lease(2)))) == 1
 
 
@@ -540,6 +721,7 @@ class Process:
     is_loaded: bool = False
     is_to_end: bool = False
     inbox: list[m.Lease] = field(default_factory=list)
+    cancelled: set[int] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
 
     @property
@@ -551,7 +733,7 @@ class Process:
 class AgentUnderStress(RuleBasedStateMachine):
     """An agent between a broker that is restarted, and so numbers its leases anew, and model processes that die."""
 
-    SETTINGS = AgentSettings(terminate_s=5, max_crashes=2)
+    SETTINGS = AgentSettings(terminate_s=5, max_load_crashes=2, restart_s=3, silence_s=1e6, loading_silence_s=1e6)
 
     def __init__(self) -> None:
         super().__init__()
@@ -562,6 +744,7 @@ class AgentUnderStress(RuleBasedStateMachine):
         self.leases = 0
         self.items = 0
         self.fault = ""
+        self.at_work: str | None = None
 
     def happens(self, event: Event) -> None:
         for action in self.agent.handle(event, self.now):
@@ -569,7 +752,10 @@ class AgentUnderStress(RuleBasedStateMachine):
                 case StartProcess(model, _):
                     assert self.process is None
                     self.process = Process(model)
-                case TellProcess(lease):
+                case TellProcess(m.CancelLease(lease=number)):
+                    assert self.process is not None
+                    self.process.cancelled.add(number)
+                case TellProcess(m.Lease() as lease):
                     assert self.process is not None
                     assert self.process.is_loaded
                     assert not self.process.is_to_end
@@ -579,7 +765,8 @@ class AgentUnderStress(RuleBasedStateMachine):
                 case EndProcess(kill=False):
                     assert self.process is not None
                     assert not self.process.is_to_end
-                    at_work = {text for lease in self.process.inbox for text in texts_of(lease)}
+                    inbox = [lease for lease in self.process.inbox if lease.lease not in self.process.cancelled]
+                    at_work = {text for lease in inbox for text in texts_of(lease)}
                     assert all(at_work.isdisjoint(texts_of(work.lease)) for work in self.held.values())
                     self.process.is_to_end = True
                 case EndProcess(kill=True):
@@ -588,9 +775,17 @@ class AgentUnderStress(RuleBasedStateMachine):
                 case TellBroker(message):
                     self.broker_is_told(message)
 
-    def broker_is_told(self, message: m.LeaseMessage) -> None:
+    def broker_is_told(self, message: ToBroker) -> None:
+        assert not isinstance(message, m.DrainWorker)
         work = self.held[message.lease]
         match message:
+            case m.LeaseCrashed():
+                assert work.unanswered
+                assert self.at_work is None or self.at_work in texts_of(work.lease), "another lease is suspected"
+                del self.held[message.lease]
+            case m.LeaseReturned():
+                assert work.unanswered
+                del self.held[message.lease]
             case m.LeaseAnswered():
                 assert isinstance(message.answers, m.Texts)
                 for index, text in zip(message.indices.tolist(), message.answers.texts, strict=True):
@@ -647,18 +842,30 @@ class AgentUnderStress(RuleBasedStateMachine):
             self.process_says(done(process.inbox.pop(0)))
 
     def the_process_exits(self) -> None:
+        process = self.process
+        assert process is not None
+        wanted = {text for work in self.held.values() for text in texts_of(work.lease)}
+        waiting = [text for lease in process.inbox for text in texts_of(lease) if text in wanted]
+        done_with = [texts_of(process.inbox[0])[i] for i in process.answered] if process.inbox else []
+        self.at_work = next((text for text in waiting if text not in done_with), None)
         self.process = None
         self.happens(ProcessExited(-11))
+        self.at_work = None
 
     # Both
 
-    @rule(what=st.sampled_from(["a crash", "a failure", "a new broker"]))
+    @rule(what=st.sampled_from(["a crash", "a failure", "a new broker", "a cancel"]))
     def something_goes_wrong(self, what: str) -> None:
         process = self.process
         if what == "a new broker":
             self.held.clear()
             self.leases = 0
             self.happens(LeasesLost())
+        elif what == "a cancel":
+            if self.held:
+                number = min(self.held)
+                del self.held[number]
+                self.happens(LeaseCancelled(number))
         elif process is None:
             pass
         elif what == "a crash":
@@ -680,8 +887,11 @@ class AgentUnderStress(RuleBasedStateMachine):
     @precondition(lambda self: len(self.held) > 1)
     @rule()
     def the_process_behaves_until_all_is_answered(self) -> None:
-        while (process := self.process) is not None and (self.held or process.inbox):
-            if process.is_to_end:
+        while self.held or (self.process is not None and self.process.inbox):
+            process = self.process
+            if process is None:
+                self.time_passes(3.0)
+            elif process.is_to_end:
                 self.the_process_exits()
             else:
                 assert process.inbox or not process.is_loaded, "the agent has forgotten a lease"
@@ -691,8 +901,8 @@ class AgentUnderStress(RuleBasedStateMachine):
     # What always holds
 
     @invariant()
-    def leases_have_a_process(self) -> None:
-        assert self.process is not None or not self.held
+    def leases_have_a_process_or_one_that_died_while_it_was_loading(self) -> None:
+        assert self.process is not None or not self.held or self.agent._load_crashes
 
     @invariant()
     def the_heartbeat_tells_the_truth(self) -> None:
