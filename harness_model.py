@@ -6,40 +6,42 @@ with neither it starts a broker and a worker of its own and ends them with the r
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jinja2
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.api.model import LM, CacheHook
 from tqdm import tqdm
 
-from birdie_zmq.chat import render
+from birdie_zmq.chat import choose, render
 from birdie_zmq.client import Client
 from birdie_zmq.client.batching import generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.client import Answer
+from birdie_zmq.client.journal import Journal
+from birdie_zmq.client.resuming import Resuming
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.embedded import Embedded
 from birdie_zmq.errors import ProtocolError, UsageError
-from birdie_zmq.generation_args import read_sampling
+from birdie_zmq.generation_args import read_settings
 from birdie_zmq.model_args import RunArguments, read_arguments
 from birdie_zmq.report import as_record, as_text
+from birdie_zmq.response_cache import claim, is_passed_over, refuse_repeats
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
 A = TypeVar("A", tuple[float, bool], float, str)
+C = TypeVar("C")
 
 _OWN_BROKER_S = 60.0
 """How long a run's own broker may take to start, on a machine that is busy."""
@@ -53,8 +55,8 @@ class BirdieZMQ(LM):
         max_batch_size: The most rows of a step.
         device: ``cpu`` or ``cuda:N``, for the worker that the run starts.
         client_settings: Timeouts and the size of batches.
-        **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``api``, ``batch_rows``; everything
-            else reaches ``load_model`` and ``load_tokenizer``.
+        **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``api``, ``batch_rows``,
+            ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``.
 
     Raises:
         UsageError: model_args cannot be used as given.
@@ -76,6 +78,8 @@ class BirdieZMQ(LM):
             model_args, batch_size=batch_size, max_batch_size=max_batch_size, device=device
         )
         self._settings = client_settings or ClientSettings()
+        resume = self._arguments.resume
+        self._journal = None if resume is None else Journal(resume, log=logger)
         self._embedded: Embedded | None = None
         endpoint = self._arguments.endpoint
         if endpoint is None:
@@ -99,8 +103,9 @@ class BirdieZMQ(LM):
                 self._client.close()
                 raise
         except BaseException:
-            self._end_embedded()
+            self._let_go()
             raise
+        self._asking = Resuming(self._client, self._journal, self._settings, logger)
         logger.info(
             "%s is loaded in process %d on %s",
             self._arguments.model,
@@ -139,9 +144,11 @@ class BirdieZMQ(LM):
     def close(self) -> None:
         """End the session, and the broker and worker if they are the run's own."""
         self._client.close()
-        self._end_embedded()
+        self._let_go()
 
-    def _end_embedded(self) -> None:
+    def _let_go(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
         if self._embedded is not None:
             self._embedded.close()
 
@@ -160,8 +167,7 @@ class BirdieZMQ(LM):
                 f"enable_thinking=True is for tasks that generate; a log-likelihood leaves no room to think ({tasks})"
             )
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
-        jobs = loglikelihood_jobs(pairs, self._settings)
-        return self._run("loglikelihood", requests, jobs, tuple, disable_tqdm)
+        return self._run("loglikelihood", requests, pairs, loglikelihood_jobs, tuple, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood in nats of each whole text, by lm_eval's rolling windows.
@@ -169,8 +175,8 @@ class BirdieZMQ(LM):
         Raises:
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
-        jobs = rolling_jobs([str(request.args[0]) for request in requests], self._settings)
-        return self._run("loglikelihood_rolling", requests, jobs, float, disable_tqdm)
+        texts = [str(request.args[0]) for request in requests]
+        return self._run("loglikelihood_rolling", requests, texts, rolling_jobs, float, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The continuation of each prompt, cut at the first stop string.
@@ -180,42 +186,58 @@ class BirdieZMQ(LM):
 
         Raises:
             UnsupportedRequest: A request asks for what this model cannot do, such as beam search.
-            UsageError: Its settings contradict themselves.
+            UsageError: Its settings contradict themselves, or ``--use_cache`` would give repeats one answer.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
-        prompts = [(str(request.args[0]), self._generation_settings(request.args[1])) for request in requests]
-        jobs = generate_jobs(keyed(prompts, self._arguments.seed), self._settings)
-        return self._run("generate_until", requests, jobs, str, disable_tqdm)
+        most, end = self._arguments.max_gen_toks, self._arguments.think_end_token
+        asked = [(str(request.args[0]), read_settings(request.args[1], most, end)) for request in requests]
+        prompts = keyed(asked, self._arguments.seed)
+        if self._cache is not None:
+            refuse_repeats(prompts, [request.args[1] for request in requests])
+        return self._run("generate_until", requests, prompts, generate_jobs, str, disable_tqdm)
 
     def _run(
-        self, kind: str, requests: Sequence[Instance], jobs: Iterable[Job], expected: type[A], disable_tqdm: bool
+        self,
+        kind: str,
+        requests: Sequence[Instance],
+        asked: Sequence[C],
+        jobs_of: Callable[[Sequence[C], ClientSettings], Iterable[Job]],
+        expected: type[A],
+        disable_tqdm: bool,
     ) -> list[A]:
         with tqdm(total=len(requests), disable=disable_tqdm, desc=f"Running {kind} requests") as bar:
 
             def on_answer(item: int, answer: Answer) -> None:
                 # The key of lm_eval's cache is the request's own arguments, untouched.
-                self.cache_hook.add_partial(kind, requests[item].args, answer)
+                if not is_passed_over(kind, requests[item].args):
+                    self.cache_hook.add_partial(kind, requests[item].args, answer)
                 bar.update(1)
 
-            answers = self._client.run(jobs, len(requests), on_answer)
+            def name_of(item: int) -> str:
+                request = requests[item]
+                return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {item}"
+
+            identity = self._description.identity
+            answers = self._asking.run(identity, kind, asked, jobs_of, expected, on_answer, name_of)
         fitting: list[A] = [answer for answer in answers if isinstance(answer, expected)]
         if len(fitting) != len(answers):
             raise ProtocolError(f"the worker answered {kind} requests with another kind of answer")
         return fitting
 
-    def _generation_settings(self, gen_kwargs: dict[str, Any]) -> m.GenerationSettings:
-        given = copy.deepcopy(gen_kwargs)
-        until = given.pop("until", None)
-        stops = [until] if isinstance(until, str) else list(until or ())
-        if not all(isinstance(stop, str) for stop in stops):
-            raise UsageError(f"until={until!r} must be a string or a list of strings")
-        normal: dict[str, Any] = dict(normalize_gen_kwargs(given, self._arguments.max_gen_toks))
-        return m.GenerationSettings(
-            until=tuple(stops),
-            max_gen_toks=normal["max_gen_toks"],
-            think_end_token=self._arguments.think_end_token,
-            sampling=read_sampling(normal),
-        )
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """As lm_eval hands over its ``--use_cache``, which from then on is this model's.
+
+        Raises:
+            UsageError: The cache has answers of another model, or does not say of which.
+        """
+        super().set_cache_hook(cache_hook)
+        if self._cache is not None:
+            claim(self._cache, self._description.identity)
+
+    @property
+    def _cache(self) -> Any:
+        """The cache that lm_eval has opened, None if there is none."""
+        return getattr(self.cache_hook, "dbdict", None)
 
     # --- Chat --------------------------------------------------------------------------------------------------------
 
@@ -256,21 +278,7 @@ class BirdieZMQ(LM):
 
     def _choose(self, name: str | None) -> str | None:
         """One of the tokenizer's templates; None where a method of its own is to be called."""
-        chat = self._description.chat
-        wanted = name or "default"
-        if wanted in chat.templates:
-            return chat.templates[wanted]
-        if len(chat.templates) == 1 and name is None:
-            return next(iter(chat.templates.values()))
-        if chat.templates:
-            known = ", ".join(sorted(chat.templates))
-            raise UsageError(f"the tokenizer has no chat template named {wanted!r}; it has {known}")
-        if chat.has_method:
-            return None
-        raise UsageError(
-            f"the tokenizer of {self._arguments.model} has no chat template; run without --apply_chat_template, or "
-            "set chat_template on what load_tokenizer returns"
-        )
+        return choose(self._description.chat, name, self._arguments.model)
 
     def _render(self, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
         template = self._template
@@ -328,4 +336,7 @@ class BirdieZMQ(LM):
             "model_engine": description.engine,
             "model_versions": description.versions,
             "model_steps": as_record(report),
+            "model_losses": self._client.losses,
+            "model_switches": self._client.switches,
+            "model_resumed_answers": self._asking.resumed,
         }

@@ -18,10 +18,38 @@ import jinja2.ext
 import jinja2.sandbox
 
 from birdie_zmq.errors import UsageError
+from birdie_zmq.wire.messages import ChatTemplates, ModelSpec
 
 Conversation = Sequence[Mapping[str, str]]
 
 _MARK = "birdieMarkZMQ"
+
+
+def choose(chat: ChatTemplates, name: str | None, model: ModelSpec) -> str | None:
+    """One of a tokenizer's templates; None where a method of its own is to be called.
+
+    Args:
+        chat: What the tokenizer has.
+        name: The template's name, None for the default one.
+        model: Whose tokenizer it is, for messages.
+
+    Raises:
+        UsageError: It has no such template, or none at all.
+    """
+    wanted = name or "default"
+    if wanted in chat.templates:
+        return chat.templates[wanted]
+    if len(chat.templates) == 1 and name is None:
+        return next(iter(chat.templates.values()))
+    if chat.templates:
+        known = ", ".join(sorted(chat.templates))
+        raise UsageError(f"the tokenizer has no chat template named {wanted!r}; it has {known}")
+    if chat.has_method:
+        return None
+    raise UsageError(
+        f"the tokenizer of {model} has no chat template; run without --apply_chat_template, or set chat_template on what "
+        "load_tokenizer returns"
+    )
 
 
 def render(

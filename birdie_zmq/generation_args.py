@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from birdie_zmq.errors import UnsupportedRequest, UsageError
-from birdie_zmq.wire.messages import Sampling
+from birdie_zmq.wire.messages import GenerationSettings, Sampling
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
@@ -31,6 +33,34 @@ _WITHOUT_EFFECT: Mapping[str, object] = {
 """What would change the answer, and with what value it does not."""
 
 _warned: set[str] = set()
+
+
+def read_settings(
+    gen_kwargs: Mapping[str, Any], max_gen_toks: int, think_end_token: str | int | None
+) -> GenerationSettings:
+    """How a prompt is continued.
+
+    Args:
+        gen_kwargs: A request's, which stay as they are.
+        max_gen_toks: How much is generated where they do not say.
+        think_end_token: What ends the model's thoughts, as text or as a token.
+
+    Raises:
+        UnsupportedRequest: As `read_sampling`.
+        UsageError: A value is not possible.
+    """
+    given = copy.deepcopy(dict(gen_kwargs))
+    until = given.pop("until", None)
+    stops = [until] if isinstance(until, str) else list(until or ())
+    if not all(isinstance(stop, str) for stop in stops):
+        raise UsageError(f"until={until!r} must be a string or a list of strings")
+    normal: dict[str, Any] = dict(normalize_gen_kwargs(given, max_gen_toks))
+    return GenerationSettings(
+        until=tuple(stops),
+        max_gen_toks=normal["max_gen_toks"],
+        think_end_token=think_end_token,
+        sampling=read_sampling(normal),
+    )
 
 
 def read_sampling(normal: Mapping[str, Any]) -> Sampling | None:

@@ -27,6 +27,7 @@ class RunArguments:
         model: The tag and the keywords for ``api.py``.
         endpoint: The broker's, or None for a broker and worker of the run's own.
         api: The page for a run's own worker, None for the built-in one.
+        resume: The journal in which answers are kept and looked up, None to keep none.
         device: What lm_eval calls the device.
         limits: What was said of the rows of a step.
         max_gen_toks: How much is generated where a task does not say.
@@ -39,6 +40,7 @@ class RunArguments:
     model: ModelSpec
     endpoint: str | None
     api: Path | None
+    resume: Path | None
     device: str | None
     limits: StepLimits
     max_gen_toks: int
@@ -82,6 +84,7 @@ def read_arguments(
         )
     if api is not None and not Path(str(api)).is_file():
         raise UsageError(f"there is no page at {Path(str(api)).absolute()}, which api= in model_args names")
+    resume = _file("resume", rest.pop("resume", None))
     rows = _count("batch_rows", rest.pop("batch_rows", None))
     most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
     max_gen_toks = _count("max_gen_toks", rest.get("max_gen_toks"))
@@ -90,6 +93,7 @@ def read_arguments(
         model=ModelSpec(tag=str(tag), arguments=_canonical(rest)),
         endpoint=endpoint,
         api=None if api is None else Path(str(api)).resolve(),
+        resume=resume,
         device=device,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),
         max_gen_toks=max_gen_toks or DEFAULT_MAX_GEN_TOKS,
@@ -108,6 +112,14 @@ def _endpoint(endpoint: object, port: object) -> str | None:
             raise UsageError(f"port={port!r} in model_args is no port")
         return f"tcp://127.0.0.1:{port}"
     return None if endpoint is None else str(endpoint)
+
+
+def _file(name: str, value: object) -> Path | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not str(value):
+        raise UsageError(f"{name}={value!r} in model_args must name a file")
+    return Path(str(value)).absolute()
 
 
 def _thinking(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], bool, str | int | None]:

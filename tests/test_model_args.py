@@ -27,6 +27,7 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
         model=ModelSpec(tag="demo"),
         endpoint=None,
         api=None,
+        resume=None,
         device=None,
         limits=StepLimits(),
         max_gen_toks=DEFAULT_MAX_GEN_TOKS,
@@ -151,6 +152,24 @@ def test_a_page_for_a_worker_that_somebody_else_started_is_refused(tmp_path: Pat
 
     with pytest.raises(UsageError, match="given its page by its own --api"):
         read(api=str(page), **where)
+
+
+def test_a_journal_is_no_part_of_the_model_and_its_path_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = read(resume="answers.journal", size="small")
+
+    assert arguments.resume == tmp_path / "answers.journal"
+    assert arguments.model == read(size="small").model
+    assert not (tmp_path / "answers.journal").exists()
+    assert read(resume=7).resume == tmp_path / "7"
+
+
+@pytest.mark.parametrize("value", ["", True, False])
+def test_a_journal_without_a_name_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match=r"resume=.* must name a file"):
+        read(resume=value)
 
 
 # --- Rows and tokens -------------------------------------------------------------------------------------------------
