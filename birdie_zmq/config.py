@@ -21,7 +21,8 @@ class BrokerSettings(_Settings):
     """The broker's timeouts and bounds.
 
     ``patience_s`` is how long a batch waits for a worker that has another model before that worker changes models
-    although its own queue is not empty. ``max_losses`` is how many processes may die at a request, the last two of
+    although its own queue is not empty. To a peer that is silent for ``probe_s`` something is sent, to see whether its
+    connection still is there. ``max_losses`` is how many processes may die at a request, the last two of
     them at nothing else, before it is given up, ``max_losses_in_a_row`` how many may die at one model without an answer in between before
     its batch is. ``drain_s`` is how long a broker that is told to stop lets its workers finish what they hold.
     """
@@ -29,6 +30,7 @@ class BrokerSettings(_Settings):
     client_timeout_s: float = 30.0
     worker_timeout_s: float = 10.0
     patience_s: float = 30.0
+    probe_s: float = 2.5
     max_losses: int = 3
     max_losses_in_a_row: int = 16
     max_batches_per_client: int = 64

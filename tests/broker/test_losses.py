@@ -310,6 +310,24 @@ def test_losses_and_switches_are_counted_for_whoever_asks(room: Room) -> None:
     assert [(pong.switches, pong.losses) for pong in room.hears(CLIENT, m.Pong)] == [(0, 0), (1, 1)]
 
 
+# --- Peers that are silent -------------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_silent_is_sent_something_so_that_a_dead_one_is_noticed(room: Room) -> None:
+    room.passes(room.settings.probe_s)
+    assert room.hears(WORKER, m.Pong) == []
+    room.passes(0.1)
+    assert room.hears(WORKER, m.Pong) == [m.Pong(workers=1)]
+
+
+def test_a_client_that_waits_for_answers_and_is_silent_is_sent_something(room: Room) -> None:
+    room.passes(room.settings.probe_s + 0.1)
+    assert room.hears(CLIENT, m.Pong) == []
+    room.says(CLIENT, submit(1))
+    room.passes(room.settings.probe_s + 0.1)
+    assert room.hears(CLIENT, m.Pong) == [m.Pong(workers=1)]
+
+
 # --- A broker that was stopped itself --------------------------------------------------------------------------------
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import re
 import signal
 from pathlib import Path
 
 import psutil
 import pytest
+from lm_eval.api.instance import Instance
 
+from birdie_zmq.client.client import Pulse
+from birdie_zmq.embedded import Embedded
+from birdie_zmq.errors import UnavailableError, UsageError
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Program, Programs, alive, descendants, wait_until
 
@@ -66,6 +71,55 @@ def test_close_ends_everything_and_may_be_called_twice(pages: Path) -> None:
     lm.close()
 
     assert not alive(started)
+
+
+def test_a_worker_of_the_run_that_ends_again_and_again_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    embedded = Embedded(device="cpu")
+    worker = embedded._children[1]
+    nothing_answered = Pulse(broker_silent_s=0.0, worker_missing_s=0.0, answered=0)
+    try:
+        for starts in (2, 3):
+            worker.process.kill()
+            worker.process.wait()
+            embedded.check(nothing_answered)
+            assert worker.starts == starts
+        worker.process.kill()
+        worker.process.wait()
+        with pytest.raises(UnavailableError, match=r"own worker ended 3 times without an answer .* status -9"):
+            embedded.check(nothing_answered)
+        embedded.check(Pulse(broker_silent_s=0.0, worker_missing_s=0.0, answered=1))
+        assert worker.starts == 1
+    finally:
+        embedded.close()
+    assert worker.process.poll() is not None
+    assert "the run's own worker ended with status -9; it is started again" in caplog.text
+
+
+def test_a_child_that_does_not_answer_is_ended_only_when_it_has_had_time_to_start() -> None:
+    embedded = Embedded(device="cpu")
+    broker = embedded._children[0]
+    first = broker.process
+    silent = Pulse(broker_silent_s=11.0, worker_missing_s=0.0, answered=1)
+    try:
+        embedded.check(silent)
+        assert broker.process is first
+        broker.started_at -= 11.0
+        embedded.check(silent)
+        assert broker.process is not first
+        assert first.poll() == -signal.SIGKILL
+    finally:
+        embedded.close()
+
+
+def test_closing_ends_a_call_that_another_thread_waits_in(pages: Path) -> None:
+    lm = BirdieZMQ(model_tag="steady", api=str(pages / "faulty.py"), pause_s=2.0, batch_rows=1)
+    requests = [Instance("loglikelihood_rolling", {}, (f"text {i}",), i) for i in range(20)]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        call = pool.submit(lm.loglikelihood_rolling, requests, disable_tqdm=True)
+        wait_until(lambda: not lm._client._session.is_idle, "the call")
+        lm.close()
+        with pytest.raises(UsageError, match="closed while it was waiting"):
+            call.result(10)
 
 
 def test_the_page_in_the_current_directory_is_not_run_unasked(programs: Programs, tmp_path: Path) -> None:

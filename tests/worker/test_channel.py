@@ -75,6 +75,20 @@ def test_messages_travel_both_ways_and_in_order(ends: Ends) -> None:
     assert ours.receive() == [m.PhaseChanged(phase="compiling")]
 
 
+def test_the_last_words_of_a_peer_are_heard_however_long_they_are(ends: Ends) -> None:
+    ours, theirs = (Channel(end, decode) for end in ends)
+    last = m.ModelRefused(error=m.ErrorReport(code="model-load", message="x" * 500_000))
+    theirs.send(LARGE)
+    theirs.send(last)
+    heard = ours.receive_rest()
+    while theirs.has_unsent:
+        theirs.flush()
+        heard += ours.receive_rest()
+    theirs.close()
+    assert [*heard, *ours.receive_rest()] == [LARGE, last]
+    assert ours.receive() is None
+
+
 def test_receiving_does_not_wait(ends: Ends) -> None:
     assert Channel(ends[0], decode).receive() == []
 
