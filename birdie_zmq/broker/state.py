@@ -297,18 +297,17 @@ class Broker:
         """Forget who is silent too long; before that, say something: what cannot be delivered tells of a dead process."""
         for client in list(self._clients.values()):
             client.seen_at += late_s
-            silent_s = self._now - client.seen_at
-            if silent_s > self._settings.client_timeout_s:
+            if self._now - client.seen_at > self._settings.client_timeout_s:
                 self._forget(client.peer, "it was silent too long")
-            elif silent_s > self._settings.probe_s and self._batches_of(client.peer):
-                self._send(client.peer, self._pong())
         for worker in list(self._workers.values()):
             worker.seen_at += late_s
-            silent_s = self._now - worker.seen_at
-            if silent_s > self._settings.worker_timeout_s:
+            if self._now - worker.seen_at > self._settings.worker_timeout_s:
                 self._forget(worker.peer, "it was silent too long")
-            elif silent_s > self._settings.probe_s:
-                self._send(worker.peer, self._pong())
+        latest = self._now - self._settings.probe_s
+        silent = [worker.peer for worker in self._workers.values() if worker.seen_at < latest]
+        silent += [peer for peer, client in self._clients.items() if client.seen_at < latest and self._batches_of(peer)]
+        for peer in silent:
+            self._send(peer, self._pong())
 
     def _forget(self, peer: bytes, reason: str) -> None:
         if self._clients.pop(peer, None) is not None:
