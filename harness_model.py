@@ -30,7 +30,7 @@ from birdie_zmq.client.resuming import Resuming
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.embedded import Embedded
-from birdie_zmq.errors import ProtocolError, UsageError
+from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.generation_args import read_settings
 from birdie_zmq.model_args import RunArguments, read_arguments
 from birdie_zmq.report import as_record, as_text
@@ -317,11 +317,21 @@ class BirdieZMQ(LM):
         return {length: rows for rows, length in self._description.report.shapes}
 
     def get_model_info(self) -> dict[str, Any]:
-        """What is needed to do this again: model, arguments, weights, devices, versions, and what was computed."""
-        self._description = self._client.describe()
+        """What is needed to do this again: model, arguments, weights, devices, versions, and what was computed.
+
+        lm_eval asks for it when all has been answered: nothing that goes wrong here may cost the answers.
+        """
+        try:
+            self._description = self._client.describe()
+        except BirdieError as error:
+            logger.warning(
+                "what the worker has computed is not known, and results say what was known before: %s", error
+            )
         description = self._description
         report = description.report
         logger.info("%s: %s", description.model, as_text(report))
+        if self._client.losses:
+            logger.info("what was being computed was lost and done again %d times", self._client.losses)
         return {
             "model_tag": description.model.tag,
             "model_keywords": json.loads(description.model.arguments),

@@ -140,7 +140,7 @@ def test_a_poisonous_request_is_found_and_all_others_are_answered(
 
 
 def test_a_page_that_is_edited_while_a_run_goes_on_does_not_answer_the_rest_of_it(
-    programs: Programs, pages: Path, tmp_path: Path
+    programs: Programs, pages: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     page = tmp_path / "page.py"
     page.write_text((pages / "faulty.py").read_text())
@@ -148,6 +148,7 @@ def test_a_page_that_is_edited_while_a_run_goes_on_does_not_answer_the_rest_of_i
     programs.worker(endpoint, page)
     with client(endpoint, pause_s=0.2) as lm:
         process = model_process(lm)
+        before = lm._description.identity
         run = Run(lm, TEXTS)
         run.wait_for_answers(4)
         page.write_text(page.read_text().replace("d_model=32", "d_model=16"))
@@ -158,6 +159,9 @@ def test_a_page_that_is_edited_while_a_run_goes_on_does_not_answer_the_rest_of_i
         assert "page.py" in error.message
         with pytest.raises(ModelChanged):
             lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True)
+        # What lm_eval asks at its end must not cost it what was answered.
+        assert lm.get_model_info()["model_identity"] == before
+        assert "what the worker has computed is not known" in caplog.text
     with client(endpoint, pause_s=0.2) as lm:
         assert len(lm.loglikelihood_rolling(requests(TEXTS[:4]), disable_tqdm=True)) == 4
 
