@@ -55,12 +55,13 @@ class BirdieZMQ(LM):
         max_batch_size: The most rows of a step.
         device: ``cpu`` or ``cuda:N``, for the worker that the run starts.
         client_settings: Timeouts and the size of batches.
-        **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``api``, ``batch_rows``,
-            ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``.
+        **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
+            ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``.
 
     Raises:
         UsageError: model_args cannot be used as given.
         UnavailableError: No broker or no worker answers.
+        NotAllowed: The broker wants a key, or another one.
         ModelError: The model cannot be loaded; the worker's traceback is attached.
     """
 
@@ -96,6 +97,7 @@ class BirdieZMQ(LM):
                 self._settings,
                 supervisor=self._embedded,
                 log=logger,
+                key_file=self._arguments.key_file,
             )
             try:
                 self._description = self._client.describe()

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import birdie_zmq
+from birdie_zmq import key_commands
 from birdie_zmq._version import __version__
 from birdie_zmq.config import AgentSettings, BrokerSettings
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.wire.endpoints import DEFAULT_ENDPOINT
+from birdie_zmq.wire.keys import default_folder
 
 _PACKAGE = Path(birdie_zmq.__file__).resolve().parent
 _STDIN = 0
@@ -35,6 +37,14 @@ def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> i
     """Run a broker until it is told to stop."""
     parser = argparse.ArgumentParser(prog=prog, description="Pass work from lm_eval runs to workers.")
     parser.add_argument("--bind", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
+    parser.add_argument(
+        "--keys",
+        nargs="?",
+        type=Path,
+        const=default_folder(),
+        metavar="FOLDER",
+        help="let in only holders of a key made with birdie-zmq keys new; default: %(const)s",
+    )
     _add_common(parser)
     parser.add_argument("--remove-folder", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -48,6 +58,7 @@ def worker(arguments: Sequence[str] | None = None, prog: str = "workers.jax_work
     page = parser.add_mutually_exclusive_group()
     page.add_argument("--api", type=Path, help="the page that loads models; default: ./api.py, else the built-in one")
     page.add_argument("--built-in", action="store_true", help="use the built-in page even if there is an ./api.py")
+    parser.add_argument("--key-file", type=Path, metavar="FILE", help="this worker's key, for a broker with --keys")
     parser.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what JAX finds")
     for what, default in _DEADLINES.items():
         parser.add_argument(
@@ -73,6 +84,12 @@ def demo(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq demo") 
     return lm_eval([*run, *options.rest])
 
 
+def keys(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq keys") -> int:
+    """Make, list or revoke the keys of those who may use a broker."""
+    options = key_commands.parser(prog).parse_args(arguments)
+    return _guarded(prog, False, lambda: key_commands.run(options))
+
+
 def lm_eval(arguments: Sequence[str] | None = None) -> int:
     """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
     from lm_eval.__main__ import cli_evaluate
@@ -88,6 +105,7 @@ def lm_eval(arguments: Sequence[str] | None = None) -> int:
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "broker": lambda rest: broker(rest, "birdie-zmq broker"),
     "worker": lambda rest: worker(rest, "birdie-zmq worker"),
+    "keys": keys,
     "demo": lambda rest: demo(rest, "birdie-zmq demo"),
     "lm_eval": lm_eval,
 }
@@ -114,14 +132,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def _serve_broker(options: argparse.Namespace) -> int:
     from birdie_zmq.broker.loop import serve
     from birdie_zmq.signals import StopSignals
+    from birdie_zmq.wire.allowlist import AllowList
     from birdie_zmq.wire.endpoints import IpcEndpoint, parse_endpoint
     from birdie_zmq.wire.transport import Router
 
     endpoint = parse_endpoint(options.bind)
+    allowed = None if options.keys is None else AllowList(options.keys.absolute())
     with StopSignals() as stop:
-        with Router(endpoint) as router:
+        with Router(endpoint, allowed) as router:
             if not options.quiet:
-                print(f"birdie-zmq {__version__} from {_PACKAGE}: broker at {router.endpoint}", flush=True)
+                who = "" if allowed is None else f", for the keys in {allowed.folder}"
+                print(f"birdie-zmq {__version__} from {_PACKAGE}: broker at {router.endpoint}{who}", flush=True)
             orphaned = serve(router, BrokerSettings(), stop, _STDIN if options.lifeline else None)
         if orphaned and options.remove_folder and isinstance(endpoint, IpcEndpoint):
             shutil.rmtree(endpoint.path.parent, ignore_errors=True)
@@ -131,12 +152,14 @@ def _serve_broker(options: argparse.Namespace) -> int:
 def _run_worker(options: argparse.Namespace) -> int:
     from birdie_zmq.signals import StopSignals
     from birdie_zmq.wire.endpoints import parse_endpoint
+    from birdie_zmq.wire.keys import read_peer_key
     from birdie_zmq.wire.transport import Dealer
     from birdie_zmq.worker.agent import AgentLoop
     from birdie_zmq.worker.device_memory import DeviceMemory, command_for
     from birdie_zmq.worker.devices import device_environment
 
     endpoint = parse_endpoint(options.connect)
+    key = None if options.key_file is None else read_peer_key(options.key_file)
     environment = device_environment(options.device, os.environ)
     memory = command_for(environment)
     settings = AgentSettings(
@@ -149,7 +172,7 @@ def _run_worker(options: argparse.Namespace) -> int:
     if not options.quiet:
         page = api or "the built-in page"
         print(f"birdie-zmq {__version__} from {_PACKAGE}: worker for {endpoint}, models from {page}", flush=True)
-    with StopSignals() as stop, Dealer(endpoint) as dealer:
+    with StopSignals() as stop, Dealer(endpoint, key) as dealer:
         loop = AgentLoop(
             dealer,
             settings,

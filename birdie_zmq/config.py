@@ -25,6 +25,11 @@ class BrokerSettings(_Settings):
     connection still is there. ``max_losses`` is how many processes may die at a request, the last two of
     them at nothing else, before it is given up, ``max_losses_in_a_row`` how many may die at one model without an answer in between before
     its batch is. ``drain_s`` is how long a broker that is told to stop lets its workers finish what they hold.
+
+    ``max_batches_per_client`` and ``max_bytes_per_client`` bound what a client has submitted and what has no answer
+    yet, in bytes as they came. A peer hears of ``max_refusals_in_a_row`` messages that make no sense, then of one a
+    second. The log has ``max_log_lines_at_once`` lines without a pause, then ``max_log_lines_per_s``; of refusals,
+    one a second.
     """
 
     client_timeout_s: float = 30.0
@@ -34,6 +39,10 @@ class BrokerSettings(_Settings):
     max_losses: int = 3
     max_losses_in_a_row: int = 16
     max_batches_per_client: int = 64
+    max_bytes_per_client: int = 256 * 2**20
+    max_refusals_in_a_row: int = 16
+    max_log_lines_at_once: int = 100
+    max_log_lines_per_s: float = 10.0
     tick_s: float = 0.5
     drain_s: float = 20.0
 

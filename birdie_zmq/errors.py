@@ -8,7 +8,8 @@ The tree is split by whose fault it is, because that decides what a person does 
     │   ├── MalformedMessage
     │   ├── MessageTooLarge
     │   ├── VersionMismatch
-    │   └── UnknownPeer         the broker does not know this peer (it was restarted, or never greeted)
+    │   ├── UnknownPeer         the broker does not know this peer (it was restarted, or never greeted)
+    │   └── NotAllowed          a key is missing, unknown or revoked, or is for another role
     ├── UnavailableError        a process that is needed does not answer
     │   ├── BrokerUnavailable
     │   └── WorkerUnavailable
@@ -103,6 +104,12 @@ class UnknownPeer(ProtocolError):
     """The broker received work or a heartbeat from a peer that has not greeted it."""
 
     code = "unknown-peer"
+
+
+class NotAllowed(ProtocolError):
+    """A peer has no key that is let in, or sent what its key does not allow; trying again does not help."""
+
+    code = "not-allowed"
 
 
 class UnavailableError(BirdieError):

@@ -26,6 +26,7 @@ class RunArguments:
     Attributes:
         model: The tag and the keywords for ``api.py``.
         endpoint: The broker's, or None for a broker and worker of the run's own.
+        key_file: The private key file that a client of this broker was given, None for a broker without keys.
         api: The page for a run's own worker, None for the built-in one.
         resume: The journal in which answers are kept and looked up, None to keep none.
         device: What lm_eval calls the device.
@@ -39,6 +40,7 @@ class RunArguments:
 
     model: ModelSpec
     endpoint: str | None
+    key_file: Path | None
     api: Path | None
     resume: Path | None
     device: str | None
@@ -77,6 +79,11 @@ def read_arguments(
     if tag is None or not str(tag):
         raise UsageError("model_args must name a model: model_tag=demo, or whatever your api.py knows")
     endpoint = _endpoint(rest.pop("endpoint", None), rest.pop("port", None))
+    key_file = _file("key_file", rest.pop("key_file", None))
+    if key_file is not None and endpoint is None:
+        raise UsageError(
+            "key_file= in model_args is for a broker that endpoint= or port= names; a run's own has no keys"
+        )
     api = rest.pop("api", None)
     if api is not None and endpoint is not None:
         raise UsageError(
@@ -92,6 +99,7 @@ def read_arguments(
     return RunArguments(
         model=ModelSpec(tag=str(tag), arguments=_canonical(rest)),
         endpoint=endpoint,
+        key_file=key_file,
         api=None if api is None else Path(str(api)).resolve(),
         resume=resume,
         device=device,

@@ -17,6 +17,7 @@ CODES = {
     "message-too-large": "MessageTooLarge",
     "version-mismatch": "VersionMismatch",
     "unknown-peer": "UnknownPeer",
+    "not-allowed": "NotAllowed",
     "unavailable": "UnavailableError",
     "broker-unavailable": "BrokerUnavailable",
     "worker-unavailable": "WorkerUnavailable",

@@ -26,6 +26,7 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
     assert read() == RunArguments(
         model=ModelSpec(tag="demo"),
         endpoint=None,
+        key_file=None,
         api=None,
         resume=None,
         device=None,
@@ -50,6 +51,21 @@ def test_words_that_say_where_and_how_to_run_are_no_part_of_the_model() -> None:
     assert arguments.endpoint == "tcp://host:1"
     assert arguments.limits == StepLimits(max_rows=4, rows=3)
     assert arguments.device == "cuda:1"
+
+
+@pytest.mark.parametrize("where", [{"port": 5555}, {"endpoint": "tcp://host:1"}])
+def test_a_key_file_goes_with_a_broker_and_is_no_part_of_the_model(where: dict[str, Any]) -> None:
+    arguments = read(key_file="keys/alice", **where)
+
+    assert arguments.key_file == Path("keys/alice").absolute()
+    assert arguments.model == read().model
+
+
+def test_a_key_file_is_not_for_a_broker_of_the_runs_own() -> None:
+    with pytest.raises(UsageError, match="endpoint= or port="):
+        read(key_file="keys/alice")
+    with pytest.raises(UsageError, match="key_file=''"):
+        read(key_file="", port=5555)
 
 
 def test_the_given_arguments_are_left_as_they_were() -> None:

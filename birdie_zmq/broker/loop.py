@@ -6,18 +6,34 @@ import logging
 import time
 from collections import deque
 
-from birdie_zmq.broker.state import Broker, Drain, Event, Log, Received, Send, Stop, Tick, Unreachable, Unreadable
+from birdie_zmq.broker.state import (
+    Broker,
+    Drain,
+    Event,
+    Log,
+    Received,
+    Revoked,
+    Send,
+    Stop,
+    Tick,
+    Unreachable,
+    Unreadable,
+    Unsendable,
+)
 from birdie_zmq.config import BrokerSettings
-from birdie_zmq.errors import BirdieError, ProtocolError
+from birdie_zmq.errors import BirdieError, NotAllowed, ProtocolError
 from birdie_zmq.signals import StopSignals
 from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.messages import ClientMessage, ErrorReport, Refusal, WorkerMessage
-from birdie_zmq.wire.transport import Router, wait
+from birdie_zmq.wire.messages import ClientMessage, WorkerMessage
+from birdie_zmq.wire.transport import Arrival, Router, wait
 
 logger = logging.getLogger("birdie_zmq.broker")
 
 _STOPPED_S = 3.0
 """A loop that comes round so much too late was stopped, or its machine was."""
+
+_GIVEN_BY_ROUTER = b"\0"
+"""How a routing id begins that the ROUTER has made up."""
 
 _decode = decoder(ClientMessage | WorkerMessage)
 
@@ -46,20 +62,35 @@ def serve(router: Router, settings: BrokerSettings, stop: StopSignals, lifeline:
             if _act(router, broker, Drain()):
                 return False
         while (arrival := router.receive()) is not None:
-            if _act(router, broker, _read(*arrival)):
+            if _act(router, broker, _read(router, arrival)):
                 return False
+            if time.monotonic() >= next_tick:
+                break  # However much comes, the clock goes on and a signal is heard.
         late_s = time.monotonic() - next_tick
         if late_s >= 0:
             next_tick = time.monotonic() + settings.tick_s
+            _watch_keys(router, broker)
             if _act(router, broker, Tick(late_s if late_s > _STOPPED_S else 0.0)):
                 return False
 
 
-def _read(peer: bytes, frame: bytes) -> Event:
+def _read(router: Router, arrival: Arrival) -> Event:
+    peer, frame, key = arrival
     try:
-        return Received(peer, _decode(frame))
+        sender = None if router.keys is None else router.keys.holder(key)
+        if sender is not None and not peer.startswith(_GIVEN_BY_ROUTER):
+            raise NotAllowed(f"{sender} may not choose the routing id of its connection, which could be another's")
+        return Received(peer, _decode(frame), len(frame), sender)
     except ProtocolError as error:
         return Unreadable(peer, error)
+
+
+def _watch_keys(router: Router, broker: Broker) -> None:
+    """Say who was not let in, and let the broker forget whose key is gone."""
+    if (line := router.refused_connections()) is not None:
+        logger.warning(line)
+    if router.keys is not None and (revoked := router.keys.take_revoked()):
+        _act(router, broker, Revoked(revoked))
 
 
 def _act(router: Router, broker: Broker, event: Event) -> bool:
@@ -79,7 +110,8 @@ def _act(router: Router, broker: Broker, event: Event) -> bool:
                     try:
                         frame = encode(message)
                     except BirdieError as error:
-                        frame = encode(Refusal(error=ErrorReport.of(error)))
+                        events.append(Unsendable(peer, message, error))
+                        continue
                     if not router.send(peer, frame):
                         events.append(Unreachable(peer))
     return stops

@@ -1,6 +1,7 @@
 """Batches, their parts, the queues that these wait in, and which of them a worker gets next.
 
-One queue a model, first in, first out. A worker stays with the model it has loaded, because changing it means a new
+One queue a model, in which the clients take turns: each one's batches in their order, and one of each before the next
+of any, so that a client that submits much makes another wait for one batch at a time. A worker stays with the model it has loaded, because changing it means a new
 process; it changes when its own queue is empty, or when another model's batch has waited longer than the patience
 *and* its own model has been served for that long. So two runs that never let their queues drain take turns, and at
 most one change a patience is spent on it.
@@ -17,7 +18,7 @@ from birdie_zmq.wire.messages import ModelSpec, StepLimits, Work
 
 @dataclass(eq=False)
 class Batch:
-    """What one client submitted once, and how far it has come.
+    """What one client submitted once, in a message of ``size_bytes``, and how far it has come.
 
     ``submitted_at`` is in monotonic seconds. ``settled`` holds the indices that need no further work, because they have
     an answer or will have none.
@@ -31,6 +32,7 @@ class Batch:
     submitted_at: float
     identity: str | None = None
     settled: set[int] = field(default_factory=set)
+    size_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -38,7 +40,8 @@ class Part:
     """Items of one batch that go to a worker together: all of them, until the batch is suspected of killing processes.
 
     ``items`` are indices of the batch. ``attempts`` counts how often they were handed out, ``losses`` how often whoever
-    worked on them was lost meanwhile, ``losses_alone`` how often of those there was one item only.
+    worked on them was lost meanwhile, ``losses_alone`` how often of those there was one item only. ``turn`` is the round
+    of its queue in which it is its client's.
     """
 
     batch: Batch
@@ -46,6 +49,7 @@ class Part:
     attempts: int = 0
     losses: int = 0
     losses_alone: int = 0
+    turn: int = 0
 
     @classmethod
     def whole(cls, batch: Batch) -> Part:
@@ -69,11 +73,32 @@ class Part:
         return self.batch.work if len(self.items) == len(self.batch.work) else self.batch.work.select(self.items)
 
 
+class _Turns:
+    """The rounds in which clients take turns. ``at`` is the one that is served."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        self._last: dict[bytes, int] = {}
+
+    def next_for(self, client: bytes) -> int:
+        """The first round that is not over and in which a client has no part yet."""
+        turn = max(self.at, self._last.get(client, -1) + 1)
+        self._last[client] = turn
+        return turn
+
+    def serve(self, turn: int) -> None:
+        """Go on to a round; what was before it is forgotten."""
+        if turn > self.at:
+            self.at = turn
+            self._last = {client: last for client, last in self._last.items() if last >= turn}
+
+
 class Queues:
     """Waiting parts, by model. Each item is in at most one place: in a part here, or leased to one worker."""
 
     def __init__(self) -> None:
         self._waiting: dict[ModelSpec, deque[Part]] = {}
+        self._turns: dict[ModelSpec, _Turns] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -83,8 +108,14 @@ class Queues:
             yield from queue
 
     def append(self, part: Part) -> None:
-        """Queue a part behind all for the same model."""
-        self._waiting.setdefault(part.batch.model, deque()).append(part)
+        """Queue a part behind all that its client has for the same model, and in turn with those of others."""
+        model = part.batch.model
+        queue = self._waiting.setdefault(model, deque())
+        part.turn = self._turns.setdefault(model, _Turns()).next_for(part.batch.client)
+        place = len(queue)
+        while place and queue[place - 1].turn > part.turn:
+            place -= 1
+        queue.insert(place, part)
 
     def put_back(self, part: Part) -> None:
         """Queue a part whose lease was lost before all others for the same model."""
@@ -98,6 +129,7 @@ class Queues:
     def clear(self) -> None:
         """Take out everything."""
         self._waiting.clear()
+        self._turns.clear()
 
     def take(self, model: ModelSpec, *, alone: bool) -> Part | None:
         """The next part for a model, None where none waits.
@@ -110,13 +142,15 @@ class Queues:
         if not queue or (queue[0].is_suspect and not alone):
             return None
         part = queue.popleft()
+        if (turns := self._turns.get(model)) is not None:
+            turns.serve(part.turn)
         self._replace(model, queue)
         return part
 
     def oldest(self, *, other_than: ModelSpec | None) -> Part | None:
-        """The part that has waited longest among the heads of the queues of other models; it stays queued."""
-        heads = [queue[0] for model, queue in self._waiting.items() if model != other_than]
-        return min(heads, key=lambda part: part.batch.submitted_at, default=None)
+        """The part for another model that has waited longest; it stays queued."""
+        others = (part for model, queue in self._waiting.items() if model != other_than for part in queue)
+        return min(others, key=lambda part: part.batch.submitted_at, default=None)
 
     def choose(
         self,
@@ -156,3 +190,4 @@ class Queues:
             self._waiting[model] = queue
         else:
             self._waiting.pop(model, None)
+            self._turns.pop(model, None)

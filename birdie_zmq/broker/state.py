@@ -24,17 +24,29 @@ import numpy as np
 from birdie_zmq._version import __version__
 from birdie_zmq.broker.quarantine import after_loss
 from birdie_zmq.broker.queues import Batch, Part, Queues
+from birdie_zmq.broker.restraint import Lines, Refusals
 from birdie_zmq.config import BrokerSettings
-from birdie_zmq.errors import InternalError, ProtocolError, UnknownPeer, WorkerUnavailable
+from birdie_zmq.errors import (
+    BirdieError,
+    InternalError,
+    MessageTooLarge,
+    NotAllowed,
+    ProtocolError,
+    UnknownPeer,
+    WorkerUnavailable,
+)
 from birdie_zmq.wire import messages as m
+from birdie_zmq.wire.roles import Holder, Role
 
 
 @dataclass(frozen=True)
 class Received:
-    """A peer sent a message."""
+    """A peer sent a message, in a frame of ``size_bytes`` and under a key of ``sender``, where there are keys."""
 
     peer: bytes
     message: m.ClientMessage | m.WorkerMessage
+    size_bytes: int = 0
+    sender: Holder | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,26 @@ class Unreadable:
 
 
 @dataclass(frozen=True)
+class Revoked:
+    """The keys of these are let in no more."""
+
+    holders: frozenset[Holder]
+
+
+@dataclass(frozen=True)
 class Unreachable:
     """A message could not be delivered: the peer's connection is gone."""
 
     peer: bytes
+
+
+@dataclass(frozen=True)
+class Unsendable:
+    """A message cannot be put into a frame: with what was added to it, it is over the limits of one."""
+
+    peer: bytes
+    message: m.BrokerToClient | m.BrokerToWorker | m.Refusal
+    error: BirdieError
 
 
 @dataclass(frozen=True)
@@ -68,7 +96,7 @@ class Drain:
     """The broker is to stop in good order."""
 
 
-Event = Received | Unreadable | Unreachable | Tick | Drain
+Event = Received | Unreadable | Revoked | Unreachable | Unsendable | Tick | Drain
 
 
 @dataclass(frozen=True)
@@ -133,12 +161,18 @@ class Broker:
         self._settings = settings
         self._clients: dict[bytes, _Client] = {}
         self._workers: dict[bytes, _Worker] = {}
+        self._holders: dict[bytes, Holder] = {}
         self._queues = Queues()
         self._next_lease = 1
         self._switches = 0
         self._losses = 0
         self._losses_in_a_row: dict[m.ModelSpec, int] = {}
         self._drains_until: float | None = None
+        self._refusals = Refusals(settings.max_refusals_in_a_row)
+        self._refused = False
+        self._size_bytes = 0
+        self._lines = Lines(settings.max_log_lines_at_once, settings.max_log_lines_per_s)
+        self._refusal_lines = Lines(1, 1.0)
         self._actions: list[Action] = []
         self._now = 0.0
 
@@ -146,14 +180,20 @@ class Broker:
         """Take one event in; what must be done because of it, in order."""
         self._now = now
         match event:
-            case Received(peer, message):
-                self._received(peer, message)
+            case Received(peer, message, size_bytes, sender):
+                self._received(peer, message, size_bytes, sender)
             case Unreadable(peer, error):
                 self._refuse(peer, error)
+            case Revoked(holders):
+                for peer in [peer for peer, holder in self._holders.items() if holder in holders]:
+                    self._forget(peer, f"the key of {self._holders[peer]} has been revoked")
             case Unreachable(peer):
                 self._forget(peer, "its connection is gone")
+            case Unsendable(peer, message, error):
+                self._cannot_send(peer, message, error)
             case Tick(late_s):
                 self._expire(late_s)
+                self._log_rest()
             case Drain():
                 self._drain()
         if self._drains_until is None:
@@ -172,12 +212,19 @@ class Broker:
 
     # --- Messages ----------------------------------------------------------------------------------------------------
 
-    def _received(self, peer: bytes, message: m.ClientMessage | m.WorkerMessage) -> None:
+    def _received(
+        self, peer: bytes, message: m.ClientMessage | m.WorkerMessage, size_bytes: int, sender: Holder | None
+    ) -> None:
         kind = type(message)
-        if self._drains_until is not None and kind in _IGNORED_WHILE_DRAINING:
+        self._size_bytes, self._refused = size_bytes, False
+        if sender is not None and (error := self._not_allowed(peer, kind, sender)) is not None:
+            self._refuse(peer, error)
+        elif self._drains_until is not None and kind in _IGNORED_WHILE_DRAINING:
             pass  # The next broker will be asked: no answer is no refusal.
         elif kind in _GREETINGS:
             _GREETINGS[kind](self, peer, message)
+            if sender is not None:
+                self._holders[peer] = sender
         elif (client := self._clients.get(peer)) is not None and kind in _FROM_CLIENT:
             client.seen_at = self._now
             _FROM_CLIENT[kind](self, client, message)
@@ -189,6 +236,20 @@ class Broker:
             self._refuse(peer, ProtocolError(f"a {role} may not send a {kind.__name__}"))
         else:
             self._refuse(peer, UnknownPeer(f"a {kind.__name__} came before a greeting"))
+        if not self._refused:
+            self._refusals.made_sense(peer)
+
+    def _not_allowed(self, peer: bytes, kind: type, sender: Holder) -> NotAllowed | None:
+        """Why the holder of a key may not send a message; a client's key is no worker's, and no other client's."""
+        role = _ROLES[kind]
+        if sender.role != role:
+            return NotAllowed(
+                f"the key of {sender} may not send {kind.__name__}, which takes a {role}'s key; one is made with: "
+                f"birdie-zmq keys new {role} NAME"
+            )
+        if self._holders.get(peer, sender) != sender:
+            return NotAllowed(f"{sender} speaks as {self._holders[peer]}")
+        return None
 
     def _open_session(self, peer: bytes, message: m.OpenSession) -> None:
         del message
@@ -201,14 +262,35 @@ class Broker:
         batches = self._batches_of(client.peer)
         if message.batch in batches:
             return  # Sent twice; the first one stands.
-        if len(batches) >= self._settings.max_batches_per_client:
-            error = ProtocolError(f"a client may have {self._settings.max_batches_per_client} batches at once")
+        if (error := self._beyond_budget(batches, message)) is not None:
             self._send(client.peer, m.BatchFailed(batch=message.batch, error=m.ErrorReport.of(error)))
             return
         batch = Batch(
-            client.peer, message.batch, message.model, message.work, message.limits, self._now, message.identity
+            client.peer,
+            message.batch,
+            message.model,
+            message.work,
+            message.limits,
+            self._now,
+            message.identity,
+            size_bytes=self._size_bytes,
         )
         self._queues.append(Part.whole(batch))
+
+    def _beyond_budget(self, batches: Mapping[int, Batch], message: m.Submit) -> ProtocolError | None:
+        """Why a batch is not taken; without items it would count among no batches, and be no end of memory."""
+        settings = self._settings
+        if not len(message.work):
+            return ProtocolError("a batch must have items")
+        if len(batches) >= settings.max_batches_per_client:
+            return ProtocolError(f"a client may have {settings.max_batches_per_client} batches at once")
+        held_bytes = sum(batch.size_bytes for batch in batches.values())
+        if held_bytes + self._size_bytes > settings.max_bytes_per_client:
+            return MessageTooLarge(
+                f"a client may have batches of {settings.max_bytes_per_client:,} bytes at once, and this one of "
+                f"{self._size_bytes:,} bytes came when {held_bytes:,} were not answered yet"
+            )
+        return None
 
     def _ping(self, client: _Client, message: m.Ping) -> None:
         del message
@@ -310,6 +392,7 @@ class Broker:
             self._send(peer, self._pong())
 
     def _forget(self, peer: bytes, reason: str) -> None:
+        self._holders.pop(peer, None)
         if self._clients.pop(peer, None) is not None:
             for batch in self._batches_of(peer).values():
                 self._abandon(batch)
@@ -402,6 +485,16 @@ class Broker:
             ),
         )
 
+    def _cannot_send(self, peer: bytes, message: object, error: BirdieError) -> None:
+        """A lease that no frame can hold fails its batch, or else it would be waited for without end."""
+        worker = self._workers.get(peer)
+        if isinstance(message, m.Lease) and worker is not None:
+            part = worker.leases.pop(message.lease, None)
+            if part is not None:
+                self._fail(part.batch, m.ErrorReport.of(error))
+        else:
+            self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
+
     # --- Actions -----------------------------------------------------------------------------------------------------
 
     def _batches_of(self, peer: bytes) -> dict[int, Batch]:
@@ -427,12 +520,23 @@ class Broker:
         self._send(batch.client, m.ItemFailed(batch=batch.number, index=item, error=error))
 
     def _refuse(self, peer: bytes, error: ProtocolError) -> None:
+        self._refused = True
         # A client that was idle for long, or a broker that is new, makes unknown peers in the ordinary course of things.
-        self._log("info" if isinstance(error, UnknownPeer) else "warning", f"refused a message: {error.message}")
-        self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
+        level: m.Level = "info" if isinstance(error, UnknownPeer) else "warning"
+        self._write(level, self._refusal_lines.write(f"refused a message: {error.message}", self._now))
+        if self._refusals.tells(peer, self._now):
+            self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
 
     def _log(self, level: m.Level, text: str) -> None:
-        self._actions.append(Log(level, text))
+        self._write(level, self._lines.write(text, self._now))
+
+    def _log_rest(self) -> None:
+        for lines in (self._refusal_lines, self._lines):
+            self._write("info", lines.rest(self._now))
+
+    def _write(self, level: m.Level, line: str | None) -> None:
+        if line is not None:
+            self._actions.append(Log(level, line))
 
 
 def _prefixed(text: str, error: m.ErrorReport) -> m.ErrorReport:
@@ -457,5 +561,13 @@ _FROM_WORKER: Mapping[type, Callable[[Broker, _Worker, Any], None]] = MappingPro
         m.LeaseReturned: Broker._lease_returned,
         m.DrainWorker: Broker._drain_worker,
         m.CloseWorker: Broker._close_worker,
+    }
+)
+_ROLES: Mapping[type, Role] = MappingProxyType(
+    {
+        m.OpenSession: "client",
+        **dict.fromkeys(_FROM_CLIENT, "client"),
+        m.RegisterWorker: "worker",
+        **dict.fromkeys(_FROM_WORKER, "worker"),
     }
 )

@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Job, Send, Session, Tell
 from birdie_zmq.config import ClientSettings
-from birdie_zmq.errors import BirdieError, ProtocolError, UsageError, VersionMismatch
+from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.codec import decoder, encode
 from birdie_zmq.wire.endpoints import parse_endpoint
+from birdie_zmq.wire.keys import read_peer_key
 from birdie_zmq.wire.transport import Dealer, wait
 
 logger = logging.getLogger("birdie_zmq.client")
@@ -62,9 +64,10 @@ class Client:
         settings: Timeouts and the size of batches.
         supervisor: Asked while waiting, if the run has a broker and worker of its own.
         log: Where lines for the person at the prompt go.
+        key_file: The private key file that this client was given, for a broker with keys.
 
     Raises:
-        UsageError: The endpoint cannot be read.
+        UsageError: The endpoint or the key file cannot be read.
     """
 
     def __init__(
@@ -75,10 +78,11 @@ class Client:
         settings: ClientSettings | None = None,
         supervisor: Supervisor | None = None,
         log: logging.Logger = logger,
+        key_file: Path | None = None,
     ) -> None:
         self._settings = settings or ClientSettings()
         self._session = Session(model, limits or m.StepLimits(), self._settings, endpoint)
-        self._dealer = Dealer(parse_endpoint(endpoint))
+        self._dealer = Dealer(parse_endpoint(endpoint), None if key_file is None else read_peer_key(key_file))
         self._supervisor = supervisor
         self._lock = threading.Lock()
         self._log = log
@@ -150,6 +154,7 @@ class Client:
         Raises:
             UsageError: The client has been closed.
             BrokerUnavailable: No broker answers.
+            NotAllowed: The broker does not let this client's key in, or wants one.
             WorkerUnavailable: The broker has no worker for too long.
             ModelError: The model cannot be loaded or does not compute; the worker's traceback is attached.
             RequestError: One of the items cannot be answered as asked.
@@ -176,6 +181,8 @@ class Client:
                         failures[item] = error
                         if count > 1:
                             self._tell("warning", f"{name_of(item)} has no answer: {error.message}")
+                    case Fail(BrokerUnavailable() as error) if (doubt := self._dealer.doubt) is not None:
+                        raise BrokerUnavailable(f"{error.message}; {doubt}")
                     case Fail(error):
                         raise error
 

@@ -109,7 +109,7 @@ class TextTokenizer:
         except BirdieError:
             raise
         except Exception as error:
-            raise TokenizerError(f"the tokenizer failed to encode a text: {type(error).__name__}: {error}") from error
+            raise TokenizerError(f"the tokenizer failed to encode a text: {_kind(error)}") from error
         bos = self.bos_token_id
         if special and self._add_bos and bos is not None:
             encoded = [[bos, *ids] for ids in encoded]
@@ -131,9 +131,7 @@ class TextTokenizer:
                 else:
                     text = self._tokenizer.decode(list(ids))
         except Exception as error:
-            raise TokenizerError(
-                f"the tokenizer failed to decode {len(ids)} tokens: {type(error).__name__}: {error}"
-            ) from error
+            raise TokenizerError(f"the tokenizer failed to decode {len(ids)} tokens: {_kind(error)}") from error
         if not isinstance(text, str):
             raise TokenizerError(f"the tokenizer's decode gave a {type(text).__name__}, not a string")
         return text
@@ -180,7 +178,7 @@ class TextTokenizer:
                     **template_args,
                 )
         except Exception as error:
-            raise TokenizerError(f"apply_chat_template failed: {type(error).__name__}: {error}") from error
+            raise TokenizerError(f"apply_chat_template failed: {_kind(error)}") from error
         if not isinstance(text, str):
             raise TokenizerError(f"apply_chat_template gave a {type(text).__name__}, not a string")
         return text
@@ -224,6 +222,11 @@ class TextTokenizer:
         return int(value)
 
 
+def _kind(error: Exception) -> str:
+    """An error without its own words, which may repeat a text; they are in its traceback, for the run that caused it."""
+    return f"{type(error).__name__} (its own words are in the traceback)"
+
+
 def _takes_skip_special(decode: Any) -> bool:
     """Whether a ``decode`` can be told to leave special tokens out."""
     try:
@@ -250,6 +253,7 @@ def _checked(encoded: Any, texts: list[str]) -> list[list[int]]:
             result.append(array.tolist())
         else:
             raise TokenizerError(
-                f"the tokenizer's encode must give a list of token ids from 0 to 2**31 - 1, but gave {ids!s:.80}"
+                "the tokenizer's encode must give a list of token ids from 0 to 2**31 - 1, but gave a "
+                f"{type(ids).__name__} of something else"
             )
     return result

@@ -47,18 +47,22 @@ def unpack_array(packed: Mapping[Any, Any]) -> npt.NDArray[Any]:
         raise MalformedMessage("an array map must be of a plain array: nd true and kind empty")
     dtype = ARRAY_DTYPES.get(packed[b"type"]) if isinstance(packed[b"type"], str) else None
     if dtype is None:
-        raise MalformedMessage(f"an array of dtype {packed[b'type']!r:.40} is not accepted")
+        raise MalformedMessage(f"an array of another dtype than {', '.join(ARRAY_DTYPES)} is not accepted")
     shape, data = packed[b"shape"], packed[b"data"]
     if (
         not isinstance(shape, list | tuple)
         or len(shape) > MAX_DIMENSIONS
         or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
     ):
-        raise MalformedMessage(f"an array of shape {shape!r:.80} is not accepted")
+        raise MalformedMessage(
+            f"the shape of an array must be at most {MAX_DIMENSIONS} whole numbers, from 0 to 2**31 - 1"
+        )
     elements = 1
     for size in shape:
         elements *= size
     if not isinstance(data, bytes) or elements * dtype.itemsize != len(data):
         raise MalformedMessage("the bytes of an array are not as many as its shape and dtype say")
+    if dtype.kind == "b" and data.translate(None, b"\0\1"):
+        raise MalformedMessage("a truth value of an array is neither 0 nor 1")
     array: npt.NDArray[Any] = msgpack_numpy.decode(dict(packed))
     return array

@@ -75,15 +75,16 @@ def parse_endpoint(text: str) -> Endpoint:
     return TcpEndpoint(match["host"], port)
 
 
-def check_bindable(endpoint: Endpoint) -> None:
-    """Refuse an address that other machines could reach, since nothing here authenticates them yet.
+def check_bindable(endpoint: Endpoint, has_keys: bool = False) -> None:
+    """Refuse an address that other machines could reach, unless keys say who they are.
 
     Raises:
-        UsageError: The endpoint is a TCP address off the loopback interface.
+        UsageError: The endpoint is a TCP address off the loopback interface, and there are no keys.
     """
-    if isinstance(endpoint, TcpEndpoint) and not endpoint.is_loopback:
+    if isinstance(endpoint, TcpEndpoint) and not endpoint.is_loopback and not has_keys:
         raise UsageError(
-            f"{endpoint} could be reached from other machines, and whoever reaches a broker can use its models; "
-            "bind 127.0.0.1, and let other machines in through an SSH tunnel "
+            f"{endpoint} could be reached from other machines, and whoever reaches a broker without keys can use its "
+            "models. Make a key for each client and worker (birdie-zmq keys new client NAME, birdie-zmq keys new worker "
+            "NAME) and start the broker with --keys; or bind 127.0.0.1, and let other machines in through an SSH tunnel "
             "(ssh -L 5555:127.0.0.1:5555 this-machine)"
         )

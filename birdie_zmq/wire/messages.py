@@ -40,6 +40,16 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Level = Literal["info", "warning"]
 Indices = npt.NDArray[np.int32]
 
+_MOST_ERROR_CHARACTERS = 100_000
+
+
+def _sendable(text: str) -> str:
+    """A text of somebody else's making, which may be of any length and hold what UTF-8 cannot; the end says most."""
+    if len(text) > _MOST_ERROR_CHARACTERS:
+        half = _MOST_ERROR_CHARACTERS // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode()
+
 
 class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An error as it travels; `birdie_zmq.errors` says what each code means."""
@@ -54,7 +64,9 @@ class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         trace = error.remote_traceback
         if trace is None and error.__cause__ is not None:
             trace = "".join(traceback.format_exception(error.__cause__))
-        return cls(code=error.code, message=error.message, traceback=trace)
+        return cls(
+            code=error.code, message=_sendable(error.message), traceback=None if trace is None else _sendable(trace)
+        )
 
     def to_error(self) -> BirdieError:
         """The same error, to be raised in this process."""
@@ -208,6 +220,10 @@ class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
     loglikelihoods: npt.NDArray[np.float64]
     greedy: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if len(self.greedy) != len(self.loglikelihoods):
+            raise ValueError(f"{len(self.loglikelihoods)} scores come with {len(self.greedy)} greedy flags")
 
     def __len__(self) -> int:
         return len(self.loglikelihoods)

@@ -13,7 +13,7 @@ from typing import Self
 
 from birdie_zmq._version import __version__
 from birdie_zmq.config import AgentSettings
-from birdie_zmq.errors import ProtocolError, UnknownPeer, VersionMismatch
+from birdie_zmq.errors import NotAllowed, ProtocolError, UnknownPeer, VersionMismatch
 from birdie_zmq.signals import StopSignals
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.codec import decoder, encode
@@ -29,6 +29,8 @@ _STOPPED_S = 3.0
 
 _REGISTER_S = 5.0
 """How long a registration may take before it is sent again: it may have gone to a broker that died."""
+
+_MOST_PHASE = 1_000
 
 _decode_from_broker = decoder(m.BrokerToWorker | m.Refusal)
 
@@ -89,6 +91,7 @@ class AgentLoop:
 
         Raises:
             VersionMismatch: The broker speaks another version of the protocol.
+            NotAllowed: The broker does not let this worker's key in, or no longer, or wants one.
         """
         ends = {stop.descriptor} if lifeline is None else {stop.descriptor, lifeline}
         self._register()
@@ -136,16 +139,19 @@ class AgentLoop:
             self._handle(state.MemoryFreed())
         self._heard_at += late_s
         if time.monotonic() - self._heard_at > self._settings.broker_timeout_s:
-            logger.warning("the broker is silent; trying to reach it again")
+            doubt = self._dealer.doubt
+            logger.warning("the broker is silent; trying to reach it again%s", "" if doubt is None else f"; {doubt}")
             self._heard_at = time.monotonic()
             self._handle(state.LeasesLost())
             self._dealer.reconnect()
             self._register()
         elif not self._registered:
             if time.monotonic() - self._registered_at > _REGISTER_S:
+                if (doubt := self._dealer.doubt) is not None:
+                    logger.warning("there is no broker to register with: %s", doubt)
                 self._register()
         else:
-            self._dealer.send(encode(m.Heartbeat(phase=self._agent.phase, model=self._agent.model)))
+            self._dealer.send(encode(m.Heartbeat(phase=self._agent.phase[:_MOST_PHASE], model=self._agent.model)))
 
     def _from_broker(self, frame: bytes) -> None:
         try:
@@ -171,7 +177,7 @@ class AgentLoop:
                     if self._registered:
                         self._handle(state.LeasesLost())
                         self._register()
-                elif isinstance(refusal, VersionMismatch):
+                elif isinstance(refusal, VersionMismatch | NotAllowed):
                     raise refusal
                 else:
                     logger.warning("the broker refused a message: %s", refusal)

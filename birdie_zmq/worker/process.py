@@ -7,6 +7,7 @@ another encodes the texts of the next lease; the main thread computes.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -22,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from birdie_zmq.engine.evaluator import Evaluator, ItemFailed
-from birdie_zmq.errors import BirdieError, InternalError
+from birdie_zmq.engine.evaluator import ItemFailed
+from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
 from birdie_zmq.lifeline import die_with_parent
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.codec import decoder
@@ -34,6 +35,8 @@ _decode_from_agent = decoder(m.AgentMessage)
 
 
 _BEAT_S = 1.0
+_MOST_DETAIL = 1_000
+"""Characters; a list of shapes has no bound of its own."""
 
 
 class _Cancelled(Exception):
@@ -84,7 +87,7 @@ class _LeaseListener:
         self._say(m.LeaseNotice(lease=self._lease, level=level, text=text))
 
     def compiling(self, detail: str) -> None:
-        self._say(m.PhaseChanged(phase="compiling", detail=detail))
+        self._say(m.PhaseChanged(phase="compiling", detail=detail[:_MOST_DETAIL]))
 
     def running(self) -> None:
         self._say(m.PhaseChanged(phase="running"))
@@ -123,7 +126,7 @@ def run(channel: Channel, make_backend: MakeBackend) -> int:
         return 1
     voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
     ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
-    threading.Thread(target=_encode_ahead, args=(loaded.evaluator, inbox, ready), daemon=True).start()
+    threading.Thread(target=_encode_ahead, args=(loaded, inbox, ready), daemon=True).start()
     while True:
         if inbox.empty() and ready.empty():
             loaded.evaluator.rest()
@@ -139,16 +142,15 @@ class _Ready:
     error: Exception | None = None
 
 
-def _encode_ahead(
-    evaluator: Evaluator, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], ready: queue.Queue[_Ready]
-) -> None:
-    """Encode the next lease while the main thread computes."""
+def _encode_ahead(loaded: Loaded, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], ready: queue.Queue[_Ready]) -> None:
+    """Encode the next lease while the main thread computes, unless it is for another model than this."""
     while True:
         lease = inbox.get()
         if not isinstance(lease, m.Lease):
             continue
         try:
-            ready.put(_Ready(lease, encoded=evaluator.encode(lease.work)))
+            loaded.check(lease.identity)
+            ready.put(_Ready(lease, encoded=loaded.evaluator.encode(lease.work)))
         except Exception as error:  # noqa: BLE001 - the main thread raises it again, and tells of it
             ready.put(_Ready(lease, error=error))
 
@@ -160,7 +162,6 @@ def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int]) -
         listener.step()
         if ready.error is not None:
             raise ready.error
-        loaded.check(lease.identity)
         match lease.work:
             case m.LogLikelihoodWork() as work:
                 loaded.evaluator.loglikelihood(work, lease.limits, listener, ready.encoded)
@@ -188,17 +189,19 @@ def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int]) -
 
 
 def _internal(error: Exception) -> m.ErrorReport:
-    text = f"birdie-zmq failed in the model process: {type(error).__name__}: {error}"
-    return m.ErrorReport(code=InternalError.code, message=text, traceback=traceback.format_exc())
+    # What the error says may repeat a text: that is in the traceback alone, which goes to the run and into no log.
+    text = f"birdie-zmq failed in the model process, by {type(error).__name__}; the traceback says more"
+    return m.ErrorReport.of(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))
 
 
 def _listen(channel: Channel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], cancelled: set[int]) -> None:
-    while (messages := channel.receive()) is not None:
-        for message in messages:
-            if isinstance(message, m.CancelLease):
-                cancelled.add(message.lease)
-            else:
-                inbox.put(message)
+    with contextlib.suppress(ProtocolError):  # Whoever sends what is no message is not the agent that we were made by.
+        while (messages := channel.receive()) is not None:
+            for message in messages:
+                if isinstance(message, m.CancelLease):
+                    cancelled.add(message.lease)
+                else:
+                    inbox.put(message)
     # The agent is gone, and nobody is left to answer. A clean exit could wait for ever on compiled code.
     os._exit(0)
 

@@ -483,7 +483,8 @@ class Agent:
 
     def _fail(self, held: _Held, error: m.ErrorReport, index: int | None) -> None:
         del self._held[held.lease.lease]
-        self._log("info", f"a batch for {held.lease.model} failed: {error.message}")
+        # What the error says is for the run alone: it may repeat a text of its requests.
+        self._log("info", f"a batch for {held.lease.model} failed: {error.code}")
         self._actions.append(TellBroker(m.LeaseFailed(lease=held.lease.lease, error=error, index=index)))
 
     def _tell(self, lease: int, level: m.Level, text: str) -> None:

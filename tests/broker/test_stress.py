@@ -88,6 +88,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         max_losses=3,
         max_losses_in_a_row=10,
         max_batches_per_client=5,
+        max_refusals_in_a_row=1_000_000,  # here each refusal is looked for; tests/broker/test_budgets.py bounds them
     )
 
     def __init__(self) -> None:

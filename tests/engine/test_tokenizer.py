@@ -275,7 +275,7 @@ def test_an_encode_that_raises_is_named_with_its_error() -> None:
         def encode(self, text: Any) -> Any:
             raise KeyError("merges")
 
-    with pytest.raises(TokenizerError, match="failed to encode a text: KeyError: 'merges'") as caught:
+    with pytest.raises(TokenizerError, match="failed to encode a text: KeyError") as caught:
         TextTokenizer(Failing()).encode(["one"])
 
     assert isinstance(caught.value.__cause__, KeyError)

@@ -93,10 +93,10 @@ class Programs:
         self._started.append(program)
         return program
 
-    def broker(self, bind: str = "tcp://127.0.0.1:*") -> tuple[Program, str]:
+    def broker(self, bind: str = "tcp://127.0.0.1:*", *options: str) -> tuple[Program, str]:
         """A broker on a free port, and its endpoint."""
-        program = self.start("broker.py", "--bind", bind)
-        return program, program.wait_for(r"broker at (\S+)")[1]
+        program = self.start("broker.py", "--bind", bind, *options)
+        return program, program.wait_for(r"broker at ([^\s,]+)")[1]
 
     def worker(self, endpoint: str, page: Path, *options: str) -> Program:
         """A worker that has registered."""

@@ -110,3 +110,12 @@ def test_what_only_this_machine_reaches_may_be_bound(text: str) -> None:
 def test_what_others_could_reach_may_not_be_bound(text: str) -> None:
     with pytest.raises(UsageError, match="reached from other machines"):
         check_bindable(parse_endpoint(text))
+
+
+def test_with_keys_any_address_may_be_bound_and_without_the_way_there_is_named() -> None:
+    everywhere = parse_endpoint("tcp://0.0.0.0:5555")
+    check_bindable(everywhere, has_keys=True)
+    with pytest.raises(UsageError) as refused:
+        check_bindable(everywhere)
+    for words in ("birdie-zmq keys new client NAME", "birdie-zmq keys new worker NAME", "--keys", "127.0.0.1"):
+        assert words in refused.value.message

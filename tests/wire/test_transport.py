@@ -53,7 +53,7 @@ def arrival(router: Router) -> tuple[bytes, bytes]:
     while (received := router.receive()) is None:
         assert time.monotonic() < deadline, "nothing came"
         wait(router, 0.1)
-    return received
+    return received.peer, received.frame
 
 
 def answer(dealer: Dealer) -> bytes:

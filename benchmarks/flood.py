@@ -1,0 +1,124 @@
+"""How much slower a run is while another peer floods its broker: ``python -m benchmarks.flood``.
+
+A broker and a worker serve two clients: one scores the same requests again and again, the other sends as fast as it can,
+now one kind of message, now another, now nothing, in turn. Printed is the ratio of the medians of each kind to that of
+nothing. Machines with few cores make it worse than it is: the flood itself takes one.
+
+The large batches are sound, and for the same model, but name another identity of it: they go all the way to the model
+process, which refuses to compute them. One that is computed makes others wait for as long as that takes, once a turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import zmq
+from lm_eval.api.instance import Instance
+
+from benchmarks.restarts import served
+from birdie_zmq.wire import messages as m
+from birdie_zmq.wire.codec import encode
+from harness_model import BirdieZMQ
+
+_LARGE_CHARACTERS = 4_000_000
+"""Of one batch: what a client's own batches have at most."""
+
+
+def _messages(kind: str, model: m.ModelSpec) -> Iterator[bytes]:
+    ping, garbage = encode(m.Ping()), b"\x92\x05\x81\xa4type\xa5lease"
+    large = m.RollingWork(texts=["a " * (_LARGE_CHARACTERS // 2)])
+    number = 0
+    while True:
+        if kind == "pings":
+            yield ping
+        elif kind == "unreadable":
+            yield garbage
+        else:
+            number += 1
+            yield encode(m.Submit(batch=number, model=model, work=large, identity="another"))
+
+
+def _flood(endpoint: str, kind: str, model: m.ModelSpec, sent: Synchronized[int]) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.sndhwm = 100
+        peer.linger = 0
+        peer.connect(endpoint)
+        peer.send(encode(m.OpenSession(package_version="1")))
+        for frame in _messages(kind, model):
+            peer.send(frame)
+            sent.value += 1
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    peer.recv(flags=zmq.DONTWAIT)
+
+
+@contextlib.contextmanager
+def _flooded(endpoint: str, kind: str, model: m.ModelSpec, sent: dict[str, list[float]]) -> Iterator[None]:
+    """Let another process flood the broker meanwhile; afterwards, how many messages a second it got rid of."""
+    if kind == "nothing":
+        yield
+        return
+    context = multiprocessing.get_context("spawn")
+    count = context.Value("q", 0)
+    flooder = context.Process(target=_flood, args=(endpoint, kind, model, count), daemon=True)
+    flooder.start()
+    while not count.value:
+        time.sleep(0.01)
+    time.sleep(1.0)
+    before, began = count.value, time.monotonic()
+    try:
+        yield
+    finally:
+        sent[kind].append((count.value - before) / (time.monotonic() - began))
+        flooder.kill()
+        flooder.join()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=2_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kinds", default="nothing,pings,unreadable,large", help="of the flood, in turn")
+    options = parser.parse_args()
+    kinds = options.kinds.split(",")
+    requests = [
+        Instance("loglikelihood", {}, (f"{number}: the cat sat on the", f" mat {number % 7}"), number)
+        for number in range(options.requests)
+    ]
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    sent: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served(Path(folder), options.device) as endpoint,
+        BirdieZMQ(model_tag="demo", endpoint=endpoint) as lm,
+    ):
+        expected = lm.loglikelihood(requests, disable_tqdm=True)
+        for _ in range(options.rounds):
+            for kind in kinds:
+                with _flooded(endpoint, kind, lm._description.model, sent):
+                    began = time.monotonic()
+                    scores = lm.loglikelihood(requests, disable_tqdm=True)
+                    seconds[kind].append(time.monotonic() - began)
+                assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected]
+        lines = (Path(folder) / "served.log").read_text().count("\n")
+    alone = statistics.median(seconds["nothing"])
+    print(f"{len(requests)} requests, {os.cpu_count()} cores; {lines} lines of log")
+    for kind in kinds:
+        each = ", ".join(f"{value:.2f}" for value in seconds[kind])
+        rate = f"; {statistics.median(sent[kind]):,.0f} messages a second" if sent[kind] else ""
+        print(f"  {kind:10}  {each} s; median {statistics.median(seconds[kind]) / alone:.2f} of alone{rate}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""A broker under frames without end from many connections, while an honest run goes on beside them.
+
+``BIRDIE_FUZZ_SECONDS`` and ``BIRDIE_FUZZ_SEED`` choose another attack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from lm_eval.api.instance import Instance
+
+from birdie_zmq.config import ClientSettings
+from birdie_zmq.wire.codec import MAX_ELEMENTS
+from birdie_zmq.wire.transport import MAX_UNREAD_BY_BROKER
+from harness_model import BirdieZMQ
+from tests.fuzz.attack import CONNECTIONS, MEAN_FRAME_BYTES, MOST_FRAME_BYTES
+from tests.integration.conftest import ROOT, Programs
+
+SEED = int(os.environ.get("BIRDIE_FUZZ_SEED", "20261125"))
+SECONDS = float(os.environ.get("BIRDIE_FUZZ_SECONDS", "60"))
+MOST_GROWTH_BYTES = 128 * MAX_ELEMENTS + CONNECTIONS * (MAX_UNREAD_BY_BROKER * MEAN_FRAME_BYTES + MOST_FRAME_BYTES)
+"""A frame that is being read, as tests/fuzz/test_codec.py bounds it, and all that may wait to be read, a bomb a peer among it."""
+
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(3600)]
+
+
+def requests() -> list[Instance]:
+    pairs = [(f"{number}: the cat sat", f" on the {word}") for number in range(40) for word in ("mat", "hat", "dog")]
+    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[list[int]]:
+    """The resident bytes of a process: before, and the most since."""
+    process = psutil.Process(pid)
+    seen = [process.memory_info().rss] * 2
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.01):
+            seen[1] = max(seen[1], process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_an_honest_run_beside_an_attack_has_the_same_scores(programs: Programs, pages: Path) -> None:
+    broker, endpoint = programs.broker()
+    worker = programs.worker(endpoint, pages / "letters.py")
+    rounds = 0
+    with BirdieZMQ(model_tag="pair", endpoint=endpoint, client_settings=ClientSettings(batch_items=16)) as lm:
+        expected = lm.loglikelihood(requests(), disable_tqdm=True)
+        with watched(broker.process.pid) as resident:
+            attacker = programs.start("-m", "tests.fuzz.attack", endpoint, str(SEED), str(SECONDS), cwd=ROOT)
+            began = time.monotonic()
+            while attacker.process.poll() is None:
+                assert lm.loglikelihood(requests(), disable_tqdm=True) == expected
+                rounds += 1
+            seconds = time.monotonic() - began
+        assert lm.loglikelihood(requests(), disable_tqdm=True) == expected
+
+    assert attacker.process.returncode == 0, attacker.output
+    counts = json.loads(attacker.output)
+    lines = broker.output.count("\n")
+    print(
+        f"\nbroker, seed {SEED}: {counts['frames']:,} frames ({counts['bytes'] >> 20:,} MiB, {counts['multipart']:,} of "
+        f"several parts) over {counts['connections']:,} connections in {seconds:.0f} s, {counts['answers']:,} answers; "
+        f"crashes 0; resident {resident[0] >> 20} MiB before, {resident[1] >> 20} at most (bound "
+        f"{(resident[0] + MOST_GROWTH_BYTES) >> 20}); {rounds} honest calls of {len(expected)} requests meanwhile, other "
+        f"scores 0; {lines} lines of log"
+    )
+    assert rounds > 0
+    assert broker.process.poll() is None, broker.output
+    assert worker.process.poll() is None, worker.output
+    assert "Traceback" not in broker.output + worker.output
+    assert resident[1] < resident[0] + MOST_GROWTH_BYTES
+    assert lines < 15 * seconds + 200

@@ -1,0 +1,124 @@
+"""The payloads that make msgpack-numpy's decoder run code or crash, sent to real processes: nothing happens."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgpack_numpy
+import numpy as np
+import pytest
+
+from birdie_zmq.errors import MalformedMessage, ModelProcessDied
+from birdie_zmq.wire import messages as m
+from birdie_zmq.wire.codec import decoder, encode
+from birdie_zmq.wire.endpoints import parse_endpoint
+from birdie_zmq.wire.transport import Dealer, wait
+from harness_model import BirdieZMQ
+from tests.integration.conftest import ROOT, Programs, Served, wait_until
+
+DECODE = decoder(m.BrokerToClient | m.BrokerToWorker | m.Refusal)
+KINDS: dict[str, tuple[bytes, object, list[int]]] = {
+    "pickle": (b"O", "|O", [1]),
+    "object-pointers-in-a-field": (b"V", [["field", "|O"]], [1]),
+    "object-pointers": (b"", "|O", [1]),
+    "elements-of-no-bytes": (b"", "|S0", [10**12]),
+}
+
+
+class Touch:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def payload(kind: str, marker: Path) -> bytes:
+    """A message that is sound but for an array, which is meant to make the marker or to crash its reader."""
+    answered = m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=m.Texts(texts=[""]))
+    envelope = msgpack.unpackb(encode(answered))
+    array_kind, dtype, shape = KINDS[kind]
+    # Bytes that are object pointers and an array of nothing have no room for a pickle.
+    data = pickle.dumps(Touch(marker)) if array_kind == b"O" else b"\x41" * 8 if dtype != "|S0" else b""
+    envelope[1]["indices"] = {b"nd": True, b"type": dtype, b"kind": array_kind, b"shape": shape, b"data": data}
+    frame: bytes = msgpack.packb(envelope)
+    return frame
+
+
+def test_the_pickle_would_make_its_marker(tmp_path: Path) -> None:
+    msgpack.unpackb(payload("pickle", tmp_path / "marker"), object_hook=msgpack_numpy.decode)
+    assert (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broker_refuses_it_and_goes_on(served: Served, tmp_path: Path, kind: str) -> None:
+    marker = tmp_path / "marker"
+    with Dealer(parse_endpoint(served.endpoint)) as dealer:
+
+        def answer_to(frame: bytes) -> Any:
+            dealer.send(frame)
+            while (answer := dealer.receive()) is None:
+                wait(dealer, 0.1)
+                assert served.broker.process.poll() is None
+            return DECODE(answer)
+
+        refusal = answer_to(payload(kind, marker))
+        assert isinstance(refusal, m.Refusal)
+        assert isinstance(refusal.error.to_error(), MalformedMessage)
+        assert isinstance(answer_to(encode(m.OpenSession(package_version="1"))), m.SessionOpened)
+        assert isinstance(answer_to(encode(m.Ping())), m.Pong)
+    assert not marker.exists()
+
+
+def test_an_agent_ends_a_model_process_that_sends_it_and_goes_on(
+    programs: Programs, pages: Path, tmp_path: Path
+) -> None:
+    marker, payloads = tmp_path / "marker", tmp_path / "payloads"
+    payloads.mkdir()
+    for kind in list(KINDS)[:3]:  # A model may die three times while it is loaded.
+        (payloads / kind).write_bytes(payload(kind, marker))
+    _, endpoint = programs.broker()
+    worker = programs.worker(endpoint, pages / "hostile.py")
+
+    with pytest.raises(ModelProcessDied, match="3 times while it was loading"):
+        BirdieZMQ(model_tag="any", endpoint=endpoint, payloads=str(payloads))
+
+    assert worker.output.count("the model process sent what is no message") == 3
+    assert not list(payloads.iterdir())
+    assert not marker.exists()
+    with pytest.raises(Exception, match="nothing is left to send"):
+        BirdieZMQ(model_tag="any", endpoint=endpoint, payloads=str(payloads))
+
+
+def test_a_model_process_ends_if_its_agent_sends_it(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    ours, theirs = socket.socketpair()
+    with ours, theirs, tempfile.TemporaryFile() as trace:
+        descriptors = [theirs.fileno(), trace.fileno()]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "birdie_zmq.worker.process", *map(str, descriptors), str(os.getpid())],
+            pass_fds=descriptors,
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            for kind in KINDS:
+                frame = payload(kind, marker)
+                ours.sendall(len(frame).to_bytes(4, "big") + frame)
+            wait_until(lambda: process.poll() is not None, "the end of the model process", 60)
+        finally:
+            process.kill()
+            _, said = process.communicate()
+    assert b"Traceback" not in said
+    assert not marker.exists()
