@@ -104,7 +104,7 @@ def model_process(lm: BirdieZMQ) -> psutil.Process:
 # --- Requests that kill ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tag", ["aborts", "hangs", pytest.param("holds", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("tag", ["aborts", *(pytest.param(tag, marks=pytest.mark.chaos) for tag in ("hangs", "holds"))])
 def test_a_poisonous_request_is_found_and_all_others_are_answered(
     programs: Programs, pages: Path, expected: list[float], tag: str
 ) -> None:

@@ -64,7 +64,7 @@ def cached_requests(tmp_path: Path) -> int:
     return int(count)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_killed_run_goes_on_from_lm_evals_cache_and_another_model_may_not_use_it(
     evaluate: Callable[..., Program], tmp_path: Path
 ) -> None:
