@@ -520,4 +520,4 @@ class BrokerUnderStress(RuleBasedStateMachine):
 
 
 TestBrokerUnderStress = BrokerUnderStress.TestCase
-TestBrokerUnderStress.settings = settings(deadline=None, max_examples=300, stateful_step_count=50)
+TestBrokerUnderStress.settings = settings(deadline=None, max_examples=200, stateful_step_count=50)

@@ -185,6 +185,7 @@ def test_a_model_process_that_is_stopped_is_killed_and_its_work_done_again(
         assert lm._client.losses == 1
 
 
+@pytest.mark.chaos
 def test_a_long_compile_is_no_standing_still(programs: Programs, pages: Path, expected: list[float]) -> None:
     _, endpoint = programs.broker()
     programs.worker(endpoint, pages / "faulty.py", "--step-timeout", "1", "--compile-timeout", "60")
@@ -193,6 +194,7 @@ def test_a_long_compile_is_no_standing_still(programs: Programs, pages: Path, ex
         assert describe(lm).started == 1
 
 
+@pytest.mark.chaos
 def test_the_work_of_a_worker_that_is_stopped_is_done_by_another(
     programs: Programs, pages: Path, expected: list[float]
 ) -> None:

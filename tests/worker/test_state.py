@@ -912,4 +912,4 @@ class AgentUnderStress(RuleBasedStateMachine):
 
 
 TestAgentUnderStress = AgentUnderStress.TestCase
-TestAgentUnderStress.settings = settings(deadline=None, max_examples=500, stateful_step_count=30)
+TestAgentUnderStress.settings = settings(deadline=None, max_examples=250, stateful_step_count=30)
