@@ -23,8 +23,8 @@ class BrokerSettings(_Settings):
     ``patience_s`` is how long a batch waits for a worker that has another model before that worker changes models
     although its own queue is not empty. To a peer that is silent for ``probe_s`` something is sent, to see whether its
     connection still is there. ``max_losses`` is how many processes may die at a request, the last two of
-    them at nothing else, before it is given up, ``max_losses_in_a_row`` how many may die at one model without an answer in between before
-    its batch is. ``drain_s`` is how long a broker that is told to stop lets its workers finish what they hold.
+    them at nothing else, before it is given up, ``max_losses_in_a_row`` how many may die at one model without an answer
+    in between before its batch is. ``drain_s`` is how long a broker that is told to stop lets its workers finish what they hold.
 
     ``max_batches_per_client`` and ``max_bytes_per_client`` bound what a client has submitted and what has no answer
     yet, in bytes as they came. A peer hears of ``max_refusals_in_a_row`` messages that make no sense, then of one a

@@ -1,10 +1,11 @@
 """Batches, their parts, the queues that these wait in, and which of them a worker gets next.
 
 One queue a model, in which the clients take turns: each one's batches in their order, and one of each before the next
-of any, so that a client that submits much makes another wait for one batch at a time. A worker stays with the model it has loaded, because changing it means a new
-process; it changes when its own queue is empty, or when another model's batch has waited longer than the patience
-*and* its own model has been served for that long. So two runs that never let their queues drain take turns, and at
-most one change a patience is spent on it.
+of any, so that a client that submits much makes another wait for one batch at a time.
+
+A worker stays with the model it has loaded, because changing it means a new process; it changes when its own queue is
+empty, or when another model's batch has waited longer than the patience *and* its own model has been served for that
+long. So two runs that never let their queues drain take turns, and at most one change a patience is spent on it.
 """
 
 from __future__ import annotations
