@@ -18,6 +18,8 @@ from birdie_zmq import key_commands
 from birdie_zmq._version import __version__
 from birdie_zmq.config import AgentSettings, BrokerSettings
 from birdie_zmq.errors import BirdieError, UsageError
+from birdie_zmq.memory_limit import default_limit_mib, limit_memory
+from birdie_zmq.offer import Offer
 from birdie_zmq.wire.endpoints import DEFAULT_ENDPOINT
 from birdie_zmq.wire.keys import default_folder
 
@@ -45,6 +47,13 @@ def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> i
         metavar="FOLDER",
         help="let in only holders of a key made with birdie-zmq keys new; default: %(const)s",
     )
+    parser.add_argument(
+        "--memory-limit",
+        type=int,
+        default=default_limit_mib(),
+        metavar="MIB",
+        help="take no more memory than this, whatever peers send; on Linux; default: half of the machine's, %(default)s",
+    )
     _add_common(parser)
     parser.add_argument("--remove-folder", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -59,6 +68,15 @@ def worker(arguments: Sequence[str] | None = None, prog: str = "workers.jax_work
     page.add_argument("--api", type=Path, help="the page that loads models; default: ./api.py, else the built-in one")
     page.add_argument("--built-in", action="store_true", help="use the built-in page even if there is an ./api.py")
     parser.add_argument("--key-file", type=Path, metavar="FILE", help="this worker's key, for a broker with --keys")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        action="append",
+        metavar="FOLDER",
+        help="let tags of the built-in page name only the demo and checkpoints in this folder; may be given again; "
+        "default: any path and the hub, but with --key-file the demo only",
+    )
+    parser.add_argument("--hub", action="store_true", help="let them name repositories of the Hugging Face hub as well")
     parser.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what JAX finds")
     for what, default in _DEADLINES.items():
         parser.add_argument(
@@ -137,6 +155,7 @@ def _serve_broker(options: argparse.Namespace) -> int:
     from birdie_zmq.wire.transport import Router
 
     endpoint = parse_endpoint(options.bind)
+    limit_memory(options.memory_limit)
     allowed = None if options.keys is None else AllowList(options.keys.absolute())
     with StopSignals() as stop:
         with Router(endpoint, allowed) as router:
@@ -160,7 +179,8 @@ def _run_worker(options: argparse.Namespace) -> int:
 
     endpoint = parse_endpoint(options.connect)
     key = None if options.key_file is None else read_peer_key(options.key_file)
-    environment = device_environment(options.device, os.environ)
+    offer = _offer(options)
+    environment = device_environment(options.device, os.environ) | offer.as_variable()
     memory = command_for(environment)
     settings = AgentSettings(
         load_s=options.load_timeout,
@@ -172,6 +192,8 @@ def _run_worker(options: argparse.Namespace) -> int:
     if not options.quiet:
         page = api or "the built-in page"
         print(f"birdie-zmq {__version__} from {_PACKAGE}: worker for {endpoint}, models from {page}", flush=True)
+        if offer.folders is not None:
+            print(f"checkpoints that tags of the built-in page may name: {offer}", flush=True)
     with StopSignals() as stop, Dealer(endpoint, key) as dealer:
         loop = AgentLoop(
             dealer,
@@ -185,6 +207,18 @@ def _run_worker(options: argparse.Namespace) -> int:
         with loop:
             loop.run(stop, _STDIN if options.lifeline else None)
     return 0
+
+
+def _offer(options: argparse.Namespace) -> Offer:
+    """What the built-in page offers: whoever is let in by a key chooses only from what was said to be open."""
+    if options.checkpoints is None and options.key_file is None:
+        if options.hub:
+            raise UsageError("--hub adds to --checkpoints; a worker without both offers the hub already")
+        return Offer()
+    missing = [str(folder) for folder in options.checkpoints or [] if not folder.is_dir()]
+    if missing:
+        raise UsageError(f"there is no folder at {', '.join(missing)}, which --checkpoints names")
+    return Offer.limited(options.checkpoints or [], hub=options.hub)
 
 
 def _find_page(given: Path | None) -> Path | None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from birdie_zmq.errors import UnknownModelTag
+from birdie_zmq.offer import Offer, expanded
 
 DEMO = "demo"
 BUILT_IN = {DEMO: Path(__file__).parent / "demo"}
@@ -19,32 +20,51 @@ _LEFT_OUT = ["original/*", "onnx/*", "consolidated*"]
 """Copies of the same weights in other forms, which some repositories hold as well."""
 
 
-def locate(tag: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def locate(tag: str, revision: str | None = None, *, weights: bool = True, offer: Offer | None = None) -> Path:
     """The directory or the GGUF file that a tag stands for, on this machine.
 
     Args:
         tag: A built-in tag, a path, or ``organisation/name`` of the hub.
         revision: A branch, tag or commit of the hub's repository.
         weights: Whether the weights are wanted too, or only the small files beside them.
+        offer: What tags may name; by default, what this process's environment says.
 
     Raises:
-        UnknownModelTag: It is none of these, or the hub does not give it.
+        UnknownModelTag: It is none of these, the hub does not give it, or it is not offered.
     """
     if tag in BUILT_IN:
         return BUILT_IN[tag]
-    path = Path(tag).expanduser()
-    if (tag and path.is_dir()) or (path.is_file() and path.suffix == ".gguf"):
+    offer = Offer.of() if offer is None else offer
+    path = offer.find(tag) if tag else None
+    if path is not None and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
         return path.resolve()
-    if path.is_file():
+    if path is not None and path.is_file():
         raise UnknownModelTag(f"{path.resolve()} is neither a checkpoint directory nor a .gguf file")
-    if _HUB_NAME.fullmatch(tag) and path.suffix != ".gguf":
+    if offer.hub and _HUB_NAME.fullmatch(tag) and Path(tag).suffix != ".gguf":
         return _from_hub(tag, revision, weights)
-    raise UnknownModelTag(
-        f"no model is known by the tag {tag!r}. It may be {', '.join(sorted(BUILT_IN))}; the path of a checkpoint "
-        f"directory or of a .gguf file (there is none at {path.absolute()} on the worker's machine); or "
-        "organisation/name of the Hugging Face hub. For a model of your own, write load_model and load_tokenizer in an "
-        "api.py and name it with --api of the worker, or with api= in model_args"
+    raise UnknownModelTag(_unknown(tag, offer))
+
+
+def _unknown(tag: str, offer: Offer) -> str:
+    """What may be asked for instead. Of what is not offered it does not say whether it is there."""
+    may_be = [", ".join(sorted(BUILT_IN))]
+    if offer.folders is None:
+        where = expanded(tag).absolute()
+        may_be.append(
+            f"the path of a checkpoint directory or of a .gguf file (there is none at {where} on the worker's machine)"
+        )
+    elif offer.folders:
+        folders = " or ".join(map(str, offer.folders))
+        may_be.append(f"a checkpoint directory or .gguf file in {folders} on the worker's machine")
+    if offer.hub:
+        may_be.append("organisation/name of the Hugging Face hub")
+    or_else = (
+        "For a model of your own, write load_model and load_tokenizer in an api.py and name it with --api of the "
+        "worker, or with api= in model_args"
+        if offer.folders is None
+        else "Whoever starts the worker says what it offers, with --checkpoints FOLDER and --hub"
     )
+    return f"no model is known by the tag {tag!r}. It may be {'; or '.join(may_be)}. {or_else}"
 
 
 def fingerprint_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import socket
 import threading
 import time
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.errors import BrokerUnavailable, NotAllowed, UsageError
+from birdie_zmq.errors import BrokerUnavailable, NotAllowed, UnknownModelTag, UsageError
+from birdie_zmq.models.locate import BUILT_IN
 from birdie_zmq.wire.keys import new_key, revoke_key
 from harness_model import BirdieZMQ
 from tests.integration.conftest import DEADLINE_S, Programs, Served, wait_until
@@ -147,6 +149,30 @@ def test_a_worker_that_is_not_let_in_ends_with_the_reason(
     assert worker.process.wait(DEADLINE_S) == 2
     expected = "wants a key" if key is None else "the key of client 'alice' may not send RegisterWorker"
     assert expected in worker.output
+
+
+def test_whoever_is_let_in_chooses_only_from_what_the_worker_offers(
+    programs: Programs, tmp_path: Path, keys: Path
+) -> None:
+    for folder in ("offered", "hidden"):
+        shutil.copytree(BUILT_IN["demo"], tmp_path / folder / "mine")
+    _, endpoint = programs.broker("tcp://127.0.0.1:*", "--keys", str(keys))
+    options = ["--built-in", "--device", "cpu", "--key-file", str(tmp_path / "gpu1.key")]
+    options += ["--checkpoints", str(tmp_path / "offered")]
+    worker = programs.start("-m", "workers.jax_worker", "--connect", endpoint, *options)
+    worker.wait_for("registered with the broker")
+    assert f"may name: the demo, those in {tmp_path}/offered" in worker.output
+
+    key_file = tmp_path / "alice.key"
+    with BirdieZMQ(model_tag="mine", endpoint=endpoint, key_file=str(key_file)) as lm:
+        assert lm.get_model_info()["model_tag"] == "mine"
+    for tag in (str(tmp_path / "hidden" / "mine"), "../hidden/mine"):
+        with pytest.raises(UnknownModelTag, match=r"Whoever starts the worker says what it offers"):
+            BirdieZMQ(model_tag=tag, endpoint=endpoint, key_file=str(key_file))
+    with pytest.raises(UnknownModelTag, match=r"Whoever starts the worker says what it offers"):
+        BirdieZMQ(
+            model_tag="mine", tokenizer=str(tmp_path / "hidden" / "mine"), endpoint=endpoint, key_file=str(key_file)
+        )
 
 
 def test_all_addresses_are_served_with_keys_only(programs: Programs, tmp_path: Path, keys: Path) -> None:
