@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import settings
 
@@ -38,9 +39,12 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in cache}
     os.environ.update(cache)
+    for option in cache:  # This process has read the variables before they were set.
+        value: str = cache[option]
+        jax.config.update(option.lower(), value if option.endswith("DIR") else int(value))  # type: ignore[no-untyped-call]
     yield
-    for name, value in before.items():
-        if value is None:
+    for name, old in before.items():
+        if old is None:
             del os.environ[name]
         else:
-            os.environ[name] = value
+            os.environ[name] = old

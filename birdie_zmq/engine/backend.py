@@ -14,8 +14,9 @@ from birdie_zmq.engine.planning import Step, Tokens
 from birdie_zmq.engine.prompts import Piece
 from birdie_zmq.wire.messages import Sampling
 
-Ability = Literal["rows", "forks", "branches"]
-"""How a model reads, and so how its work is planned: whole rows, in steps from a state, or trees behind a state."""
+Ability = Literal["rows", "forks", "branches", "pairs"]
+"""How a model reads, and so how its work is planned: whole rows, in steps from a state, trees behind a state, or pairs of
+a context and a continuation, which its own function scores."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,13 @@ class Backend(Protocol):
 
     name: str
     ability: Ability
+    """``pairs`` where the model gives nothing but its own score."""
+    scores_pairs: bool
+    """Whether the model scores a continuation after its context by a function of its own."""
     makes_logits: bool
     """Whether a step holds logits of all its positions, because the model does not give its head apart."""
     vocab_size: int
+    """0 where a model that only scores pairs does not name it."""
     budget: StepBudget
     num_parameters: int | None
     dtype: str | None

@@ -22,8 +22,9 @@ class Model:
     All functions take `params` first and are jitted by the engine. Letters: b rows, t tokens of a row, d the width of a
     hidden state, v vocabulary, q any number of positions. Rows are padded on the right with token 0.
 
-    One way to compute is needed: `logits`; or `hidden` with `unembed`; or `init_state`, `extend` and `unembed`. The
-    engine takes the one that computes least: `branch`, else `extend`, else `hidden`, else `logits`.
+    One way to compute is needed: `logits`; or `hidden` with `unembed`; or `init_state`, `extend` and `unembed`; or
+    `score`. The engine takes the one that computes least: `branch`, else `extend`, else `hidden`, else `logits`. Where there
+    is `score`, a continuation after its context is scored by it alone.
 
     Attributes:
         logits: ``logits(params, tokens int32[b, t]) -> float[b, t, v]``, the scores at position i being for the token
@@ -48,6 +49,13 @@ class Model:
             ``j <= i < ends[i, j]``, and stands ``depths[i, j]`` tokens behind the state. The state has one row, which
             all texts continue, or is None; it is not changed. Padding sees itself. Whole trees are then computed in one step, without
             copies of states.
+        score: ``score(params, input_ids int32[b, t], label_ids int32[b, t], loss_mask int32[b, t]) -> (loglikelihood
+            float[b], is_greedy bool[b])``, for what is no plain causal decoder: the log-likelihood in nats of each row's
+            continuation, and whether it is what the model would say. A row is a context and its continuation without
+            its last token; ``label_ids[i, j]`` is the token after ``input_ids[i, j]``, and ``loss_mask[i, j]`` is 1 where
+            it belongs to the continuation, else 0. So the context is ``input_ids`` up to the first 1, that position
+            included, and what follows the last 1 is padding. A row of zeros has no meaning, and its result is not used.
+            Rolling log-likelihood and generation need one of the other ways.
     """
 
     logits: Function | None = None
@@ -60,6 +68,7 @@ class Model:
     init_state: Function | None = None
     extend: Function | None = None
     branch: Function | None = None
+    score: Function | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ def resolve(returned: object) -> LoadedModel:
 
 
 def _complete(model: Model) -> Model:
-    parts = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch")
+    parts = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch", "score")
     given = {name for name in parts if getattr(model, name)}
     for name in sorted(given):
         missing = [needed for needed in _NEEDS.get(name, ()) if needed not in given]
@@ -120,10 +129,10 @@ def _complete(model: Model) -> Model:
             raise ModelLoadError(
                 f"the Model that load_model returned has {name}, which needs {' and '.join(missing)} too"
             )
-    if not given & {"logits", "hidden", "extend"}:
+    if not given & {"logits", "hidden", "extend", "score"}:
         raise ModelLoadError(
             "the Model that load_model returned cannot compute anything: give it logits; or hidden and unembed; or "
-            "init_state, extend and unembed"
+            "init_state, extend and unembed; or score"
         )
     return model
 

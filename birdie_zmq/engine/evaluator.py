@@ -15,16 +15,23 @@ from typing import Any, Protocol
 import numpy as np
 
 from birdie_zmq.engine.answer_text import AnswerText
-from birdie_zmq.engine.backend import Backend
+from birdie_zmq.engine.backend import Ability, Backend
 from birdie_zmq.engine.buckets import Buckets
 from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.generation import Ends, Row, carry_on, reread
-from birdie_zmq.engine.planning import Scored, Step, Tokens
+from birdie_zmq.engine.planning import Scored, Step, Tokens, distinct_pairs
 from birdie_zmq.engine.prefixes import Tree
 from birdie_zmq.engine.scoring import Finished, IdleClock, NotFinite, possible_shapes, score
 from birdie_zmq.engine.tally import Shape, Tally
 from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.errors import BirdieError, NonFiniteLogits, OutOfDeviceMemory, RequestError, TokenOutOfVocabulary
+from birdie_zmq.errors import (
+    BirdieError,
+    NonFiniteLogits,
+    OutOfDeviceMemory,
+    RequestError,
+    TokenOutOfVocabulary,
+    UnsupportedRequest,
+)
 from birdie_zmq.wire import messages as m
 
 
@@ -147,7 +154,10 @@ class Evaluator:
         kept = [(index, item) for index, item in enumerate(items) if item is not None]
         owners = [index for index, _ in kept]
         self._tally.requests += len(items)
-        for numbers, loglikelihoods, greedy in self._score([item for _, item in kept], owners, limits, listener):
+        as_pairs = self._backend.scores_pairs
+        for numbers, loglikelihoods, greedy in self._score(
+            [item for _, item in kept], owners, limits, listener, as_pairs=as_pairs
+        ):
             indices = [owners[number] for number in numbers]
             listener.answered(indices, m.Scores(loglikelihoods=loglikelihoods, greedy=greedy))
 
@@ -167,8 +177,10 @@ class Evaluator:
             texts: What `encode` gave for this work, if it was called before.
 
         Raises:
+            UnsupportedRequest: The model only scores pairs.
             ItemFailed: One of the items cannot be scored; the others may have been.
         """
+        self._check_reads("whole texts (loglikelihood_rolling, as for perplexity)")
         if texts is None:
             texts = encode_rolling(self._tokenizer, work.texts, self._max_length)
         windows = [window for text in texts for window in text]
@@ -191,9 +203,11 @@ class Evaluator:
         """Continue each prompt until its own end.
 
         Raises:
+            UnsupportedRequest: The model only scores pairs.
             ItemFailed: One of the prompts cannot be continued; others may have been.
             OutOfDeviceMemory: There is no room for the state of one prompt.
         """
+        self._check_reads("prompts that are to be continued (generate_until)")
         rows = self._prompts(work, listener)
         ends = Ends(self._tokenizer.eos_token_ids, work.settings.max_gen_toks)
         backend, sampling = self._backend, work.settings.sampling
@@ -207,7 +221,8 @@ class Evaluator:
         self._tally.requests += len(rows)
         if backend.ability == "rows":
             self._advise(listener)
-            finished = reread(backend, rows, ends, sampling, self._buckets(limits), called, self._tally)
+            buckets = self._buckets(limits, backend.ability)
+            finished = reread(backend, rows, ends, sampling, buckets, called, self._tally)
         else:
             finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, fewer)
         began = self._seconds_now()
@@ -233,13 +248,23 @@ class Evaluator:
     # --- Scoring -----------------------------------------------------------------------------------------------------
 
     def _score(
-        self, items: Sequence[Scored], owners: Sequence[int], limits: m.StepLimits, listener: Listener
+        self,
+        items: Sequence[Scored],
+        owners: Sequence[int],
+        limits: m.StepLimits,
+        listener: Listener,
+        *,
+        as_pairs: bool = False,
     ) -> Iterator[Finished]:
         """Run the items' steps; after each, the numbers of the items that are done and their results."""
         for item, owner in zip(items, owners, strict=True):
             self._check_vocabulary(item.tokens, owner)
         self._tally.tokens_requested += sum(len(item.row) for item in items)
-        self._tally.tokens_distinct += Tree(items).distinct_tokens()
+        self._tally.tokens_distinct += (
+            sum(len(items[numbers[0]].row) for numbers in distinct_pairs(items))
+            if as_pairs
+            else Tree(items).distinct_tokens()
+        )
 
         def smaller(error: OutOfDeviceMemory) -> None:
             listener.notice(
@@ -251,10 +276,11 @@ class Evaluator:
             yield from score(
                 self._backend,
                 items,
-                lambda: self._buckets(limits),
+                lambda: self._buckets(limits, "pairs" if as_pairs else self._backend.ability),
                 lambda step: self._counted(step, listener),
                 self._idle,
                 smaller,
+                as_pairs=as_pairs,
             )
         except NotFinite as failure:
             raise ItemFailed(owners[failure.number], _not_finite()) from None
@@ -328,16 +354,24 @@ class Evaluator:
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 
-    def _buckets(self, limits: m.StepLimits) -> Buckets:
+    def _buckets(self, limits: m.StepLimits, ability: Ability) -> Buckets:
         backend = self._backend
-        vocab_size = backend.vocab_size if backend.makes_logits else 0
+        # A model's own score may well make logits of all its positions.
+        vocab_size = backend.vocab_size if backend.makes_logits or ability == "pairs" else 0
         buckets = Buckets(self._max_length, vocab_size, backend.budget, limits)
-        self._tally.possible |= possible_shapes(backend.ability, buckets)
+        self._tally.possible |= possible_shapes(ability, buckets)
         return buckets
+
+    def _check_reads(self, what: str) -> None:
+        if self._backend.ability == "pairs":
+            raise UnsupportedRequest(
+                f"the model gives score alone, which cannot read {what}: that needs logits, or hidden and unembed, or "
+                "init_state, extend and unembed in the birdie_zmq.Model that load_model returns"
+            )
 
     def _check_vocabulary(self, tokens: Tokens, index: int) -> None:
         highest = int(tokens.max())
-        if highest >= self._backend.vocab_size:
+        if 0 < self._backend.vocab_size <= highest:
             raise ItemFailed(
                 index,
                 TokenOutOfVocabulary(

@@ -22,14 +22,15 @@ import numpy.typing as npt
 from birdie_zmq.engine import head
 from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
 from birdie_zmq.engine.buckets import SHORTEST, StepBudget
-from birdie_zmq.engine.contract import LoadedModel
+from birdie_zmq.engine.contract import LoadedModel, Model
 from birdie_zmq.engine.jax_decoding import JaxDecoding, copy_state, create_state, key_data, limits_of
 from birdie_zmq.engine.memory import host_free_bytes
-from birdie_zmq.engine.planning import Branch, Fork, Read, Rows, Step, Tokens
+from birdie_zmq.engine.planning import Branch, Fork, Pairs, Read, Rows, Step, Tokens
 from birdie_zmq.engine.prefixes import long_pieces
 from birdie_zmq.engine.programs import Compiled, Programs, named
 from birdie_zmq.engine.sampling import Chance, Limits, draw
-from birdie_zmq.engine.states import Kept, StateStore
+from birdie_zmq.engine.states import Kept, StateStore, slots_for
+from birdie_zmq.engine.trial import check_logits, try_score, vocabulary_of
 from birdie_zmq.errors import ModelOutputError, OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling
 
@@ -78,6 +79,20 @@ class _Pending:
             return PlaceScores(*(np.concatenate(column) for column in columns))
 
 
+class _PendingPairs:
+    """What the model's own function says of each row, of which each place names one."""
+
+    def __init__(self, scores: Any, rows: Tokens) -> None:
+        self._scores = scores
+        self._rows = rows
+
+    def result(self) -> PlaceScores:
+        """Wait for them."""
+        with named("a step"):
+            loglikelihoods, greedy = (np.asarray(column)[self._rows] for column in self._scores)
+        return PlaceScores(loglikelihoods.astype(np.float32), greedy, np.isfinite(loglikelihoods))
+
+
 class _NothingAsked:
     def result(self) -> PlaceScores:
         """Nothing: the step has no places."""
@@ -115,15 +130,20 @@ class JaxBackend:
         self._model = parts
         self._is_jitted = model.jit
         self._programs = Programs()
-        self.ability: Ability = "branches" if parts.branch else "forks" if parts.extend else "rows"
+        self.ability: Ability = ability_of(parts)
+        self.scores_pairs = parts.score is not None
         self.makes_logits = parts.unembed is None or (self.ability == "rows" and parts.hidden is None)
-        trial = (1, min(SHORTEST, max_length))
         self._in_blocks = parts.unembed_part is not None and not self.makes_logits
-        found = self._trial(trial)
+        trial = (1, min(SHORTEST, max_length))
         self.trial_shapes = frozenset() if model.jit else frozenset({trial})
-        if parts.vocab_size is not None and parts.vocab_size > found:
-            raise ModelOutputError(f"the model names vocab_size {parts.vocab_size}, but its logits have {found}")
-        self.vocab_size = parts.vocab_size or found
+        if self.scores_pairs:
+            try_score(parts, params, trial)
+        self.vocab_size = parts.vocab_size or 0
+        if self.ability != "pairs":
+            found = vocabulary_of(replace(parts, params=params), self.ability, trial, jit=model.jit)
+            if self.vocab_size > found:
+                raise ModelOutputError(f"the model names vocab_size {parts.vocab_size}, but its logits have {found}")
+            self.vocab_size = self.vocab_size or found
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
         self._states = StateStore[Any](_STATE_BYTES)
         self._register: _Register | None = None
@@ -159,7 +179,7 @@ class JaxBackend:
         self._register = None
         self._uses = Counter(name for step in steps if (name := _state_of(step)))
         rooms = [step.how.room for step in steps if isinstance(step.how, Read | Fork)]
-        self._room = _rounded(max(rooms, default=0))
+        self._room = slots_for(max(rooms, default=0))
         self._states.trim(self._uses)
 
     def halve_budget(self) -> bool:
@@ -176,6 +196,8 @@ class JaxBackend:
     def submit(self, step: Step) -> PendingScores:
         """Begin to compute the log-probabilities of a step's targets at its places."""
         with named(f"tokens int32{list(step.shape)}"):
+            if isinstance(step.how, Pairs):
+                return _PendingPairs(self._score_pairs(step.tokens, step.how), step.rows)
             read = self._run(step)
             self._used(step)
             if len(step.targets) == 0:
@@ -248,6 +270,10 @@ class JaxBackend:
         block = max(_SMALLEST_BLOCK, self.budget.head_bytes // (4 * row_bytes))
         return head.score_in_blocks(part, targets, self.vocab_size, min(block, self.vocab_size))
 
+    def _score_pairs(self, input_ids: Tokens, how: Pairs) -> Any:
+        arguments = map(jnp.asarray, (input_ids, how.label_ids, how.loss_mask))
+        return self._programs.run(("pairs", input_ids.shape), self._model.score, self._params, *arguments)
+
     def _choose(self, params: Any, at: jax.Array) -> Any:
         return head.choose(self._logits(params, at))
 
@@ -265,7 +291,7 @@ class JaxBackend:
             case Rows():
                 read = self._rows(tokens)
                 if self.makes_logits:
-                    _vocabulary(read, step.shape)
+                    check_logits(read, step.shape)
                 return jnp.asarray(read)
             case Branch(depths=depths, ends=ends, state=name):
                 assert self._model.branch is not None
@@ -284,6 +310,8 @@ class JaxBackend:
                     self._register.is_kept = True
                     self._states.trim(self._uses)
                 return hidden
+            case Pairs():
+                raise AssertionError("a step of pairs gives scores, and nothing to be read")
             case Fork(parents=parents, lengths=lengths):
                 assert self._register is not None
                 state = self._register.state
@@ -327,7 +355,7 @@ class JaxBackend:
         Raises:
             OutOfDeviceMemory: For none. It says how many tokens there is room for.
         """
-        room = _rounded(capacity)
+        room = slots_for(capacity)
         assert self._model.init_state is not None
         state = jax.eval_shape(lambda params: self._model.init_state(params, 1, room), self._params)  # type: ignore[misc]
         row_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -354,44 +382,18 @@ class JaxBackend:
             vocab_size=self.vocab_size,
             decoded=self.budget.decoded,
             rows=rows,
-            room=_rounded(capacity),
+            room=slots_for(capacity),
             drawing=sampling,
         )
 
-    # --- The trial ---------------------------------------------------------------------------------------------------
 
-    def _trial(self, shape: tuple[int, int]) -> int:
-        """The size of the vocabulary, from a row that costs little; jitted functions are only traced for it."""
-        if not self._is_jitted:
-            assert self._model.logits is not None
-            with named(f"tokens int32{list(shape)}"):
-                returned = self._model.logits(jnp.zeros(shape, jnp.int32))
-            return _vocabulary(returned, shape)
-        with named(f"tokens int32{list(shape)}"):
-            returned = jax.eval_shape(functools.partial(self._trial_logits, shape), self._params)
-        return _vocabulary(returned, shape)
-
-    def _trial_logits(self, shape: tuple[int, int], params: Any) -> Any:
-        model, tokens = self._model, jnp.zeros(shape, jnp.int32)
-        if self.makes_logits:
-            assert model.logits is not None
-            return model.logits(params, tokens)
-        assert model.unembed is not None
-        if self.ability == "rows":
-            assert model.hidden is not None
-            read = model.hidden(params, tokens)
-        else:
-            assert model.init_state is not None
-            assert model.extend is not None
-            state = model.init_state(params, shape[0], _rounded(shape[1]))
-            returned = model.extend(params, tokens, jnp.full(shape[0], shape[1], jnp.int32), state)
-            read = _extended(returned, state)
-        if getattr(read, "shape", ())[:2] != shape or len(read.shape) != 3:
-            raise ModelOutputError(
-                f"for tokens int32{list(shape)} the model must return hidden states float[{shape[0]}, {shape[1]}, width], "
-                f"but returned {_described(read)}"
-            )
-        return model.unembed(params, read.reshape(-1, read.shape[-1])).reshape(*shape, -1)
+def ability_of(model: Model) -> Ability:
+    """The way of reading with which a model computes least."""
+    if model.branch:
+        return "branches"
+    if model.extend:
+        return "forks"
+    return "rows" if model.hidden or model.logits else "pairs"
 
 
 def _state_of(step: Step) -> bytes | None:
@@ -413,13 +415,6 @@ def _free_bytes() -> int | None:
     return int(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
 
 
-def _rounded(room: int) -> int:
-    """Slots for so many tokens; few numbers, since each is compiled for."""
-    if room > 4096:
-        return -(-room // 4096) * 4096
-    return max(256, 1 << max(0, room - 1).bit_length())
-
-
 def _batch(state: Any) -> int:
     return int(jax.tree.leaves(state)[0].shape[0])
 
@@ -428,49 +423,3 @@ def _weights(tree: Any) -> list[Any]:
     """The floating-point arrays of a pytree; a function that is no pytree has none."""
     leaves = jax.tree.leaves(tree)
     return [leaf for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)]
-
-
-def _described(value: Any) -> str:
-    found, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    return f"a {type(value).__name__}" if found is None or dtype is None else f"{dtype}{list(found)}"
-
-
-def _extended(returned: Any, state: Any) -> Any:
-    """The hidden states that `extend` returned, once its state is seen to be of the form that it was given.
-
-    Raises:
-        ModelOutputError: It did not return both, or its state has changed its form.
-    """
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ModelOutputError(f"extend must return (hidden, state), but returned a {type(returned).__name__}")
-    forms = [
-        (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
-        for tree in (state, returned[1])
-    ]
-    if forms[0] != forms[1]:
-        raise ModelOutputError(
-            f"extend must return a state of the form that it was given, but {forms[0][1]} became {forms[1][1]}"
-        )
-    return returned[0]
-
-
-def _vocabulary(returned: Any, shape: tuple[int, ...]) -> int:
-    """The last axis of what must be logits for tokens of this shape.
-
-    Raises:
-        ModelOutputError: It is not a floating-point array [*shape, vocabulary].
-    """
-    found, dtype = getattr(returned, "shape", None), getattr(returned, "dtype", None)
-    if found is None or dtype is None:
-        described = f"a {type(returned).__name__}"
-        if isinstance(returned, tuple | list):
-            described += f" of {len(returned)}; if it holds logits and something else, return the logits alone"
-        raise ModelOutputError(f"the model must return an array of logits, but returned {described}")
-    if len(found) != 3 or tuple(found[:2]) != tuple(shape) or found[2] < 1:
-        raise ModelOutputError(
-            f"for tokens int32{list(shape)} the model must return logits float[{shape[0]}, {shape[1]}, vocabulary], "
-            f"but returned {dtype}{list(found)}"
-        )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ModelOutputError(f"the model must return floating-point logits, but returned {dtype}{list(found)}")
-    return int(found[2])

@@ -92,7 +92,18 @@ class Fork:
     room: int
 
 
-How = Rows | Branch | Read | Fork
+@dataclass(frozen=True)
+class Pairs:
+    """Each row is a context and its continuation; `birdie_zmq.Model.score` says what the arrays int32[rows, length] are.
+
+    A step of these has one place for each request, whose row it names; positions and targets say nothing.
+    """
+
+    label_ids: Tokens
+    loss_mask: Tokens
+
+
+How = Rows | Branch | Read | Fork | Pairs
 
 
 @dataclass
@@ -187,4 +198,42 @@ def plan_rows(items: Sequence[Scored], buckets: Buckets) -> list[Step]:
                 places.add(row, items[number].positions, items[number].targets, number)
         used = sum(len(items[carrier].row) for carrier in chosen)
         steps.append(Step.of(tokens, used, Rows(), places))
+    return steps
+
+
+def distinct_pairs(items: Sequence[Scored]) -> list[list[int]]:
+    """The numbers of equal requests together: equal tokens, of which equally many are scored."""
+    users: dict[tuple[bytes, int], list[int]] = defaultdict(list)
+    for number, item in enumerate(items):
+        users[item.tokens.tobytes(), item.count].append(number)
+    return list(users.values())
+
+
+def plan_pairs(items: Sequence[Scored], buckets: Buckets) -> list[Step]:
+    """Cut requests into steps of pairs, longest first.
+
+    Only equal requests are computed once: where a longer text changes every position, no beginning can be shared.
+
+    Args:
+        items: The requests, with rows of 1 to buckets.max_length tokens.
+        buckets: The shapes that steps may have.
+    """
+    waiting = sorted(distinct_pairs(items), key=lambda numbers: -len(items[numbers[0]].row))
+    steps = []
+    while waiting:
+        length = buckets.length_for(len(items[waiting[0][0]].row))
+        count = buckets.rows_for(length)
+        chosen, waiting = waiting[:count], waiting[count:]
+        input_ids, label_ids = (np.full((count, length), PAD, dtype=np.int32) for _ in range(2))
+        loss_mask = np.zeros((count, length), dtype=np.int32)
+        places = Places()
+        for row, numbers in enumerate(chosen):
+            item = items[numbers[0]]
+            input_ids[row, : len(item.row)] = item.row
+            label_ids[row, : len(item.row)] = item.tokens[1:]
+            loss_mask[row, item.positions.start : item.positions.stop] = 1
+            for number in numbers:
+                places.add(row, [0], np.zeros(1, np.int32), number)
+        used = sum(len(items[numbers[0]].row) for numbers in chosen)
+        steps.append(Step.of(input_ids, used, Pairs(label_ids, loss_mask), places))
     return steps

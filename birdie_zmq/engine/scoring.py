@@ -18,7 +18,7 @@ from birdie_zmq.engine.backend import Ability, Backend, PendingScores, PlaceScor
 from birdie_zmq.engine.branching import plan_branches, row_lengths
 from birdie_zmq.engine.buckets import Buckets
 from birdie_zmq.engine.forking import piece_lengths, plan_forks
-from birdie_zmq.engine.planning import Fork, Read, Scored, Step, plan_rows
+from birdie_zmq.engine.planning import Fork, Read, Scored, Step, plan_pairs, plan_rows
 from birdie_zmq.errors import OutOfDeviceMemory
 
 
@@ -81,7 +81,7 @@ def plan_for(backend: Backend, items: Sequence[Scored], buckets: Buckets) -> lis
 
 def possible_shapes(ability: Ability, buckets: Buckets) -> frozenset[tuple[int, int]]:
     """Every ``(rows, length)`` that a step of scoring can have."""
-    if ability == "rows":
+    if ability in ("rows", "pairs"):
         return buckets.shapes
     if ability == "branches":
         lengths = row_lengths(buckets)
@@ -102,6 +102,8 @@ def score(
     counted: Callable[[Step], AbstractContextManager[None]],
     idle: IdleClock,
     out_of_memory: Callable[[OutOfDeviceMemory], None],
+    *,
+    as_pairs: bool = False,
 ) -> Iterator[Finished]:
     """Score requests; after each step, those that are complete.
 
@@ -112,19 +114,21 @@ def score(
         counted: Entered around the submission of each step.
         idle: Told when the device begins and ceases to be busy.
         out_of_memory: Told when steps are made smaller.
+        as_pairs: Whether the model's own function scores the requests, whole.
 
     Raises:
         NotFinite: A request cannot be scored.
         OutOfDeviceMemory: The device has no room even for the smallest steps.
     """
-    remaining = np.array([item.count for item in items])
+    remaining = np.array([1 if as_pairs else item.count for item in items])
     while (remaining > 0).any():
         numbers = np.flatnonzero(remaining)
         chosen = [items[int(number)] for number in numbers]
         sums = np.zeros(len(chosen))
         greedy = np.ones(len(chosen), np.bool_)
         left = remaining[numbers]
-        steps = plan_for(backend, chosen, make_buckets())
+        buckets = make_buckets()
+        steps = plan_pairs(chosen, buckets) if as_pairs else plan_for(backend, chosen, buckets)
         try:
             for step, scores in _pipelined(backend, steps, counted, idle):
                 if not scores.finite.all():

@@ -67,3 +67,10 @@ class StateStore(Generic[S]):
     def clear(self) -> None:
         """Let go of everything."""
         self._kept.clear()
+
+
+def slots_for(room: int) -> int:
+    """Slots for so many tokens; few numbers, since each is compiled for."""
+    if room > 4096:
+        return -(-room // 4096) * 4096
+    return max(256, 1 << max(0, room - 1).bit_length())

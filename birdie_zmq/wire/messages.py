@@ -295,7 +295,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_sha256: Name
     num_parameters: Count | None
     dtype: Name | None
-    vocab_size: PositiveCount
+    vocab_size: PositiveCount | None
     max_length: PositiveCount
     bos_token_id: int | None
     eos_token_id: int | None

@@ -68,7 +68,7 @@ class Loaded:
             api_sha256=self.page.sha256,
             num_parameters=self.backend.num_parameters,
             dtype=self.backend.dtype,
-            vocab_size=self.backend.vocab_size,
+            vocab_size=self.backend.vocab_size or None,
             max_length=self.max_length,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
@@ -116,6 +116,11 @@ def load(request: m.LoadModel, make_backend: MakeBackend) -> Loaded:
     elif asked and model.max_length and asked > model.max_length:
         warnings.append(f"max_length={asked} is over the {model.max_length} tokens that the model names")
     backend = make_backend(model, max_length)
+    if not backend.vocab_size:
+        warnings.append(
+            "the model gives score alone and no vocab_size, so a token that it does not know is not noticed (give "
+            "vocab_size in birdie_zmq.Model)"
+        )
     return Loaded(request, page, tokenizer, backend, Evaluator(tokenizer, backend, max_length), max_length, warnings)
 
 

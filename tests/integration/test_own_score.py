@@ -1,0 +1,130 @@
+"""Models that score a continuation after its context by a function of their own, through the whole path."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+
+from birdie_zmq.errors import UnsupportedRequest
+from harness_model import BirdieZMQ
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
+CONTEXT = "The mill of Oldbrook was built of grey stone."
+PAIRS = [
+    *((f"{CONTEXT} Who built mill {number}?", f" {name}") for number in range(2) for name in ("Una", "Mira's")),
+    (CONTEXT, " It stands."),
+    (CONTEXT, " It stands."),
+    ("Short", "er"),
+    ("", "Nothing before it"),
+]
+
+
+@pytest.fixture(autouse=True)
+def beside_the_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a page may import lies beside it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    for name in set(sys.modules) - before:
+        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def page(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def encoded(context: str, continuation: str) -> tuple[list[int], list[int]]:
+    return list(context.encode()) or [256], list(continuation.encode())
+
+
+def chosen(logits: Any, targets: list[int]) -> tuple[float, bool]:
+    """By logits [n, v] for n targets, in float64 on the host."""
+    rows = np.asarray(logits, np.float64)
+    scores = (
+        rows - np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1, keepdims=True)) - rows.max(-1, keepdims=True)
+    )
+    return float(scores[np.arange(len(targets)), targets].sum()), bool((rows.argmax(-1) == targets).all())
+
+
+def prefix_lm(module: ModuleType, params: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """One text at a time, with its mask written down."""
+    row = context + continuation[:-1]
+    sees = np.tri(len(row), dtype=bool)
+    sees[:, : len(context)] = True
+    hidden = module.read(params, jnp.array([row]), jnp.asarray(sees)[None])[0]
+    return chosen((hidden @ params["head"])[len(context) - 1 :], continuation)
+
+
+def encoder_decoder(module: ModuleType, params: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """The context alone through the encoder, the continuation alone through the decoder."""
+    whole = np.ones((1, len(context), len(context)), bool)
+    memory = module.read(params["encoder"], jnp.array([context]), jnp.asarray(whole))
+    reads = [256, *continuation[:-1]]
+    causal = jnp.tri(len(reads), dtype=bool)[None]
+    all_of_it = jnp.ones((1, len(reads), len(context)), bool)
+    hidden = module.read(params["decoder"], jnp.array([reads]), causal, memory, all_of_it)[0]
+    return chosen(hidden @ params["decoder"]["head"], continuation)
+
+
+def masked_lm(module: ModuleType, params: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    """A text for each token of the continuation, with that one masked."""
+    text = context + continuation
+    whole = jnp.ones((1, len(text), len(text)), bool)
+    logits = []
+    for place in range(len(context), len(text)):
+        masked = [*text[:place], module.MASK, *text[place + 1 :]]
+        logits.append(module.read(params, jnp.array([masked]), whole)[0, place] @ params["head"])
+    return chosen(jnp.stack(logits), continuation)
+
+
+Direct = Callable[[ModuleType, Any, list[int], list[int]], tuple[float, bool]]
+
+
+@pytest.mark.parametrize("direct", [prefix_lm, encoder_decoder, masked_lm])
+def test_scores_are_those_of_each_pair_computed_directly(direct: Direct) -> None:
+    name = direct.__name__
+    module = page(name)
+    params = module.load_model(name).params
+    expected = [direct(module, params, *encoded(*pair)) for pair in PAIRS]
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
+
+    with BirdieZMQ(model_tag=name, api=str(EXAMPLES / f"{name}.py"), device="cpu") as lm:
+        answers = lm.loglikelihood(requests, disable_tqdm=True)
+        with pytest.raises(UnsupportedRequest, match=r"gives score alone.*needs logits"):
+            lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("A text",), 0)], disable_tqdm=True)
+        with pytest.raises(UnsupportedRequest, match=r"gives score alone.*needs logits"):
+            lm.generate_until([Instance("generate_until", {}, ("A prompt", {"until": ["."]}), 0)], disable_tqdm=True)
+        steps = lm.get_model_info()["model_steps"]
+
+    np.testing.assert_allclose([score for score, _ in answers], [score for score, _ in expected], atol=1e-4)
+    assert [greedy for _, greedy in answers] == [greedy for _, greedy in expected]
+    rows = [len(context) + len(continuation) - 1 for context, continuation in (encoded(*pair) for pair in PAIRS)]
+    assert steps["tokens_distinct"] == sum(rows) - rows[5], "equal pairs are computed once, and nothing else is shared"
+
+
+def test_the_prefix_model_read_as_a_causal_one_would_score_otherwise() -> None:
+    module = page("prefix_lm")
+    params = module.load_model("prefix").params
+    differences = []
+    for context, continuation in (encoded(*pair) for pair in PAIRS):
+        row = jnp.array([context + continuation[:-1]])
+        hidden = module.read(params, row, jnp.tri(row.shape[1], dtype=bool)[None])[0]
+        causal, _ = chosen((hidden @ params["head"])[len(context) - 1 :], continuation)
+        differences.append(abs(causal - prefix_lm(module, params, context, continuation)[0]))
+    assert sorted(differences)[0] < 1e-4, "behind a context of one token both are one"
+    assert sorted(differences)[1] > 0.01
