@@ -22,9 +22,12 @@ import numpy.typing as npt
 from birdie_zmq.engine import head
 from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
 from birdie_zmq.engine.buckets import SHORTEST, StepBudget
+from birdie_zmq.engine.compile_cache import keep_programs
 from birdie_zmq.engine.contract import LoadedModel
+from birdie_zmq.engine.frameworks import only_framework
 from birdie_zmq.engine.jax_decoding import JaxDecoding, copy_state, create_state, key_data, limits_of
 from birdie_zmq.engine.memory import host_free_bytes
+from birdie_zmq.engine.outputs import check_hidden, chosen_vocabulary, vocabulary_of
 from birdie_zmq.engine.planning import Branch, Fork, Read, Rows, Step, Tokens
 from birdie_zmq.engine.prefixes import long_pieces
 from birdie_zmq.engine.programs import Compiled, Programs, named
@@ -121,9 +124,7 @@ class JaxBackend:
         self._in_blocks = parts.unembed_part is not None and not self.makes_logits
         found = self._trial(trial)
         self.trial_shapes = frozenset() if model.jit else frozenset({trial})
-        if parts.vocab_size is not None and parts.vocab_size > found:
-            raise ModelOutputError(f"the model names vocab_size {parts.vocab_size}, but its logits have {found}")
-        self.vocab_size = parts.vocab_size or found
+        self.vocab_size = chosen_vocabulary(parts.vocab_size, found)
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
         self._states = StateStore[Any](_STATE_BYTES)
         self._register: _Register | None = None
@@ -386,11 +387,7 @@ class JaxBackend:
             state = model.init_state(params, shape[0], _rounded(shape[1]))
             returned = model.extend(params, tokens, jnp.full(shape[0], shape[1], jnp.int32), state)
             read = _extended(returned, state)
-        if getattr(read, "shape", ())[:2] != shape or len(read.shape) != 3:
-            raise ModelOutputError(
-                f"for tokens int32{list(shape)} the model must return hidden states float[{shape[0]}, {shape[1]}, width], "
-                f"but returned {_described(read)}"
-            )
+        check_hidden(read, shape)
         return model.unembed(params, read.reshape(-1, read.shape[-1])).reshape(*shape, -1)
 
 
@@ -430,11 +427,6 @@ def _weights(tree: Any) -> list[Any]:
     return [leaf for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
-def _described(value: Any) -> str:
-    found, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    return f"a {type(value).__name__}" if found is None or dtype is None else f"{dtype}{list(found)}"
-
-
 def _extended(returned: Any, state: Any) -> Any:
     """The hidden states that `extend` returned, once its state is seen to be of the form that it was given.
 
@@ -455,22 +447,16 @@ def _extended(returned: Any, state: Any) -> Any:
 
 
 def _vocabulary(returned: Any, shape: tuple[int, ...]) -> int:
-    """The last axis of what must be logits for tokens of this shape.
+    """The last axis of what must be logits for tokens of this shape."""
+    return vocabulary_of(returned, shape, lambda array: jnp.issubdtype(array.dtype, jnp.floating))
 
-    Raises:
-        ModelOutputError: It is not a floating-point array [*shape, vocabulary].
-    """
-    found, dtype = getattr(returned, "shape", None), getattr(returned, "dtype", None)
-    if found is None or dtype is None:
-        described = f"a {type(returned).__name__}"
-        if isinstance(returned, tuple | list):
-            described += f" of {len(returned)}; if it holds logits and something else, return the logits alone"
-        raise ModelOutputError(f"the model must return an array of logits, but returned {described}")
-    if len(found) != 3 or tuple(found[:2]) != tuple(shape) or found[2] < 1:
-        raise ModelOutputError(
-            f"for tokens int32{list(shape)} the model must return logits float[{shape[0]}, {shape[1]}, vocabulary], "
-            f"but returned {dtype}{list(found)}"
-        )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ModelOutputError(f"the model must return floating-point logits, but returned {dtype}{list(found)}")
-    return int(found[2])
+
+def prepare() -> None:
+    """Before a page is imported: let JAX keep what it compiles."""
+    keep_programs()
+
+
+def make_backend(model: LoadedModel, max_length: int) -> JaxBackend:
+    """The engine for models in JAX; as `birdie_zmq.worker.engines` asks for it."""
+    with only_framework(model, "jax"):
+        return JaxBackend(model, max_length)
