@@ -6,7 +6,7 @@ for a model::
     lm_eval --model birdie_zmq --model_args model_tag=mine,size=small,port=5555 --tasks arc_easy
 
 calls ``load_model("mine", size="small")`` and ``load_tokenizer("mine", size="small")``. Every word of model_args
-reaches both, but for those that say where to run (``endpoint``, ``port``, ``api``, ``batch_rows``). When another
+reaches both, but for those that say where and how to run (``endpoint``, ``port``, ``api``, ``engine``, ``batch_rows``). When another
 evaluation asks for another tag or other words, the process that holds the model ends, with all its memory, and a new
 one calls these functions again.
 
@@ -23,6 +23,8 @@ one calls these functions again.
 ``load_tokenizer`` returns a tokenizer of transformers, a ``tokenizers.Tokenizer``, or any object with
 ``encode(str) -> list[int]`` and ``decode(list[int]) -> str`` and the attributes ``bos_token_id`` or ``eos_token_id``;
 ``chat_template``, if it has one, serves ``--apply_chat_template``.
+
+A model in PyTorch is returned in the same ways, or as a module, and served by ``python -m workers.torch_worker``.
 
 To try a change, point a run at this page: ``--model_args model_tag=mine,api=api.py`` starts a worker for that run alone.
 """

@@ -48,7 +48,7 @@ _OWN_BROKER_S = 60.0
 
 
 class BirdieZMQ(LM):
-    """A JAX language model in another process.
+    """A language model in another process.
 
     Args:
         batch_size: As lm_eval passes it: a number above 1 is the most rows of a step.
@@ -56,7 +56,7 @@ class BirdieZMQ(LM):
         device: ``cpu`` or ``cuda:N``, for the worker that the run starts.
         client_settings: Timeouts and the size of batches.
         **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
-            ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``.
+            ``engine``, ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``.
 
     Raises:
         UsageError: model_args cannot be used as given.
@@ -85,7 +85,8 @@ class BirdieZMQ(LM):
         endpoint = self._arguments.endpoint
         if endpoint is None:
             verbose = logger.isEnabledFor(logging.DEBUG)
-            self._embedded = Embedded(self._arguments.api, device_of_lm_eval(device), verbose)
+            arguments = self._arguments
+            self._embedded = Embedded(arguments.api, device_of_lm_eval(device), verbose, arguments.engine)
             endpoint = self._embedded.endpoint
             if client_settings is None:
                 self._settings = ClientSettings(connect_s=_OWN_BROKER_S)

@@ -16,12 +16,13 @@ from pathlib import Path
 import birdie_zmq
 from birdie_zmq import key_commands
 from birdie_zmq._version import __version__
-from birdie_zmq.config import AgentSettings, BrokerSettings
+from birdie_zmq.config import ENGINE_VARIABLE, AgentSettings, BrokerSettings
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.memory_limit import default_limit_mib, limit_memory
 from birdie_zmq.offer import Offer
 from birdie_zmq.wire.endpoints import DEFAULT_ENDPOINT
 from birdie_zmq.wire.keys import default_folder
+from birdie_zmq.worker import engines
 
 _PACKAGE = Path(birdie_zmq.__file__).resolve().parent
 _STDIN = 0
@@ -60,10 +61,18 @@ def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> i
     return _guarded(prog, options.quiet, lambda: _serve_broker(options))
 
 
-def worker(arguments: Sequence[str] | None = None, prog: str = "workers.jax_worker") -> int:
-    """Run a worker for JAX models until it is told to stop."""
-    parser = argparse.ArgumentParser(prog=prog, description="Serve JAX models to a broker.")
+def worker(
+    arguments: Sequence[str] | None = None, prog: str = "workers.jax_worker", engine: str = engines.DEFAULT
+) -> int:
+    """Run a worker until it is told to stop; `engine` is that of its models where nothing else is said."""
+    parser = argparse.ArgumentParser(prog=prog, description="Serve models to a broker.")
     parser.add_argument("--connect", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
+    parser.add_argument(
+        "--engine",
+        default=engine,
+        metavar=f"{'|'.join(engines.BUILT_IN)}|PATH",
+        help="what computes: a framework, or a Python file with make_backend; default: %(default)s",
+    )
     page = parser.add_mutually_exclusive_group()
     page.add_argument("--api", type=Path, help="the page that loads models; default: ./api.py, else the built-in one")
     page.add_argument("--built-in", action="store_true", help="use the built-in page even if there is an ./api.py")
@@ -77,7 +86,7 @@ def worker(arguments: Sequence[str] | None = None, prog: str = "workers.jax_work
         "default: any path and the hub, but with --key-file the demo only",
     )
     parser.add_argument("--hub", action="store_true", help="let them name repositories of the Hugging Face hub as well")
-    parser.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what JAX finds")
+    parser.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what there is")
     for what, default in _DEADLINES.items():
         parser.add_argument(
             f"--{what}-timeout",
@@ -132,7 +141,9 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command ``birdie-zmq``."""
     parser = argparse.ArgumentParser(
-        prog="birdie-zmq", description="Evaluate JAX language models with lm_eval.", add_help=True
+        prog="birdie-zmq",
+        description="Evaluate language models in JAX, PyTorch and others with lm_eval.",
+        add_help=True,
     )
     parser.add_argument("--version", action="version", version=f"birdie-zmq {__version__} from {_PACKAGE}")
     parser.add_argument("command", choices=list(_COMMANDS), help="each has a --help of its own")
@@ -179,8 +190,13 @@ def _run_worker(options: argparse.Namespace) -> int:
 
     endpoint = parse_endpoint(options.connect)
     key = None if options.key_file is None else read_peer_key(options.key_file)
+    engine = engines.find_engine(options.engine)
     offer = _offer(options)
-    environment = device_environment(options.device, os.environ) | offer.as_variable()
+    environment = {
+        **device_environment(options.device, os.environ),
+        **offer.as_variable(),
+        ENGINE_VARIABLE: engine,
+    }
     memory = command_for(environment)
     settings = AgentSettings(
         load_s=options.load_timeout,
@@ -191,14 +207,17 @@ def _run_worker(options: argparse.Namespace) -> int:
     api = None if options.built_in else _find_page(options.api)
     if not options.quiet:
         page = api or "the built-in page"
-        print(f"birdie-zmq {__version__} from {_PACKAGE}: worker for {endpoint}, models from {page}", flush=True)
+        print(
+            f"birdie-zmq {__version__} from {_PACKAGE}: worker for {endpoint}, engine {engine}, models from {page}",
+            flush=True,
+        )
         if offer.folders is not None:
             print(f"checkpoints that tags of the built-in page may name: {offer}", flush=True)
     with StopSignals() as stop, Dealer(endpoint, key) as dealer:
         loop = AgentLoop(
             dealer,
             settings,
-            engine="jax",
+            engine=engines.name_of(engine),
             process_module="birdie_zmq.worker.process",
             environment=environment,
             api=api,

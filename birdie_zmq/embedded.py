@@ -23,6 +23,7 @@ from birdie_zmq.client.client import Pulse
 from birdie_zmq.errors import UnavailableError
 from birdie_zmq.processes import kill_group, module_command, package_environment, start
 from birdie_zmq.wire.endpoints import MAX_IPC_PATH_BYTES
+from birdie_zmq.worker.engines import DEFAULT
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
@@ -54,14 +55,17 @@ class Embedded:
         api: The page that the worker loads models from, None for the built-in one.
         device: The worker's device, as `birdie_zmq.worker.devices` reads it.
         verbose: Whether both write down what they do, and not only what goes wrong.
+        engine: The worker's engine, as `birdie_zmq.worker.engines.find_engine` gives it.
     """
 
-    def __init__(self, api: Path | None = None, device: str | None = None, verbose: bool = False) -> None:
+    def __init__(
+        self, api: Path | None = None, device: str | None = None, verbose: bool = False, engine: str = DEFAULT
+    ) -> None:
         folder = _private_folder()
         self.endpoint = f"ipc://{folder / 'broker'}"
         environment = package_environment(os.environ)
         common = ["--lifeline"] if verbose else ["--lifeline", "--quiet"]
-        worker = ["worker", "--connect", self.endpoint, *common]
+        worker = ["worker", "--connect", self.endpoint, "--engine", engine, *common]
         worker += ["--built-in"] if api is None else ["--api", str(api)]
         worker += [] if device is None else ["--device", device]
         broker = ["broker", "--bind", self.endpoint, *common, "--remove-folder"]

@@ -13,8 +13,9 @@ The tree is split by whose fault it is, because that decides what a person does 
     ├── UnavailableError        a process that is needed does not answer
     │   ├── BrokerUnavailable
     │   └── WorkerUnavailable
-    ├── ModelError              the model, its tokenizer or its api.py
+    ├── ModelError              the model, its tokenizer, its api.py or its engine
     │   ├── ApiPageError
+    │   ├── EngineError
     │   ├── UnknownModelTag
     │   ├── ModelLoadError
     │   ├── ModelChanged
@@ -140,6 +141,12 @@ class ApiPageError(ModelError):
     """The api.py page cannot be imported, or lacks a function."""
 
     code = "api-page"
+
+
+class EngineError(ModelError):
+    """The engine that is to compute the model cannot be imported, or is none."""
+
+    code = "engine"
 
 
 class UnknownModelTag(ModelError):

@@ -14,6 +14,7 @@ from typing import Any
 
 from birdie_zmq.errors import UsageError
 from birdie_zmq.wire.messages import ModelSpec, StepLimits
+from birdie_zmq.worker.engines import DEFAULT, find_engine
 
 DEFAULT_MAX_GEN_TOKS = 256
 """lm_eval's own default."""
@@ -28,6 +29,7 @@ class RunArguments:
         endpoint: The broker's, or None for a broker and worker of the run's own.
         key_file: The private key file that a client of this broker was given, None for a broker without keys.
         api: The page for a run's own worker, None for the built-in one.
+        engine: What computes in a run's own worker, as `birdie_zmq.worker.engines.find_engine` gives it.
         resume: The journal in which answers are kept and looked up, None to keep none.
         device: What lm_eval calls the device.
         limits: What was said of the rows of a step.
@@ -42,6 +44,7 @@ class RunArguments:
     endpoint: str | None
     key_file: Path | None
     api: Path | None
+    engine: str
     resume: Path | None
     device: str | None
     limits: StepLimits
@@ -91,6 +94,11 @@ def read_arguments(
         )
     if api is not None and not Path(str(api)).is_file():
         raise UsageError(f"there is no page at {Path(str(api)).absolute()}, which api= in model_args names")
+    engine = rest.pop("engine", None)
+    if engine is not None and endpoint is not None:
+        raise UsageError(
+            "engine= in model_args is for a run's own worker; a worker at a broker is given its engine by its own --engine"
+        )
     resume = _file("resume", rest.pop("resume", None))
     rows = _count("batch_rows", rest.pop("batch_rows", None))
     most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
@@ -101,6 +109,7 @@ def read_arguments(
         endpoint=endpoint,
         key_file=key_file,
         api=None if api is None else Path(str(api)).resolve(),
+        engine=find_engine(DEFAULT if engine is None else str(engine)),
         resume=resume,
         device=device,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),

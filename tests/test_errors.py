@@ -23,6 +23,7 @@ CODES = {
     "worker-unavailable": "WorkerUnavailable",
     "model": "ModelError",
     "api-page": "ApiPageError",
+    "engine": "EngineError",
     "unknown-model-tag": "UnknownModelTag",
     "model-load": "ModelLoadError",
     "model-changed": "ModelChanged",

@@ -52,7 +52,15 @@ def test_the_lm_eval_side_asks_for_neither_jax_nor_torch(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["birdie_zmq.broker.loop", "birdie_zmq.worker.agent", "birdie_zmq.cli"])
-def test_broker_and_agent_ask_for_no_jax(module: str) -> None:
+def test_broker_and_agent_ask_for_no_framework(module: str) -> None:
+    asked = asked_for_by(module)
+
+    assert "birdie_zmq" in asked
+    assert asked.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
+
+
+@pytest.mark.parametrize("module", ["birdie_zmq.worker.process", "birdie_zmq.models", "birdie_zmq.engine.rows_backend"])
+def test_a_model_process_asks_for_a_framework_only_by_its_engine(module: str) -> None:
     asked = asked_for_by(module)
 
     assert "birdie_zmq" in asked

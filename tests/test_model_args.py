@@ -28,6 +28,7 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
         endpoint=None,
         key_file=None,
         api=None,
+        engine="jax",
         resume=None,
         device=None,
         limits=StepLimits(),
@@ -59,6 +60,19 @@ def test_a_key_file_goes_with_a_broker_and_is_no_part_of_the_model(where: dict[s
 
     assert arguments.key_file == Path("keys/alice").absolute()
     assert arguments.model == read().model
+
+
+def test_an_engine_is_for_a_runs_own_worker_and_does_not_reach_the_page(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.touch()
+
+    assert [read(engine=engine).engine for engine in ("jax", "torch", str(file))] == ["jax", "torch", str(file)]
+    assert read(engine="torch").model == read().model
+    with pytest.raises(UsageError, match="no engine 'mlx'"):
+        read(engine="mlx")
+    for where in ({"port": 5555}, {"endpoint": "tcp://host:1"}):
+        with pytest.raises(UsageError, match="engine= in model_args is for a run's own worker"):
+            read(engine="torch", **where)
 
 
 def test_a_key_file_is_not_for_a_broker_of_the_runs_own() -> None:

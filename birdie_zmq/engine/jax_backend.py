@@ -22,16 +22,19 @@ import numpy.typing as npt
 from birdie_zmq.engine import head
 from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
 from birdie_zmq.engine.buckets import SHORTEST, StepBudget
+from birdie_zmq.engine.compile_cache import keep_programs
 from birdie_zmq.engine.contract import LoadedModel, Model
+from birdie_zmq.engine.frameworks import only_framework
 from birdie_zmq.engine.jax_decoding import JaxDecoding, copy_state, create_state, key_data, limits_of
 from birdie_zmq.engine.memory import host_free_bytes
+from birdie_zmq.engine.outputs import chosen_vocabulary
 from birdie_zmq.engine.planning import Branch, Fork, Pairs, Read, Rows, Step, Tokens
 from birdie_zmq.engine.prefixes import long_pieces
 from birdie_zmq.engine.programs import Compiled, Programs, named
 from birdie_zmq.engine.sampling import Chance, Limits, draw
 from birdie_zmq.engine.states import Kept, StateStore, slots_for
-from birdie_zmq.engine.trial import check_logits, try_score, vocabulary_of
-from birdie_zmq.errors import ModelOutputError, OutOfDeviceMemory
+from birdie_zmq.engine.trial import check_logits, find_vocabulary, try_score
+from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
@@ -140,10 +143,8 @@ class JaxBackend:
             try_score(parts, params, trial)
         self.vocab_size = parts.vocab_size or 0
         if self.ability != "pairs":
-            found = vocabulary_of(replace(parts, params=params), self.ability, trial, jit=model.jit)
-            if self.vocab_size > found:
-                raise ModelOutputError(f"the model names vocab_size {parts.vocab_size}, but its logits have {found}")
-            self.vocab_size = self.vocab_size or found
+            found = find_vocabulary(replace(parts, params=params), self.ability, trial, jit=model.jit)
+            self.vocab_size = chosen_vocabulary(parts.vocab_size, found)
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
         self._states = StateStore[Any](_STATE_BYTES)
         self._register: _Register | None = None
@@ -423,3 +424,14 @@ def _weights(tree: Any) -> list[Any]:
     """The floating-point arrays of a pytree; a function that is no pytree has none."""
     leaves = jax.tree.leaves(tree)
     return [leaf for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def prepare() -> None:
+    """Before a page is imported: let JAX keep what it compiles."""
+    keep_programs()
+
+
+def make_backend(model: LoadedModel, max_length: int) -> JaxBackend:
+    """The engine for models in JAX; as `birdie_zmq.worker.engines` asks for it."""
+    with only_framework(model, "jax"):
+        return JaxBackend(model, max_length)

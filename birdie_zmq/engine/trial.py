@@ -10,12 +10,13 @@ import jax.numpy as jnp
 
 from birdie_zmq.engine.backend import Ability
 from birdie_zmq.engine.contract import Model
+from birdie_zmq.engine.outputs import check_hidden, vocabulary_of, wrong_score
 from birdie_zmq.engine.programs import named
 from birdie_zmq.engine.states import slots_for
 from birdie_zmq.errors import ModelOutputError
 
 
-def vocabulary_of(model: Model, ability: Ability, shape: tuple[int, int], *, jit: bool) -> int:
+def find_vocabulary(model: Model, ability: Ability, shape: tuple[int, int], *, jit: bool) -> int:
     """The size of the vocabulary, by a row of tokens of this shape.
 
     Args:
@@ -58,10 +59,7 @@ def try_score(model: Model, params: Any, shape: tuple[int, int]) -> None:
             and bool_dtype == jnp.bool_
         ):
             return
-    raise ModelOutputError(
-        f"for int32{list(shape)} score must return (loglikelihood float[{shape[0]}], is_greedy bool[{shape[0]}]), but "
-        f"returned {', '.join(map(_described, columns))}"
-    )
+    raise wrong_score(columns, shape)
 
 
 def _logits(model: Model, ability: Ability, shape: tuple[int, int], params: Any) -> Any:
@@ -79,11 +77,7 @@ def _logits(model: Model, ability: Ability, shape: tuple[int, int], params: Any)
         state = model.init_state(params, shape[0], slots_for(shape[1]))
         returned = model.extend(params, tokens, jnp.full(shape[0], shape[1], jnp.int32), state)
         read = _extended(returned, state)
-    if getattr(read, "shape", ())[:2] != shape or len(read.shape) != 3:
-        raise ModelOutputError(
-            f"for tokens int32{list(shape)} the model must return hidden states float[{shape[0]}, {shape[1]}, width], "
-            f"but returned {_described(read)}"
-        )
+    check_hidden(read, shape)
     return model.unembed(params, read.reshape(-1, read.shape[-1])).reshape(*shape, -1)
 
 
@@ -93,20 +87,7 @@ def check_logits(returned: Any, shape: tuple[int, ...]) -> int:
     Raises:
         ModelOutputError: It is not a floating-point array [*shape, vocabulary].
     """
-    found, dtype = getattr(returned, "shape", None), getattr(returned, "dtype", None)
-    if found is None or dtype is None:
-        described = f"a {type(returned).__name__}"
-        if isinstance(returned, tuple | list):
-            described += f" of {len(returned)}; if it holds logits and something else, return the logits alone"
-        raise ModelOutputError(f"the model must return an array of logits, but returned {described}")
-    if len(found) != 3 or tuple(found[:2]) != tuple(shape) or found[2] < 1:
-        raise ModelOutputError(
-            f"for tokens int32{list(shape)} the model must return logits float[{shape[0]}, {shape[1]}, vocabulary], "
-            f"but returned {dtype}{list(found)}"
-        )
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ModelOutputError(f"the model must return floating-point logits, but returned {dtype}{list(found)}")
-    return int(found[2])
+    return vocabulary_of(returned, shape, lambda array: jnp.issubdtype(array.dtype, jnp.floating))
 
 
 def _extended(returned: Any, state: Any) -> Any:
@@ -126,8 +107,3 @@ def _extended(returned: Any, state: Any) -> Any:
             f"extend must return a state of the form that it was given, but {forms[0][1]} became {forms[1][1]}"
         )
     return returned[0]
-
-
-def _described(value: Any) -> str:
-    found, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    return f"a {type(value).__name__}" if found is None or dtype is None else f"{dtype}{list(found)}"

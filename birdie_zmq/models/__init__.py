@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from birdie_zmq.config import ENGINE_VARIABLE
 from birdie_zmq.engine.contract import Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
-from birdie_zmq.models.locate import fingerprint_of, locate
+from birdie_zmq.models.locate import BUILT_IN, fingerprint_of, locate
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 
 _DTYPES = ("auto", "float32", "bfloat16")
@@ -31,20 +34,24 @@ _WITHOUT_EFFECT = {"trust_remote_code", "truncation", "use_fast_tokenizer", "log
 
 
 def load_model(model_tag: str, **keywords: Any) -> Model:
-    """The model of a tag, in JAX, its weights on the default device.
+    """The model of a tag, for the engine of this process: in JAX, its weights on the default device, or in PyTorch.
 
     Args:
-        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or ``organisation/name`` of the hub.
+        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or ``organisation/name`` of the hub. In PyTorch it
+            is a directory or a repository, which transformers reads.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 where the checkpoint is, else float32.
             ``revision`` is one of the hub's repository.
 
     Raises:
         UnknownModelTag: The tag is none of those.
-        UsageError: A keyword is not known or has a wrong value.
+        UsageError: A keyword is not known or has a wrong value, or the engine is none for this model.
         ModelLoadError: The checkpoint is damaged, or its architecture is not known.
     """
     path = locate(model_tag, keywords.get("revision"))
     dtype = _checked(model_tag, keywords)
+    engine = os.environ.get(ENGINE_VARIABLE, "jax")
+    if engine != "jax":
+        return _of_another_engine(engine, model_tag, path, dtype)
     # Here, so that the agent and load_tokenizer do without jax.
     from birdie_zmq.models.decoder import model_of
     from birdie_zmq.models.loading import load_checkpoint
@@ -53,6 +60,31 @@ def load_model(model_tag: str, **keywords: Any) -> Model:
         return model_of(*load_checkpoint(path, dtype))
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
+
+
+def _of_another_engine(engine: str, model_tag: str, path: Path, dtype: str) -> Model:
+    if engine != "torch":
+        raise UsageError(
+            f"the built-in models are for the engines jax and torch; for {engine}, write load_model and load_tokenizer in "
+            "an api.py, and name it with --api of the worker or api= in model_args"
+        )
+    if model_tag in BUILT_IN or path.is_file():
+        what = (
+            f"the model {model_tag!r} that comes with birdie-zmq" if model_tag in BUILT_IN else f"the GGUF file {path}"
+        )
+        raise UsageError(
+            f"{what} is read for the engine jax only, and this worker's is torch; say engine=jax, or leave engine= out, or "
+            "start workers.jax_worker; the engine torch reads Hugging Face directories"
+        )
+    try:
+        # Here, so that nothing else of the package imports torch.
+        from birdie_zmq.models.transformers_model import load_checkpoint
+    except ModuleNotFoundError as error:
+        raise ModelLoadError(
+            f"the engine torch reads {path} by transformers, and {error.name} is not installed; "
+            "pip install 'birdie-zmq[torch]'"
+        ) from error
+    return load_checkpoint(path, dtype)
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:

@@ -14,7 +14,7 @@ def device_environment(device: str | None, environment: Mapping[str, str]) -> di
     """The environment of a model process.
 
     Args:
-        device: None for whatever JAX finds, ``cpu``, or the number of one GPU among those that the environment shows.
+        device: None for whatever the framework finds, ``cpu``, or the number of one GPU among those that the environment shows.
         environment: The worker's own; XLA_FLAGS, JAX_* and XLA_PYTHON_CLIENT_* in it reach the model process.
 
     Raises:
@@ -24,8 +24,8 @@ def device_environment(device: str | None, environment: Mapping[str, str]) -> di
     if device is None:
         return result
     if device == "cpu":
-        result["JAX_PLATFORMS"] = "cpu"
-        return result
+        # JAX is told by its own word; other frameworks find no GPU.
+        return {**result, "JAX_PLATFORMS": "cpu", **dict.fromkeys(VISIBLE_DEVICES, "")}
     if not device.isdecimal():
         raise UsageError(f"the device {device!r} is neither cpu nor the number of a GPU")
     for variable in VISIBLE_DEVICES:

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +14,16 @@ import numpy as np
 
 from birdie_zmq._version import __version__
 from birdie_zmq.engine.backend import Backend
-from birdie_zmq.engine.contract import LoadedModel, resolve
+from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import ModelChanged, UsageError
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.api_page import ApiPage, import_page
+from birdie_zmq.worker.engines import Engine
 
 DEFAULT_MAX_LENGTH = 2048
 """lm_eval's own default for a model that names no length."""
-
-MakeBackend = Callable[[LoadedModel, int], Backend]
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Loaded:
     """A model that is ready to answer."""
 
     request: m.LoadModel
+    engine: Engine
     page: ApiPage
     tokenizer: TextTokenizer
     backend: Backend
@@ -42,9 +41,10 @@ class Loaded:
 
     @functools.cached_property
     def identity(self) -> str:
-        """A SHA-256 over the tag, its arguments, the page that loaded it and the fingerprint of its checkpoint."""
+        """A SHA-256 over the tag, its arguments, its page, the fingerprint of its checkpoint, and any engine but JAX."""
         model = self.request.model
         parts = [model.tag, json.loads(model.arguments), self.page.sha256, self.tokenizer.fingerprint]
+        parts += [] if self.engine.identity is None else [self.engine.identity]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def check(self, identity: str | None) -> None:
@@ -87,18 +87,19 @@ class Loaded:
         )
 
 
-def load(request: m.LoadModel, make_backend: MakeBackend) -> Loaded:
+def load(request: m.LoadModel, engine: Engine) -> Loaded:
     """Load a model by its page.
 
     Args:
         request: Which model, by which page.
-        make_backend: The framework's backend, called with the resolved model and its longest row.
+        engine: What makes a backend of it.
 
     Raises:
         ModelError: The page, the tokenizer or the model is at fault.
         UsageError: A model_arg that the engine reads has a wrong value.
     """
     arguments: dict[str, Any] = json.loads(request.model.arguments)
+    engine.prepare()
     page = import_page(request.api)
     tokenizer = TextTokenizer(
         page.load_tokenizer(request.model), _add_bos(arguments), _whole(arguments, "prefix_token_id", 0)
@@ -115,13 +116,14 @@ def load(request: m.LoadModel, make_backend: MakeBackend) -> Loaded:
         )
     elif asked and model.max_length and asked > model.max_length:
         warnings.append(f"max_length={asked} is over the {model.max_length} tokens that the model names")
-    backend = make_backend(model, max_length)
+    backend = engine.make_backend(model, max_length)
     if not backend.vocab_size:
         warnings.append(
             "the model gives score alone and no vocab_size, so a token that it does not know is not noticed (give "
             "vocab_size in birdie_zmq.Model)"
         )
-    return Loaded(request, page, tokenizer, backend, Evaluator(tokenizer, backend, max_length), max_length, warnings)
+    evaluator = Evaluator(tokenizer, backend, max_length)
+    return Loaded(request, engine, page, tokenizer, backend, evaluator, max_length, warnings)
 
 
 def _whole(arguments: dict[str, Any], name: str, least: int) -> int | None:

@@ -1,4 +1,4 @@
-"""The model process: it holds one model in JAX for as long as it lives, and ends with its agent.
+"""The model process: it holds one model in its framework for as long as it lives, and ends with its agent.
 
 Started by the agent with a connected socket. One thread listens, so that the socket is always read and the agent's
 end is noticed at once; one beats, so that a process that is stopped or does not come on can be told from one that works;
@@ -23,13 +23,15 @@ from typing import Any
 
 import numpy as np
 
+from birdie_zmq.config import ENGINE_VARIABLE
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
 from birdie_zmq.lifeline import die_with_parent
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.codec import decoder
 from birdie_zmq.worker.channel import Channel
-from birdie_zmq.worker.loading import Loaded, MakeBackend, load
+from birdie_zmq.worker.engines import DEFAULT, import_engine
+from birdie_zmq.worker.loading import Loaded, load
 
 _decode_from_agent = decoder(m.AgentMessage)
 
@@ -105,8 +107,11 @@ class _LeaseListener:
             raise _Cancelled
 
 
-def run(channel: Channel, make_backend: MakeBackend) -> int:
-    """Load the model that the agent names, then answer leases until the agent is gone; the exit status."""
+def run(channel: Channel, engine: str) -> int:
+    """Load the model that the agent names, then answer leases until the agent is gone; the exit status.
+
+    The engine is imported here, once the process can say what went wrong with it.
+    """
     inbox: queue.SimpleQueue[m.LoadModel | m.Lease] = queue.SimpleQueue()
     cancelled: set[int] = set()
     voice = _Voice(channel)
@@ -117,7 +122,7 @@ def run(channel: Channel, make_backend: MakeBackend) -> int:
         raise InternalError(f"the first message to a model process was a {type(request).__name__}")
     began = time.monotonic()
     try:
-        loaded = load(request, make_backend)
+        loaded = load(request, import_engine(engine))
     except BirdieError as error:
         voice.say(m.ModelRefused(error=m.ErrorReport.of(error)))
         return 1
@@ -206,24 +211,20 @@ def _listen(channel: Channel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], c
     os._exit(0)
 
 
-def main(arguments: Sequence[str], make_backend: MakeBackend) -> int:
+def main(arguments: Sequence[str], engine: str) -> int:
     """Run as a process of its own.
 
     Args:
         arguments: The descriptor of the connected socket, that of the file in which to write down what the process was
             at when a fault ends it, and the process id of the agent.
-        make_backend: The framework's backend.
+        engine: What computes, as `birdie_zmq.worker.engines.find_engine` gives it.
     """
     descriptor, trace, agent = map(int, arguments)
     die_with_parent(agent)
     faulthandler.enable(trace, all_threads=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s model process %(process)d: %(message)s")
-    return run(Channel(socket.socket(fileno=descriptor), _decode_from_agent), make_backend)
+    return run(Channel(socket.socket(fileno=descriptor), _decode_from_agent), engine)
 
 
 if __name__ == "__main__":
-    from birdie_zmq.engine.compile_cache import keep_programs
-    from birdie_zmq.engine.jax_backend import JaxBackend
-
-    keep_programs()
-    raise SystemExit(main(sys.argv[1:], JaxBackend))
+    raise SystemExit(main(sys.argv[1:], os.environ.get(ENGINE_VARIABLE, DEFAULT)))

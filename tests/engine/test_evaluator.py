@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from birdie_zmq import Model
+from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator, ItemFailed
 from birdie_zmq.engine.jax_backend import JaxBackend
@@ -89,7 +90,7 @@ class Heard:
 
 
 def evaluator_of(
-    backend: JaxBackend, tokenizer: object | None = None, max_length: int = MAX_LENGTH, add_bos: bool | None = None
+    backend: Backend, tokenizer: object | None = None, max_length: int = MAX_LENGTH, add_bos: bool | None = None
 ) -> Evaluator:
     return Evaluator(TextTokenizer(tokenizer or Letters(), add_bos), backend, max_length)
 

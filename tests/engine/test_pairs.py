@@ -38,6 +38,7 @@ from tests.engine.test_evaluator import (
     loglikelihood,
     rolling,
 )
+from tests.pages.numpy_engine import NumpyBackend
 
 TABLE = np.asarray(jax.random.normal(jax.random.key(0), (VOCABULARY, VOCABULARY)), np.float32)
 PAIRS = [("ab", "cd"), ("ab", "c"), ("ab", "cd"), ("a", "bcd"), ("", "abc"), ("xyz" * 30, "w"), ("q", "")]
@@ -206,3 +207,31 @@ def test_each_distinct_request_has_one_row(items: list[Scored], tokens: int, row
             taken.add((number, row))
     assert sorted(owners) == list(range(len(items)))
     assert len(taken) == len({(item.tokens.tobytes(), item.count) for item in items})
+
+
+# --- Engines for whole rows ------------------------------------------------------------------------------------------
+
+
+def numpy_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> Any:
+    columns = score(params, *map(jnp.asarray, (input_ids, label_ids, loss_mask)))
+    return tuple(map(np.asarray, columns))
+
+
+def test_engines_for_whole_rows_take_a_score_as_well() -> None:
+    backend = NumpyBackend(resolve(Model(params=TABLE, score=numpy_score, vocab_size=VOCABULARY)), MAX_LENGTH)
+    heard = loglikelihood(evaluator_of(backend), PAIRS)
+    expected = [directly(*pair, is_own=True) for pair in PAIRS]
+    np.testing.assert_allclose(
+        [value for value, _ in heard.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
+    )
+    with pytest.raises(UnsupportedRequest, match="needs logits"):
+        rolling(evaluator_of(backend), ["a text"])
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_engines_for_whole_rows_refuse_what_is_no_score(columns: int) -> None:
+    wrong = Model(
+        params=TABLE, score=lambda params, ids, labels, mask: tuple(np.zeros(len(ids)) for _ in range(columns))
+    )
+    with pytest.raises(ModelOutputError, match=r"score must return .*, but returned float64\[1\], float64\[1\]"):
+        NumpyBackend(resolve(wrong), MAX_LENGTH)

@@ -98,9 +98,9 @@ class Programs:
         program = self.start("broker.py", "--bind", bind, *options)
         return program, program.wait_for(r"broker at ([^\s,]+)")[1]
 
-    def worker(self, endpoint: str, page: Path, *options: str) -> Program:
+    def worker(self, endpoint: str, page: Path, *options: str, face: str = "workers.jax_worker") -> Program:
         """A worker that has registered."""
-        command = ["-m", "workers.jax_worker", "--connect", endpoint, "--api", str(page), "--device", "cpu", *options]
+        command = ["-m", face, "--connect", endpoint, "--api", str(page), "--device", "cpu", *options]
         program = self.start(*command)
         program.wait_for("registered with the broker")
         return program

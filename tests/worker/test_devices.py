@@ -21,8 +21,9 @@ def test_no_device_leaves_the_choice_to_jax() -> None:
     assert device_environment(None, environment) == environment
 
 
-def test_the_cpu_is_chosen_for_jax() -> None:
-    assert device_environment("cpu", {"JAX_PLATFORMS": "cuda"}) == {"JAX_PLATFORMS": "cpu"}
+def test_the_cpu_is_chosen_for_jax_and_no_gpu_is_shown_to_others() -> None:
+    chosen = {"JAX_PLATFORMS": "cpu", CUDA: "", ROCR: ""}
+    assert device_environment("cpu", {"JAX_PLATFORMS": "cuda", CUDA: "0"}) == chosen
 
 
 def test_a_gpu_is_chosen_for_either_maker() -> None:

@@ -1,0 +1,20 @@
+"""Models in PyTorch. Where it is not installed, these tests are not even looked at."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import programs  # noqa: F401 - a fixture
+from tests.parity.checkpoints import VARIANTS, make_checkpoint
+
+if importlib.util.find_spec("torch") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random llama."""
+    return make_checkpoint(VARIANTS["llama"], tmp_path_factory.mktemp("llama"))

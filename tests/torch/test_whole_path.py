@@ -1,0 +1,266 @@
+"""Models in PyTorch through broker, worker and model process."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from birdie_zmq.errors import BirdieError, ModelCallError, ModelLoadError, UsageError
+from harness_model import BirdieZMQ
+from tests.integration.conftest import ROOT, Programs
+from tests.pages import torch_page
+from tests.parity.checkpoints import VARIANTS, make_checkpoint
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+QUESTION = "Question: Where does Una live?\nAnswer:"
+PAIRS = [
+    (QUESTION, " Fernley"),
+    (QUESTION, " Oldbrook"),
+    (QUESTION, " Oldbrook and Fernley"),
+    ("", "Una lives in Fernley."),
+    ("Mira has", " 12 plums."),
+]
+PROMPTS = [QUESTION, "Mira has", "Una lives in"]
+GREEDY = {"until": [], "max_gen_toks": 12}
+SAMPLED = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "max_gen_toks": 12}
+
+
+def asked(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+
+
+def torch_model(pages: Path, tag: str = "module", **keywords: Any) -> BirdieZMQ:
+    return BirdieZMQ(model_tag=tag, api=str(pages / "torch_page.py"), engine="torch", device="cpu", **keywords)
+
+
+def scores_of(lm: BirdieZMQ, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
+    return lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+
+
+def texts_of(lm: BirdieZMQ, prompts: list[str], settings: dict[str, Any]) -> list[str]:
+    return lm.generate_until(asked("generate_until", [(prompt, settings) for prompt in prompts]), disable_tqdm=True)
+
+
+def direct_scores(directory: Path) -> list[float]:
+    """By transformers itself, one request at a time."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    found = []
+    for context, continuation in PAIRS:
+        start = tokenizer.encode(context, add_special_tokens=False).ids or [1]
+        whole = tokenizer.encode(context + continuation, add_special_tokens=False).ids
+        tokens = whole if context else start + whole
+        with torch.inference_mode():
+            at = model(torch.tensor([tokens[:-1]])).logits[0].double().log_softmax(dim=-1)
+        count = len(tokens) - len(start)
+        targets = torch.tensor(tokens[-count:])
+        found.append(float(at[-count:].gather(1, targets[:, None]).sum()))
+    return found
+
+
+def test_torch_and_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) -> None:
+    answers, infos = {}, {}
+    for engine in ("torch", "jax"):
+        with BirdieZMQ(pretrained=str(checkpoint), engine=engine, dtype="float32", device="cpu") as lm:
+            texts = asked("loglikelihood_rolling", [(QUESTION * 12,), ("",)])
+            answers[engine] = (
+                scores_of(lm, PAIRS),
+                lm.loglikelihood_rolling(texts, disable_tqdm=True),
+                texts_of(lm, PROMPTS, GREEDY),
+            )
+            infos[engine] = lm.get_model_info()
+
+    np.testing.assert_allclose([s for s, _ in answers["torch"][0]], direct_scores(checkpoint), atol=1e-4)
+    np.testing.assert_allclose([s for s, _ in answers["torch"][0]], [s for s, _ in answers["jax"][0]], atol=1e-4)
+    assert [greedy for _, greedy in answers["torch"][0]] == [greedy for _, greedy in answers["jax"][0]]
+    np.testing.assert_allclose(answers["torch"][1], answers["jax"][1], atol=5e-4)  # the sum of five windows
+    assert answers["torch"][2] == answers["jax"][2]
+    assert len(set(answers["torch"][2])) == 3
+    assert infos["torch"]["model_identity"] != infos["jax"]["model_identity"]
+    for name in ("model_num_parameters", "model_dtype", "model_max_length", "model_vocab_size"):
+        assert infos["torch"][name] == infos["jax"][name]
+    assert infos["torch"]["model_engine"] == "torch"
+    assert infos["torch"]["model_devices"][0].startswith("cpu:")
+
+
+@pytest.mark.parametrize("tag", ["module", "method", "callable", "pair", "parts", "object", "hungry"])
+def test_the_forms_of_one_model_answer_as_a_direct_computation(
+    pages: Path, tag: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = torch_page.module_of(3).eval()
+    context, continuation = b"the cat sat on", b" the mat"
+    row = torch.tensor([list(context + continuation)])
+    with torch.inference_mode():
+        at = module(row[:, :-1])[0, -len(continuation) :].double().log_softmax(dim=-1)
+        text = bytearray(context)
+        for _ in range(5):
+            text.append(int(module(torch.tensor([list(text)]))[0, -1].argmax()))
+    expected = float(at.gather(1, row[0, -len(continuation) :, None]).sum())
+    others = [("the cat" * (n % 9), f"number {n}") for n in range(70)]
+
+    with torch_model(pages, tag, seed=3) as lm:
+        scores = scores_of(lm, [(context.decode(), continuation.decode()), *others])
+        (answer,) = texts_of(lm, [context.decode()], {"until": [], "max_gen_toks": 5})
+
+    assert scores[0][0] == pytest.approx(expected, abs=1e-4)
+    assert answer == text[len(context) :].decode("latin-1")
+    assert ("no room" in caplog.text) == (tag == "hungry")
+
+
+def test_what_is_drawn_depends_on_seed_and_repeat_alone(pages: Path) -> None:
+    def run(prompts: list[str], **keywords: Any) -> list[str]:
+        with torch_model(pages, **keywords) as lm:
+            return texts_of(lm, prompts, SAMPLED)
+
+    first = run(PROMPTS * 2)
+    assert run(PROMPTS * 2, batch_rows=1) == first
+    assert run(PROMPTS[:1] * 2) == [first[0], first[3]]
+    assert first[0] != first[3]
+
+
+def test_a_worker_for_torch_at_a_broker_changes_models_by_new_processes(programs: Programs, pages: Path) -> None:
+    _, endpoint = programs.broker()
+    worker = programs.worker(endpoint, pages / "torch_page.py", face="workers.torch_worker")
+    assert "engine torch" in worker.output
+    processes, scores = [], []
+    for tag in ("module", "parts", "module"):
+        with BirdieZMQ(model_tag=tag, endpoint=endpoint) as lm:
+            scores.append(scores_of(lm, PAIRS[:1])[0][0])
+            processes.append(lm._description.process_id)
+    assert len(set(processes)) == 3
+    assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
+
+
+# --- Who imports what ------------------------------------------------------------------------------------------------
+
+
+def modules_of(written: Path) -> set[str]:
+    return set(json.loads(written.read_text()))
+
+
+def test_a_model_process_for_jax_has_no_torch_though_it_is_installed(pages: Path, tmp_path: Path) -> None:
+    written = tmp_path / "modules.json"
+    with BirdieZMQ(model_tag="any", api=str(pages / "present.py"), written=str(written), device="cpu") as lm:
+        assert scores_of(lm, PAIRS[:1])[0][0] < 0
+        texts_of(lm, PROMPTS[:1], GREEDY)
+    assert "jax" in modules_of(written)
+    assert modules_of(written).isdisjoint({"torch", "transformers"})
+
+
+def test_a_model_process_for_torch_has_no_jax(pages: Path, tmp_path: Path) -> None:
+    written = tmp_path / "modules.json"
+    with torch_model(pages, "modules", written=str(written)) as lm:
+        assert scores_of(lm, PAIRS[:1])[0][0] < 0
+    assert "torch" in modules_of(written)
+    assert "jax" not in modules_of(written)
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+def test_a_module_given_to_jax_is_refused_at_the_prompt(pages: Path) -> None:
+    for tag, error in (("module", ModelLoadError), ("method", ModelLoadError), ("callable", ModelCallError)):
+        with pytest.raises(error, match=r"(?s)engine .*is jax.*say engine=torch"):
+            BirdieZMQ(model_tag=tag, api=str(pages / "torch_page.py"), device="cpu")
+
+
+def test_a_model_of_jax_given_to_torch_is_refused_at_the_prompt(pages: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"of JAX .* is torch; say engine=jax"):
+        torch_model(pages, "jax")
+
+
+def test_what_is_for_jax_alone_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF")
+    for tag in ("demo", str(file)):
+        with pytest.raises(UsageError, match=r"is read for the engine jax only.* say engine=jax"):
+            BirdieZMQ(model_tag=tag, tokenizer="demo", engine="torch", device="cpu")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_by_their_names(checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "lacking"
+    shutil.copytree(checkpoint, directory)
+    weights = load_file(directory / "model.safetensors")
+    name = next(name for name in weights if "layers.2.mlp.up" in name)
+    del weights[name]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=f"lacks weights.*{re.escape(name)}"):
+        BirdieZMQ(model_tag=str(directory), engine="torch", device="cpu")
+
+
+def test_an_architecture_that_is_no_causal_model_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "other"
+    shutil.copytree(checkpoint, directory)
+    config = json.loads((directory / "config.json").read_text()) | {"model_type": "none_such"}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BirdieError, match=r"transformers cannot load .*none_such"):
+        BirdieZMQ(model_tag=str(directory), engine="torch", device="cpu")
+
+
+# --- The head --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variant", "is_apart"), [("llama", True), ("gpt2", True), ("gpt_neox", True), ("gemma2", False)]
+)
+def test_the_head_is_taken_apart_where_it_gives_the_logits(tmp_path: Path, variant: str, is_apart: bool) -> None:
+    from birdie_zmq.models.transformers_model import load_checkpoint
+
+    model = load_checkpoint(make_checkpoint(VARIANTS[variant], tmp_path))
+
+    assert (model.hidden is not None) == is_apart
+    assert (model.logits is None) == is_apart
+    assert model.max_length == 128
+
+
+@pytest.mark.parametrize(
+    ("named", "stored", "asked_for", "expected"),
+    [
+        ("bfloat16", torch.bfloat16, "auto", torch.bfloat16),
+        ("float16", torch.float16, "auto", torch.float32),
+        (None, torch.bfloat16, "auto", torch.bfloat16),
+        (None, torch.float32, "auto", torch.float32),
+        ("bfloat16", torch.bfloat16, "float32", torch.float32),
+        ("float32", torch.float32, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_the_dtype_is_the_one_asked_for_else_the_checkpoints(
+    checkpoint: Path, tmp_path: Path, named: str | None, stored: Any, asked_for: str, expected: Any
+) -> None:
+    from birdie_zmq.models.transformers_model import load_checkpoint
+
+    directory = tmp_path / "typed"
+    shutil.copytree(checkpoint, directory)
+    config = json.loads((directory / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = named
+    (directory / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if v is not None or k != "dtype"})
+    )
+    weights = {name: weight.to(stored) for name, weight in load_file(directory / "model.safetensors").items()}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    assert {p.dtype for p in load_checkpoint(directory, asked_for).params.parameters()} == {expected}
+
+
+def test_the_root_page_serves_both_engines(checkpoint: Path) -> None:
+    scores = []
+    for engine in ("torch", "jax"):
+        with BirdieZMQ(
+            model_tag=str(checkpoint), api=str(ROOT / "api.py"), engine=engine, dtype="float32", device="cpu"
+        ) as lm:
+            scores.append(scores_of(lm, PAIRS)[0][0])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
