@@ -30,7 +30,7 @@ from birdie_zmq.engine.prefixes import long_pieces
 from birdie_zmq.engine.programs import Compiled, Programs, named
 from birdie_zmq.engine.sampling import Chance, Limits, draw
 from birdie_zmq.engine.states import Kept, StateStore
-from birdie_zmq.errors import ModelOutputError, OutOfDeviceMemory
+from birdie_zmq.errors import ModelLoadError, ModelOutputError, OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
@@ -101,6 +101,7 @@ class JaxBackend:
         max_length: The longest row there will be.
 
     Raises:
+        ModelLoadError: A leaf of the params holds no value that a compiled function takes.
         ModelCallError: A function raised on a small trial row.
         ModelOutputError: It returned what has not the right form.
     """
@@ -109,6 +110,8 @@ class JaxBackend:
 
     def __init__(self, model: LoadedModel, max_length: int) -> None:
         parts = model.parts
+        if model.jit:
+            _check_leaves(parts.params)
         # Arrays of NumPy would be copied to the device in every step.
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, parts.params)
         self._params = params
@@ -428,6 +431,26 @@ def _weights(tree: Any) -> list[Any]:
     """The floating-point arrays of a pytree; a function that is no pytree has none."""
     leaves = jax.tree.leaves(tree)
     return [leaf for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+
+def _check_leaves(params: Any) -> None:
+    """Hold every leaf of the params against what a compiled function takes: arrays of any dtype, keys, and numbers.
+
+    JAX's own errors name the engine's function instead of the page's leaf.
+
+    Raises:
+        ModelLoadError: A leaf is a shape without values, or no array at all; its path is named.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        where = f"the params that load_model returned hold a {type(leaf).__name__}"
+        if path:
+            where += f" at {jax.tree_util.keystr(path)}"
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ModelLoadError(f"{where}, which has a shape and no values; restore or initialise the model first")
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise ModelLoadError(
+                f"{where}, which is no array; keep it out of the params, as eqx.partition(model, eqx.is_array) does"
+            )
 
 
 def _described(value: Any) -> str:
