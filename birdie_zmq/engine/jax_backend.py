@@ -33,7 +33,7 @@ from birdie_zmq.engine.prefixes import long_pieces
 from birdie_zmq.engine.programs import Compiled, Programs, named
 from birdie_zmq.engine.sampling import Chance, Limits, draw
 from birdie_zmq.engine.states import Kept, StateStore, slots_for
-from birdie_zmq.engine.trial import check_logits, find_vocabulary, try_score
+from birdie_zmq.engine.trial import check_leaves, check_logits, find_vocabulary, try_score
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling
 
@@ -119,6 +119,7 @@ class JaxBackend:
         max_length: The longest row there will be.
 
     Raises:
+        ModelLoadError: A leaf of the params holds no value that a compiled function takes.
         ModelCallError: A function raised on a small trial row.
         ModelOutputError: It returned what has not the right form.
     """
@@ -127,6 +128,8 @@ class JaxBackend:
 
     def __init__(self, model: LoadedModel, max_length: int) -> None:
         parts = model.parts
+        if model.jit:
+            check_leaves(parts.params)
         # Arrays of NumPy would be copied to the device in every step.
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, parts.params)
         self._params = params

@@ -13,7 +13,27 @@ from birdie_zmq.engine.contract import Model
 from birdie_zmq.engine.outputs import check_hidden, vocabulary_of, wrong_score
 from birdie_zmq.engine.programs import named
 from birdie_zmq.engine.states import slots_for
-from birdie_zmq.errors import ModelOutputError
+from birdie_zmq.errors import ModelLoadError, ModelOutputError
+
+
+def check_leaves(params: Any) -> None:
+    """Hold every leaf of the params against what a compiled function takes: arrays of any dtype, keys, and numbers.
+
+    JAX's own errors name the engine's function instead of the page's leaf.
+
+    Raises:
+        ModelLoadError: A leaf is a shape without values, or no array at all; its path is named.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        where = f"the params that load_model returned hold a {type(leaf).__name__}"
+        if path:
+            where += f" at {jax.tree_util.keystr(path)}"
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ModelLoadError(f"{where}, which has a shape and no values; restore or initialise the model first")
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise ModelLoadError(
+                f"{where}, which is no array; keep it out of the params, as eqx.partition(model, eqx.is_array) does"
+            )
 
 
 def find_vocabulary(model: Model, ability: Ability, shape: tuple[int, int], *, jit: bool) -> int:

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq import Model
+from byte_tokenizer import VOCABULARY, Bytes
 
-VOCABULARY, WIDTH = 258, 64
-BOS = 256
+WIDTH = 64
 
 
 def init_state(params, batch, capacity):
     """One vector a row, however much it has read."""
-    del params, capacity
     return jnp.zeros((batch, WIDTH))
 
 
@@ -42,7 +41,6 @@ def unembed(params, hidden):
 
 def load_model(model_tag, **keywords):
     """The model; the tag and the keywords of --model_args choose nothing here."""
-    del model_tag, keywords
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = {
         "embedding": (VOCABULARY, WIDTH),
@@ -54,21 +52,6 @@ def load_model(model_tag, **keywords):
     return Model(params=params, init_state=init_state, extend=extend, unembed=unembed, vocab_size=VOCABULARY)
 
 
-class Bytes:
-    """One token a byte of UTF-8."""
-
-    bos_token_id = BOS
-
-    def encode(self, text):
-        """The bytes of a text."""
-        return list(text.encode())
-
-    def decode(self, ids):
-        """The text of bytes; other tokens are left out."""
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
-
-
 def load_tokenizer(model_tag, **keywords):
     """The tokenizer that goes with it."""
-    del model_tag, keywords
     return Bytes()

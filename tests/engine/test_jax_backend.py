@@ -16,7 +16,7 @@ from birdie_zmq.engine.backend import NextTokens, PlaceScores
 from birdie_zmq.engine.contract import LoadedModel, Model, resolve
 from birdie_zmq.engine.jax_backend import JaxBackend
 from birdie_zmq.engine.planning import Rows, Step, Tokens
-from birdie_zmq.errors import ModelCallError, ModelOutputError
+from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError
 
 VOCABULARY = 11
 MAX_LENGTH = 64
@@ -212,6 +212,36 @@ def test_weights_are_counted_and_named_by_the_type_that_most_bytes_have() -> Non
 
     assert backend.num_parameters == VOCABULARY**2 + 7
     assert backend.dtype == "bfloat16"
+
+
+def test_leaves_that_are_no_weights_are_handed_on_and_not_counted() -> None:
+    def logits(params: Any, tokens: Any) -> Any:
+        random = jax.random.normal(params["key"], (VOCABULARY,))
+        return (params["table"][tokens] + random) * params["count"] + params["number"]
+
+    params = {"table": TABLE, "key": jax.random.key(3), "count": jnp.array(2, jnp.int32), "number": 0.5}
+    backend = backend_of((logits, params))
+    tokens = tokens_of(2, 16)
+    places = places_of((0, 3), (1, 9))
+
+    scores = score(backend, tokens, places, int32([1, 2]))
+
+    expected = log_softmax(np.asarray(logits(params, tokens)))[[0, 1], [3, 9], [1, 2]]
+    np.testing.assert_allclose(scores.logprobs, expected, atol=1e-5, rtol=0)
+    assert (backend.num_parameters, backend.dtype) == (TABLE.size, "float32")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "said"),
+    [
+        (jax.eval_shape(lambda: jnp.zeros(2)), r"a ShapeDtypeStruct at \['layers'\]\[1\], .* no values; restore"),
+        (jax.nn.gelu, r"at \['layers'\]\[1\], which is no array; .* eqx\.partition"),
+        ("gelu", r"a str at \['layers'\]\[1\], which is no array"),
+    ],
+)
+def test_a_leaf_without_values_is_named_with_its_path(leaf: object, said: str) -> None:
+    with pytest.raises(ModelLoadError, match=said):
+        backend_of((bigram, {"layers": [TABLE, leaf]}))
 
 
 def test_weights_that_a_callable_hides_are_not_guessed() -> None:

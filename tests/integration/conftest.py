@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -11,11 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = ROOT / "examples" / "models"
 DEADLINE_S = 120.0
 
 
@@ -145,3 +148,19 @@ def served(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[Se
     assert worker.stop() == 0
     wait_until(lambda: not alive(worker.seen), "the end of the model process")
     assert broker.stop(signal.SIGINT) == 0
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a page of examples/models by its name, with what lies beside it, as a worker does."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def page(name: str) -> Any:
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return page

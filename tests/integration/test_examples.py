@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from harness_model import BirdieZMQ
+from tests.integration.conftest import EXAMPLES
 
-RNN = Path(__file__).parents[2] / "examples" / "models" / "gated_rnn.py"
 CONTEXT = "The mill of Oldbrook was built of grey stone. " * 4
 PAIRS = [
     (f"{CONTEXT}Who built mill {number}?", f" {name}")
@@ -22,12 +22,8 @@ PAIRS = [
 ]
 
 
-def test_a_recurrent_model_reads_what_is_shared_once_and_scores_as_if_alone() -> None:
-    spec = importlib.util.spec_from_file_location("gated_rnn", RNN)
-    assert spec is not None
-    assert spec.loader is not None
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
+def test_a_recurrent_model_reads_what_is_shared_once_and_scores_as_if_alone(example: Callable[[str], Any]) -> None:
+    page = example("gated_rnn")
     params = page.load_model("rnn").params
 
     def alone(context: str, continuation: str) -> float:
@@ -39,7 +35,7 @@ def test_a_recurrent_model_reads_what_is_shared_once_and_scores_as_if_alone() ->
         return float(scores[-count:][np.arange(count), tokens[-count:]].sum())
 
     requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
-    with BirdieZMQ(model_tag="rnn", api=str(RNN), device="cpu") as model:
+    with BirdieZMQ(model_tag="rnn", api=str(EXAMPLES / "gated_rnn.py"), device="cpu") as model:
         scores = [score for score, _ in model.loglikelihood(requests, disable_tqdm=True)]
         (again,) = model.loglikelihood(requests[:1], disable_tqdm=True)
         steps = model.get_model_info()["model_steps"]
