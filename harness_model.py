@@ -32,6 +32,7 @@ from birdie_zmq.config import ClientSettings
 from birdie_zmq.embedded import Embedded
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.generation_args import read_settings
+from birdie_zmq.local import LocalClient
 from birdie_zmq.model_args import RunArguments, read_arguments
 from birdie_zmq.report import as_record, as_text
 from birdie_zmq.response_cache import claim, is_passed_over, refuse_repeats
@@ -48,15 +49,19 @@ _OWN_BROKER_S = 60.0
 
 
 class BirdieZMQ(LM):
-    """A language model in another process.
+    """A language model in another process, or one of this process that is given as it is.
 
     Args:
         batch_size: As lm_eval passes it: a number above 1 is the most rows of a step.
         max_batch_size: The most rows of a step.
         device: ``cpu`` or ``cuda:N``, for the worker that the run starts.
+        model: A model of this process, for use inside a program that has one: whatever a page's ``load_model`` may
+            return. Then no other process is started.
+        tokenizer: Beside `model`, whatever a page's ``load_tokenizer`` may return; else one of the model_args.
         client_settings: Timeouts and the size of batches.
         **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
-            ``engine``, ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``.
+            ``engine``, ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
+            `model`, ``model_tag`` is what results call it.
 
     Raises:
         UsageError: model_args cannot be used as given.
@@ -71,10 +76,16 @@ class BirdieZMQ(LM):
         max_batch_size: int | None = None,
         device: str | None = None,
         *,
+        model: Any = None,
+        tokenizer: Any = None,
         client_settings: ClientSettings | None = None,
         **model_args: Any,
     ) -> None:
         super().__init__()
+        if model is not None:
+            model_args = _beside_a_model(model, tokenizer, device, model_args)
+        elif tokenizer is not None:
+            model_args["tokenizer"] = tokenizer
         self._arguments: RunArguments = read_arguments(
             model_args, batch_size=batch_size, max_batch_size=max_batch_size, device=device
         )
@@ -82,24 +93,8 @@ class BirdieZMQ(LM):
         resume = self._arguments.resume
         self._journal = None if resume is None else Journal(resume, log=logger)
         self._embedded: Embedded | None = None
-        endpoint = self._arguments.endpoint
-        if endpoint is None:
-            verbose = logger.isEnabledFor(logging.DEBUG)
-            arguments = self._arguments
-            self._embedded = Embedded(arguments.api, device_of_lm_eval(device), verbose, arguments.engine)
-            endpoint = self._embedded.endpoint
-            if client_settings is None:
-                self._settings = ClientSettings(connect_s=_OWN_BROKER_S)
         try:
-            self._client = Client(
-                endpoint,
-                self._arguments.model,
-                self._arguments.limits,
-                self._settings,
-                supervisor=self._embedded,
-                log=logger,
-                key_file=self._arguments.key_file,
-            )
+            self._client = self._served(device, client_settings) if model is None else self._here(model, tokenizer)
             try:
                 self._description = self._client.describe()
             except BaseException:
@@ -115,6 +110,59 @@ class BirdieZMQ(LM):
             self._description.process_id,
             ", ".join(self._description.devices),
         )
+
+    def _served(self, device: str | None, given: ClientSettings | None) -> Client:
+        """A client of the broker that model_args name, or of one of the run's own."""
+        arguments = self._arguments
+        endpoint = arguments.endpoint
+        if endpoint is None:
+            verbose = logger.isEnabledFor(logging.DEBUG)
+            self._embedded = Embedded(arguments.api, device_of_lm_eval(device), verbose, arguments.engine)
+            endpoint = self._embedded.endpoint
+            if given is None:
+                self._settings = ClientSettings(connect_s=_OWN_BROKER_S)
+        return Client(
+            endpoint,
+            arguments.model,
+            arguments.limits,
+            self._settings,
+            supervisor=self._embedded,
+            log=logger,
+            key_file=arguments.key_file,
+        )
+
+    def _here(self, model: Any, tokenizer: Any) -> LocalClient:
+        """A model of this process."""
+        arguments, most_failures = self._arguments, self._settings.max_failed_items
+        client = LocalClient(
+            arguments.model, model, tokenizer, arguments.limits, most_failures, arguments.engine, logger
+        )
+        if self._journal is not None and not client.has_fingerprint:
+            raise UsageError(
+                "resume= keeps answers for a later run, which must be told that the weights are the same: give "
+                "birdie_zmq.Model(…, fingerprint=…)"
+            )
+        return client
+
+    def update(self, params: Any = None, fingerprint: str | None = None) -> None:
+        """Go on with other weights of the same form, as in a training loop: nothing is compiled anew.
+
+        Args:
+            params: The new params of a model that was given to the constructor with params; None where its function sees
+                its own weights, which have changed.
+            fingerprint: What tells them from others; None says that they are like none before.
+
+        Raises:
+            UsageError: The model is in another process, or the params have another form.
+        """
+        if not isinstance(self._client, LocalClient):
+            raise UsageError("update() is for a model of this process, as BirdieZMQ(model=…, tokenizer=…) takes one")
+        if self._journal is not None and fingerprint is None:
+            raise UsageError(
+                "update() needs a fingerprint here, by which resume= keeps the answers of these weights apart"
+            )
+        self._client.update(params, fingerprint)
+        self._description = self._client.describe()
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
@@ -353,3 +401,20 @@ class BirdieZMQ(LM):
             "model_switches": self._client.switches,
             "model_resumed_answers": self._asking.resumed,
         }
+
+
+def _beside_a_model(model: Any, tokenizer: Any, device: str | None, model_args: dict[str, Any]) -> dict[str, Any]:
+    """model_args for a model of this process.
+
+    Raises:
+        UsageError: Something is missing, or is said that only means something for another process.
+    """
+    if isinstance(model, str):
+        raise UsageError(f"model= takes a model of this process; to name one that a page loads, say model_tag={model}")
+    if tokenizer is None:
+        raise UsageError("model= needs tokenizer= beside it: whatever load_tokenizer of a page may return")
+    elsewhere: list[str] = [name for name in ("endpoint", "port", "key_file", "api") if name in model_args]
+    elsewhere += [] if device is None else ["device"]
+    if elsewhere:
+        raise UsageError(f"{', '.join(elsewhere)} beside model= mean nothing: the model is in this process")
+    return model_args if {"model_tag", "pretrained"} & model_args.keys() else {"model_tag": "in-process", **model_args}

@@ -170,7 +170,7 @@ class Client:
                     case Send(message):
                         self._dealer.send(encode(message))
                     case Deliver(items, positions, received):
-                        values = _values(received)
+                        values = answer_values(received)
                         for item, position in zip(items, positions, strict=True):
                             answers[item] = values[position]
                             if on_answer is not None:
@@ -199,7 +199,7 @@ class Client:
                 act(self._session.abandon())
                 raise
         if failures:
-            raise _failure(failures, count, len(answers), name_of)
+            raise failure_of(failures, count, len(answers), name_of)
         if len(answers) != count:
             raise ProtocolError(f"{count} items were asked and {len(answers)} answered")
         return [answers[item] for item in range(count)]
@@ -233,7 +233,7 @@ class Client:
             self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
 
 
-def _failure(failures: dict[int, BirdieError], count: int, answered: int, name_of: NameOf) -> BirdieError:
+def failure_of(failures: dict[int, BirdieError], count: int, answered: int, name_of: NameOf) -> BirdieError:
     """One error for all items that failed: the first one's, which says how many there are."""
     item, first = next(iter(failures.items()))
     if count == 1:
@@ -243,7 +243,8 @@ def _failure(failures: dict[int, BirdieError], count: int, answered: int, name_o
     return type(first)(text, remote_traceback=first.remote_traceback)
 
 
-def _values(answers: m.Answers) -> Sequence[Answer]:
+def answer_values(answers: m.Answers) -> Sequence[Answer]:
+    """One answer an item, as `Client.run` gives them."""
     match answers:
         case m.Scores(loglikelihoods=loglikelihoods, greedy=greedy):
             return list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True))

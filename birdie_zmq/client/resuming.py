@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from birdie_zmq.client.client import Answer, Client, NameOf, OnAnswer
+from birdie_zmq.client.client import Answer, NameOf, OnAnswer
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.records import Recorded, answer_key
 from birdie_zmq.client.state import Job
@@ -15,6 +15,16 @@ from birdie_zmq.config import ClientSettings
 logger = logging.getLogger("birdie_zmq.client")
 
 C = TypeVar("C")
+
+
+class Asks(Protocol):
+    """Whoever has requests answered: `birdie_zmq.client.Client`, or a model of this process."""
+
+    def run(
+        self, jobs: Iterable[Job], count: int, on_answer: OnAnswer | None = None, name_of: NameOf = ...
+    ) -> list[Answer]:
+        """The answers to all items of some jobs, as `birdie_zmq.client.Client.run` gives them."""
+        ...
 
 
 class Resuming:
@@ -31,7 +41,7 @@ class Resuming:
     """
 
     def __init__(
-        self, client: Client, journal: Journal | None, settings: ClientSettings, log: logging.Logger = logger
+        self, client: Asks, journal: Journal | None, settings: ClientSettings, log: logging.Logger = logger
     ) -> None:
         self._client = client
         self._journal = journal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -136,6 +136,14 @@ class Backend(Protocol):
 
     def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
         """Rows with room for `capacity` tokens each, for models with a state."""
+        ...
+
+    def update(self, params: Any) -> None:
+        """Compute with other weights of the same form from now on; None where they are no argument of the functions.
+
+        Raises:
+            UsageError: They have another form.
+        """
         ...
 
     def halve_budget(self) -> bool:

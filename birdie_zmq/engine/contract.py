@@ -56,6 +56,8 @@ class Model:
             it belongs to the continuation, else 0. So the context is ``input_ids`` up to the first 1, that position
             included, and what follows the last 1 is padding. A row of zeros has no meaning, and its result is not used.
             Rolling log-likelihood and generation need one of the other ways.
+        fingerprint: What tells these weights from others of the same tag, such as a hash or the step of a training run;
+            a part of the model's identity, by which journals and caches keep answers apart.
     """
 
     logits: Function | None = None
@@ -69,6 +71,7 @@ class Model:
     extend: Function | None = None
     branch: Function | None = None
     score: Function | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from birdie_zmq.engine.programs import Compiled, Programs, named
 from birdie_zmq.engine.sampling import Chance, Limits, draw
 from birdie_zmq.engine.states import Kept, StateStore, slots_for
 from birdie_zmq.engine.trial import check_leaves, check_logits, find_vocabulary, try_score
-from birdie_zmq.errors import OutOfDeviceMemory
+from birdie_zmq.errors import OutOfDeviceMemory, UsageError
 from birdie_zmq.wire.messages import Sampling
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
@@ -130,8 +130,7 @@ class JaxBackend:
         parts = model.parts
         if model.jit:
             check_leaves(parts.params)
-        # Arrays of NumPy would be copied to the device in every step.
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, parts.params)
+        params = _on_device(parts.params)
         self._params = params
         self._model = parts
         self._is_jitted = model.jit
@@ -185,6 +184,27 @@ class JaxBackend:
         rooms = [step.how.room for step in steps if isinstance(step.how, Read | Fork)]
         self._room = slots_for(max(rooms, default=0))
         self._states.trim(self._uses)
+
+    def update(self, params: Any) -> None:
+        """Compute with other weights of the same form from now on; None where they are no argument of the functions.
+
+        Raises:
+            UsageError: They have another form.
+        """
+        self._states.clear()
+        self._register = None
+        if params is None and self._params is None:
+            return
+        params = _on_device(params)
+        before, now = _form(self._params), _form(params)
+        if before != now:
+            raise UsageError(
+                "the new params have another form than those before: other names, shapes or dtypes; make a new BirdieZMQ "
+                "for another model"
+            )
+        if _places(self._params) != _places(params):
+            self._programs.forget()  # They were compiled for where the weights lay.
+        self._params = params
 
     def halve_budget(self) -> bool:
         """Make later steps smaller, and forget all states; False if they are as small as can be."""
@@ -421,6 +441,21 @@ def _free_bytes() -> int | None:
 
 def _batch(state: Any) -> int:
     return int(jax.tree.leaves(state)[0].shape[0])
+
+
+def _on_device(params: Any) -> Any:
+    """Params whose arrays of NumPy, which would be copied to the device in every step, are there."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, params)
+
+
+def _form(tree: Any) -> Any:
+    """What programs are compiled for."""
+    leaves = jax.tree.leaves(tree)
+    return jax.tree.structure(tree), [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+
+
+def _places(tree: Any) -> list[Any]:
+    return [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)]
 
 
 def _weights(tree: Any) -> list[Any]:

@@ -41,6 +41,10 @@ class Programs:
             self.seconds += time.monotonic() - began
         return program
 
+    def forget(self) -> None:
+        """Compile all anew."""
+        self._programs.clear()
+
     def run(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
         """Call the program."""
         return self.get(key, function, *arguments, donated=donated)(*arguments)

@@ -211,6 +211,11 @@ class RowsBackend(ABC):
         self.budget = replace(self.budget, tokens=self.budget.tokens // 2)
         return True
 
+    def update(self, params: Any) -> None:
+        """Compute with other weights of the same form from now on; None where they are no argument of the functions."""
+        if params is not None:
+            self.params = params
+
     def known(self, room: int) -> Collection[bytes]:  # noqa: ARG002 - there are none of any size
         """No beginnings: there are no states."""
         return ()

@@ -122,6 +122,10 @@ class TorchBackend(RowsBackend):
             return True
         return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM)
 
+    def update(self, params: Any) -> None:
+        """Compute with other weights of the same form from now on; None where they are no argument of the functions."""
+        super().update(None if params is None else _placed(params, self._device))
+
     def free_memory(self) -> None:
         """Give back what PyTorch keeps for later tensors."""
         if self._device.type == "cuda":

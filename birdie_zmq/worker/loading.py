@@ -15,11 +15,11 @@ import numpy as np
 from birdie_zmq._version import __version__
 from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.contract import resolve
-from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.evaluator import Evaluator, Listener
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import ModelChanged, UsageError
 from birdie_zmq.wire import messages as m
-from birdie_zmq.worker.api_page import ApiPage, import_page
+from birdie_zmq.worker.api_page import import_page
 from birdie_zmq.worker.engines import Engine
 
 DEFAULT_MAX_LENGTH = 2048
@@ -27,12 +27,22 @@ DEFAULT_MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model that is ready to answer."""
+class Origin:
+    """Who has loaded a model: a page, by its name and the hash of its text, or whatever stands for one."""
 
-    request: m.LoadModel
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to answer; ``started`` counts the processes of its agent."""
+
+    spec: m.ModelSpec
+    started: int
     engine: Engine
-    page: ApiPage
+    origin: Origin
+    fingerprint: str | None
     tokenizer: TextTokenizer
     backend: Backend
     evaluator: Evaluator
@@ -41,10 +51,10 @@ class Loaded:
 
     @functools.cached_property
     def identity(self) -> str:
-        """A SHA-256 over the tag, its arguments, its page, the fingerprint of its checkpoint, and any engine but JAX."""
-        model = self.request.model
-        parts = [model.tag, json.loads(model.arguments), self.page.sha256, self.tokenizer.fingerprint]
+        """A SHA-256 over the tag, its arguments, its page, its fingerprints, and any engine but JAX."""
+        parts = [self.spec.tag, json.loads(self.spec.arguments), self.origin.sha256, self.tokenizer.fingerprint]
         parts += [] if self.engine.identity is None else [self.engine.identity]
+        parts += [] if self.fingerprint is None else [{"fingerprint": self.fingerprint}]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def check(self, identity: str | None) -> None:
@@ -55,17 +65,17 @@ class Loaded:
         """
         if identity is not None and identity != self.identity:
             raise ModelChanged(
-                f"{self.request.model} is another model now than when the run began: its page ({self.page.name}) or its "
+                f"{self.spec} is another model now than when the run began: its page ({self.origin.name}) or its "
                 "checkpoint has changed, and was read again by a new process; start the run again"
             )
 
     def describe(self) -> m.ModelDescription:
         """The model as results record it, with what has been computed so far."""
         return m.ModelDescription(
-            model=self.request.model,
+            model=self.spec,
             identity=self.identity,
-            api=self.page.name,
-            api_sha256=self.page.sha256,
+            api=self.origin.name,
+            api_sha256=self.origin.sha256,
             num_parameters=self.backend.num_parameters,
             dtype=self.backend.dtype,
             vocab_size=self.backend.vocab_size or None,
@@ -83,8 +93,35 @@ class Loaded:
             chat=self.tokenizer.chat_templates(),
             report=self.evaluator.report,
             process_id=os.getpid(),
-            started=self.request.started,
+            started=self.started,
         )
+
+    def answer(self, work: m.Work, limits: m.StepLimits, listener: Listener, encoded: Any = None) -> None:
+        """Answer all items of some work.
+
+        Args:
+            work: The work.
+            limits: What the user said of the rows of a step.
+            listener: Hears of the answers.
+            encoded: What the evaluator's `encode` gave for this work, if it was called before.
+
+        Raises:
+            ItemFailed: One of the items has no answer; others may have theirs.
+            BirdieError: The model does not compute.
+        """
+        match work:
+            case m.LogLikelihoodWork():
+                self.evaluator.loglikelihood(work, limits, listener, encoded)
+            case m.RollingWork():
+                self.evaluator.rolling(work, limits, listener, encoded)
+            case m.GenerateWork():
+                self.evaluator.generate(work, limits, listener)
+            case m.ChatWork():
+                self.evaluator.render_chat(work, listener)
+            case m.DescribeWork():
+                for text in self.warnings:
+                    listener.notice("warning", text)
+                listener.answered([0], self.describe())
 
 
 def load(request: m.LoadModel, engine: Engine) -> Loaded:
@@ -98,13 +135,43 @@ def load(request: m.LoadModel, engine: Engine) -> Loaded:
         ModelError: The page, the tokenizer or the model is at fault.
         UsageError: A model_arg that the engine reads has a wrong value.
     """
-    arguments: dict[str, Any] = json.loads(request.model.arguments)
     engine.prepare()
     page = import_page(request.api)
-    tokenizer = TextTokenizer(
-        page.load_tokenizer(request.model), _add_bos(arguments), _whole(arguments, "prefix_token_id", 0)
-    )
-    model = resolve(page.load_model(request.model))
+    tokenizer = text_tokenizer(request.model, page.load_tokenizer(request.model))
+    model = page.load_model(request.model)
+    return assemble(request.model, engine, Origin(page.name, page.sha256), tokenizer, model, request.started)
+
+
+def text_tokenizer(spec: m.ModelSpec, given: object) -> TextTokenizer:
+    """What a page's load_tokenizer may return, as the engine uses it.
+
+    Raises:
+        TokenizerError: It is no tokenizer.
+        UsageError: A model_arg that says how texts are encoded has a wrong value.
+    """
+    arguments: dict[str, Any] = json.loads(spec.arguments)
+    return TextTokenizer(given, _add_bos(arguments), _whole(arguments, "prefix_token_id", 0))
+
+
+def assemble(
+    spec: m.ModelSpec, engine: Engine, origin: Origin, tokenizer: TextTokenizer, given_model: object, started: int = 1
+) -> Loaded:
+    """Make a model ready that is there already.
+
+    Args:
+        spec: Its tag, and the model_args, some of which the engine reads.
+        engine: What makes a backend of it.
+        origin: Who has loaded it.
+        tokenizer: Its tokenizer.
+        given_model: What a page's load_model may return.
+        started: Which of its agent's processes this is.
+
+    Raises:
+        ModelError: The model is at fault.
+        UsageError: A model_arg that the engine reads has a wrong value.
+    """
+    arguments: dict[str, Any] = json.loads(spec.arguments)
+    model = resolve(given_model)
     warnings: list[str] = []
     asked = _whole(arguments, "max_length", 1)
     max_length = asked or model.max_length or tokenizer.max_length
@@ -123,7 +190,9 @@ def load(request: m.LoadModel, engine: Engine) -> Loaded:
             "vocab_size in birdie_zmq.Model)"
         )
     evaluator = Evaluator(tokenizer, backend, max_length)
-    return Loaded(request, engine, page, tokenizer, backend, evaluator, max_length, warnings)
+    return Loaded(
+        spec, started, engine, origin, model.parts.fingerprint, tokenizer, backend, evaluator, max_length, warnings
+    )
 
 
 def _whole(arguments: dict[str, Any], name: str, least: int) -> int | None:

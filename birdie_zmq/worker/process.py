@@ -167,19 +167,7 @@ def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int]) -
         listener.step()
         if ready.error is not None:
             raise ready.error
-        match lease.work:
-            case m.LogLikelihoodWork() as work:
-                loaded.evaluator.loglikelihood(work, lease.limits, listener, ready.encoded)
-            case m.RollingWork() as work:
-                loaded.evaluator.rolling(work, lease.limits, listener, ready.encoded)
-            case m.GenerateWork() as work:
-                loaded.evaluator.generate(work, lease.limits, listener)
-            case m.ChatWork() as work:
-                loaded.evaluator.render_chat(work, listener)
-            case m.DescribeWork():
-                for text in loaded.warnings:
-                    listener.notice("warning", text)
-                listener.answered([0], loaded.describe())
+        loaded.answer(lease.work, lease.limits, listener, ready.encoded)
     except _Cancelled:
         cancelled.discard(lease.lease)
     except ItemFailed as failure:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from lm_eval.api.instance import Instance
 
+from birdie_zmq.client import Client
 from birdie_zmq.client.client import Pulse
 from birdie_zmq.embedded import Embedded
 from birdie_zmq.errors import UnavailableError, UsageError
@@ -116,7 +117,9 @@ def test_closing_ends_a_call_that_another_thread_waits_in(pages: Path) -> None:
     requests = [Instance("loglikelihood_rolling", {}, (f"text {i}",), i) for i in range(20)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         call = pool.submit(lm.loglikelihood_rolling, requests, disable_tqdm=True)
-        wait_until(lambda: not lm._client._session.is_idle, "the call")
+        assert isinstance(lm._client, Client)
+        session = lm._client._session
+        wait_until(lambda: not session.is_idle, "the call")
         lm.close()
         with pytest.raises(UsageError, match="closed while it was waiting"):
             call.result(10)

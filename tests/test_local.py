@@ -1,0 +1,241 @@
+"""A model of this process, without any other: its answers, its errors, and its weights when they change."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+import pytest
+from lm_eval.api.instance import Instance
+
+from birdie_zmq import Model
+from birdie_zmq.errors import ModelCallError, TokenizerError, TokenOutOfVocabulary, UsageError
+from harness_model import BirdieZMQ
+
+VOCABULARY, BOS = 257, 256
+
+
+class Bytes:
+    bos_token_id = BOS
+
+    def encode(self, text: str) -> list[int]:
+        return [999 if byte == ord("!") else byte for byte in text.encode()]
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("latin-1")
+
+
+def table(seed: int) -> Any:
+    return jax.random.normal(jax.random.key(seed), (VOCABULARY, VOCABULARY))
+
+
+def bigram(params: Any, tokens: Any) -> Any:
+    return params[tokens]
+
+
+def here(params: Any = None, **more: Any) -> BirdieZMQ:
+    return BirdieZMQ(model=(bigram, table(0) if params is None else params), tokenizer=Bytes(), **more)
+
+
+def asked(*pairs: tuple[str, str]) -> list[Instance]:
+    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+
+
+def scores(lm: BirdieZMQ, *pairs: tuple[str, str]) -> list[tuple[float, bool]]:
+    return lm.loglikelihood(asked(*pairs), disable_tqdm=True)
+
+
+def directly(params: Any, context: str, continuation: str) -> tuple[float, bool]:
+    ids = [*(context.encode() or [BOS]), *continuation.encode()]
+    rows = np.asarray(params, np.float64)[ids[-len(continuation) - 1 : -1]]
+    targets = np.array(ids[-len(continuation) :])
+    chosen = rows[np.arange(len(targets)), targets] - np.log(np.exp(rows).sum(-1))
+    return pytest.approx(chosen.sum(), abs=1e-4), bool((rows.argmax(-1) == targets).all())  # type: ignore[return-value]
+
+
+PAIRS = [("ab", "cd"), ("", "abc"), ("a longer context", "x")]
+
+
+def test_requests_are_answered_without_another_process() -> None:
+    with here() as lm:
+        assert scores(lm, *PAIRS) == [directly(table(0), *pair) for pair in PAIRS]
+        (rolled,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("abc",), 0)], disable_tqdm=True)
+        assert rolled == directly(table(0), "", "abc")[0]
+        request = Instance("generate_until", {}, ("a", {"until": [], "max_gen_toks": 2, "do_sample": False}), 0)
+        (text,) = lm.generate_until([request], disable_tqdm=True)
+        first = int(table(0)[ord("a"), :256].argmax())
+        assert text[0] == chr(first)
+        assert psutil.Process().children() == []
+        info = lm.get_model_info()
+    assert info["model_tag"] == "in-process"
+    assert info["model_engine"] == "jax"
+    assert info["model_num_parameters"] == VOCABULARY**2
+
+
+def test_other_weights_are_used_without_a_compile() -> None:
+    with here() as lm:
+        scores(lm, *PAIRS)
+        compiled_s = lm.get_model_info()["model_steps"]["compile_seconds"]
+        identity = lm.get_model_info()["model_identity"]
+        lm.update(table(1))
+        assert scores(lm, *PAIRS) == [directly(table(1), *pair) for pair in PAIRS]
+        lm.update(np.asarray(table(2)))
+        assert scores(lm, *PAIRS) == [directly(table(2), *pair) for pair in PAIRS]
+        assert lm.get_model_info()["model_steps"]["compile_seconds"] == compiled_s
+        assert lm.get_model_info()["model_identity"] != identity
+        with pytest.raises(UsageError, match="another form"):
+            lm.update(table(1)[:, :-1])
+        with pytest.raises(UsageError, match="another form"):
+            lm.update({"table": table(1)})
+        assert scores(lm, *PAIRS) == [directly(table(2), *pair) for pair in PAIRS]
+
+
+def test_weights_that_are_kept_elsewhere_are_compiled_for_again() -> None:
+    """As in a loop that moves them from one device, or one sharding, to another."""
+    mesh = jax.make_mesh((1,), ("data",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())  # type: ignore[no-untyped-call]
+    with here() as lm:
+        scores(lm, *PAIRS)
+        lm.update(jax.device_put(table(1), everywhere))
+        assert scores(lm, *PAIRS) == [directly(table(1), *pair) for pair in PAIRS]
+
+
+def test_a_state_of_the_old_weights_is_forgotten() -> None:
+    """Beginnings that were read are kept across calls; with other weights they are others."""
+    from tests.engine.recurrent import init_params, logits, recurrent
+
+    class Letters(Bytes):
+        bos_token_id = 0
+
+        def encode(self, text: str) -> list[int]:
+            return [ord(letter) % 32 for letter in text]
+
+    context = "abcdefgh" * 20
+    pairs = [(context + letter, "de") for letter in "abc"]
+
+    def alone(params: Any, context: str, continuation: str) -> Any:
+        ids = Letters().encode(context + continuation)
+        rows = np.asarray(jax.nn.log_softmax(logits(params, jnp.array([ids[:-1]]))[0]), np.float64)
+        return pytest.approx(sum(rows[-2:][np.arange(2), ids[-2:]]), abs=1e-4)
+
+    with BirdieZMQ(model=recurrent(), tokenizer=Letters()) as lm:
+        for seed in (0, 1):
+            lm.update(init_params(seed))
+            for _ in range(2):
+                assert [s for s, _ in scores(lm, *pairs)] == [alone(init_params(seed), *pair) for pair in pairs]
+
+
+def test_a_function_that_sees_its_own_weights_has_a_new_identity_when_it_is_told() -> None:
+    weights = {"now": table(0)}
+    with BirdieZMQ(model=lambda tokens: weights["now"][tokens], tokenizer=Bytes()) as lm:
+        before = lm.get_model_info()["model_identity"]
+        assert scores(lm, PAIRS[0]) == [directly(table(0), *PAIRS[0])]
+        weights["now"] = table(1)
+        lm.update()
+        assert scores(lm, PAIRS[0]) == [directly(table(1), *PAIRS[0])]
+        assert lm.get_model_info()["model_identity"] != before
+
+
+def test_a_request_that_cannot_be_answered_costs_no_other() -> None:
+    heard: list[Any] = []
+
+    class Hook:
+        def add_partial(self, kind: str, arguments: Any, answer: Any) -> None:
+            heard.append(arguments)
+
+    with here() as lm:
+        lm.set_cache_hook(Hook())  # type: ignore[arg-type]
+        with pytest.raises(
+            TokenOutOfVocabulary, match=r"request 1 has no answer; 3 of 4 requests have theirs.*token 999"
+        ):
+            scores(lm, PAIRS[0], ("a!", "b"), *PAIRS[1:])
+        assert sorted(heard) == sorted(PAIRS)
+        with pytest.raises(TokenOutOfVocabulary, match="and 1 more like it"):
+            scores(lm, ("a!", "b"), ("b!", "c"))
+        assert scores(lm, PAIRS[0]) == [directly(table(0), *PAIRS[0])], "the next call goes on"
+
+
+def test_what_the_function_raises_is_there_to_be_seen() -> None:
+    calls = [0]
+
+    def breaks(tokens: Any) -> Any:
+        calls[0] += 1
+        if calls[0] > 1:
+            raise KeyError("no such layer")
+        return table(0)[tokens]
+
+    with BirdieZMQ(model=breaks, tokenizer=Bytes()) as lm:
+        with pytest.raises(ModelCallError, match="KeyError") as failure:
+            scores(lm, PAIRS[0])
+        assert isinstance(failure.value.__cause__, KeyError)
+
+
+def test_answers_are_kept_for_weights_that_have_a_name(tmp_path: Path) -> None:
+    journal = tmp_path / "answers.journal"
+
+    def named(fingerprint: str | None, seed: int) -> BirdieZMQ:
+        model = Model(params=table(seed), logits=bigram, fingerprint=fingerprint)
+        return BirdieZMQ(model=model, tokenizer=Bytes(), resume=str(journal))
+
+    with pytest.raises(UsageError, match="fingerprint"):
+        named(None, 0)
+    with named("step 1", 0) as lm:
+        first = scores(lm, *PAIRS)
+    with named("step 1", 0) as lm:
+        assert scores(lm, *PAIRS) == first
+        assert lm.get_model_info()["model_resumed_answers"] == len(PAIRS)
+        with pytest.raises(UsageError, match="needs a fingerprint"):
+            lm.update(table(1))
+        lm.update(table(1), fingerprint="step 2")
+        assert scores(lm, *PAIRS) == [directly(table(1), *pair) for pair in PAIRS]
+        assert lm.get_model_info()["model_resumed_answers"] == len(PAIRS)
+
+
+def test_threads_follow_one_another() -> None:
+    with here() as lm:
+        found: dict[int, Any] = {}
+
+        def ask(number: int) -> None:
+            found[number] = scores(lm, *PAIRS)
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(found[number] == [directly(table(0), *pair) for pair in PAIRS] for number in range(4))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"model": "demo"}, "say model_tag=demo"),
+        ({"model": (bigram, None)}, "needs tokenizer="),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "port": 5555}, "port beside model= mean nothing"),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "api": "page.py"}, "api beside model= mean nothing"),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "device": "cuda:0"}, "device beside model= mean nothing"),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "max_length": 0}, "max_length=0"),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "engine": "tensorflow"}, "there is no engine"),
+    ],
+)
+def test_what_means_nothing_here_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        BirdieZMQ(**given)
+
+
+def test_what_is_no_tokenizer_is_refused() -> None:
+    with pytest.raises(TokenizerError, match="without encode"):
+        BirdieZMQ(model=(bigram, table(0)), tokenizer=object())
+
+
+def test_a_closed_model_says_so() -> None:
+    lm = here()
+    lm.close()
+    lm.close()
+    with pytest.raises(UsageError, match="has been closed"):
+        scores(lm, PAIRS[0])
