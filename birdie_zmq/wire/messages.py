@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
