@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 import platform
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -70,7 +72,10 @@ class TorchBackend(RowsBackend):
 
     def find_versions(self) -> dict[str, str]:
         """The versions of the framework's packages, for results."""
-        return {"torch": torch.__version__}
+        versions = {"torch": str(torch.__version__)}
+        if "transformers" in sys.modules:  # the page has its model from there
+            versions["transformers"] = version("transformers")
+        return versions
 
     def place(self, array: Tokens) -> Any:
         """An array of NumPy as a tensor int64, where the model computes."""

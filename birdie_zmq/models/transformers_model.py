@@ -33,6 +33,7 @@ def load_checkpoint(directory: Path, dtype: str = "auto") -> Model:
     Raises:
         ModelLoadError: transformers cannot read it, or weights are missing.
     """
+    transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(

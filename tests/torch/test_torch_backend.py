@@ -117,7 +117,7 @@ def test_weights_that_a_callable_hides_are_not_guessed() -> None:
     backend = backend_of(FORMS["callable"]())
     assert backend.num_parameters is None
     assert backend.dtype is None
-    assert backend.versions == {"torch": torch.__version__}
+    assert backend.versions["torch"] == torch.__version__
     assert backend.devices[0].startswith("cpu:0" if not torch.cuda.is_available() else "cuda:0")
 
 

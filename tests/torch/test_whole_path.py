@@ -93,6 +93,7 @@ def test_torch_and_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) 
     for name in ("model_num_parameters", "model_dtype", "model_max_length", "model_vocab_size"):
         assert infos["torch"][name] == infos["jax"][name]
     assert infos["torch"]["model_engine"] == "torch"
+    assert infos["torch"]["model_versions"].keys() >= {"torch", "transformers"}
     assert infos["torch"]["model_devices"][0].startswith("cpu:")
 
 
@@ -199,6 +200,35 @@ def test_a_checkpoint_that_lacks_weights_is_refused_by_their_names(checkpoint: P
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelLoadError, match=f"lacks weights.*{re.escape(name)}"):
         BirdieZMQ(model_tag=str(directory), engine="torch", device="cpu")
+
+
+def test_pickled_weights_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    from birdie_zmq.models.transformers_model import load_checkpoint
+
+    directory = tmp_path / "pickled"
+    shutil.copytree(checkpoint, directory)
+    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin")
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"transformers cannot load .*safetensors"):
+        load_checkpoint(directory)
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
+    from birdie_zmq.models.transformers_model import load_checkpoint
+
+    directory = tmp_path / "with_code"
+    shutil.copytree(checkpoint, directory)
+    written = tmp_path / "was_run"
+    code = f"import pathlib\npathlib.Path({str(written)!r}).touch()\nfrom transformers import LlamaForCausalLM, LlamaConfig\n"
+    (directory / "own.py").write_text(code)
+    named = {"AutoConfig": "own.LlamaConfig", "AutoModelForCausalLM": "own.LlamaForCausalLM"}
+    config = json.loads((checkpoint / "config.json").read_text()) | {"auto_map": named}
+    (directory / "config.json").write_text(json.dumps(config))
+    assert load_checkpoint(directory).params.config.model_type == "llama"  # by transformers' own code
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
+    with pytest.raises(ModelLoadError, match="transformers cannot load"):
+        load_checkpoint(directory)
+    assert not written.exists()
 
 
 def test_an_architecture_that_is_no_causal_model_is_said(checkpoint: Path, tmp_path: Path) -> None:
