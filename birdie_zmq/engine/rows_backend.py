@@ -59,6 +59,17 @@ class _Pending:
         return PlaceScores(*(np.concatenate(column) for column in zip(nothing, *parts, strict=True)))
 
 
+class _Known:
+    """Scores that need not be waited for."""
+
+    def __init__(self, scores: PlaceScores) -> None:
+        self._scores = scores
+
+    def result(self) -> PlaceScores:
+        """Give them."""
+        return self._scores
+
+
 class RowsBackend(ABC):
     """A model that reads whole rows: an `engine.backend.Backend` but for what its framework alone can say.
 
@@ -179,7 +190,7 @@ class RowsBackend(ABC):
             if isinstance(step.how, Pairs):
                 logprobs, greedy = self._score_pairs(step.tokens, step.how.label_ids, step.how.loss_mask)
                 chosen = logprobs[step.rows]
-                return _Pending(self, [Columns(chosen, greedy[step.rows], np.isfinite(chosen))], what)
+                return _Known(PlaceScores(chosen, greedy[step.rows], np.isfinite(chosen)))
             read = self._read(step.tokens)
             parts = [
                 self.score(self.logits_at(read, step.rows[at], step.positions[at]), step.targets[at])

@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
 from birdie_zmq.engine.backend import Drawing
+from birdie_zmq.engine.buckets import Buckets
 from birdie_zmq.engine.contract import Model, resolve
-from birdie_zmq.engine.planning import Rows, Step
+from birdie_zmq.engine.planning import Rows, Scored, Step, plan_pairs
 from birdie_zmq.engine.torch_backend import TorchBackend, make_backend
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError, OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling
+from harness_model import BirdieZMQ
 
 pytestmark = pytest.mark.torch
 
@@ -190,3 +193,54 @@ def test_an_allocation_that_fails_is_no_fault_of_the_model(fails: Any) -> None:
     before = backend.budget.tokens
     assert backend.halve_budget()
     assert backend.budget.tokens == before // 2
+
+
+def own_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> Any:
+    """The bigram's, and one nat more for each token of the context."""
+    assert input_ids.dtype == label_ids.dtype == loss_mask.dtype == torch.int64
+    scores = torch.log_softmax(params[input_ids], -1)
+    of_labels = scores.gather(-1, label_ids[..., None])[..., 0]
+    context = loss_mask.argmax(1) + 1
+    return (of_labels * loss_mask).sum(1) + context, ((scores.argmax(-1) == label_ids) | (loss_mask == 0)).all(1)
+
+
+def test_a_score_of_its_own_is_called_with_tensors() -> None:
+    backend = backend_of(Model(params=WEIGHTS, score=own_score))
+    items = [Scored(np.array(tokens, np.int32), count) for tokens, count in (([1, 2, 3, 4], 2), ([5, 6], 1))]
+    (step,) = plan_pairs(items, Buckets(64, 0, backend.budget))
+    found = backend.submit(step).result()
+    logprobs = np.log(np.exp(TABLE.astype(np.float64)) / np.exp(TABLE.astype(np.float64)).sum(-1, keepdims=True))
+    expected = {0: logprobs[2, 3] + logprobs[3, 4] + 2, 1: logprobs[5, 6] + 1}
+    np.testing.assert_allclose(found.logprobs, [expected[owner] for owner in step.owners.tolist()], atol=1e-5)
+    with pytest.raises(ModelOutputError, match="score must return"):
+        backend_of(Model(params=WEIGHTS, score=lambda params, *ids: torch.zeros(len(ids[0]))))
+
+
+class Digits:
+    bos_token_id = 10
+
+    def encode(self, text: str) -> list[int]:
+        return list(map(int, text))
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(str, ids))
+
+
+def test_a_module_of_this_process_is_evaluated_as_it_learns() -> None:
+    module = Bigram()
+    request = Instance("loglikelihood", {}, ("12", "34"), 0)
+
+    def expected() -> float:
+        logprobs = torch.log_softmax(module.table.detach().double(), -1)
+        return float(logprobs[2, 3] + logprobs[3, 4])
+
+    with BirdieZMQ(model=module, tokenizer=Digits(), engine="torch") as lm:
+        ((before, _),) = lm.loglikelihood([request], disable_tqdm=True)
+        assert before == pytest.approx(expected(), abs=1e-5)
+        with torch.no_grad():
+            module.table += torch.eye(VOCABULARY)
+        lm.update()
+        ((after, _),) = lm.loglikelihood([request], disable_tqdm=True)
+        assert after == pytest.approx(expected(), abs=1e-5)
+        assert abs(after - before) > 0.01
+        assert lm.get_model_info()["model_engine"] == "torch"
