@@ -295,7 +295,7 @@ def test_rows_are_fewer_where_memory_is_and_long_prompts_have_less_company(
     prompts = [*PROMPTS, (LETTERS * 6)[:230]]
     small, large = (state_bytes(backend, room) for room in (256, 512))
     monkeypatch.setattr(jax_backend, "_SHARE_OF_FREE", 1.0)
-    monkeypatch.setattr(jax_backend, "_rounded", lambda room: 512 if room > 100 else 256)
+    monkeypatch.setattr(jax_backend, "slots_for", lambda room: 512 if room > 100 else 256)
     monkeypatch.setattr(jax_backend, "_free_bytes", lambda: max(3 * large, 6 * small))
     backend.asked.clear()
 

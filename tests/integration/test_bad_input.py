@@ -99,7 +99,7 @@ def test_nan_is_never_a_score(broken: str) -> None:
 
 
 def test_an_unknown_tag_of_the_built_in_page_lists_what_there_is() -> None:
-    with pytest.raises(UnknownModelTag, match="It may be demo; the path of a checkpoint directory"):
+    with pytest.raises(UnknownModelTag, match="It may be demo; or the path of a checkpoint directory"):
         BirdieZMQ(model_tag="no-such-model")
 
 
