@@ -5,16 +5,36 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("birdie", deadline=None)
 settings.load_profile("birdie")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class ByWhatIsShared(LoadScopeScheduling):
+    """Which tests pytest-xdist gives to one process together: those that share what is made once for their file.
+
+    Unit tests share what they compile. Of those with real processes, which wait for them, most share nothing, and spread.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        spreads = "/integration/" in file and 'scope="module"' not in (ROOT / file).read_text(encoding="utf-8")
+        return nodeid if spreads else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWhatIsShared:
+    """As pytest-xdist asks for one, where it runs tests in several processes."""
+    return ByWhatIsShared(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
+from birdie_zmq import models
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Programs
 
@@ -117,8 +118,10 @@ def test_drawn_answers_depend_on_the_seed_and_the_repeat_and_on_nothing_else() -
         Instance("generate_until", {}, (question, how), i) for i, question in enumerate(questions) for _ in "ab"
     ]
 
+    model, tokenizer = models.load_model("demo"), models.load_tokenizer("demo")
+
     def texts(asked: list[Instance], **model_args: Any) -> list[str]:
-        with BirdieZMQ(model_tag="demo", **model_args) as lm:
+        with BirdieZMQ(model=model, tokenizer=tokenizer, **model_args) as lm:
             return lm.generate_until(asked, disable_tqdm=True)
 
     first = texts(requests)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
@@ -61,35 +61,56 @@ def chosen(logits: Any, targets: list[int]) -> tuple[float, bool]:
     return float(scores[np.arange(len(targets)), targets].sum()), bool((rows.argmax(-1) == targets).all())
 
 
+def read(params: Any, tokens: list[int], sees: Any, memory: Any = None) -> Any:
+    """masked_transformer.read for one text [t], in float64 of NumPy, with its mask bool[t, t] written down."""
+
+    def norm(x: Any) -> Any:
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+
+    def attend(weights: Any, x: Any, seen: Any, mask: Any) -> Any:
+        query, key, value, output = weights
+        q, k, v = (y.reshape(len(y), 4, -1).swapaxes(0, 1) for y in (x @ query, seen @ key, seen @ value))
+        scores = np.where(mask, q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        taken = (shares / shares.sum(-1, keepdims=True)) @ v
+        return taken.swapaxes(0, 1).reshape(x.shape) @ output
+
+    def gelu(x: Any) -> Any:
+        return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+    x = params["embedding"][tokens] + params["positions"][: len(tokens)]
+    for layer in params["layers"]:
+        x = x + attend(layer["attention"], norm(x), norm(x), sees)
+        if memory is not None:
+            x = x + attend(layer["crossing"], norm(x), memory, np.ones((len(x), len(memory)), bool))
+        x = x + gelu(norm(x) @ layer["up"]) @ layer["down"]
+    return norm(x)
+
+
 def prefix_lm(module: ModuleType, params: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
-    """One text at a time, with its mask written down."""
+    """One text at a time, whose context sees all of itself."""
     row = context + continuation[:-1]
     sees = np.tri(len(row), dtype=bool)
     sees[:, : len(context)] = True
-    hidden = module.read(params, jnp.array([row]), jnp.asarray(sees)[None])[0]
-    return chosen((hidden @ params["head"])[len(context) - 1 :], continuation)
+    return chosen(read(params, row, sees)[len(context) - 1 :] @ params["head"], continuation)
 
 
 def encoder_decoder(module: ModuleType, params: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
     """The context alone through the encoder, the continuation alone through the decoder."""
-    whole = np.ones((1, len(context), len(context)), bool)
-    memory = module.read(params["encoder"], jnp.array([context]), jnp.asarray(whole))
+    memory = read(params["encoder"], context, np.ones((len(context), len(context)), bool))
     reads = [256, *continuation[:-1]]
-    causal = jnp.tri(len(reads), dtype=bool)[None]
-    all_of_it = jnp.ones((1, len(reads), len(context)), bool)
-    hidden = module.read(params["decoder"], jnp.array([reads]), causal, memory, all_of_it)[0]
+    hidden = read(params["decoder"], reads, np.tri(len(reads), dtype=bool), memory)
     return chosen(hidden @ params["decoder"]["head"], continuation)
 
 
 def masked_lm(module: ModuleType, params: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
     """A text for each token of the continuation, with that one masked."""
     text = context + continuation
-    whole = jnp.ones((1, len(text), len(text)), bool)
     logits = []
     for place in range(len(context), len(text)):
         masked = [*text[:place], module.MASK, *text[place + 1 :]]
-        logits.append(module.read(params, jnp.array([masked]), whole)[0, place] @ params["head"])
-    return chosen(jnp.stack(logits), continuation)
+        logits.append(read(params, masked, np.ones((len(text), len(text)), bool))[place] @ params["head"])
+    return chosen(np.stack(logits), continuation)
 
 
 Direct = Callable[[ModuleType, Any, list[int], list[int]], tuple[float, bool]]
@@ -99,7 +120,7 @@ Direct = Callable[[ModuleType, Any, list[int], list[int]], tuple[float, bool]]
 def test_scores_are_those_of_each_pair_computed_directly(direct: Direct) -> None:
     name = direct.__name__
     module = page(name)
-    params = module.load_model(name).params
+    params = jax.tree.map(lambda array: np.asarray(array, np.float64), module.load_model(name).params)
     expected = [direct(module, params, *encoded(*pair)) for pair in PAIRS]
     requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
 
@@ -119,12 +140,12 @@ def test_scores_are_those_of_each_pair_computed_directly(direct: Direct) -> None
 
 def test_the_prefix_model_read_as_a_causal_one_would_score_otherwise() -> None:
     module = page("prefix_lm")
-    params = module.load_model("prefix").params
+    params = jax.tree.map(lambda array: np.asarray(array, np.float64), module.load_model("prefix").params)
     differences = []
     for context, continuation in (encoded(*pair) for pair in PAIRS):
-        row = jnp.array([context + continuation[:-1]])
-        hidden = module.read(params, row, jnp.tri(row.shape[1], dtype=bool)[None])[0]
-        causal, _ = chosen((hidden @ params["head"])[len(context) - 1 :], continuation)
+        row = context + continuation[:-1]
+        hidden = read(params, row, np.tri(len(row), dtype=bool))
+        causal, _ = chosen(hidden[len(context) - 1 :] @ params["head"], continuation)
         differences.append(abs(causal - prefix_lm(module, params, context, continuation)[0]))
     assert sorted(differences)[0] < 1e-4, "behind a context of one token both are one"
     assert sorted(differences)[1] > 0.01
