@@ -11,8 +11,8 @@ import resource
 
 from birdie_zmq.errors import UsageError
 
-LEAST_MIB = 128
-"""A broker without peers takes 40."""
+LEAST_MIB = 256
+"""Of private memory a broker without peers has 110, and a frame may have 64."""
 
 
 def default_limit_mib() -> int:

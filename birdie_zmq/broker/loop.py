@@ -83,6 +83,8 @@ def _read(router: Router, arrival: Arrival) -> Event:
         return Received(peer, _decode(frame), len(frame), sender)
     except ProtocolError as error:
         return Unreadable(peer, error)
+    except MemoryError:
+        return Unreadable(peer, ProtocolError("the broker has no memory left to read this message (--memory-limit)"))
 
 
 def _watch_keys(router: Router, broker: Broker) -> None:

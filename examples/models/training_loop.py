@@ -60,7 +60,7 @@ def main(steps=150, every=50):
     params = load_model("rnn").params
     moments = jax.tree.map(jnp.zeros_like, params)
     model = Model(params=params, init_state=init_state, extend=extend, unembed=unembed, vocab_size=VOCABULARY)
-    tasks = TaskManager(include_path=str(EXAMPLES / "tasks"))
+    tasks = TaskManager(include_path=str(EXAMPLES / "tasks"), include_defaults=False)
     data, random = texts(), np.random.default_rng(0)
     with BirdieZMQ(model=model, tokenizer=Bytes(), max_length=1024) as lm:
         evaluate(lm, tasks, 0, np.log(VOCABULARY))

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import sys
 
+import msgpack
 import psutil
 import pytest
 import zmq
@@ -13,10 +14,10 @@ import zmq
 from birdie_zmq.errors import UsageError
 from birdie_zmq.memory_limit import LEAST_MIB, default_limit_mib, limit_memory
 from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import encode
+from birdie_zmq.wire.codec import MAX_ELEMENTS, encode
 from tests.integration.conftest import Programs
 
-LIMIT_MIB = 256
+LIMIT_MIB = LEAST_MIB
 
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -47,6 +48,22 @@ def test_a_message_whose_frames_do_not_end_ends_its_connection_at_the_limit(prog
             honest.send(encode(m.OpenSession(package_version="1")))
             assert honest.poll(10_000), "the broker answers nobody any more"
             assert honest.recv()
+    assert broker.stop() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the private memory of a process")
+def test_a_message_that_there_is_no_memory_for_is_refused_and_the_next_one_answered(programs: Programs) -> None:
+    broker, endpoint = programs.broker("tcp://127.0.0.1:*", "--memory-limit", str(LEAST_MIB))
+    bomb = b"\x92" + bytes([m.WIRE_VERSION]) + b"\xdd" + (MAX_ELEMENTS // 2).to_bytes(4, "big")
+    bomb += b"".join(msgpack.packb(f"{number:059}\N{HUGGING FACE}") for number in range(MAX_ELEMENTS // 2))
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(endpoint)
+        for frame in (bomb, encode(m.OpenSession(package_version="1"))):
+            peer.send(frame)
+            assert peer.poll(20_000), broker.output
+            answer = peer.recv()
+            assert (b"no memory left to read this message" in answer) == (frame is bomb)
     assert broker.stop() == 0
 
 
