@@ -38,6 +38,8 @@ _MOST_REQUESTS = 16
 """That are answered at once; connections beyond them are closed."""
 _SLOW_S = 5.0
 """How long a connection may take to send its request, or to read the answer."""
+_POLL_S = 0.1
+"""How long closing may take."""
 _METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
@@ -68,7 +70,9 @@ class StatusServer:
         self.address = f"http://{_HOST}:{self._server.server_address[1]}/"
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._server.serve_forever, name="status page", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="status page", daemon=True
+        )
         self._thread.start()
         return self
 
