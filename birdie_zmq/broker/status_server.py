@@ -132,6 +132,7 @@ class _Page:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 64
 
     def __init__(self, *arguments: Any) -> None:
         self._room = threading.BoundedSemaphore(_MOST_REQUESTS)
