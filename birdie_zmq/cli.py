@@ -6,6 +6,7 @@ Each returns an exit status, and turns the errors that a person can cause into o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 import birdie_zmq
 from birdie_zmq import key_commands
 from birdie_zmq._version import __version__
-from birdie_zmq.config import ENGINE_VARIABLE, AgentSettings, BrokerSettings
+from birdie_zmq.config import DEFAULT_STATUS_PORT, ENGINE_VARIABLE, AgentSettings, BrokerSettings
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.memory_limit import default_limit_mib, limit_memory
 from birdie_zmq.offer import Offer
@@ -54,6 +55,15 @@ def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> i
         default=default_limit_mib(),
         metavar="MIB",
         help="take no more memory than this, whatever peers send; on Linux; default: half of the machine's, %(default)s",
+    )
+    parser.add_argument(
+        "--status-port",
+        type=int,
+        nargs="?",
+        const=DEFAULT_STATUS_PORT,
+        metavar="PORT",
+        help="show what goes on at http://127.0.0.1:PORT, to every user of this machine; 0 takes a free port; default: "
+        "no page, and %(const)s if no number is given",
     )
     _add_common(parser)
     parser.add_argument("--remove-folder", action="store_true", help=argparse.SUPPRESS)
@@ -117,6 +127,14 @@ def keys(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq keys") 
     return _guarded(prog, False, lambda: key_commands.run(options))
 
 
+def status(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq status") -> int:
+    """Show what a broker with --status-port does."""
+    from birdie_zmq import status_command
+
+    options = status_command.parser(prog).parse_args(arguments)
+    return _guarded(prog, False, lambda: status_command.run(options))
+
+
 def lm_eval(arguments: Sequence[str] | None = None) -> int:
     """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
     from lm_eval.__main__ import cli_evaluate
@@ -133,6 +151,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "broker": lambda rest: broker(rest, "birdie-zmq broker"),
     "worker": lambda rest: worker(rest, "birdie-zmq worker"),
     "keys": keys,
+    "status": status,
     "demo": lambda rest: demo(rest, "birdie-zmq demo"),
     "lm_eval": lm_eval,
 }
@@ -160,6 +179,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _serve_broker(options: argparse.Namespace) -> int:
     from birdie_zmq.broker.loop import serve
+    from birdie_zmq.broker.status_server import StatusServer
     from birdie_zmq.signals import StopSignals
     from birdie_zmq.wire.allowlist import AllowList
     from birdie_zmq.wire.endpoints import IpcEndpoint, parse_endpoint
@@ -169,11 +189,16 @@ def _serve_broker(options: argparse.Namespace) -> int:
     limit_memory(options.memory_limit)
     allowed = None if options.keys is None else AllowList(options.keys.absolute())
     with StopSignals() as stop:
-        with Router(endpoint, allowed) as router:
+        with Router(endpoint, allowed) as router, contextlib.ExitStack() as page:
             if not options.quiet:
                 who = "" if allowed is None else f", for the keys in {allowed.folder}"
                 print(f"birdie-zmq {__version__} from {_PACKAGE}: broker at {router.endpoint}{who}", flush=True)
-            orphaned = serve(router, BrokerSettings(), stop, _STDIN if options.lifeline else None)
+            look = None
+            if options.status_port is not None:
+                shown = page.enter_context(StatusServer(options.status_port, router.endpoint))
+                look = shown.look
+                print(f"status page at {shown.address}", flush=True)
+            orphaned = serve(router, BrokerSettings(), stop, _STDIN if options.lifeline else None, look)
         if orphaned and options.remove_folder and isinstance(endpoint, IpcEndpoint):
             shutil.rmtree(endpoint.path.parent, ignore_errors=True)
     return 0

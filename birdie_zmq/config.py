@@ -6,6 +6,9 @@ from dataclasses import dataclass, fields
 
 from birdie_zmq.errors import UsageError
 
+DEFAULT_STATUS_PORT = 5556
+"""Of the status page, where one is asked for without a number."""
+
 ENGINE_VARIABLE = "BIRDIE_ZMQ_ENGINE"
 """The variable by which the agent tells a model process its engine: jax, torch, or the path of a file. A page may read it."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 
 from birdie_zmq.broker.state import (
     Broker,
@@ -38,7 +39,13 @@ _GIVEN_BY_ROUTER = b"\0"
 _decode = decoder(ClientMessage | WorkerMessage)
 
 
-def serve(router: Router, settings: BrokerSettings, stop: StopSignals, lifeline: int | None = None) -> bool:
+def serve(
+    router: Router,
+    settings: BrokerSettings,
+    stop: StopSignals,
+    lifeline: int | None = None,
+    look: Callable[[Broker, float], None] | None = None,
+) -> bool:
     """Serve until a stop signal, and then as long as workers finish what they hold; or until the lifeline closes.
 
     Args:
@@ -46,6 +53,7 @@ def serve(router: Router, settings: BrokerSettings, stop: StopSignals, lifeline:
         settings: Timeouts and bounds.
         stop: Entered by the caller, in the main thread. A second signal ends the process at once.
         lifeline: A descriptor that becomes readable when the parent is gone; None for a broker of its own.
+        look: Called each tick with the broker, which it may look at until it returns, and the time.
 
     Returns:
         Whether the lifeline closed.
@@ -72,6 +80,8 @@ def serve(router: Router, settings: BrokerSettings, stop: StopSignals, lifeline:
             _watch_keys(router, broker)
             if _act(router, broker, Tick(late_s if late_s > _STOPPED_S else 0.0)):
                 return False
+            if look is not None:
+                look(broker, time.monotonic())
 
 
 def _read(router: Router, arrival: Arrival) -> Event:

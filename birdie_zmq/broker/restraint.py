@@ -73,7 +73,7 @@ class Lines:
             self._held_back += 1
             return None
         held_back, self._held_back = self._held_back, 0
-        line = _one_line(text)
+        line = one_line(text)
         return f"{line} (and {held_back} lines before it that were not written)" if held_back else line
 
     def rest(self, now: float) -> str | None:
@@ -92,7 +92,7 @@ class Lines:
         return True
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str, most: int = _MOST_LINE) -> str:
     """A text that others had a part in, such as the name of a host: no more lines than one, and nothing for a terminal."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: _MOST_LINE + 1])
-    return shown if len(shown) <= _MOST_LINE else f"{shown[:_MOST_LINE]} …"
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[:most]} …"

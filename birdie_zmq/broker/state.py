@@ -14,7 +14,7 @@ in any more, and stops when its workers hold nothing: what it has queued, its cl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from birdie_zmq._version import __version__
+from birdie_zmq.broker.history import History
 from birdie_zmq.broker.quarantine import after_loss
 from birdie_zmq.broker.queues import Batch, Part, Queues
 from birdie_zmq.broker.restraint import Lines, Refusals
@@ -124,20 +125,36 @@ Action = Send | Log | Stop
 
 
 @dataclass
-class _Client:
+class Client:
+    """One session. ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it."""
+
     peer: bytes
     seen_at: float
+    number: int
+    since: float
+    answered: int = 0
 
 
 @dataclass
-class _Worker:
+class Worker:
+    """One worker. ``phase`` is what it last said that it does, ``doing`` what follows from that and its leases.
+
+    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed.
+    """
+
     peer: bytes
     seen_at: float
     registration: m.RegisterWorker
+    since: float
     model: m.ModelSpec | None = None
     model_since: float = 0.0
     leases: dict[int, Part] = field(default_factory=dict)
     drains: bool = False
+    phase: str = ""
+    doing: str = ""
+    doing_since: float = 0.0
+    served: int = 0
+    computed: m.Computed | None = None
 
     @property
     def has_room(self) -> bool:
@@ -147,6 +164,7 @@ class _Worker:
 
     @property
     def name(self) -> str:
+        """What a person calls it."""
         return f"{self.registration.engine} worker {self.registration.process_id} on {self.registration.host}"
 
 
@@ -159,10 +177,12 @@ class Broker:
 
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
-        self._clients: dict[bytes, _Client] = {}
-        self._workers: dict[bytes, _Worker] = {}
+        self._clients: dict[bytes, Client] = {}
+        self._workers: dict[bytes, Worker] = {}
         self._holders: dict[bytes, Holder] = {}
         self._queues = Queues()
+        self._sessions = 0
+        self.history = History()
         self._next_lease = 1
         self._switches = 0
         self._losses = 0
@@ -175,6 +195,40 @@ class Broker:
         self._refusal_lines = Lines(1, 1.0)
         self._actions: list[Action] = []
         self._now = 0.0
+
+    @property
+    def workers(self) -> Collection[Worker]:
+        """Who computes, to be looked at only."""
+        return self._workers.values()
+
+    @property
+    def clients(self) -> Collection[Client]:
+        """Who asks, to be looked at only."""
+        return self._clients.values()
+
+    @property
+    def waiting(self) -> Iterable[Part]:
+        """What waits for a worker, to be looked at only."""
+        return self._queues
+
+    @property
+    def drains(self) -> bool:
+        """Whether it hands nothing out any more."""
+        return self._drains_until is not None
+
+    @property
+    def switches(self) -> int:
+        """How often a worker changed from one model to another."""
+        return self._switches
+
+    @property
+    def losses(self) -> int:
+        """How often what was being computed was lost."""
+        return self._losses
+
+    def holder(self, peer: bytes) -> Holder | None:
+        """Whose key a peer has, where there are keys."""
+        return self._holders.get(peer)
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event in; what must be done because of it, in order."""
@@ -193,6 +247,7 @@ class Broker:
                 self._cannot_send(peer, message, error)
             case Tick(late_s):
                 self._expire(late_s)
+                self._note_phases()
                 self._log_rest()
             case Drain():
                 self._drain()
@@ -254,11 +309,12 @@ class Broker:
     def _open_session(self, peer: bytes, message: m.OpenSession) -> None:
         del message
         self._forget(peer, "it greeted again")
-        self._clients[peer] = _Client(peer, self._now)
+        self._sessions += 1
+        self._clients[peer] = Client(peer, self._now, self._sessions, self._now)
         opened = m.SessionOpened(package_version=__version__, timeout_s=self._settings.client_timeout_s)
         self._send(peer, opened)
 
-    def _submit(self, client: _Client, message: m.Submit) -> None:
+    def _submit(self, client: Client, message: m.Submit) -> None:
         batches = self._batches_of(client.peer)
         if message.batch in batches:
             return  # Sent twice; the first one stands.
@@ -292,26 +348,28 @@ class Broker:
             )
         return None
 
-    def _ping(self, client: _Client, message: m.Ping) -> None:
+    def _ping(self, client: Client, message: m.Ping) -> None:
         del message
         self._send(client.peer, self._pong())
 
-    def _close_session(self, client: _Client, message: m.CloseSession) -> None:
+    def _close_session(self, client: Client, message: m.CloseSession) -> None:
         del message
         self._forget(client.peer, "it closed its session")
 
     def _register_worker(self, peer: bytes, message: m.RegisterWorker) -> None:
         self._forget(peer, "it registered again")
-        worker = _Worker(peer, self._now, message, message.model, self._now)
+        worker = Worker(peer, self._now, message, self._now, message.model, self._now)
         self._workers[peer] = worker
         self._log("info", f"{worker.name} is ready")
         self._send(peer, m.WorkerRegistered(package_version=__version__, timeout_s=self._settings.worker_timeout_s))
 
-    def _heartbeat(self, worker: _Worker, message: m.Heartbeat) -> None:
-        del message
+    def _heartbeat(self, worker: Worker, message: m.Heartbeat) -> None:
+        worker.phase = message.phase
+        self.history.computed(worker.computed, message.computed, self._now)
+        worker.computed = message.computed
         self._send(worker.peer, self._pong())
 
-    def _lease_answered(self, worker: _Worker, message: m.LeaseAnswered) -> None:
+    def _lease_answered(self, worker: Worker, message: m.LeaseAnswered) -> None:
         part = worker.leases.get(message.lease)
         if part is None:
             return  # A late answer: the lease was given up, and what it answers is somebody else's now.
@@ -326,10 +384,17 @@ class Broker:
             return
         batch.settled.update(indices)
         self._losses_in_a_row.pop(batch.model, None)
+        self._count(worker, batch, len(indices))
         where = np.array(indices, dtype=np.int32)
         self._send(batch.client, m.Answered(batch=batch.number, indices=where, answers=message.answers))
 
-    def _lease_failed(self, worker: _Worker, message: m.LeaseFailed) -> None:
+    def _count(self, worker: Worker, batch: Batch, answers: int) -> None:
+        worker.served += answers
+        if (client := self._clients.get(batch.client)) is not None:
+            client.answered += answers
+        self.history.answered(answers, self._now, is_whole=len(batch.settled) == len(batch.work))
+
+    def _lease_failed(self, worker: Worker, message: m.LeaseFailed) -> None:
         part = worker.leases.pop(message.lease, None)
         if part is None:
             return
@@ -340,32 +405,32 @@ class Broker:
         if not part.is_settled:
             self._queues.put_back(part)
 
-    def _lease_done(self, worker: _Worker, message: m.LeaseDone) -> None:
+    def _lease_done(self, worker: Worker, message: m.LeaseDone) -> None:
         part = worker.leases.pop(message.lease, None)
         if part is not None and not part.is_settled:
             error = InternalError(f"the {worker.name} called a batch done with answers missing")
             self._fail(part.batch, m.ErrorReport.of(error))
 
-    def _lease_crashed(self, worker: _Worker, message: m.LeaseCrashed) -> None:
+    def _lease_crashed(self, worker: Worker, message: m.LeaseCrashed) -> None:
         part = worker.leases.pop(message.lease, None)
         if part is not None:
             self._lose(part, message.error)
 
-    def _lease_returned(self, worker: _Worker, message: m.LeaseReturned) -> None:
+    def _lease_returned(self, worker: Worker, message: m.LeaseReturned) -> None:
         part = worker.leases.pop(message.lease, None)
         if part is not None and not part.is_settled:
             self._queues.put_back(part)
 
-    def _lease_notice(self, worker: _Worker, message: m.LeaseNotice) -> None:
+    def _lease_notice(self, worker: Worker, message: m.LeaseNotice) -> None:
         part = worker.leases.get(message.lease)
         if part is not None:
             self._notify(part.batch, message.level, message.text)
 
-    def _drain_worker(self, worker: _Worker, message: m.DrainWorker) -> None:
+    def _drain_worker(self, worker: Worker, message: m.DrainWorker) -> None:
         del message
         worker.drains = True
 
-    def _close_worker(self, worker: _Worker, message: m.CloseWorker) -> None:
+    def _close_worker(self, worker: Worker, message: m.CloseWorker) -> None:
         del message
         for part in reversed(worker.leases.values()):
             if not part.is_settled:
@@ -391,6 +456,15 @@ class Broker:
         for peer in silent:
             self._send(peer, self._pong())
 
+    def _note_phases(self) -> None:
+        """A process that is ready works when its worker holds leases, and else waits for some."""
+        for worker in self._workers.values():
+            doing = worker.phase
+            if doing in ("ready", "running"):
+                doing = "running" if worker.leases else "idle"
+            if doing != worker.doing:
+                worker.doing, worker.doing_since = doing, self._now
+
     def _forget(self, peer: bytes, reason: str) -> None:
         self._holders.pop(peer, None)
         if self._clients.pop(peer, None) is not None:
@@ -400,6 +474,7 @@ class Broker:
         if worker is None:
             return
         self._log("info", f"{worker.name} has gone: {reason}")
+        self.history.happened("gone", f"{worker.name}: {reason}", self._now)
         unsettled = [part for part in worker.leases.values() if not part.is_settled]
         for part in reversed(unsettled[1:]):
             self._queues.put_back(part)  # It was at the first one, and had not begun with the others.
@@ -423,6 +498,7 @@ class Broker:
             return
         batch = part.batch
         self._losses += 1
+        self.history.happened("lost", f"{error.code}, at work on {batch.model}", self._now)
         in_a_row = self._losses_in_a_row.get(batch.model, 0) + 1
         self._losses_in_a_row[batch.model] = in_a_row
         if in_a_row >= self._settings.max_losses_in_a_row:
@@ -463,7 +539,7 @@ class Broker:
                         break
                     self._lease(worker, part)
 
-    def _lease(self, worker: _Worker, part: Part) -> None:
+    def _lease(self, worker: Worker, part: Part) -> None:
         batch = part.batch
         if batch.model != worker.model:
             if worker.model is not None:
@@ -512,15 +588,19 @@ class Broker:
         self._send(batch.client, m.Notice(batch=batch.number, level=level, text=text))
 
     def _fail(self, batch: Batch, error: m.ErrorReport) -> None:
+        # What the error says may repeat a text of its requests, so it is for the run alone.
+        self.history.failed(len(batch.work) - len(batch.settled), f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.BatchFailed(batch=batch.number, error=error))
         self._abandon(batch)
 
     def _fail_item(self, batch: Batch, item: int, error: m.ErrorReport) -> None:
         batch.settled.add(item)
+        self.history.failed(1, f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.ItemFailed(batch=batch.number, index=item, error=error))
 
     def _refuse(self, peer: bytes, error: ProtocolError) -> None:
         self._refused = True
+        self.history.refused(error.code, self._now, is_ordinary=isinstance(error, UnknownPeer))
         # A client that was idle for long, or a broker that is new, makes unknown peers in the ordinary course of things.
         level: m.Level = "info" if isinstance(error, UnknownPeer) else "warning"
         self._write(level, self._refusal_lines.write(f"refused a message: {error.message}", self._now))
@@ -547,10 +627,10 @@ _IGNORED_WHILE_DRAINING = frozenset({m.OpenSession, m.RegisterWorker, m.Submit})
 _GREETINGS: Mapping[type, Callable[[Broker, bytes, Any], None]] = MappingProxyType(
     {m.OpenSession: Broker._open_session, m.RegisterWorker: Broker._register_worker}
 )
-_FROM_CLIENT: Mapping[type, Callable[[Broker, _Client, Any], None]] = MappingProxyType(
+_FROM_CLIENT: Mapping[type, Callable[[Broker, Client, Any], None]] = MappingProxyType(
     {m.Submit: Broker._submit, m.Ping: Broker._ping, m.CloseSession: Broker._close_session}
 )
-_FROM_WORKER: Mapping[type, Callable[[Broker, _Worker, Any], None]] = MappingProxyType(
+_FROM_WORKER: Mapping[type, Callable[[Broker, Worker, Any], None]] = MappingProxyType(
     {
         m.Heartbeat: Broker._heartbeat,
         m.LeaseAnswered: Broker._lease_answered,

@@ -106,6 +106,18 @@ class Evaluator:
             states_evicted=self._backend.states_evicted,
         )
 
+    @property
+    def computed(self) -> m.Computed:
+        """The counts that are told while the work goes on; may be asked for in another thread."""
+        tally = self._tally
+        return m.Computed(
+            tokens=tally.tokens_computed,
+            padding=tally.tokens_padding,
+            generated=tally.tokens_generated,
+            programs=len(tally.shapes),
+            compile_seconds=self._backend.compile_seconds,
+        )
+
     def encode(self, work: m.Work) -> Encoded | None:
         """The tokens of work that is to be scored; None for other work.
 

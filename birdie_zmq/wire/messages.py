@@ -26,12 +26,13 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 6
+WIRE_VERSION = 7
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 PositiveCount = Annotated[int, Meta(gt=0, lt=2**53)]
 Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
+Duration = Annotated[float, Meta(ge=0, lt=1e9)]
 Name = Annotated[str, Meta(max_length=4096)]
 Key = Annotated[int, Meta(ge=0, lt=2**62)]
 Temperature = Annotated[float, Meta(gt=0, lt=1e9)]
@@ -421,11 +422,34 @@ class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: ModelSpec | None = None
 
 
+class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The few counts of a `StepReport` that are told each second; ``programs`` is how many shapes were called."""
+
+    tokens: Count = 0
+    padding: Count = 0
+    generated: Count = 0
+    programs: Count = 0
+    compile_seconds: Duration = 0.0
+
+    def __add__(self, other: Computed) -> Computed:
+        return Computed(
+            tokens=self.tokens + other.tokens,
+            padding=self.padding + other.padding,
+            generated=self.generated + other.generated,
+            programs=self.programs + other.programs,
+            compile_seconds=self.compile_seconds + other.compile_seconds,
+        )
+
+
 class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="heartbeat"):
-    """The agent is there; what its model process does, and the model it is for."""
+    """The agent is there; what its model process does, and the model it is for.
+
+    ``computed`` is what all model processes of this agent have computed.
+    """
 
     phase: Name
     model: ModelSpec | None = None
+    computed: Computed = Computed()
 
 
 class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-answered"):
@@ -553,6 +577,7 @@ class Beat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="b
     """The model process is there; ``steps`` grows with everything that it computes, so standing still shows."""
 
     steps: Count
+    computed: Computed = Computed()
 
 
 AgentMessage = LoadModel | Lease | CancelLease

@@ -151,7 +151,9 @@ class AgentLoop:
                     logger.warning("there is no broker to register with: %s", doubt)
                 self._register()
         else:
-            self._dealer.send(encode(m.Heartbeat(phase=self._agent.phase[:_MOST_PHASE], model=self._agent.model)))
+            agent = self._agent
+            beat = m.Heartbeat(phase=agent.phase[:_MOST_PHASE], model=agent.model, computed=agent.computed)
+            self._dealer.send(encode(beat))
 
     def _from_broker(self, frame: bytes) -> None:
         try:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,7 @@ class _Voice:
         self._channel = channel
         self._lock = threading.Lock()
         self._steps = 0
+        self.computed: Callable[[], m.Computed] = m.Computed
 
     def say(self, message: m.ModelProcessMessage) -> None:
         """Send a message."""
@@ -65,7 +66,7 @@ class _Voice:
     def beat(self) -> None:
         """Say for ever that the process is there, and how far it has come."""
         while True:
-            self.say(m.Beat(steps=self._steps))
+            self.say(m.Beat(steps=self._steps, computed=self.computed()))
             time.sleep(_BEAT_S)
 
 
@@ -129,6 +130,7 @@ def run(channel: Channel, engine: str) -> int:
     except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
         voice.say(m.ModelRefused(error=_internal(error)))
         return 1
+    voice.computed = lambda: loaded.evaluator.computed
     voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
     ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
     threading.Thread(target=_encode_ahead, args=(loaded, inbox, ready), daemon=True).start()

@@ -186,6 +186,8 @@ class Agent:
         self._beat_at = 0.0
         self._progress_at = 0.0
         self._steps = 0
+        self._computed_before = m.Computed()
+        self._computed = m.Computed()
         self._load_crashes: dict[m.ModelSpec, _LoadCrashes] = {}
         self._drains_until: float | None = None
         self._started = 0
@@ -204,6 +206,11 @@ class Agent:
     def model(self) -> m.ModelSpec | None:
         """The model that is loaded, or on its way in or out."""
         return self._model
+
+    @property
+    def computed(self) -> m.Computed:
+        """What this agent's model processes have computed, all together."""
+        return self._computed_before + self._computed
 
     @property
     def waits_for_memory(self) -> bool:
@@ -374,6 +381,7 @@ class Agent:
     def _exited(self, returncode: int, trace: str | None) -> None:
         before, model = self._phase, self._model
         self._model = self._kill_at = None
+        self._computed_before, self._computed = self.computed, m.Computed()
         self._enter(Phase.FREEING if self._watches_memory else Phase.ABSENT)
         if before is Phase.ENDING or model is None:
             return
@@ -443,6 +451,7 @@ class Agent:
             self._activity = message
 
     def _beat(self, message: m.Beat) -> None:
+        self._computed = message.computed
         if message.steps != self._steps:
             self._steps, self._progress_at = message.steps, self._now
 

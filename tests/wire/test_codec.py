@@ -45,6 +45,7 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     m.Count: st.integers(0, 2**53 - 1),
     m.PositiveCount: st.integers(1, 2**53 - 1),
     m.Seconds: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
+    m.Duration: st.floats(0, 1e9, exclude_max=True),
     m.Key: st.integers(0, 2**62 - 1),
     m.Temperature: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
     m.Portion: st.floats(0, 1, exclude_min=True),

@@ -214,6 +214,16 @@ def test_what_a_lease_leads_to(
             assert action == wanted
 
 
+def test_what_ended_processes_computed_stays_counted(desk: Desk) -> None:
+    (held,) = desk.serves(lease(1))
+    desk.said(m.Beat(steps=3, computed=m.Computed(tokens=30, padding=3, programs=1)), done(held))
+    desk.leased(lease(2, B))
+    desk.exited(0)
+    assert desk.agent.computed == m.Computed(tokens=30, padding=3, programs=1)
+    desk.said(LOADED, m.Beat(steps=1, computed=m.Computed(tokens=10, generated=5)))
+    assert desk.agent.computed == m.Computed(tokens=40, padding=3, generated=5, programs=1)
+
+
 def test_what_the_model_process_says_it_does_is_the_phase(desk: Desk) -> None:
     desk.serves(lease(1))
     assert desk.agent.phase == "ready"

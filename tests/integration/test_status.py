@@ -1,0 +1,94 @@
+"""The status page beside a real run: what it says while requests are answered, and that names of peers stay text."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import urllib.error
+import urllib.request
+
+import msgspec
+import psutil
+from lm_eval.api.instance import Instance
+from prometheus_client.parser import text_string_to_metric_families
+
+from birdie_zmq.broker.status import Status
+from harness_model import BirdieZMQ
+from tests.integration.conftest import ROOT, Programs, wait_until
+
+SECRET = "the-launch-code-is-73194"
+
+
+def read(address: str, path: str) -> bytes:
+    with urllib.request.urlopen(f"{address}{path}", timeout=10) as answer:
+        body: bytes = answer.read()
+        return body
+
+
+def look(address: str) -> Status:
+    return msgspec.json.decode(read(address, "status.json"), type=Status)
+
+
+def samples(address: str) -> dict[str, float]:
+    families = text_string_to_metric_families(read(address, "metrics").decode())
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+def test_a_run_is_seen_from_its_first_request_to_its_last(programs: Programs) -> None:
+    broker, endpoint = programs.broker("tcp://127.0.0.1:*", "--status-port", "0")
+    address = broker.wait_for(r"status page at (\S+)")[1]
+    programs.worker(endpoint, ROOT / "api.py")
+    wait_until(lambda: bool(look(address).workers), "the worker on the page")
+    worker = look(address).workers[0]
+    assert (worker.host, worker.engine, worker.model) == (socket.gethostname(), "jax", None)
+
+    requests = [
+        Instance("loglikelihood", {}, (f"{SECRET} {number}: the cat sat on the", " mat"), number)
+        for number in range(600)
+    ]
+    seen: list[Status] = []
+    with BirdieZMQ(model_tag="demo", endpoint=endpoint) as lm:
+        running = threading.Thread(target=lm.loglikelihood, args=(requests,), kwargs={"disable_tqdm": True})
+        running.start()
+        while running.is_alive():
+            body = read(address, "status.json")
+            assert SECRET.encode() not in body
+            assert SECRET.encode() not in read(address, "metrics")
+            seen.append(msgspec.json.decode(body, type=Status))
+        assert look(address).clients_connected == 1
+        assert any(status.batches_leased for status in seen)
+        assert any(worker.phase.startswith(("compiling", "running")) for status in seen for worker in status.workers)
+        # What was computed is told each second, what was answered at once.
+        wait_until(lambda: samples(address)["birdie_zmq_tokens_computed_total"] > 0, "tokens in the metrics")
+        wait_until(lambda: samples(address)["birdie_zmq_requests_answered_total"] >= 600, "answers in the metrics")
+    wait_until(lambda: look(address).clients_connected == 0, "the end of the session")
+    wait_until(lambda: sum(look(address).throughput.requests) > 0, "the throughput")
+    status = look(address)
+    assert status.totals.requests_failed == status.totals.losses == 0
+    assert status.workers[0].model == "demo"
+    assert status.workers[0].programs > 0
+    bound = {
+        str(connection.laddr.ip)
+        for connection in psutil.Process(broker.process.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert bound == {"127.0.0.1"}
+
+
+def test_without_the_option_there_is_no_page(programs: Programs) -> None:
+    broker, endpoint = programs.broker()
+    ports = {
+        connection.laddr.port
+        for connection in psutil.Process(broker.process.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert ports == {int(endpoint.rpartition(":")[2])}
+
+
+def test_a_broker_that_is_told_to_stop_does_not_wait_for_readers(programs: Programs) -> None:
+    broker, _ = programs.broker("tcp://127.0.0.1:*", "--status-port", "0")
+    address = broker.wait_for(r"status page at (\S+)")[1]
+    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
+    with socket.create_connection((host, int(port))):
+        assert broker.stop() == 0
+    assert "Traceback" not in broker.output
