@@ -54,6 +54,7 @@ class TaskReport:
     """What differs in one task. Differences are of log-likelihoods, in nats."""
 
     task: str
+    threshold: float = 1e-3
     samples_a: int = 0
     samples_b: int = 0
     compared: int = 0
@@ -102,7 +103,7 @@ def compare_task(
         threshold: How many nats two log-likelihoods of one response may differ.
         most_worst: How many of the largest differences are listed.
     """
-    report = TaskReport(task)
+    report = TaskReport(task, threshold)
     waiting: dict[tuple[str, str], list[Sample]] = {}
     first_filter: str | None = None
     for sample in a:
@@ -123,7 +124,7 @@ def compare_task(
         report.compared += 1
         _metric_flips(report, sample, other)
         if other.filter == first_filter:  # The lines of further filters repeat the same responses.
-            _responses(report, sample, other, threshold, most_worst)
+            _responses(report, sample, other, most_worst)
     report.missing_in_b = [_name(sample) for left in waiting.values() for sample in left]
     report.worst.sort(reverse=True)
     return report
@@ -165,7 +166,7 @@ def _metric_flips(report: TaskReport, a: Sample, b: Sample) -> None:
             _flip(report, _name(a), f"{name} is {value:g} in A and {other:g} in B")
 
 
-def _responses(report: TaskReport, a: Sample, b: Sample, threshold: float, most_worst: int) -> None:
+def _responses(report: TaskReport, a: Sample, b: Sample, most_worst: int) -> None:
     if len(a.loglikelihoods) != len(b.loglikelihoods) or len(a.texts) != len(b.texts):
         _flip(report, a.doc_id, "the numbers of responses differ")
     for i, (x, y) in enumerate(zip(a.loglikelihoods, b.loglikelihoods, strict=False)):
@@ -174,7 +175,7 @@ def _responses(report: TaskReport, a: Sample, b: Sample, threshold: float, most_
         if math.isfinite(gap):
             report.sum_of_differences += gap
             report.finite_differences += 1
-        report.over_threshold += gap > threshold
+        report.over_threshold += gap > report.threshold
         _keep_point(report, x, y)
         report.responses += 1
         if gap:

@@ -8,7 +8,7 @@ import math
 def shown(value: float | None, digits: int = 4) -> str:
     """A score or metric; a dash for None."""
     if value is None:
-        return "–"
+        return "-"
     return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
 
 
@@ -22,5 +22,5 @@ def gap(value: float) -> str:
 def change(a: float | None, b: float | None) -> str:
     """What a metric gains from A to B."""
     if a is None or b is None:
-        return "–"
+        return "-"
     return "0" if a == b else f"{b - a:+.4f}" if abs(b - a) >= 1e-4 else f"{b - a:+.1e}"

@@ -27,7 +27,7 @@ def show(reports: Sequence[TaskReport], console: Console) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
         table.add_column(column, justify="right")
@@ -42,8 +42,8 @@ def _tasks(reports: Sequence[TaskReport]) -> Table:
             Text(printable(report.task)),
             f"{report.compared:,}",
             f"{report.missing:,}",
-            gap(report.largest) if scored else "–",
-            gap(report.mean) if scored else "–",
+            gap(report.largest) if scored else "-",
+            gap(report.mean) if scored else "-",
             f"{report.flip_count:,}",
             f"{report.text_count:,}",
             Text("agrees", "green") if report.agrees else Text("differs", "bold red"),
@@ -77,9 +77,9 @@ def _named(report: TaskReport) -> list[str]:
         lines.append(f"document {pair.doc_id}: texts part at character {pair.position}: {pair.a!r} and {pair.b!r}")
     if report.text_count > _MOST_NAMED:
         lines.append(f"and {report.text_count - _MOST_NAMED:,} more texts")
-    if report.over_threshold:
-        lines += [
-            f"document {one.doc_id}, response {one.response}: {shown(one.a)} and {shown(one.b)}, {gap(one.difference)} apart"
-            for one in report.worst[:_MOST_NAMED]
-        ]
+    lines += [
+        f"document {one.doc_id}, response {one.response}: {shown(one.a)} and {shown(one.b)}, {gap(one.difference)} apart"
+        for one in report.worst[:_MOST_NAMED]
+        if one.difference > report.threshold
+    ]
     return [f"{report.task}: {line}" for line in lines]
