@@ -148,10 +148,10 @@ def _section(index: int, report: TaskReport, drawn: bool) -> str:
         parts.append(f"<h3>Texts that differ</h3>{_table(head, rows, frozenset({0, 2, 3}))}{more}")
     if report.worst:
         rows = [
-            [_text(w.doc_id), str(w.response), shown(w.a, 6), shown(w.b, 6), _over(w.difference, report.threshold)]
+            [_text(w.doc_id), str(w.response), _over(w.difference, report.threshold), shown(w.a, 6), shown(w.b, 6)]
             for w in report.worst
         ]
-        head = ["document", "response", "A", "B", "|B - A|"]
+        head = ["document", "response", "|B - A|", "A", "B"]
         parts.append(f"<h3>Largest differences</h3>{_table(head, rows)}")
     is_open = "" if report.agrees else " open"
     title = f"<summary><h2>{_text(report.task)}</h2>{_badge(report)}</summary>"

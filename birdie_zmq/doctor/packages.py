@@ -111,6 +111,8 @@ def check(python: str, running: str) -> list[Finding]:
         return [metadata_finding(running, None), python_finding(python, None)]
     return [
         metadata_finding(running, installed.version),
-        python_finding(python, installed.metadata.json.get("requires_python")),
+        python_finding(
+            python, installed.metadata["Requires-Python"] if "Requires-Python" in installed.metadata else None
+        ),
         *package_findings(installed.requires or []),
     ]

@@ -37,8 +37,10 @@ def page_finding(page: Path | None, engine: str, tag: str | None, reply: Reply, 
         return Finding(name, "wrong", text, cure, reply.errors[-4000:])
     if "error" in answer:
         trace = answer["traceback"] or ""
-        advice = re.search(r"\((pip install [^)]*)\)", answer["error"])
-        cure = advice[1] if advice else _cure(page, trace, answer["code"])
+        if answer["code"] == "engine":
+            cure = _cure_of_engine(engine, answer["error"])
+        else:
+            cure = _cure(page, trace, answer["code"])
         return Finding(name, "wrong", answer["error"], cure, trace)
     if tag is None:
         return Finding(name, "ok", f"{called} has load_model and load_tokenizer, for the engine {engine}")
@@ -59,6 +61,13 @@ def _cure(page: Path | None, trace: str, code: str = "") -> str:
         return f"give a --model-tag that {page} knows"
     lines = re.findall(rf'File "{re.escape(str(page))}", line (\d+)', trace)
     return f"edit {page}{f', line {lines[-1]}' if lines else ''}"
+
+
+def _cure_of_engine(engine: str, error: str) -> str:
+    advice = re.search(r"\((pip install [^)]*)\)", error) or re.search(r"needs (\S+), which is not installed", error)
+    if advice is None:
+        return f"edit {engine}"
+    return advice[1] if advice[1].startswith("pip ") else f"pip install {advice[1]}"
 
 
 def check(
