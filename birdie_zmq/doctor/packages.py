@@ -109,10 +109,9 @@ def check(python: str, running: str) -> list[Finding]:
         installed = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return [metadata_finding(running, None), python_finding(python, None)]
+    requires = installed.metadata.json.get("requires_python")
     return [
         metadata_finding(running, installed.version),
-        python_finding(
-            python, installed.metadata["Requires-Python"] if "Requires-Python" in installed.metadata else None
-        ),
+        python_finding(python, requires if isinstance(requires, str) else None),
         *package_findings(installed.requires or []),
     ]
