@@ -54,9 +54,9 @@ def run(options: argparse.Namespace) -> int:
     if options.output is not None:
         # matplotlib is the largest part of what this command needs, and only the page needs it.
         if importlib.util.find_spec("matplotlib") is None:
-            console.print(
-                "the page is not written: it needs matplotlib (pip install 'birdie-zmq[compare]')", soft_wrap=True
-            )
+            # As Text, since rich would take [compare] for a style.
+            missing = "the page is not written: it needs matplotlib (pip install 'birdie-zmq[compare]')"
+            console.print(Text(missing), soft_wrap=True)
         else:
             from birdie_zmq.compare.page import write_page
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import venv
 from pathlib import Path
@@ -114,12 +115,12 @@ def test_a_python_that_dies_is_named(empty: str, target: Path) -> None:
 
 def test_the_command_of_another_python_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert hook.command_finding(hook.shutil.which("lm_eval"), sys.executable).level == "warning"
+    assert hook.command_finding(shutil.which("lm_eval"), sys.executable).level == "warning"
     command = tmp_path / "lm_eval"
     command.write_text("#!/bin/sh\n")
     command.chmod(0o755)
 
-    one = hook.command_finding(hook.shutil.which("lm_eval"), sys.executable)
+    one = hook.command_finding(shutil.which("lm_eval"), sys.executable)
 
     assert one.level == "warning"
     assert str(command) in one.text

@@ -63,7 +63,7 @@ def test_a_folder_that_cannot_be_made_is_noticed(tmp_path: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_to_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The superuser, as whom tests may run, may write everywhere.
-    monkeypatch.setattr(machine.os, "access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
 
     one = machine.cache_finding({"JAX_COMPILATION_CACHE_DIR": str(folder)})
 
