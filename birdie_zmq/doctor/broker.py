@@ -35,9 +35,12 @@ def check(endpoint: str, key_file: Path | None, tag: str | None, answer_s: float
     """
     try:
         where = parse_endpoint(endpoint)
-        key = None if key_file is None else read_peer_key(key_file)
     except UsageError as error:
         return [Finding("broker", "wrong", error.message, "birdie-zmq doctor --endpoint tcp://HOST:PORT")]
+    try:
+        key = None if key_file is None else read_peer_key(key_file)
+    except UsageError:
+        return [Finding("broker", "warning", f"{where} was not asked, since the key file cannot be used")]
     with Dealer(where, key) as dealer:
         try:
             opened = _ask(dealer, m.OpenSession(package_version=__version__), m.SessionOpened, answer_s)

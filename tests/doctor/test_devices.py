@@ -114,3 +114,11 @@ def test_a_jax_that_is_missing_is_installed(found: Callable[..., Finding]) -> No
     one = found("import sys; del sys.modules['jax']; raise ModuleNotFoundError(\"No module named 'jax'\")")
 
     assert (one.level, one.cure) == ("wrong", "pip install jax")
+
+
+def test_a_torch_that_is_missing_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
+
+    one = devices.check("torch", {**os.environ, "PYTHONPATH": str(tmp_path)})
+
+    assert (one.level, one.cure) == ("wrong", "pip install 'birdie-zmq[torch]'")

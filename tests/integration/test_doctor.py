@@ -60,6 +60,18 @@ def test_a_broker_that_is_not_there_is_started() -> None:
     assert one.cure.startswith(f"birdie-zmq broker --bind {free}")
 
 
+def test_what_is_no_endpoint_and_a_key_that_cannot_be_used_are_told_apart(tmp_path: Path) -> None:
+    key = new_key(tmp_path / "keys", "client", "alice")
+    key.chmod(0o644)
+
+    (endpoint,) = broker.check("localhost:5555", None, None)
+    (open_key,) = broker.check("tcp://127.0.0.1:5555", key, None)
+
+    assert (endpoint.level, endpoint.cure) == ("wrong", "birdie-zmq doctor --endpoint tcp://HOST:PORT")
+    assert (open_key.level, open_key.cure) == ("warning", "")  # the finding of the key file has the cure
+    assert "key file" in open_key.text
+
+
 def test_a_broker_without_a_worker_gets_one(programs: Programs) -> None:
     _, where = programs.broker()
 
