@@ -85,6 +85,11 @@ def _text(text: str) -> str:
     return html.escape(printable(text), quote=True)
 
 
+def _breakable(name: str) -> str:
+    """A name of a task or metric, which may be broken behind an underscore or a comma."""
+    return _text(name).replace("_", "_<wbr>").replace(",", ",<wbr>")
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], words: frozenset[int] = frozenset({0})) -> str:
     """A table of cells that are HTML already; the columns of `words` are not numbers."""
 
@@ -107,7 +112,7 @@ def _summary(reports: Sequence[TaskReport]) -> str:
         name, a, b = report.metrics[0] if report.metrics else ("", None, None)
         rows.append(
             [
-                f"<a href='#task-{i}'>{_text(report.task)}</a>",
+                f"<a href='#task-{i}'>{_breakable(report.task)}</a>",
                 _badge(report),
                 f"{report.compared:,}",
                 _count(report.missing),
@@ -115,7 +120,7 @@ def _summary(reports: Sequence[TaskReport]) -> str:
                 gap(report.mean) if scored else "-",
                 _count(report.flip_count),
                 _count(report.text_count),
-                _text(name),
+                _breakable(name),
                 shown(a),
                 shown(b),
                 change(a, b),

@@ -13,6 +13,7 @@ header, section, details { background: var(--card); border: 1px solid var(--line
 h1 { font-size: 1.05rem; font-weight: 600; margin: 0 0 .75rem; color: var(--faint); }
 h2 { font-size: 1.1rem; margin: 0; } section h2 { margin-bottom: .5rem; }
 h3 { font-size: .95rem; margin: 1.25rem 0 .35rem; }
+details:not([open]) { padding-block: .6rem; margin-bottom: .5rem; }
 .verdict { font-size: 1.6rem; font-weight: 700; line-height: 1.2; margin: 0; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 dl { display: grid; grid-template-columns: auto 1fr; gap: .15rem .75rem; margin: 0 0 .75rem; }
@@ -31,7 +32,7 @@ th, td { padding: .3rem .55rem; border-bottom: 1px solid var(--line); text-align
 th { color: var(--faint); font-weight: 600; font-size: .85rem; white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
 .n { text-align: right; white-space: nowrap; }
-td a { white-space: nowrap; } a { color: var(--link); }
+a { color: var(--link); }
 code { font-family: ui-monospace, monospace; font-size: .88em; white-space: pre-wrap; overflow-wrap: anywhere; }
 mark { background: var(--mark); color: inherit; border-radius: 3px; }
 footer { color: var(--faint); font-size: .85rem; text-align: center; }

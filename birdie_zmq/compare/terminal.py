@@ -26,16 +26,18 @@ def show(reports: Sequence[TaskReport], console: Console) -> None:
             console.print(Text(printable(line)), soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
+def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
+    """A table whose first columns hold words, which are broken before any of them is cut off."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
+    for column in words:
+        table.add_column(column, overflow="fold")
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
 def _tasks(reports: Sequence[TaskReport]) -> Table:
-    table = _table("task", "samples", "missing", "max |d|", "mean |d|", "flips", "texts", "")
+    table = _table(["task"], ["samples", "missing", "max |d|", "mean |d|", "flips", "texts", ""])
     for report in reports:
         scored = bool(report.finite_differences or report.largest)
         table.add_row(
@@ -52,7 +54,7 @@ def _tasks(reports: Sequence[TaskReport]) -> Table:
 
 
 def _metrics(reports: Sequence[TaskReport]) -> Table:
-    table = _table("task", "metric", "A", "B", "B - A")
+    table = _table(["task", "metric"], ["A", "B", "B - A"])
     for report in reports:
         for i, (name, a, b) in enumerate(report.metrics):
             task = Text("" if i else printable(report.task))

@@ -49,6 +49,20 @@ def test_a_planted_flip_ends_with_1_and_is_named(a: Path, b: Path, capsys: pytes
     assert re.search(r"acc +1\.0000 +0\.8000 +-0\.2000", printed)
 
 
+def test_long_names_are_broken_and_never_cut(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task, metric = "task_" + "t" * 60, "metric_" + "m" * 60
+    for folder in (a, b):
+        write(folder, task, [rolling(0, -1.0)], **{metric: 0.25})
+
+    assert main(["compare", str(a), str(b)]) == 0
+
+    printed = capsys.readouterr().out
+    assert (printed.count("t" * 5) > 0, printed.count("m" * 5) > 0) == (True, True)
+    assert sum(line.count("m") for line in printed.splitlines() if "mm" in line) >= 60
+    assert "0.2500" in printed
+    assert "…" not in printed
+
+
 def test_the_threshold_decides(a: Path, b: Path) -> None:
     write(b, "roll", [rolling(0, -50.25)])
 
