@@ -135,6 +135,22 @@ def status(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq statu
     return _guarded(prog, False, lambda: status_command.run(options))
 
 
+def doctor(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq doctor") -> int:
+    """Say what a run needs and lacks, and what mends it."""
+    from birdie_zmq.doctor import command
+
+    options = command.parser(prog).parse_args(arguments)
+    return _guarded(prog, True, lambda: command.run(options))
+
+
+def compare(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq compare") -> int:
+    """Compare two results of lm_eval, sample by sample."""
+    from birdie_zmq.compare import command
+
+    options = command.parser(prog).parse_args(arguments)
+    return _guarded(prog, True, lambda: command.run(options))
+
+
 def lm_eval(arguments: Sequence[str] | None = None) -> int:
     """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
     from lm_eval.__main__ import cli_evaluate
@@ -153,6 +169,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "keys": keys,
     "status": status,
     "demo": lambda rest: demo(rest, "birdie-zmq demo"),
+    "doctor": doctor,
+    "compare": compare,
     "lm_eval": lm_eval,
 }
 

@@ -51,8 +51,17 @@ def test_the_lm_eval_side_asks_for_neither_jax_nor_torch(module: str) -> None:
     assert asked.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
 
 
-@pytest.mark.parametrize("module", ["birdie_zmq.broker.loop", "birdie_zmq.worker.agent", "birdie_zmq.cli"])
-def test_broker_and_agent_ask_for_no_framework(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        "birdie_zmq.broker.loop",
+        "birdie_zmq.worker.agent",
+        "birdie_zmq.cli",
+        "birdie_zmq.doctor.command",
+        "birdie_zmq.compare.command",
+    ],
+)
+def test_broker_agent_and_commands_ask_for_no_framework(module: str) -> None:
     asked = asked_for_by(module)
 
     assert "birdie_zmq" in asked

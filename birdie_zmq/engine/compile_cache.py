@@ -15,6 +15,8 @@ from pathlib import Path
 
 import jax
 
+from birdie_zmq.engine.programs_folder import FOLDER_VARIABLE, programs_folder
+
 logger = logging.getLogger(__name__)
 
 _WORTH_KEEPING_S = 0.1
@@ -28,9 +30,9 @@ def keep_programs(environment: Mapping[str, str] = os.environ) -> Path | None:
     """
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in environment:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_S)  # type: ignore[no-untyped-call]
-    if "JAX_COMPILATION_CACHE_DIR" in environment:
+    if FOLDER_VARIABLE in environment:
         return None
-    folder = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "birdie_zmq" / "programs"
+    folder = programs_folder(environment)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
