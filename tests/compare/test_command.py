@@ -13,7 +13,7 @@ from birdie_zmq.cli import main
 from birdie_zmq.compare import command
 from tests.compare.lines import TIME, choice, generated, rolling, write
 
-HOSTILE = "</code><script>alert(1)</script><img src=http://x/y>\x1b[2J\x00"
+HOSTILE = "\x1b[2J\x00</p><script>alert(1)</script><img src=http://x/y>"
 
 
 @pytest.fixture
