@@ -11,9 +11,9 @@ import pytest
 
 from birdie_zmq.cli import main
 from birdie_zmq.compare import command
-from tests.compare.lines import choice, generated, rolling, write
+from tests.compare.lines import TIME, choice, generated, rolling, write
 
-HOSTILE = "</code><script>alert(1)</script><img src=http://x/y>\x1b[2J\x00"
+HOSTILE = "\x1b[2J\x00</p><script>alert(1)</script><img src=http://x/y>"
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_planted_flip_ends_with_1_and_is_named(a: Path, b: Path, capsys: pytes
 def test_long_names_are_broken_and_never_cut(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task, metric = "task_" + "t" * 60, "metric_" + "m" * 60
     for folder in (a, b):
-        write(folder, task, [rolling(0, -1.0)], **{metric: 0.25})
+        write(folder, task, [rolling(0, -1.0)], TIME, **{metric: 0.25})
 
     assert main(["compare", str(a), str(b)]) == 0
 
