@@ -75,30 +75,34 @@ def main() -> None:
     parser.add_argument("--batch-items", type=int, default=16, help="of one message; fewer make more of them")
     parser.add_argument("--pairs", type=int, default=7, help="how often both are timed in turn")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--same", action="store_true", help="neither has a page: what the ratio is for no reason at all"
+    )
     options = parser.parse_args()
     requests = [
         Instance("loglikelihood", {}, (f"{number}: the cat sat on the", f" mat {number % 7}"), number)
         for number in range(options.requests)
     ]
     settings = ClientSettings(batch_items=options.batch_items)
+    page = [] if options.same else ["--status-port", "0"]
     asked: list[int] = []
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     with contextlib.ExitStack() as stack:
         folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)]
         plain, _ = stack.enter_context(_served(folders[0], options.device))
-        shown, log = stack.enter_context(_served(folders[1], options.device, "--status-port", "0"))
+        shown, log = stack.enter_context(_served(folders[1], options.device, *page))
         models = {
             name: stack.enter_context(BirdieZMQ(model_tag="demo", endpoint=endpoint, client_settings=settings))
             for name, endpoint in (("without", plain), ("with", shown))
         }
         found = re.search(r"status page at (\S+)", log.read_text())
-        assert found is not None
+        assert options.same or found is not None
         expected = [lm.loglikelihood(requests, disable_tqdm=True) for lm in models.values()]
         assert expected[0] == expected[1]
         for number in range(options.pairs):
             # Whichever comes first has another machine than the second: they change places.
             for name in ("with", "without") if number % 2 else ("without", "with"):
-                with _watched(found[1], asked) if name == "with" else contextlib.nullcontext():
+                with _watched(found[1], asked) if found and name == "with" else contextlib.nullcontext():
                     began = time.monotonic()
                     scores = models[name].loglikelihood(requests, disable_tqdm=True)
                     seconds[name].append(time.monotonic() - began)
@@ -106,7 +110,7 @@ def main() -> None:
     ratios = [a / b for a, b in zip(seconds["with"], seconds["without"], strict=True)]
     print(
         f"{len(requests)} requests in batches of {options.batch_items}, {os.cpu_count()} cores; {len(asked)} answers of "
-        f"{statistics.mean(asked):,.0f} bytes"
+        f"{statistics.mean(asked or [0]):,.0f} bytes"
     )
     print(
         f"with a page: median {statistics.median(seconds['with']):.2f} s; without: median "
