@@ -7,8 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from birdie_zmq.broker.state import (
-    Broker,
+from birdie_zmq.broker.events import (
     Drain,
     Event,
     Log,
@@ -21,6 +20,7 @@ from birdie_zmq.broker.state import (
     Unreadable,
     Unsendable,
 )
+from birdie_zmq.broker.state import Broker
 from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import BirdieError, NotAllowed, ProtocolError
 from birdie_zmq.signals import StopSignals

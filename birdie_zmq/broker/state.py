@@ -15,14 +15,28 @@ in any more, and stops when its workers hold nothing: what it has queued, its cl
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from birdie_zmq._version import __version__
+from birdie_zmq.broker.events import (
+    Action,
+    Drain,
+    Event,
+    Log,
+    Received,
+    Revoked,
+    Send,
+    Stop,
+    Tick,
+    Unreachable,
+    Unreadable,
+    Unsendable,
+)
 from birdie_zmq.broker.history import History
+from birdie_zmq.broker.peers import Client, Worker
 from birdie_zmq.broker.quarantine import after_loss
 from birdie_zmq.broker.queues import Batch, Part, Queues
 from birdie_zmq.broker.restraint import Lines, Refusals
@@ -38,134 +52,6 @@ from birdie_zmq.errors import (
 )
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.roles import Holder, Role
-
-
-@dataclass(frozen=True)
-class Received:
-    """A peer sent a message, in a frame of ``size_bytes`` and under a key of ``sender``, where there are keys."""
-
-    peer: bytes
-    message: m.ClientMessage | m.WorkerMessage
-    size_bytes: int = 0
-    sender: Holder | None = None
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A peer sent bytes that are no message."""
-
-    peer: bytes
-    error: ProtocolError
-
-
-@dataclass(frozen=True)
-class Revoked:
-    """The keys of these are let in no more."""
-
-    holders: frozenset[Holder]
-
-
-@dataclass(frozen=True)
-class Unreachable:
-    """A message could not be delivered: the peer's connection is gone."""
-
-    peer: bytes
-
-
-@dataclass(frozen=True)
-class Unsendable:
-    """A message cannot be put into a frame: with what was added to it, it is over the limits of one."""
-
-    peer: bytes
-    message: m.BrokerToClient | m.BrokerToWorker | m.Refusal
-    error: BirdieError
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Time has passed.
-
-    ``late_s`` is how much more of it than should have: this process itself was stopped, and no peer is to blame for
-    what it could not hear meanwhile.
-    """
-
-    late_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Drain:
-    """The broker is to stop in good order."""
-
-
-Event = Received | Unreadable | Revoked | Unreachable | Unsendable | Tick | Drain
-
-
-@dataclass(frozen=True)
-class Send:
-    """Deliver a message to a peer."""
-
-    peer: bytes
-    message: m.BrokerToClient | m.BrokerToWorker | m.Refusal
-
-
-@dataclass(frozen=True)
-class Log:
-    """Tell the person who watches the broker."""
-
-    level: m.Level
-    text: str
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Nothing is left to wait for."""
-
-
-Action = Send | Log | Stop
-
-
-@dataclass
-class Client:
-    """One session. ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it."""
-
-    peer: bytes
-    seen_at: float
-    number: int
-    since: float
-    answered: int = 0
-
-
-@dataclass
-class Worker:
-    """One worker. ``phase`` is what it last said that it does, ``doing`` what follows from that and its leases.
-
-    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed.
-    """
-
-    peer: bytes
-    seen_at: float
-    registration: m.RegisterWorker
-    since: float
-    model: m.ModelSpec | None = None
-    model_since: float = 0.0
-    leases: dict[int, Part] = field(default_factory=dict)
-    drains: bool = False
-    phase: str = ""
-    doing: str = ""
-    doing_since: float = 0.0
-    served: int = 0
-    computed: m.Computed | None = None
-
-    @property
-    def has_room(self) -> bool:
-        """Whether it may be given another lease; a suspect has its worker for itself."""
-        suspected = any(part.is_suspect for part in self.leases.values())
-        return not self.drains and not suspected and len(self.leases) < self.registration.capacity
-
-    @property
-    def name(self) -> str:
-        """What a person calls it."""
-        return f"{self.registration.engine} worker {self.registration.process_id} on {self.registration.host}"
 
 
 class Broker:

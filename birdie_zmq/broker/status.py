@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from birdie_zmq.broker.history import Kind, Rates
+from birdie_zmq.broker.peers import Worker
 from birdie_zmq.broker.queues import Part
 from birdie_zmq.broker.restraint import one_line
-from birdie_zmq.broker.state import Broker, Worker
+from birdie_zmq.broker.state import Broker
 from birdie_zmq.wire.messages import Computed, ModelSpec
 
 MOST_ROWS = 100

@@ -6,13 +6,13 @@ Every program is compiled before it is called, once for each shape, and the seco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
-from birdie_zmq.errors import BirdieError, ModelCallError, OutOfDeviceMemory
+from birdie_zmq.engine import calls
 
 _NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
 """What runtimes say; the CPU's calls it INTERNAL where a later program meets what could not be computed."""
@@ -50,19 +50,10 @@ class Programs:
         return self.get(key, function, *arguments, donated=donated)(*arguments)
 
 
-@contextmanager
-def named(what: str) -> Iterator[None]:
-    """Say of an error of the model's own function what it was called with.
+def named(what: str) -> AbstractContextManager[None]:
+    """Say of an error of the model's own function what it was called with, as `birdie_zmq.engine.calls.named`."""
+    return calls.named(what, _has_no_room)
 
-    Raises:
-        OutOfDeviceMemory: The device has no room for it.
-        ModelCallError: Any other error that is not ours.
-    """
-    try:
-        yield
-    except BirdieError:
-        raise
-    except Exception as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _NO_ROOM):
-            raise OutOfDeviceMemory(f"the device has no room for {what}: {str(error).splitlines()[0]}") from error
-        raise ModelCallError(f"the model's function failed on {what}: {type(error).__name__}: {error}") from error
+
+def _has_no_room(error: Exception) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _NO_ROOM)

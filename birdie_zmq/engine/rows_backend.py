@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from birdie_zmq.engine import calls
 from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
 from birdie_zmq.engine.buckets import SHORTEST, StepBudget
 from birdie_zmq.engine.contract import LoadedModel
 from birdie_zmq.engine.drawing import draw
 from birdie_zmq.engine.outputs import check_hidden, chosen_vocabulary, vocabulary_of, wrong_score
 from birdie_zmq.engine.planning import Pairs, Step, Tokens
-from birdie_zmq.errors import BirdieError, InternalError, ModelCallError, ModelLoadError, OutOfDeviceMemory
+from birdie_zmq.errors import InternalError, ModelLoadError
 from birdie_zmq.wire.messages import Sampling
 
 BUDGET = StepBudget(tokens=1024)
@@ -242,23 +243,9 @@ class RowsBackend(ABC):
         """Never asked of a model without a state."""
         raise InternalError(f"{self.name} has no states, but was asked for {rows} of {capacity} tokens")
 
-    @contextmanager
-    def named(self, what: str) -> Iterator[None]:
-        """Say of an error of the model's own function what it was called with.
-
-        Raises:
-            OutOfDeviceMemory: The device has no room for it.
-            ModelCallError: Any other error that is not ours.
-        """
-        try:
-            yield
-        except BirdieError:
-            raise
-        except Exception as error:
-            if self.has_no_room(error):
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise OutOfDeviceMemory(f"the device has no room for {what}: {reason}") from error
-            raise ModelCallError(f"the model's function failed on {what}: {type(error).__name__}: {error}") from error
+    def named(self, what: str) -> AbstractContextManager[None]:
+        """Say of an error of the model's own function what it was called with, as `birdie_zmq.engine.calls.named`."""
+        return calls.named(what, self.has_no_room)
 
     def call_score(self, input_ids: Any, label_ids: Any, loss_mask: Any) -> Any:
         """The model's own score of rows, as its framework wants them."""

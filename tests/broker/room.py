@@ -5,7 +5,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from birdie_zmq.broker.state import Broker, Event, Log, Received, Send, Stop, Tick
+from birdie_zmq.broker.events import Event, Log, Received, Send, Stop, Tick
+from birdie_zmq.broker.state import Broker
 from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelProcessDied
 from birdie_zmq.wire import messages as m

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from birdie_zmq.broker.events import Received, Unreadable, Unsendable
 from birdie_zmq.broker.restraint import Lines, Refusals
-from birdie_zmq.broker.state import Received, Unreadable, Unsendable
 from birdie_zmq.config import BrokerSettings, ClientSettings
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, UnknownPeer
 from birdie_zmq.wire import messages as m

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from birdie_zmq.broker.state import Tick, Unreachable
+from birdie_zmq.broker.events import Tick, Unreachable
 from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import ModelCallError, ModelProcessDied, WorkerUnavailable
 from birdie_zmq.wire import messages as m

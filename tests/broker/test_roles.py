@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from birdie_zmq.broker.state import Received, Revoked, Unreadable
+from birdie_zmq.broker.events import Received, Revoked, Unreadable
 from birdie_zmq.errors import NotAllowed, UnknownPeer
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.roles import Holder

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from birdie_zmq._version import __version__
-from birdie_zmq.broker.state import Drain, Unreachable, Unreadable
+from birdie_zmq.broker.events import Drain, Unreachable, Unreadable
 from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import InternalError, MalformedMessage, ModelCallError, ProtocolError, UnknownPeer
 from birdie_zmq.wire import messages as m

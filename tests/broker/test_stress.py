@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from birdie_zmq.broker.state import Broker, Event, Received, Send, Tick, Unreachable, Unreadable
+from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable, Unreadable
+from birdie_zmq.broker.state import Broker
 from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import (
     MalformedMessage,

@@ -1,0 +1,52 @@
+"""Who is at a broker: clients, which ask, and workers, which compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from birdie_zmq.broker.queues import Part
+from birdie_zmq.wire import messages as m
+
+
+@dataclass
+class Client:
+    """One session. ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it."""
+
+    peer: bytes
+    seen_at: float
+    number: int
+    since: float
+    answered: int = 0
+
+
+@dataclass
+class Worker:
+    """One worker. ``phase`` is what it last said that it does, ``doing`` what follows from that and its leases.
+
+    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed.
+    """
+
+    peer: bytes
+    seen_at: float
+    registration: m.RegisterWorker
+    since: float
+    model: m.ModelSpec | None = None
+    model_since: float = 0.0
+    leases: dict[int, Part] = field(default_factory=dict)
+    drains: bool = False
+    phase: str = ""
+    doing: str = ""
+    doing_since: float = 0.0
+    served: int = 0
+    computed: m.Computed | None = None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given another lease; a suspect has its worker for itself."""
+        suspected = any(part.is_suspect for part in self.leases.values())
+        return not self.drains and not suspected and len(self.leases) < self.registration.capacity
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"{self.registration.engine} worker {self.registration.process_id} on {self.registration.host}"
