@@ -313,10 +313,12 @@ def test_a_run_that_is_interrupted_gives_its_work_back_and_the_next_call_is_answ
         # Python drops what is raised in a callback of the garbage collector. JAX and Hypothesis have one in the process of
         # these tests, whose collections take long; a run's own process has neither.
         gc.disable()
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         try:
             with pytest.raises(KeyboardInterrupt):
                 lm.loglikelihood_rolling(requests(TEXTS * 10), disable_tqdm=True)
         finally:
+            signal.signal(signal.SIGINT, before)
             gc.enable()
 
         assert lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True) == expected
