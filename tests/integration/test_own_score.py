@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +13,8 @@ from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import UnsupportedRequest
 from harness_model import BirdieZMQ
+from tests.integration.conftest import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "models"
 CONTEXT = "The mill of Oldbrook was built of grey stone."
 PAIRS = [
     *((f"{CONTEXT} Who built mill {number}?", f" {name}") for number in range(2) for name in ("Una", "Mira's")),
@@ -26,26 +23,6 @@ PAIRS = [
     ("Short", "er"),
     ("", "Nothing before it"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def beside_the_pages(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a page may import lies beside it."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    yield
-    for name in set(sys.modules) - before:
-        if str(EXAMPLES) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-def page(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def encoded(context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -117,9 +94,9 @@ Direct = Callable[[ModuleType, Any, list[int], list[int]], tuple[float, bool]]
 
 
 @pytest.mark.parametrize("direct", [prefix_lm, encoder_decoder, masked_lm])
-def test_scores_are_those_of_each_pair_computed_directly(direct: Direct) -> None:
+def test_scores_are_those_of_each_pair_computed_directly(direct: Direct, example: Callable[[str], Any]) -> None:
     name = direct.__name__
-    module = page(name)
+    module = example(name)
     params = jax.tree.map(lambda array: np.asarray(array, np.float64), module.load_model(name).params)
     expected = [direct(module, params, *encoded(*pair)) for pair in PAIRS]
     requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
@@ -138,8 +115,8 @@ def test_scores_are_those_of_each_pair_computed_directly(direct: Direct) -> None
     assert steps["tokens_distinct"] == sum(rows) - rows[5], "equal pairs are computed once, and nothing else is shared"
 
 
-def test_the_prefix_model_read_as_a_causal_one_would_score_otherwise() -> None:
-    module = page("prefix_lm")
+def test_the_prefix_model_read_as_a_causal_one_would_score_otherwise(example: Callable[[str], Any]) -> None:
+    module = example("prefix_lm")
     params = jax.tree.map(lambda array: np.asarray(array, np.float64), module.load_model("prefix").params)
     differences = []
     for context, continuation in (encoded(*pair) for pair in PAIRS):
