@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar
 import jinja2
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
-from tqdm import tqdm
 
 from birdie_zmq.chat import choose, render
 from birdie_zmq.client import Client
@@ -34,6 +33,7 @@ from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.generation_args import read_settings
 from birdie_zmq.local import LocalClient
 from birdie_zmq.model_args import RunArguments, read_arguments
+from birdie_zmq.progress_bar import ProgressBar
 from birdie_zmq.report import as_record, as_text
 from birdie_zmq.response_cache import claim, is_passed_over, refuse_repeats
 from birdie_zmq.wire import messages as m
@@ -256,20 +256,20 @@ class BirdieZMQ(LM):
         expected: type[A],
         disable_tqdm: bool,
     ) -> list[A]:
-        with tqdm(total=len(requests), disable=disable_tqdm, desc=f"Running {kind} requests") as bar:
+        with ProgressBar(f"Running {kind} requests", len(requests), disable=disable_tqdm) as bar:
 
             def on_answer(item: int, answer: Answer) -> None:
                 # The key of lm_eval's cache is the request's own arguments, untouched.
                 if not is_passed_over(kind, requests[item].args):
                     self.cache_hook.add_partial(kind, requests[item].args, answer)
-                bar.update(1)
+                bar.answered()
 
             def name_of(item: int) -> str:
                 request = requests[item]
                 return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {item}"
 
             identity = self._description.identity
-            answers = self._asking.run(identity, kind, asked, jobs_of, expected, on_answer, name_of)
+            answers = self._asking.run(identity, kind, asked, jobs_of, expected, on_answer, name_of, bar.progress)
         fitting: list[A] = [answer for answer in answers if isinstance(answer, expected)]
         if len(fitting) != len(answers):
             raise ProtocolError(f"the worker answered {kind} requests with another kind of answer")

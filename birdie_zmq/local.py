@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer, answer_values, failure_of
+from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, answer_values, failure_of
+from birdie_zmq.client.progress import Estimate
 from birdie_zmq.client.state import Job
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.errors import BirdieError, UsageError
@@ -18,6 +20,9 @@ from birdie_zmq.worker.engines import DEFAULT, import_engine
 from birdie_zmq.worker.loading import Loaded, Origin, assemble, text_tokenizer
 
 ORIGIN = "the caller's process"
+
+_BETWEEN_S = 0.25
+"""Between two looks at how far a call has come."""
 
 
 class LocalClient:
@@ -94,6 +99,7 @@ class LocalClient:
         count: int,
         on_answer: OnAnswer | None = None,
         name_of: NameOf = "item {}".format,
+        on_progress: OnProgress | None = None,
     ) -> list[Answer]:
         """The answers to all items of some jobs, as `birdie_zmq.client.Client.run` gives them.
 
@@ -107,13 +113,27 @@ class LocalClient:
         answers: dict[int, Answer] = {}
         failures: dict[int, BirdieError] = {}
 
-        def deliver(item: int, answer: Answer) -> None:
-            answers[item] = answer
-            if on_answer is not None:
-                on_answer(item, answer)
+        jobs = list(jobs)
 
         with self._lock:
             loaded = self._open()
+            estimate = Estimate(jobs, time.monotonic())
+            told = loaded.evaluator.computed
+            asked_at = 0.0
+
+            def deliver(given: dict[int, Answer]) -> None:
+                nonlocal told, asked_at
+                before, told = told, loaded.evaluator.computed
+                now = time.monotonic()
+                estimate.answered(list(given), told.since(before), loaded.evaluator.continued, now)
+                answers.update(given)
+                if on_answer is not None:
+                    for item, answer in given.items():
+                        on_answer(item, answer)
+                if on_progress is not None and now - asked_at >= _BETWEEN_S:
+                    asked_at = now
+                    on_progress(estimate.at(now))
+
             for job in jobs:
                 left = job
                 while left.items and len(failures) < self._max_failed_items:
@@ -148,15 +168,15 @@ class _Listener:
     """Passes answers on by the numbers of their items."""
 
     def __init__(
-        self, items: Sequence[int], deliver: Callable[[int, Answer], None], tell: Callable[[m.Level, str], None]
+        self, items: Sequence[int], deliver: Callable[[dict[int, Answer]], None], tell: Callable[[m.Level, str], None]
     ) -> None:
         self._items = items
         self._deliver = deliver
         self.notice = tell
 
     def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
-        for index, answer in zip(indices, answer_values(answers), strict=True):
-            self._deliver(self._items[index], answer)
+        items = [self._items[index] for index in indices]
+        self._deliver(dict(zip(items, answer_values(answers), strict=True)))
 
     def compiling(self, detail: str) -> None:
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,10 @@ def test_a_closed_model_says_so() -> None:
     lm.close()
     with pytest.raises(UsageError, match="has been closed"):
         scores(lm, PAIRS[0])
+
+
+def test_the_bar_says_how_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    with here() as lm:
+        lm.loglikelihood(asked(*((f"context {number}", "so") for number in range(8))))
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    assert re.search(r"8/8 \[\d\d:\d\d, [\d,]+ tokens/s, \d+% padding, \d+% distinct\]", last)

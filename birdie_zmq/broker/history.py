@@ -127,14 +127,7 @@ class History:
         """A worker says what it has computed; what it had before it came here is another broker's."""
         if before is None:
             return
-        tokens = max(0, after.tokens - before.tokens)
-        padding = max(0, after.padding - before.padding)
-        self.total = Computed(
-            tokens=min(_MOST_COUNT, self.total.tokens + tokens),
-            padding=min(_MOST_COUNT, self.total.padding + padding),
-            generated=min(_MOST_COUNT, self.total.generated + max(0, after.generated - before.generated)),
-            programs=min(_MOST_COUNT, self.total.programs + max(0, after.programs - before.programs)),
-            compile_seconds=self.total.compile_seconds + max(0.0, after.compile_seconds - before.compile_seconds),
-        )
-        if tokens or padding:
-            self.throughput.add(now, tokens=tokens, padding=padding)
+        added = after.since(before)
+        self.total = (self.total + added).at_most(_MOST_COUNT)
+        if added.tokens or added.padding:
+            self.throughput.add(now, tokens=added.tokens, padding=added.padding)

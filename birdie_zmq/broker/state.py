@@ -271,8 +271,16 @@ class Broker:
         batch.settled.update(indices)
         self._losses_in_a_row.pop(batch.model, None)
         self._count(worker, batch, len(indices))
-        where = np.array(indices, dtype=np.int32)
-        self._send(batch.client, m.Answered(batch=batch.number, indices=where, answers=message.answers))
+        self._send(
+            batch.client,
+            m.Answered(
+                batch=batch.number,
+                indices=np.array(indices, dtype=np.int32),
+                answers=message.answers,
+                computed=message.computed,
+                continued=message.continued,
+            ),
+        )
 
     def _count(self, worker: Worker, batch: Batch, answers: int) -> None:
         worker.served += answers
@@ -310,7 +318,7 @@ class Broker:
     def _lease_notice(self, worker: Worker, message: m.LeaseNotice) -> None:
         part = worker.leases.get(message.lease)
         if part is not None:
-            self._notify(part.batch, message.level, message.text)
+            self._notify(part.batch, message.level, message.text, once=message.once)
 
     def _drain_worker(self, worker: Worker, message: m.DrainWorker) -> None:
         del message
@@ -470,8 +478,8 @@ class Broker:
     def _pong(self) -> m.Pong:
         return m.Pong(workers=len(self._workers), switches=self._switches, losses=self._losses)
 
-    def _notify(self, batch: Batch, level: m.Level, text: str) -> None:
-        self._send(batch.client, m.Notice(batch=batch.number, level=level, text=text))
+    def _notify(self, batch: Batch, level: m.Level, text: str, *, once: bool = False) -> None:
+        self._send(batch.client, m.Notice(batch=batch.number, level=level, text=text, once=once))
 
     def _fail(self, batch: Batch, error: m.ErrorReport) -> None:
         # What the error says may repeat a text of its requests, so it is for the run alone.

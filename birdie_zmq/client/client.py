@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from birdie_zmq.client.progress import Estimate, Progress
 from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Job, Send, Session, Tell
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
@@ -27,6 +28,7 @@ _decode = decoder(m.BrokerToClient | m.Refusal)
 
 Answer = tuple[float, bool] | float | str | m.ModelDescription
 OnAnswer = Callable[[int, Answer], None]
+OnProgress = Callable[[Progress], None]
 NameOf = Callable[[int], str]
 _POLL_S = 0.25
 _STOPPED_S = 3.0
@@ -139,14 +141,16 @@ class Client:
         count: int,
         on_answer: OnAnswer | None = None,
         name_of: NameOf = "item {}".format,
+        on_progress: OnProgress | None = None,
     ) -> list[Answer]:
         """Send jobs and wait for the answers to all their items.
 
         Args:
-            jobs: The work, whose items are numbered 0 to ``count`` - 1 altogether.
+            jobs: The work, of one kind, whose items are numbered 0 to ``count`` - 1 altogether.
             count: How many items there are.
             on_answer: Called with the number and the answer of each item as soon as it is there.
             name_of: What a person calls an item, for what is said of one that fails.
+            on_progress: Told how far the call has come, some times a second.
 
         Returns:
             The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
@@ -163,20 +167,23 @@ class Client:
         """
         answers: dict[int, Answer] = {}
         failures: dict[int, BirdieError] = {}
+        jobs = list(jobs)
+        estimate = Estimate(jobs, time.monotonic())
 
         def act(actions: list[Action]) -> None:
             for action in actions:
                 match action:
                     case Send(message):
                         self._dealer.send(encode(message))
-                    case Deliver(items, positions, received):
+                    case Deliver(items, positions, received, computed, continued):
+                        estimate.answered(items, computed, continued, time.monotonic())
                         values = answer_values(received)
                         for item, position in zip(items, positions, strict=True):
                             answers[item] = values[position]
                             if on_answer is not None:
                                 on_answer(item, values[position])
-                    case Tell(level, text):
-                        self._tell(level, text)
+                    case Tell(level, text, once):
+                        self._tell(level, text, once=once)
                     case FailItem(item, error):
                         failures[item] = error
                         if count > 1:
@@ -193,6 +200,8 @@ class Client:
                 act(self._session.begin(jobs, time.monotonic()))
                 while not self._session.is_idle:
                     self._wait(act)
+                    if on_progress is not None:
+                        on_progress(estimate.at(time.monotonic()))
                     if self._closed:
                         raise UsageError("this client was closed while it was waiting for answers")
             except BaseException:
@@ -226,9 +235,9 @@ class Client:
             raise ProtocolError(f"the broker sent what this client cannot read: {error}") from error
         return message
 
-    def _tell(self, level: m.Level, text: str) -> None:
-        """Log a line once, however many batches it is said of."""
-        if text not in self._told:
+    def _tell(self, level: m.Level, text: str, *, once: bool = False) -> None:
+        """Log a line; once, however many batches say it, where that is asked for."""
+        if not once or text not in self._told:
             self._told.add(text)
             self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
 

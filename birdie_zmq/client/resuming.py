@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer
+from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.records import Recorded, answer_key
 from birdie_zmq.client.state import Job
@@ -21,7 +21,12 @@ class Asks(Protocol):
     """Whoever has requests answered: `birdie_zmq.client.Client`, or a model of this process."""
 
     def run(
-        self, jobs: Iterable[Job], count: int, on_answer: OnAnswer | None = None, name_of: NameOf = ...
+        self,
+        jobs: Iterable[Job],
+        count: int,
+        on_answer: OnAnswer | None = None,
+        name_of: NameOf = ...,
+        on_progress: OnProgress | None = None,
     ) -> list[Answer]:
         """The answers to all items of some jobs, as `birdie_zmq.client.Client.run` gives them."""
         ...
@@ -58,6 +63,7 @@ class Resuming:
         expected: type[Recorded],
         on_answer: OnAnswer,
         name_of: NameOf,
+        on_progress: OnProgress | None = None,
     ) -> list[Answer]:
         """The answers to all that is asked, in order.
 
@@ -72,6 +78,7 @@ class Resuming:
             expected: The type of an answer; any other is neither taken from the journal nor written down.
             on_answer: Called with the number and the answer of each request, after the answer is in the journal.
             name_of: What a person calls the request of a number.
+            on_progress: Told how far what is asked has come.
 
         Raises:
             UsageError: The journal can no longer be read.
@@ -79,7 +86,7 @@ class Resuming:
         """
         journal = self._journal
         if journal is None:
-            return self._client.run(jobs_of(asked, self._settings), len(asked), on_answer, name_of)
+            return self._client.run(jobs_of(asked, self._settings), len(asked), on_answer, name_of, on_progress)
         keys = [answer_key(identity, kind, each) for each in asked]
         known = {key: answer for key, answer in journal.find(set(keys)).items() if isinstance(answer, expected)}
         items_of: dict[str, list[int]] = {}
@@ -109,5 +116,5 @@ class Resuming:
             give(items_of[key], answer)
         if sent:
             jobs = jobs_of([asked[items[0]] for _, items in sent], self._settings)
-            self._client.run(jobs, len(sent), receive, lambda number: name_of(sent[number][1][0]))
+            self._client.run(jobs, len(sent), receive, lambda number: name_of(sent[number][1][0]), on_progress)
         return [answers[item] for item in range(len(asked))]

@@ -39,19 +39,25 @@ class Send:
 
 @dataclass(frozen=True)
 class Deliver:
-    """Give the caller answers; ``positions`` picks those answers that are the first for their ``items``."""
+    """Give the caller answers; ``positions`` picks those answers that are the first for their ``items``.
+
+    ``computed`` and ``continued`` as in `birdie_zmq.wire.messages.Answered`.
+    """
 
     items: list[int]
     positions: list[int]
     answers: m.Answers
+    computed: m.Computed = field(default_factory=m.Computed)
+    continued: int = 0
 
 
 @dataclass(frozen=True)
 class Tell:
-    """Tell the person at the prompt."""
+    """Tell the person at the prompt; ``once`` in a run."""
 
     level: m.Level
     text: str
+    once: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,9 +196,9 @@ class Session:
                 return self._item_failed(message)
             case m.BatchFailed(batch=number, error=report):
                 return [Fail(report.to_error())] if self._in_flight.pop(number, None) is not None else []
-            case m.Notice(batch=number, level=level, text=text):
+            case m.Notice(batch=number, level=level, text=text, once=once):
                 self._workers_seen_at = now
-                return [Tell(level, text)] if number in self._in_flight else []
+                return [Tell(level, text, once)] if number in self._in_flight else []
             case m.Pong():
                 self.switches += max(0, message.switches - self._counts.switches)
                 self.losses += max(0, message.losses - self._counts.losses)
@@ -282,8 +288,9 @@ class Session:
         in_flight.settled.update(first)
         self.answered += len(first)
         items = [in_flight.job.items[i] for i in first]
-        actions: list[Action] = [Deliver(items, list(first.values()), message.answers)] if items else []
-        return actions + self._go_on(message.batch, in_flight)
+        positions = list(first.values())
+        deliver = Deliver(items, positions, message.answers, message.computed, message.continued)
+        return [*([deliver] if items else []), *self._go_on(message.batch, in_flight)]
 
     def _item_failed(self, message: m.ItemFailed) -> list[Action]:
         in_flight = self._in_flight.get(message.batch)

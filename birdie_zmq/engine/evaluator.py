@@ -43,7 +43,7 @@ class Listener(Protocol):
         ...
 
     def notice(self, level: m.Level, text: str) -> None:
-        """Something that the person at the prompt should read."""
+        """Something that the person at the prompt should read, once in a run."""
         ...
 
     def compiling(self, detail: str) -> None:
@@ -96,6 +96,7 @@ class Evaluator:
         self._idle = IdleClock(clock)
         self._tally = Tally(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
         self._has_advised = False
+        self._busy_since: float | None = None
 
     @property
     def report(self) -> m.StepReport:
@@ -109,14 +110,22 @@ class Evaluator:
     @property
     def computed(self) -> m.Computed:
         """The counts that are told while the work goes on; may be asked for in another thread."""
-        tally = self._tally
+        tally, since = self._tally, self._busy_since
         return m.Computed(
             tokens=tally.tokens_computed,
             padding=tally.tokens_padding,
             generated=tally.tokens_generated,
             programs=len(tally.shapes),
+            seconds=tally.seconds + (0.0 if since is None else max(0.0, self._seconds_now() - since)),
             compile_seconds=self._backend.compile_seconds,
+            requested=tally.tokens_requested,
+            distinct=tally.tokens_distinct,
         )
+
+    @property
+    def continued(self) -> int:
+        """How many texts are being continued side by side at this moment."""
+        return self._tally.continued
 
     def encode(self, work: m.Work) -> Encoded | None:
         """The tokens of work that is to be scored; None for other work.
@@ -237,14 +246,12 @@ class Evaluator:
             finished = reread(backend, rows, ends, sampling, buckets, called, self._tally)
         else:
             finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, fewer)
-        began = self._seconds_now()
-        try:
-            for row in finished:
-                listener.answered([row.index], m.Texts(texts=[row.answer.text()]))
-        except NotFinite as failure:
-            raise ItemFailed(failure.number, _not_finite()) from None
-        finally:
-            self._tally.seconds += self._seconds_now() - began
+        with self._timed():
+            try:
+                for row in finished:
+                    listener.answered([row.index], m.Texts(texts=[row.answer.text()]))
+            except NotFinite as failure:
+                raise ItemFailed(failure.number, _not_finite()) from None
 
     def render_chat(self, work: m.ChatWork, listener: Listener) -> None:
         """Render conversations by the tokenizer's own method.
@@ -283,21 +290,19 @@ class Evaluator:
                 "warning", f"{error}; steps are made smaller, of {self._backend.budget.tokens} tokens at most"
             )
 
-        began = self._seconds_now()
-        try:
-            yield from score(
-                self._backend,
-                items,
-                lambda: self._buckets(limits, "pairs" if as_pairs else self._backend.ability),
-                lambda step: self._counted(step, listener),
-                self._idle,
-                smaller,
-                as_pairs=as_pairs,
-            )
-        except NotFinite as failure:
-            raise ItemFailed(owners[failure.number], _not_finite()) from None
-        finally:
-            self._tally.seconds += self._seconds_now() - began
+        with self._timed():
+            try:
+                yield from score(
+                    self._backend,
+                    items,
+                    lambda: self._buckets(limits, "pairs" if as_pairs else self._backend.ability),
+                    lambda step: self._counted(step, listener),
+                    self._idle,
+                    smaller,
+                    as_pairs=as_pairs,
+                )
+            except NotFinite as failure:
+                raise ItemFailed(owners[failure.number], _not_finite()) from None
 
     def _check_lengths(self, items: Sequence[Scored | None], listener: Listener) -> None:
         cut = 0
@@ -395,6 +400,16 @@ class Evaluator:
     def _seconds_now(self) -> float:
         """A clock that stands still while programs are compiled."""
         return self._clock() - self._backend.compile_seconds
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count what is done here as the seconds of work."""
+        self._busy_since = began = self._seconds_now()
+        try:
+            yield
+        finally:
+            self._tally.seconds += self._seconds_now() - began
+            self._busy_since = None
 
     @contextmanager
     def _counted(self, step: Step, listener: Listener) -> Iterator[None]:

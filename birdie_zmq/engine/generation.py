@@ -73,6 +73,7 @@ def reread(
     waiting = list(rows)
     while waiting:
         finished: set[int] = set()
+        tally.continued = len(waiting)
         # One more token, any, stands for the one that is looked for.
         for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
             drawing = None
@@ -91,6 +92,7 @@ def reread(
                 tally.tokens_generated += 1
                 if ends.take(row, int(token)):
                     finished.add(int(owner))
+                    tally.continued -= 1
                     yield row
         waiting = [row for number, row in enumerate(waiting) if number not in finished]
 
@@ -234,4 +236,5 @@ class _Session:
                     break
         self._tally.tokens_requested += used
         self._tally.decode(len(self._slots), chosen.tokens.shape[1], active, used)
+        self._tally.continued = active - len(finished)
         yield from finished

@@ -23,6 +23,8 @@ class Tally:
     tokens_padding: int = 0
     tokens_generated: int = 0
     tokens_thrown_away: int = 0
+    continued: int = 0
+    """Texts that are being continued side by side at this moment."""
     seconds: float = 0.0
     shapes: set[Shape] = field(default_factory=set)
     possible: set[Shape] = field(default_factory=set)

@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -315,6 +315,36 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 Answers = Scores | RollingScores | Texts | ModelDescription
 
 
+class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The few counts of a `StepReport` that are told while the work goes on.
+
+    ``tokens`` are those computed, padding included, ``requested`` and ``distinct`` those of the requests that were
+    begun with, ``programs`` how many shapes were called; ``seconds`` of work leave out ``compile_seconds``.
+    """
+
+    tokens: Count = 0
+    padding: Count = 0
+    generated: Count = 0
+    programs: Count = 0
+    seconds: Duration = 0.0
+    compile_seconds: Duration = 0.0
+    requested: Count = 0
+    distinct: Count = 0
+
+    def __add__(self, other: Computed) -> Computed:
+        return Computed(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+    def since(self, before: Computed) -> Computed:
+        """What has been added to `before`; 0 where it was more, as a process that was replaced leaves it."""
+        return Computed(
+            **{name: max(0, getattr(self, name) - getattr(before, name)) for name in self.__struct_fields__}
+        )
+
+    def at_most(self, most: int) -> Computed:
+        """The same, with no count above a number."""
+        return Computed(**{name: min(most, getattr(self, name)) for name in self.__struct_fields__})
+
+
 # --- Client to broker ------------------------------------------------------------------------------------------------
 
 
@@ -359,11 +389,17 @@ class SessionOpened(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="answered"):
-    """Answers to some items of a batch; ``indices`` int32[n] says to which."""
+    """Answers to some items of a batch; ``indices`` int32[n] says to which.
+
+    ``computed`` is what was computed since the last answers, ``continued`` how many more texts are being continued side
+    by side with those that have ended, 0 where texts are scored.
+    """
 
     batch: Count
     indices: Indices
     answers: Answers
+    computed: Computed = Computed()
+    continued: Count = 0
 
 
 class ItemFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="item-failed"):
@@ -382,11 +418,12 @@ class BatchFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="notice"):
-    """A line that a person should see while their batch is worked on."""
+    """A line that a person should see while their batch is worked on; ``once`` in a run, however many batches say it."""
 
     batch: Count
     level: Level
     text: str
+    once: bool = False
 
 
 class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pong"):
@@ -422,25 +459,6 @@ class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     model: ModelSpec | None = None
 
 
-class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The few counts of a `StepReport` that are told each second; ``programs`` is how many shapes were called."""
-
-    tokens: Count = 0
-    padding: Count = 0
-    generated: Count = 0
-    programs: Count = 0
-    compile_seconds: Duration = 0.0
-
-    def __add__(self, other: Computed) -> Computed:
-        return Computed(
-            tokens=self.tokens + other.tokens,
-            padding=self.padding + other.padding,
-            generated=self.generated + other.generated,
-            programs=self.programs + other.programs,
-            compile_seconds=self.compile_seconds + other.compile_seconds,
-        )
-
-
 class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="heartbeat"):
     """The agent is there; what its model process does, and the model it is for.
 
@@ -453,11 +471,13 @@ class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-answered"):
-    """Answers to some items of a lease."""
+    """Answers to some items of a lease; the rest as in `Answered`."""
 
     lease: Count
     indices: Indices
     answers: Answers
+    computed: Computed = Computed()
+    continued: Count = 0
 
 
 class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-failed"):
@@ -488,11 +508,12 @@ class LeaseDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class LeaseNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-notice"):
-    """A line for the person whose lease this is."""
+    """A line for the person whose lease this is; ``once`` as in `Notice`."""
 
     lease: Count
     level: Level
     text: str
+    once: bool = False
 
 
 class DrainWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="drain-worker"):

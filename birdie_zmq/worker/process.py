@@ -52,7 +52,9 @@ class _Voice:
         self._channel = channel
         self._lock = threading.Lock()
         self._steps = 0
+        self._told = m.Computed()
         self.computed: Callable[[], m.Computed] = m.Computed
+        self.continued: Callable[[], int] = int
 
     def say(self, message: m.ModelProcessMessage) -> None:
         """Send a message."""
@@ -62,6 +64,12 @@ class _Voice:
     def step(self) -> None:
         """Something is computed."""
         self._steps += 1
+
+    def newly_computed(self) -> m.Computed:
+        """What was computed since this was asked last."""
+        now, before = self.computed(), self._told
+        self._told = now
+        return now.since(before)
 
     def beat(self) -> None:
         """Say for ever that the process is there, and how far it has come."""
@@ -84,10 +92,18 @@ class _LeaseListener:
 
     def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
         where = np.asarray(indices, dtype=np.int32)
-        self._say(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers))
+        self._say(
+            m.LeaseAnswered(
+                lease=self._lease,
+                indices=where,
+                answers=answers,
+                computed=self._voice.newly_computed(),
+                continued=self._voice.continued(),
+            )
+        )
 
     def notice(self, level: m.Level, text: str) -> None:
-        self._say(m.LeaseNotice(lease=self._lease, level=level, text=text))
+        self._say(m.LeaseNotice(lease=self._lease, level=level, text=text, once=True))
 
     def compiling(self, detail: str) -> None:
         self._say(m.PhaseChanged(phase="compiling", detail=detail[:_MOST_DETAIL]))
@@ -131,6 +147,7 @@ def run(channel: Channel, engine: str) -> int:
         voice.say(m.ModelRefused(error=_internal(error)))
         return 1
     voice.computed = lambda: loaded.evaluator.computed
+    voice.continued = lambda: loaded.evaluator.continued
     voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
     ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
     threading.Thread(target=_encode_ahead, args=(loaded, inbox, ready), daemon=True).start()

@@ -27,6 +27,8 @@ from birdie_zmq.config import AgentSettings
 from birdie_zmq.errors import ModelProcessDied
 from birdie_zmq.wire import messages as m
 
+_TELL_OF_COMPILING_S = 2.0
+
 
 class Phase(Enum):
     """Where the model process is in its life."""
@@ -180,6 +182,8 @@ class Agent:
         self._phase = Phase.ABSENT
         self._phase_since = 0.0
         self._activity: m.PhaseChanged | None = None
+        self._untold_since: float | None = None
+        self._replaced: m.ModelSpec | None = None
         self._model: m.ModelSpec | None = None
         self._kill_at: float | None = None
         self._verdict: str | None = None
@@ -292,6 +296,7 @@ class Agent:
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._phase_since, self._activity = phase, self._now, None
+        self._untold_since = None
 
     def _advance(self) -> None:
         """Bring the process nearer to what the first lease needs."""
@@ -313,6 +318,7 @@ class Agent:
         elif self._model != wanted.lease.model:
             # The process finishes what it was given; what came since waits behind the other model's lease.
             if not any(held.ticket is not None for held in self._held.values()):
+                self._replaced = self._model
                 self._end()
         elif self._phase is Phase.READY:
             self._hand_over()
@@ -323,7 +329,9 @@ class Agent:
         self._enter(Phase.LOADING)
         self._beat_at = self._progress_at = self._now
         self._steps, self._verdict = 0, None
-        self._tell(wanted.lease.lease, "info", f"loading {self._model}")
+        in_place = "" if self._replaced is None else f", in place of {self._replaced}"
+        self._replaced = None
+        self._tell(wanted.lease.lease, "info", f"loading {self._model}{in_place}")
         self._actions.append(StartProcess(self._model, self._started))
 
     def _hand_over(self) -> None:
@@ -349,6 +357,7 @@ class Agent:
         self._beat_at += late_s
         self._progress_at += late_s
         self._phase_since += late_s
+        self._tell_of_compiling(late_s)
         if self._phase is Phase.FREEING and self._now - self._phase_since >= self._settings.free_s:
             self._log(
                 "warning", f"the device's memory is not free {self._settings.free_s:.0f} s after its process ended"
@@ -358,6 +367,16 @@ class Agent:
             self._verdict = verdict
             self._log("warning", f"the process of {self._model} {verdict}; it is killed")
             self._actions.append(EndProcess(kill=True))
+
+    def _tell_of_compiling(self, late_s: float) -> None:
+        """Say what is compiled while nothing comes, unless that is over before anybody wonders."""
+        if self._untold_since is None or self._activity is None:
+            return
+        self._untold_since += late_s
+        running = self._running()
+        if running is not None and self._now - self._untold_since >= _TELL_OF_COMPILING_S:
+            self._untold_since = None
+            self._tell(running.lease.lease, "info", f"compiling {self._activity.detail} for {self._model}")
 
     def _overdue(self) -> str | None:
         """What the process has failed to do in time; None if it may go on."""
@@ -449,6 +468,7 @@ class Agent:
     def _phase_changed(self, message: m.PhaseChanged) -> None:
         if self._phase is Phase.READY:
             self._activity = message
+            self._untold_since = self._now if message.phase == "compiling" else None
 
     def _beat(self, message: m.Beat) -> None:
         self._computed = message.computed
@@ -464,8 +484,7 @@ class Agent:
             self._log("warning", "the model process answered an item that it was not given; that is ignored")
             return
         held.answered.update(items)
-        answered = m.LeaseAnswered(lease=held.lease.lease, indices=message.indices, answers=message.answers)
-        self._actions.append(TellBroker(answered))
+        self._actions.append(TellBroker(msgspec.structs.replace(message, lease=held.lease.lease)))
 
     def _failed(self, message: m.LeaseFailed) -> None:
         held = self._spoken_of(message.lease)
@@ -481,8 +500,7 @@ class Agent:
     def _notice(self, message: m.LeaseNotice) -> None:
         held = self._spoken_of(message.lease)
         if held is not None:
-            notice = m.LeaseNotice(lease=held.lease.lease, level=message.level, text=message.text)
-            self._actions.append(TellBroker(notice))
+            self._actions.append(TellBroker(msgspec.structs.replace(message, lease=held.lease.lease)))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
 

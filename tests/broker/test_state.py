@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -182,8 +183,21 @@ def test_answers_reach_only_the_client_that_asked(room: Room) -> None:
 
 def test_a_notice_reaches_the_client(room: Room) -> None:
     room.says(CLIENT, submit(5))
-    room.says(WORKER, m.LeaseNotice(lease=room.lease().lease, level="warning", text="slow"))
-    assert room.hears(CLIENT, m.Notice) == [m.Notice(batch=5, level="warning", text="slow")]
+    lease = room.lease().lease
+    room.says(WORKER, m.LeaseNotice(lease=lease, level="warning", text="slow"))
+    room.says(WORKER, m.LeaseNotice(lease=lease, level="info", text="cut", once=True))
+    assert room.hears(CLIENT, m.Notice) == [
+        m.Notice(batch=5, level="warning", text="slow"),
+        m.Notice(batch=5, level="info", text="cut", once=True),
+    ]
+
+
+def test_what_was_computed_reaches_the_client_with_the_answers(room: Room) -> None:
+    room.says(CLIENT, submit(5, texts="abc"))
+    computed = m.Computed(tokens=7, padding=1, seconds=0.5)
+    room.says(WORKER, msgspec.structs.replace(answer(room.lease(), 1), computed=computed, continued=2))
+    (answered,) = room.hears(CLIENT, m.Answered)
+    assert (answered.batch, answered.computed, answered.continued) == (5, computed, 2)
 
 
 def test_a_failure_that_names_an_item_ends_that_item_and_the_others_are_leased_again(room: Room) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from birdie_zmq.client.batching import rolling_jobs
-from birdie_zmq.client.client import Answer, Client, NameOf, OnAnswer
+from birdie_zmq.client.client import Answer, Client, NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.records import answer_key
 from birdie_zmq.client.resuming import Resuming
@@ -28,7 +28,15 @@ class Asked:
         self.names: list[str] = []
         self.answer: Callable[[str], Answer] = lambda text: -float(len(text))
 
-    def run(self, jobs: Iterable[Job], count: int, on_answer: OnAnswer, name_of: NameOf) -> list[Answer]:
+    def run(
+        self,
+        jobs: Iterable[Job],
+        count: int,
+        on_answer: OnAnswer,
+        name_of: NameOf,
+        on_progress: OnProgress | None = None,
+    ) -> list[Answer]:
+        assert on_progress is None
         answers: dict[int, Answer] = {}
         for job in jobs:
             assert isinstance(job.work, m.RollingWork)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -292,6 +293,17 @@ def test_a_notice_of_a_batch_in_flight_is_told() -> None:
     some = opened(job(0))
 
     assert some.received(m.Notice(batch=0, level="info", text="loading"), now=1.0) == [Tell("info", "loading")]
+    notice = m.Notice(batch=0, level="warning", text="cut", once=True)
+    assert some.received(notice, now=1.0) == [Tell("warning", "cut", once=True)]
+
+
+def test_what_was_computed_comes_with_the_answers() -> None:
+    some = opened(job(0, 1))
+    computed = m.Computed(tokens=5, seconds=1.0)
+    message = msgspec.structs.replace(answered(0, {0: -1.0}), computed=computed, continued=3)
+    (deliver,) = some.received(message, now=1.0)
+    assert isinstance(deliver, Deliver)
+    assert (deliver.items, deliver.computed, deliver.continued) == ([0], computed, 3)
 
 
 def test_a_refusal_fails_the_call() -> None:

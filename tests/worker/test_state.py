@@ -247,6 +247,38 @@ def test_a_person_hears_of_the_load_and_its_end(desk: Desk) -> None:
     assert [notice.text for notice in desk.notices] == desk.logged
 
 
+def test_a_person_hears_which_model_has_to_go(desk: Desk) -> None:
+    ending(desk)
+    desk.exited(0)
+    assert desk.notices[-1].text == "loading B, in place of A"
+    desk.said(LOADED)
+    desk.exited()
+    desk.leased(lease(3, B))
+    assert desk.notices[-1].text == "loading B"
+
+
+def test_a_person_hears_of_a_compile_that_lasts_while_it_lasts(desk: Desk) -> None:
+    desk.serves(lease(1))
+    before = list(desk.notices)
+    desk.said(m.PhaseChanged(phase="compiling", detail="4 x 128"))
+    desk.lives(1)
+    desk.said(m.PhaseChanged(phase="running"))
+    desk.lives(9)
+    assert desk.notices == before, "nobody wonders about a short one"
+    desk.said(m.PhaseChanged(phase="compiling", detail="8 x 256"))
+    desk.lives(9)
+    assert [(notice.lease, notice.text) for notice in desk.notices[len(before) :]] == [(1, "compiling 8 x 256 for A")]
+
+
+def test_the_seconds_of_a_machine_that_stood_still_are_no_compiling(desk: Desk) -> None:
+    desk.serves(lease(1))
+    before = list(desk.notices)
+    desk.said(m.PhaseChanged(phase="compiling", detail="4 x 128"))
+    desk.now += 3_600
+    desk.happens(Tick(late_s=3_599.0))
+    assert desk.notices == before
+
+
 def test_an_idle_model_stays(desk: Desk) -> None:
     (held,) = desk.serves(lease(1))
     desk.said(done(held))
@@ -289,8 +321,14 @@ def test_a_failure_reaches_the_broker_and_ends_the_lease(desk: Desk) -> None:
 
 def test_a_notice_reaches_the_broker(desk: Desk) -> None:
     (held,) = desk.serves(lease(5))
-    desk.said(m.LeaseNotice(lease=held.lease, level="warning", text="slow"))
-    assert desk.notices[-1] == m.LeaseNotice(lease=5, level="warning", text="slow")
+    desk.said(m.LeaseNotice(lease=held.lease, level="warning", text="slow", once=True))
+    assert desk.notices[-1] == m.LeaseNotice(lease=5, level="warning", text="slow", once=True)
+
+
+def test_what_was_computed_reaches_the_broker_with_the_answers(desk: Desk) -> None:
+    (held,) = desk.serves(lease(5, texts="abc"))
+    said = msgspec.structs.replace(answer(held, 1), computed=m.Computed(tokens=7), continued=2)
+    assert to_broker(desk.said(said)) == [msgspec.structs.replace(said, lease=5)]
 
 
 # --- Another model ---------------------------------------------------------------------------------------------------
