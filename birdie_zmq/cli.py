@@ -121,19 +121,22 @@ def worker(
 
 
 def demo_parser(prog: str) -> argparse.ArgumentParser:
-    """The parser of the arguments of a run of the demo."""
-    parser = argparse.ArgumentParser(prog=prog, description="Evaluate the demo model on its three tasks.")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="further arguments of lm_eval")
-    return parser
+    """The parser of a run of the demo, which leaves all arguments but --help to lm_eval."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [-h] [ARGUMENT OF LM_EVAL ...]",
+        description="Evaluate the demo model on its three tasks. All further arguments are lm_eval's.",
+        allow_abbrev=False,
+    )
 
 
 def demo(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq demo") -> int:
     """Evaluate the demo model on its three tasks, in a broker and worker of the run's own."""
-    options = demo_parser(prog).parse_args(arguments)
+    _, rest = demo_parser(prog).parse_known_args(arguments)
     tasks = _demo_tasks()
     names = ",".join(sorted(path.stem for path in tasks.glob("demo_*.yaml")))
     run = ["--model", "birdie_zmq", "--model_args", "model_tag=demo", "--include_path", str(tasks), "--tasks", names]
-    return lm_eval([*run, *options.rest])
+    return lm_eval([*run, *rest])
 
 
 def keys(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq keys") -> int:

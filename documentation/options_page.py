@@ -98,9 +98,10 @@ def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
             rows += [f"| `{name}` | {helps[name]} |" for name in action.choices]
         elif action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
             rows.append(f"| {_names(parser, action)} | {_meaning(parser, action)} |")
-    yield "| option | meaning |\n| --- | --- |"
-    yield from rows
-    yield ""
+    if rows:
+        yield "| option | meaning |\n| --- | --- |"
+        yield from rows
+        yield ""
     for each in below:
         yield f"### `{each.prog}`\n"
         yield from _parser(each)
