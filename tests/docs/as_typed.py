@@ -32,6 +32,9 @@ SUBSTITUTIONS = (
     Substitution(
         r"(--key-file |key_file=)(?=worker-|client-)", r"\1{keys}/", "nobody copies the files to where they are used"
     ),
+    Substitution(
+        r"^birdie-zmq status$", "birdie-zmq status --once", "it goes on until Ctrl-C, and draws on terminals only"
+    ),
     Substitution(r"/tmp/linen\b", "{folder}/linen", "nothing is left behind"),
 )
 
@@ -72,7 +75,6 @@ PREPARED = {
 GOES_ON = (
     (re.compile(r"(python broker\.py|birdie-zmq broker)\b"), re.compile(r"broker at")),
     (re.compile(r"(python -m workers\.\w+|birdie-zmq worker)\b"), re.compile(r"registered with the broker")),
-    (re.compile(r"birdie-zmq status\b(?!.*--once)"), re.compile(r"\S")),
 )
 """Commands that a reader leaves running in a terminal of their own, and the output by which they are ready."""
 

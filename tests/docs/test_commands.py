@@ -99,9 +99,10 @@ def test_what_is_not_run_is_still_on_a_page() -> None:
 
 
 def test_every_substitution_is_needed() -> None:
-    typed = "\n".join([*every_command(), f"the default of --status-port: {DEFAULT_STATUS_PORT}"])
+    typed = [*every_command(), f"the default of --status-port: {DEFAULT_STATUS_PORT}"]
+    needed = {each for each in SUBSTITUTIONS for command in typed if re.search(each.pattern, command)}
 
-    assert [each.pattern for each in SUBSTITUTIONS if not re.search(each.pattern, typed)] == []
+    assert set(SUBSTITUTIONS) - needed == set()
     assert set(PREPARED) <= {name_of(page) for page in WITH_COMMANDS}
 
 
@@ -134,7 +135,6 @@ def test_words_are_replaced_and_braces_of_others_stay() -> None:
         ("python broker.py --status-port", True),
         ("birdie-zmq worker --api page.py", True),
         ("python -m workers.torch_worker", True),
-        ("birdie-zmq status", True),
         ("birdie-zmq status --once", False),
         ("lm_eval --model birdie_zmq", False),
         ("birdie-zmq keys new worker gpu1", False),
