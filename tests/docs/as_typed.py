@@ -65,7 +65,7 @@ PREPARED = {
     ),
     "docs/doctor.md": (
         "cp api.py page.py",
-        "cp -r {checkpoints}/SmolLM2-135M mine",
+        "cp -r /checkpoints/SmolLM2-135M mine",
         "python broker.py",
         "python -m workers.jax_worker",
     ),
@@ -104,10 +104,10 @@ def without_comment(command: str) -> str:
 
 
 def substituted(command: str, places: dict[str, str]) -> str:
-    """The command with all that is replaced in it."""
+    """A command, or a file that a reader saves, with all that is replaced in it."""
     for each in SUBSTITUTIONS:
         command = re.sub(each.pattern, each.replacement.format(**places), command)
-    return command.format(**places) if any(f"{{{name}}}" in command for name in places) else command
+    return command
 
 
 def ready_mark(command: str) -> re.Pattern[str] | None:

@@ -173,7 +173,7 @@ class Reader:
         """Write a block to the file that its title names."""
         match = re.fullmatch(r'title="([\w.]+)"', block.rest)
         assert match is not None, f"{block.where}: what does {block.rest!r} mean?"
-        (self.folder / match[1]).write_text(block.text, "utf-8")
+        (self.folder / match[1]).write_text(substituted(block.text, self.places), "utf-8")
 
     def type(self, where: str, command: str) -> str:
         """Run a command as it stands on a page; its output, or what it had written when it was ready if it goes on."""
