@@ -55,8 +55,8 @@ def reader(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Reader]
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_the_commands_of_a_page_work_in_its_order(page: Path, reader: Reader) -> None:
-    for command in PREPARED.get(name_of(page), ()):
-        reader.type(f"before {name_of(page)}", command)
+    for prepared in PREPARED.get(name_of(page), ()):
+        reader.type(f"before {name_of(page)}", prepared)
     for block, command in steps(page):
         if command is None:
             reader.save(block)
