@@ -177,16 +177,11 @@ def _waiting(measured: Sequence[Measured]) -> list[str]:
                 f"{seen}, with steps of {a_step * 1e3:.0f} ms: it waits for texts to be encoded and planned; a tokenizer in "
                 "Python is the first suspect (the package tokenizers is faster), then other work on this machine's cores"
             )
-    slow = [
-        each
-        for each in measured
-        if each.path_ratio >= _LONG_PATH and each.path_ratio * (1 - each.idle_share) >= _LONG_PATH
-    ]
+    slow = [each for each in measured if each.path_ratio >= _LONG_PATH]
     if slow:
         worst = max(slow, key=lambda each: each.path_ratio)
         found.append(
-            f"{worst.title} took {worst.path_ratio:.2f} times the time of its steps, and idling explains "
-            f"{1 / (1 - worst.idle_share):.2f}: the rest lies before the first step and behind the last, and in client, broker and "
-            "worker; a longer pass (--seconds) says whether it stays"
+            f"{worst.title} took {worst.path_ratio:.2f} times the time of its steps: the rest lies before the first step and "
+            "behind the last, and in client, broker and worker; a longer pass (--seconds) says whether it stays"
         )
     return found

@@ -89,9 +89,8 @@ class Measured:
 
     @property
     def idle_share(self) -> float:
-        """How much of the time the device waited for the host."""
-        share: float = as_record(self.report)["idle_share"]
-        return share
+        """How much of the pass the device waited for the host."""
+        return self.report.idle_seconds / self.wall_s
 
     @property
     def path_ratio(self) -> float:
@@ -117,6 +116,7 @@ class Measured:
             "asked_tokens_per_second": self.asked_per_s,
             "sharing_gain": self.sharing_gain,
             "computed_per_distinct": self.excess or None,
+            "idle_share": self.idle_share,
             "path_ratio": self.path_ratio,
             "seconds_per_1000_documents": self.thousand_s,
             "steps": as_record(self.report),
