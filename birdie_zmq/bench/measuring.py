@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from birdie_zmq.bench.figures import LeftOut, Measured, difference
+from birdie_zmq.bench.sizing import Sizing
 from birdie_zmq.bench.workloads import Asked, Kind, Sizes, draw, fit, jobs_of, title
 from birdie_zmq.client import Client
 from birdie_zmq.config import ClientSettings
@@ -22,9 +23,6 @@ from birdie_zmq.worker.devices import device_of_lm_eval
 logger = logging.getLogger("birdie_zmq.bench")
 
 _FIRST_DOCUMENTS = 8
-_MOST_GROWTH = 8.0
-_NEAR = 2.0
-"""A pass that takes between a half and twice the seconds that it was to take is left as it is."""
 _LEAST_S = 1e-3
 
 Tell = Callable[[str], None]
@@ -97,7 +95,7 @@ class Bench:
         return client
 
     def measure(self, kind: Kind) -> Measured | LeftOut:
-        """Find the size of a workload, whose shapes are compiled meanwhile, and time it once with other texts.
+        """Pass a workload with more and more documents, other ones each time, until a pass counts.
 
         Raises:
             ModelError: The model does not compute.
@@ -109,36 +107,18 @@ class Bench:
                 kind, f"the model reads {length:,} tokens at once, which an example and a question do not fit"
             )
         name = title(kind, self.sizes)
-        try:
-            begun = self.description.report
-            documents = self._warmed(kind, name)
-            warmed = self.description.report
-            self._tell(f"{name}: {documents:,} documents, timed")
-            asked, wall_s = self._pass(kind, documents)
-        except UnsupportedRequest as error:
-            return LeftOut(kind, error.message)
-        report = difference(warmed, self.description.report)
-        return Measured(kind, name, documents, asked.requests, wall_s, report, difference(begun, warmed))
-
-    def _warmed(self, kind: Kind, name: str) -> int:
-        """Pass more and more documents until they take about the seconds of a pass; how many those are.
-
-        The last pass was of that many, so the shapes that they need are compiled.
-        """
-        documents = self._bounded(1 if kind == "long" else _FIRST_DOCUMENTS)
-        grows = True
+        begun = self.description.report
+        sizing = Sizing(self._seconds, 1 if kind == "long" else _FIRST_DOCUMENTS, self._most)
         while True:
-            self._tell(f"{name}: {documents:,} documents, to be warm")
-            _, wall_s = self._pass(kind, documents)
-            then = self._bounded(resized(documents, wall_s, self._seconds))
-            # Having been too many they are made fewer once: where speed jumps, they would go up and down for ever.
-            if then == documents or not grows:
-                return documents
-            grows = then > documents
-            documents = then
-
-    def _bounded(self, documents: int) -> int:
-        return max(1, min(documents, self._most or documents))
+            documents, before = sizing.documents, self.description.report
+            self._tell(f"{name}: {documents:,} documents")
+            try:
+                asked, wall_s = self._pass(kind, documents)
+            except UnsupportedRequest as error:
+                return LeftOut(kind, error.message)
+            counted = difference(before, self.description.report)
+            if sizing.counts(wall_s, bool(counted.compile_seconds)):
+                return Measured(kind, name, documents, asked.requests, wall_s, counted, difference(begun, before))
 
     def _pass(self, kind: Kind, documents: int) -> tuple[Asked, float]:
         """Ask other texts than ever before; what was asked, and how long it took, without compiling."""
@@ -171,19 +151,6 @@ class Bench:
         asked, _ = self._pass("choice", 1)
         tokens = self.description.report.tokens_requested - before
         return fit(self.description.max_length, tokens / asked.characters)
-
-
-def resized(documents: int, wall_s: float, seconds: float) -> int:
-    """How many documents to try next, where so many took `wall_s`: as many again where that was near enough.
-
-    They are at least doubled where they were too few, and at most times eight, since few documents say little of many.
-    """
-    ratio = seconds / max(wall_s, _LEAST_S)
-    if 1 / _NEAR <= ratio <= _NEAR:
-        return documents
-    if ratio > 1:
-        return int(documents * min(ratio, _MOST_GROWTH))
-    return max(1, int(documents * ratio))
 
 
 def _process(description: m.ModelDescription) -> tuple[int, int]:

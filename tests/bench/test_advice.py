@@ -9,7 +9,6 @@ import pytest
 
 from birdie_zmq.bench.advice import advise
 from birdie_zmq.bench.figures import Measured, difference
-from birdie_zmq.bench.measuring import resized
 from birdie_zmq.wire.messages import ChatTemplates, ModelDescription, ModelSpec, StepLimits, StepReport
 
 EVERYTHING = ["hidden", "unembed", "unembed_part", "init_state", "extend", "branch"]
@@ -167,11 +166,3 @@ def test_an_idle_device_is_explained_by_how_long_its_steps_are() -> None:
 
 def test_a_path_that_takes_much_is_named() -> None:
     assert "took 1.60 times the time of its steps" in advice(EVERYTHING, measured(wall_s=16.0))
-
-
-def test_passes_are_made_longer_until_they_are_near_enough() -> None:
-    assert resized(8, 0.001, 10.0) == 64
-    assert resized(64, 2.5, 10.0) == 256
-    assert resized(256, 9.0, 10.0) == resized(256, 19.0, 10.0) == resized(256, 5.1, 10.0) == 256
-    assert resized(256, 40.0, 10.0) == 64
-    assert resized(1, 400.0, 10.0) == 1
