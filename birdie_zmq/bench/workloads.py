@@ -25,6 +25,7 @@ _MOST_GENERATED = 64
 _MOST_LONG_TOKENS = 16_384
 _QUESTION_CHARACTERS = 235
 """About what an example of a few-shot prompt has: the question, its answer and what stands between them."""
+_DRAWN = 64
 _WORD_CHARACTERS = 6.0
 _TEXT_WORDS = (40, 400)
 _PROMPT_WORDS = (20, 60)
@@ -106,7 +107,7 @@ def draw(kind: Kind, documents: int, seed: int, sizes: Sizes) -> Asked:
         lengths = [sizes.long_words if kind == "long" else writer.length(*_TEXT_WORDS) for _ in range(documents)]
         return Asked(documents, texts=tuple(writer.text(words) for words in lengths))
     if kind == "fewshot":
-        examples = "".join(_example(writer) for _ in range(sizes.shots))
+        examples = _examples(writer, sizes.shots)
         stems = [examples + _lettered(writer.question()) for _ in range(documents)]
         return Asked(documents, pairs=tuple((stem, f" {letter}") for stem in stems for letter in _LETTERS))
     questions = [writer.question() for _ in range(documents)]
@@ -138,6 +139,12 @@ def title(kind: Kind, sizes: Sizes) -> str:
 def _lettered(question: Question) -> str:
     answers = "".join(f"{letter}. {answer}\n" for letter, answer in zip(_LETTERS, question.answers, strict=True))
     return f"{question.text}\n{answers}Answer:"
+
+
+def _examples(writer: Writer, shots: int) -> str:
+    """So many examples, about as long for every seed: their length decides the shapes in which they are read."""
+    drawn = ["".join(_example(writer) for _ in range(shots)) for _ in range(_DRAWN)]
+    return min(drawn, key=lambda examples: abs(len(examples) - shots * _QUESTION_CHARACTERS))
 
 
 def _example(writer: Writer) -> str:

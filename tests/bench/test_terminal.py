@@ -28,10 +28,10 @@ def test_the_table_has_what_was_counted() -> None:
 
 
 def test_what_was_left_out_and_what_is_advised_stand_below_as_plain_text() -> None:
-    text = shown("give [bold]more[/bold]")
+    text = shown("give [bold]more[/bold]\x1b[2J")
 
     assert "generation was left out: [red]cannot\\x1b[2J" in text
-    assert "→ give [bold]more[/bold]" in text
+    assert "→ give [bold]more[/bold]\\x1b[2J" in text
     assert "\x1b" not in text
     assert "nothing stands out" in shown()
 

@@ -42,6 +42,12 @@ def test_examples_stand_before_every_question() -> None:
     assert len(set(contexts)) == 6
 
 
+def test_examples_are_about_as_long_for_every_seed() -> None:
+    lengths = [len(draw("fewshot", 1, seed, SIZES).pairs[0][0].rpartition("\n\n")[0]) for seed in range(40)]
+
+    assert max(lengths) - min(lengths) < 20
+
+
 def test_texts_have_many_lengths_and_a_long_one_has_its_own() -> None:
     words = [text.count(" ") + 1 for text in draw("rolling", 200, 1, SIZES).texts]
     (long,) = draw("long", 1, 1, SIZES).texts
