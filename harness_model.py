@@ -28,7 +28,7 @@ from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.resuming import Resuming
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
-from birdie_zmq.embedded import Embedded
+from birdie_zmq.embedded import CONNECT_S, Embedded
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.generation_args import read_settings
 from birdie_zmq.local import LocalClient
@@ -43,9 +43,6 @@ logger = logging.getLogger("lm_eval.birdie_zmq")
 
 A = TypeVar("A", tuple[float, bool], float, str)
 C = TypeVar("C")
-
-_OWN_BROKER_S = 60.0
-"""How long a run's own broker may take to start, on a machine that is busy."""
 
 
 class BirdieZMQ(LM):
@@ -120,7 +117,7 @@ class BirdieZMQ(LM):
             self._embedded = Embedded(arguments.api, device_of_lm_eval(device), verbose, arguments.engine)
             endpoint = self._embedded.endpoint
             if given is None:
-                self._settings = ClientSettings(connect_s=_OWN_BROKER_S)
+                self._settings = ClientSettings(connect_s=CONNECT_S)
         return Client(
             endpoint,
             arguments.model,

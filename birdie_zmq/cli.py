@@ -169,6 +169,14 @@ def compare(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq comp
     return _guarded(prog, True, lambda: command.run(options))
 
 
+def bench(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq bench") -> int:
+    """Measure how fast a model answers what lm_eval asks, and say what would make it faster."""
+    from birdie_zmq.bench import command
+
+    options = command.parser(prog).parse_args(arguments)
+    return _guarded(prog, True, lambda: command.run(options))
+
+
 def lm_eval(arguments: Sequence[str] | None = None) -> int:
     """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
     from lm_eval.__main__ import cli_evaluate
@@ -189,6 +197,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": lambda rest: demo(rest, "birdie-zmq demo"),
     "doctor": doctor,
     "compare": compare,
+    "bench": bench,
     "lm_eval": lm_eval,
 }
 

@@ -27,6 +27,8 @@ from birdie_zmq.worker.engines import DEFAULT
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
+CONNECT_S = 60.0
+"""How long a run's own broker may take to start, on a machine that is busy."""
 _END_S = 10.0
 _MOST_STARTS = 3
 """How often a child is started without an answer in between."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from birdie_zmq import cli, key_commands, offer, status_command
+from birdie_zmq.bench import command as bench_command
 from birdie_zmq.compare import command as compare_command
 from birdie_zmq.config import ENGINE_VARIABLE
 from birdie_zmq.doctor import command as doctor_command
@@ -30,6 +31,7 @@ COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
     ("`birdie-zmq keys`", key_commands.parser("birdie-zmq keys")),
     ("`birdie-zmq doctor`", doctor_command.parser("birdie-zmq doctor")),
     ("`birdie-zmq compare`", compare_command.parser("birdie-zmq compare")),
+    ("`birdie-zmq bench`", bench_command.parser("birdie-zmq bench")),
     ("`birdie-zmq`", cli.main_parser()),
 )
 

@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 8
+WIRE_VERSION = 9
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -287,7 +287,8 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The loaded model, as results record it.
 
     ``identity`` is a SHA-256 over the tag, its arguments, the page that loaded it and, where there is one, the
-    fingerprint of its checkpoint: two models with different identities never share answers.
+    fingerprint of its checkpoint: two models with different identities never share answers. ``gives`` names the
+    functions of `birdie_zmq.Model` that load_model gave, or ``callable`` for a bare one.
     """
 
     model: ModelSpec
@@ -307,6 +308,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     report: StepReport
     process_id: Count
     started: Count
+    gives: list[Name] = []
 
     def __len__(self) -> int:
         return 1
