@@ -57,7 +57,7 @@ class BirdieZMQ(LM):
         tokenizer: Beside `model`, whatever a page's ``load_tokenizer`` may return; else one of the model_args.
         client_settings: Timeouts and the size of batches.
         **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
-            ``engine``, ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
+            ``engine``, ``batch_rows``, ``resume``, ``status_port``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
             `model`, ``model_tag`` is what results call it.
 
     Raises:
@@ -114,7 +114,9 @@ class BirdieZMQ(LM):
         endpoint = arguments.endpoint
         if endpoint is None:
             verbose = logger.isEnabledFor(logging.DEBUG)
-            self._embedded = Embedded(arguments.api, device_of_lm_eval(device), verbose, arguments.engine)
+            self._embedded = Embedded(
+                arguments.api, device_of_lm_eval(device), verbose, arguments.engine, arguments.status_port
+            )
             endpoint = self._embedded.endpoint
             if given is None:
                 self._settings = ClientSettings(connect_s=CONNECT_S)
@@ -410,7 +412,8 @@ def _beside_a_model(model: Any, tokenizer: Any, device: str | None, model_args: 
         raise UsageError(f"model= takes a model of this process; to name one that a page loads, say model_tag={model}")
     if tokenizer is None:
         raise UsageError("model= needs tokenizer= beside it: whatever load_tokenizer of a page may return")
-    elsewhere: list[str] = [name for name in ("endpoint", "port", "key_file", "api") if name in model_args]
+    processes = ("endpoint", "port", "key_file", "api", "status_port")
+    elsewhere: list[str] = [name for name in processes if name in model_args]
     elsewhere += [] if device is None else ["device"]
     if elsewhere:
         raise UsageError(f"{', '.join(elsewhere)} beside model= mean nothing: the model is in this process")

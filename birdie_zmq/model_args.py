@@ -48,6 +48,7 @@ WORDS = (
     Word("key_file", "the private key file of this client, for a broker with keys"),
     Word("api", "the page for a run's own worker; left out, the built-in one: `./api.py` is never run unasked"),
     Word("engine", "what computes in a run's own worker: `jax`, `torch`, or the file of an engine"),
+    Word("status_port", "a status page of a run's own broker, on this port of this machine; 0 takes a free one"),
     Word("resume", "a file in which every answer is kept as it comes; what it holds is not asked again"),
     Word("batch_rows", "the rows of a step, exactly"),
     Word("max_length", "the most tokens that the model reads at once", passed_on=True),
@@ -84,6 +85,7 @@ class RunArguments:
         key_file: The private key file that a client of this broker was given, None for a broker without keys.
         api: The page for a run's own worker, None for the built-in one.
         engine: What computes in a run's own worker, as `birdie_zmq.worker.engines.find_engine` gives it.
+        status_port: The port of a status page of a run's own broker, None for no page.
         resume: The journal in which answers are kept and looked up, None to keep none.
         device: What lm_eval calls the device.
         limits: What was said of the rows of a step.
@@ -99,6 +101,7 @@ class RunArguments:
     key_file: Path | None
     api: Path | None
     engine: str
+    status_port: int | None
     resume: Path | None
     device: str | None
     limits: StepLimits
@@ -153,6 +156,13 @@ def read_arguments(
         raise UsageError(
             "engine= in model_args is for a run's own worker; a worker at a broker is given its engine by its own --engine"
         )
+    status_port = kept["status_port"]
+    if status_port is not None and endpoint is not None:
+        raise UsageError(
+            "status_port= in model_args is for a run's own broker; one that runs already is given its page by --status-port"
+        )
+    if status_port is not None and not _is_port(status_port, least=0):
+        raise UsageError(f"status_port={status_port!r} in model_args is no port; 0 takes a free one")
     resume = _file("resume", kept["resume"])
     rows = _count("batch_rows", kept["batch_rows"])
     most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
@@ -164,6 +174,7 @@ def read_arguments(
         key_file=key_file,
         api=None if api is None else Path(str(api)).resolve(),
         engine=find_engine(DEFAULT if engine is None else str(engine)),
+        status_port=status_port,
         resume=resume,
         device=device,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),
@@ -179,10 +190,14 @@ def _endpoint(endpoint: object, port: object) -> str | None:
     if endpoint is not None and port is not None:
         raise UsageError("model_args hold both endpoint= and port=; give one of them")
     if port is not None:
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+        if not _is_port(port, least=1):
             raise UsageError(f"port={port!r} in model_args is no port")
         return f"tcp://127.0.0.1:{port}"
     return None if endpoint is None else str(endpoint)
+
+
+def _is_port(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 65536
 
 
 def _file(name: str, value: object) -> Path | None:
