@@ -29,6 +29,7 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
         key_file=None,
         api=None,
         engine="jax",
+        status_port=None,
         resume=None,
         device=None,
         limits=StepLimits(),
