@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pty
 import select
@@ -104,6 +103,14 @@ def test_a_broker_that_is_told_to_stop_does_not_wait_for_readers(programs: Progr
     assert "Traceback" not in broker.output
 
 
+_TAKE_THE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Ctrl-C reaches who has the terminal as its own. Not done in a fork of the tests, where JAX may have threads."""
+
+
 class Terminal:
     """``birdie-zmq status`` on a pseudo-terminal of its own, and all that it has drawn there."""
 
@@ -112,15 +119,13 @@ class Terminal:
         termios.tcsetwinsize(theirs, (50, 160))
         self.before = termios.tcgetattr(theirs)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "birdie_zmq", "status", *arguments],
+            [sys.executable, "-c", _TAKE_THE_TERMINAL, sys.executable, "-m", "birdie_zmq", "status", *arguments],
             cwd=ROOT,
             env={**os.environ, "TERM": "xterm-256color"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
-            # Ctrl-C reaches who has the terminal as its own.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         self._theirs = theirs
         self.drawn = ""
