@@ -23,7 +23,9 @@ class Client:
 class Worker:
     """One worker. ``phase`` is what it last said that it does, ``doing`` what follows from that and its leases.
 
-    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed.
+    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed. ``beginning``
+    is what the last texts that it was given all begin with, if that has a name. ``idle_since`` is since when it was seen to
+    hold nothing.
     """
 
     peer: bytes
@@ -39,6 +41,8 @@ class Worker:
     doing_since: float = 0.0
     served: int = 0
     computed: m.Computed | None = None
+    beginning: str | None = None
+    idle_since: float | None = None
 
     @property
     def has_room(self) -> bool:

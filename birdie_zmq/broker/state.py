@@ -35,10 +35,11 @@ from birdie_zmq.broker.events import (
     Unreadable,
     Unsendable,
 )
+from birdie_zmq.broker.helping import find_help
 from birdie_zmq.broker.history import History
 from birdie_zmq.broker.peers import Client, Worker
 from birdie_zmq.broker.quarantine import after_loss
-from birdie_zmq.broker.queues import Batch, Part, Queues
+from birdie_zmq.broker.queues import Batch, Beginnings, Part, Queues
 from birdie_zmq.broker.restraint import Lines, Refusals
 from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import (
@@ -139,6 +140,8 @@ class Broker:
                 self._drain()
         if self._drains_until is None:
             self._assign()
+            if isinstance(event, Tick):
+                self._share()
         elif self._now >= self._drains_until or not any(worker.leases for worker in self._workers.values()):
             self._actions.append(Stop())
         actions, self._actions = self._actions, []
@@ -215,6 +218,7 @@ class Broker:
             message.limits,
             self._now,
             message.identity,
+            message.beginning,
             size_bytes=self._size_bytes,
         )
         self._queues.append(Part.whole(batch))
@@ -265,22 +269,28 @@ class Broker:
             return
         batch = part.batch
         indices = [part.items[item] for item in items]
-        if len(set(indices)) != len(indices) or not batch.settled.isdisjoint(indices):
+        if len(set(indices)) != len(indices) or not part.answered.isdisjoint(indices):
             self._refuse(worker.peer, ProtocolError("an item was answered twice under one lease"))
             return
-        batch.settled.update(indices)
+        part.answered.update(indices)
         self._losses_in_a_row.pop(batch.model, None)
-        self._count(worker, batch, len(indices))
+        # Of those that another worker was given as well, it may have been first.
+        fresh = [position for position, index in enumerate(indices) if index not in batch.settled]
+        if not fresh:
+            return
+        batch.settled.update(indices)
+        self._count(worker, batch, len(fresh))
         self._send(
             batch.client,
             m.Answered(
                 batch=batch.number,
-                indices=np.array(indices, dtype=np.int32),
-                answers=message.answers,
+                indices=np.array([indices[position] for position in fresh], dtype=np.int32),
+                answers=message.answers if len(fresh) == len(indices) else message.answers.select(fresh),
                 computed=message.computed,
                 continued=message.continued,
             ),
         )
+        self._end_settled(part)
 
     def _count(self, worker: Worker, batch: Batch, answers: int) -> None:
         worker.served += answers
@@ -292,12 +302,15 @@ class Broker:
         part = worker.leases.pop(message.lease, None)
         if part is None:
             return
+        if part.is_settled:
+            return  # By another worker, which was given it as well.
         if message.index is None or message.index >= len(part.items):
             self._fail(part.batch, message.error)
             return
-        self._fail_item(part.batch, part.items[message.index], message.error)
-        if not part.is_settled:
-            self._queues.put_back(part)
+        if (item := part.items[message.index]) not in part.batch.settled:
+            self._fail_item(part.batch, item, message.error)
+            self._end_settled(part)
+        self._put_back(part)
 
     def _lease_done(self, worker: Worker, message: m.LeaseDone) -> None:
         part = worker.leases.pop(message.lease, None)
@@ -312,8 +325,8 @@ class Broker:
 
     def _lease_returned(self, worker: Worker, message: m.LeaseReturned) -> None:
         part = worker.leases.pop(message.lease, None)
-        if part is not None and not part.is_settled:
-            self._queues.put_back(part)
+        if part is not None:
+            self._put_back(part)
 
     def _lease_notice(self, worker: Worker, message: m.LeaseNotice) -> None:
         part = worker.leases.get(message.lease)
@@ -326,10 +339,10 @@ class Broker:
 
     def _close_worker(self, worker: Worker, message: m.CloseWorker) -> None:
         del message
-        for part in reversed(worker.leases.values()):
-            if not part.is_settled:
-                self._queues.put_back(part)  # Going away in good order is no loss.
+        parts = list(worker.leases.values())
         worker.leases.clear()
+        for part in reversed(parts):
+            self._put_back(part)  # Going away in good order is no loss.
         self._forget(worker.peer, "it said goodbye")
 
     # --- Peers that come and go --------------------------------------------------------------------------------------
@@ -371,7 +384,7 @@ class Broker:
         self.history.happened("gone", f"{worker.name}: {reason}", self._now)
         unsettled = [part for part in worker.leases.values() if not part.is_settled]
         for part in reversed(unsettled[1:]):
-            self._queues.put_back(part)  # It was at the first one, and had not begun with the others.
+            self._put_back(part)  # It was at the first one, and had not begun with the others.
         for part in unsettled[:1]:
             error = WorkerUnavailable(f"the {worker.name} went away while it worked on this: {reason}")
             self._lose(part, m.ErrorReport.of(error))
@@ -383,6 +396,32 @@ class Broker:
             for lease in [lease for lease, part in worker.leases.items() if part.batch is batch]:
                 del worker.leases[lease]
                 self._send(worker.peer, m.CancelLease(lease=lease))
+
+    def _put_back(self, part: Part) -> None:
+        """Queue what is left of a part that no worker has any more; not what another was given as well."""
+        elsewhere = self._twins(part)
+        if elsewhere:
+            taken = {item for twin in elsewhere for item in twin.items}
+            part.items = [item for item in part.items if item not in taken]
+        if not part.is_settled:
+            self._queues.put_back(part)
+
+    def _twins(self, part: Part) -> list[Part]:
+        """The parts at workers that have items of a shared part."""
+        if not part.is_shared:
+            return []
+        leased = [other for worker in self._workers.values() for other in worker.leases.values()]
+        return [other for other in leased if other.batch is part.batch and not set(part.items).isdisjoint(other.items)]
+
+    def _end_settled(self, part: Part) -> None:
+        """Take from the workers what another has done before them."""
+        if not part.is_shared:
+            return
+        for worker in self._workers.values():
+            for lease, other in list(worker.leases.items()):
+                if other is not part and other.batch is part.batch and other.is_settled:
+                    del worker.leases[lease]
+                    self._send(worker.peer, m.CancelLease(lease=lease))
 
     # --- Losses ------------------------------------------------------------------------------------------------------
 
@@ -400,6 +439,12 @@ class Broker:
             text = f"what computes {batch.model} died {in_a_row} times without an answer in between; the last time: "
             self._fail(batch, _prefixed(text, error))
             return
+        twins = self._twins(part)
+        for twin in twins:
+            twin.losses += 1  # What it has may be what killed a process.
+            part.items = [item for item in part.items if item not in twin.items]
+        if twins and batch.settled.issuperset(part.items):
+            return
         again = after_loss(part, self._settings.max_losses)
         if not again:
             (item,) = (item for item in part.items if item not in batch.settled)
@@ -416,22 +461,56 @@ class Broker:
     def _assign(self) -> None:
         """Give every worker that has room what it is to work on.
 
-        A worker that has the model comes first, so that no other changes models for what it can take at once.
+        A worker that has the model comes first, so that no other changes models for what it can take at once; and whoever
+        has least, so that none has two batches while another has nothing.
         """
         for may_change in (False, True):
-            for worker in self._workers.values():
-                while worker.has_room:
-                    part = self._queues.choose(
-                        worker.model,
-                        worker.model_since,
-                        self._now,
-                        self._settings.patience_s,
-                        alone=not worker.leases,
-                        may_change=may_change,
-                    )
-                    if part is None:
-                        break
-                    self._lease(worker, part)
+            given = True
+            while given:
+                given = False
+                for worker in sorted(self._workers.values(), key=lambda worker: len(worker.leases)):
+                    if worker.has_room and (part := self._choose(worker, may_change=may_change)) is not None:
+                        self._lease(worker, part)
+                        given = True
+
+    def _choose(self, worker: Worker, *, may_change: bool) -> Part | None:
+        others = frozenset(w.beginning for w in self._workers.values() if w is not worker and w.beginning is not None)
+        return self._queues.choose(
+            worker.model,
+            worker.model_since,
+            self._now,
+            self._settings.patience_s,
+            alone=not worker.leases,
+            may_change=may_change,
+            beginnings=Beginnings(worker.beginning, others),
+        )
+
+    def _share(self) -> None:
+        """Let workers that have had nothing to do for a while take over from others, where nothing waits."""
+        for worker in self._workers.values():
+            if worker.leases:
+                worker.idle_since = None
+            elif worker.idle_since is None:
+                worker.idle_since = self._now
+        if len(self._queues):
+            return
+        for idle in self._workers.values():
+            since = idle.idle_since
+            if since is None or self._now - since < self._settings.share_after_s or idle.drains:
+                continue
+            taken = find_help(idle, self._workers.values())
+            if taken is None:
+                continue
+            part = taken.worker.leases[taken.lease]
+            if taken.is_begun:
+                part.is_shared = True
+            else:
+                del taken.worker.leases[taken.lease]
+                self._send(taken.worker.peer, m.CancelLease(lease=taken.lease))
+                kept = [item for item in part.items if item not in part.batch.settled.union(taken.items)]
+                if kept:
+                    self._lease(taken.worker, Part(part.batch, kept, part.attempts))
+            self._lease(idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
 
     def _lease(self, worker: Worker, part: Part) -> None:
         batch = part.batch
@@ -439,7 +518,8 @@ class Broker:
             if worker.model is not None:
                 self._switches += 1
                 self._log("info", f"{worker.name} changes from {worker.model} to {batch.model}")
-            worker.model, worker.model_since = batch.model, self._now
+            worker.model, worker.model_since, worker.beginning = batch.model, self._now, None
+        worker.beginning = batch.beginning or worker.beginning
         work = part.next_attempt()
         lease, self._next_lease = self._next_lease, self._next_lease + 1
         worker.leases[lease] = part
