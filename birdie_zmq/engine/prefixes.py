@@ -145,7 +145,6 @@ def _longest_known(beginning: Tokens, known: Collection[bytes]) -> int:
     return max((len(key) // 4 for key in known if whole.startswith(key)), default=0)
 
 
-@lru_cache(maxsize=4096)
 def pieces(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]:
     """Cover a count by sizes, largest first, with the least padding and calls.
 
@@ -155,16 +154,33 @@ def pieces(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]
         overhead: What each piece costs beyond its size.
     """
     most = sizes[-1]
-    if count > 2 * most:
-        return (most, *pieces(count - most, sizes, overhead))
-    options: list[tuple[int, ...]] = []
-    for size in sizes:
-        if size >= count:
-            options.append((size,))
-            break
-        options.append((size, *pieces(count - size, sizes, overhead)))
-    best = min(options, key=lambda option: (sum(option) + overhead * len(option), len(option)))
-    return tuple(sorted(best, reverse=True))
+    found = [most] * max(0, -(-count // most) - 2)
+    firsts = _firsts(sizes, overhead)
+    rest = count - sum(found)
+    while rest > 0:
+        found.append(firsts[rest])
+        rest -= firsts[rest]
+    return tuple(sorted(found, reverse=True))
+
+
+@lru_cache(maxsize=64)
+def _firsts(sizes: tuple[int, ...], overhead: int) -> list[int]:
+    """For each count up to twice the largest size, one piece of its best cover; the rest is covered like any count.
+
+    From small counts to large ones, without calls within each other: 2,048 tokens may be 512 pieces deep.
+    """
+    firsts, costs = [0], [(0, 0)]
+    for count in range(1, 2 * sizes[-1] + 1):
+        options = []
+        for size in sizes:
+            cost, number = costs[max(0, count - size)]
+            options.append((cost + size + overhead, number + 1))
+            if size >= count:
+                break
+        best = min(options)
+        costs.append(best)
+        firsts.append(sizes[options.index(best)])
+    return firsts
 
 
 def read_trunk(tree: Tree, context: Context, lengths: tuple[int, ...], overhead: int) -> list[Step]:

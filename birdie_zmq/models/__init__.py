@@ -57,9 +57,16 @@ def load_model(model_tag: str, **keywords: Any) -> Model:
     from birdie_zmq.models.loading import load_checkpoint
 
     try:
-        return model_of(*load_checkpoint(path, dtype))
+        architecture, params = load_checkpoint(path, dtype)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
+    asked = keywords.get("max_length")
+    if "positions" in params.outer and isinstance(asked, int) and asked > architecture.max_length:
+        raise UsageError(
+            f"max_length={asked} is more than the {architecture.max_length} positions that the model {model_tag!r} has "
+            "learned; it has none for what comes after them"
+        )
+    return model_of(architecture, params)
 
 
 def _of_another_engine(engine: str, model_tag: str, path: Path, dtype: str) -> Model:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -242,6 +244,25 @@ def test_pieces_cover_a_count_at_the_least_cost(count: int, sizes: tuple[int, ..
     assert sum(found[:-1]) < count, "no piece is padding alone"
     if count <= 2 * sizes[-1]:
         assert sum(found) + overhead * len(found) == cheapest(count, sizes, overhead)
+
+
+def test_pieces_may_be_tiny_beside_the_count() -> None:
+    """A model with a state reads in pieces of 4 and up; in the model process the stack is in use already."""
+    sizes = (4, 1024)
+
+    assert within_frames(300, lambda: long_pieces(65_536, sizes, 32)) == [1024] * 64
+    assert within_frames(300, lambda: long_pieces(2_047, (4, 6, 1024), 32)) == [1024, 1024]
+
+
+def within_frames(most: int, function: Callable[[], list[int]]) -> list[int]:
+    """What a function returns that has so many frames left."""
+    depth = len(inspect.stack())
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(depth + most)
+    try:
+        return function()
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @given(st.integers(1, 5000), sizes_of_pieces, st.sampled_from([0, 4, 32, 200]))

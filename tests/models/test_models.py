@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -15,6 +16,7 @@ from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, U
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
 from birdie_zmq.models.decoder import logits
+from birdie_zmq.models.families import architecture_of
 from birdie_zmq.models.llama import Llama
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
@@ -146,3 +148,17 @@ def test_changed_tokenizer_of_another_directory_changes_the_fingerprint(checkpoi
     before = load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint
     add_tokenizer(other, ["another", "order", "a", "b", "c"])
     assert load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint != before
+
+
+def test_a_length_beyond_learned_positions_is_refused(tmp_path: Path) -> None:
+    """An array read beyond its end gives its last row: scores would be wrong, and nothing would say so."""
+    config = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    layout = architecture_of(config, "a test").layout()
+    tensors = {stored.name: np.zeros(stored.shape, np.float32) for stored in layout.outer.values()}
+    tensors |= {stored.name.format(0): np.zeros(stored.shape, np.float32) for stored in layout.layers.values()}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    save_file(tensors, tmp_path / WEIGHTS_FILE)
+
+    assert load_model(str(tmp_path), max_length=16).max_length == 16
+    with pytest.raises(UsageError, match="max_length=17 is more than the 16 positions"):
+        load_model(str(tmp_path), max_length=17)

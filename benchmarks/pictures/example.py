@@ -1,0 +1,65 @@
+"""The requests that are drawn: two questions of demo_choice with two answers each, as the demo's tokenizer has them."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+from birdie_zmq.engine.buckets import Buckets, StepBudget
+from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
+from birdie_zmq.engine.planning import Scored, Tokens
+from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.models import load_tokenizer
+from birdie_zmq.wire.messages import StepLimits
+
+_DATA = Path(__file__).resolve().parents[2] / "examples" / "tasks" / "data"
+MAX_LENGTH = 512
+_ASKED = ((0, (1, 0)), (1, (2, 3)))
+"""Documents, and which of their answers."""
+
+
+@functools.cache
+def tokenizer() -> TextTokenizer:
+    """The demo's."""
+    return TextTokenizer(load_tokenizer("demo"))
+
+
+@functools.cache
+def documents(name: str) -> list[dict[str, str]]:
+    """The documents of a task."""
+    return [json.loads(line) for line in (_DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@functools.cache
+def pairs() -> list[tuple[str, str]]:
+    """What lm_eval asks: contexts and continuations."""
+    found = []
+    for number, answers in _ASKED:
+        document = documents("demo_choice")[number]
+        context = f"Question: {document['question']}\nAnswer:"
+        found += [(context, f" {document['choices'][answer]}") for answer in answers]
+    return found
+
+
+@functools.cache
+def requests() -> list[Scored]:
+    """The same as tokens."""
+    return [item for item in encode_pairs(tokenizer(), pairs(), MAX_LENGTH) if item is not None]
+
+
+def buckets() -> Buckets:
+    """The shapes of steps on a CPU, with four rows at most (``--batch_size 4``)."""
+    return Buckets(MAX_LENGTH, 0, StepBudget(tokens=1024), StepLimits(max_rows=4))
+
+
+def windows(count: int, max_length: int) -> tuple[list[str], list[Scored]]:
+    """The first tokens of a story of demo_rolling, and the windows in which a model of so many tokens reads them."""
+    ids = tokenizer().encode([documents("demo_rolling")[0]["text"]])[0][:count]
+    (found,) = encode_rolling(tokenizer(), [tokenizer().decode(ids)], max_length)
+    return words(ids), found
+
+
+def words(tokens: Tokens | list[int]) -> list[str]:
+    """The text of each token."""
+    return [tokenizer().decode([int(token)]) for token in tokens]
