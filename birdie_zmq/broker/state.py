@@ -462,13 +462,18 @@ class Broker:
         """Give every worker that has room what it is to work on.
 
         A worker that has the model comes first, so that no other changes models for what it can take at once; and whoever
-        has least, so that none has two batches while another has nothing.
+        has least, so that none has two batches while another has nothing. A model that no worker has goes to one without a
+        model before another has to let go of its own.
         """
+
+        def least(worker: Worker) -> tuple[int, bool]:
+            return len(worker.leases), worker.model is not None
+
         for may_change in (False, True):
             given = True
             while given:
                 given = False
-                for worker in sorted(self._workers.values(), key=lambda worker: len(worker.leases)):
+                for worker in sorted(self._workers.values(), key=least):
                     if worker.has_room and (part := self._choose(worker, may_change=may_change)) is not None:
                         self._lease(worker, part)
                         given = True

@@ -221,3 +221,13 @@ def test_a_worker_without_work_of_its_own_beginning_takes_what_is_there() -> Non
     for worker in (WORKER, OTHER_WORKER):
         room.says(worker, register(capacity=1, model=A))
     assert (given(room, WORKER), given(room, OTHER_WORKER)) == (["0"], ["1"])
+
+
+def test_a_worker_without_a_model_loads_a_new_one_before_another_changes() -> None:
+    room = Room()
+    room.says(CLIENT, GREETING)
+    room.says(WORKER, register(capacity=2, model=A))
+    room.says(OTHER_WORKER, register(capacity=2))
+    room.says(CLIENT, submit(1, B))
+    assert room.leases() == []
+    assert room.lease(OTHER_WORKER).model == B
