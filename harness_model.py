@@ -28,7 +28,7 @@ from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.resuming import Resuming
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
-from birdie_zmq.embedded import Embedded
+from birdie_zmq.embedded import CONNECT_S, Embedded
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.generation_args import read_settings
 from birdie_zmq.local import LocalClient
@@ -44,9 +44,6 @@ logger = logging.getLogger("lm_eval.birdie_zmq")
 A = TypeVar("A", tuple[float, bool], float, str)
 C = TypeVar("C")
 
-_OWN_BROKER_S = 60.0
-"""How long a run's own broker may take to start, on a machine that is busy."""
-
 
 class BirdieZMQ(LM):
     """A language model in another process, or one of this process that is given as it is.
@@ -60,7 +57,7 @@ class BirdieZMQ(LM):
         tokenizer: Beside `model`, whatever a page's ``load_tokenizer`` may return; else one of the model_args.
         client_settings: Timeouts and the size of batches.
         **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
-            ``engine``, ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
+            ``engine``, ``batch_rows``, ``resume``, ``status_port``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
             `model`, ``model_tag`` is what results call it.
 
     Raises:
@@ -117,10 +114,12 @@ class BirdieZMQ(LM):
         endpoint = arguments.endpoint
         if endpoint is None:
             verbose = logger.isEnabledFor(logging.DEBUG)
-            self._embedded = Embedded(arguments.api, device_of_lm_eval(device), verbose, arguments.engine)
+            self._embedded = Embedded(
+                arguments.api, device_of_lm_eval(device), verbose, arguments.engine, arguments.status_port
+            )
             endpoint = self._embedded.endpoint
             if given is None:
-                self._settings = ClientSettings(connect_s=_OWN_BROKER_S)
+                self._settings = ClientSettings(connect_s=CONNECT_S)
         return Client(
             endpoint,
             arguments.model,
@@ -413,7 +412,8 @@ def _beside_a_model(model: Any, tokenizer: Any, device: str | None, model_args: 
         raise UsageError(f"model= takes a model of this process; to name one that a page loads, say model_tag={model}")
     if tokenizer is None:
         raise UsageError("model= needs tokenizer= beside it: whatever load_tokenizer of a page may return")
-    elsewhere: list[str] = [name for name in ("endpoint", "port", "key_file", "api") if name in model_args]
+    processes = ("endpoint", "port", "key_file", "api", "status_port")
+    elsewhere: list[str] = [name for name in processes if name in model_args]
     elsewhere += [] if device is None else ["device"]
     if elsewhere:
         raise UsageError(f"{', '.join(elsewhere)} beside model= mean nothing: the model is in this process")

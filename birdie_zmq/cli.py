@@ -37,8 +37,8 @@ _SLOW = {
 }
 
 
-def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> int:
-    """Run a broker until it is told to stop."""
+def broker_parser(prog: str) -> argparse.ArgumentParser:
+    """The parser of a broker's arguments."""
     parser = argparse.ArgumentParser(prog=prog, description="Pass work from lm_eval runs to workers.")
     parser.add_argument("--bind", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
     parser.add_argument(
@@ -67,14 +67,17 @@ def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> i
     )
     _add_common(parser)
     parser.add_argument("--remove-folder", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> int:
+    """Run a broker until it is told to stop."""
+    options = broker_parser(prog).parse_args(arguments)
     return _guarded(prog, options.quiet, lambda: _serve_broker(options))
 
 
-def worker(
-    arguments: Sequence[str] | None = None, prog: str = "workers.jax_worker", engine: str = engines.DEFAULT
-) -> int:
-    """Run a worker until it is told to stop; `engine` is that of its models where nothing else is said."""
+def worker_parser(prog: str, engine: str = engines.DEFAULT) -> argparse.ArgumentParser:
+    """The parser of a worker's arguments; `engine` is the default of its ``--engine``."""
     parser = argparse.ArgumentParser(prog=prog, description="Serve models to a broker.")
     parser.add_argument("--connect", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
     parser.add_argument(
@@ -106,19 +109,34 @@ def worker(
             help=f"kill a model process that {_SLOW[what]} for longer; default: %(default).0f",
         )
     _add_common(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def worker(
+    arguments: Sequence[str] | None = None, prog: str = "workers.jax_worker", engine: str = engines.DEFAULT
+) -> int:
+    """Run a worker until it is told to stop; `engine` is that of its models where nothing else is said."""
+    options = worker_parser(prog, engine).parse_args(arguments)
     return _guarded(prog, options.quiet, lambda: _run_worker(options))
+
+
+def demo_parser(prog: str) -> argparse.ArgumentParser:
+    """The parser of a run of the demo, which leaves all arguments but --help to lm_eval."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [-h] [ARGUMENT OF LM_EVAL ...]",
+        description="Evaluate the demo model on its three tasks. All further arguments are lm_eval's.",
+        allow_abbrev=False,
+    )
 
 
 def demo(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq demo") -> int:
     """Evaluate the demo model on its three tasks, in a broker and worker of the run's own."""
-    parser = argparse.ArgumentParser(prog=prog, description="Evaluate the demo model on its three tasks.")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="further arguments of lm_eval")
-    options = parser.parse_args(arguments)
+    _, rest = demo_parser(prog).parse_known_args(arguments)
     tasks = _demo_tasks()
     names = ",".join(sorted(path.stem for path in tasks.glob("demo_*.yaml")))
     run = ["--model", "birdie_zmq", "--model_args", "model_tag=demo", "--include_path", str(tasks), "--tasks", names]
-    return lm_eval([*run, *options.rest])
+    return lm_eval([*run, *rest])
 
 
 def keys(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq keys") -> int:
@@ -151,6 +169,14 @@ def compare(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq comp
     return _guarded(prog, True, lambda: command.run(options))
 
 
+def bench(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq bench") -> int:
+    """Measure how fast a model answers what lm_eval asks, and say what would make it faster."""
+    from birdie_zmq.bench import command
+
+    options = command.parser(prog).parse_args(arguments)
+    return _guarded(prog, True, lambda: command.run(options))
+
+
 def lm_eval(arguments: Sequence[str] | None = None) -> int:
     """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
     from lm_eval.__main__ import cli_evaluate
@@ -171,12 +197,13 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": lambda rest: demo(rest, "birdie-zmq demo"),
     "doctor": doctor,
     "compare": compare,
+    "bench": bench,
     "lm_eval": lm_eval,
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command ``birdie-zmq``."""
+def main_parser() -> argparse.ArgumentParser:
+    """The parser of what stands before a command's own arguments."""
     parser = argparse.ArgumentParser(
         prog="birdie-zmq",
         description="Evaluate language models in JAX, PyTorch and others with lm_eval.",
@@ -184,9 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"birdie-zmq {__version__} from {_PACKAGE}")
     parser.add_argument("command", choices=list(_COMMANDS), help="each has a --help of its own")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command ``birdie-zmq``."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Only what stands before the command is ours: the rest is the command's.
-    options = parser.parse_args(given[:1])
+    options = main_parser().parse_args(given[:1])
     return _COMMANDS[options.command](given[1:])
 
 

@@ -27,6 +27,8 @@ from birdie_zmq.worker.engines import DEFAULT
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
+CONNECT_S = 60.0
+"""How long a run's own broker may take to start, on a machine that is busy."""
 _END_S = 10.0
 _MOST_STARTS = 3
 """How often a child is started without an answer in between."""
@@ -56,10 +58,16 @@ class Embedded:
         device: The worker's device, as `birdie_zmq.worker.devices` reads it.
         verbose: Whether both write down what they do, and not only what goes wrong.
         engine: The worker's engine, as `birdie_zmq.worker.engines.find_engine` gives it.
+        status_port: The port of the broker's status page, None for no page.
     """
 
     def __init__(
-        self, api: Path | None = None, device: str | None = None, verbose: bool = False, engine: str = DEFAULT
+        self,
+        api: Path | None = None,
+        device: str | None = None,
+        verbose: bool = False,
+        engine: str = DEFAULT,
+        status_port: int | None = None,
     ) -> None:
         folder = _private_folder()
         self.endpoint = f"ipc://{folder / 'broker'}"
@@ -69,6 +77,7 @@ class Embedded:
         worker += ["--built-in"] if api is None else ["--api", str(api)]
         worker += [] if device is None else ["--device", device]
         broker = ["broker", "--bind", self.endpoint, *common, "--remove-folder"]
+        broker += [] if status_port is None else ["--status-port", str(status_port)]
         self._environment = environment
         # Nobody writes to this pipe. Its writing end is only here, so it closes with this process, however that ends.
         reading, writing = os.pipe()

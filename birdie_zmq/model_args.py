@@ -21,6 +21,61 @@ DEFAULT_MAX_GEN_TOKS = 256
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word of model_args that has a meaning here.
+
+    Attributes:
+        name: The word.
+        meaning: What it says, in the Markdown of docs/options.md.
+        passed_on: Whether it reaches ``load_model`` and ``load_tokenizer`` as well, and is part of what model this is.
+    """
+
+    name: str
+    meaning: str
+    passed_on: bool = False
+
+
+WORDS = (
+    Word(
+        "model_tag",
+        "which model: `demo`, a checkpoint, or whatever the page knows; reaches both functions as `model_tag`",
+    ),
+    Word("pretrained", "another name for `model_tag`; with it, lm_eval names its results folder after the model"),
+    Word(
+        "endpoint", "a broker that runs already, as `tcp://host:port` or `ipc:///path`; without, the run starts its own"
+    ),
+    Word("port", "the same, for a broker at this port of this machine"),
+    Word("key_file", "the private key file of this client, for a broker with keys"),
+    Word("api", "the page for a run's own worker; left out, the built-in one: `./api.py` is never run unasked"),
+    Word("engine", "what computes in a run's own worker: `jax`, `torch`, or the file of an engine"),
+    Word("status_port", "a status page of a run's own broker, on this port of this machine; 0 takes a free one"),
+    Word("resume", "a file in which every answer is kept as it comes; what it holds is not asked again"),
+    Word("batch_rows", "the rows of a step, exactly"),
+    Word("max_length", "the most tokens that the model reads at once", passed_on=True),
+    Word("prefix_token_id", "the token before a text without context; left out, BOS, else EOS", passed_on=True),
+    Word("add_bos_token", "whether texts are encoded behind BOS; left out, as the tokenizer does it", passed_on=True),
+    Word(
+        "chat_template_args", "an object of variables for the chat template; needs model_args in JSON", passed_on=True
+    ),
+    Word("enable_thinking", "one of those variables; True needs `think_end_token`", passed_on=True),
+    Word(
+        "think_end_token",
+        "the text or token that ends a model's thoughts, which are no part of its answer",
+        passed_on=True,
+    ),
+    Word(
+        "max_gen_toks",
+        f"how many tokens are generated where a task does not say; left out, {DEFAULT_MAX_GEN_TOKS}",
+        passed_on=True,
+    ),
+    Word("seed", "what drawn answers depend on; left out, 0", passed_on=True),
+)
+"""Every word that has a meaning here, whatever the page; docs/options.md is made from it."""
+
+_KEPT = tuple(word.name for word in WORDS if not word.passed_on)
+
+
+@dataclass(frozen=True)
 class RunArguments:
     """What a run was asked for.
 
@@ -30,6 +85,7 @@ class RunArguments:
         key_file: The private key file that a client of this broker was given, None for a broker without keys.
         api: The page for a run's own worker, None for the built-in one.
         engine: What computes in a run's own worker, as `birdie_zmq.worker.engines.find_engine` gives it.
+        status_port: The port of a status page of a run's own broker, None for no page.
         resume: The journal in which answers are kept and looked up, None to keep none.
         device: What lm_eval calls the device.
         limits: What was said of the rows of a step.
@@ -45,6 +101,7 @@ class RunArguments:
     key_file: Path | None
     api: Path | None
     engine: str
+    status_port: int | None
     resume: Path | None
     device: str | None
     limits: StepLimits
@@ -74,33 +131,40 @@ def read_arguments(
         UsageError: A word is missing, contradicts another, or has a value that it cannot have.
     """
     rest = dict(arguments)
-    tag = rest.pop("model_tag", None)
-    pretrained = rest.pop("pretrained", None)
+    kept = {name: rest.pop(name, None) for name in _KEPT}
+    tag, pretrained = kept["model_tag"], kept["pretrained"]
     if tag is not None and pretrained is not None and tag != pretrained:
         raise UsageError(f"model_tag={tag} and pretrained={pretrained} in model_args name two models; give one")
     tag = tag if tag is not None else pretrained
     if tag is None or not str(tag):
         raise UsageError("model_args must name a model: model_tag=demo, or whatever your api.py knows")
-    endpoint = _endpoint(rest.pop("endpoint", None), rest.pop("port", None))
-    key_file = _file("key_file", rest.pop("key_file", None))
+    endpoint = _endpoint(kept["endpoint"], kept["port"])
+    key_file = _file("key_file", kept["key_file"])
     if key_file is not None and endpoint is None:
         raise UsageError(
             "key_file= in model_args is for a broker that endpoint= or port= names; a run's own has no keys"
         )
-    api = rest.pop("api", None)
+    api = kept["api"]
     if api is not None and endpoint is not None:
         raise UsageError(
             "api= in model_args is for a run's own worker; a worker at a broker is given its page by its own --api"
         )
     if api is not None and not Path(str(api)).is_file():
         raise UsageError(f"there is no page at {Path(str(api)).absolute()}, which api= in model_args names")
-    engine = rest.pop("engine", None)
+    engine = kept["engine"]
     if engine is not None and endpoint is not None:
         raise UsageError(
             "engine= in model_args is for a run's own worker; a worker at a broker is given its engine by its own --engine"
         )
-    resume = _file("resume", rest.pop("resume", None))
-    rows = _count("batch_rows", rest.pop("batch_rows", None))
+    status_port = kept["status_port"]
+    if status_port is not None and endpoint is not None:
+        raise UsageError(
+            "status_port= in model_args is for a run's own broker; one that runs already is given its page by --status-port"
+        )
+    if status_port is not None and not _is_port(status_port, least=0):
+        raise UsageError(f"status_port={status_port!r} in model_args is no port; 0 takes a free one")
+    resume = _file("resume", kept["resume"])
+    rows = _count("batch_rows", kept["batch_rows"])
     most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
     max_gen_toks = _count("max_gen_toks", rest.get("max_gen_toks"))
     template_args, thinks, think_end_token = _thinking(rest)
@@ -110,6 +174,7 @@ def read_arguments(
         key_file=key_file,
         api=None if api is None else Path(str(api)).resolve(),
         engine=find_engine(DEFAULT if engine is None else str(engine)),
+        status_port=status_port,
         resume=resume,
         device=device,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),
@@ -125,10 +190,14 @@ def _endpoint(endpoint: object, port: object) -> str | None:
     if endpoint is not None and port is not None:
         raise UsageError("model_args hold both endpoint= and port=; give one of them")
     if port is not None:
-        if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+        if not _is_port(port, least=1):
             raise UsageError(f"port={port!r} in model_args is no port")
         return f"tcp://127.0.0.1:{port}"
     return None if endpoint is None else str(endpoint)
+
+
+def _is_port(value: object, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 65536
 
 
 def _file(name: str, value: object) -> Path | None:

@@ -29,6 +29,7 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
         key_file=None,
         api=None,
         engine="jax",
+        status_port=None,
         resume=None,
         device=None,
         limits=StepLimits(),
@@ -299,3 +300,22 @@ def test_a_seed_is_read_and_reaches_the_page_too() -> None:
 def test_a_seed_that_is_no_whole_number_is_refused(seed: object) -> None:
     with pytest.raises(UsageError, match=r"seed=.* must be a whole number"):
         read(seed=seed)
+
+
+@pytest.mark.parametrize(("arguments", "port"), [({}, None), ({"status_port": 0}, 0), ({"status_port": 5556}, 5556)])
+def test_a_runs_own_broker_has_a_status_page_where_it_is_asked_for(arguments: dict[str, Any], port: int | None) -> None:
+    assert read_arguments({"model_tag": "demo", **arguments}).status_port == port
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"status_port": 70_000}, "status_port=70000 in model_args is no port"),
+        ({"status_port": True}, "status_port=True in model_args is no port"),
+        ({"status_port": "here"}, "status_port='here' in model_args is no port"),
+        ({"status_port": 0, "port": 5555}, "is for a run's own broker"),
+    ],
+)
+def test_a_status_port_that_makes_no_sense_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_arguments({"model_tag": "demo", **arguments})

@@ -95,7 +95,13 @@ class LoadedModel:
         """Whether texts can be read in steps."""
         return self.parts.extend is not None
 
+    @property
+    def gives(self) -> list[str]:
+        """The functions that the model gives, by their names in `Model`; ``callable`` for a bare one."""
+        return [name for name in _FUNCTIONS if getattr(self.parts, name)] if self.jit else ["callable"]
 
+
+_FUNCTIONS = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch", "score")
 _NEEDS = {
     "hidden": ("unembed",),
     "unembed_part": ("unembed",),
@@ -124,8 +130,7 @@ def resolve(returned: object) -> LoadedModel:
 
 
 def _complete(model: Model) -> Model:
-    parts = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch", "score")
-    given = {name for name in parts if getattr(model, name)}
+    given = {name for name in _FUNCTIONS if getattr(model, name)}
     for name in sorted(given):
         missing = [needed for needed in _NEEDS.get(name, ()) if needed not in given]
         if missing:

@@ -93,7 +93,8 @@ class Evaluator:
         self._backend = backend
         self._max_length = max_length
         self._clock = clock
-        self._idle = IdleClock(clock)
+        # A device whose program is compiled has nothing to do either, but that is counted as compiling.
+        self._idle = IdleClock(self._seconds_now)
         self._tally = Tally(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
         self._has_advised = False
         self._busy_since: float | None = None

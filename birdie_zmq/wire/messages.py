@@ -299,7 +299,8 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The loaded model, as results record it.
 
     ``identity`` is a SHA-256 over the tag, its arguments, the page that loaded it and, where there is one, the
-    fingerprint of its checkpoint: two models with different identities never share answers.
+    fingerprint of its checkpoint: two models with different identities never share answers. ``gives`` names the
+    functions of `birdie_zmq.Model` that load_model gave, or ``callable`` for a bare one.
     """
 
     model: ModelSpec
@@ -319,6 +320,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     report: StepReport
     process_id: Count
     started: Count
+    gives: list[Name] = []
 
     def __len__(self) -> int:
         return 1

@@ -48,6 +48,7 @@ class Loaded:
     evaluator: Evaluator
     max_length: int
     warnings: list[str]
+    gives: list[str]
 
     @functools.cached_property
     def identity(self) -> str:
@@ -94,6 +95,7 @@ class Loaded:
             report=self.evaluator.report,
             process_id=os.getpid(),
             started=self.started,
+            gives=self.gives,
         )
 
     def answer(self, work: m.Work, limits: m.StepLimits, listener: Listener, encoded: Any = None) -> None:
@@ -191,7 +193,17 @@ def assemble(
         )
     evaluator = Evaluator(tokenizer, backend, max_length)
     return Loaded(
-        spec, started, engine, origin, model.parts.fingerprint, tokenizer, backend, evaluator, max_length, warnings
+        spec,
+        started,
+        engine,
+        origin,
+        model.parts.fingerprint,
+        tokenizer,
+        backend,
+        evaluator,
+        max_length,
+        warnings,
+        model.gives,
     )
 
 

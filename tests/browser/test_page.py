@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -149,5 +150,27 @@ def test_it_fits_the_screen(page: StatusServer, driver: Any, scheme: str, width:
         if folder := os.environ.get("BIRDIE_SCREENSHOTS"):
             shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
             (Path(folder) / f"{scheme}-{width}.png").write_bytes(base64.b64decode(shot["data"]))
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_times_below_the_plot_do_not_touch(page: StatusServer, driver: Any, width: int) -> None:
+    metrics = {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": width < 500}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        assert page._status is not None
+        page._status = dataclasses.replace(page._status, uptime_s=258.0)
+        _until(
+            lambda: "4 min 18 s ago" in str(driver.execute_script("return document.querySelector('#plot').textContent"))
+        )
+        places = driver.execute_script(
+            "return [...document.querySelectorAll('#plot text')].filter(e => /ago|now/.test(e.textContent))"
+            ".map(e => e.getBoundingClientRect()).map(r => [r.left, r.right])"
+        )
+        assert len(places) >= 2
+        for (_, right), (left, _) in itertools.pairwise(places):
+            assert left - right > 10
+        assert places[-1][1] <= width
     finally:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

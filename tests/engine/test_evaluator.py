@@ -436,11 +436,33 @@ def test_the_device_is_idle_between_works_but_not_when_there_are_none() -> None:
     rolling(evaluator, TEXTS[:1])
     now[0] += 3.0
     rolling(evaluator, TEXTS[:1])
-    assert evaluator.report.idle_seconds == 3, "between two works that follow each other the device waits for the host"
+    waited = evaluator.report.idle_seconds
+    assert waited == pytest.approx(3), "between two works that follow each other the device waits for the host"
     evaluator.rest()
     now[0] += 5.0
     rolling(evaluator, TEXTS[:1])
-    assert evaluator.report.idle_seconds == 3
+    assert evaluator.report.idle_seconds == waited
+
+
+def test_a_device_whose_program_is_compiled_is_not_idle() -> None:
+    now = [0.0]
+
+    class Slow(JaxBackend):
+        compile_seconds = property(lambda self: now[0])
+
+    def traced(params: Any, tokens: Any) -> Any:
+        now[0] += 7.0
+        return uniform(tokens)
+
+    evaluator = Evaluator(
+        TextTokenizer(Letters()), Slow(resolve((traced, 0.0)), MAX_LENGTH), MAX_LENGTH, clock=lambda: now[0]
+    )
+    rolling(evaluator, TEXTS[:1])
+    before = now[0]
+    rolling(evaluator, ["a" * (MAX_LENGTH - 2)])
+
+    assert now[0] > before, "the second text has a shape of its own"
+    assert evaluator.report.idle_seconds == 0
 
 
 def test_that_steps_are_made_smaller_for_want_of_memory_is_told() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import re
 import signal
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -72,6 +74,16 @@ def test_close_ends_everything_and_may_be_called_twice(pages: Path) -> None:
     lm.close()
 
     assert not alive(started)
+
+
+def test_a_runs_own_broker_has_a_status_page_where_it_is_asked_for(
+    pages: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with BirdieZMQ(model_tag="pair", api=str(pages / "letters.py"), status_port=0):
+        found = re.search(r"status page at (\S+)", capfd.readouterr().err)
+        assert found is not None
+        with urllib.request.urlopen(f"{found[1]}status.json", timeout=30) as answer:
+            assert json.load(answer)["workers_connected"] == 1
 
 
 def test_a_worker_of_the_run_that_ends_again_and_again_is_given_up(caplog: pytest.LogCaptureFixture) -> None:

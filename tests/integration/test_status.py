@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
+import select
 import socket
+import subprocess
+import sys
+import termios
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 
 import msgspec
 import psutil
+import pytest
 from lm_eval.api.instance import Instance
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -92,3 +102,100 @@ def test_a_broker_that_is_told_to_stop_does_not_wait_for_readers(programs: Progr
     with socket.create_connection((host, int(port))):
         assert broker.stop() == 0
     assert "Traceback" not in broker.output
+
+
+class Terminal:
+    """``birdie-zmq status`` on a pseudo-terminal of its own, and all that it has drawn there."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (50, 160))
+        self.before = termios.tcgetattr(theirs)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "birdie_zmq", "status", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm-256color"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            # Ctrl-C reaches who has the terminal as its own.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        self._theirs = theirs
+        self.drawn = ""
+
+    def shows(self, text: str) -> bool:
+        """Whether a text has been drawn by now."""
+        while select.select([self._ours], [], [], 0)[0]:
+            self.drawn += os.read(self._ours, 65_536).decode()
+        return text in self.drawn
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def after(self) -> list[object]:
+        return termios.tcgetattr(self._theirs)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._theirs)
+        os.close(self._ours)
+
+
+@pytest.fixture
+def terminals() -> Iterator[Callable[..., Terminal]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str) -> Terminal:
+            terminal = Terminal(*arguments)
+            stack.callback(terminal.end)
+            return terminal
+
+        yield start
+
+
+ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
+
+
+def test_the_terminal_follows_the_broker_until_ctrl_c_and_is_left_clean(
+    programs: Programs, terminals: Callable[..., Terminal]
+) -> None:
+    broker, endpoint = programs.broker("tcp://127.0.0.1:*", "--status-port", "0")
+    terminal = terminals("--port", broker.wait_for(r"status page at (\S+)")[1])
+    wait_until(lambda: terminal.shows("no worker is connected"), "the state without a worker")
+    assert ENTER_SCREEN in terminal.drawn
+    assert HIDE_CURSOR in terminal.drawn
+    assert "no model" not in terminal.drawn
+
+    programs.worker(endpoint, ROOT / "api.py")
+    wait_until(lambda: terminal.shows("no model"), "the worker in the terminal")
+    assert terminal.process.poll() is None
+
+    terminal.press(b"\x03")
+
+    assert terminal.process.wait(30) == 0
+    assert terminal.shows(LEAVE_SCREEN)
+    assert terminal.drawn.rindex(SHOW_CURSOR) > terminal.drawn.rindex(HIDE_CURSOR)
+    assert terminal.drawn.rindex(LEAVE_SCREEN) > terminal.drawn.rindex(ENTER_SCREEN)
+    assert "Traceback" not in terminal.drawn
+    assert terminal.after() == terminal.before
+
+
+def test_the_terminal_is_left_clean_when_the_broker_ends(
+    programs: Programs, terminals: Callable[..., Terminal]
+) -> None:
+    broker, _ = programs.broker("tcp://127.0.0.1:*", "--status-port", "0")
+    terminal = terminals("--port", broker.wait_for(r"status page at (\S+)")[1])
+    wait_until(lambda: terminal.shows("no worker is connected"), "the state without a worker")
+
+    broker.stop()
+
+    assert terminal.process.wait(30) == 2
+    assert terminal.shows("no status page answers")
+    # What is said stands on the person's own screen, where it stays.
+    assert terminal.drawn.rindex("no status page answers") > terminal.drawn.rindex(LEAVE_SCREEN)
+    assert "Traceback" not in terminal.drawn
