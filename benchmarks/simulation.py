@@ -201,9 +201,9 @@ class Hall:
         self._handles = True
         while self._queue:
             event = self._queue.pop(0)
-            began = time.process_time()
+            began = time.perf_counter()
             actions = self.broker.handle(event, self.world.now)
-            self.cpu_s += time.process_time() - began
+            self.cpu_s += time.perf_counter() - began
             for action in actions:
                 if isinstance(action, Send):
                     self.messages += 1
@@ -271,7 +271,9 @@ def main() -> None:
     parser.add_argument("--steps", type=Path, help="a file of recorded seconds, one a line")
     parser.add_argument("--rows", type=int, default=16, help="requests answered by a step; default: %(default)s")
     parser.add_argument("--failures", type=float, default=1.0, help="of a worker in an hour; default: %(default)s")
-    parser.add_argument("--message-microseconds", type=float, default=0.0, help="as benchmarks.broker_limit measures it")
+    parser.add_argument(
+        "--message-microseconds", type=float, default=0.0, help="as benchmarks.broker_limit measures it"
+    )
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -279,9 +281,7 @@ def main() -> None:
     steps = recorded or [options.step_seconds * factor for factor in (0.8, 0.9, 1.0, 1.1, 1.2)]
     outcomes = []
     for workers in options.workers:
-        outcome = simulate(
-            workers, options.runs, options.batches, steps, options.rows, options.failures, options.seed
-        )
+        outcome = simulate(workers, options.runs, options.batches, steps, options.rows, options.failures, options.seed)
         outcomes.append(outcome)
         print(
             f"{workers:5} workers: {outcome.requests / outcome.seconds:9,.0f} requests/s, "

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from birdie_zmq.broker.queues import Part
+from birdie_zmq.broker.queues import Batch, Part
 from birdie_zmq.wire import messages as m
 
 
 @dataclass
 class Client:
-    """One session. ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it."""
+    """One session.
+
+    ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it; ``batches`` are those
+    that are not settled, by the client's own numbers.
+    """
 
     peer: bytes
     seen_at: float
     number: int
     since: float
     answered: int = 0
+    batches: dict[int, Batch] = field(default_factory=dict)
 
 
 @dataclass

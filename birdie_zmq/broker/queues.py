@@ -14,7 +14,7 @@ another takes what nobody is at; but only among the batches of the client whose 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from birdie_zmq.wire.messages import ModelSpec, StepLimits, Work
@@ -104,10 +104,10 @@ class _Turns:
 
 @dataclass(frozen=True)
 class Beginnings:
-    """What texts begin with that a worker was given last, and those that others were given; by their names."""
+    """What texts begin with, by names: those that a worker was given last, and those that any was, itself included."""
 
     own: str | None = None
-    others: frozenset[str] = frozenset()
+    all: Collection[str] = ()
 
 
 def _best_place(queue: Sequence[Part], beginnings: Beginnings) -> int:
@@ -120,8 +120,10 @@ def _best_place(queue: Sequence[Part], beginnings: Beginnings) -> int:
             continue
         if beginning is not None and beginning == beginnings.own:
             return place
-        if free is None and (beginning is None or beginning not in beginnings.others):
+        if free is None and (beginning is None or beginning not in beginnings.all):
             free = place
+            if beginnings.own is None:
+                break
     return free or 0
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from birdie_zmq._version import __version__
+from birdie_zmq.broker.crew import Crew, Held
 from birdie_zmq.broker.events import (
     Action,
     Drain,
@@ -35,7 +36,7 @@ from birdie_zmq.broker.events import (
     Unreadable,
     Unsendable,
 )
-from birdie_zmq.broker.helping import find_help
+from birdie_zmq.broker.helping import plan_help
 from birdie_zmq.broker.history import History
 from birdie_zmq.broker.peers import Client, Worker
 from birdie_zmq.broker.quarantine import after_loss
@@ -65,7 +66,7 @@ class Broker:
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
         self._clients: dict[bytes, Client] = {}
-        self._workers: dict[bytes, Worker] = {}
+        self._workers = Crew()
         self._holders: dict[bytes, Holder] = {}
         self._queues = Queues()
         self._sessions = 0
@@ -84,9 +85,9 @@ class Broker:
         self._now = 0.0
 
     @property
-    def workers(self) -> Collection[Worker]:
+    def workers(self) -> Crew:
         """Who computes, to be looked at only."""
-        return self._workers.values()
+        return self._workers
 
     @property
     def clients(self) -> Collection[Client]:
@@ -142,13 +143,13 @@ class Broker:
             self._assign()
             if isinstance(event, Tick):
                 self._share()
-        elif self._now >= self._drains_until or not any(worker.leases for worker in self._workers.values()):
+        elif self._now >= self._drains_until or not any(worker.leases for worker in self._workers):
             self._actions.append(Stop())
         actions, self._actions = self._actions, []
         return actions
 
     def _drain(self) -> None:
-        held = sum(len(worker.leases) for worker in self._workers.values())
+        held = sum(len(worker.leases) for worker in self._workers)
         waiting = f"; {held} leases are waited for, {self._settings.drain_s:.0f} s at most" if held else ""
         self._log("info", f"stopping{waiting}")
         self._drains_until = self._now + self._settings.drain_s
@@ -204,13 +205,12 @@ class Broker:
         self._send(peer, opened)
 
     def _submit(self, client: Client, message: m.Submit) -> None:
-        batches = self._batches_of(client.peer)
-        if message.batch in batches:
+        if message.batch in client.batches:
             return  # Sent twice; the first one stands.
-        if (error := self._beyond_budget(batches, message)) is not None:
+        if (error := self._beyond_budget(client, message)) is not None:
             self._send(client.peer, m.BatchFailed(batch=message.batch, error=m.ErrorReport.of(error)))
             return
-        batch = Batch(
+        batch = client.batches[message.batch] = Batch(
             client.peer,
             message.batch,
             message.model,
@@ -223,14 +223,14 @@ class Broker:
         )
         self._queues.append(Part.whole(batch))
 
-    def _beyond_budget(self, batches: Mapping[int, Batch], message: m.Submit) -> ProtocolError | None:
+    def _beyond_budget(self, client: Client, message: m.Submit) -> ProtocolError | None:
         """Why a batch is not taken; without items it would count among no batches, and be no end of memory."""
         settings = self._settings
         if not len(message.work):
             return ProtocolError("a batch must have items")
-        if len(batches) >= settings.max_batches_per_client:
+        if len(client.batches) >= settings.max_batches_per_client:
             return ProtocolError(f"a client may have {settings.max_batches_per_client} batches at once")
-        held_bytes = sum(batch.size_bytes for batch in batches.values())
+        held_bytes = sum(batch.size_bytes for batch in client.batches.values())
         if held_bytes + self._size_bytes > settings.max_bytes_per_client:
             return MessageTooLarge(
                 f"a client may have batches of {settings.max_bytes_per_client:,} bytes at once, and this one of "
@@ -249,7 +249,7 @@ class Broker:
     def _register_worker(self, peer: bytes, message: m.RegisterWorker) -> None:
         self._forget(peer, "it registered again")
         worker = Worker(peer, self._now, message, self._now, message.model, self._now)
-        self._workers[peer] = worker
+        self._workers.add(worker)
         self._log("info", f"{worker.name} is ready")
         self._send(peer, m.WorkerRegistered(package_version=__version__, timeout_s=self._settings.worker_timeout_s))
 
@@ -278,7 +278,7 @@ class Broker:
         fresh = [position for position, index in enumerate(indices) if index not in batch.settled]
         if not fresh:
             return
-        batch.settled.update(indices)
+        self._settle(batch, indices)
         self._count(worker, batch, len(fresh))
         self._send(
             batch.client,
@@ -299,7 +299,7 @@ class Broker:
         self.history.answered(answers, self._now, is_whole=len(batch.settled) == len(batch.work))
 
     def _lease_failed(self, worker: Worker, message: m.LeaseFailed) -> None:
-        part = worker.leases.pop(message.lease, None)
+        part = self._workers.take_back(worker, message.lease)
         if part is None:
             return
         if part.is_settled:
@@ -313,18 +313,18 @@ class Broker:
         self._put_back(part)
 
     def _lease_done(self, worker: Worker, message: m.LeaseDone) -> None:
-        part = worker.leases.pop(message.lease, None)
+        part = self._workers.take_back(worker, message.lease)
         if part is not None and not part.is_settled:
             error = InternalError(f"the {worker.name} called a batch done with answers missing")
             self._fail(part.batch, m.ErrorReport.of(error))
 
     def _lease_crashed(self, worker: Worker, message: m.LeaseCrashed) -> None:
-        part = worker.leases.pop(message.lease, None)
+        part = self._workers.take_back(worker, message.lease)
         if part is not None:
             self._lose(part, message.error)
 
     def _lease_returned(self, worker: Worker, message: m.LeaseReturned) -> None:
-        part = worker.leases.pop(message.lease, None)
+        part = self._workers.take_back(worker, message.lease)
         if part is not None:
             self._put_back(part)
 
@@ -335,14 +335,13 @@ class Broker:
 
     def _drain_worker(self, worker: Worker, message: m.DrainWorker) -> None:
         del message
-        worker.drains = True
+        self._workers.drain(worker)
 
     def _close_worker(self, worker: Worker, message: m.CloseWorker) -> None:
         del message
-        parts = list(worker.leases.values())
-        worker.leases.clear()
-        for part in reversed(parts):
-            self._put_back(part)  # Going away in good order is no loss.
+        for lease in reversed(list(worker.leases)):
+            if (part := self._workers.take_back(worker, lease)) is not None:
+                self._put_back(part)  # Going away in good order is no loss.
         self._forget(worker.peer, "it said goodbye")
 
     # --- Peers that come and go --------------------------------------------------------------------------------------
@@ -353,19 +352,19 @@ class Broker:
             client.seen_at += late_s
             if self._now - client.seen_at > self._settings.client_timeout_s:
                 self._forget(client.peer, "it was silent too long")
-        for worker in list(self._workers.values()):
+        for worker in list(self._workers):
             worker.seen_at += late_s
             if self._now - worker.seen_at > self._settings.worker_timeout_s:
                 self._forget(worker.peer, "it was silent too long")
         latest = self._now - self._settings.probe_s
-        silent = [worker.peer for worker in self._workers.values() if worker.seen_at < latest]
-        silent += [peer for peer, client in self._clients.items() if client.seen_at < latest and self._batches_of(peer)]
+        silent = [worker.peer for worker in self._workers if worker.seen_at < latest]
+        silent += [peer for peer, client in self._clients.items() if client.seen_at < latest and client.batches]
         for peer in silent:
             self._send(peer, self._pong())
 
     def _note_phases(self) -> None:
         """A process that is ready works when its worker holds leases, and else waits for some."""
-        for worker in self._workers.values():
+        for worker in self._workers:
             doing = worker.phase
             if doing in ("ready", "running"):
                 doing = "running" if worker.leases else "idle"
@@ -374,10 +373,10 @@ class Broker:
 
     def _forget(self, peer: bytes, reason: str) -> None:
         self._holders.pop(peer, None)
-        if self._clients.pop(peer, None) is not None:
-            for batch in self._batches_of(peer).values():
-                self._abandon(batch)
-        worker = self._workers.pop(peer, None)
+        if (client := self._clients.pop(peer, None)) is not None:
+            for batch in client.batches.values():
+                self._take_back(batch)
+        worker = self._workers.remove(peer)
         if worker is None:
             return
         self._log("info", f"{worker.name} has gone: {reason}")
@@ -389,39 +388,41 @@ class Broker:
             error = WorkerUnavailable(f"the {worker.name} went away while it worked on this: {reason}")
             self._lose(part, m.ErrorReport.of(error))
 
-    def _abandon(self, batch: Batch) -> None:
+    def _settle(self, batch: Batch, items: Iterable[int]) -> None:
+        """Some items of a batch need no further work."""
+        batch.settled.update(items)
+        if len(batch.settled) == len(batch.work) and (client := self._clients.get(batch.client)) is not None:
+            client.batches.pop(batch.number, None)
+
+    def _take_back(self, batch: Batch) -> None:
         """Nobody waits for a batch any more: take it out of the queues and back from the workers."""
         self._queues.drop(batch)
-        for worker in self._workers.values():
-            for lease in [lease for lease, part in worker.leases.items() if part.batch is batch]:
-                del worker.leases[lease]
-                self._send(worker.peer, m.CancelLease(lease=lease))
+        for held in self._workers.leases_of(batch):
+            self._cancel(held)
+
+    def _cancel(self, held: Held) -> None:
+        self._workers.take_back(held.worker, held.lease)
+        self._send(held.worker.peer, m.CancelLease(lease=held.lease))
 
     def _put_back(self, part: Part) -> None:
         """Queue what is left of a part that no worker has any more; not what another was given as well."""
-        elsewhere = self._twins(part)
-        if elsewhere:
-            taken = {item for twin in elsewhere for item in twin.items}
-            part.items = [item for item in part.items if item not in taken]
+        for twin in self._twins(part):
+            part.items = [item for item in part.items if item not in twin.part.items]
         if not part.is_settled:
             self._queues.put_back(part)
 
-    def _twins(self, part: Part) -> list[Part]:
-        """The parts at workers that have items of a shared part."""
+    def _twins(self, part: Part) -> list[Held]:
+        """Who else has items of a shared part."""
         if not part.is_shared:
             return []
-        leased = [other for worker in self._workers.values() for other in worker.leases.values()]
-        return [other for other in leased if other.batch is part.batch and not set(part.items).isdisjoint(other.items)]
+        others = (held for held in self._workers.leases_of(part.batch) if held.part is not part)
+        return [held for held in others if not set(part.items).isdisjoint(held.part.items)]
 
     def _end_settled(self, part: Part) -> None:
         """Take from the workers what another has done before them."""
-        if not part.is_shared:
-            return
-        for worker in self._workers.values():
-            for lease, other in list(worker.leases.items()):
-                if other is not part and other.batch is part.batch and other.is_settled:
-                    del worker.leases[lease]
-                    self._send(worker.peer, m.CancelLease(lease=lease))
+        for twin in self._twins(part):
+            if twin.part.is_settled:
+                self._cancel(twin)
 
     # --- Losses ------------------------------------------------------------------------------------------------------
 
@@ -441,8 +442,8 @@ class Broker:
             return
         twins = self._twins(part)
         for twin in twins:
-            twin.losses += 1  # What it has may be what killed a process.
-            part.items = [item for item in part.items if item not in twin.items]
+            self._workers.suspect(twin)  # What it has may be what killed a process.
+            part.items = [item for item in part.items if item not in twin.part.items]
         if twins and batch.settled.issuperset(part.items):
             return
         again = after_loss(part, self._settings.max_losses)
@@ -465,21 +466,21 @@ class Broker:
         has least, so that none has two batches while another has nothing. A model that no worker has goes to one without a
         model before another has to let go of its own.
         """
-
-        def least(worker: Worker) -> tuple[int, bool]:
-            return len(worker.leases), worker.model is not None
-
         for may_change in (False, True):
             given = True
-            while given:
+            while given and len(self._queues):
                 given = False
-                for worker in sorted(self._workers.values(), key=least):
-                    if worker.has_room and (part := self._choose(worker, may_change=may_change)) is not None:
+                ready = self._workers.with_room()
+                if may_change:
+                    ready.sort(key=lambda worker: (len(worker.leases), worker.model is not None))
+                for worker in ready:
+                    if (part := self._choose(worker, may_change=may_change)) is not None:
                         self._lease(worker, part)
                         given = True
+                        if not len(self._queues):
+                            return
 
     def _choose(self, worker: Worker, *, may_change: bool) -> Part | None:
-        others = frozenset(w.beginning for w in self._workers.values() if w is not worker and w.beginning is not None)
         return self._queues.choose(
             worker.model,
             worker.model_since,
@@ -487,35 +488,32 @@ class Broker:
             self._settings.patience_s,
             alone=not worker.leases,
             may_change=may_change,
-            beginnings=Beginnings(worker.beginning, others),
+            beginnings=Beginnings(worker.beginning, self._workers.beginnings),
         )
 
     def _share(self) -> None:
         """Let workers that have had nothing to do for a while take over from others, where nothing waits."""
-        for worker in self._workers.values():
+        for worker in self._workers:
             if worker.leases:
                 worker.idle_since = None
             elif worker.idle_since is None:
                 worker.idle_since = self._now
         if len(self._queues):
             return
-        for idle in self._workers.values():
-            since = idle.idle_since
-            if since is None or self._now - since < self._settings.share_after_s or idle.drains:
-                continue
-            taken = find_help(idle, self._workers.values())
-            if taken is None:
-                continue
+        latest = self._now - self._settings.share_after_s
+        idle = [w for w in self._workers if w.idle_since is not None and w.idle_since <= latest and not w.drains]
+        if not idle:
+            return
+        for taken in list(plan_help(idle, self._workers)):
             part = taken.worker.leases[taken.lease]
             if taken.is_begun:
                 part.is_shared = True
             else:
-                del taken.worker.leases[taken.lease]
-                self._send(taken.worker.peer, m.CancelLease(lease=taken.lease))
+                self._cancel(Held(taken.worker, taken.lease, part))
                 kept = [item for item in part.items if item not in part.batch.settled.union(taken.items)]
                 if kept:
                     self._lease(taken.worker, Part(part.batch, kept, part.attempts))
-            self._lease(idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
+            self._lease(taken.idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
 
     def _lease(self, worker: Worker, part: Part) -> None:
         batch = part.batch
@@ -523,11 +521,10 @@ class Broker:
             if worker.model is not None:
                 self._switches += 1
                 self._log("info", f"{worker.name} changes from {worker.model} to {batch.model}")
-            worker.model, worker.model_since, worker.beginning = batch.model, self._now, None
-        worker.beginning = batch.beginning or worker.beginning
+            self._workers.load(worker, part, self._now)
         work = part.next_attempt()
         lease, self._next_lease = self._next_lease, self._next_lease + 1
-        worker.leases[lease] = part
+        self._workers.give(worker, lease, part)
         self._send(
             worker.peer,
             m.Lease(
@@ -544,18 +541,13 @@ class Broker:
         """A lease that no frame can hold fails its batch, or else it would be waited for without end."""
         worker = self._workers.get(peer)
         if isinstance(message, m.Lease) and worker is not None:
-            part = worker.leases.pop(message.lease, None)
+            part = self._workers.take_back(worker, message.lease)
             if part is not None:
                 self._fail(part.batch, m.ErrorReport.of(error))
         else:
             self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
-
-    def _batches_of(self, peer: bytes) -> dict[int, Batch]:
-        """The batches of a client that are not settled, by its own numbers."""
-        leased = [part for worker in self._workers.values() for part in worker.leases.values() if not part.is_settled]
-        return {part.batch.number: part.batch for part in [*self._queues, *leased] if part.batch.client == peer}
 
     def _send(self, peer: bytes, message: m.BrokerToClient | m.BrokerToWorker | m.Refusal) -> None:
         self._actions.append(Send(peer, message))
@@ -570,10 +562,12 @@ class Broker:
         # What the error says may repeat a text of its requests, so it is for the run alone.
         self.history.failed(len(batch.work) - len(batch.settled), f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.BatchFailed(batch=batch.number, error=error))
-        self._abandon(batch)
+        self._take_back(batch)
+        if (client := self._clients.get(batch.client)) is not None:
+            client.batches.pop(batch.number, None)
 
     def _fail_item(self, batch: Batch, item: int, error: m.ErrorReport) -> None:
-        batch.settled.add(item)
+        self._settle(batch, [item])
         self.history.failed(1, f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.ItemFailed(batch=batch.number, index=item, error=error))
 
