@@ -27,7 +27,8 @@ class BrokerSettings(_Settings):
     """The broker's timeouts and bounds.
 
     ``patience_s`` is how long a batch waits for a worker that has another model before that worker changes models
-    although its own queue is not empty. To a peer that is silent for ``probe_s`` something is sent, to see whether its
+    although its own queue is not empty. A worker that has had nothing to do for ``share_after_s`` takes over from others.
+    To a peer that is silent for ``probe_s`` something is sent, to see whether its
     connection still is there. ``max_losses`` is how many processes may die at a request, the last two of
     them at nothing else, before it is given up, ``max_losses_in_a_row`` how many may die at one model without an answer
     in between before its batch is. ``drain_s`` is how long a broker that is told to stop lets its workers finish what they hold.
@@ -41,10 +42,11 @@ class BrokerSettings(_Settings):
     client_timeout_s: float = 30.0
     worker_timeout_s: float = 10.0
     patience_s: float = 30.0
+    share_after_s: float = 1.0
     probe_s: float = 2.5
     max_losses: int = 3
     max_losses_in_a_row: int = 16
-    max_batches_per_client: int = 64
+    max_batches_per_client: int = 1024
     max_bytes_per_client: int = 256 * 2**20
     max_refusals_in_a_row: int = 16
     max_log_lines_at_once: int = 100
@@ -88,7 +90,8 @@ class AgentSettings(_Settings):
 class ClientSettings(_Settings):
     """The client's timeouts and the size of its batches.
 
-    ``batch_items`` and ``batch_characters`` bound one message; ``window`` is how many batches are in flight.
+    ``batch_items`` and ``batch_characters`` bound one message; ``window`` is how many batches are in flight, and
+    ``max_window`` how many where there are many workers, which must not be more than the broker lets a client have.
     ``connect_s`` is how long the broker may take to answer the first greeting, ``greet_s`` how often it is greeted
     meanwhile, ``broker_timeout_s`` how long a broker that was there may be gone, and ``worker_wait_s`` how long a
     worker may be missing once there is work. After ``max_failed_items`` the rest of a call is not waited for.
@@ -100,6 +103,7 @@ class ClientSettings(_Settings):
     ping_s: float = 1.0
     broker_timeout_s: float = 300.0
     window: int = 4
+    max_window: int = 512
     batch_items: int = 256
     batch_characters: int = 4_000_000
     max_failed_items: int = 8

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from birdie_zmq.broker.queues import Part
+from birdie_zmq.broker.queues import Batch, Part
 from birdie_zmq.wire import messages as m
 
 
 @dataclass
 class Client:
-    """One session. ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it."""
+    """One session.
+
+    ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it; ``batches`` are those
+    that are not settled, by the client's own numbers.
+    """
 
     peer: bytes
     seen_at: float
     number: int
     since: float
     answered: int = 0
+    batches: dict[int, Batch] = field(default_factory=dict)
 
 
 @dataclass
 class Worker:
     """One worker. ``phase`` is what it last said that it does, ``doing`` what follows from that and its leases.
 
-    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed.
+    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed. ``beginning``
+    is what the last texts that it was given all begin with, if that has a name. ``idle_since`` is since when it was seen to
+    hold nothing.
     """
 
     peer: bytes
@@ -39,6 +46,8 @@ class Worker:
     doing_since: float = 0.0
     served: int = 0
     computed: m.Computed | None = None
+    beginning: str | None = None
+    idle_since: float | None = None
 
     @property
     def has_room(self) -> bool:

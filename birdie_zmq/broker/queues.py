@@ -6,12 +6,15 @@ of any, so that a client that submits much makes another wait for one batch at a
 A worker stays with the model it has loaded, because changing it means a new process; it changes when its own queue is
 empty, or when another model's batch has waited longer than the patience *and* its own model has been served for that
 long. So two runs that never let their queues drain take turns, and at most one change a patience is spent on it.
+
+Batches whose texts have a long beginning in common go to the worker that has computed it, and one that has to begin with
+another takes what nobody is at; but only among the batches of the client whose turn it is.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from birdie_zmq.wire.messages import ModelSpec, StepLimits, Work
@@ -32,6 +35,7 @@ class Batch:
     limits: StepLimits
     submitted_at: float
     identity: str | None = None
+    beginning: str | None = None
     settled: set[int] = field(default_factory=set)
     size_bytes: int = 0
 
@@ -42,7 +46,8 @@ class Part:
 
     ``items`` are indices of the batch. ``attempts`` counts how often they were handed out, ``losses`` how often whoever
     worked on them was lost meanwhile, ``losses_alone`` how often of those there was one item only. ``turn`` is the round
-    of its queue in which it is its client's.
+    of its queue in which it is its client's. Of one that ``is_shared`` some items are also in another part. ``answered``
+    are those that this attempt has answered.
     """
 
     batch: Batch
@@ -51,6 +56,8 @@ class Part:
     losses: int = 0
     losses_alone: int = 0
     turn: int = 0
+    is_shared: bool = False
+    answered: set[int] = field(default_factory=set)
 
     @classmethod
     def whole(cls, batch: Batch) -> Part:
@@ -70,6 +77,7 @@ class Part:
     def next_attempt(self) -> Work:
         """Begin another attempt, with the items that are not settled: their work."""
         self.attempts += 1
+        self.answered.clear()
         self.items = [item for item in self.items if item not in self.batch.settled]
         return self.batch.work if len(self.items) == len(self.batch.work) else self.batch.work.select(self.items)
 
@@ -92,6 +100,31 @@ class _Turns:
         if turn > self.at:
             self.at = turn
             self._last = {client: last for client, last in self._last.items() if last >= turn}
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """What texts begin with, by names: those that a worker was given last, and those that any was, itself included."""
+
+    own: str | None = None
+    all: Collection[str] = ()
+
+
+def _best_place(queue: Sequence[Part], beginnings: Beginnings) -> int:
+    """Where the part stands that a worker should have, of those of the client whose turn it is."""
+    first = queue[0]
+    free = None
+    for place, part in enumerate(queue):
+        beginning = part.batch.beginning
+        if part.batch.client != first.batch.client or part.is_suspect != first.is_suspect:
+            continue
+        if beginning is not None and beginning == beginnings.own:
+            return place
+        if free is None and (beginning is None or beginning not in beginnings.all):
+            free = place
+            if beginnings.own is None:
+                break
+    return free or 0
 
 
 class Queues:
@@ -132,16 +165,22 @@ class Queues:
         self._waiting.clear()
         self._turns.clear()
 
-    def take(self, model: ModelSpec, *, alone: bool) -> Part | None:
+    def take(self, model: ModelSpec, *, alone: bool, beginnings: Beginnings = Beginnings()) -> Part | None:
         """The next part for a model, None where none waits.
 
         Args:
             model: The model.
             alone: Whether the worker holds nothing else; to one that does, a suspect is not given.
+            beginnings: Who is at which.
         """
         queue = self._waiting.get(model)
         if not queue or (queue[0].is_suspect and not alone):
             return None
+        place = _best_place(queue, beginnings)
+        if place:  # Another of the same client has its turn.
+            first, better = queue[0], queue[place]
+            first.turn, better.turn = better.turn, first.turn
+            queue[0], queue[place] = better, first
         part = queue.popleft()
         if (turns := self._turns.get(model)) is not None:
             turns.serve(part.turn)
@@ -162,6 +201,7 @@ class Queues:
         *,
         alone: bool,
         may_change: bool,
+        beginnings: Beginnings = Beginnings(),
     ) -> Part | None:
         """Take the part that a worker is to work on next, by the rule at the top of this module.
 
@@ -172,6 +212,7 @@ class Queues:
             patience_s: How long a batch of another model waits before it is worth a change.
             alone: Whether the worker holds nothing that it would have to finish first.
             may_change: Whether it may be given another model, if it holds nothing.
+            beginnings: Who is at which.
         """
         other = self.oldest(other_than=loaded)
         waits = loaded is not None and loaded in self._waiting
@@ -183,8 +224,8 @@ class Queues:
             change = True
         if change and other is not None:
             # A worker that still holds leases of its model is let run dry first.
-            return self.take(other.batch.model, alone=True) if alone and may_change else None
-        return self.take(loaded, alone=alone) if loaded is not None else None
+            return self.take(other.batch.model, alone=True, beginnings=beginnings) if alone and may_change else None
+        return self.take(loaded, alone=alone, beginnings=beginnings) if loaded is not None else None
 
     def _replace(self, model: ModelSpec, queue: deque[Part]) -> None:
         if queue:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from birdie_zmq._version import __version__
+from birdie_zmq.broker.crew import Crew, Held
 from birdie_zmq.broker.events import (
     Action,
     Drain,
@@ -35,10 +36,11 @@ from birdie_zmq.broker.events import (
     Unreadable,
     Unsendable,
 )
+from birdie_zmq.broker.helping import plan_help
 from birdie_zmq.broker.history import History
 from birdie_zmq.broker.peers import Client, Worker
 from birdie_zmq.broker.quarantine import after_loss
-from birdie_zmq.broker.queues import Batch, Part, Queues
+from birdie_zmq.broker.queues import Batch, Beginnings, Part, Queues
 from birdie_zmq.broker.restraint import Lines, Refusals
 from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import (
@@ -64,7 +66,7 @@ class Broker:
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
         self._clients: dict[bytes, Client] = {}
-        self._workers: dict[bytes, Worker] = {}
+        self._workers = Crew()
         self._holders: dict[bytes, Holder] = {}
         self._queues = Queues()
         self._sessions = 0
@@ -83,9 +85,9 @@ class Broker:
         self._now = 0.0
 
     @property
-    def workers(self) -> Collection[Worker]:
+    def workers(self) -> Crew:
         """Who computes, to be looked at only."""
-        return self._workers.values()
+        return self._workers
 
     @property
     def clients(self) -> Collection[Client]:
@@ -139,13 +141,15 @@ class Broker:
                 self._drain()
         if self._drains_until is None:
             self._assign()
-        elif self._now >= self._drains_until or not any(worker.leases for worker in self._workers.values()):
+            if isinstance(event, Tick):
+                self._share()
+        elif self._now >= self._drains_until or not any(worker.leases for worker in self._workers):
             self._actions.append(Stop())
         actions, self._actions = self._actions, []
         return actions
 
     def _drain(self) -> None:
-        held = sum(len(worker.leases) for worker in self._workers.values())
+        held = sum(len(worker.leases) for worker in self._workers)
         waiting = f"; {held} leases are waited for, {self._settings.drain_s:.0f} s at most" if held else ""
         self._log("info", f"stopping{waiting}")
         self._drains_until = self._now + self._settings.drain_s
@@ -201,13 +205,12 @@ class Broker:
         self._send(peer, opened)
 
     def _submit(self, client: Client, message: m.Submit) -> None:
-        batches = self._batches_of(client.peer)
-        if message.batch in batches:
+        if message.batch in client.batches:
             return  # Sent twice; the first one stands.
-        if (error := self._beyond_budget(batches, message)) is not None:
+        if (error := self._beyond_budget(client, message)) is not None:
             self._send(client.peer, m.BatchFailed(batch=message.batch, error=m.ErrorReport.of(error)))
             return
-        batch = Batch(
+        batch = client.batches[message.batch] = Batch(
             client.peer,
             message.batch,
             message.model,
@@ -215,18 +218,19 @@ class Broker:
             message.limits,
             self._now,
             message.identity,
+            message.beginning,
             size_bytes=self._size_bytes,
         )
         self._queues.append(Part.whole(batch))
 
-    def _beyond_budget(self, batches: Mapping[int, Batch], message: m.Submit) -> ProtocolError | None:
+    def _beyond_budget(self, client: Client, message: m.Submit) -> ProtocolError | None:
         """Why a batch is not taken; without items it would count among no batches, and be no end of memory."""
         settings = self._settings
         if not len(message.work):
             return ProtocolError("a batch must have items")
-        if len(batches) >= settings.max_batches_per_client:
+        if len(client.batches) >= settings.max_batches_per_client:
             return ProtocolError(f"a client may have {settings.max_batches_per_client} batches at once")
-        held_bytes = sum(batch.size_bytes for batch in batches.values())
+        held_bytes = sum(batch.size_bytes for batch in client.batches.values())
         if held_bytes + self._size_bytes > settings.max_bytes_per_client:
             return MessageTooLarge(
                 f"a client may have batches of {settings.max_bytes_per_client:,} bytes at once, and this one of "
@@ -245,7 +249,7 @@ class Broker:
     def _register_worker(self, peer: bytes, message: m.RegisterWorker) -> None:
         self._forget(peer, "it registered again")
         worker = Worker(peer, self._now, message, self._now, message.model, self._now)
-        self._workers[peer] = worker
+        self._workers.add(worker)
         self._log("info", f"{worker.name} is ready")
         self._send(peer, m.WorkerRegistered(package_version=__version__, timeout_s=self._settings.worker_timeout_s))
 
@@ -265,22 +269,28 @@ class Broker:
             return
         batch = part.batch
         indices = [part.items[item] for item in items]
-        if len(set(indices)) != len(indices) or not batch.settled.isdisjoint(indices):
+        if len(set(indices)) != len(indices) or not part.answered.isdisjoint(indices):
             self._refuse(worker.peer, ProtocolError("an item was answered twice under one lease"))
             return
-        batch.settled.update(indices)
+        part.answered.update(indices)
         self._losses_in_a_row.pop(batch.model, None)
-        self._count(worker, batch, len(indices))
+        # Of those that another worker was given as well, it may have been first.
+        fresh = [position for position, index in enumerate(indices) if index not in batch.settled]
+        if not fresh:
+            return
+        self._settle(batch, indices)
+        self._count(worker, batch, len(fresh))
         self._send(
             batch.client,
             m.Answered(
                 batch=batch.number,
-                indices=np.array(indices, dtype=np.int32),
-                answers=message.answers,
+                indices=np.array([indices[position] for position in fresh], dtype=np.int32),
+                answers=message.answers if len(fresh) == len(indices) else message.answers.select(fresh),
                 computed=message.computed,
                 continued=message.continued,
             ),
         )
+        self._end_settled(part)
 
     def _count(self, worker: Worker, batch: Batch, answers: int) -> None:
         worker.served += answers
@@ -289,31 +299,34 @@ class Broker:
         self.history.answered(answers, self._now, is_whole=len(batch.settled) == len(batch.work))
 
     def _lease_failed(self, worker: Worker, message: m.LeaseFailed) -> None:
-        part = worker.leases.pop(message.lease, None)
+        part = self._workers.take_back(worker, message.lease)
         if part is None:
             return
+        if part.is_settled:
+            return  # By another worker, which was given it as well.
         if message.index is None or message.index >= len(part.items):
             self._fail(part.batch, message.error)
             return
-        self._fail_item(part.batch, part.items[message.index], message.error)
-        if not part.is_settled:
-            self._queues.put_back(part)
+        if (item := part.items[message.index]) not in part.batch.settled:
+            self._fail_item(part.batch, item, message.error)
+            self._end_settled(part)
+        self._put_back(part)
 
     def _lease_done(self, worker: Worker, message: m.LeaseDone) -> None:
-        part = worker.leases.pop(message.lease, None)
+        part = self._workers.take_back(worker, message.lease)
         if part is not None and not part.is_settled:
             error = InternalError(f"the {worker.name} called a batch done with answers missing")
             self._fail(part.batch, m.ErrorReport.of(error))
 
     def _lease_crashed(self, worker: Worker, message: m.LeaseCrashed) -> None:
-        part = worker.leases.pop(message.lease, None)
+        part = self._workers.take_back(worker, message.lease)
         if part is not None:
             self._lose(part, message.error)
 
     def _lease_returned(self, worker: Worker, message: m.LeaseReturned) -> None:
-        part = worker.leases.pop(message.lease, None)
-        if part is not None and not part.is_settled:
-            self._queues.put_back(part)
+        part = self._workers.take_back(worker, message.lease)
+        if part is not None:
+            self._put_back(part)
 
     def _lease_notice(self, worker: Worker, message: m.LeaseNotice) -> None:
         part = worker.leases.get(message.lease)
@@ -322,14 +335,13 @@ class Broker:
 
     def _drain_worker(self, worker: Worker, message: m.DrainWorker) -> None:
         del message
-        worker.drains = True
+        self._workers.drain(worker)
 
     def _close_worker(self, worker: Worker, message: m.CloseWorker) -> None:
         del message
-        for part in reversed(worker.leases.values()):
-            if not part.is_settled:
-                self._queues.put_back(part)  # Going away in good order is no loss.
-        worker.leases.clear()
+        for lease in reversed(list(worker.leases)):
+            if (part := self._workers.take_back(worker, lease)) is not None:
+                self._put_back(part)  # Going away in good order is no loss.
         self._forget(worker.peer, "it said goodbye")
 
     # --- Peers that come and go --------------------------------------------------------------------------------------
@@ -340,19 +352,19 @@ class Broker:
             client.seen_at += late_s
             if self._now - client.seen_at > self._settings.client_timeout_s:
                 self._forget(client.peer, "it was silent too long")
-        for worker in list(self._workers.values()):
+        for worker in list(self._workers):
             worker.seen_at += late_s
             if self._now - worker.seen_at > self._settings.worker_timeout_s:
                 self._forget(worker.peer, "it was silent too long")
         latest = self._now - self._settings.probe_s
-        silent = [worker.peer for worker in self._workers.values() if worker.seen_at < latest]
-        silent += [peer for peer, client in self._clients.items() if client.seen_at < latest and self._batches_of(peer)]
+        silent = [worker.peer for worker in self._workers if worker.seen_at < latest]
+        silent += [peer for peer, client in self._clients.items() if client.seen_at < latest and client.batches]
         for peer in silent:
             self._send(peer, self._pong())
 
     def _note_phases(self) -> None:
         """A process that is ready works when its worker holds leases, and else waits for some."""
-        for worker in self._workers.values():
+        for worker in self._workers:
             doing = worker.phase
             if doing in ("ready", "running"):
                 doing = "running" if worker.leases else "idle"
@@ -361,28 +373,56 @@ class Broker:
 
     def _forget(self, peer: bytes, reason: str) -> None:
         self._holders.pop(peer, None)
-        if self._clients.pop(peer, None) is not None:
-            for batch in self._batches_of(peer).values():
-                self._abandon(batch)
-        worker = self._workers.pop(peer, None)
+        if (client := self._clients.pop(peer, None)) is not None:
+            for batch in client.batches.values():
+                self._take_back(batch)
+        worker = self._workers.remove(peer)
         if worker is None:
             return
         self._log("info", f"{worker.name} has gone: {reason}")
         self.history.happened("gone", f"{worker.name}: {reason}", self._now)
         unsettled = [part for part in worker.leases.values() if not part.is_settled]
         for part in reversed(unsettled[1:]):
-            self._queues.put_back(part)  # It was at the first one, and had not begun with the others.
+            self._put_back(part)  # It was at the first one, and had not begun with the others.
         for part in unsettled[:1]:
             error = WorkerUnavailable(f"the {worker.name} went away while it worked on this: {reason}")
             self._lose(part, m.ErrorReport.of(error))
 
-    def _abandon(self, batch: Batch) -> None:
+    def _settle(self, batch: Batch, items: Iterable[int]) -> None:
+        """Some items of a batch need no further work."""
+        batch.settled.update(items)
+        if len(batch.settled) == len(batch.work) and (client := self._clients.get(batch.client)) is not None:
+            client.batches.pop(batch.number, None)
+
+    def _take_back(self, batch: Batch) -> None:
         """Nobody waits for a batch any more: take it out of the queues and back from the workers."""
         self._queues.drop(batch)
-        for worker in self._workers.values():
-            for lease in [lease for lease, part in worker.leases.items() if part.batch is batch]:
-                del worker.leases[lease]
-                self._send(worker.peer, m.CancelLease(lease=lease))
+        for held in self._workers.leases_of(batch):
+            self._cancel(held)
+
+    def _cancel(self, held: Held) -> None:
+        self._workers.take_back(held.worker, held.lease)
+        self._send(held.worker.peer, m.CancelLease(lease=held.lease))
+
+    def _put_back(self, part: Part) -> None:
+        """Queue what is left of a part that no worker has any more; not what another was given as well."""
+        for twin in self._twins(part):
+            part.items = [item for item in part.items if item not in twin.part.items]
+        if not part.is_settled:
+            self._queues.put_back(part)
+
+    def _twins(self, part: Part) -> list[Held]:
+        """Who else has items of a shared part."""
+        if not part.is_shared:
+            return []
+        others = (held for held in self._workers.leases_of(part.batch) if held.part is not part)
+        return [held for held in others if not set(part.items).isdisjoint(held.part.items)]
+
+    def _end_settled(self, part: Part) -> None:
+        """Take from the workers what another has done before them."""
+        for twin in self._twins(part):
+            if twin.part.is_settled:
+                self._cancel(twin)
 
     # --- Losses ------------------------------------------------------------------------------------------------------
 
@@ -400,6 +440,12 @@ class Broker:
             text = f"what computes {batch.model} died {in_a_row} times without an answer in between; the last time: "
             self._fail(batch, _prefixed(text, error))
             return
+        twins = self._twins(part)
+        for twin in twins:
+            self._workers.suspect(twin)  # What it has may be what killed a process.
+            part.items = [item for item in part.items if item not in twin.part.items]
+        if twins and batch.settled.issuperset(part.items):
+            return
         again = after_loss(part, self._settings.max_losses)
         if not again:
             (item,) = (item for item in part.items if item not in batch.settled)
@@ -416,22 +462,58 @@ class Broker:
     def _assign(self) -> None:
         """Give every worker that has room what it is to work on.
 
-        A worker that has the model comes first, so that no other changes models for what it can take at once.
+        A worker that has the model comes first, so that no other changes models for what it can take at once; and whoever
+        has least, so that none has two batches while another has nothing. A model that no worker has goes to one without a
+        model before another has to let go of its own.
         """
         for may_change in (False, True):
-            for worker in self._workers.values():
-                while worker.has_room:
-                    part = self._queues.choose(
-                        worker.model,
-                        worker.model_since,
-                        self._now,
-                        self._settings.patience_s,
-                        alone=not worker.leases,
-                        may_change=may_change,
-                    )
-                    if part is None:
-                        break
-                    self._lease(worker, part)
+            given = True
+            while given and len(self._queues):
+                given = False
+                ready = self._workers.with_room()
+                if may_change:
+                    ready.sort(key=lambda worker: (len(worker.leases), worker.model is not None))
+                for worker in ready:
+                    if (part := self._choose(worker, may_change=may_change)) is not None:
+                        self._lease(worker, part)
+                        given = True
+                        if not len(self._queues):
+                            return
+
+    def _choose(self, worker: Worker, *, may_change: bool) -> Part | None:
+        return self._queues.choose(
+            worker.model,
+            worker.model_since,
+            self._now,
+            self._settings.patience_s,
+            alone=not worker.leases,
+            may_change=may_change,
+            beginnings=Beginnings(worker.beginning, self._workers.beginnings),
+        )
+
+    def _share(self) -> None:
+        """Let workers that have had nothing to do for a while take over from others, where nothing waits."""
+        for worker in self._workers:
+            if worker.leases:
+                worker.idle_since = None
+            elif worker.idle_since is None:
+                worker.idle_since = self._now
+        if len(self._queues):
+            return
+        latest = self._now - self._settings.share_after_s
+        idle = [w for w in self._workers if w.idle_since is not None and w.idle_since <= latest and not w.drains]
+        if not idle:
+            return
+        for taken in list(plan_help(idle, self._workers)):
+            part = taken.worker.leases[taken.lease]
+            if taken.is_begun:
+                part.is_shared = True
+            else:
+                self._cancel(Held(taken.worker, taken.lease, part))
+                kept = [item for item in part.items if item not in part.batch.settled.union(taken.items)]
+                if kept:
+                    self._lease(taken.worker, Part(part.batch, kept, part.attempts))
+            self._lease(taken.idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
 
     def _lease(self, worker: Worker, part: Part) -> None:
         batch = part.batch
@@ -439,10 +521,10 @@ class Broker:
             if worker.model is not None:
                 self._switches += 1
                 self._log("info", f"{worker.name} changes from {worker.model} to {batch.model}")
-            worker.model, worker.model_since = batch.model, self._now
+            self._workers.load(worker, part, self._now)
         work = part.next_attempt()
         lease, self._next_lease = self._next_lease, self._next_lease + 1
-        worker.leases[lease] = part
+        self._workers.give(worker, lease, part)
         self._send(
             worker.peer,
             m.Lease(
@@ -459,18 +541,13 @@ class Broker:
         """A lease that no frame can hold fails its batch, or else it would be waited for without end."""
         worker = self._workers.get(peer)
         if isinstance(message, m.Lease) and worker is not None:
-            part = worker.leases.pop(message.lease, None)
+            part = self._workers.take_back(worker, message.lease)
             if part is not None:
                 self._fail(part.batch, m.ErrorReport.of(error))
         else:
             self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
-
-    def _batches_of(self, peer: bytes) -> dict[int, Batch]:
-        """The batches of a client that are not settled, by its own numbers."""
-        leased = [part for worker in self._workers.values() for part in worker.leases.values() if not part.is_settled]
-        return {part.batch.number: part.batch for part in [*self._queues, *leased] if part.batch.client == peer}
 
     def _send(self, peer: bytes, message: m.BrokerToClient | m.BrokerToWorker | m.Refusal) -> None:
         self._actions.append(Send(peer, message))
@@ -485,10 +562,12 @@ class Broker:
         # What the error says may repeat a text of its requests, so it is for the run alone.
         self.history.failed(len(batch.work) - len(batch.settled), f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.BatchFailed(batch=batch.number, error=error))
-        self._abandon(batch)
+        self._take_back(batch)
+        if (client := self._clients.get(batch.client)) is not None:
+            client.batches.pop(batch.number, None)
 
     def _fail_item(self, batch: Batch, item: int, error: m.ErrorReport) -> None:
-        batch.settled.add(item)
+        self._settle(batch, [item])
         self.history.failed(1, f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.ItemFailed(batch=batch.number, index=item, error=error))
 

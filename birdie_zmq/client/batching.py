@@ -1,7 +1,10 @@
 """From the requests of one lm_eval call to jobs: what belongs together stands together, in messages of bounded size.
 
 Texts to be scored are sorted by length, longest first, so that one that does not fit shows early; equal contexts stay
-neighbours, so that the worker can compute them once. Prompts are sorted as texts: those that begin alike are neighbours.
+neighbours, so that the worker can compute them once. Those with a long beginning in common, such as the few-shot examples
+of a task, come one group after another, and many of them get jobs of their own, whose beginning has a name: so a worker
+computes it for all of them, and where there are several workers the broker gives each its own beginnings. Prompts are sorted as
+texts: those that begin alike are neighbours.
 """
 
 from __future__ import annotations
@@ -18,12 +21,19 @@ from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.wire import messages as m
 
+_LONG_BEGINNING = 512
+"""Characters, that is some hundred tokens: less is read again faster than it is looked for."""
+
+_SMALL_GROUPS = 4
+"""So many groups at most share a job."""
+
 
 def loglikelihood_jobs(pairs: Sequence[tuple[str, str]], settings: ClientSettings) -> Iterator[Job]:
     """Jobs for ``(context, continuation)`` pairs."""
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
-    for items in _cut(order, lambda i: sum(map(len, pairs[i])), settings):
-        yield Job(m.LogLikelihoodWork(pairs=[pairs[i] for i in items]), items)
+    for beginning, group in _groups(order, lambda i: pairs[i][0], settings):
+        for items in _cut(group, lambda i: sum(map(len, pairs[i])), settings):
+            yield Job(m.LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, beginning)
 
 
 def rolling_jobs(texts: Sequence[str], settings: ClientSettings) -> Iterator[Job]:
@@ -67,9 +77,34 @@ def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterat
         by_settings.setdefault(prompt.settings, []).append(i)
     for how, group in by_settings.items():
         order = sorted(group, key=lambda i: prompts[i].text)
-        for items in _cut(order, lambda i: len(prompts[i].text), settings):
-            keys = [key for i in items if (key := prompts[i].key) is not None]
-            yield Job(m.GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys), items)
+        for beginning, alike in _groups(order, lambda i: prompts[i].text, settings):
+            for items in _cut(alike, lambda i: len(prompts[i].text), settings):
+                keys = [key for i in items if (key := prompts[i].key) is not None]
+                work = m.GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys)
+                yield Job(work, items, beginning)
+
+
+def _groups(
+    order: Sequence[int], text: Callable[[int], str], settings: ClientSettings
+) -> Iterator[tuple[str | None, list[int]]]:
+    """Groups of texts with a long beginning in common, and its name; what is in no large group is in one without a name.
+
+    A group stands where its first item stood in the order, and its items keep theirs.
+    """
+    alike: dict[str, list[int]] = {}
+    for i in order:
+        alike.setdefault(text(i)[:_LONG_BEGINNING], []).append(i)
+    few: list[int] = []
+    for beginning, items in alike.items():
+        if len(beginning) < _LONG_BEGINNING or len(items) * _SMALL_GROUPS < settings.batch_items:
+            few += items
+            continue
+        if few:
+            yield None, few
+            few = []
+        yield hashlib.sha256(beginning.encode(errors="surrogatepass")).hexdigest(), items
+    if few:
+        yield None, few
 
 
 def _cut(order: Sequence[int], size: Callable[[int], int], settings: ClientSettings) -> Iterator[list[int]]:

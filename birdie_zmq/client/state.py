@@ -24,10 +24,11 @@ from birdie_zmq.wire import messages as m
 
 @dataclass(frozen=True)
 class Job:
-    """Work to be sent in one message; ``items`` are the caller's numbers of its items."""
+    """Work to be sent in one message; ``items`` are the caller's numbers of its items, ``beginning`` as in `m.Submit`."""
 
     work: m.Work
     items: list[int]
+    beginning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ Action = Send | Deliver | Tell | Fail | FailItem
 
 _TELL_OF_SILENCE_S = 10.0
 
+_BATCHES_PER_WORKER = 2
+
 
 class _Phase(Enum):
     GREETING = "greeting"
@@ -96,7 +99,7 @@ class _InFlight:
         if not self.settled:
             return self.job
         left = [i for i in range(len(self.job.items)) if i not in self.settled]
-        return Job(self.job.work.select(left), [self.job.items[i] for i in left])
+        return Job(self.job.work.select(left), [self.job.items[i] for i in left], self.job.beginning)
 
 
 class Session:
@@ -203,7 +206,8 @@ class Session:
                 self.switches += max(0, message.switches - self._counts.switches)
                 self.losses += max(0, message.losses - self._counts.losses)
                 self._counts = message
-                return self._count_workers(message.workers, now)
+                actions = self._count_workers(message.workers, now)
+                return [*actions, *self._fill()] if message.workers else actions
             case m.Refusal(error=report):
                 error = report.to_error()
                 if not isinstance(error, UnknownPeer):
@@ -256,19 +260,30 @@ class Session:
         self._in_flight.clear()
         return [Send(m.OpenSession(package_version=__version__))]
 
+    @property
+    def _window(self) -> int:
+        """How many batches may be in flight: enough for each worker to have one at work and one that waits for it."""
+        wanted = _BATCHES_PER_WORKER * self._counts.workers + 1
+        return max(self._settings.window, min(wanted, self._settings.max_window))
+
     def _fill(self) -> list[Action]:
         """Send as many batches as may be in flight."""
         actions: list[Action] = []
         if self._phase is not _Phase.OPEN:
             return actions
-        while self._waiting and len(self._in_flight) < self._settings.window:
+        while self._waiting and len(self._in_flight) < self._window:
             job = self._waiting.popleft()
             number, self._next_batch = self._next_batch, self._next_batch + 1
             self._in_flight[number] = _InFlight(job)
             actions.append(
                 Send(
                     m.Submit(
-                        batch=number, model=self._model, work=job.work, limits=self._limits, identity=self.identity
+                        batch=number,
+                        model=self._model,
+                        work=job.work,
+                        limits=self._limits,
+                        identity=self.identity,
+                        beginning=job.beginning,
                     )
                 )
             )

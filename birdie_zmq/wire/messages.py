@@ -229,6 +229,10 @@ class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     def __len__(self) -> int:
         return len(self.loglikelihoods)
 
+    def select(self, positions: Sequence[int]) -> Scores:
+        """Some of the answers."""
+        return Scores(loglikelihoods=self.loglikelihoods[positions], greedy=self.greedy[positions])
+
 
 class RollingScores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rolling-scores"):
     """``loglikelihoods`` float64[n] in nats, each of a whole text."""
@@ -238,6 +242,10 @@ class RollingScores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __len__(self) -> int:
         return len(self.loglikelihoods)
 
+    def select(self, positions: Sequence[int]) -> RollingScores:
+        """Some of the answers."""
+        return RollingScores(loglikelihoods=self.loglikelihoods[positions])
+
 
 class Texts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="texts"):
     """Generated or rendered texts."""
@@ -246,6 +254,10 @@ class Texts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def select(self, positions: Sequence[int]) -> Texts:
+        """Some of the answers."""
+        return Texts(texts=[self.texts[position] for position in positions])
 
 
 class ChatTemplates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -313,6 +325,11 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __len__(self) -> int:
         return 1
 
+    def select(self, positions: Sequence[int]) -> ModelDescription:
+        """The same: it is one answer."""
+        del positions
+        return self
+
 
 Answers = Scores | RollingScores | Texts | ModelDescription
 
@@ -360,6 +377,7 @@ class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     """Work for a model, under a number of the client's own.
 
     ``identity`` is that of the model as the client knows it, None before it does: no other model may answer.
+    ``beginning`` names what all its texts begin with, where a worker that has computed it should have the others too.
     """
 
     batch: Count
@@ -367,6 +385,7 @@ class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     work: Work
     limits: StepLimits = StepLimits()
     identity: Name | None = None
+    beginning: Name | None = None
 
 
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ping"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise, repeat
 from typing import Any
@@ -118,6 +119,30 @@ def test_the_longest_context_comes_first_and_its_longest_continuation(pairs: lis
     assert_falling(len(context) for context, _ in ordered)
     for _, same_context in groupby(ordered, key=lambda pair: pair[0]):
         assert_falling(len(continuation) for _, continuation in same_context)
+
+
+SHOTS = {"p": "Example. " * 100, "q": "Instance. " * 100, "r": ""}
+
+
+@given(st.lists(st.tuples(st.sampled_from("pqr"), st.text("ab", max_size=9)), max_size=60))
+def test_texts_with_a_long_beginning_in_common_come_together_and_their_jobs_say_so(
+    asked: list[tuple[str, str]],
+) -> None:
+    settings = ClientSettings(batch_items=8)
+    jobs = list(loglikelihood_jobs([(SHOTS[shot] + question, " yes") for shot, question in asked], settings))
+
+    assert sorted(items_of(jobs)) == list(range(len(asked)))
+    beginnings: dict[str | None, set[str]] = {}
+    for job in jobs:
+        beginnings.setdefault(job.beginning, set()).update(asked[item][0] for item in job.items)
+    for beginning, shots in beginnings.items():
+        assert beginning is None or (len(shots) == 1 and shots <= {"p", "q"})
+    counts = Counter(shot for shot, _ in asked)
+    for shot in "pq":
+        named = sum(len(job.items) for job in jobs if job.beginning and asked[job.items[0]][0] == shot)
+        assert named == (counts[shot] if counts[shot] >= 2 else 0)
+    for few in (job for job in jobs if not job.beginning):
+        assert_falling(len(SHOTS[asked[item][0]]) + len(asked[item][1]) for item in few.items)
 
 
 @given(texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import msgspec
@@ -571,3 +572,16 @@ def test_the_next_call_is_told_of_no_worker_again() -> None:
 
     (tell,) = some.received(m.Pong(workers=0), now=101.0)
     assert isinstance(tell, Tell)
+
+
+@pytest.mark.parametrize(("workers", "in_flight"), [(0, 2), (1, 3), (3, 7), (100, 9)])
+def test_more_workers_have_more_batches_in_flight(workers: int, in_flight: int) -> None:
+    settings = replace(SETTINGS, max_window=9)
+    some = Session(MODEL, LIMITS, settings, ENDPOINT)
+    some.begin([job(item) for item in range(20)], now=0.0)
+    sent = some.received(OPENED, now=0.0)
+    sent += some.received(m.Pong(workers=workers), now=0.5)
+    assert (
+        len([action for action in sent if isinstance(action, Send) and isinstance(action.message, m.Submit)])
+        == in_flight
+    )

@@ -1,0 +1,70 @@
+"""What workers that have nothing to do take over from those that have much: how the end of a run is shared out.
+
+A worker is given a batch while it is at another, so that it never waits. When nothing is left to be given, a slow worker
+would be waited for with all that it holds. So an idle one takes from whoever has most left: of a batch that was not begun
+with, so much that both have as much to do; of one that is being computed, the later half, which is then computed twice: the
+first answer counts, as with the backup tasks of MapReduce (Dean and Ghemawat, 2004). Nothing is shared a third time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from birdie_zmq.broker.peers import Worker
+from birdie_zmq.broker.queues import Part
+from birdie_zmq.wire.messages import ModelSpec
+
+_LEAST_SHARED = 2
+
+
+@dataclass(frozen=True)
+class Help:
+    """For ``idle``, take ``items`` from a lease of ``worker``; ``is_begun`` says that it goes on with them as well."""
+
+    idle: Worker
+    worker: Worker
+    lease: int
+    items: list[int]
+    is_begun: bool
+
+
+def plan_help(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Help]:
+    """What idle workers should take over, each from another one.
+
+    A worker takes work for the model that it has, or, if it has none, for any.
+    """
+    by_model: dict[ModelSpec | None, list[tuple[int, int, Worker]]] = {}
+    for number, worker in enumerate(workers):
+        if worker.leases:
+            entry = -sum(len(_left(part)) for part in worker.leases.values()), number, worker
+            for model in (worker.model, None):
+                by_model.setdefault(model, []).append(entry)
+    for heap in by_model.values():
+        heapq.heapify(heap)
+    helped: set[int] = set()
+    for one in idle:
+        heap = by_model.get(one.model, [])
+        while heap:
+            _, number, worker = heapq.heappop(heap)
+            if number not in helped and (taken := _from(worker)) is not None:
+                helped.add(number)
+                lease, items, is_begun = taken
+                yield Help(one, worker, lease, items, is_begun)
+                break
+
+
+def _from(worker: Worker) -> tuple[int, list[int], bool] | None:
+    lease, part = next(reversed(worker.leases.items()))
+    if part.is_suspect or part.is_shared:
+        return None
+    items = _left(part)
+    if len(worker.leases) == 1:
+        return (lease, items[(len(items) + 1) // 2 :], True) if len(items) >= _LEAST_SHARED else None
+    count = min(len(items), sum(len(_left(each)) for each in worker.leases.values()) // 2)
+    return (lease, items[len(items) - count :], False) if count else None
+
+
+def _left(part: Part) -> list[int]:
+    return [item for item in part.items if item not in part.batch.settled]
