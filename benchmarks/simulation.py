@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +84,7 @@ class Worker:
         self.hall.says(self.peer, registration)
         self.beat(self.life)
         if self.hall.failures_per_hour:
-            seconds = random.expovariate(self.hall.failures_per_hour / 3600)
+            seconds = float(self.hall.chance.exponential(3600 / self.hall.failures_per_hour))
             self.hall.world.after(seconds, self.is_lost)
 
     def beat(self, life: int) -> None:
@@ -115,7 +114,7 @@ class Worker:
         """Compute the next rows of the first lease, if there is one."""
         if life != self.life or not self.leases:
             return
-        seconds = random.choice(self.hall.step_seconds) * self.pace
+        seconds = float(self.hall.chance.choice(self.hall.step_seconds)) * self.pace
         first = next(iter(self.leases.values()))
 
         def done() -> None:
@@ -144,8 +143,11 @@ class Run:
         self.answered = 0
         self.session = client.Session(MODEL, m.StepLimits(), ClientSettings(), "simulated")
         work = m.RollingWork(texts=[TEXT] * ITEMS)
-        jobs = [client.Job(work, list(range(i, i + ITEMS))) for i in range(0, requests, ITEMS)]
-        self.act(self.session.begin(jobs, hall.world.now))
+        self._jobs = [client.Job(work, list(range(i, i + ITEMS))) for i in range(0, requests, ITEMS)]
+
+    def begin(self) -> None:
+        """Ask for everything."""
+        self.act(self.session.begin(self._jobs, self.hall.world.now))
         self.tick()
 
     def tick(self) -> None:
@@ -175,12 +177,14 @@ class Run:
 class Hall:
     """A broker and who is at it."""
 
-    def __init__(self, step_seconds: Sequence[float], rows: int, failures_per_hour: float) -> None:
+    def __init__(self, step_seconds: Sequence[float], rows: int, failures_per_hour: float, seed: int) -> None:
         self.world = World()
+        self.chance = np.random.default_rng(seed)
+        self._settings = BrokerSettings()
         self.step_seconds = step_seconds
         self.rows = rows
         self.failures_per_hour = failures_per_hour
-        self.broker = Broker(BrokerSettings())
+        self.broker = Broker(self._settings)
         self.peers: dict[bytes, Worker | Run] = {}
         self.cpu_s = 0.0
         self.messages = 0
@@ -215,7 +219,7 @@ class Hall:
     def tick(self) -> None:
         """The broker's own clock."""
         self.happens(Tick())
-        self.world.after(self.broker._settings.tick_s, self.tick)
+        self.world.after(self._settings.tick_s, self.tick)
 
 
 @dataclass(frozen=True)
@@ -239,21 +243,18 @@ def simulate(
     workers: int, runs: int, batches: int, step_seconds: Sequence[float], rows: int, failures_per_hour: float, seed: int
 ) -> Outcome:
     """Let workers answer ``batches`` batches each, asked for by some runs."""
-    random.seed(seed)
-    hall = Hall(step_seconds, rows, failures_per_hour)
-    crew = [Worker(hall, number, random.uniform(2 / 3, 4 / 3)) for number in range(workers)]
+    hall = Hall(step_seconds, rows, failures_per_hour, seed)
+    crew = [Worker(hall, number, float(hall.chance.uniform(2 / 3, 4 / 3))) for number in range(workers)]
     hall.peers.update({worker.peer: worker for worker in crew})
     for worker in crew:
         worker.join()
     hall.cpu_s, hall.messages = 0.0, 0
     began = hall.world.now
     requests = -(-workers * batches // runs) * ITEMS
-    asking: list[Run] = []
-    for number in range(runs):
-        run = Run.__new__(Run)
-        hall.peers[f"client-{number}".encode()] = run
-        run.__init__(hall, number, requests)  # type: ignore[misc]
-        asking.append(run)
+    asking = [Run(hall, number, requests) for number in range(runs)]
+    for run in asking:
+        hall.peers[run.peer] = run
+        run.begin()
     hall.world.run(lambda: all(run.session.is_idle for run in asking), most_s=10_000.0)
     seconds = hall.world.now - began
     assert all(run.answered == requests for run in asking), "not all was answered"

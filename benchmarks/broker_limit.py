@@ -1,0 +1,106 @@
+"""How much one broker can pass on: ``python -m benchmarks.broker_limit``.
+
+A real broker, a real client, and workers that answer at once: real sockets and messages, but no model. What is measured is the
+broker's processor time, which other processes on the machine disturb little: a message's price, and what follows
+from it for a core that does nothing else. Batches a second and MB a second are those that were seen, with the workers and the
+client on the same cores; they may be what these can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+
+from birdie_zmq._version import __version__
+from birdie_zmq.client import Client
+from birdie_zmq.client.state import Job
+from birdie_zmq.wire import messages as m
+from birdie_zmq.wire.codec import decoder, encode
+from birdie_zmq.wire.endpoints import parse_endpoint
+from birdie_zmq.wire.transport import Dealer, wait
+
+MODEL = m.ModelSpec(tag="nothing")
+_decode = decoder(m.BrokerToWorker | m.Refusal)
+
+
+def answer_at_once(endpoint: str, workers: int, rows: int) -> None:
+    """Be some workers, each of which answers so many requests in one message."""
+    dealers = [Dealer(parse_endpoint(endpoint)) for _ in range(workers)]
+    for number, dealer in enumerate(dealers):
+        registration = m.RegisterWorker(
+            package_version=__version__, engine="nothing", host="here", process_id=number, capacity=2, model=MODEL
+        )
+        dealer.send(encode(registration))
+    beat_at = time.monotonic()
+    while True:
+        wait(dealers[0], 0.0 if workers > 1 else 0.05)
+        for dealer in dealers:
+            while (frame := dealer.receive()) is not None:
+                message: Any = _decode(frame)
+                if isinstance(message, m.Lease):
+                    count = len(message.work)
+                    for first in range(0, count, rows):
+                        indices = np.arange(first, min(first + rows, count), dtype=np.int32)
+                        scores = m.RollingScores(loglikelihoods=np.zeros(len(indices)))
+                        dealer.send(encode(m.LeaseAnswered(lease=message.lease, indices=indices, answers=scores)))
+                    dealer.send(encode(m.LeaseDone(lease=message.lease)))
+        if time.monotonic() >= beat_at:
+            beat_at += 1.0
+            for dealer in dealers:
+                dealer.send(encode(m.Heartbeat(phase="running", model=MODEL)))
+
+
+def main() -> None:
+    """Measure, for some sizes of texts."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16, help="answers in a message; default: %(default)s")
+    parser.add_argument("--batches", type=int, default=600)
+    parser.add_argument("--characters", type=int, nargs="*", default=[100, 1_000, 4_000])
+    options = parser.parse_args()
+    broker = subprocess.Popen(
+        [sys.executable, "-m", "birdie_zmq", "broker", "--bind", "tcp://127.0.0.1:*"], stdout=subprocess.PIPE, text=True
+    )
+    assert broker.stdout is not None
+    endpoint = broker.stdout.readline().rpartition("broker at ")[2].strip()
+    crew = multiprocessing.get_context("spawn").Process(
+        target=answer_at_once, args=(endpoint, options.workers, options.rows), daemon=True
+    )
+    crew.start()
+    process = psutil.Process(broker.pid)
+    try:
+        with Client(endpoint, MODEL) as client:
+            client.run([Job(m.RollingWork(texts=["x"]), [0])], 1)
+            for characters in options.characters:
+                work = m.RollingWork(texts=["x" * characters] * 256)
+                jobs = [Job(work, list(range(i * 256, (i + 1) * 256))) for i in range(options.batches)]
+                before, began = process.cpu_times(), time.monotonic()
+                client.run(jobs, 256 * options.batches)
+                seconds, after = time.monotonic() - began, process.cpu_times()
+                cpu = after.user + after.system - before.user - before.system
+                # A batch comes and goes on, its answers come and go on, and the worker says that it is done.
+                messages = options.batches * (3 + 2 * -(-256 // options.rows))
+                megabytes = options.batches * 256 * characters / 1e6
+                print(
+                    f"{characters:5} characters a text: {options.batches / seconds:6,.0f} batches/s, "
+                    f"{options.batches * 256 / seconds:9,.0f} requests/s, {megabytes / seconds:6,.0f} MB/s, broker "
+                    f"{cpu / seconds:.0%} of a core; {cpu / messages * 1e6:.0f} µs a message, "
+                    f"{cpu / options.batches * 1e3:.2f} ms a batch: at most {options.batches / cpu:,.0f} batches/s, "
+                    f"{megabytes / cpu:,.0f} MB/s on a core of its own",
+                    flush=True,
+                )
+    finally:
+        crew.terminate()
+        broker.terminate()
+        broker.wait()
+
+
+if __name__ == "__main__":
+    main()
