@@ -96,12 +96,10 @@ def main() -> None:
     words: dict[str, Any] = dict(word.split("=", 1) for word in options.model_args.split(",") if word)
     manager = TaskManager(include_path=options.include_path)
     with BirdieZMQ(model_tag=options.model, **words) as lm:
-        for task in options.tasks.split(","):
-            lm_eval.simple_evaluate(
-                lm, tasks=[task], num_fewshot=options.num_fewshot, limit=options.limit, task_manager=manager
-            )
-            record = RecordingBar.records[-1]
-            record.title = f"{task}, {record.title}"
+        tasks = options.tasks.split(",")
+        lm_eval.simple_evaluate(
+            lm, tasks=tasks, num_fewshot=options.num_fewshot, limit=options.limit, task_manager=manager
+        )
     for record in RecordingBar.records:
         print(describe(record))
 

@@ -27,6 +27,14 @@ class Progress:
     seconds_left: float | None = None
 
 
+_HEAD = 0.2
+"""What the head costs at a position, where reading it costs 1: the share of its weights, in models of 0.1 to 8 billion."""
+
+_EARLIER = 0.75
+"""Of what is done, so much is too long ago to tell the pace."""
+
+_LEAST_MARKS = 5
+
 _MOST_LIFETIMES = 1_000
 """The last ones; more of them say nothing new, and later prompts may be others."""
 
@@ -87,7 +95,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Cost:
-    """Characters of texts, and those of them that are new behind the text that is sent before."""
+    """What a text costs, in characters that are read: all of it, and what is new behind the text that is sent before."""
 
     whole: int = 0
     new: int = 0
@@ -107,8 +115,8 @@ class _Scoring:
     """Texts to be scored are computed up to where they differ.
 
     So an answer costs what its text adds to the one before it; or, where the model shares nothing, its whole text. What
-    was computed so far tells which. The pace is that of the later half of what is done: the longest texts come first, and
-    what came before the first answers was starting up.
+    was computed so far tells which. What is scored costs more than what is only read, since the head runs there. The pace is
+    that of what was done lately: the longest texts come first, and what came before the first answers was starting up.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -123,8 +131,9 @@ class _Scoring:
         self._share = 1.0
         before = ""
         for number, job in enumerate(jobs):
-            for item, text in zip(job.items, _texts(job.work), strict=True):
-                cost = _Cost(len(text), len(text) - common_characters(before, text))
+            for item, (text, scored) in zip(job.items, _texts(job.work), strict=True):
+                head = int(_HEAD * scored)
+                cost = _Cost(len(text) + head, len(text) - common_characters(before, text) + head)
                 before = text
                 self._costs[item], self._job_of[item] = cost, number
                 self._left += cost
@@ -140,7 +149,7 @@ class _Scoring:
         self._marks.append((active_s, self._done))
         if len(self._marks) > 2 and self._marks[0][1] == _Cost():
             self._marks.popleft()  # Up to the first answers, it was starting up as well.
-        while len(self._marks) > 2 and self._marks[1][1].whole * 2 <= self._done.whole:
+        while len(self._marks) > _LEAST_MARKS and self._marks[1][1].whole <= _EARLIER * self._done.whole:
             self._marks.popleft()
         # The step behind these answers was given to the device before they came.
         common = self._done.whole - self._done.new
@@ -242,12 +251,11 @@ def common_characters(one: str, other: str) -> int:
     return least
 
 
-def _texts(work: m.Work) -> Iterable[str]:
+def _texts(work: m.Work) -> Iterable[tuple[str, int]]:
+    """Texts to be scored, and how many characters of each are."""
     match work:
         case m.LogLikelihoodWork(pairs=pairs):
-            return [context + continuation for context, continuation in pairs]
+            return [(context + continuation, len(continuation)) for context, continuation in pairs]
         case m.RollingWork(texts=texts):
-            return texts
-        case m.GenerateWork(prompts=prompts):
-            return prompts
+            return [(text, len(text)) for text in texts]
     return []

@@ -106,6 +106,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def tracing_seconds(self) -> float:
+        """How long it took beyond that to have programs, before they were compiled."""
+        ...
+
+    @property
     def states_evicted(self) -> int:
         """How many states of beginnings had to go because of the bound."""
         ...

@@ -98,6 +98,7 @@ class Evaluator:
         self._tally = Tally(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
         self._has_advised = False
         self._busy_since: float | None = None
+        self._traced_before = backend.tracing_seconds
 
     @property
     def report(self) -> m.StepReport:
@@ -112,13 +113,15 @@ class Evaluator:
     def computed(self) -> m.Computed:
         """The counts that are told while the work goes on; may be asked for in another thread."""
         tally, since = self._tally, self._busy_since
+        tracing = self._backend.tracing_seconds - self._traced_before
+        seconds = tally.seconds + (0.0 if since is None else self._seconds_now() - since)
         return m.Computed(
             tokens=tally.tokens_computed,
             padding=tally.tokens_padding,
             generated=tally.tokens_generated,
             programs=len(tally.shapes),
-            seconds=tally.seconds + (0.0 if since is None else max(0.0, self._seconds_now() - since)),
-            compile_seconds=self._backend.compile_seconds,
+            seconds=max(0.0, seconds - tracing),
+            compile_seconds=self._backend.compile_seconds + tracing,
             requested=tally.tokens_requested,
             distinct=tally.tokens_distinct,
         )

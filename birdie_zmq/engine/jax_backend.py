@@ -167,6 +167,11 @@ class JaxBackend:
         return self._programs.seconds
 
     @property
+    def tracing_seconds(self) -> float:
+        """How long tracing took."""
+        return self._programs.tracing_seconds
+
+    @property
     def states_evicted(self) -> int:
         """How many states of beginnings had to go because of the bound."""
         return self._states.evicted

@@ -25,20 +25,24 @@ class Programs:
 
     Attributes:
         seconds: How long compiling took.
+        tracing_seconds: How long the Python functions took to become what is compiled.
     """
 
     def __init__(self) -> None:
         self._programs: dict[Any, Compiled] = {}
         self.seconds = 0.0
+        self.tracing_seconds = 0.0
 
     def get(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Compiled:
         """The program for arguments of these shapes, which the key tells apart; it may overwrite the donated one."""
         program = self._programs.get(key)
         if program is None:
-            lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
             began = time.monotonic()
+            lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
+            traced = time.monotonic()
             program = self._programs[key] = lowered.compile()
-            self.seconds += time.monotonic() - began
+            self.seconds += time.monotonic() - traced
+            self.tracing_seconds += traced - began
         return program
 
     def forget(self) -> None:

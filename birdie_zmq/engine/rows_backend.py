@@ -93,6 +93,7 @@ class RowsBackend(ABC):
     num_parameters: int | None = None
     dtype: str | None = None
     compile_seconds = 0.0
+    tracing_seconds = 0.0
     states_evicted = 0
 
     def __init__(self, model: LoadedModel, max_length: int, budget: StepBudget = BUDGET) -> None:

@@ -338,7 +338,8 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The few counts of a `StepReport` that are told while the work goes on.
 
     ``tokens`` are those computed, padding included, ``requested`` and ``distinct`` those of the requests that were
-    begun with, ``programs`` how many shapes were called; ``seconds`` of work leave out ``compile_seconds``.
+    begun with, ``programs`` how many shapes were called; ``seconds`` of work leave out ``compile_seconds``, which
+    here are all that it takes to have a program, tracing included.
     """
 
     tokens: Count = 0

@@ -444,6 +444,21 @@ def test_the_device_is_idle_between_works_but_not_when_there_are_none() -> None:
     assert evaluator.report.idle_seconds == waited
 
 
+def test_what_is_told_meanwhile_counts_tracing_as_compiling() -> None:
+    began = time.monotonic()
+    evaluator = Evaluator(
+        TextTokenizer(Letters()),
+        JaxBackend(resolve((lambda params, tokens: uniform(tokens), 0.0)), MAX_LENGTH),
+        MAX_LENGTH,
+    )
+    rolling(evaluator, TEXTS)
+    told, report, elapsed = evaluator.computed, evaluator.report, time.monotonic() - began
+    assert told.compile_seconds > report.compile_seconds > 0
+    assert told.seconds < report.step_seconds
+    assert 0 < told.seconds + told.compile_seconds <= elapsed
+    assert (told.requested, told.distinct) == (report.tokens_requested, report.tokens_distinct)
+
+
 def test_a_device_whose_program_is_compiled_is_not_idle() -> None:
     now = [0.0]
 
