@@ -117,7 +117,9 @@ class BirdieZMQ(LM):
         endpoint = arguments.endpoint
         if endpoint is None:
             verbose = logger.isEnabledFor(logging.DEBUG)
-            self._embedded = Embedded(arguments.api, device_of_lm_eval(device), verbose, arguments.engine)
+            # lm_eval names one GPU where nobody named any, and a mesh wants to see all of them.
+            one = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
+            self._embedded = Embedded(arguments.api, one, verbose, arguments.engine)
             endpoint = self._embedded.endpoint
             if given is None:
                 self._settings = ClientSettings(connect_s=_OWN_BROKER_S)

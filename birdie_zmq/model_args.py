@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from birdie_zmq.errors import UsageError
+from birdie_zmq.mesh_shape import WORD, MeshShape, take_mesh
 from birdie_zmq.wire.messages import ModelSpec, StepLimits
 from birdie_zmq.worker.engines import DEFAULT, find_engine
 
@@ -32,6 +33,7 @@ class RunArguments:
         engine: What computes in a run's own worker, as `birdie_zmq.worker.engines.find_engine` gives it.
         resume: The journal in which answers are kept and looked up, None to keep none.
         device: What lm_eval calls the device.
+        mesh: Over which devices the model is spread, None for one device. It is a part of `model` too.
         limits: What was said of the rows of a step.
         max_gen_toks: How much is generated where a task does not say.
         seed: What answers that are sampled depend on.
@@ -47,6 +49,7 @@ class RunArguments:
     engine: str
     resume: Path | None
     device: str | None
+    mesh: MeshShape | None
     limits: StepLimits
     max_gen_toks: int
     seed: int
@@ -100,6 +103,9 @@ def read_arguments(
             "engine= in model_args is for a run's own worker; a worker at a broker is given its engine by its own --engine"
         )
     resume = _file("resume", rest.pop("resume", None))
+    mesh = take_mesh(rest)
+    if mesh is not None:
+        rest[WORD] = mesh.as_argument()
     rows = _count("batch_rows", rest.pop("batch_rows", None))
     most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
     max_gen_toks = _count("max_gen_toks", rest.get("max_gen_toks"))
@@ -112,6 +118,7 @@ def read_arguments(
         engine=find_engine(DEFAULT if engine is None else str(engine)),
         resume=resume,
         device=device,
+        mesh=mesh,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),
         max_gen_toks=max_gen_toks or DEFAULT_MAX_GEN_TOKS,
         seed=_seed(rest.get("seed")),
