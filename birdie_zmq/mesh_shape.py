@@ -84,7 +84,7 @@ def _parts(value: object) -> list[tuple[str, object]]:
         return [_part(value, text) for text in re.split(r"[/,]", value.strip().strip("[]"))]
     if isinstance(value, list | tuple):
         return [_part(value, str(text)) for text in value]
-    raise _wrong(value, f"it is a {type(value).__name__}")
+    raise _wrong(value, f"it is of the type {type(value).__name__}")
 
 
 def _part(value: object, text: str) -> tuple[str, object]:

@@ -59,8 +59,8 @@ def test_without_the_word_nothing_is_said() -> None:
     [
         ("", "has no size"),
         ("8", "has no size"),
-        (8, "it is a int"),
-        (True, "it is a bool"),
+        (8, "of the type int"),
+        (True, "of the type bool"),
         ("data:2;model:4", "the size of data is"),
         ("tensor:2", "axis 'tensor'"),
         ("data:2/data:4", "data twice"),

@@ -28,7 +28,7 @@ def make_mesh(shape: MeshShape) -> Mesh:
     if shape.size > len(devices):
         raise UsageError(
             f"mesh={shape} in model_args needs {shape.size} devices, and the model process sees {len(devices)} "
-            f"({devices[0].platform}); make it smaller, or start the worker where it sees more and without --device N "
+            f"({devices[0].platform}); make it smaller, or start the run or its worker where there are more, without --device N "
             "(on a CPU, with XLA_FLAGS=--xla_force_host_platform_device_count=N in its environment)"
         )
     sizes = tuple(getattr(shape, axis) for axis in AXES)
