@@ -105,6 +105,8 @@ def branch(
     depths: jax.Array,
     ends: jax.Array,
     state: State | None,
+    *,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Hidden states [b, t, d] of trees of texts, as `birdie_zmq.Model.branch` describes them.
 
@@ -112,7 +114,8 @@ def branch(
         ValueError: As for `logits`.
     """
     before = 0 if state is None else state.lengths[0]
-    return _read(architecture, params, tokens, Reading(depths + before, ends, state)).hidden
+    reading = Reading(depths + before, ends, state, are_dealt_out=mesh is not None)
+    return _read(architecture, params, tokens, reading).hidden
 
 
 def model_of(architecture: Architecture, params: Params, mesh: Mesh | None = None) -> Model:
@@ -135,7 +138,7 @@ def model_of(architecture: Architecture, params: Params, mesh: Mesh | None = Non
         unembed_part=bound(unembed_part) if in_parts else None,
         init_state=bound(init_state, mesh=mesh),
         extend=bound(extend, mesh=mesh),
-        branch=bound(branch),
+        branch=bound(branch, mesh=mesh),
         max_length=architecture.max_length,
         vocab_size=architecture.vocab_size,
     )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from lm_eval.api.instance import Instance
 from numpy.typing import NDArray
 
@@ -22,8 +25,10 @@ from birdie_zmq import Model, models
 from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.jax_backend import JaxBackend
 from birdie_zmq.engine.placement import make_mesh
+from birdie_zmq.engine.planning import Branch, Places, Read, Step
+from birdie_zmq.engine.programs import Programs
 from birdie_zmq.errors import UsageError
-from birdie_zmq.mesh_shape import read_mesh
+from birdie_zmq.mesh_shape import MeshShape, read_mesh
 from birdie_zmq.models import checkpoint
 from birdie_zmq.models.llama import Llama
 from harness_model import BirdieZMQ
@@ -37,7 +42,7 @@ MESHES = ("data:8", "model:8", BOTH)
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples" / "models"
 
 SHARED = "The mill of Oldbrook was built of grey stone. "
-PAIRS = [(f"{SHARED}Mill {n}?", f" {name}") for n in range(5) for name in ("Una", "Mira", "Tom")]
+PAIRS = [(f"{n}. {SHARED}Mill {n}?", f" {name}") for n in range(5) for name in ("Una", "Mira", "Tom")]
 TEXTS = [SHARED * 4, SHARED, "Oldbrook"]
 GREEDY = {"max_gen_toks": 5, "until": []}
 DRAWN = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
@@ -125,6 +130,48 @@ def states(folder: Path, mesh: str) -> dict[str, Any]:
     }
 
 
+def behind_a_state(folder: Path, mesh: str | None) -> list[float]:
+    """Log-probabilities in rows of trees behind a state, of more queries than read a state at once."""
+    spread = None if mesh is None else make_mesh(read_mesh(mesh))
+    backend = JaxBackend(resolve(models.load_model(str(folder), mesh=spread)), 1024, spread)
+    random = np.random.default_rng(0)
+    before, rows = random.integers(1, 264, (1, 64), np.int32), random.integers(1, 264, (4, 192), np.int32)
+    name = before.tobytes()
+    depths = np.tile(np.arange(192, dtype=np.int32), (4, 1))
+    ends = np.full_like(depths, 192)
+    ends[:, 64:128], depths[:, 128:] = 128, depths[:, 128:] - 64  # two branches behind the first 64 tokens
+    places = Places()
+    for row in range(4):
+        places.add(row, np.arange(191), rows[row, 1:], row)
+    steps = [
+        Step.of(before, 64, Read(np.array([64], np.int32), b"", name, 64), Places()),
+        Step.of(rows, rows.size, Branch(depths, ends, name), places),
+    ]
+    backend.open(steps)
+    logprobs: list[float] = [backend.submit(step).result() for step in steps][-1].logprobs.tolist()
+    return logprobs
+
+
+_gathered: dict[str, dict[str, int]] = {}
+"""For each mesh the most numbers that programs of each kind bring together from several devices, of what was divided."""
+
+
+def watch_programs() -> None:
+    """Look into what is compiled from now on."""
+    plain = Programs.get
+
+    def get(self: Programs, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
+        program: Any = plain(self, key, function, *arguments, donated=donated)
+        if self.placement.mesh is not None:
+            shapes = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", program.as_text())
+            sizes = [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
+            of_mesh = _gathered.setdefault(str(MeshShape(**self.placement.mesh.shape)), {})
+            of_mesh[key[0]] = max([of_mesh.get(key[0], 0), *sizes])
+        return program
+
+    Programs.get = get  # type: ignore[method-assign]
+
+
 def refusal(load: Callable[[], Any]) -> str:
     """What is said of what cannot be done."""
     try:
@@ -141,8 +188,11 @@ def of_checkpoints(folder: Path) -> dict[str, Any]:
     def llama(mesh: Any) -> Model:
         return models.load_model(str(folder), **({} if mesh is None else {"mesh": mesh}))
 
+    watch_programs()
     return {
         "answers": {"llama": of_meshes(llama, MESHES)},
+        "behind": {mesh or "one": behind_a_state(folder, mesh) for mesh in (None, "data:4", BOTH)},
+        "gathered": _gathered,
         "parts": {mesh: parts(llama(make_mesh(read_mesh(mesh))).params) for mesh in MESHES},
         "largest_read": largest_read(folder, BOTH),
         "states": {mesh: states(folder, mesh) for mesh in ("model:8", BOTH)},

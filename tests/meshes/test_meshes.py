@@ -59,6 +59,21 @@ def test_steps_of_several_rows_have_as_many_for_each_group(
     assert max(rows) > 1
 
 
+@pytest.mark.parametrize("mesh", ["data:4", BOTH])
+def test_trees_behind_a_state_score_as_on_one_device(found: dict[str, Any], mesh: str) -> None:
+    behind = found["checkpoints"]["behind"]
+    np.testing.assert_allclose(behind[mesh], behind["one"], rtol=0, atol=1e-4)
+
+
+def test_what_is_divided_stays_divided_while_it_is_computed_with(found: dict[str, Any]) -> None:
+    gathered = found["checkpoints"]["gathered"][BOTH]
+    for kind in ("create", "read", "copy", "put", "branch"):
+        assert gathered[kind] == 0, kind
+    # The largest logit that each device has seen, and its token: no logits, no weights and no states.
+    assert 0 < gathered["decode"] <= 4 * 6
+    assert 0 < gathered["score"] <= 4 * 256
+
+
 def test_rows_that_cannot_be_dealt_out_are_whole_on_each_device(found: dict[str, Any]) -> None:
     forced, plain = found["pages"]["forced"], found["pages"]["answers"]["page"]["one"]
     assert {rows for rows, _ in forced["shapes"]} == {3}
