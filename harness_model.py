@@ -60,7 +60,7 @@ class BirdieZMQ(LM):
         tokenizer: Beside `model`, whatever a page's ``load_tokenizer`` may return; else one of the model_args.
         client_settings: Timeouts and the size of batches.
         **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
-            ``engine``, ``batch_rows``, ``resume``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
+            ``engine``, ``batch_rows``, ``resume``, ``mesh``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
             `model`, ``model_tag`` is what results call it.
 
     Raises:
