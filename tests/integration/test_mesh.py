@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,8 +44,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_page_is_given_the_mesh_and_scores_as_on_one_device(page: str) -> None:
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in PAIRS]
     found = {}
-    for tag, words in (("alone", {}), ("spread", {"mesh": "data:2/model:4"})):
-        with BirdieZMQ(model_tag=tag, api=page, size="small", max_length=64, device="cpu", **words) as lm:
+    words: dict[str, dict[str, Any]] = {"alone": {}, "spread": {"mesh": "data:2/model:4"}}
+    for tag, mesh in words.items():
+        with BirdieZMQ(model_tag=tag, api=page, size="small", max_length=64, device="cpu", **mesh) as lm:
             scores = [score for score, _ in lm.loglikelihood(requests, disable_tqdm=True)]
             found[tag] = scores, lm.get_model_info()
     np.testing.assert_allclose(found["spread"][0], found["alone"][0], rtol=0, atol=1e-4)
