@@ -10,7 +10,9 @@ in several blocks their softmax is gathered as it goes (Milakov and Gimelshein, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -49,7 +51,13 @@ class State(NamedTuple):
     lengths: jax.Array
 
 
-class Reading(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("positions", "ends", "state"),
+    meta_fields=("are_dealt_out",),
+)
+@dataclass(frozen=True)
+class Reading:
     """What each token of a step may see.
 
     Attributes:
@@ -57,7 +65,8 @@ class Reading(NamedTuple):
         ends: int32 [b, t], or None. Token i of a row sees its token j if ``j <= i < ends[j]``: a row may hold many texts,
             or a tree of them in depth-first order. None: each row is one text.
         state: What all texts of a row begin with, a row of the state for each row, or one for all; or None.
-        are_dealt_out: Whether rows lie on several groups of devices, none of which should wait for another's.
+        are_dealt_out: Whether rows lie on several groups of devices, none of which should wait for another's. Static
+            under `jax.jit`.
     """
 
     positions: jax.Array
