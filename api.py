@@ -6,7 +6,8 @@ for a model::
     lm_eval --model birdie_zmq --model_args model_tag=mine,size=small,port=5555 --tasks arc_easy
 
 calls ``load_model("mine", size="small")`` and ``load_tokenizer("mine", size="small")``. Every word of model_args
-reaches both, but for those that say where and how to run (``endpoint``, ``port``, ``api``, ``engine``, ``batch_rows``). When another
+reaches both, but for those that say where and how to run (``endpoint``, ``port``, ``api``, ``engine``, ``batch_rows``).
+``mesh=data:2/model:4`` reaches load_model alone, as a ``jax.sharding.Mesh`` (docs/many_devices.md). When another
 evaluation asks for another tag or other words, the process that holds the model ends, with all its memory, and a new
 one calls these functions again.
 

@@ -57,7 +57,8 @@ class BirdieZMQ(LM):
         tokenizer: Beside `model`, whatever a page's ``load_tokenizer`` may return; else one of the model_args.
         client_settings: Timeouts and the size of batches.
         **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
-            ``engine``, ``batch_rows``, ``resume``, ``status_port``; everything else reaches ``load_model`` and ``load_tokenizer``. Beside
+            ``engine``, ``batch_rows``, ``resume``, ``status_port``; everything else reaches ``load_model`` and
+            ``load_tokenizer``, ``mesh`` as a `jax.sharding.Mesh` that only ``load_model`` is given. Beside
             `model`, ``model_tag`` is what results call it.
 
     Raises:
@@ -114,9 +115,9 @@ class BirdieZMQ(LM):
         endpoint = arguments.endpoint
         if endpoint is None:
             verbose = logger.isEnabledFor(logging.DEBUG)
-            self._embedded = Embedded(
-                arguments.api, device_of_lm_eval(device), verbose, arguments.engine, arguments.status_port
-            )
+            # lm_eval names one GPU where nobody named any, and a mesh wants to see all of them.
+            one = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
+            self._embedded = Embedded(arguments.api, one, verbose, arguments.engine, arguments.status_port)
             endpoint = self._embedded.endpoint
             if given is None:
                 self._settings = ClientSettings(connect_s=CONNECT_S)

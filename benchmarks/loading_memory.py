@@ -2,7 +2,8 @@
 
 Each load is done in a process of its own, whose peak resident memory is read from the operating system. On the CPU the
 device's memory is the host's, so what is above the weights is what loading itself costs: one tensor, and the pages of
-the shard that is open. A checkpoint of random weights is written for it unless a directory is named.
+the shard that is open. A checkpoint of random weights is written for it unless a directory is named. With ``--mesh
+data:2/model:4`` the devices are made up, and their memory is the host's too: then "weights" is what all of them hold.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from birdie_zmq.mesh_shape import read_mesh
 from birdie_zmq.models.checkpoint import CONFIG_FILE, INDEX_FILE
 from birdie_zmq.models.llama import Llama
 
@@ -55,18 +58,28 @@ def write_random(directory: Path, model: Llama, shards: int) -> None:
     (directory / CONFIG_FILE).write_text(json.dumps(model.to_hugging_face()), encoding="utf-8")
 
 
-def measure(directory: Path, dtype: str) -> dict[str, float]:
+def measure(directory: Path, dtype: str, mesh: str | None) -> dict[str, float]:
     """Load in this process; the bytes of the weights, and the peak of resident memory before and after."""
     import jax
     import jax.numpy as jnp
 
+    from birdie_zmq.engine.placement import make_mesh
     from birdie_zmq.models.loading import load_checkpoint
 
+    spread = None if mesh is None else make_mesh(read_mesh(mesh))
     jnp.zeros((8, 8)).block_until_ready()
     before = _peak_bytes()
-    _, params = load_checkpoint(directory, dtype)
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    return {"weights": weights, "before": before, "peak": _peak_bytes()}
+    _, params = load_checkpoint(directory, dtype, spread)
+    of_device = Counter[int]()
+    for leaf in jax.tree.leaves(params):
+        for shard in leaf.addressable_shards:
+            of_device[shard.device.id] += shard.data.nbytes
+    return {
+        "weights": sum(of_device.values()),
+        "of a device": max(of_device.values()),
+        "before": before,
+        "peak": _peak_bytes(),
+    }
 
 
 def _peak_bytes() -> int:
@@ -79,17 +92,21 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def report(directory: Path, label: str) -> None:
+def report(directory: Path, label: str, mesh: str | None) -> None:
     """Print a line for each dtype."""
     files = [path.stat().st_size for path in directory.glob("*.safetensors")]
     for dtype in ("float32", "bfloat16"):
         command = [sys.executable, "-m", "benchmarks.loading_memory", "--measure", dtype, str(directory)]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        if mesh is not None:
+            command += ["--mesh", mesh]
+            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={read_mesh(mesh).size}"
         printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
         found = json.loads(printed.splitlines()[-1])
         over = found["peak"] - found["before"] - found["weights"]
         print(
-            f"{label:22} {dtype:9} weights {found['weights'] / MIB:7.0f} MiB   largest shard {max(files) / MIB:7.0f} MiB   "
+            f"{label:22} {dtype:9} weights {found['weights'] / MIB:7.0f} MiB   "
+            f"of a device {found['of a device'] / MIB:7.0f} MiB   largest shard {max(files) / MIB:7.0f} MiB   "
             f"peak over start {(found['peak'] - found['before']) / MIB:7.0f} MiB   over the weights {over / MIB:6.0f} MiB",
             flush=True,
         )
@@ -101,17 +118,18 @@ def main() -> int:
     parser.add_argument("directory", nargs="?", type=Path, help="a checkpoint to load instead of random ones")
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
     parser.add_argument("--measure", metavar="DTYPE", help=argparse.SUPPRESS)
+    parser.add_argument("--mesh", metavar="data:N/model:M", help="divide the weights over so many devices")
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.directory, options.measure)))
+        print(json.dumps(measure(options.directory, options.measure, options.mesh)))
         return 0
     if options.directory is not None:
-        report(options.directory, options.directory.name)
+        report(options.directory, options.directory.name, options.mesh)
         return 0
     for shards in options.shards:
         with tempfile.TemporaryDirectory() as folder:
             write_random(Path(folder), MODEL, shards)
-            report(Path(folder), f"random, {shards} shards")
+            report(Path(folder), f"random, {shards} shards", options.mesh)
     return 0
 
 

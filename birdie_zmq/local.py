@@ -17,7 +17,7 @@ from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.engines import DEFAULT, import_engine
-from birdie_zmq.worker.loading import Loaded, Origin, assemble, text_tokenizer
+from birdie_zmq.worker.loading import Loaded, Origin, assemble, mesh_for, text_tokenizer
 
 ORIGIN = "the caller's process"
 
@@ -62,7 +62,8 @@ class LocalClient:
         self._told: set[str] = set()
         # Compiled programs stay with this process: where its own are kept is for the caller to say.
         texts = text_tokenizer(spec, tokenizer)
-        loaded = assemble(spec, import_engine(engine), Origin(ORIGIN, ""), texts, model)
+        imported = import_engine(engine)
+        loaded = assemble(spec, imported, Origin(ORIGIN, ""), texts, model, mesh=mesh_for(spec, imported))
         self._loaded: Loaded | None = _told_apart(loaded, loaded.fingerprint)
 
     @property

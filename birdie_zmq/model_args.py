@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from birdie_zmq.errors import UsageError
+from birdie_zmq.mesh_shape import WORD, MeshShape, take_mesh
 from birdie_zmq.wire.messages import ModelSpec, StepLimits
 from birdie_zmq.worker.engines import DEFAULT, find_engine
 
@@ -51,6 +52,12 @@ WORDS = (
     Word("status_port", "a status page of a run's own broker, on this port of this machine; 0 takes a free one"),
     Word("resume", "a file in which every answer is kept as it comes; what it holds is not asked again"),
     Word("batch_rows", "the rows of a step, exactly"),
+    Word(
+        "mesh",
+        "`data:2/model:4`: rows dealt out to 2 groups of devices, weights divided among the 4 of each; reaches `load_model` "
+        "as a `jax.sharding.Mesh`",
+        passed_on=True,
+    ),
     Word("max_length", "the most tokens that the model reads at once", passed_on=True),
     Word("prefix_token_id", "the token before a text without context; left out, BOS, else EOS", passed_on=True),
     Word("add_bos_token", "whether texts are encoded behind BOS; left out, as the tokenizer does it", passed_on=True),
@@ -88,6 +95,7 @@ class RunArguments:
         status_port: The port of a status page of a run's own broker, None for no page.
         resume: The journal in which answers are kept and looked up, None to keep none.
         device: What lm_eval calls the device.
+        mesh: Over which devices the model is spread, None for one device. It is a part of `model` too.
         limits: What was said of the rows of a step.
         max_gen_toks: How much is generated where a task does not say.
         seed: What answers that are sampled depend on.
@@ -104,6 +112,7 @@ class RunArguments:
     status_port: int | None
     resume: Path | None
     device: str | None
+    mesh: MeshShape | None
     limits: StepLimits
     max_gen_toks: int
     seed: int
@@ -164,6 +173,9 @@ def read_arguments(
     if status_port is not None and not _is_port(status_port, least=0):
         raise UsageError(f"status_port={status_port!r} in model_args is no port; 0 takes a free one")
     resume = _file("resume", kept["resume"])
+    mesh = take_mesh(rest)
+    if mesh is not None:
+        rest[WORD] = mesh.as_argument()
     rows = _count("batch_rows", kept["batch_rows"])
     most = [number for number in (_batch_size(batch_size), _count("max_batch_size", max_batch_size)) if number]
     max_gen_toks = _count("max_gen_toks", rest.get("max_gen_toks"))
@@ -177,6 +189,7 @@ def read_arguments(
         status_port=status_port,
         resume=resume,
         device=device,
+        mesh=mesh,
         limits=StepLimits(max_rows=min(most, default=None), rows=rows),
         max_gen_toks=max_gen_toks or DEFAULT_MAX_GEN_TOKS,
         seed=_seed(rest.get("seed")),

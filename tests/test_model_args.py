@@ -32,6 +32,7 @@ def test_a_tag_alone_is_a_run_of_its_own() -> None:
         status_port=None,
         resume=None,
         device=None,
+        mesh=None,
         limits=StepLimits(),
         max_gen_toks=DEFAULT_MAX_GEN_TOKS,
         seed=0,

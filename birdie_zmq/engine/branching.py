@@ -111,7 +111,7 @@ def _row_counts(count: int, length: int, buckets: Buckets) -> tuple[int, ...]:
     most = buckets.rows_for(length)
     if buckets.limits.rows is not None:
         return (most,) * -(-count // most)
-    sizes = tuple(1 << power for power in range(most.bit_length()))
+    sizes = buckets.row_counts(most)
     whole = max(0, count // most - 1)
     return (most,) * whole + pieces(count - whole * most, sizes, -(-buckets.budget.call_tokens // length))
 

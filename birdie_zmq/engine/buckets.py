@@ -8,7 +8,7 @@ shortest, and their number, which bounds the compiles, near twice the logarithm 
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from birdie_zmq.wire.messages import StepLimits
 
@@ -39,6 +39,8 @@ class StepBudget:
     the most memory that the float32 logits of a step may take; ``rows`` bounds the rows whatever their length.
     ``head_bytes`` is what logits may take before they are computed in blocks of the vocabulary, a quarter of it each,
     where a model gives its head in parts; on a CPU, what stays in its cache. ``decoded`` is how many tokens one call decodes for each row of a generation, which has at most ``decoding_rows``.
+    ``row_unit`` is the number of groups of devices to which the rows of a step are dealt out, so that steps of several rows
+    have a multiple of it.
     """
 
     tokens: int
@@ -48,6 +50,19 @@ class StepBudget:
     rows: int = 64
     decoded: int = 1
     decoding_rows: int = 16
+    row_unit: int = 1
+
+    def times(self, groups: int) -> StepBudget:
+        """The budget of so many groups of devices, each of which computes its share of the rows."""
+        return replace(
+            self,
+            tokens=self.tokens * groups,
+            logits_bytes=self.logits_bytes * groups,
+            head_bytes=self.head_bytes * groups,
+            rows=self.rows * groups,
+            decoding_rows=self.decoding_rows * groups,
+            row_unit=self.row_unit * groups,
+        )
 
 
 @dataclass(frozen=True)
@@ -90,8 +105,13 @@ class Buckets:
         lengths = self.lengths
         return lengths[bisect_left(lengths, tokens)]
 
+    @property
+    def row_unit(self) -> int:
+        """What the rows of a step are a multiple of, where there are several: the budget's, unless the user wants fewer."""
+        return 1 if self.limits.max_rows and self.limits.max_rows < self.budget.row_unit else self.budget.row_unit
+
     def rows_for(self, length: int) -> int:
-        """How many rows a step of this length has: a power of two, unless the user forced a number."""
+        """How many rows a step of this length has: a power of two of units, unless the user forced a number."""
         if self.limits.rows is not None:
             return self.limits.rows
         most = min(
@@ -100,7 +120,15 @@ class Buckets:
             self.budget.rows,
             self.limits.max_rows or self.budget.rows,
         )
-        return 1 << (max(1, most).bit_length() - 1)
+        return self.row_unit << (max(1, most // self.row_unit).bit_length() - 1)
+
+    def row_counts(self, most: int) -> tuple[int, ...]:
+        """The numbers of rows that steps of at most so many have, where they are not forced; ascending."""
+        return tuple(self.row_unit << power for power in range((most // self.row_unit).bit_length()))
+
+    def rows_to_hold(self, count: int) -> int:
+        """The least of such numbers that holds so many rows, however many that are."""
+        return self.row_unit << (-(-count // self.row_unit) - 1).bit_length()
 
     @property
     def shapes(self) -> frozenset[tuple[int, int]]:

@@ -59,7 +59,7 @@ def piece_lengths(buckets: Buckets) -> tuple[int, ...]:
 def _rows(waiting: int, length: int, buckets: Buckets) -> int:
     """How many rows the next step has: a power of two, no more than are filled but for the last."""
     most = buckets.rows_for(length)
-    return most if buckets.limits.rows is not None else min(most, 1 << (waiting - 1).bit_length())
+    return most if buckets.limits.rows is not None else min(most, buckets.rows_to_hold(waiting))
 
 
 def _clusters(tree: Tree, first: int, last: int, base: int) -> tuple[int, list[_Cluster]]:

@@ -127,19 +127,20 @@ def carry_on(
     waiting = list(rows)
     most = min(limits.max_rows or backend.budget.decoding_rows, backend.budget.decoding_rows)
     while waiting:
+        unit = backend.budget.row_unit if most >= backend.budget.row_unit else 1
         readings = plan_readings([row.tokens for row in waiting], backend.budget.call_tokens)
         needed = {reading.number: _slots(waiting[reading.number], reading, ends, backend) for reading in readings}
         largest = max(needed.values())
-        wanted = limits.rows or min(most, _width(len(waiting)))
+        wanted = limits.rows or min(max(unit, most // unit * unit), _width(len(waiting), unit))
         count = limits.rows or backend.decoding_rows(largest, wanted)
         if count < wanted:  # the longest ones have less company
             readings = [reading for reading in readings if needed[reading.number] > largest // 2]
-            count = min(count, _width(len(readings)))
+            count = min(count, _width(len(readings), unit))
         work = [(waiting[reading.number], reading) for reading in readings]
         finished: set[int] = set()
         try:
             # Nothing holds a session when it is over, nor when it failed: the next one wants its memory.
-            for row in _Session(backend, sampling, count, largest, called, tally, may_narrow=limits.rows is None).run(
+            for row in _Session(backend, sampling, count, largest, called, tally, None if limits.rows else unit).run(
                 work, ends
             ):
                 finished.add(id(row))
@@ -157,11 +158,12 @@ def _slots(row: Row, reading: Reading, ends: Ends, backend: Backend) -> int:
     return max(reading.slots, len(row.prompt) + ends.max_gen_toks + backend.budget.decoded)
 
 
-def _width(count: int) -> int:
-    """As many rows, or the few more that make it one of 1, 2, 3, 4, 6, 8, 12, …: each is compiled on its own."""
-    power = 1 << (count - 1).bit_length()
+def _width(count: int, unit: int) -> int:
+    """As many rows, or the few more that make it one of 1, 2, 3, 4, 6, 8, 12, … units: each is compiled on its own."""
+    units = -(-count // unit)
+    power = 1 << (units - 1).bit_length()
     less = 3 * power // 4
-    return less if power >= 4 and count <= less else power
+    return unit * (less if power >= 4 and units <= less else power)
 
 
 class _Session:
@@ -175,14 +177,13 @@ class _Session:
         capacity: int,
         called: Called,
         tally: Tally,
-        *,
-        may_narrow: bool,
+        narrow_by: int | None,
     ) -> None:
         self._decoding: Decoding = backend.decoding(count, capacity, sampling)
         self._slots: list[Row | None] = [None] * count
         self._called = called
         self._tally = tally
-        self._may_narrow = may_narrow
+        self._narrow_by = narrow_by
         tally.allow({(1, length) for length in PROMPT_PIECES})
 
     def run(self, work: Sequence[tuple[Row, Reading]], ends: Ends) -> Iterator[Row]:
@@ -192,8 +193,8 @@ class _Session:
             for number, taken in enumerate(self._slots):
                 if taken is None and waiting:
                     self._put(number, *waiting.popleft())
-            if not waiting and self._may_narrow:
-                self._narrow()
+            if not waiting and self._narrow_by:
+                self._narrow(self._narrow_by)
             yield from self._decode(ends)
 
     def _put(self, number: int, row: Row, reading: Reading) -> None:
@@ -204,10 +205,10 @@ class _Session:
         for piece in reading.pieces[len(reading.pieces) - len(read) :]:
             self._tally.step((1, piece.size), piece.end - piece.begin)
 
-    def _narrow(self) -> None:
-        """When nothing waits, go on without rows that are empty."""
+    def _narrow(self, unit: int) -> None:
+        """When nothing waits, go on without rows that are empty, with a whole number of units."""
         active = [number for number, row in enumerate(self._slots) if row is not None]
-        count = _width(len(active))
+        count = _width(len(active), unit)
         if count >= len(self._slots):
             return
         empty = [number for number, row in enumerate(self._slots) if row is None]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax.sharding import Mesh
 
 from birdie_zmq.engine import head
 from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
@@ -25,9 +26,19 @@ from birdie_zmq.engine.buckets import SHORTEST, StepBudget
 from birdie_zmq.engine.compile_cache import keep_programs
 from birdie_zmq.engine.contract import LoadedModel, Model
 from birdie_zmq.engine.frameworks import only_framework
-from birdie_zmq.engine.jax_decoding import JaxDecoding, copy_state, create_state, key_data, limits_of
+from birdie_zmq.engine.jax_decoding import (
+    JaxDecoding,
+    copy_state,
+    create_state,
+    creator,
+    key_data,
+    limits_of,
+    reader,
+)
 from birdie_zmq.engine.memory import host_free_bytes
 from birdie_zmq.engine.outputs import chosen_vocabulary
+from birdie_zmq.engine.placement import Placement, bytes_on_a_device, places
+from birdie_zmq.engine.placement import make_mesh as make_mesh
 from birdie_zmq.engine.planning import Branch, Fork, Pairs, Read, Rows, Step, Tokens
 from birdie_zmq.engine.prefixes import long_pieces
 from birdie_zmq.engine.programs import Compiled, Programs, named
@@ -112,11 +123,12 @@ class _Register:
 
 
 class JaxBackend:
-    """A model's functions on JAX's default device.
+    """A model's functions on JAX's default device, or on a mesh of devices.
 
     Args:
         model: What load_model returned, resolved.
         max_length: The longest row there will be.
+        mesh: Over whose axis ``data`` the rows of steps are dealt out.
 
     Raises:
         ModelLoadError: A leaf of the params holds no value that a compiled function takes.
@@ -126,15 +138,18 @@ class JaxBackend:
 
     name = "jax"
 
-    def __init__(self, model: LoadedModel, max_length: int) -> None:
+    def __init__(self, model: LoadedModel, max_length: int, mesh: Mesh | None = None) -> None:
         parts = model.parts
         if model.jit:
             check_leaves(parts.params)
-        params = _on_device(parts.params)
+        self._mesh = mesh
+        # A bare callable is given its tokens as ever: where its weights lie, only it knows.
+        self._place = Placement(mesh if model.jit else None)
+        params = self._place.params(parts.params)
         self._params = params
         self._model = parts
         self._is_jitted = model.jit
-        self._programs = Programs()
+        self._programs = Programs(self._place)
         self.ability: Ability = ability_of(parts)
         self.scores_pairs = parts.score is not None
         self.makes_logits = parts.unembed is None or (self.ability == "rows" and parts.hidden is None)
@@ -148,11 +163,13 @@ class JaxBackend:
             found = find_vocabulary(replace(parts, params=params), self.ability, trial, jit=model.jit)
             self.vocab_size = chosen_vocabulary(parts.vocab_size, found)
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
+        if mesh is not None:
+            self.budget = self.budget.times(Placement(mesh).data)
         self._states = StateStore[Any](_STATE_BYTES)
         self._register: _Register | None = None
         self._uses = Counter[bytes]()  # how many steps of the plan still start from a state
         self._room = 0
-        self.devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()]
+        self.devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in self._devices()]
         self.versions = {"jax": jax.__version__, "jaxlib": version("jaxlib")}
         weights = _weights(params if model.jit else parts.logits)
         self.num_parameters = sum(leaf.size for leaf in weights) if weights else None
@@ -175,6 +192,9 @@ class JaxBackend:
     def states_evicted(self) -> int:
         """How many states of beginnings had to go because of the bound."""
         return self._states.evicted
+
+    def _devices(self) -> list[jax.Device]:
+        return jax.devices() if self._mesh is None else list(self._mesh.devices.flat)
 
     # --- Plans and their states --------------------------------------------------------------------------------------
 
@@ -200,14 +220,14 @@ class JaxBackend:
         self._register = None
         if params is None and self._params is None:
             return
-        params = _on_device(params)
+        params = self._place.params(params)
         before, now = _form(self._params), _form(params)
         if before != now:
             raise UsageError(
                 "the new params have another form than those before: other names, shapes or dtypes; make a new BirdieZMQ "
                 "for another model"
             )
-        if _places(self._params) != _places(params):
+        if places(self._params) != places(params):
             self._programs.forget()  # They were compiled for where the weights lay.
         self._params = params
 
@@ -215,7 +235,7 @@ class JaxBackend:
         """Make later steps smaller, and forget all states; False if they are as small as can be."""
         self._states.clear()
         self._register = None
-        if self.budget.tokens <= SHORTEST:
+        if self.budget.tokens <= SHORTEST * self.budget.row_unit:
             return False
         self.budget = replace(self.budget, tokens=self.budget.tokens // 2)
         return True
@@ -265,7 +285,8 @@ class JaxBackend:
 
     def _chunks(self, *columns: npt.NDArray[Any]) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
         """Cut columns of one length into pieces of few sizes, the last padded by its zeros; with each what is real."""
-        most = _PLACE_COUNTS[-1] if self._in_blocks else max(_PLACE_COUNTS[0], _PLACES_BYTES // (4 * self.vocab_size))
+        fitting = _PLACES_BYTES * self._place.size // (4 * self.vocab_size)
+        most = _PLACE_COUNTS[-1] if self._in_blocks else max(_PLACE_COUNTS[0], fitting)
         begin = 0
         for size in long_pieces(len(columns[0]), tuple(count for count in _PLACE_COUNTS if count <= most), 16):
             real = min(size, len(columns[0]) - begin)
@@ -277,11 +298,15 @@ class JaxBackend:
 
         The places are gathered by a program of their own, so that the head is not compiled again for each step's shape.
         """
-        where = (jnp.asarray(rows), jnp.asarray(positions))
+        where = (self._place.whole(rows), self._place.whole(positions))
         key = (str(read.dtype), len(rows))
-        at = self._programs.run(("gather", read.shape, *key), head.gather, read, *where)
+        at = self._programs.run(("gather", read.shape, *key), self._gather, read, *where)
         params = None if self.makes_logits else self._params
-        return self._programs.run((kind, *key), function, params, at, *jax.tree.map(jnp.asarray, others))
+        return self._programs.run((kind, *key), function, params, at, *map(self._place.whole, others))
+
+    def _gather(self, read: jax.Array, rows: jax.Array, positions: jax.Array) -> jax.Array:
+        """The places are dealt out as rows are, so that each group of devices has its share of the head's work."""
+        return jnp.asarray(self._place.dealt(head.gather(read, rows, positions)))
 
     def _logits(self, params: Any, at: jax.Array) -> jax.Array:
         """Logits [q, v] of what was gathered [q, …]: hidden states, or logits already."""
@@ -300,7 +325,7 @@ class JaxBackend:
         return head.score_in_blocks(part, targets, self.vocab_size, min(block, self.vocab_size))
 
     def _score_pairs(self, input_ids: Tokens, how: Pairs) -> Any:
-        arguments = map(jnp.asarray, (input_ids, how.label_ids, how.loss_mask))
+        arguments = map(self._place.rows, (input_ids, how.label_ids, how.loss_mask))
         return self._programs.run(("pairs", input_ids.shape), self._model.score, self._params, *arguments)
 
     def _choose(self, params: Any, at: jax.Array) -> Any:
@@ -315,7 +340,7 @@ class JaxBackend:
 
     def _run(self, step: Step) -> Any:
         """The hidden states or logits [rows, length, …] of a step; states are taken, made and kept on the way."""
-        tokens = jnp.asarray(step.tokens)
+        tokens = self._place.rows(step.tokens)
         match step.how:
             case Rows():
                 read = self._rows(tokens)
@@ -325,17 +350,18 @@ class JaxBackend:
             case Branch(depths=depths, ends=ends, state=name):
                 assert self._model.branch is not None
                 kept = self._states.get(name) if name else None
-                where = (jnp.asarray(depths), jnp.asarray(ends), kept.state if kept else None)
+                where = (self._place.rows(depths), self._place.rows(ends), kept.state if kept else None)
                 key = ("branch", step.shape, kept.room if kept else 0)
                 return self._programs.run(key, self._model.branch, self._params, tokens, *where)
             case Read(lengths=lengths, before=before, after=after):
                 register = self._start(before, len(lengths))
-                arguments = (self._params, tokens, jnp.asarray(lengths), register.state)
+                arguments = (self._params, tokens, self._place.rows(lengths), register.state)
                 key = ("read", step.shape, register.room)
-                hidden, state = self._programs.run(key, self._model.extend, *arguments, donated=3)
+                function = reader(self._programs, self._model)
+                hidden, state = self._programs.run(key, function, *arguments, donated=3)
                 self._register = _Register(state, register.room, is_kept=False)
                 if after is not None and after in self._uses:
-                    self._states.put(after, Kept(state, register.room, sum(x.nbytes for x in jax.tree.leaves(state))))
+                    self._states.put(after, Kept(state, register.room, bytes_on_a_device(state, places(state))))
                     self._register.is_kept = True
                     self._states.trim(self._uses)
                 return hidden
@@ -344,7 +370,7 @@ class JaxBackend:
             case Fork(parents=parents, lengths=lengths):
                 assert self._register is not None
                 state = self._register.state
-                forked = (jnp.asarray(lengths), jnp.asarray(parents), state)
+                forked = (self._place.rows(lengths), self._place.whole(parents), state)
                 which = ("fork", step.shape, _batch(state), self._register.room)
                 return self._programs.run(which, self._fork, self._params, tokens, *forked)
 
@@ -374,7 +400,8 @@ class JaxBackend:
 
     def _fork(self, params: Any, tokens: Any, lengths: Any, parents: Any, state: Any) -> Any:
         assert self._model.extend is not None
-        return self._model.extend(params, tokens, lengths, jax.tree.map(lambda x: x[parents], state))[0]
+        forked = self._place.dealt(jax.tree.map(lambda x: x[parents], state))
+        return self._model.extend(params, tokens, lengths, forked)[0]
 
     # --- Generation --------------------------------------------------------------------------------------------------
 
@@ -385,10 +412,8 @@ class JaxBackend:
             OutOfDeviceMemory: For none. It says how many tokens there is room for.
         """
         room = slots_for(capacity)
-        assert self._model.init_state is not None
-        state = jax.eval_shape(lambda params: self._model.init_state(params, 1, room), self._params)  # type: ignore[misc]
-        row_bytes = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        free = _free_bytes()
+        row_bytes = self._row_bytes(room)
+        free = _free_bytes(jax.devices()[:1] if self._mesh is None else self._mesh.local_devices)
         if free is None or row_bytes == 0:
             return wanted
         rows = int(free * _SHARE_OF_FREE / row_bytes) - _OTHER_ROWS
@@ -399,7 +424,17 @@ class JaxBackend:
                 f"{_OTHER_ROWS + 1} times, and {free / 2**20:,.0f} MiB are free: about {fitting} tokens would fit; lower "
                 "max_gen_toks or max_length"
             )
-        return min(wanted, rows)
+        # The others are one row each, which lies on all devices; rows that cannot be dealt out do so too.
+        return min(wanted, rows * self._place.data if wanted % self._place.data == 0 else rows)
+
+    def _row_bytes(self, room: int) -> int:
+        """What a row of a state takes of each device that it lies on."""
+        assert self._model.init_state is not None
+        state = jax.eval_shape(lambda params: self._model.init_state(params, 1, room), self._params)  # type: ignore[misc]
+        if self._place.mesh is None:
+            return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        program = creator(self._programs, self._model, self._params, 1, room)
+        return bytes_on_a_device(state, program.output_shardings)
 
     def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
         """Rows with room for `capacity` tokens each, for models with a state."""
@@ -433,34 +468,28 @@ def _state_of(step: Step) -> bytes | None:
     return None
 
 
-def _free_bytes() -> int | None:
-    """What is free of the memory that the first device computes in; None if nobody says."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return host_free_bytes()
-    statistics = device.memory_stats() or {}
-    if "bytes_limit" not in statistics:
-        return None
-    return int(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0))
+def _free_bytes(devices: Sequence[jax.Device]) -> int | None:
+    """What is free of the memory of the device that has least, of those that a model lies on; None if nobody says."""
+    if devices[0].platform == "cpu":
+        free = host_free_bytes()  # which devices that are made up share
+        return None if free is None else free // len(devices)
+    found = []
+    for device in devices:
+        statistics = device.memory_stats() or {}
+        if "bytes_limit" not in statistics:
+            return None
+        found.append(int(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
+    return min(found)
 
 
 def _batch(state: Any) -> int:
     return int(jax.tree.leaves(state)[0].shape[0])
 
 
-def _on_device(params: Any) -> Any:
-    """Params whose arrays of NumPy, which would be copied to the device in every step, are there."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, params)
-
-
 def _form(tree: Any) -> Any:
     """What programs are compiled for."""
     leaves = jax.tree.leaves(tree)
     return jax.tree.structure(tree), [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
-
-
-def _places(tree: Any) -> list[Any]:
-    return [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)]
 
 
 def _weights(tree: Any) -> list[Any]:
@@ -474,7 +503,7 @@ def prepare() -> None:
     keep_programs()
 
 
-def make_backend(model: LoadedModel, max_length: int) -> JaxBackend:
+def make_backend(model: LoadedModel, max_length: int, mesh: Mesh | None = None) -> JaxBackend:
     """The engine for models in JAX; as `birdie_zmq.worker.engines` asks for it."""
     with only_framework(model, "jax"):
-        return JaxBackend(model, max_length)
+        return JaxBackend(model, max_length, mesh)

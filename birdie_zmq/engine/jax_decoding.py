@@ -18,8 +18,9 @@ import numpy.typing as npt
 from birdie_zmq.engine import head, sampling
 from birdie_zmq.engine.backend import NextTokens
 from birdie_zmq.engine.contract import Model
+from birdie_zmq.engine.placement import bytes_on_a_device, places
 from birdie_zmq.engine.planning import PAD, Tokens
-from birdie_zmq.engine.programs import Programs, named
+from birdie_zmq.engine.programs import Compiled, Programs, named
 from birdie_zmq.engine.prompts import Piece
 from birdie_zmq.engine.states import Kept, StateStore
 from birdie_zmq.wire.messages import Sampling
@@ -27,21 +28,40 @@ from birdie_zmq.wire.messages import Sampling
 
 def create_state(programs: Programs, model: Model, params: Any, rows: int, room: int) -> Any:
     """A state of rows that have read nothing, with room for so many tokens each."""
+    return creator(programs, model, params, rows, room)(params)
+
+
+def creator(programs: Programs, model: Model, params: Any, rows: int, room: int) -> Any:
+    """The program for it."""
 
     def create(params: Any) -> Any:
         assert model.init_state is not None
-        return model.init_state(params, rows, room)
+        return programs.placement.dealt(model.init_state(params, rows, room))
 
-    return programs.run(("create", rows, room), create, params)
+    return programs.get(("create", rows, room), create, params)
 
 
 def copy_state(programs: Programs, state: Any, rows: int, room: int) -> Any:
     """A state of one row, as often as said, in memory of its own."""
 
     def copy(state: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), state)
+        return programs.placement.dealt(jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), state))
 
     return programs.run(("copy", rows, room), copy, state)
+
+
+def reader(programs: Programs, model: Model) -> Compiled:
+    """The model's `extend`, whose state keeps lying as states lie."""
+    assert model.extend is not None
+    if programs.placement.mesh is None:
+        return model.extend
+    extend = model.extend
+
+    def read(params: Any, tokens: jax.Array, lengths: jax.Array, state: Any) -> Any:
+        hidden, state = extend(params, tokens, lengths, state)
+        return programs.placement.dealt((hidden, state))
+
+    return read
 
 
 def limits_of(drawing: Sampling) -> sampling.Limits:
@@ -94,7 +114,8 @@ class JaxDecoding:
         self._vocab_size = vocab_size
         self._decoded = decoded
         self._room = room
-        self._limits = None if drawing is None else limits_of(drawing)
+        self._place = programs.placement
+        self._limits = None if drawing is None else self._place.whole(limits_of(drawing))
         with named(f"the state of {rows} rows of {room} tokens"):
             self._state = create_state(programs, model, params, rows, room)
         self._last = np.zeros(rows, np.int32)
@@ -116,16 +137,15 @@ class JaxDecoding:
                 tokens = np.full((1, piece.size), PAD, np.int32)
                 real = piece.end - piece.begin
                 tokens[0, :real] = prompt[piece.begin : piece.end]
-                arguments = (self._params, jnp.asarray(tokens), jnp.asarray([real], jnp.int32), one)
-                _, one = self._programs.run(
-                    ("read", (1, piece.size), self._room), self._model.extend, *arguments, donated=3
-                )
+                arguments = (self._params, self._place.rows(tokens), self._place.rows(np.array([real], np.int32)), one)
+                function = reader(self._programs, self._model)
+                _, one = self._programs.run(("read", (1, piece.size), self._room), function, *arguments, donated=3)
                 read.append(piece.size)
                 if piece.is_kept:
                     self._keep(prompt[: piece.end].tobytes(), one)
                     one = copy_state(self._programs, one, 1, self._room)
-            together = (self._state, one, jnp.int32(row))
-            self._state = self._programs.run(("put", len(self._last), self._room), _put, *together, donated=0)
+            together = (self._state, one, self._place.whole(np.int32(row)))
+            self._state = self._programs.run(("put", len(self._last), self._room), self._put, *together, donated=0)
         self._last[row], self._drawn[row], self._keys[row] = prompt[-1], drawn, key_data(key)
         return read
 
@@ -139,7 +159,7 @@ class JaxDecoding:
         return create_state(self._programs, self._model, self._params, 1, self._room), 0
 
     def _keep(self, name: bytes, state: Any) -> None:
-        self._states.put(name, Kept(state, self._room, sum(leaf.nbytes for leaf in jax.tree.leaves(state))))
+        self._states.put(name, Kept(state, self._room, bytes_on_a_device(state, places(state))))
         self._states.trim({name})
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
@@ -147,12 +167,12 @@ class JaxDecoding:
         with named("a step of decoding"):
             chance = None
             if self._limits is not None:
-                chance = sampling.Chance(jnp.asarray(self._keys), jnp.asarray(self._drawn))
+                chance = sampling.Chance(self._place.rows(self._keys), self._place.rows(self._drawn))
             arguments = (
                 self._params,
                 self._state,
-                jnp.asarray(self._last),
-                jnp.asarray(active.astype(np.int32)),
+                self._place.rows(self._last),
+                self._place.rows(active.astype(np.int32)),
                 self._limits,
                 chance,
             )
@@ -168,7 +188,7 @@ class JaxDecoding:
         kept = np.asarray(rows, np.int32)
         with named("fewer rows"):
             key = ("narrow", len(self._last), len(kept), self._room)
-            self._state = self._programs.run(key, _take, self._state, jnp.asarray(kept))
+            self._state = self._programs.run(key, self._take, self._state, self._place.whole(kept))
         self._last, self._drawn, self._keys = self._last[kept], self._drawn[kept], self._keys[kept]
 
     def _decode(
@@ -192,17 +212,23 @@ class JaxDecoding:
                 token, finite = head.choose(logits)
             else:
                 token, finite = sampling.draw(logits, limits, chance._replace(drawn=chance.drawn + number))
-            return (state, token), (token, finite)
+            return self._place.dealt((state, token)), (token, finite)
 
         numbers = jnp.arange(self._decoded, dtype=jnp.int32)
         (state, _), (tokens, finite) = jax.lax.scan(step, (state, last), numbers)
-        return state, tokens, finite
+        return self._place.dealt(state), tokens, finite
 
+    def _put(self, state: Any, one: Any, row: jax.Array) -> Any:
+        """Row 0 of one state in place of a row of another."""
 
-def _put(state: Any, one: Any, row: jax.Array) -> Any:
-    """Row 0 of one state in place of a row of another."""
-    return jax.tree.map(lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x[0], row, 0), state, one)
+        def put(all_: jax.Array, x: jax.Array) -> jax.Array:
+            if self._place.mesh is None:
+                return jax.lax.dynamic_update_index_in_dim(all_, x[0], row, 0)  # type: ignore[no-any-return]
+            # Where rows are dealt out, each device looks whether the row is one of its own: no row travels.
+            is_row = jnp.expand_dims(jnp.arange(len(all_)) == row, range(1, all_.ndim))
+            return jnp.where(is_row, x, all_)
 
+        return self._place.dealt(jax.tree.map(put, state, one))
 
-def _take(state: Any, rows: jax.Array) -> Any:
-    return jax.tree.map(partial(jnp.take, indices=rows, axis=0), state)
+    def _take(self, state: Any, rows: jax.Array) -> Any:
+        return self._place.dealt(jax.tree.map(partial(jnp.take, indices=rows, axis=0), state))

@@ -1,6 +1,7 @@
 """Compiled programs in JAX, and what goes wrong in them.
 
-Every program is compiled before it is called, once for each shape, and the seconds are counted.
+Every program is compiled before it is called, once for each shape (and on several devices for each way in which its
+arguments lie on them), and the seconds are counted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 
 from birdie_zmq.engine import calls
+from birdie_zmq.engine.placement import Placement, places
 
 _NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
 """What runtimes say; the CPU's calls it INTERNAL where a later program meets what could not be computed."""
@@ -23,18 +25,24 @@ Compiled = Callable[..., Any]
 class Programs:
     """The programs of one model.
 
+    Args:
+        placement: Over which devices their arguments are spread.
+
     Attributes:
         seconds: How long compiling took.
         tracing_seconds: How long the Python functions took to become what is compiled.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, placement: Placement | None = None) -> None:
+        self.placement = placement or Placement(None)
         self._programs: dict[Any, Compiled] = {}
         self.seconds = 0.0
         self.tracing_seconds = 0.0
 
     def get(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Compiled:
         """The program for arguments of these shapes, which the key tells apart; it may overwrite the donated one."""
+        if self.placement.mesh is not None:
+            key = (key, places(arguments))  # on several devices a program is one for where its arguments lie
         program = self._programs.get(key)
         if program is None:
             began = time.monotonic()

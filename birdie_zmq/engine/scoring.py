@@ -91,7 +91,7 @@ def possible_shapes(ability: Ability, buckets: Buckets) -> frozenset[tuple[int, 
         most = {(length, max(map(buckets.rows_for, buckets.grown_lengths))) for length in lengths}
     shapes = {(1, length) for length in lengths}
     for length, rows in most:
-        shapes |= {(rows, length)} if buckets.limits.rows else {(1 << n, length) for n in range(rows.bit_length())}
+        shapes |= {(rows, length)} if buckets.limits.rows else {(count, length) for count in buckets.row_counts(rows)}
     return frozenset(shapes)
 
 

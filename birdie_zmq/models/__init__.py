@@ -33,12 +33,13 @@ _WITHOUT_EFFECT = {"trust_remote_code", "truncation", "use_fast_tokenizer", "log
 """What lm_eval's hf backend takes and what needs no saying here; docs/model_args.md says why of each."""
 
 
-def load_model(model_tag: str, **keywords: Any) -> Model:
-    """The model of a tag, for the engine of this process: in JAX, its weights on the default device, or in PyTorch.
+def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
+    """The model of a tag, for the engine of this process: in JAX, its weights on the default device or over a mesh, or in PyTorch.
 
     Args:
         model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or ``organisation/name`` of the hub. In PyTorch it
             is a directory or a repository, which transformers reads.
+        mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``; its devices share the weights.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 where the checkpoint is, else float32.
             ``revision`` is one of the hub's repository.
 
@@ -57,7 +58,7 @@ def load_model(model_tag: str, **keywords: Any) -> Model:
     from birdie_zmq.models.loading import load_checkpoint
 
     try:
-        architecture, params = load_checkpoint(path, dtype)
+        architecture, params = load_checkpoint(path, dtype, mesh)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
     asked = keywords.get("max_length")
@@ -66,7 +67,7 @@ def load_model(model_tag: str, **keywords: Any) -> Model:
             f"max_length={asked} is more than the {architecture.max_length} positions that the model {model_tag!r} has "
             "learned; it has none for what comes after them"
         )
-    return model_of(architecture, params)
+    return model_of(architecture, params, mesh)
 
 
 def _of_another_engine(engine: str, model_tag: str, path: Path, dtype: str) -> Model:

@@ -10,7 +10,9 @@ in several blocks their softmax is gathered as it goes (Milakov and Gimelshein, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -49,7 +51,13 @@ class State(NamedTuple):
     lengths: jax.Array
 
 
-class Reading(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("positions", "ends", "state"),
+    meta_fields=("are_dealt_out",),
+)
+@dataclass(frozen=True)
+class Reading:
     """What each token of a step may see.
 
     Attributes:
@@ -57,11 +65,14 @@ class Reading(NamedTuple):
         ends: int32 [b, t], or None. Token i of a row sees its token j if ``j <= i < ends[j]``: a row may hold many texts,
             or a tree of them in depth-first order. None: each row is one text.
         state: What all texts of a row begin with, a row of the state for each row, or one for all; or None.
+        are_dealt_out: Whether rows lie on several groups of devices, none of which should wait for another's. Static
+            under `jax.jit`.
     """
 
     positions: jax.Array
     ends: jax.Array | None = None
     state: State | None = None
+    are_dealt_out: bool = False
 
 
 class _Mixed(NamedTuple):
@@ -107,7 +118,7 @@ def attention(
     keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     before = None
     if reading.state is not None:
-        before = _mix_state(queries, reading.positions, reading.state, layer, scale, window, softcap)
+        before = _mix_state(queries, reading, reading.state, layer, scale, window, softcap)
     size = max(QUERY_BLOCK, -(-length // MOST_BLOCKS))
     done: list[jax.Array] = []
     for begin in range(0, length, size):
@@ -177,17 +188,17 @@ def _mix(
 
 def _mix_state(
     queries: jax.Array,
-    positions: jax.Array,
+    reading: Reading,
     state: State,
     layer: jax.Array,
     scale: float | jax.Array,
     window: jax.Array | None,
     softcap: float | None,
 ) -> _Mixed:
-    """Attend queries [b, k, g, q, h] at positions int32 [b or 1, q] to what the state holds."""
+    """Attend queries [b, k, g, q, h] of a step to what the state holds."""
     batch, groups, shared, count, width = queries.shape
     rows, capacity = state.keys.shape[0], state.keys.shape[3]
-    places = jnp.broadcast_to(positions[:, None], (batch, shared, count))
+    places = jnp.broadcast_to(reading.positions[:, None], (batch, shared, count))
     if rows == 1:  # then all rows are queries of one product
         queries = queries.transpose(1, 0, 2, 3, 4)
     queries, places = queries.reshape(rows, groups, 1, -1, width), places.reshape(rows, -1)
@@ -222,7 +233,7 @@ def _mix_state(
             full * FULL_BLOCKS, blocks, lambda i, mixed: attend(i * size, size, False, mixed), mixed
         )
 
-    mixed = _in_parts(read, queries, places)
+    mixed = _in_parts(read, queries, places, interleaved=reading.are_dealt_out)
     if rows == 1:
         back = [x.reshape(groups, batch, shared, count, *x.shape[4:]).swapaxes(0, 1) for x in mixed]
     else:
@@ -230,15 +241,24 @@ def _mix_state(
     return _Mixed(*back)
 
 
-def _in_parts(read: Callable[[tuple[jax.Array, jax.Array]], _Mixed], queries: jax.Array, places: jax.Array) -> _Mixed:
-    """Let queries [r, k, 1, n, h] at places int32 [r, n] read, `STATE_QUERIES` at most at once: one program for all."""
+def _in_parts(
+    read: Callable[[tuple[jax.Array, jax.Array]], _Mixed], queries: jax.Array, places: jax.Array, *, interleaved: bool
+) -> _Mixed:
+    """Let queries [r, k, 1, n, h] at places int32 [r, n] read, `STATE_QUERIES` at most at once: one program for all.
+
+    Where parts are interleaved, each has queries of all rows: they are read one after another, and devices that have
+    different rows then read side by side.
+    """
     count = queries.shape[3]
     parts = next(parts for parts in range(-(-count // STATE_QUERIES), count + 1) if count % parts == 0)
     if parts == 1:
         return read((queries, places))
-    cut = jnp.moveaxis(queries.reshape(*queries.shape[:3], parts, -1, queries.shape[4]), 3, 0)
-    mixed = jax.lax.map(read, (cut, jnp.moveaxis(places.reshape(len(places), parts, -1), 1, 0)))
-    return _Mixed(*(jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], count, *x.shape[5:]) for x in mixed))
+    axis = 1 if interleaved else 0  # of the two into which the axis of the queries is cut, the one of the parts
+    sizes = (-1, parts) if interleaved else (parts, -1)
+    cut = jnp.moveaxis(queries.reshape(*queries.shape[:3], *sizes, queries.shape[4]), 3 + axis, 0)
+    mixed = jax.lax.map(read, (cut, jnp.moveaxis(places.reshape(len(places), *sizes), 1 + axis, 0)))
+    back = (jnp.moveaxis(x, 0, 3 + axis) for x in mixed)
+    return _Mixed(*(x.reshape(*x.shape[:3], count, *x.shape[5:]) for x in back))
 
 
 _LOWEST = -1e30

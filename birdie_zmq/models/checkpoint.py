@@ -2,7 +2,8 @@
 
 All names and shapes are checked from the files' headers before the first weight is read. Then one tensor after another
 goes to the device, where it is turned, brought to its dtype and put into its place among the stacked layers. So the
-host holds one tensor at a time, beside the pages of the one file that is open. Nothing is unpickled.
+host holds one tensor at a time, beside the pages of the one file that is open. Over a mesh each device is given its part
+of a tensor, read by itself. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from birdie_zmq.engine.placement import lying
 from birdie_zmq.models.fields import read_json_object
 from birdie_zmq.models.layout import Layout, Params, Place, Stored
 from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.sharding import Shardings, check, shardings_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -42,6 +46,17 @@ class Header(NamedTuple):
     floating: bool
 
 
+Index = tuple[slice, ...]
+
+
+class Take(Protocol):
+    """Reads a tensor, or a part of it."""
+
+    def __call__(self, index: Index | None = None) -> NDArray[Any]:
+        """What lies at an index; all of it by default."""
+        ...
+
+
 class TensorSource(Protocol):
     """The tensors of a checkpoint, under Hugging Face's names."""
 
@@ -52,8 +67,8 @@ class TensorSource(Protocol):
         """What is known of each tensor before it is read."""
         ...
 
-    def read(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Each tensor, in the order in which they lie; one at a time is in memory."""
+    def read(self) -> Iterator[tuple[str, Take]]:
+        """Each tensor, in the order in which they lie, to be taken before the next one."""
         ...
 
 
@@ -78,42 +93,66 @@ class SafetensorsDirectory:
                     dtype = part.get_dtype()
                     self.headers[name] = Header(tuple(part.get_shape()), dtype, dtype in _FLOATS)
 
-    def read(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Each tensor, shard by shard."""
+    def read(self) -> Iterator[tuple[str, Take]]:
+        """Each tensor, shard by shard; a part of one is read without the rest."""
         for shard in self._shards:
             with _opened(shard) as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
-                    yield name, file.get_tensor(name)
+
+                    def take(index: Index | None = None, name: str = name, file: Any = file) -> NDArray[Any]:
+                        values: NDArray[Any] = file.get_tensor(name) if index is None else file.get_slice(name)[index]
+                        return values
+
+                    yield name, take
 
 
-def load_params(layout: Layout, source: TensorSource, dtype: DTypeLike) -> Params:
-    """Read weights onto the default device.
+def load_params(layout: Layout, source: TensorSource, dtype: DTypeLike, mesh: Mesh | None = None) -> Params:
+    """Read weights onto the default device, or divided over a mesh.
 
     Args:
         layout: The tensors that the model needs.
         source: Where they are.
         dtype: floating dtype of all arrays in memory, whatever it is on disk.
+        mesh: Devices, of which each is given its part and nothing else.
 
     Raises:
+        UsageError: The mesh divides nothing of this model.
         ValueError: The checkpoint lacks a tensor, has one that there is no place for, or has one of another shape or
             of a type that is no plain number. The message names the checkpoint and the tensor.
     """
     places = _matched(layout, source)
+    if mesh is not None:
+        check(layout, mesh)
     outer: dict[str, jax.Array] = {}
-    layers = {key: jnp.zeros((layout.n_layers, *stored.loaded_shape), dtype) for key, stored in layout.layers.items()}
-    for name, tensor in source.read():
+    layers = {
+        key: jnp.zeros(
+            (layout.n_layers, *stored.loaded_shape), dtype, device=mesh and shardings_of(stored, mesh).stacked
+        )
+        for key, stored in layout.layers.items()
+    }
+    for name, take in source.read():
         place = places.get(name)
         if place is None:
             continue
+        stored = place.stored
+        where = None if mesh is None else shardings_of(stored, mesh)
         # Waiting for each step keeps the host from running ahead with copies of what is not placed yet.
-        array = jax.device_put(tensor).block_until_ready()
-        del tensor
+        array = _read(take, stored, where).block_until_ready()
         if place.layer is None:
-            outer[place.key] = _bring(array, jnp.dtype(dtype), place.stored.transposed).block_until_ready()
+            alone = where and where.alone
+            outer[place.key] = _bring(array, jnp.dtype(dtype), stored.transposed, alone).block_until_ready()
         else:
-            stack = _insert(layers[place.key], array, place.layer, place.stored.transposed)
+            stack = _insert(layers[place.key], array, place.layer, stored.transposed, where and where.stacked)
             layers[place.key] = stack.block_until_ready()
     return Params(outer, layers)
+
+
+def _read(take: Take, stored: Stored, where: Shardings | None) -> jax.Array:
+    """A tensor as it lies in the file, on the device, or each part of it on those that want it."""
+    if where is None:
+        array: jax.Array = jax.device_put(take())
+        return array
+    return jax.make_array_from_callback(stored.shape, where.read, take)
 
 
 def save_checkpoint(directory: str | Path, model: Llama, params: Params, dtype: DTypeLike = "float32") -> None:
@@ -163,16 +202,22 @@ def read_config(directory: Path) -> dict[str, Any]:
     return read_json_object(path)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _bring(array: jax.Array, dtype: Any, transposed: bool) -> jax.Array:
-    return jnp.asarray(array.T if transposed else array, dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _bring(array: jax.Array, dtype: Any, transposed: bool, where: NamedSharding | None) -> jax.Array:
+    return _kept(jnp.asarray(array.T if transposed else array, dtype), where)
 
 
-@functools.partial(jax.jit, static_argnums=3, donate_argnums=0)
-def _insert(stack: jax.Array, array: jax.Array, layer: int, transposed: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+def _insert(stack: jax.Array, array: jax.Array, layer: int, transposed: bool, where: NamedSharding | None) -> jax.Array:
     """The stack [l, ...] with one layer replaced, in the memory of the old one."""
-    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(stack, _bring(array, stack.dtype, transposed), layer, 0)
-    return updated
+    brought = _bring(array, stack.dtype, transposed, None)
+    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(stack, brought, layer, 0)
+    return _kept(updated, where)
+
+
+def _kept(array: jax.Array, where: NamedSharding | None) -> jax.Array:
+    """The array, lying where it should."""
+    return array if where is None else lying(array, where)
 
 
 def _matched(layout: Layout, source: TensorSource) -> dict[str, Place]:

@@ -13,10 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from birdie_zmq.engine.contract import Model
+from birdie_zmq.engine.placement import lying
 from birdie_zmq.models.attention import Reading, State, whole_blocks, written
 from birdie_zmq.models.layout import Architecture, Params, Read
+from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
 
 
 def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
@@ -66,15 +69,24 @@ def unembed_part(
     return unembed(architecture, params._replace(outer=outer), hidden)
 
 
-def init_state(architecture: Architecture, params: Params, batch: int, capacity: int) -> State:
+def init_state(
+    architecture: Architecture, params: Params, batch: int, capacity: int, *, mesh: Mesh | None = None
+) -> State:
     """The state of rows that have read nothing, with room for `capacity` tokens each."""
     layers, groups, width = architecture.state_shape
     shape, dtype = (batch, layers, groups, whole_blocks(capacity), width), params.outer["embedding"].dtype
-    return State(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+    state = State(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+    return _spread(state, mesh)
 
 
 def extend(
-    architecture: Architecture, params: Params, tokens: jax.Array, lengths: jax.Array, state: State
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    state: State,
+    *,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, State]:
     """Let each row read on: hidden states [b, t, d] of int [b, t], and the state after `lengths` int32 [b] of them.
 
@@ -83,7 +95,7 @@ def extend(
     """
     reading = Reading(state.lengths[:, None] + _positions(tokens)[None], state=state)
     read = _read(architecture, params, tokens, reading)
-    return read.hidden, written(state, read.keys, read.values, lengths)
+    return read.hidden, _spread(written(state, read.keys, read.values, lengths), mesh)
 
 
 def branch(
@@ -93,6 +105,8 @@ def branch(
     depths: jax.Array,
     ends: jax.Array,
     state: State | None,
+    *,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """Hidden states [b, t, d] of trees of texts, as `birdie_zmq.Model.branch` describes them.
 
@@ -100,30 +114,43 @@ def branch(
         ValueError: As for `logits`.
     """
     before = 0 if state is None else state.lengths[0]
-    return _read(architecture, params, tokens, Reading(depths + before, ends, state)).hidden
+    reading = Reading(depths + before, ends, state, are_dealt_out=mesh is not None)
+    return _read(architecture, params, tokens, reading).hidden
 
 
-def model_of(architecture: Architecture, params: Params) -> Model:
-    """The model in the form that engines take."""
+def model_of(architecture: Architecture, params: Params, mesh: Mesh | None = None) -> Model:
+    """The model in the form that engines take; over a mesh, where its params lie on one."""
 
-    def bound(function: Any) -> Any:
+    def bound(function: Any, **keywords: Any) -> Any:
         def call(*arguments: Any) -> Any:
-            return function(architecture, *arguments)
+            return function(architecture, *arguments, **keywords)
 
         return call
+
+    # A part of a vocabulary that is divided already would be gathered from all devices first.
+    in_parts = mesh is None or not divides_vocabulary(architecture.vocab_size, mesh)
 
     return Model(
         params=params,
         logits=bound(logits),
         hidden=bound(hidden),
         unembed=bound(unembed),
-        unembed_part=bound(unembed_part),
-        init_state=bound(init_state),
-        extend=bound(extend),
-        branch=bound(branch),
+        unembed_part=bound(unembed_part) if in_parts else None,
+        init_state=bound(init_state, mesh=mesh),
+        extend=bound(extend, mesh=mesh),
+        branch=bound(branch, mesh=mesh),
         max_length=architecture.max_length,
         vocab_size=architecture.vocab_size,
     )
+
+
+def _spread(state: State, mesh: Mesh | None) -> State:
+    """A state whose heads lie where the matrices that make their keys and values do."""
+    if mesh is None:
+        return state
+    where = state_sharding(state.keys.shape[0], state.keys.shape[2], mesh)
+    keys, values = (lying(x, where) for x in (state.keys, state.values))
+    return state._replace(keys=keys, values=values)
 
 
 def _positions(tokens: jax.Array) -> jax.Array:

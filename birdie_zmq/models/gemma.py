@@ -18,7 +18,7 @@ import numpy as np
 from birdie_zmq.models import parts
 from birdie_zmq.models.attention import UNLIMITED, Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Read, Stored, gated_layer, linear
+from birdie_zmq.models.layout import Layout, Params, Read, Stored, embedding_of, gated_layer, head_of
 from birdie_zmq.models.llama import windows_of
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
@@ -111,10 +111,9 @@ class Gemma:
     def layout(self) -> Layout:
         """The tensors of a Hugging Face checkpoint."""
         d, f = self.d_model, self.d_ff
-        queries, groups = self.n_heads * self.head_width, self.n_kv_heads * self.head_width
         layer = "model.layers.{}."
         biased = ("query", "key", "value", "output") if self.attention_bias else ()
-        layers = gated_layer(layer, d, queries, groups, f, biased) | {
+        layers = gated_layer(layer, d, (self.n_heads, self.n_kv_heads), self.head_width, f, biased) | {
             "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
             "after_attention_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
             "feed_forward_norm": Stored(layer + "pre_feedforward_layernorm.weight", (d,)),
@@ -124,11 +123,11 @@ class Gemma:
             layers["query_norm"] = Stored(layer + "self_attn.q_norm.weight", (self.head_width,))
             layers["key_norm"] = Stored(layer + "self_attn.k_norm.weight", (self.head_width,))
         outer = {
-            "embedding": Stored("model.embed_tokens.weight", (self.vocab_size, d)),
+            "embedding": embedding_of("model.embed_tokens.weight", self.vocab_size, d),
             "final_norm": Stored("model.norm.weight", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = linear("lm_head.weight", d, self.vocab_size)
+            outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
         return Layout(outer, layers, self.n_layers, "model.", ("lm_head.weight",) * self.tied_head)
 
     @property

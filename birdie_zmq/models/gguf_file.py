@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 
 from birdie_zmq.errors import TokenizerError, UsageError
-from birdie_zmq.models.checkpoint import Header
+from birdie_zmq.models.checkpoint import Header, Index, Take
 from birdie_zmq.models.layout import Layout
 from birdie_zmq.models.tokenizer import CheckpointTokenizer
 
@@ -183,13 +183,26 @@ class GgufSource:
             for name, tensor in self._tensors.items()
         }
 
-    def read(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        """Each tensor in float32."""
-        for name, tensor in self._tensors.items():
-            values = self._package.quants.dequantize(tensor.data, tensor.tensor_type)
-            values = np.asarray(values, np.float32).reshape(self.headers[name].shape)
-            heads = next((count for part, count in self._interleaved.items() if f".{part}." in name), None)
-            yield name, values if heads is None else _halves_together(values, heads)
+    def read(self) -> Iterator[tuple[str, Take]]:
+        """Each tensor in float32; a part of one is cut out of the whole, since blocks of numbers were quantised together."""
+        for name in self._tensors:
+            whole: list[NDArray[np.float32]] = []
+
+            def take(
+                index: Index | None = None, name: str = name, whole: list[NDArray[np.float32]] = whole
+            ) -> NDArray[Any]:
+                if not whole:
+                    whole.append(self._dequantised(name))
+                return whole[0] if index is None else whole[0][index]
+
+            yield name, take
+
+    def _dequantised(self, name: str) -> NDArray[np.float32]:
+        tensor = self._tensors[name]
+        values = self._package.quants.dequantize(tensor.data, tensor.tensor_type)
+        values = np.asarray(values, np.float32).reshape(self.headers[name].shape)
+        heads = next((count for part, count in self._interleaved.items() if f".{part}." in name), None)
+        return values if heads is None else _halves_together(values, heads)
 
 
 def _halves_together(weight: NDArray[Any], heads: int) -> NDArray[Any]:

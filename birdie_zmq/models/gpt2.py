@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from birdie_zmq.models import parts
 from birdie_zmq.models.attention import Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Read, Stored, linear
+from birdie_zmq.models.layout import Layout, Params, Read, Stored, bias_of, by_inputs, by_outputs, embedding_of, head_of
 
 
 @dataclass(frozen=True)
@@ -68,28 +68,30 @@ class Gpt2:
         """The tensors of a Hugging Face checkpoint, whose layers store matrices as [in, out]."""
         d, f = self.d_model, self.d_ff
         layer = "transformer.h.{}."
+        of_heads = by_outputs(self.n_heads)
         layers = {
             "attention_norm": Stored(layer + "ln_1.weight", (d,)),
             "attention_norm_bias": Stored(layer + "ln_1.bias", (d,)),
-            "query_key_value": Stored(layer + "attn.c_attn.weight", (d, 3 * d)),
-            "query_key_value_bias": Stored(layer + "attn.c_attn.bias", (3 * d,)),
-            "output": Stored(layer + "attn.c_proj.weight", (d, d)),
+            # Queries, keys and values stand one after another, so a part of all is not whole heads: devices exchange those.
+            "query_key_value": Stored(layer + "attn.c_attn.weight", (d, 3 * d), cut=of_heads),
+            "query_key_value_bias": bias_of(layer + "attn.c_attn.bias", 3 * d, of_heads),
+            "output": Stored(layer + "attn.c_proj.weight", (d, d), cut=by_inputs(self.n_heads)),
             "output_bias": Stored(layer + "attn.c_proj.bias", (d,)),
             "feed_forward_norm": Stored(layer + "ln_2.weight", (d,)),
             "feed_forward_norm_bias": Stored(layer + "ln_2.bias", (d,)),
-            "up": Stored(layer + "mlp.c_fc.weight", (d, f)),
-            "up_bias": Stored(layer + "mlp.c_fc.bias", (f,)),
-            "down": Stored(layer + "mlp.c_proj.weight", (f, d)),
+            "up": Stored(layer + "mlp.c_fc.weight", (d, f), cut=by_outputs(f)),
+            "up_bias": bias_of(layer + "mlp.c_fc.bias", f, by_outputs(f)),
+            "down": Stored(layer + "mlp.c_proj.weight", (f, d), cut=by_inputs(f)),
             "down_bias": Stored(layer + "mlp.c_proj.bias", (d,)),
         }
         outer = {
-            "embedding": Stored("transformer.wte.weight", (self.vocab_size, d)),
+            "embedding": embedding_of("transformer.wte.weight", self.vocab_size, d),
             "positions": Stored("transformer.wpe.weight", (self.max_length, d)),
             "final_norm": Stored("transformer.ln_f.weight", (d,)),
             "final_norm_bias": Stored("transformer.ln_f.bias", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = linear("lm_head.weight", d, self.vocab_size)
+            outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
         redundant = (".attn.bias", ".attn.masked_bias") + ("lm_head.weight",) * self.tied_head
         return Layout(outer, layers, self.n_layers, "transformer.", redundant)
 

@@ -12,7 +12,18 @@ import jax.numpy as jnp
 from birdie_zmq.models import parts
 from birdie_zmq.models.attention import Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Read, Stored, linear
+from birdie_zmq.models.layout import (
+    Layout,
+    Params,
+    Read,
+    Stored,
+    bias_of,
+    by_inputs,
+    by_outputs,
+    embedding_of,
+    head_of,
+    linear,
+)
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
 
@@ -73,28 +84,29 @@ class GptNeoX:
         """The tensors of a Hugging Face checkpoint."""
         d, f = self.d_model, self.d_ff
         layer = "gpt_neox.layers.{}."
+        of_heads, of_inner = by_outputs(self.n_heads), by_outputs(f)
         layers = {
             "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
             "attention_norm_bias": Stored(layer + "input_layernorm.bias", (d,)),
-            "query_key_value": linear(layer + "attention.query_key_value.weight", d, 3 * d),
-            "output": linear(layer + "attention.dense.weight", d, d),
+            "query_key_value": linear(layer + "attention.query_key_value.weight", d, 3 * d, of_heads),
+            "output": linear(layer + "attention.dense.weight", d, d, by_inputs(self.n_heads)),
             "feed_forward_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
             "feed_forward_norm_bias": Stored(layer + "post_attention_layernorm.bias", (d,)),
-            "up": linear(layer + "mlp.dense_h_to_4h.weight", d, f),
-            "up_bias": Stored(layer + "mlp.dense_h_to_4h.bias", (f,)),
-            "down": linear(layer + "mlp.dense_4h_to_h.weight", f, d),
+            "up": linear(layer + "mlp.dense_h_to_4h.weight", d, f, of_inner),
+            "up_bias": bias_of(layer + "mlp.dense_h_to_4h.bias", f, of_inner),
+            "down": linear(layer + "mlp.dense_4h_to_h.weight", f, d, by_inputs(f)),
             "down_bias": Stored(layer + "mlp.dense_4h_to_h.bias", (d,)),
         }
         if self.attention_bias:
-            layers["query_key_value_bias"] = Stored(layer + "attention.query_key_value.bias", (3 * d,))
+            layers["query_key_value_bias"] = bias_of(layer + "attention.query_key_value.bias", 3 * d, of_heads)
             layers["output_bias"] = Stored(layer + "attention.dense.bias", (d,))
         outer = {
-            "embedding": Stored("gpt_neox.embed_in.weight", (self.vocab_size, d)),
+            "embedding": embedding_of("gpt_neox.embed_in.weight", self.vocab_size, d),
             "final_norm": Stored("gpt_neox.final_layer_norm.weight", (d,)),
             "final_norm_bias": Stored("gpt_neox.final_layer_norm.bias", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = linear("embed_out.weight", d, self.vocab_size)
+            outer["head"] = head_of("embed_out.weight", self.vocab_size, d)
         redundant = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
         return Layout(outer, layers, self.n_layers, "gpt_neox.", redundant + ("embed_out.weight",) * self.tied_head)
 

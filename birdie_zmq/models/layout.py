@@ -22,6 +22,16 @@ class Params(NamedTuple):
     layers: dict[str, jax.Array]
 
 
+class Cut(NamedTuple):
+    """How a tensor may be divided among devices: an axis, in memory, and into how many parts at most.
+
+    A matrix of queries may be cut between heads, never within one: then each device has whole heads of its own.
+    """
+
+    axis: int
+    parts: int
+
+
 @dataclass(frozen=True)
 class Stored:
     """A tensor as it lies in a checkpoint.
@@ -30,11 +40,13 @@ class Stored:
         name: Its name in the file, with ``{}`` for the number of the layer.
         shape: Its shape in the file.
         transposed: Whether its two axes are swapped when it is loaded.
+        cut: How it may be divided among devices; None where each has all of it.
     """
 
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
+    cut: Cut | None = None
 
     @property
     def loaded_shape(self) -> tuple[int, ...]:
@@ -42,35 +54,66 @@ class Stored:
         return self.shape[::-1] if self.transposed else self.shape
 
 
-def linear(name: str, inputs: int, outputs: int) -> Stored:
+def linear(name: str, inputs: int, outputs: int, cut: Cut | None = None) -> Stored:
     """The weight of a PyTorch ``Linear``: [outputs, inputs] in the file, [inputs, outputs] in memory."""
-    return Stored(name, (outputs, inputs), transposed=True)
+    return Stored(name, (outputs, inputs), transposed=True, cut=cut)
+
+
+def by_inputs(parts: int) -> Cut:
+    """A matrix [inputs, outputs] whose inputs are divided; what devices make of their own is then added up.
+
+    With `by_outputs` before it, one sum among the devices is all there is for attention, and one for the feed-forward
+    (Shoeybi et al., 2019, arXiv:1909.08053).
+    """
+    return Cut(0, parts)
+
+
+def by_outputs(parts: int) -> Cut:
+    """A matrix [inputs, outputs] whose outputs are divided, and with them its bias."""
+    return Cut(1, parts)
+
+
+def bias_of(name: str, outputs: int, cut: Cut | None) -> Stored:
+    """The bias [outputs] of a matrix that is cut so: divided as its outputs are."""
+    return Stored(name, (outputs,), cut=Cut(0, cut.parts) if cut is not None and cut.axis == 1 else None)
+
+
+def embedding_of(name: str, vocab_size: int, width: int) -> Stored:
+    """An embedding [v, d], which may be divided between tokens."""
+    return Stored(name, (vocab_size, width), cut=Cut(0, vocab_size))
+
+
+def head_of(name: str, vocab_size: int, width: int) -> Stored:
+    """The weight of an output layer, [v, d] in the file and [d, v] in memory, which may be divided between tokens."""
+    return linear(name, width, vocab_size, by_outputs(vocab_size))
 
 
 def gated_layer(
-    prefix: str, width: int, queries: int, groups: int, inner: int, biased: Collection[str] = ()
+    prefix: str, width: int, heads: tuple[int, int], head_width: int, inner: int, biased: Collection[str] = ()
 ) -> dict[str, Stored]:
     """The matrices of a layer with grouped-query attention and a gated feed-forward, by Llama's names.
 
     Args:
         prefix: What stands before the names, with ``{}`` for the number of the layer.
         width: The residual stream's.
-        queries: The width of all query heads together.
-        groups: The width of all key heads, or value heads, together.
+        heads: How many query heads there are, and how many key heads, or value heads.
+        head_width: The width of each.
         inner: The feed-forward layer's.
         biased: Our names of the matrices that have a bias.
     """
+    queries, groups = (count * head_width for count in heads)
+    of_queries, of_groups = (by_outputs(count) for count in heads)
     matrices = {
-        "query": linear(prefix + "self_attn.q_proj.weight", width, queries),
-        "key": linear(prefix + "self_attn.k_proj.weight", width, groups),
-        "value": linear(prefix + "self_attn.v_proj.weight", width, groups),
-        "output": linear(prefix + "self_attn.o_proj.weight", queries, width),
-        "gate": linear(prefix + "mlp.gate_proj.weight", width, inner),
-        "up": linear(prefix + "mlp.up_proj.weight", width, inner),
-        "down": linear(prefix + "mlp.down_proj.weight", inner, width),
+        "query": linear(prefix + "self_attn.q_proj.weight", width, queries, of_queries),
+        "key": linear(prefix + "self_attn.k_proj.weight", width, groups, of_groups),
+        "value": linear(prefix + "self_attn.v_proj.weight", width, groups, of_groups),
+        "output": linear(prefix + "self_attn.o_proj.weight", queries, width, by_inputs(heads[0])),
+        "gate": linear(prefix + "mlp.gate_proj.weight", width, inner, by_outputs(inner)),
+        "up": linear(prefix + "mlp.up_proj.weight", width, inner, by_outputs(inner)),
+        "down": linear(prefix + "mlp.down_proj.weight", inner, width, by_inputs(inner)),
     }
     biases = {
-        f"{key}_bias": Stored(matrix.name.removesuffix("weight") + "bias", matrix.shape[:1])
+        f"{key}_bias": bias_of(matrix.name.removesuffix("weight") + "bias", matrix.shape[0], matrix.cut)
         for key, matrix in matrices.items()
         if key in biased
     }

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from birdie_zmq.models import parts
 from birdie_zmq.models.attention import UNLIMITED, Reading, attention
 from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Read, Stored, gated_layer, linear
+from birdie_zmq.models.layout import Layout, Params, Read, Stored, embedding_of, gated_layer, head_of
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 
 _WINDOWED = "sliding_attention"
@@ -145,11 +145,10 @@ class Llama:
     def layout(self) -> Layout:
         """The tensors of a Hugging Face checkpoint."""
         d, f = self.d_model, self.d_ff
-        queries, groups = self.n_heads * self.head_width, self.n_kv_heads * self.head_width
         layer = "model.layers.{}."
         biased = ["query", "key", "value"] * self.qkv_bias + ["output"] * self.output_bias
         biased += ["gate", "up", "down"] * self.feed_forward_bias
-        layers = gated_layer(layer, d, queries, groups, f, biased) | {
+        layers = gated_layer(layer, d, (self.n_heads, self.n_kv_heads), self.head_width, f, biased) | {
             "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
             "feed_forward_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
         }
@@ -157,11 +156,11 @@ class Llama:
             layers["query_norm"] = Stored(layer + "self_attn.q_norm.weight", (self.head_width,))
             layers["key_norm"] = Stored(layer + "self_attn.k_norm.weight", (self.head_width,))
         outer = {
-            "embedding": Stored("model.embed_tokens.weight", (self.vocab_size, d)),
+            "embedding": embedding_of("model.embed_tokens.weight", self.vocab_size, d),
             "final_norm": Stored("model.norm.weight", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = linear("lm_head.weight", d, self.vocab_size)
+            outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
         redundant = (".rotary_emb.inv_freq",) + ("lm_head.weight",) * self.tied_head
         return Layout(outer, layers, self.n_layers, "model.", redundant)
 

@@ -6,21 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from birdie_zmq.models.checkpoint import SafetensorsDirectory, TensorSource, load_params, read_config
 from birdie_zmq.models.families import architecture_of
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.layout import Architecture, Params
 
 
-def load_checkpoint(path: Path, dtype: str = "auto") -> tuple[Architecture, Params]:
+def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -> tuple[Architecture, Params]:
     """Read a Hugging Face directory or a GGUF file.
 
     Args:
         path: The directory or the file.
         dtype: float32, bfloat16 or auto: of all weights in memory, whatever it is on disk. ``auto`` is bfloat16 where the
             checkpoint is, else float32: float16 overflows in many models where bfloat16 and float32 do not.
+        mesh: Devices over which the weights are divided.
 
     Raises:
+        UsageError: The mesh divides nothing of this model.
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged, the architecture is not known, or weights do not fit it. The message names the
             file, and the tensor or the key.
@@ -36,7 +40,7 @@ def load_checkpoint(path: Path, dtype: str = "auto") -> tuple[Architecture, Para
         architecture = architecture_of(config, str(path / "config.json"))
         source = SafetensorsDirectory(path)
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
-    return architecture, load_params(architecture.layout(), source, chosen)
+    return architecture, load_params(architecture.layout(), source, chosen, mesh)
 
 
 def _stored_dtype(config: Mapping[str, Any], source: TensorSource) -> str:

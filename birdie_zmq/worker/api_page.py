@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from birdie_zmq.errors import ApiPageError, BirdieError, ModelLoadError
+from birdie_zmq.mesh_shape import WORD
 from birdie_zmq.wire.messages import ModelSpec
 
 BUILT_IN = "birdie_zmq.models"
@@ -28,14 +29,14 @@ class ApiPage:
     sha256: str
     module: ModuleType
 
-    def load_model(self, model: ModelSpec) -> object:
-        """What the page's ``load_model`` returns for a model.
+    def load_model(self, model: ModelSpec, mesh: object = None) -> object:
+        """What the page's ``load_model`` returns for a model, which is told of a mesh only where there is one.
 
         Raises:
             ModelLoadError: It raised; the traceback of the page is attached.
             BirdieError: It raised one of this package's own errors.
         """
-        return self._call("load_model", model)
+        return self._call("load_model", model, {} if mesh is None else {WORD: mesh})
 
     def load_tokenizer(self, model: ModelSpec) -> object:
         """What the page's ``load_tokenizer`` returns for a model.
@@ -44,11 +45,13 @@ class ApiPage:
             ModelLoadError: It raised; the traceback of the page is attached.
             BirdieError: It raised one of this package's own errors.
         """
-        return self._call("load_tokenizer", model)
+        return self._call("load_tokenizer", model, {})
 
-    def _call(self, name: str, model: ModelSpec) -> object:
+    def _call(self, name: str, model: ModelSpec, more: dict[str, Any]) -> object:
         function: Callable[..., object] = getattr(self.module, name)
         keywords: dict[str, Any] = json.loads(model.arguments)
+        keywords.pop(WORD, None)  # The sizes are of no use beside the mesh itself, nor to a tokenizer.
+        keywords |= more
         try:
             return function(model.tag, **keywords)
         except BirdieError:

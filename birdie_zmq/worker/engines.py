@@ -1,7 +1,9 @@
 """Engines: which there are, finding one by what a person said, and importing it in the model process.
 
 An engine is a module with ``make_backend(model: LoadedModel, max_length: int) -> Backend``, and where something must be
-done before a page is imported, with ``prepare() -> None``. It is one of this package, or a file of somebody's own.
+done before a page is imported, with ``prepare() -> None``. One that spreads a model over devices has
+``make_mesh(shape: MeshShape)`` too, and its ``make_backend`` takes the result as ``mesh=``. It is one of this package, or a
+file of somebody's own.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from types import ModuleType
 from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.contract import LoadedModel
 from birdie_zmq.errors import EngineError, UsageError
+from birdie_zmq.mesh_shape import MeshShape
 
 DEFAULT = "jax"
 
 BUILT_IN = {"jax": "birdie_zmq.engine.jax_backend", "torch": "birdie_zmq.engine.torch_backend"}
 """The module of each engine that comes with the package."""
 
-MakeBackend = Callable[[LoadedModel, int], Backend]
+MakeBackend = Callable[..., Backend]
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,21 @@ class Engine:
         if function is not None:
             function()
 
-    @property
-    def make_backend(self) -> MakeBackend:
-        """Makes a backend of a resolved model and its longest row."""
+    def make_mesh(self, shape: MeshShape) -> object:
+        """The devices of a mesh, as the engine's framework has them.
+
+        Raises:
+            UsageError: There are too few devices, or the engine knows no meshes.
+        """
+        function: Callable[[MeshShape], object] | None = getattr(self.module, "make_mesh", None)
+        if function is None:
+            raise UsageError(f"mesh= in model_args is for the engine jax, and this model's is {self.name}")
+        return function(shape)
+
+    def make_backend(self, model: LoadedModel, max_length: int, mesh: object = None) -> Backend:
+        """A backend of a resolved model and its longest row; only engines that make meshes are given one."""
         function: MakeBackend = self.module.make_backend
-        return function
+        return function(model, max_length) if mesh is None else function(model, max_length, mesh=mesh)
 
 
 def find_engine(given: str) -> str:

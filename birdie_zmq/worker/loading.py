@@ -18,6 +18,7 @@ from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator, Listener
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import ModelChanged, UsageError
+from birdie_zmq.mesh_shape import take_mesh
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.api_page import import_page
 from birdie_zmq.worker.engines import Engine
@@ -139,9 +140,21 @@ def load(request: m.LoadModel, engine: Engine) -> Loaded:
     """
     engine.prepare()
     page = import_page(request.api)
+    mesh = mesh_for(request.model, engine)  # once the page is there, which may have said how many devices there are
     tokenizer = text_tokenizer(request.model, page.load_tokenizer(request.model))
-    model = page.load_model(request.model)
-    return assemble(request.model, engine, Origin(page.name, page.sha256), tokenizer, model, request.started)
+    model = page.load_model(request.model, mesh)
+    origin = Origin(page.name, page.sha256)
+    return assemble(request.model, engine, origin, tokenizer, model, request.started, mesh=mesh)
+
+
+def mesh_for(spec: m.ModelSpec, engine: Engine) -> object:
+    """The devices that model_args ask for by ``mesh=``; None where they do not.
+
+    Raises:
+        UsageError: The word has a wrong value, there are too few devices, or the engine knows no meshes.
+    """
+    shape = take_mesh(json.loads(spec.arguments))
+    return None if shape is None else engine.make_mesh(shape)
 
 
 def text_tokenizer(spec: m.ModelSpec, given: object) -> TextTokenizer:
@@ -156,7 +169,14 @@ def text_tokenizer(spec: m.ModelSpec, given: object) -> TextTokenizer:
 
 
 def assemble(
-    spec: m.ModelSpec, engine: Engine, origin: Origin, tokenizer: TextTokenizer, given_model: object, started: int = 1
+    spec: m.ModelSpec,
+    engine: Engine,
+    origin: Origin,
+    tokenizer: TextTokenizer,
+    given_model: object,
+    started: int = 1,
+    *,
+    mesh: object = None,
 ) -> Loaded:
     """Make a model ready that is there already.
 
@@ -167,6 +187,7 @@ def assemble(
         tokenizer: Its tokenizer.
         given_model: What a page's load_model may return.
         started: Which of its agent's processes this is.
+        mesh: What `mesh_for` gives.
 
     Raises:
         ModelError: The model is at fault.
@@ -185,7 +206,7 @@ def assemble(
         )
     elif asked and model.max_length and asked > model.max_length:
         warnings.append(f"max_length={asked} is over the {model.max_length} tokens that the model names")
-    backend = engine.make_backend(model, max_length)
+    backend = engine.make_backend(model, max_length, mesh)
     if not backend.vocab_size:
         warnings.append(
             "the model gives score alone and no vocab_size, so a token that it does not know is not noticed (give "

@@ -232,6 +232,7 @@ budgets = st.builds(
     tokens=st.sampled_from([1, 16, 40, 64, 256, 1024]),
     call_tokens=st.sampled_from([0, 1, 8, 32, 500]),
     rows=st.sampled_from([1, 4, 64]),
+    row_unit=st.sampled_from([1, 1, 2, 3]),
 )
 step_limits = st.builds(StepLimits, rows=st.none() | st.integers(1, 5)) | st.builds(
     StepLimits, max_rows=st.integers(1, 8)

@@ -103,3 +103,24 @@ def test_there_is_one_shape_a_length() -> None:
     some = Buckets(64, vocab_size=100, budget=StepBudget(tokens=128))
 
     assert some.shapes == {(8, 16), (4, 24), (4, 32), (2, 48), (2, 64)}
+
+
+@pytest.mark.parametrize("groups", [2, 3, 8])
+@pytest.mark.parametrize("vocab_size", [0, 50_000])
+def test_rows_are_dealt_out_evenly_and_each_group_has_what_one_device_would_have(groups: int, vocab_size: int) -> None:
+    budget = StepBudget(tokens=1024)
+    alone, dealt = Buckets(256, vocab_size, budget), Buckets(256, vocab_size, budget.times(groups))
+    for length in alone.lengths:
+        assert dealt.rows_for(length) == groups * alone.rows_for(length)
+        counts = dealt.row_counts(dealt.rows_for(length))
+        assert counts == tuple(groups * count for count in alone.row_counts(alone.rows_for(length)))
+    for count in range(1, 100):
+        assert dealt.rows_to_hold(count) % groups == 0
+        assert count <= dealt.rows_to_hold(count) < 2 * max(count, groups)
+
+
+@pytest.mark.parametrize(("most", "rows"), [(1, 1), (3, 2), (7, 4), (8, 8), (20, 16)])
+def test_fewer_rows_than_groups_are_what_the_user_says(most: int, rows: int) -> None:
+    buckets = Buckets(256, 0, StepBudget(tokens=1024).times(8), StepLimits(max_rows=most))
+    assert buckets.rows_for(16) == rows
+    assert max(buckets.row_counts(rows)) == rows

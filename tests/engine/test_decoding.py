@@ -296,7 +296,7 @@ def test_rows_are_fewer_where_memory_is_and_long_prompts_have_less_company(
     small, large = (state_bytes(backend, room) for room in (256, 512))
     monkeypatch.setattr(jax_backend, "_SHARE_OF_FREE", 1.0)
     monkeypatch.setattr(jax_backend, "slots_for", lambda room: 512 if room > 100 else 256)
-    monkeypatch.setattr(jax_backend, "_free_bytes", lambda: max(3 * large, 6 * small))
+    monkeypatch.setattr(jax_backend, "_free_bytes", lambda _devices: max(3 * large, 6 * small))
     backend.asked.clear()
 
     texts = generate(evaluator_of(backend), prompts)
@@ -309,7 +309,7 @@ def test_rows_are_fewer_where_memory_is_and_long_prompts_have_less_company(
 def test_no_room_for_one_row_is_an_error_that_says_how_much_there_is(
     backend: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jax_backend, "_free_bytes", lambda: 2 * state_bytes(backend, 256))
+    monkeypatch.setattr(jax_backend, "_free_bytes", lambda _devices: 2 * state_bytes(backend, 256))
 
     with pytest.raises(OutOfDeviceMemory, match=r"a prompt and its answer of \d+ tokens .* about \d+ tokens would fit"):
         generate(evaluator_of(backend), PROMPTS)

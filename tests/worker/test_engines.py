@@ -10,6 +10,7 @@ import pytest
 
 from birdie_zmq.engine import jax_backend
 from birdie_zmq.errors import EngineError, UsageError
+from birdie_zmq.mesh_shape import MeshShape
 from birdie_zmq.worker import engines
 from birdie_zmq.worker.engines import BUILT_IN, find_engine, import_engine, name_of
 
@@ -55,7 +56,7 @@ def test_jax_is_imported_and_leaves_identities_as_they_were() -> None:
 
     assert engine.identity is None
     assert engine.module is jax_backend
-    assert engine.make_backend is jax_backend.make_backend
+    assert engine.module is jax_backend
 
 
 def test_a_file_may_import_what_lies_beside_it_and_is_told_apart_by_its_text(tmp_path: Path) -> None:
@@ -94,3 +95,10 @@ def test_a_framework_that_is_not_installed_is_named_with_the_command(monkeypatch
     with pytest.raises(EngineError, match=r"torch needs torch, which is not installed; .* 'birdie-zmq\[torch\]'"):
         import_engine("torch")
     assert engines.DEFAULT in BUILT_IN
+
+
+def test_an_engine_that_makes_no_mesh_refuses_one(tmp_path: Path) -> None:
+    file = tmp_path / "other.py"
+    file.write_text("def make_backend(model, max_length): ...")
+    with pytest.raises(UsageError, match="mesh= in model_args is for the engine jax, and this model's is other"):
+        import_engine(str(file)).make_mesh(MeshShape(data=2))
