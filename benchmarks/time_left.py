@@ -1,7 +1,8 @@
 """How right the time left is that the progress bar shows, over real runs.
 
-``python -m benchmarks.time_left --model DIRECTORY --include_path FOLDER --tasks a,b --num_fewshot 5`` evaluates each task as
-lm_eval does and writes down what the bar shows. An error is of the time that is really left when it is shown: 0.2 where 10 s
+``python -m benchmarks.time_left --model DIRECTORY --include_path FOLDER --tasks a,b --num_fewshot 5`` evaluates tasks as
+lm_eval does and writes down what the bar shows; ``--documents 600 --form choice`` asks for as many of what ``birdie-zmq bench``
+asks, where tasks have too few for a run of some minutes. An error is of the time that is really left when it is shown: 0.2 where 10 s
 are left is 2 s. Counted are the moments from a tenth of a call's time on, up to nine tenths: at the end, a moment's error is of
 nearly nothing.
 """
@@ -16,9 +17,11 @@ from types import TracebackType
 from typing import Any
 
 import lm_eval
+from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 import harness_model
+from birdie_zmq.bench.workloads import USUAL, Kind, Sizes, draw
 from birdie_zmq.client.progress import Progress
 from birdie_zmq.progress_bar import ProgressBar
 from harness_model import BirdieZMQ
@@ -81,6 +84,19 @@ def describe(record: Record) -> str:
     )
 
 
+def ask(lm: BirdieZMQ, form: Kind, documents: int) -> None:
+    """Ask for what the bench asks."""
+    sizes = Sizes()
+    asked = draw(form, documents, 0, sizes)
+    if form in ("choice", "fewshot"):
+        lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in asked.pairs])
+    elif form == "rolling":
+        lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in asked.texts])
+    else:
+        how = {"until": ["\n\n"], "max_gen_toks": sizes.max_gen_toks}
+        lm.generate_until([Instance("generate_until", {}, (text, how), 0) for text in asked.texts])
+
+
 def main() -> None:
     """Evaluate, and say how right the bars were."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -90,16 +106,21 @@ def main() -> None:
     parser.add_argument("--tasks", default="demo_choice,demo_rolling,demo_generate")
     parser.add_argument("--num_fewshot", type=int)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--documents", type=int, help="instead of tasks, so many documents of a form of the bench")
+    parser.add_argument("--form", choices=USUAL, default="choice")
     options = parser.parse_args()
     RecordingBar.records = []
     setattr(harness_model, "ProgressBar", RecordingBar)  # noqa: B010 - it is no name that others may import from there
     words: dict[str, Any] = dict(word.split("=", 1) for word in options.model_args.split(",") if word)
     manager = TaskManager(include_path=options.include_path)
     with BirdieZMQ(model_tag=options.model, **words) as lm:
-        tasks = options.tasks.split(",")
-        lm_eval.simple_evaluate(
-            lm, tasks=tasks, num_fewshot=options.num_fewshot, limit=options.limit, task_manager=manager
-        )
+        if options.documents:
+            ask(lm, options.form, options.documents)
+        else:
+            tasks = options.tasks.split(",")
+            lm_eval.simple_evaluate(
+                lm, tasks=tasks, num_fewshot=options.num_fewshot, limit=options.limit, task_manager=manager
+            )
     for record in RecordingBar.records:
         print(describe(record))
 
