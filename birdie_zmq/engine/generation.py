@@ -237,5 +237,7 @@ class _Session:
                     break
         self._tally.tokens_requested += used
         self._tally.decode(len(self._slots), chosen.tokens.shape[1], active, used)
-        self._tally.continued = active - len(finished)
-        yield from finished
+        self._tally.continued = active
+        for row in finished:
+            self._tally.continued -= 1
+            yield row

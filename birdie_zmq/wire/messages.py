@@ -413,8 +413,8 @@ class SessionOpened(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="answered"):
     """Answers to some items of a batch; ``indices`` int32[n] says to which.
 
-    ``computed`` is what was computed since the last answers, ``continued`` how many more texts are being continued side
-    by side with those that have ended, 0 where texts are scored.
+    ``computed`` is what was computed since the last answers, ``continued`` how many more texts were being continued side
+    by side with those that have ended and are not answered yet, 0 where texts are scored.
     """
 
     batch: Count

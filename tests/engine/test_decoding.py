@@ -438,3 +438,17 @@ def test_first_tokens_come_as_often_as_the_model_has_them(backend: Watched) -> N
     # Five standard deviations: without top_p more than a fifth of the tokens would be others.
     deviations = np.sqrt(count * likelihood * (1 - likelihood))
     assert (np.abs(found - count * likelihood) <= 5 * deviations).all()
+
+
+def test_each_text_that_ends_leaves_as_many_that_go_on_as_have_no_answer_yet(backend: Watched) -> None:
+    """Four rows that end in one step: the first of them leaves three, though all have ended."""
+
+    class Counting(Heard):
+        def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+            left.append(evaluator.continued)
+
+    left: list[int] = []
+    evaluator = evaluator_of(backend)
+    how = m.GenerationSettings(max_gen_toks=5)
+    evaluator.generate(m.GenerateWork(prompts=list("abcdef"), settings=how, keys=[]), m.StepLimits(rows=4), Counting())
+    assert left == [3, 2, 1, 0, 1, 0]
