@@ -91,7 +91,8 @@ class ClientSettings(_Settings):
     """The client's timeouts and the size of its batches.
 
     ``batch_items`` and ``batch_characters`` bound one message; ``window`` is how many batches are in flight, and
-    ``max_window`` how many where there are many workers, which must not be more than the broker lets a client have.
+    ``max_window`` how many where there are many workers, with ``max_characters_in_flight``, of up to four bytes each: both
+    must not be more than the broker lets a client have.
     ``connect_s`` is how long the broker may take to answer the first greeting, ``greet_s`` how often it is greeted
     meanwhile, ``broker_timeout_s`` how long a broker that was there may be gone, and ``worker_wait_s`` how long a
     worker may be missing once there is work. After ``max_failed_items`` the rest of a call is not waited for.
@@ -104,6 +105,7 @@ class ClientSettings(_Settings):
     broker_timeout_s: float = 300.0
     window: int = 4
     max_window: int = 512
+    max_characters_in_flight: int = 32_000_000
     batch_items: int = 256
     batch_characters: int = 4_000_000
     max_failed_items: int = 8

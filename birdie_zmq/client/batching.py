@@ -32,15 +32,15 @@ def loglikelihood_jobs(pairs: Sequence[tuple[str, str]], settings: ClientSetting
     """Jobs for ``(context, continuation)`` pairs."""
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
     for beginning, group in _groups(order, lambda i: pairs[i][0], settings):
-        for items in _cut(group, lambda i: sum(map(len, pairs[i])), settings):
-            yield Job(m.LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, beginning)
+        for items, characters in _cut(group, lambda i: sum(map(len, pairs[i])), settings):
+            yield Job(m.LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, beginning, characters)
 
 
 def rolling_jobs(texts: Sequence[str], settings: ClientSettings) -> Iterator[Job]:
     """Jobs for whole texts."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    for items in _cut(order, lambda i: len(texts[i]), settings):
-        yield Job(m.RollingWork(texts=[texts[i] for i in items]), items)
+    for items, characters in _cut(order, lambda i: len(texts[i]), settings):
+        yield Job(m.RollingWork(texts=[texts[i] for i in items]), items, characters=characters)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterat
     for how, group in by_settings.items():
         order = sorted(group, key=lambda i: prompts[i].text)
         for beginning, alike in _groups(order, lambda i: prompts[i].text, settings):
-            for items in _cut(alike, lambda i: len(prompts[i].text), settings):
+            for items, characters in _cut(alike, lambda i: len(prompts[i].text), settings):
                 keys = [key for i in items if (key := prompts[i].key) is not None]
                 work = m.GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys)
-                yield Job(work, items, beginning)
+                yield Job(work, items, beginning, characters)
 
 
 def _groups(
@@ -107,15 +107,18 @@ def _groups(
         yield None, few
 
 
-def _cut(order: Sequence[int], size: Callable[[int], int], settings: ClientSettings) -> Iterator[list[int]]:
-    """Cut numbers into runs that stay within a message's items and characters; one that is over by itself goes alone."""
+def _cut(order: Sequence[int], size: Callable[[int], int], settings: ClientSettings) -> Iterator[tuple[list[int], int]]:
+    """Cut numbers into runs that stay within a message's items and characters; one that is over by itself goes alone.
+
+    Each run comes with its characters.
+    """
     run: list[int] = []
     characters = 0
     for i in order:
         if run and (len(run) >= settings.batch_items or characters + size(i) > settings.batch_characters):
-            yield run
+            yield run, characters
             run, characters = [], 0
         run.append(i)
         characters += size(i)
     if run:
-        yield run
+        yield run, characters

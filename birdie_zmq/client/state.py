@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from birdie_zmq._version import __version__
@@ -24,11 +24,15 @@ from birdie_zmq.wire import messages as m
 
 @dataclass(frozen=True)
 class Job:
-    """Work to be sent in one message; ``items`` are the caller's numbers of its items, ``beginning`` as in `m.Submit`."""
+    """Work to be sent in one message, of texts with so many ``characters``.
+
+    ``items`` are the caller's numbers of its items, ``beginning`` as in `m.Submit`.
+    """
 
     work: m.Work
     items: list[int]
     beginning: str | None = None
+    characters: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class _InFlight:
         if not self.settled:
             return self.job
         left = [i for i in range(len(self.job.items)) if i not in self.settled]
-        return Job(self.job.work.select(left), [self.job.items[i] for i in left], self.job.beginning)
+        return replace(self.job, work=self.job.work.select(left), items=[self.job.items[i] for i in left])
 
 
 class Session:
@@ -260,18 +264,25 @@ class Session:
         self._in_flight.clear()
         return [Send(m.OpenSession(package_version=__version__))]
 
-    @property
-    def _window(self) -> int:
-        """How many batches may be in flight: enough for each worker to have one at work and one that waits for it."""
-        wanted = _BATCHES_PER_WORKER * self._counts.workers + 1
-        return max(self._settings.window, min(wanted, self._settings.max_window))
+    def _may_send(self, job: Job) -> bool:
+        """Whether one more may be in flight: each worker should have one at work and one that waits for it.
+
+        Beyond the least window, the texts in flight have no more characters than a broker surely takes from one client.
+        """
+        count, settings = len(self._in_flight), self._settings
+        if count < settings.window:
+            return True
+        if count >= min(_BATCHES_PER_WORKER * self._counts.workers + 1, settings.max_window):
+            return False
+        held = sum(in_flight.job.characters for in_flight in self._in_flight.values())
+        return held + job.characters <= settings.max_characters_in_flight
 
     def _fill(self) -> list[Action]:
         """Send as many batches as may be in flight."""
         actions: list[Action] = []
         if self._phase is not _Phase.OPEN:
             return actions
-        while self._waiting and len(self._in_flight) < self._window:
+        while self._waiting and self._may_send(self._waiting[0]):
             job = self._waiting.popleft()
             number, self._next_batch = self._next_batch, self._next_batch + 1
             self._in_flight[number] = _InFlight(job)

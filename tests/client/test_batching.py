@@ -66,6 +66,7 @@ def assert_within_bounds(jobs: Iterable[Job]) -> None:
     for job in jobs:
         assert 1 <= len(job.items) <= SETTINGS.batch_items
         assert characters_of(job) <= SETTINGS.batch_characters or len(job.items) == 1
+        assert job.characters == characters_of(job)
 
 
 def assert_falling(lengths: Iterable[int]) -> None:

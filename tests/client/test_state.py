@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from birdie_zmq._version import __version__
 from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Job, Send, Session, Tell
-from birdie_zmq.config import ClientSettings
+from birdie_zmq.config import BrokerSettings, ClientSettings
 from birdie_zmq.errors import (
     BirdieError,
     BrokerUnavailable,
@@ -585,3 +585,25 @@ def test_more_workers_have_more_batches_in_flight(workers: int, in_flight: int) 
         len([action for action in sent if isinstance(action, Send) and isinstance(action.message, m.Submit)])
         == in_flight
     )
+
+
+def test_long_texts_in_flight_are_no_more_than_a_broker_takes() -> None:
+    """Many workers would have many batches at once, whose bytes the broker would refuse."""
+    settings = replace(SETTINGS, max_window=9, max_characters_in_flight=50)
+    some = Session(MODEL, LIMITS, settings, ENDPOINT)
+    some.begin([replace(job(item), characters=20) for item in range(20)], now=0.0)
+    some.received(OPENED, now=0.0)
+    assert [action for action in some.received(m.Pong(workers=100), now=0.5) if isinstance(action, Send)] == []
+
+    settings = replace(settings, max_characters_in_flight=60)
+    some = Session(MODEL, LIMITS, settings, ENDPOINT)
+    some.begin([replace(job(item), characters=20) for item in range(20)], now=0.0)
+    some.received(OPENED, now=0.0)
+    assert len([action for action in some.received(m.Pong(workers=100), now=0.5) if isinstance(action, Send)]) == 1
+
+
+def test_what_may_be_in_flight_is_within_what_the_broker_takes() -> None:
+    client, broker = ClientSettings(), BrokerSettings()
+    assert max(client.window, client.max_window) <= broker.max_batches_per_client
+    most = max(client.max_characters_in_flight, client.window * client.batch_characters)
+    assert 4 * most < broker.max_bytes_per_client
