@@ -13,6 +13,7 @@ from typing import Any
 from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, answer_values, failure_of
 from birdie_zmq.client.progress import Estimate
 from birdie_zmq.client.state import Job
+from birdie_zmq.engine.advances import Advances
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.wire import messages as m
@@ -119,26 +120,28 @@ class LocalClient:
         with self._lock:
             loaded = self._open()
             estimate = Estimate(jobs, time.monotonic())
-            told = loaded.evaluator.computed
+            advances = Advances(loaded.evaluator)
             asked_at = 0.0
 
             def deliver(given: dict[int, Answer]) -> None:
-                nonlocal told, asked_at
-                before, told = told, loaded.evaluator.computed
-                now = time.monotonic()
-                estimate.answered(list(given), told.since(before), loaded.evaluator.continued, now)
+                estimate.answered(list(given))
                 answers.update(given)
                 if on_answer is not None:
                     for item, answer in given.items():
                         on_answer(item, answer)
+
+            def come_on(item: int) -> None:
+                nonlocal asked_at
+                now = time.monotonic()
                 if on_progress is not None and now - asked_at >= _BETWEEN_S:
                     asked_at = now
+                    estimate.advanced(item, advances.since_last(), now)
                     on_progress(estimate.at(now))
 
             for job in jobs:
                 left = job
                 while left.items and len(failures) < self._max_failed_items:
-                    listener = _Listener(left.items, deliver, self._tell)
+                    listener = _Listener(left.items, deliver, come_on, self._tell)
                     try:
                         loaded.answer(left.work, self._limits, listener)
                     except ItemFailed as failure:
@@ -169,15 +172,21 @@ class _Listener:
     """Passes answers on by the numbers of their items."""
 
     def __init__(
-        self, items: Sequence[int], deliver: Callable[[dict[int, Answer]], None], tell: Callable[[m.Level, str], None]
+        self,
+        items: Sequence[int],
+        deliver: Callable[[dict[int, Answer]], None],
+        come_on: Callable[[int], None],
+        tell: Callable[[m.Level, str], None],
     ) -> None:
         self._items = items
         self._deliver = deliver
+        self._come_on = come_on
         self.notice = tell
 
     def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
         items = [self._items[index] for index in indices]
         self._deliver(dict(zip(items, answer_values(answers), strict=True)))
+        self._come_on(self._items[0])
 
     def compiling(self, detail: str) -> None:
         pass
@@ -186,7 +195,7 @@ class _Listener:
         pass
 
     def step(self) -> None:
-        pass
+        self._come_on(self._items[0])
 
 
 def _told_apart(loaded: Loaded, fingerprint: str | None) -> Loaded:

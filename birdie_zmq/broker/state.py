@@ -277,6 +277,7 @@ class Broker:
         # Of those that another worker was given as well, it may have been first.
         fresh = [position for position, index in enumerate(indices) if index not in batch.settled]
         if not fresh:
+            self._send(batch.client, m.Advanced(batch=batch.number, advance=message.advance))
             return
         self._settle(batch, indices)
         self._count(worker, batch, len(fresh))
@@ -286,11 +287,15 @@ class Broker:
                 batch=batch.number,
                 indices=np.array([indices[position] for position in fresh], dtype=np.int32),
                 answers=message.answers if len(fresh) == len(indices) else message.answers.select(fresh),
-                computed=message.computed,
-                continued=message.continued,
+                advance=message.advance,
             ),
         )
         self._end_settled(part)
+
+    def _lease_advanced(self, worker: Worker, message: m.LeaseAdvanced) -> None:
+        part = worker.leases.get(message.lease)
+        if part is not None:
+            self._send(part.batch.client, m.Advanced(batch=part.batch.number, advance=message.advance))
 
     def _count(self, worker: Worker, batch: Batch, answers: int) -> None:
         worker.served += answers
@@ -607,6 +612,7 @@ _FROM_WORKER: Mapping[type, Callable[[Broker, Worker, Any], None]] = MappingProx
     {
         m.Heartbeat: Broker._heartbeat,
         m.LeaseAnswered: Broker._lease_answered,
+        m.LeaseAdvanced: Broker._lease_advanced,
         m.LeaseFailed: Broker._lease_failed,
         m.LeaseDone: Broker._lease_done,
         m.LeaseNotice: Broker._lease_notice,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from birdie_zmq.client.progress import Estimate, Progress
-from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Job, Send, Session, Tell
+from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Follow, Job, Send, Session, Tell
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.wire import messages as m
@@ -175,13 +175,15 @@ class Client:
                 match action:
                     case Send(message):
                         self._dealer.send(encode(message))
-                    case Deliver(items, positions, received, computed, continued):
-                        estimate.answered(items, computed, continued, time.monotonic())
+                    case Deliver(items, positions, received):
+                        estimate.answered(items)
                         values = answer_values(received)
                         for item, position in zip(items, positions, strict=True):
                             answers[item] = values[position]
                             if on_answer is not None:
                                 on_answer(item, values[position])
+                    case Follow(item, advance):
+                        estimate.advanced(item, advance, time.monotonic())
                     case Tell(level, text, once):
                         self._tell(level, text, once=once)
                     case FailItem(item, error):

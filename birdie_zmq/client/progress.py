@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,22 +26,21 @@ class Progress:
     seconds_left: float | None = None
 
 
-_HEAD = 0.2
-"""What the head costs at a position, where reading it costs 1: the share of its weights, in models of 0.1 to 8 billion."""
-
 _EARLIER = 0.75
 """Of what is done, so much is too long ago to tell the pace."""
 
 _LEAST_MARKS = 5
 
-_MOST_LIFETIMES = 1_000
+_MOST_LENGTHS = 1_000
 """The last ones; more of them say nothing new, and later prompts may be others."""
 
 
 class _Work(Protocol):
     """An estimate for one kind of work. Times leave out compiling."""
 
-    def answered(self, items: Sequence[int], computed: m.Computed, continued: int, active_s: float) -> None: ...
+    def advanced(self, job: int, advance: m.Advance, computed: m.Computed, active_s: float) -> None: ...
+
+    def answered(self, job: int, items: int) -> None: ...
 
     def seconds_left(self) -> float | None: ...
 
@@ -59,27 +57,28 @@ class Estimate:
         self._latest = now
         self._active_s = 0.0
         self._computed = m.Computed()
+        self._job_of = {item: number for number, job in enumerate(jobs) for item in job.items}
         self._work: _Work | None = None
         if jobs and isinstance(jobs[0].work, m.GenerateWork):
             self._work = _Continuing(jobs)
         elif jobs and isinstance(jobs[0].work, m.LogLikelihoodWork | m.RollingWork):
             self._work = _Scoring(jobs)
 
-    def answered(self, items: Sequence[int], computed: m.Computed, continued: int, now: float) -> None:
-        """Some items have their answers.
+    def answered(self, items: Sequence[int]) -> None:
+        """Some items, by the caller's numbers, have their answers."""
+        if self._work is not None:
+            for job, count in Counter(self._job_of[item] for item in items).items():
+                self._work.answered(job, count)
 
-        Args:
-            items: The caller's numbers.
-            computed: What was computed since the last answers of the same worker.
-            continued: As in `birdie_zmq.wire.messages.Answered`.
-            now: When.
-        """
+    def advanced(self, item: int, advance: m.Advance, now: float) -> None:
+        """The job that has this item has come on."""
+        computed = advance.computed
         busy = computed.seconds + computed.compile_seconds
         self._active_s += (now - self._latest) * (computed.seconds / busy if busy else 1.0)
         self._latest = now
         self._computed += computed
         if self._work is not None:
-            self._work.answered(items, self._computed, continued, self._active_s)
+            self._work.advanced(self._job_of[item], advance, self._computed, self._active_s)
 
     def at(self, now: float) -> Progress:
         """How it stands."""
@@ -94,145 +93,162 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class _Cost:
-    """What a text costs, in characters that are read: all of it, and what is new behind the text that is sent before."""
+class _Size:
+    """The size of texts in characters: all of them, and what is new behind the text that is sent before."""
 
     whole: int = 0
     new: int = 0
 
-    def __add__(self, other: _Cost) -> _Cost:
-        return _Cost(self.whole + other.whole, self.new + other.new)
+    def __add__(self, other: _Size) -> _Size:
+        return _Size(self.whole + other.whole, self.new + other.new)
 
-    def __sub__(self, other: _Cost) -> _Cost:
-        return _Cost(self.whole - other.whole, self.new - other.new)
+    def __sub__(self, other: _Size) -> _Size:
+        return _Size(self.whole - other.whole, self.new - other.new)
 
     def shared(self, share: float) -> float:
-        """What has to be computed where this share of what texts have in common is computed once."""
+        """What has to be read where this share of what texts have in common is read once."""
         return self.whole - share * (self.whole - self.new)
 
 
-class _Scoring:
-    """Texts to be scored are computed up to where they differ.
+class _Reading:
+    """What is left to be read, in the positions that workers tell of.
 
-    So an answer costs what its text adds to the one before it; or, where the model shares nothing, its whole text. What
-    was computed so far tells which. What is scored costs more than what is only read, since the head runs there. The pace is
-    that of what was done lately: the longest texts come first, and what came before the first answers was starting up.
+    Of jobs that have begun they have told it. Others are taken to cost as much for what their texts add to those before
+    them; or, where the model shares nothing, for their whole texts. What was planned so far tells which.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._costs: dict[int, _Cost] = {}
-        self._job_of: dict[int, int] = {}
-        self._unbegun: dict[int, int] = {}
-        self._begun_characters = 0
-        self._done = _Cost()
-        self._left = _Cost()
-        self._marks = deque([(0.0, _Cost())])
-        self._used_tokens = 0
-        self._share = 1.0
+        self._unbegun: dict[int, _Size] = {}
         before = ""
         for number, job in enumerate(jobs):
-            for item, (text, scored) in zip(job.items, _texts(job.work), strict=True):
-                head = int(_HEAD * scored)
-                cost = _Cost(len(text) + head, len(text) - common_characters(before, text) + head)
+            size = _Size()
+            for text in _texts(job.work):
+                size += _Size(len(text), len(text) - common_characters(before, text))
                 before = text
-                self._costs[item], self._job_of[item] = cost, number
-                self._left += cost
-            self._unbegun[number] = sum(self._costs[item].whole for item in job.items)
+            self._unbegun[number] = size
+        self._waiting = sum(self._unbegun.values(), _Size())
+        self._begun = _Size()
+        self._ahead: dict[int, int] = {}
+        self._share = 1.0
+        self._planned = 0
 
-    def answered(self, items: Sequence[int], computed: m.Computed, continued: int, active_s: float) -> None:
-        del continued
-        for item in items:
-            cost = self._costs.pop(item)
-            self._done += cost
-            self._left -= cost
-            self._begun_characters += self._unbegun.pop(self._job_of[item], 0)
-        self._marks.append((active_s, self._done))
-        if len(self._marks) > 2 and self._marks[0][1] == _Cost():
-            self._marks.popleft()  # Up to the first answers, it was starting up as well.
-        while len(self._marks) > _LEAST_MARKS and self._marks[1][1].whole <= _EARLIER * self._done.whole:
+    @property
+    def unbegun(self) -> int:
+        """How many jobs have not begun."""
+        return len(self._unbegun)
+
+    def advanced(self, job: int, ahead: int, computed: m.Computed) -> None:
+        size = self._unbegun.pop(job, _Size())
+        self._begun += size
+        self._waiting -= size
+        self._ahead[job] = ahead
+        self._planned = computed.planned
+        common = self._begun.whole - self._begun.new
+        if common and computed.requested:
+            read = computed.planned * self._begun.whole / computed.requested
+            self._share = min(1.0, max(0.0, (self._begun.whole - read) / common))
+
+    def over(self, job: int) -> None:
+        """A job is answered, whatever was planned for it."""
+        self._ahead.pop(job, None)
+        self._waiting -= self._unbegun.pop(job, _Size())
+
+    def left(self) -> float:
+        begun = self._begun.shared(self._share)
+        return sum(self._ahead.values()) + (self._waiting.shared(self._share) * self._planned / begun if begun else 0.0)
+
+
+class _Scoring:
+    """Texts to be scored: what is left to be read, at the pace of what was read lately.
+
+    What came before the first step was done was starting up, and the longest texts come first.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._reading = _Reading(jobs)
+        self._open = [len(job.items) for job in jobs]
+        self._marks = deque[tuple[float, int]]()
+
+    def answered(self, job: int, items: int) -> None:
+        self._open[job] -= items
+        if self._open[job] == 0:
+            self._reading.over(job)
+
+    def advanced(self, job: int, advance: m.Advance, computed: m.Computed, active_s: float) -> None:
+        if self._open[job]:
+            self._reading.advanced(job, advance.ahead, computed)
+        if self._marks and self._marks[-1][1] == computed.done:
+            return
+        self._marks.append((active_s, computed.done))
+        while len(self._marks) > _LEAST_MARKS and self._marks[1][1] <= _EARLIER * computed.done:
             self._marks.popleft()
-        # The step behind these answers was given to the device before they came.
-        common = self._done.whole - self._done.new
-        if common and computed.requested and self._used_tokens:
-            used = self._used_tokens * self._begun_characters / computed.requested
-            self._share = min(1.0, max(0.0, (self._done.whole - used) / common))
-        self._used_tokens = computed.tokens - computed.padding
 
     def seconds_left(self) -> float | None:
-        (since_s, before), (until_s, done) = self._marks[0], self._marks[-1]
-        seconds, work = until_s - since_s, (done - before).shared(self._share)
-        if seconds <= 0 or work <= 0:
+        if not self._marks:
             return None
-        return self._left.shared(self._share) * seconds / work
-
-
-class _Rows:
-    """Of one job: which items go on, as far as is known, and since when. They begin in their order."""
-
-    def __init__(self, items: Sequence[int], now_s: float) -> None:
-        self._unbegun = deque(items)
-        self.began: dict[int, float] = {}
-        self.heard_s = now_s
-
-    def begin(self, count: int) -> None:
-        """So many more have begun since something was heard last."""
-        while count > 0 and self._unbegun:
-            self.began[self._unbegun.popleft()] = self.heard_s
-            count -= 1
-
-    def end(self, item: int, now_s: float) -> float:
-        """An item has ended; how long it lasted."""
-        if item in self.began:
-            return now_s - self.began.pop(item)
-        # It began out of order: in the place of one that was taken to have begun.
-        with contextlib.suppress(ValueError):
-            self._unbegun.remove(item)
-        other = next(iter(self.began), None)
-        if other is None:
-            return now_s - self.heard_s
-        self._unbegun.appendleft(other)
-        return now_s - self.began.pop(other)
+        (since_s, before), (until_s, done) = self._marks[0], self._marks[-1]
+        seconds, read = until_s - since_s, done - before
+        return self._reading.left() * seconds / read if seconds > 0 and read > 0 else None
 
 
 class _Continuing:
-    """Texts that are continued end when they end; some go on side by side, and one that ends makes room for another."""
+    """Texts that are continued end when they end; some go on side by side, and one that ends makes room for another.
+
+    Their lengths are counted in rounds, each of which gives another token to all that go on. What reading their prompts
+    takes comes on top.
+    """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs = [job.items for job in jobs]
-        self._job_of = {item: number for number, job in enumerate(jobs) for item in job.items}
-        self._rows: dict[int, _Rows] = {}
-        self._heard_s = 0.0
-        self._side_by_side = 1
-        self._ended = 0
-        self._lasted = deque[float](maxlen=_MOST_LIFETIMES)
+        self._reading = _Reading(jobs)
+        self._open = [len(job.items) for job in jobs]
+        self._most = [job.work.settings.max_gen_toks for job in jobs if isinstance(job.work, m.GenerateWork)]
+        self._going: dict[int, tuple[int, ...]] = {}
+        self._ended = deque[int](maxlen=_MOST_LENGTHS)
+        self._cut = deque[int](maxlen=_MOST_LENGTHS)
+        self._longest = max(self._open)
+        self._slots = 1
+        self._computed = m.Computed()
 
-    def answered(self, items: Sequence[int], computed: m.Computed, continued: int, active_s: float) -> None:
-        del computed
-        continued = min(continued, len(self._job_of) - self._ended - len(items))
-        for item in items:
-            # A job that is new has begun when the one before it was done with, as far as is known.
-            job = self._job_of[item]
-            if job not in self._rows:
-                self._rows[job] = _Rows(self._jobs[job], self._heard_s)
-            rows = self._rows[job]
-            rows.begin(continued + 1 - len(rows.began))
-            self._side_by_side = max(self._side_by_side, sum(len(each.began) for each in self._rows.values()))
-            self._lasted.append(rows.end(item, active_s))
-            rows.heard_s = self._heard_s = active_s
-            self._ended += 1
+    def answered(self, job: int, items: int) -> None:
+        self._open[job] -= items
+        if self._open[job] == 0:
+            self._reading.over(job)
+            self._going.pop(job, None)
+
+    def advanced(self, job: int, advance: m.Advance, computed: m.Computed, active_s: float) -> None:
+        del active_s
+        for length in advance.ended:
+            (self._ended if length < self._most[job] else self._cut).append(length)
+        self._slots = min(max(self._slots, advance.slots), self._longest)
+        self._computed = computed
+        if self._open[job]:
+            self._reading.advanced(job, advance.ahead, computed)
+            self._going[job] = advance.going[: self._open[job]]
 
     def seconds_left(self) -> float | None:
-        if not any(self._lasted):
+        computed = self._computed
+        going = [(length, self._most[job]) for job, lengths in self._going.items() for length in lengths]
+        if not computed.rounds or not (self._ended or self._cut or going):
             return None
-        ages = [self._heard_s - began for rows in self._rows.values() for began in rows.began.values()]
-        survival = Survival(list(self._lasted), ages)
-        mean, waiting = survival.mean, max(0, len(self._job_of) - self._ended - len(ages))
-        left_s = waiting * mean / self._side_by_side + survival.until_all_end(ages)
-        # Where a batch ends, fewer and fewer go on, until the last one lets the next batch begin.
-        unbegun = len(self._jobs) - len(self._rows)
-        if unbegun:
-            waste_s = survival.until_all_end([0.0] * self._side_by_side) - mean
-            left_s += max(0.0, waste_s) * unbegun / max(1, sum(bool(rows.began) for rows in self._rows.values()))
+        survival = Survival(self._ended, [*self._cut, *(length for length, _ in going)])
+        at_once = max(1, sum(bool(lengths) for lengths in self._going.values()))
+        waiting = Counter[int]()
+        for job, count in enumerate(self._open):
+            waiting[self._most[job]] += count - len(self._going.get(job, ()))
+        waiting_rounds = sum(count * survival.mean(most) for most, count in waiting.items())
+        if self._slots == 1:
+            rounds = (waiting_rounds + sum(survival.mean(most, length) for length, most in going)) / at_once
+        else:
+            rounds = waiting_rounds / (self._slots * at_once) + survival.until_all_end(going)
+            # Where a job ends, fewer and fewer go on, until the last one lets the next job begin.
+            if self._reading.unbegun:
+                most = self._most[-1]
+                waste = survival.until_all_end([(0, most)] * self._slots) - survival.mean(most)
+                rounds += waste * self._reading.unbegun / at_once
+        left_s = rounds * computed.round_seconds / computed.rounds
+        if computed.done:
+            reading_s = max(0.0, computed.seconds - computed.round_seconds)
+            left_s += self._reading.left() * reading_s / computed.done / at_once
         return left_s
 
 
@@ -251,11 +267,11 @@ def common_characters(one: str, other: str) -> int:
     return least
 
 
-def _texts(work: m.Work) -> Iterable[tuple[str, int]]:
-    """Texts to be scored, and how many characters of each are."""
+def _texts(work: m.Work) -> list[str]:
+    """What is to be read."""
     match work:
         case m.LogLikelihoodWork(pairs=pairs):
-            return [(context + continuation, len(continuation)) for context, continuation in pairs]
-        case m.RollingWork(texts=texts):
-            return [(text, len(text)) for text in texts]
+            return [context + continuation for context, continuation in pairs]
+        case m.RollingWork(texts=texts) | m.GenerateWork(prompts=texts):
+            return texts
     return []

@@ -44,16 +44,19 @@ class Send:
 
 @dataclass(frozen=True)
 class Deliver:
-    """Give the caller answers; ``positions`` picks those answers that are the first for their ``items``.
-
-    ``computed`` and ``continued`` as in `birdie_zmq.wire.messages.Answered`.
-    """
+    """Give the caller answers; ``positions`` picks those answers that are the first for their ``items``."""
 
     items: list[int]
     positions: list[int]
     answers: m.Answers
-    computed: m.Computed = field(default_factory=m.Computed)
-    continued: int = 0
+
+
+@dataclass(frozen=True)
+class Follow:
+    """A job, which has this item, has come on."""
+
+    item: int
+    advance: m.Advance
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class FailItem:
     error: BirdieError
 
 
-Action = Send | Deliver | Tell | Fail | FailItem
+Action = Send | Deliver | Follow | Tell | Fail | FailItem
 
 
 _TELL_OF_SILENCE_S = 10.0
@@ -198,6 +201,10 @@ class Session:
             case m.Answered():
                 self._workers_seen_at = now
                 return self._answered(message)
+            case m.Advanced():
+                self._workers_seen_at = now
+                in_flight = self._in_flight.get(message.batch)
+                return [] if in_flight is None else [Follow(in_flight.job.items[0], message.advance)]
             case m.ItemFailed():
                 self._workers_seen_at = now
                 return self._item_failed(message)
@@ -315,8 +322,8 @@ class Session:
         self.answered += len(first)
         items = [in_flight.job.items[i] for i in first]
         positions = list(first.values())
-        deliver = Deliver(items, positions, message.answers, message.computed, message.continued)
-        return [*([deliver] if items else []), *self._go_on(message.batch, in_flight)]
+        deliver = [Deliver(items, positions, message.answers)] if items else []
+        return [*deliver, Follow(in_flight.job.items[0], message.advance), *self._go_on(message.batch, in_flight)]
 
     def _item_failed(self, message: m.ItemFailed) -> list[Action]:
         in_flight = self._in_flight.get(message.batch)

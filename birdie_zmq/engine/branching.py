@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from birdie_zmq.engine.buckets import SHORTEST, Buckets
+from birdie_zmq.engine.costs import positions_cost
 from birdie_zmq.engine.planning import PAD, Branch, Places, Scored, Step
 from birdie_zmq.engine.prefixes import Context, Tree, contexts, pieces, read_trunk
-
-ATTENTION_TOKENS = 4096
-"""The length of a row at which attention within it costs as much as all else (SmolLM2-135M, measured at 128 to 1,024)."""
 
 
 @dataclass
@@ -119,7 +117,7 @@ def _row_counts(count: int, length: int, buckets: Buckets) -> tuple[int, ...]:
 def _cost(rows: list[_Row], buckets: Buckets) -> float:
     """In tokens."""
     return sum(
-        count * length * (1 + length / ATTENTION_TOKENS) + buckets.budget.call_tokens
+        positions_cost(count * length, length) + buckets.budget.call_tokens
         for count, length, _ in _groups(rows, buckets)
     )
 

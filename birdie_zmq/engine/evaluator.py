@@ -124,12 +124,22 @@ class Evaluator:
             compile_seconds=self._backend.compile_seconds + tracing,
             requested=tally.tokens_requested,
             distinct=tally.tokens_distinct,
+            planned=tally.planned,
+            done=tally.done,
+            rounds=tally.rounds,
+            round_seconds=tally.round_seconds,
         )
 
     @property
-    def continued(self) -> int:
-        """How many texts are being continued side by side at this moment."""
-        return self._tally.continued
+    def ahead(self) -> int:
+        """What is planned at this moment and not done, in positions to be read."""
+        return self._tally.ahead
+
+    def take_lengths(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """How many tokens texts have, as `birdie_zmq.wire.messages.Advance` tells it: going, ended, and slots."""
+        tally = self._tally
+        ended, tally.ended = tuple(tally.ended), []
+        return tuple(tally.going), ended, tally.slots
 
     def encode(self, work: m.Work) -> Encoded | None:
         """The tokens of work that is to be scored; None for other work.
@@ -247,9 +257,9 @@ class Evaluator:
         if backend.ability == "rows":
             self._advise(listener)
             buckets = self._buckets(limits, backend.ability)
-            finished = reread(backend, rows, ends, sampling, buckets, called, self._tally)
+            finished = reread(backend, rows, ends, sampling, buckets, called, self._tally, self._seconds_now)
         else:
-            finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, fewer)
+            finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, self._seconds_now, fewer)
         with self._timed():
             try:
                 for row in finished:
@@ -301,6 +311,7 @@ class Evaluator:
                     items,
                     lambda: self._buckets(limits, "pairs" if as_pairs else self._backend.ability),
                     lambda step: self._counted(step, listener),
+                    self._tally,
                     self._idle,
                     smaller,
                     as_pairs=as_pairs,
@@ -414,6 +425,7 @@ class Evaluator:
         finally:
             self._tally.seconds += self._seconds_now() - began
             self._busy_since = None
+            self._tally.over()
 
     @contextmanager
     def _counted(self, step: Step, listener: Listener) -> Iterator[None]:

@@ -16,12 +16,15 @@ import numpy as np
 from birdie_zmq.engine.answer_text import Growing
 from birdie_zmq.engine.backend import Backend, Decoding, Drawing
 from birdie_zmq.engine.buckets import PROMPT_PIECES, Buckets
+from birdie_zmq.engine.costs import reading_cost
 from birdie_zmq.engine.planning import Scored, Tokens, plan_rows
 from birdie_zmq.engine.prompts import Reading, plan_readings
 from birdie_zmq.engine.scoring import NotFinite
 from birdie_zmq.engine.tally import Shape, Tally
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling, StepLimits
+
+Clock = Callable[[], float]
 
 Called = Callable[[Sequence[Shape]], AbstractContextManager[None]]
 """Entered around calls of the model, whose shapes it is told."""
@@ -64,6 +67,7 @@ def reread(
     buckets: Buckets,
     called: Called,
     tally: Tally,
+    clock: Clock,
 ) -> Iterator[Row]:
     """Continue rows by a model without a state: each that is finished.
 
@@ -73,7 +77,7 @@ def reread(
     waiting = list(rows)
     while waiting:
         finished: set[int] = set()
-        tally.continued = len(waiting)
+        began = clock()
         # One more token, any, stands for the one that is looked for.
         for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
             drawing = None
@@ -92,8 +96,9 @@ def reread(
                 tally.tokens_generated += 1
                 if ends.take(row, int(token)):
                     finished.add(int(owner))
-                    tally.continued -= 1
                     yield row
+        going = [len(row.answer.tokens) for number, row in enumerate(waiting) if number not in finished]
+        tally.round(clock() - began, going, [len(waiting[number].answer.tokens) for number in finished], slots=1)
         waiting = [row for number, row in enumerate(waiting) if number not in finished]
 
 
@@ -105,6 +110,7 @@ def carry_on(
     limits: StepLimits,
     called: Called,
     tally: Tally,
+    clock: Clock,
     out_of_memory: Callable[[OutOfDeviceMemory, int], None],
 ) -> Iterator[Row]:
     """Continue rows by a model with a state: each that is finished.
@@ -117,6 +123,7 @@ def carry_on(
         limits: What the user said of the rows of a step.
         called: Entered around calls of the model.
         tally: Counts.
+        clock: Gives seconds, of which none pass while programs are compiled.
         out_of_memory: Told when fewer rows are continued side by side, and how many.
 
     Raises:
@@ -128,7 +135,7 @@ def carry_on(
     most = min(limits.max_rows or backend.budget.decoding_rows, backend.budget.decoding_rows)
     while waiting:
         unit = backend.budget.row_unit if most >= backend.budget.row_unit else 1
-        readings = plan_readings([row.tokens for row in waiting], backend.budget.call_tokens)
+        readings = all_readings = plan_readings([row.tokens for row in waiting], backend.budget.call_tokens)
         needed = {reading.number: _slots(waiting[reading.number], reading, ends, backend) for reading in readings}
         largest = max(needed.values())
         wanted = limits.rows or min(max(unit, most // unit * unit), _width(len(waiting), unit))
@@ -137,12 +144,13 @@ def carry_on(
             readings = [reading for reading in readings if needed[reading.number] > largest // 2]
             count = min(count, _width(len(readings), unit))
         work = [(waiting[reading.number], reading) for reading in readings]
+        budget = backend.budget
+        tally.plan(sum(reading_cost(reading.pieces, budget) for reading in all_readings))
         finished: set[int] = set()
         try:
             # Nothing holds a session when it is over, nor when it failed: the next one wants its memory.
-            for row in _Session(backend, sampling, count, largest, called, tally, None if limits.rows else unit).run(
-                work, ends
-            ):
+            narrow_by = None if limits.rows else unit
+            for row in _Session(backend, sampling, count, largest, called, tally, clock, narrow_by).run(work, ends):
                 finished.add(id(row))
                 yield row
         except OutOfDeviceMemory as error:
@@ -177,12 +185,15 @@ class _Session:
         capacity: int,
         called: Called,
         tally: Tally,
+        clock: Clock,
         narrow_by: int | None,
     ) -> None:
         self._decoding: Decoding = backend.decoding(count, capacity, sampling)
         self._slots: list[Row | None] = [None] * count
         self._called = called
         self._tally = tally
+        self._budget = backend.budget
+        self._timer = _RoundTimer(clock)
         self._narrow_by = narrow_by
         tally.allow({(1, length) for length in PROMPT_PIECES})
 
@@ -202,6 +213,8 @@ class _Session:
         with self._called(shapes):
             read = self._decoding.put(number, row.tokens, reading.pieces, row.key, len(row.answer.tokens))
         self._slots[number] = row
+        self._timer.has_read()
+        self._tally.read(reading_cost(reading.pieces, self._budget))
         for piece in reading.pieces[len(reading.pieces) - len(read) :]:
             self._tally.step((1, piece.size), piece.end - piece.begin)
 
@@ -237,7 +250,37 @@ class _Session:
                     break
         self._tally.tokens_requested += used
         self._tally.decode(len(self._slots), chosen.tokens.shape[1], active, used)
-        self._tally.continued = active
-        for row in finished:
-            self._tally.continued -= 1
-            yield row
+        going = [len(row.answer.tokens) for row in self._slots if row is not None]
+        self._tally.round(
+            self._timer.round(), going, [len(row.answer.tokens) for row in finished], slots=len(self._slots)
+        )
+        yield from finished
+
+
+class _RoundTimer:
+    """How long rounds of decoding take, though a device may do what was asked before only then.
+
+    A round behind which nothing was read since the one before is timed as it is; another is taken to last as long as those.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at = clock()
+        self._was_read = True
+        self._count = 0
+        self._seconds = 0.0
+
+    def has_read(self) -> None:
+        """Something was read."""
+        self._was_read = True
+
+    def round(self) -> float:
+        """A round is over: its seconds."""
+        now = self._clock()
+        passed, self._at = now - self._at, now
+        if not self._was_read:
+            self._count += 1
+            self._seconds += passed
+            return passed
+        self._was_read = False
+        return min(passed, self._seconds / self._count) if self._count else 0.0

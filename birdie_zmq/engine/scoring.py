@@ -17,8 +17,10 @@ import numpy.typing as npt
 from birdie_zmq.engine.backend import Ability, Backend, PendingScores, PlaceScores
 from birdie_zmq.engine.branching import plan_branches, row_lengths
 from birdie_zmq.engine.buckets import Buckets
+from birdie_zmq.engine.costs import step_cost
 from birdie_zmq.engine.forking import piece_lengths, plan_forks
 from birdie_zmq.engine.planning import Fork, Read, Scored, Step, plan_pairs, plan_rows
+from birdie_zmq.engine.tally import Tally
 from birdie_zmq.errors import OutOfDeviceMemory
 
 
@@ -100,6 +102,7 @@ def score(
     items: Sequence[Scored],
     make_buckets: Callable[[], Buckets],
     counted: Callable[[Step], AbstractContextManager[None]],
+    tally: Tally,
     idle: IdleClock,
     out_of_memory: Callable[[OutOfDeviceMemory], None],
     *,
@@ -112,6 +115,7 @@ def score(
         items: The requests.
         make_buckets: The shapes of steps by the backend's budget as it is now.
         counted: Entered around the submission of each step.
+        tally: Counts what is planned and what is done.
         idle: Told when the device begins and ceases to be busy.
         out_of_memory: Told when steps are made smaller.
         as_pairs: Whether the model's own function scores the requests, whole.
@@ -129,8 +133,10 @@ def score(
         left = remaining[numbers]
         buckets = make_buckets()
         steps = plan_pairs(chosen, buckets) if as_pairs else plan_for(backend, chosen, buckets)
+        tally.plan(sum(step_cost(step, backend.budget) for step in steps))
         try:
             for step, scores in _pipelined(backend, steps, counted, idle):
+                tally.read(step_cost(step, backend.budget))
                 if not scores.finite.all():
                     raise NotFinite(int(numbers[step.owners[int(np.argmin(scores.finite))]]))
                 np.add.at(sums, step.owners, scores.logprobs)  # summed in float64

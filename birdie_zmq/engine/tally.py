@@ -23,11 +23,44 @@ class Tally:
     tokens_padding: int = 0
     tokens_generated: int = 0
     tokens_thrown_away: int = 0
-    continued: int = 0
-    """Texts that are being continued side by side at this moment."""
+    planned: int = 0
+    """The cost of all that was planned to be read, by `costs`."""
+    done: int = 0
+    ahead: int = 0
+    """What is planned at this moment and not done."""
+    rounds: int = 0
+    round_seconds: float = 0.0
+    going: list[int] = field(default_factory=list)
+    """How many tokens each of the texts has that are being continued at this moment."""
+    ended: list[int] = field(default_factory=list)
+    """And those that have ended since somebody took note of it."""
+    slots: int = 1
     seconds: float = 0.0
     shapes: set[Shape] = field(default_factory=set)
     possible: set[Shape] = field(default_factory=set)
+
+    def plan(self, cost: int) -> None:
+        """So much is to be read, and nothing else of what was planned before."""
+        self.planned += cost
+        self.ahead = cost
+
+    def read(self, cost: int) -> None:
+        """So much of that is done."""
+        self.done += cost
+        self.ahead = max(0, self.ahead - cost)
+
+    def round(self, seconds: float, going: list[int], ended: list[int], slots: int) -> None:
+        """Texts that are continued came on: those that go on have so many tokens each, and those that ended had."""
+        self.rounds += 1
+        self.round_seconds += seconds
+        self.going = going
+        self.ended += ended
+        self.slots = slots
+
+    def over(self) -> None:
+        """Nothing is being computed any more."""
+        self.ahead = 0
+        self.going = []
 
     def step(self, shape: Shape, used: int) -> None:
         """One call of the model, with so many positions that are not padding."""

@@ -2,7 +2,7 @@
 
 Four conversations use them::
 
-    client ⇄ broker     OpenSession Submit Ping CloseSession ⇄ SessionOpened Answered ItemFailed BatchFailed Notice Pong
+    client ⇄ broker     OpenSession Submit Ping CloseSession ⇄ SessionOpened Answered Advanced ItemFailed BatchFailed Notice Pong
     worker ⇄ broker     RegisterWorker Heartbeat DrainWorker CloseWorker Lease… ⇄ WorkerRegistered Lease CancelLease Pong
     agent ⇄ model process    LoadModel Lease CancelLease ⇄ ModelLoaded ModelRefused PhaseChanged Beat Lease…
     broker → anybody    Refusal
@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 9
+WIRE_VERSION = 10
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -40,6 +40,7 @@ Portion = Annotated[float, Meta(gt=0, le=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Level = Literal["info", "warning"]
 Indices = npt.NDArray[np.int32]
+Lengths = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
 
 _MOST_ERROR_CHARACTERS = 100_000
 
@@ -340,6 +341,10 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``tokens`` are those computed, padding included, ``requested`` and ``distinct`` those of the requests that were
     begun with, ``programs`` how many shapes were called; ``seconds`` of work leave out ``compile_seconds``, which
     here are all that it takes to have a program, tracing included.
+
+    ``planned`` and ``done`` are what reading costs, in positions, of the steps that were planned and of those that are
+    over. ``rounds`` are those in which each text that is continued got another token; ``round_seconds`` are the part of
+    ``seconds`` that they took, and the rest was reading.
     """
 
     tokens: Count = 0
@@ -350,6 +355,10 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compile_seconds: Duration = 0.0
     requested: Count = 0
     distinct: Count = 0
+    planned: Count = 0
+    done: Count = 0
+    rounds: Count = 0
+    round_seconds: Duration = 0.0
 
     def __add__(self, other: Computed) -> Computed:
         return Computed(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -363,6 +372,22 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def at_most(self, most: int) -> Computed:
         """The same, with no count above a number."""
         return Computed(**{name: min(most, getattr(self, name)) for name in self.__struct_fields__})
+
+
+class Advance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far a lease has come.
+
+    ``computed`` is what the model process has computed since it said so last, ``ahead`` the rest of what is planned for
+    this lease. Of texts that are continued, ``going`` says how many tokens each of those that go on has so far, ``ended``
+    how many those have that ended since it was said last, and ``slots`` how many go on at the cost of one; 1 where each
+    costs its own.
+    """
+
+    computed: Computed = Computed()
+    ahead: Count = 0
+    going: Lengths = ()
+    ended: Lengths = ()
+    slots: PositiveCount = 1
 
 
 # --- Client to broker ------------------------------------------------------------------------------------------------
@@ -411,17 +436,19 @@ class SessionOpened(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="answered"):
-    """Answers to some items of a batch; ``indices`` int32[n] says to which.
-
-    ``computed`` is what was computed since the last answers, ``continued`` how many more texts were being continued side
-    by side with those that have ended and are not answered yet, 0 where texts are scored.
-    """
+    """Answers to some items of a batch; ``indices`` int32[n] says to which."""
 
     batch: Count
     indices: Indices
     answers: Answers
-    computed: Computed = Computed()
-    continued: Count = 0
+    advance: Advance = Advance()
+
+
+class Advanced(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="advanced"):
+    """A batch, or a part of it, has come on, though nothing new is answered."""
+
+    batch: Count
+    advance: Advance
 
 
 class ItemFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="item-failed"):
@@ -460,7 +487,7 @@ class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="p
     losses: Count = 0
 
 
-BrokerToClient = SessionOpened | Answered | ItemFailed | BatchFailed | Notice | Pong
+BrokerToClient = SessionOpened | Answered | Advanced | ItemFailed | BatchFailed | Notice | Pong
 
 
 # --- Worker to broker ------------------------------------------------------------------------------------------------
@@ -493,13 +520,19 @@ class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-answered"):
-    """Answers to some items of a lease; the rest as in `Answered`."""
+    """Answers to some items of a lease; ``indices`` as in `Answered`."""
 
     lease: Count
     indices: Indices
     answers: Answers
-    computed: Computed = Computed()
-    continued: Count = 0
+    advance: Advance = Advance()
+
+
+class LeaseAdvanced(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-advanced"):
+    """A lease has come on, though nothing new is answered: said where no answer was for half a second."""
+
+    lease: Count
+    advance: Advance
 
 
 class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-failed"):
@@ -546,7 +579,7 @@ class CloseWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """The worker goes away in good order; its leases are to be given to another."""
 
 
-LeaseMessage = LeaseAnswered | LeaseFailed | LeaseDone | LeaseNotice
+LeaseMessage = LeaseAnswered | LeaseAdvanced | LeaseFailed | LeaseDone | LeaseNotice
 WorkerMessage = RegisterWorker | Heartbeat | LeaseMessage | LeaseCrashed | LeaseReturned | DrainWorker | CloseWorker
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import logging
+import math
 import os
 import queue
 import socket
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from birdie_zmq.config import ENGINE_VARIABLE
+from birdie_zmq.engine.advances import Advances
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
 from birdie_zmq.lifeline import die_with_parent
@@ -37,6 +39,9 @@ _decode_from_agent = decoder(m.AgentMessage)
 
 
 _BEAT_S = 1.0
+_ADVANCE_S = 0.5
+"""How far a lease has come is said so often, where nothing was answered."""
+
 _MOST_DETAIL = 1_000
 """Characters; a list of shapes has no bound of its own."""
 
@@ -52,9 +57,7 @@ class _Voice:
         self._channel = channel
         self._lock = threading.Lock()
         self._steps = 0
-        self._told = m.Computed()
         self.computed: Callable[[], m.Computed] = m.Computed
-        self.continued: Callable[[], int] = int
 
     def say(self, message: m.ModelProcessMessage) -> None:
         """Send a message."""
@@ -64,12 +67,6 @@ class _Voice:
     def step(self) -> None:
         """Something is computed."""
         self._steps += 1
-
-    def newly_computed(self) -> m.Computed:
-        """What was computed since this was asked last."""
-        now, before = self.computed(), self._told
-        self._told = now
-        return now.since(before)
 
     def beat(self) -> None:
         """Say for ever that the process is there, and how far it has come."""
@@ -85,22 +82,16 @@ class _LeaseListener:
         _Cancelled: From any method, when the lease has been cancelled.
     """
 
-    def __init__(self, voice: _Voice, lease: int, cancelled: set[int]) -> None:
+    def __init__(self, voice: _Voice, lease: int, cancelled: set[int], advances: Advances) -> None:
         self._voice = voice
         self._lease = lease
         self._cancelled = cancelled
+        self._advances = advances
+        self._advanced_at = -math.inf
 
     def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
         where = np.asarray(indices, dtype=np.int32)
-        self._say(
-            m.LeaseAnswered(
-                lease=self._lease,
-                indices=where,
-                answers=answers,
-                computed=self._voice.newly_computed(),
-                continued=self._voice.continued(),
-            )
-        )
+        self._say(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers, advance=self._advance()))
 
     def notice(self, level: m.Level, text: str) -> None:
         self._say(m.LeaseNotice(lease=self._lease, level=level, text=text, once=True))
@@ -111,9 +102,19 @@ class _LeaseListener:
     def running(self) -> None:
         self._say(m.PhaseChanged(phase="running"))
 
-    def step(self) -> None:
+    def begin(self) -> None:
         self._voice.step()
         self._stop_if_cancelled()
+
+    def step(self) -> None:
+        self._voice.step()
+        if time.monotonic() - self._advanced_at >= _ADVANCE_S:
+            self._say(m.LeaseAdvanced(lease=self._lease, advance=self._advance()))
+        self._stop_if_cancelled()
+
+    def _advance(self) -> m.Advance:
+        self._advanced_at = time.monotonic()
+        return self._advances.since_last()
 
     def _say(self, message: m.ModelProcessMessage) -> None:
         self._stop_if_cancelled()
@@ -147,14 +148,14 @@ def run(channel: Channel, engine: str) -> int:
         voice.say(m.ModelRefused(error=_internal(error)))
         return 1
     voice.computed = lambda: loaded.evaluator.computed
-    voice.continued = lambda: loaded.evaluator.continued
+    advances = Advances(loaded.evaluator)
     voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
     ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
     threading.Thread(target=_encode_ahead, args=(loaded, inbox, ready), daemon=True).start()
     while True:
         if inbox.empty() and ready.empty():
             loaded.evaluator.rest()
-        _answer(loaded, ready.get(), voice, cancelled)
+        _answer(loaded, ready.get(), voice, cancelled, advances)
 
 
 @dataclass(frozen=True)
@@ -179,11 +180,11 @@ def _encode_ahead(loaded: Loaded, inbox: queue.SimpleQueue[m.LoadModel | m.Lease
             ready.put(_Ready(lease, error=error))
 
 
-def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int]) -> None:
+def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int], advances: Advances) -> None:
     lease = ready.lease
-    listener = _LeaseListener(voice, lease.lease, cancelled)
+    listener = _LeaseListener(voice, lease.lease, cancelled, advances)
     try:
-        listener.step()
+        listener.begin()
         if ready.error is not None:
             raise ready.error
         loaded.answer(lease.work, lease.limits, listener, ready.encoded)

@@ -497,7 +497,7 @@ class Agent:
         if held is not None:
             self._finish(held)
 
-    def _notice(self, message: m.LeaseNotice) -> None:
+    def _pass_on(self, message: m.LeaseNotice | m.LeaseAdvanced) -> None:
         held = self._spoken_of(message.lease)
         if held is not None:
             self._actions.append(TellBroker(msgspec.structs.replace(message, lease=held.lease.lease)))
@@ -542,6 +542,7 @@ _FROM_PROCESS: Mapping[type, Callable[[Agent, Any], None]] = MappingProxyType(
         m.LeaseAnswered: Agent._answered,
         m.LeaseFailed: Agent._failed,
         m.LeaseDone: Agent._done,
-        m.LeaseNotice: Agent._notice,
+        m.LeaseNotice: Agent._pass_on,
+        m.LeaseAdvanced: Agent._pass_on,
     }
 )

@@ -34,6 +34,7 @@ OF_WORKERS: list[FromPeer] = [
     m.LeaseCrashed(lease=1, error=m.ErrorReport(code="model-process-died", message="boom")),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
+    m.LeaseAdvanced(lease=1, advance=m.Advance()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.DrainWorker(),
     m.CloseWorker(),

@@ -55,6 +55,7 @@ FROM_WORKERS: list[FromPeer] = [
     m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=m.Texts(texts=["x"])),
     m.LeaseFailed(lease=1, error=m.ErrorReport(code="model", message="boom")),
     m.LeaseDone(lease=1),
+    m.LeaseAdvanced(lease=1, advance=m.Advance()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.CloseWorker(),
 ]
@@ -194,10 +195,14 @@ def test_a_notice_reaches_the_client(room: Room) -> None:
 
 def test_what_was_computed_reaches_the_client_with_the_answers(room: Room) -> None:
     room.says(CLIENT, submit(5, texts="abc"))
-    computed = m.Computed(tokens=7, padding=1, seconds=0.5)
-    room.says(WORKER, msgspec.structs.replace(answer(room.lease(), 1), computed=computed, continued=2))
+    lease = room.lease()
+    advance = m.Advance(computed=m.Computed(tokens=7, padding=1, seconds=0.5), ahead=9, going=(3, 4), ended=(5,))
+    room.says(WORKER, msgspec.structs.replace(answer(lease, 1), advance=advance))
     (answered,) = room.hears(CLIENT, m.Answered)
-    assert (answered.batch, answered.computed, answered.continued) == (5, computed, 2)
+    assert (answered.batch, answered.advance) == (5, advance)
+    room.says(WORKER, m.LeaseAdvanced(lease=lease.lease, advance=advance))
+    room.says(WORKER, m.LeaseAdvanced(lease=lease.lease + 1, advance=advance))
+    assert room.hears(CLIENT, m.Advanced) == [m.Advanced(batch=5, advance=advance)], "of a lease that is there"
 
 
 def test_a_failure_that_names_an_item_ends_that_item_and_the_others_are_leased_again(room: Room) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,23 +24,24 @@ PADDING = 0.1
 
 @dataclass
 class Event:
-    """Answers that come ``after_s`` the ones before."""
+    """A worker says how far it has come in a job, ``after_s`` what it said before, and has answers."""
 
     after_s: float
+    job: Job
     items: Sequence[int]
-    computed: m.Computed
-    continued: int = 0
+    advance: m.Advance
 
 
 def errors(jobs: Sequence[Job], events: Sequence[Event]) -> list[float]:
-    """From a tenth of the time to nine tenths, at some 30 answers, how wrong the time left is: 0.1 is a tenth too long."""
+    """From a tenth of the time to nine tenths, at some 30 moments, how wrong the time left is: 0.1 is a tenth too long."""
     estimate = Estimate(jobs, 100.0)
     total = sum(event.after_s for event in events)
     now = 0.0
     found = []
     for number, event in enumerate(events):
         now += event.after_s
-        estimate.answered(event.items, event.computed, event.continued, 100.0 + now)
+        estimate.answered(event.items)
+        estimate.advanced(event.job.items[0], event.advance, 100.0 + now)
         if 0.1 <= now / total <= 0.9 and number % max(1, len(events) // 30) == 0:
             left = estimate.at(100.0 + now).seconds_left
             assert left is not None
@@ -57,25 +58,35 @@ def scoring(jobs: Sequence[Job], cost: Callable[[str, str], int]) -> Iterator[Ev
         assert isinstance(job.work, m.LogLikelihoodWork | m.RollingWork)
         work = job.work
         texts = [a + b for a, b in work.pairs] if isinstance(work, m.LogLikelihoodWork) else work.texts
+        sizes = []
+        for text in texts:
+            sizes.append(cost(text, before))
+            before = text
+        ahead = sum(sizes)
         asked = sum(map(len, texts)) // 4
+        told = m.Computed(requested=asked, distinct=asked // 2, planned=padded(ahead))
+        yield Event(0.0, job, [], m.Advance(computed=told, ahead=padded(ahead)))
         step: list[int] = []
         size = 0
         for position, item in enumerate(job.items):
             step.append(item)
-            size += cost(texts[position], before)
-            before = texts[position]
+            size += sizes[position]
             if size >= 2_000 or position == len(job.items) - 1:
-                tokens = int(size / 4 * (1 + PADDING))
+                ahead -= size
                 computed = m.Computed(
-                    tokens=tokens,
-                    padding=tokens - size // 4,
+                    tokens=padded(size),
+                    padding=padded(size) - size // 4,
                     seconds=size / 1_000,
                     compile_seconds=compile_s,
-                    requested=asked,
-                    distinct=asked // 2,
+                    done=padded(size),
                 )
-                yield Event(size / 1_000 + compile_s, step, computed)
-                step, size, asked, compile_s = [], 0, 0, 0.0
+                yield Event(size / 1_000 + compile_s, job, step, m.Advance(computed=computed, ahead=padded(ahead)))
+                step, size, compile_s = [], 0, 0.0
+
+
+def padded(characters: int) -> int:
+    """The positions in which so many characters are read."""
+    return int(characters / 4 * (1 + PADDING))
 
 
 def whole(text: str, before: str) -> int:
@@ -119,21 +130,46 @@ def test_long_texts_first_do_not_make_the_rest_look_longer() -> None:
     assert max(map(abs, errors(jobs, list(scoring(jobs, whole))))) < 0.1
 
 
-def continuing(jobs: Sequence[Job], durations: Callable[[int], float], rows: int) -> Iterator[Event]:
-    """A worker that continues so many rows side by side, each for its own time."""
+ROUND_S = 0.1
+READING_S = 0.2
+
+
+def continuing(jobs: Sequence[Job], lengths: Callable[[int], int], slots: int) -> Iterator[Event]:
+    """A worker that continues so many prompts side by side, each for its own number of rounds, and reads each first.
+
+    It compiles a program at first, and says how far it has come when a text has ended and twice a second.
+    """
     compile_s = COMPILING_S
     for job in jobs:
-        waiting = list(job.items)
-        now = 0.0
-        going: list[tuple[float, int]] = []
+        waiting = deque(job.items)
+        going: dict[int, int] = {}
+        planned, since_s = len(job.items) * 10, 0.0
+        counts = Counter[str](planned=planned)
         while waiting or going:
-            while waiting and len(going) < rows:
-                item = waiting.pop(0)
-                heapq.heappush(going, (now + durations(item), item))
-            end, item = heapq.heappop(going)
-            computed = m.Computed(tokens=100, generated=90, seconds=end - now, compile_seconds=compile_s, requested=100)
-            yield Event(end - now + compile_s, [item], computed, continued=len(going))
-            now, compile_s = end, 0.0
+            read = 0
+            while waiting and len(going) < slots:
+                going[waiting.popleft()] = 0
+                read += 1
+            going = {item: length + 1 for item, length in going.items()}
+            ended = [item for item, length in going.items() if length >= lengths(item)]
+            counts.update(done=read * 10, rounds=1)
+            since_s += read * READING_S + ROUND_S
+            for item in ended:
+                del going[item]
+            planned -= read * 10
+            if ended or since_s >= 0.5:
+                seconds = m.Computed(
+                    seconds=since_s, compile_seconds=compile_s, round_seconds=ROUND_S * counts["rounds"], **counts
+                )
+                advance = m.Advance(
+                    computed=seconds,
+                    ahead=planned,
+                    going=tuple(going.values()),
+                    ended=tuple(lengths(item) for item in ended),
+                    slots=slots,
+                )
+                yield Event(since_s + compile_s, job, ended, advance)
+                counts, since_s, compile_s = Counter(), 0.0, 0.0
 
 
 @pytest.mark.parametrize(("spread", "bound"), [(0.1, 0.1), (0.5, 0.2), (1.0, 0.3)])
@@ -143,40 +179,78 @@ def test_the_time_left_of_texts_that_end_when_they_end(spread: float, bound: flo
     The bound grows with what chance leaves open: the mean of the 40 texts that have ended after a tenth of the time is known
     to a sixth of itself where they are exponential, whoever estimates it.
     """
-    prompts = [Prompt(f"{number:03}", m.GenerationSettings(max_gen_toks=9)) for number in range(400)]
-    jobs = list(generate_jobs(prompts, SETTINGS))
     found = []
     for seed in range(20):
-        lengths = np.random.default_rng(seed).gamma(1 / spread**2, spread**2 * 10, 400)
-        found += errors(jobs, list(continuing(jobs, lengths.tolist().__getitem__, 16)))
+        lengths = 1 + np.random.default_rng(seed).gamma(1 / spread**2, spread**2 * 50, 400).astype(int)
+        found += generation_errors(lengths.tolist(), 10_000)
     assert np.quantile(np.abs(found), 0.8) < bound
     assert abs(np.mean(found)) < 0.1
+
+
+def test_texts_that_are_cut_off_are_not_taken_to_be_longer() -> None:
+    """Half of them come to the most tokens that they may have."""
+    found = []
+    for seed in range(10):
+        lengths = np.minimum(64, 1 + np.random.default_rng(seed).exponential(90, 120)).astype(int)
+        found += generation_errors(lengths.tolist(), 64)
+    assert np.quantile(np.abs(found), 0.8) < 0.15
+
+
+def test_the_time_left_is_known_before_any_text_has_ended() -> None:
+    """One batch, all of whose texts come to the most tokens that they may have."""
+    assert max(map(abs, generation_errors([100] * 16, 100))) < 0.15
+
+
+def generation_errors(lengths: Sequence[int], most: int) -> list[float]:
+    """How wrong the time left is of texts with so many tokens each, 16 side by side."""
+    how = m.GenerationSettings(max_gen_toks=most)
+    jobs = list(generate_jobs([Prompt(f"{number:03}", how) for number in range(len(lengths))], SETTINGS))
+    return errors(jobs, list(continuing(jobs, lengths.__getitem__, 16)))
 
 
 def test_what_is_said_of_a_call() -> None:
     jobs = [Job(m.RollingWork(texts=["a" * 100, "b" * 100, "c" * 100]), [0, 1, 2])]
     estimate = Estimate(jobs, 0.0)
     assert estimate.at(1.0) == Progress()
-    computed = m.Computed(tokens=100, padding=25, seconds=2.0, compile_seconds=2.0, requested=200, distinct=150)
-    estimate.answered([0], computed, 0, 4.0)
-    assert estimate.at(4.0) == Progress(
-        tokens_per_second=50.0, padding_share=0.25, distinct_share=0.75, seconds_left=4.0
+    planned = m.Computed(requested=200, distinct=150, planned=300)
+    estimate.advanced(0, m.Advance(computed=planned, ahead=300), 2.0)
+    assert estimate.at(2.0) == Progress(distinct_share=0.75)
+    estimate.answered([0])
+    computed = m.Computed(tokens=100, padding=25, seconds=2.0, compile_seconds=2.0, done=100)
+    estimate.advanced(0, m.Advance(computed=computed, ahead=200), 6.0)
+    assert estimate.at(6.0) == Progress(
+        tokens_per_second=25.0, padding_share=0.25, distinct_share=0.75, seconds_left=4.0
     )
-    left = estimate.at(5.0).seconds_left
+    left = estimate.at(7.0).seconds_left
     assert left == 3.0, "the clock goes on between answers"
     assert estimate.at(50.0).seconds_left == 0.0
 
 
+def test_what_was_planned_for_a_job_is_forgotten_once_it_is_answered() -> None:
+    """As where another worker was quicker, or the one that had planned it is gone."""
+    jobs = [Job(m.RollingWork(texts=["a" * 100]), [0]), Job(m.RollingWork(texts=["b" * 100]), [1])]
+    estimate = Estimate(jobs, 0.0)
+    estimate.advanced(0, m.Advance(computed=m.Computed(requested=100, planned=100), ahead=100), 0.0)
+    estimate.advanced(0, m.Advance(computed=m.Computed(seconds=1.0, done=50), ahead=50), 1.0)
+    assert estimate.at(1.0).seconds_left == pytest.approx(3.0)
+    estimate.answered([0])
+    assert estimate.at(1.0).seconds_left == pytest.approx(2.0)
+
+
 def test_a_call_that_is_neither_scored_nor_generated_is_not_guessed_at() -> None:
     estimate = Estimate([Job(m.DescribeWork(), [0])], 0.0)
-    estimate.answered([0], m.Computed(), 0, 1.0)
+    estimate.answered([0])
+    estimate.advanced(0, m.Advance(), 1.0)
     assert estimate.at(1.0) == Progress()
 
 
 def test_counts_of_a_worker_that_make_no_sense_harm_nobody() -> None:
+    most = 2**53 - 1
     jobs = list(generate_jobs([Prompt("a", m.GenerationSettings()), Prompt("b", m.GenerationSettings())], SETTINGS))
     estimate = Estimate(jobs, 0.0)
-    estimate.answered([0], m.Computed(tokens=2**53, seconds=1e9), 2**53, 1.0)
+    computed = m.Computed(tokens=most, seconds=1e9, planned=most, rounds=most, round_seconds=1.0)
+    advance = m.Advance(computed=computed, ahead=most, going=(most,) * 65_536, ended=(most,) * 65_536, slots=most)
+    estimate.advanced(0, advance, 1.0)
     assert estimate.at(1.0).seconds_left is not None
 
 

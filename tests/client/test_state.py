@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Job, Send, Session, Tell
+from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Follow, Job, Send, Session, Tell
 from birdie_zmq.config import BrokerSettings, ClientSettings
 from birdie_zmq.errors import (
     BirdieError,
@@ -173,7 +173,7 @@ def test_answers_that_bring_nothing_new_are_not_delivered() -> None:
     some = opened(job(0, 1))
     some.received(answered(0, {0: -1.0}), now=1.0)
 
-    assert some.received(answered(0, {0: -1.0}), now=2.0) == []
+    assert some.received(answered(0, {0: -1.0}), now=2.0) == [Follow(0, m.Advance())]
 
 
 @pytest.mark.parametrize("message", [answered(9, {0: -1.0}), failed(9), m.Notice(batch=9, level="info", text="so")])
@@ -300,11 +300,13 @@ def test_a_notice_of_a_batch_in_flight_is_told() -> None:
 
 def test_what_was_computed_comes_with_the_answers() -> None:
     some = opened(job(0, 1))
-    computed = m.Computed(tokens=5, seconds=1.0)
-    message = msgspec.structs.replace(answered(0, {0: -1.0}), computed=computed, continued=3)
-    (deliver,) = some.received(message, now=1.0)
+    advance = m.Advance(computed=m.Computed(tokens=5, seconds=1.0), ahead=7)
+    message = msgspec.structs.replace(answered(0, {0: -1.0}), advance=advance)
+    deliver, follow = some.received(message, now=1.0)
     assert isinstance(deliver, Deliver)
-    assert (deliver.items, deliver.computed, deliver.continued) == ([0], computed, 3)
+    assert (deliver.items, follow) == ([0], Follow(0, advance))
+    assert some.received(m.Advanced(batch=0, advance=advance), now=1.0) == [Follow(0, advance)]
+    assert some.received(m.Advanced(batch=9, advance=advance), now=1.0) == []
 
 
 def test_a_refusal_fails_the_call() -> None:

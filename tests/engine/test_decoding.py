@@ -14,6 +14,7 @@ import pytest
 
 from birdie_zmq import Model
 from birdie_zmq.engine import jax_backend
+from birdie_zmq.engine.advances import Advances
 from birdie_zmq.engine.backend import Decoding, NextTokens
 from birdie_zmq.engine.buckets import StepBudget
 from birdie_zmq.engine.contract import resolve
@@ -440,15 +441,28 @@ def test_first_tokens_come_as_often_as_the_model_has_them(backend: Watched) -> N
     assert (np.abs(found - count * likelihood) <= 5 * deviations).all()
 
 
-def test_each_text_that_ends_leaves_as_many_that_go_on_as_have_no_answer_yet(backend: Watched) -> None:
-    """Four rows that end in one step: the first of them leaves three, though all have ended."""
+def test_lengths_are_told_of_texts_that_go_on_and_of_those_that_have_ended(backend: Watched) -> None:
+    """Six prompts, four at once, that all end at five tokens or before."""
 
-    class Counting(Heard):
+    class Following(Heard):
         def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
-            left.append(evaluator.continued)
+            super().answered(indices, answers)
+            advances.append(since.since_last())
 
-    left: list[int] = []
+        def step(self) -> None:
+            advances.append(since.since_last())
+
+    advances: list[m.Advance] = []
     evaluator = evaluator_of(backend)
+    since = Advances(evaluator)
     how = m.GenerationSettings(max_gen_toks=5)
-    evaluator.generate(m.GenerateWork(prompts=list("abcdef"), settings=how, keys=[]), m.StepLimits(rows=4), Counting())
-    assert left == [3, 2, 1, 0, 1, 0]
+    evaluator.generate(m.GenerateWork(prompts=list("abcdef"), settings=how, keys=[]), m.StepLimits(rows=4), Following())
+    ended = [length for advance in advances for length in advance.ended]
+    assert len(ended) == 6
+    assert max(ended) <= 5
+    assert all(len(advance.going) <= 4 and max(advance.going, default=0) < 5 for advance in advances)
+    assert max(len(advance.going) for advance in advances) == 4
+    assert {advance.slots for advance in advances if advance.going} == {4 if backend.ability != "rows" else 1}
+    assert advances[-1].going == ()
+    rounds = sum(advance.computed.rounds for advance in advances)
+    assert max(ended) <= rounds <= sum(ended)

@@ -22,6 +22,7 @@ from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.jax_backend import JaxBackend
 from birdie_zmq.engine.planning import Scored, Step, Tokens
 from birdie_zmq.engine.scoring import IdleClock, NotFinite, plan_for, possible_shapes, score
+from birdie_zmq.engine.tally import Tally
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
@@ -109,6 +110,7 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     finished: list[list[int]] = field(default_factory=list)
     errors: list[OutOfDeviceMemory] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def computed(self) -> int:
@@ -126,7 +128,9 @@ def run(backend: JaxBackend, items: Sequence[Scored], limits: StepLimits = PAIRS
         done.steps.append(step)
         return nullcontext()
 
-    for numbers, loglikelihoods, greedy in score(backend, items, buckets, counted, IdleClock(), done.errors.append):
+    for numbers, loglikelihoods, greedy in score(
+        backend, items, buckets, counted, done.tally, IdleClock(), done.errors.append
+    ):
         assert np.isnan(done.loglikelihoods[numbers]).all(), "a request is finished once"
         done.loglikelihoods[numbers], done.greedy[numbers] = loglikelihoods, greedy
         done.finished.append(numbers)

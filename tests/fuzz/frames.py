@@ -34,6 +34,7 @@ SAMPLES: Sequence[m.Message] = (
     m.LeaseCrashed(lease=1, error=_ERROR),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
+    m.LeaseAdvanced(lease=1, advance=m.Advance(ahead=3, going=(1, 2), ended=(3,), slots=2)),
     m.LeaseNotice(lease=1, level="info", text="a"),
     m.DrainWorker(),
     m.CloseWorker(),

@@ -52,6 +52,7 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     m.Share: st.floats(0, 1),
     Annotated[float, Meta(ge=0)]: st.floats(0, allow_infinity=False),
     m.Name: TEXT,
+    m.Lengths: st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple),
 }
 
 

@@ -327,8 +327,12 @@ def test_a_notice_reaches_the_broker(desk: Desk) -> None:
 
 def test_what_was_computed_reaches_the_broker_with_the_answers(desk: Desk) -> None:
     (held,) = desk.serves(lease(5, texts="abc"))
-    said = msgspec.structs.replace(answer(held, 1), computed=m.Computed(tokens=7), continued=2)
+    advance = m.Advance(computed=m.Computed(tokens=7), ahead=2)
+    said = msgspec.structs.replace(answer(held, 1), advance=advance)
     assert to_broker(desk.said(said)) == [msgspec.structs.replace(said, lease=5)]
+    assert to_broker(desk.said(m.LeaseAdvanced(lease=held.lease, advance=advance))) == [
+        m.LeaseAdvanced(lease=5, advance=advance)
+    ]
 
 
 # --- Another model ---------------------------------------------------------------------------------------------------
