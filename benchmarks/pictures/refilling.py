@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -119,7 +118,6 @@ def _scheduled() -> tuple[list[Row], list[list[int | None]]]:
         StepLimits(max_rows=_ROWS),
         lambda _shapes: contextlib.nullcontext(),
         Tally(),
-        time.monotonic,
         lambda _error, _count: None,
     )
     assert {row.index: row.answer.text() for row in finished} == {

@@ -26,23 +26,24 @@ class Progress:
     seconds_left: float | None = None
 
 
-_EARLIER = 0.75
+_EARLIER = 0.4
 """Of what is done, so much is too long ago to tell the pace."""
 
-_LEAST_MARKS = 5
+_LEAST_STRETCHES = 4
+"""However little is done."""
 
 _MOST_LENGTHS = 1_000
 """The last ones; more of them say nothing new, and later prompts may be others."""
 
 
 class _Work(Protocol):
-    """An estimate for one kind of work. Times leave out compiling."""
+    """An estimate for one kind of work, in the positions that workers tell of."""
 
-    def advanced(self, job: int, advance: m.Advance, computed: m.Computed, active_s: float) -> None: ...
+    def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None: ...
 
     def answered(self, job: int, items: int) -> None: ...
 
-    def seconds_left(self) -> float | None: ...
+    def cost_left(self) -> float | None: ...
 
 
 class Estimate:
@@ -57,6 +58,7 @@ class Estimate:
         self._latest = now
         self._active_s = 0.0
         self._computed = m.Computed()
+        self._pace = _Pace()
         self._job_of = {item: number for number, job in enumerate(jobs) for item in job.items}
         self._work: _Work | None = None
         if jobs and isinstance(jobs[0].work, m.GenerateWork):
@@ -77,13 +79,15 @@ class Estimate:
         self._active_s += (now - self._latest) * (computed.seconds / busy if busy else 1.0)
         self._latest = now
         self._computed += computed
+        self._pace.advanced(self._computed.done, self._active_s, is_clean=not computed.compile_seconds)
         if self._work is not None:
-            self._work.advanced(self._job_of[item], advance, self._computed, self._active_s)
+            self._work.advanced(self._job_of[item], advance, self._computed)
 
     def at(self, now: float) -> Progress:
         """How it stands."""
         computed = self._computed
-        left = None if self._work is None else self._work.seconds_left()
+        cost, seconds_each = None if self._work is None else self._work.cost_left(), self._pace.seconds_each
+        left = None if cost is None or seconds_each is None else cost * seconds_each
         return Progress(
             tokens_per_second=computed.tokens / self._active_s if computed.tokens and self._active_s else None,
             padding_share=computed.padding / computed.tokens if computed.tokens else None,
@@ -158,56 +162,97 @@ class _Reading:
         return sum(self._ahead.values()) + (self._waiting.shared(self._share) * self._planned / begun if begun else 0.0)
 
 
-class _Scoring:
-    """Texts to be scored: what is left to be read, at the pace of what was read lately.
+class _Pace:
+    """Seconds for what costs one, by what was done lately, since the longest texts come first.
 
-    What came before the first step was done was starting up, and the longest texts come first.
+    A stretch in which something was compiled tells little of it: a step may have been computed meanwhile. It counts only
+    where there are no others.
     """
+
+    def __init__(self) -> None:
+        self._stretches = _Stretches()
+        self._any_stretches = _Stretches()
+        self._latest = (0.0, 0)
+
+    def advanced(self, done: int, active_s: float, *, is_clean: bool) -> None:
+        """So much is done altogether, after so many seconds."""
+        cost, seconds = done - self._latest[1], active_s - self._latest[0]
+        self._latest = (active_s, done)
+        self._any_stretches.add(cost, seconds)
+        if is_clean:
+            self._stretches.add(cost, seconds)
+
+    @property
+    def seconds_each(self) -> float | None:
+        """None where it is not known yet."""
+        if self._stretches.count:
+            return self._stretches.seconds_each
+        return self._any_stretches.seconds_each if self._any_stretches.count >= _LEAST_STRETCHES else None
+
+
+class _Stretches:
+    """What was done, and how long it took."""
+
+    def __init__(self) -> None:
+        self._ends = deque([(0.0, 0)])
+        self._seconds = 0.0
+
+    @property
+    def count(self) -> int:
+        return len(self._ends) - 1
+
+    @property
+    def seconds_each(self) -> float:
+        (since_s, before), (until_s, done) = self._ends[0], self._ends[-1]
+        return (until_s - since_s) / (done - before)
+
+    def add(self, cost: int, seconds: float) -> None:
+        self._seconds += seconds
+        if cost <= 0:
+            return
+        done = self._ends[-1][1] + cost
+        self._ends.append((self._seconds, done))
+        while len(self._ends) > _LEAST_STRETCHES + 1 and self._ends[1][1] <= _EARLIER * done:
+            self._ends.popleft()
+
+
+class _Scoring:
+    """Texts to be scored: what is left to be read."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._reading = _Reading(jobs)
         self._open = [len(job.items) for job in jobs]
-        self._marks = deque[tuple[float, int]]()
 
     def answered(self, job: int, items: int) -> None:
         self._open[job] -= items
         if self._open[job] == 0:
             self._reading.over(job)
 
-    def advanced(self, job: int, advance: m.Advance, computed: m.Computed, active_s: float) -> None:
+    def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None:
         if self._open[job]:
             self._reading.advanced(job, advance.ahead, computed)
-        if self._marks and self._marks[-1][1] == computed.done:
-            return
-        self._marks.append((active_s, computed.done))
-        while len(self._marks) > _LEAST_MARKS and self._marks[1][1] <= _EARLIER * computed.done:
-            self._marks.popleft()
 
-    def seconds_left(self) -> float | None:
-        if not self._marks:
-            return None
-        (since_s, before), (until_s, done) = self._marks[0], self._marks[-1]
-        seconds, read = until_s - since_s, done - before
-        return self._reading.left() * seconds / read if seconds > 0 and read > 0 else None
+    def cost_left(self) -> float | None:
+        return self._reading.left()
 
 
 class _Continuing:
     """Texts that are continued end when they end; some go on side by side, and one that ends makes room for another.
 
     Their lengths are counted in rounds, each of which gives another token to all that go on. What reading their prompts
-    takes comes on top.
+    costs comes on top.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._reading = _Reading(jobs)
         self._open = [len(job.items) for job in jobs]
+        self._longest = max(self._open)
         self._most = [job.work.settings.max_gen_toks for job in jobs if isinstance(job.work, m.GenerateWork)]
         self._going: dict[int, tuple[int, ...]] = {}
         self._ended = deque[int](maxlen=_MOST_LENGTHS)
         self._cut = deque[int](maxlen=_MOST_LENGTHS)
-        self._longest = max(self._open)
         self._slots = 1
-        self._computed = m.Computed()
+        self._round_cost = 0
 
     def answered(self, job: int, items: int) -> None:
         self._open[job] -= items
@@ -215,41 +260,34 @@ class _Continuing:
             self._reading.over(job)
             self._going.pop(job, None)
 
-    def advanced(self, job: int, advance: m.Advance, computed: m.Computed, active_s: float) -> None:
-        del active_s
+    def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None:
         for length in advance.ended:
             (self._ended if length < self._most[job] else self._cut).append(length)
-        self._slots = min(max(self._slots, advance.slots), self._longest)
-        self._computed = computed
+        if advance.slots >= self._slots and advance.round_cost:  # Where few go on, so do fewer slots.
+            self._slots, self._round_cost = min(advance.slots, self._longest), advance.round_cost
         if self._open[job]:
             self._reading.advanced(job, advance.ahead, computed)
             self._going[job] = advance.going[: self._open[job]]
 
-    def seconds_left(self) -> float | None:
-        computed = self._computed
+    def cost_left(self) -> float | None:
         going = [(length, self._most[job]) for job, lengths in self._going.items() for length in lengths]
-        if not computed.rounds or not (self._ended or self._cut or going):
+        if not self._round_cost:
             return None
         survival = Survival(self._ended, [*self._cut, *(length for length, _ in going)])
-        at_once = max(1, sum(bool(lengths) for lengths in self._going.values()))
         waiting = Counter[int]()
         for job, count in enumerate(self._open):
             waiting[self._most[job]] += count - len(self._going.get(job, ()))
-        waiting_rounds = sum(count * survival.mean(most) for most, count in waiting.items())
+        rounds = sum(count * survival.mean(most) for most, count in waiting.items()) / self._slots
         if self._slots == 1:
-            rounds = (waiting_rounds + sum(survival.mean(most, length) for length, most in going)) / at_once
+            rounds += sum(survival.mean(most, length) for length, most in going)
         else:
-            rounds = waiting_rounds / (self._slots * at_once) + survival.until_all_end(going)
+            rounds += survival.until_all_end(going)
             # Where a job ends, fewer and fewer go on, until the last one lets the next job begin.
             if self._reading.unbegun:
                 most = self._most[-1]
                 waste = survival.until_all_end([(0, most)] * self._slots) - survival.mean(most)
-                rounds += waste * self._reading.unbegun / at_once
-        left_s = rounds * computed.round_seconds / computed.rounds
-        if computed.done:
-            reading_s = max(0.0, computed.seconds - computed.round_seconds)
-            left_s += self._reading.left() * reading_s / computed.done / at_once
-        return left_s
+                rounds += waste * self._reading.unbegun
+        return rounds * self._round_cost + self._reading.left()
 
 
 def common_characters(one: str, other: str) -> int:

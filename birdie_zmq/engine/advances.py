@@ -16,7 +16,4 @@ class Advances:
     def since_last(self) -> m.Advance:
         """What is new since this was called last, or since this was made."""
         before, self._told = self._told, self._evaluator.computed
-        going, ended, slots = self._evaluator.take_lengths()
-        return m.Advance(
-            computed=self._told.since(before), ahead=self._evaluator.ahead, going=going, ended=ended, slots=slots
-        )
+        return self._evaluator.advance(self._told.since(before))

@@ -36,3 +36,8 @@ def step_cost(step: Step, budget: StepBudget) -> int:
 def reading_cost(pieces: Iterable[Piece], budget: StepBudget) -> int:
     """Of a prompt that is read in pieces."""
     return sum(int(positions_cost(piece.size, piece.end)) + budget.call_tokens for piece in pieces)
+
+
+def round_cost(rows: int, budget: StepBudget) -> int:
+    """Of another token for each of so many rows that are continued side by side."""
+    return rows + budget.call_tokens

@@ -126,20 +126,20 @@ class Evaluator:
             distinct=tally.tokens_distinct,
             planned=tally.planned,
             done=tally.done,
-            rounds=tally.rounds,
-            round_seconds=tally.round_seconds,
         )
 
-    @property
-    def ahead(self) -> int:
-        """What is planned at this moment and not done, in positions to be read."""
-        return self._tally.ahead
-
-    def take_lengths(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """How many tokens texts have, as `birdie_zmq.wire.messages.Advance` tells it: going, ended, and slots."""
+    def advance(self, computed: m.Computed) -> m.Advance:
+        """How far the work has come by computing what is new; tells of each text once that it has ended."""
         tally = self._tally
         ended, tally.ended = tuple(tally.ended), []
-        return tuple(tally.going), ended, tally.slots
+        return m.Advance(
+            computed=computed,
+            ahead=tally.ahead,
+            going=tuple(tally.going),
+            ended=ended,
+            slots=tally.slots,
+            round_cost=tally.round_cost,
+        )
 
     def encode(self, work: m.Work) -> Encoded | None:
         """The tokens of work that is to be scored; None for other work.
@@ -257,9 +257,9 @@ class Evaluator:
         if backend.ability == "rows":
             self._advise(listener)
             buckets = self._buckets(limits, backend.ability)
-            finished = reread(backend, rows, ends, sampling, buckets, called, self._tally, self._seconds_now)
+            finished = reread(backend, rows, ends, sampling, buckets, called, self._tally)
         else:
-            finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, self._seconds_now, fewer)
+            finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, fewer)
         with self._timed():
             try:
                 for row in finished:

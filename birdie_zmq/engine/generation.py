@@ -16,15 +16,13 @@ import numpy as np
 from birdie_zmq.engine.answer_text import Growing
 from birdie_zmq.engine.backend import Backend, Decoding, Drawing
 from birdie_zmq.engine.buckets import PROMPT_PIECES, Buckets
-from birdie_zmq.engine.costs import reading_cost
+from birdie_zmq.engine.costs import reading_cost, round_cost, step_cost
 from birdie_zmq.engine.planning import Scored, Tokens, plan_rows
 from birdie_zmq.engine.prompts import Reading, plan_readings
 from birdie_zmq.engine.scoring import NotFinite
 from birdie_zmq.engine.tally import Shape, Tally
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling, StepLimits
-
-Clock = Callable[[], float]
 
 Called = Callable[[Sequence[Shape]], AbstractContextManager[None]]
 """Entered around calls of the model, whose shapes it is told."""
@@ -67,7 +65,6 @@ def reread(
     buckets: Buckets,
     called: Called,
     tally: Tally,
-    clock: Clock,
 ) -> Iterator[Row]:
     """Continue rows by a model without a state: each that is finished.
 
@@ -77,7 +74,7 @@ def reread(
     waiting = list(rows)
     while waiting:
         finished: set[int] = set()
-        began = clock()
+        cost = 0
         # One more token, any, stands for the one that is looked for.
         for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
             drawing = None
@@ -87,6 +84,7 @@ def reread(
                 drawing = Drawing(sampling, [row.key for row in asking], drawn)
             with called([step.shape]):
                 chosen = backend.next_tokens(step, drawing)
+            cost += step_cost(step, backend.budget)
             tally.tokens_requested += step.used_tokens
             tally.step(step.shape, step.used_tokens)
             for owner, token, finite in zip(step.owners, chosen.tokens, chosen.finite, strict=True):
@@ -98,7 +96,8 @@ def reread(
                     finished.add(int(owner))
                     yield row
         going = [len(row.answer.tokens) for number, row in enumerate(waiting) if number not in finished]
-        tally.round(clock() - began, going, [len(waiting[number].answer.tokens) for number in finished], slots=1)
+        tally.came_on(cost, going, [len(waiting[number].answer.tokens) for number in finished])
+        tally.slots, tally.round_cost = 1, cost // len(waiting)
         waiting = [row for number, row in enumerate(waiting) if number not in finished]
 
 
@@ -110,7 +109,6 @@ def carry_on(
     limits: StepLimits,
     called: Called,
     tally: Tally,
-    clock: Clock,
     out_of_memory: Callable[[OutOfDeviceMemory, int], None],
 ) -> Iterator[Row]:
     """Continue rows by a model with a state: each that is finished.
@@ -123,7 +121,6 @@ def carry_on(
         limits: What the user said of the rows of a step.
         called: Entered around calls of the model.
         tally: Counts.
-        clock: Gives seconds, of which none pass while programs are compiled.
         out_of_memory: Told when fewer rows are continued side by side, and how many.
 
     Raises:
@@ -150,7 +147,7 @@ def carry_on(
         try:
             # Nothing holds a session when it is over, nor when it failed: the next one wants its memory.
             narrow_by = None if limits.rows else unit
-            for row in _Session(backend, sampling, count, largest, called, tally, clock, narrow_by).run(work, ends):
+            for row in _Session(backend, sampling, count, largest, called, tally, narrow_by).run(work, ends):
                 finished.add(id(row))
                 yield row
         except OutOfDeviceMemory as error:
@@ -185,7 +182,6 @@ class _Session:
         capacity: int,
         called: Called,
         tally: Tally,
-        clock: Clock,
         narrow_by: int | None,
     ) -> None:
         self._decoding: Decoding = backend.decoding(count, capacity, sampling)
@@ -193,7 +189,6 @@ class _Session:
         self._called = called
         self._tally = tally
         self._budget = backend.budget
-        self._timer = _RoundTimer(clock)
         self._narrow_by = narrow_by
         tally.allow({(1, length) for length in PROMPT_PIECES})
 
@@ -213,7 +208,6 @@ class _Session:
         with self._called(shapes):
             read = self._decoding.put(number, row.tokens, reading.pieces, row.key, len(row.answer.tokens))
         self._slots[number] = row
-        self._timer.has_read()
         self._tally.read(reading_cost(reading.pieces, self._budget))
         for piece in reading.pieces[len(reading.pieces) - len(read) :]:
             self._tally.step((1, piece.size), piece.end - piece.begin)
@@ -251,36 +245,7 @@ class _Session:
         self._tally.tokens_requested += used
         self._tally.decode(len(self._slots), chosen.tokens.shape[1], active, used)
         going = [len(row.answer.tokens) for row in self._slots if row is not None]
-        self._tally.round(
-            self._timer.round(), going, [len(row.answer.tokens) for row in finished], slots=len(self._slots)
-        )
+        cost = round_cost(len(self._slots), self._budget)
+        self._tally.came_on(cost * chosen.tokens.shape[1], going, [len(row.answer.tokens) for row in finished])
+        self._tally.slots, self._tally.round_cost = len(self._slots), cost
         yield from finished
-
-
-class _RoundTimer:
-    """How long rounds of decoding take, though a device may do what was asked before only then.
-
-    A round behind which nothing was read since the one before is timed as it is; another is taken to last as long as those.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._at = clock()
-        self._was_read = True
-        self._count = 0
-        self._seconds = 0.0
-
-    def has_read(self) -> None:
-        """Something was read."""
-        self._was_read = True
-
-    def round(self) -> float:
-        """A round is over: its seconds."""
-        now = self._clock()
-        passed, self._at = now - self._at, now
-        if not self._was_read:
-            self._count += 1
-            self._seconds += passed
-            return passed
-        self._was_read = False
-        return min(passed, self._seconds / self._count) if self._count else 0.0

@@ -26,15 +26,16 @@ class Tally:
     planned: int = 0
     """The cost of all that was planned to be read, by `costs`."""
     done: int = 0
+    """The cost of what was read and decoded."""
     ahead: int = 0
     """What is planned at this moment and not done."""
-    rounds: int = 0
-    round_seconds: float = 0.0
     going: list[int] = field(default_factory=list)
     """How many tokens each of the texts has that are being continued at this moment."""
     ended: list[int] = field(default_factory=list)
     """And those that have ended since somebody took note of it."""
     slots: int = 1
+    """Of these texts, so many get another token together."""
+    round_cost: int = 0
     seconds: float = 0.0
     shapes: set[Shape] = field(default_factory=set)
     possible: set[Shape] = field(default_factory=set)
@@ -49,13 +50,11 @@ class Tally:
         self.done += cost
         self.ahead = max(0, self.ahead - cost)
 
-    def round(self, seconds: float, going: list[int], ended: list[int], slots: int) -> None:
-        """Texts that are continued came on: those that go on have so many tokens each, and those that ended had."""
-        self.rounds += 1
-        self.round_seconds += seconds
+    def came_on(self, cost: int, going: list[int], ended: list[int]) -> None:
+        """Texts that are continued have more tokens at such a cost: those that go on so many each, as those that ended."""
+        self.done += cost
         self.going = going
         self.ended += ended
-        self.slots = slots
 
     def over(self) -> None:
         """Nothing is being computed any more."""

@@ -342,9 +342,7 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     begun with, ``programs`` how many shapes were called; ``seconds`` of work leave out ``compile_seconds``, which
     here are all that it takes to have a program, tracing included.
 
-    ``planned`` and ``done`` are what reading costs, in positions, of the steps that were planned and of those that are
-    over. ``rounds`` are those in which each text that is continued got another token; ``round_seconds`` are the part of
-    ``seconds`` that they took, and the rest was reading.
+    ``planned`` is what the reading costs that was planned, and ``done`` all that is over, in positions that are read.
     """
 
     tokens: Count = 0
@@ -357,8 +355,6 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     distinct: Count = 0
     planned: Count = 0
     done: Count = 0
-    rounds: Count = 0
-    round_seconds: Duration = 0.0
 
     def __add__(self, other: Computed) -> Computed:
         return Computed(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -378,9 +374,9 @@ class Advance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far a lease has come.
 
     ``computed`` is what the model process has computed since it said so last, ``ahead`` the rest of what is planned for
-    this lease. Of texts that are continued, ``going`` says how many tokens each of those that go on has so far, ``ended``
-    how many those have that ended since it was said last, and ``slots`` how many go on at the cost of one; 1 where each
-    costs its own.
+    this lease. Of texts that are continued, ``going`` says how many tokens each of those that go on has so far, and
+    ``ended`` how many those have that ended since it was said last; in a round ``slots`` of them get another token
+    together, at ``round_cost`` in positions.
     """
 
     computed: Computed = Computed()
@@ -388,6 +384,7 @@ class Advance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     going: Lengths = ()
     ended: Lengths = ()
     slots: PositiveCount = 1
+    round_cost: Count = 0
 
 
 # --- Client to broker ------------------------------------------------------------------------------------------------

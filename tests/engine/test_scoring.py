@@ -134,6 +134,8 @@ def run(backend: JaxBackend, items: Sequence[Scored], limits: StepLimits = PAIRS
         assert np.isnan(done.loglikelihoods[numbers]).all(), "a request is finished once"
         done.loglikelihoods[numbers], done.greedy[numbers] = loglikelihoods, greedy
         done.finished.append(numbers)
+    assert done.tally.ahead == 0
+    assert done.errors or done.tally.done == done.tally.planned, "all that was planned is done"
     return done
 
 
