@@ -13,6 +13,12 @@ from birdie_zmq.config import ClientSettings
 from harness_model import BirdieZMQ
 
 
+def say(line: str) -> None:
+    """Write a line that is seen at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 class Hook(CacheHook):
     """Says that an answer is there."""
 
@@ -20,7 +26,7 @@ class Hook(CacheHook):
         super().__init__(None)
 
     def add_partial(self, attr: str, req: object, res: object) -> None:
-        print("answer", flush=True)
+        say("answer")
 
 
 def main(endpoint: str, key_file: str, pause_s: str, texts: str) -> None:
@@ -36,7 +42,7 @@ def main(endpoint: str, key_file: str, pause_s: str, texts: str) -> None:
         pause_s=float(pause_s),
     ) as lm:
         lm.set_cache_hook(Hook())
-        print("scores", json.dumps(lm.loglikelihood_rolling(requests, disable_tqdm=True)), flush=True)
+        say(f"scores {json.dumps(lm.loglikelihood_rolling(requests, disable_tqdm=True))}")
 
 
 if __name__ == "__main__":
