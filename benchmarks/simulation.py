@@ -135,7 +135,7 @@ def socket_seconds() -> float:
 
 @dataclass
 class Lease:
-    """What a worker holds: the indices that have no answer yet."""
+    """What a worker holds: the indices that have no answer yet, in the order in which they are computed."""
 
     lease: m.Lease
     left: list[int]
@@ -184,7 +184,9 @@ class Worker:
         """Take a lease, or let one go; one that the broker does not know any more registers again."""
         match message:
             case m.Lease():
-                self.leases[message.lease] = Lease(message, list(range(len(message.work))))
+                # Planners put texts into steps by their lengths and what they share, not in the order of a message.
+                order = self.hall.chance.permutation(len(message.work))
+                self.leases[message.lease] = Lease(message, order.tolist())
                 if len(self.leases) == 1:
                     self.step(self.life)
             case m.CancelLease(lease=lease):
@@ -370,14 +372,16 @@ def simulate(
     steps: Sequence[Step],
     *,
     characters: int = 200,
+    spread: float = 1 / 3,
     price_s: float = 0.0,
     failures_per_hour: float = 0.0,
     seed: int = 1,
     meter: Meter | None = None,
 ) -> Outcome:
-    """Let workers answer ``batches`` batches each, asked for by some runs. Without a meter the seed decides everything."""
+    """Let workers answer ``batches`` batches each, asked for by some runs; their paces differ by ``spread``. Without a meter the seed decides everything."""
     hall = Hall(steps, characters, price_s, failures_per_hour, seed, meter)
-    crew = [Worker(hall, number, float(hall.chance.uniform(2 / 3, 4 / 3))) for number in range(workers)]
+    paces = hall.chance.uniform(1 - spread, 1 + spread, workers)
+    crew = [Worker(hall, number, float(pace)) for number, pace in enumerate(paces)]
     hall.peers.update({worker.peer: worker for worker in crew})
     for worker in crew:
         worker.join()
