@@ -199,8 +199,9 @@ class Worker:
         if life != self.life or not self.leases:
             return
         rows, recorded_s = self.hall.draw()
-        seconds = recorded_s * self.pace
         first = next(iter(self.leases.values()))
+        # The last step of a lease has fewer rows, where the rest of it does not fill one.
+        seconds = recorded_s * self.pace * min(1.0, len(first.left) / rows)
 
         def done() -> None:
             if life != self.life:

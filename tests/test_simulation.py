@@ -51,6 +51,6 @@ def test_the_price_of_a_message_is_measured_without_changing_what_happens() -> N
 def test_what_was_recorded_can_be_read_and_made_faster() -> None:
     steps, faster = recorded(RECORDED), recorded(RECORDED, 20.0)
 
-    assert len(steps) > 20
+    assert len(steps) >= 10
     assert all(answers > 0 and seconds >= 0.0 for answers, seconds in steps)
     assert sum(seconds for _, seconds in faster) == pytest.approx(sum(seconds for _, seconds in steps) / 20)

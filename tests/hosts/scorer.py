@@ -32,7 +32,7 @@ class Hook(CacheHook):
 def main(endpoint: str, key_file: str, pause_s: str, texts: str) -> None:
     """Score and print."""
     requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(json.loads(texts))]
-    settings = ClientSettings(batch_items=8)
+    settings = ClientSettings(batch_items=8, connect_s=60)
     with BirdieZMQ(
         model_tag="steady",
         endpoint=endpoint,

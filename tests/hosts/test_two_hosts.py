@@ -91,10 +91,10 @@ def responses(run: Program, folder: Path) -> tuple[dict[str, Any], list[Any]]:
     return json.loads(results.read_text())["results"], samples
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def expected(pages: Path) -> list[float]:
     """What the texts score on this host, without any link."""
-    settings = ClientSettings(batch_items=8)
+    settings = ClientSettings(batch_items=8, connect_s=60)
     page = str(pages / "faulty.py")
     with BirdieZMQ(model_tag="steady", api=page, device="cpu", batch_rows=4, client_settings=settings) as lm:
         return lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True)
