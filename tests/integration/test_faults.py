@@ -243,7 +243,7 @@ def test_one_of_two_workers_is_killed_and_a_third_joins_in_the_midst_of_a_run(
         still.send_signal(signal.SIGSTOP)
         assert len(run.cache.answers) < len(TEXTS)
         third = programs.worker(endpoint, pages / "faulty.py")
-        wait_until(lambda: answered()[third.process.pid] > 0, "an answer of the third worker")
+        wait_until(lambda: answered().get(third.process.pid, 0) > 0, "an answer of the third worker")
         still.send_signal(signal.SIGCONT)
 
         assert run.result() == expected
