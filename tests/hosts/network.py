@@ -87,12 +87,12 @@ class Link:
     def make_bad(self) -> str:
         """Let it delay and lose packets, both ways; how it does.
 
-        netem says how much. Kernels without it have tbf: a link so slow that packets wait, and those that wait too long are
-        lost.
+        netem says how much. Kernels without it have tbf: a link so slow that packets wait, and those for which there is no
+        room to wait are lost.
         """
         ends = ((self.here, self.interface), (self.there, self.far_interface))
         netem = ["netem", "delay", "40ms", "20ms", "loss", "3%"]
-        slow = ["tbf", "rate", "256kbit", "burst", "3000", "latency", "60ms"]
+        slow = ["tbf", "rate", "512kbit", "burst", "2000", "limit", "4000"]
         for words in (netem, slow):
             with contextlib.suppress(AssertionError):
                 for host, interface in ends:
