@@ -102,8 +102,10 @@ class Worker:
         return 0.0
 
     def threads(self) -> int:
-        """Threads of the model process."""
-        return sum(each.num_threads() for each in psutil.Process(self.process.pid).children())
+        """In how many threads XLA computes in the model process."""
+        tasks = (Path(f"/proc/{each.pid}/task") for each in psutil.Process(self.process.pid).children())
+        names = [file.read_text().strip() for folder in tasks for file in folder.glob("*/comm")]
+        return names.count("tf_XLAEigen")
 
 
 class Crew:

@@ -171,7 +171,7 @@ def compare(
             passes = warm_up(one, requests)
             threads = ", ".join(str(worker.threads()) for worker in one.workers)
             print(
-                f"{len(one.workers)} workers: {passes} passes to warm up; threads of model processes: {threads}",
+                f"{len(one.workers)} workers: {passes} passes to warm up; threads in which XLA computes: {threads}",
                 flush=True,
             )
         load = os.getloadavg()[0]
