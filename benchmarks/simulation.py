@@ -1,13 +1,15 @@
 """Where one broker ends: its real state machine, and real clients', among workers of which only the time is made up.
 
 ``python -m benchmarks.simulation --plot docs/broker_limit.png`` lets 1 to 4,096 workers answer batches in virtual time. Clock,
-sockets and models are simulated; broker and clients are the very state machines that run behind sockets, and what is measured is the
-processor time that the broker's takes for a second of virtual time, its share of a core. The price of a message's way
-through codec and socket comes from ``benchmarks.broker_limit``, which measures it with real ones, and is added.
+sockets and models are simulated; broker and clients are the very state machines that run behind sockets. Workers need for their
+steps what a real worker needed: seconds and answers are drawn from a recording (``--steps``, made by
+``benchmarks.record_steps``), divided by ``--faster``. Each has a pace of its own, up to a third slower or faster; it holds
+two leases, beats once a second, and is lost as often as ``--failures`` says, to be there again half a minute later.
 
-A worker computes a step of ``--rows`` requests in a time drawn from those of a recorded run (``--steps FILE``, one number of
-seconds a line), or around ``--step-seconds``; each has a pace of its own, up to a third slower or faster. It holds two leases,
-beats once a second, and is lost as often as ``--failures`` says, to be there again half a minute later.
+The broker takes messages one after the other, and each takes it a while. How long is measured in the same run: the messages of
+the simulation are decoded, handled by a second broker, and what that says is encoded, some thousands at a time between two looks
+at the CPU time. What the socket takes is measured before, with a real one. So a broker that has too much to do makes
+workers wait, as a real one would. libzmq's own thread, which moves bytes, is taken to have another core.
 """
 
 from __future__ import annotations
@@ -15,33 +17,46 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
+import json
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from birdie_zmq.broker.events import Received, Send, Tick, Unreachable
+from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable
 from birdie_zmq.broker.state import Broker
 from birdie_zmq.client import state as client
 from birdie_zmq.config import BrokerSettings, ClientSettings
 from birdie_zmq.wire import messages as m
+from birdie_zmq.wire.codec import decoder, encode
+from birdie_zmq.wire.endpoints import parse_endpoint
+from birdie_zmq.wire.transport import Dealer, Router, wait
 
+RECORDED = Path(__file__).with_name("recorded_steps.json")
 MODEL = m.ModelSpec(tag="simulated")
 ITEMS = 256
-TEXT = "x" * 200
 HEARTBEAT_S = 1.0
 AWAY_S = 30.0
+_METERED = 2_000
+_SOCKET_MESSAGES = 500
+_SOCKET_ROUNDS = 9
+_FRAME_BYTES = 400
+_decode = decoder(m.ClientMessage | m.WorkerMessage)
+
+Step = tuple[int, float]
+"""How many answers a step gave, and the seconds that it took."""
 
 
-@dataclass
 class World:
     """Virtual time, and what happens when."""
 
-    now: float = 0.0
-    _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
-    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
 
     def after(self, seconds: float, what: Callable[[], None]) -> None:
         """Let something happen later."""
@@ -54,9 +69,73 @@ class World:
             what()
 
 
+class Meter:
+    """What a broker's messages cost: what one has handled in virtual time is handled again by another, on the CPU's clock."""
+
+    def __init__(self) -> None:
+        self._broker = Broker(BrokerSettings())
+        self._events: list[tuple[float, bytes, bytes | Event]] = []
+        self.cpu_s = 0.0
+        self.messages = 0
+
+    def add(self, event: Event, now: float) -> None:
+        """Remember an event, as a frame if it is a message."""
+        peer, what = (event.peer, encode(event.message)) if isinstance(event, Received) else (b"", event)
+        self._events.append((now, peer, what))
+        if len(self._events) >= _METERED:
+            self.read()
+
+    def read(self) -> None:
+        """Handle what is remembered."""
+        handle, messages = self._broker.handle, 0
+        began = time.process_time()  # slow to ask for on some machines
+        for now, peer, what in self._events:
+            event = what
+            if isinstance(event, bytes):
+                messages += 1
+                event = Received(peer, _decode(event), len(event))
+            for action in handle(event, now):
+                if isinstance(action, Send):
+                    messages += 1
+                    encode(action.message)
+        self.cpu_s += time.process_time() - began
+        self.messages += messages
+        self._events.clear()
+
+    def restart(self) -> None:
+        """Forget what was counted, and not what the broker knows."""
+        self.read()
+        self.cpu_s, self.messages = 0.0, 0
+
+
+def socket_seconds() -> float:
+    """What the broker's thread needs to take a message from its socket, or to put one there: the median of some rounds."""
+    router = Router(parse_endpoint("tcp://127.0.0.1:*"))
+    dealer = Dealer(parse_endpoint(router.endpoint))
+    frame, taken = bytes(_FRAME_BYTES), []
+    try:
+        for _ in range(_SOCKET_ROUNDS):
+            for _ in range(_SOCKET_MESSAGES):
+                dealer.send(frame)
+            time.sleep(0.1)  # libzmq's threads bring them over
+            began = time.thread_time()
+            for _ in range(_SOCKET_MESSAGES):
+                wait(router, 1.0)
+                arrival = router.receive()
+                assert arrival is not None
+                router.send(arrival[0], frame)
+            taken.append((time.thread_time() - began) / (2 * _SOCKET_MESSAGES))
+            while dealer.receive() is not None:
+                pass
+    finally:
+        dealer.close()
+        router.close()
+    return float(np.median(taken))
+
+
 @dataclass
 class Lease:
-    """What a worker holds: the indices that have no answer yet."""
+    """What a worker holds: the indices that have no answer yet, in the order in which they are computed."""
 
     lease: m.Lease
     left: list[int]
@@ -73,6 +152,7 @@ class Worker:
         self.leases: dict[int, Lease] = {}
         self.life = 0
         self.busy_s = 0.0
+        self.answers = 0
 
     def join(self) -> None:
         """Register, beat, and be lost some time."""
@@ -101,37 +181,48 @@ class Worker:
         self.hall.world.after(AWAY_S, self.join)
 
     def hears(self, message: object) -> None:
-        """Take a lease, or let one go."""
+        """Take a lease, or let one go; one that the broker does not know any more registers again."""
         match message:
             case m.Lease():
-                self.leases[message.lease] = Lease(message, list(range(len(message.work))))
+                # Planners put texts into steps by their lengths and what they share, not in the order of a message.
+                order = self.hall.chance.permutation(len(message.work))
+                self.leases[message.lease] = Lease(message, order.tolist())
                 if len(self.leases) == 1:
                     self.step(self.life)
             case m.CancelLease(lease=lease):
                 self.leases.pop(lease, None)
+            case m.Refusal():
+                self.join()
 
     def step(self, life: int) -> None:
         """Compute the next rows of the first lease, if there is one."""
         if life != self.life or not self.leases:
             return
-        seconds = float(self.hall.chance.choice(self.hall.step_seconds)) * self.pace
+        rows, recorded_s = self.hall.draw()
         first = next(iter(self.leases.values()))
+        # The last step of a lease has fewer rows, where the rest of it does not fill one.
+        seconds = recorded_s * self.pace * min(1.0, len(first.left) / rows)
 
         def done() -> None:
             if life != self.life:
                 return
             self.busy_s += seconds
             if first.lease.lease in self.leases:
-                answered, first.left = first.left[: self.hall.rows], first.left[self.hall.rows :]
-                answers = m.RollingScores(loglikelihoods=np.zeros(len(answered)))
-                indices = np.array(answered, np.int32)
-                self.hall.says(self.peer, m.LeaseAnswered(lease=first.lease.lease, indices=indices, answers=answers))
-                if not first.left and first.lease.lease in self.leases:
-                    del self.leases[first.lease.lease]
-                    self.hall.says(self.peer, m.LeaseDone(lease=first.lease.lease))
+                self.answer(first, rows)
             self.step(life)
 
         self.hall.world.after(seconds, done)
+
+    def answer(self, lease: Lease, rows: int) -> None:
+        """Say what a step has given."""
+        answered, lease.left = lease.left[:rows], lease.left[rows:]
+        self.answers += len(answered)
+        scores = m.RollingScores(loglikelihoods=np.zeros(len(answered)))
+        number, indices = lease.lease.lease, np.array(answered, np.int32)
+        self.hall.says(self.peer, m.LeaseAnswered(lease=number, indices=indices, answers=scores))
+        if not lease.left:
+            self.leases.pop(number, None)
+            self.hall.says(self.peer, m.LeaseDone(lease=number))
 
 
 class Run:
@@ -140,9 +231,9 @@ class Run:
     def __init__(self, hall: Hall, number: int, requests: int) -> None:
         self.peer = f"client-{number}".encode()
         self.hall = hall
-        self.answered = 0
+        self.answered = [0] * requests
         self.session = client.Session(MODEL, m.StepLimits(), ClientSettings(), "simulated")
-        work = m.RollingWork(texts=[TEXT] * ITEMS)
+        work = m.RollingWork(texts=["x" * hall.characters] * ITEMS)
         self._jobs = [client.Job(work, list(range(i, i + ITEMS))) for i in range(0, requests, ITEMS)]
 
     def begin(self) -> None:
@@ -167,7 +258,8 @@ class Run:
                 case client.Send(message):
                     self.hall.says(self.peer, message)
                 case client.Deliver(items=items):
-                    self.answered += len(items)
+                    for item in items:
+                        self.answered[item] += 1
                 case client.Fail(error):
                     raise error
                 case client.FailItem(error=error):
@@ -175,91 +267,157 @@ class Run:
 
 
 class Hall:
-    """A broker and who is at it."""
+    """A broker and who is at it.
 
-    def __init__(self, step_seconds: Sequence[float], rows: int, failures_per_hour: float, seed: int) -> None:
+    Args:
+        steps: What steps take; one is drawn for each.
+        characters: Of each request.
+        price_s: The broker's seconds for a message, in or out.
+        failures_per_hour: How often a worker is lost.
+        seed: Of all chance.
+        meter: Measures meanwhile what messages cost.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        characters: int,
+        price_s: float,
+        failures_per_hour: float,
+        seed: int,
+        meter: Meter | None,
+    ) -> None:
         self.world = World()
         self.chance = np.random.default_rng(seed)
-        self._settings = BrokerSettings()
-        self.step_seconds = step_seconds
-        self.rows = rows
+        self.characters = characters
         self.failures_per_hour = failures_per_hour
-        self.broker = Broker(self._settings)
+        self.broker = Broker(BrokerSettings())
         self.peers: dict[bytes, Worker | Run] = {}
-        self.cpu_s = 0.0
         self.messages = 0
-        self._queue: list[Received | Unreachable | Tick] = []
-        self._handles = False
+        self.busy_s = 0.0
+        self._tick_s = BrokerSettings().tick_s
+        self._steps = steps
+        self._price_s = price_s
+        self._meter = meter
+        self._queue: deque[Event] = deque()
+        self._works = False
         self.tick()
+
+    def draw(self) -> Step:
+        """A step as one of those recorded."""
+        return self._steps[int(self.chance.integers(len(self._steps)))]
 
     def says(self, peer: bytes, message: m.ClientMessage | m.WorkerMessage) -> None:
         """A peer's message reaches the broker."""
-        self.messages += 1
         self.happens(Received(peer, message, 1_000))
 
-    def happens(self, event: Received | Unreachable | Tick) -> None:
-        """The broker takes events in one after the other, and its answers reach the peers at once."""
+    def happens(self, event: Event) -> None:
+        """Something waits for the broker, which takes one after the other."""
         self._queue.append(event)
-        if self._handles:
+        if not self._works:
+            self._works = True
+            self._next()
+
+    def _next(self) -> None:
+        """Handle the first of what waits; its answers are there when the broker is done with it."""
+        if not self._queue:
+            self._works = False
             return
-        self._handles = True
-        while self._queue:
-            event = self._queue.pop(0)
-            began = time.perf_counter()
-            actions = self.broker.handle(event, self.world.now)
-            self.cpu_s += time.perf_counter() - began
-            for action in actions:
-                if isinstance(action, Send):
-                    self.messages += 1
-                    peer = self.peers.get(action.peer)
-                    if peer is not None:
-                        peer.hears(action.message)
-        self._handles = False
+        event = self._queue.popleft()
+        actions = self.broker.handle(event, self.world.now)
+        if self._meter is not None:
+            self._meter.add(event, self.world.now)
+        sends = [action for action in actions if isinstance(action, Send)]
+        count = len(sends) + isinstance(event, Received)
+        self.messages += count
+        self.busy_s += count * self._price_s
+
+        def done() -> None:
+            for send in sends:
+                if (peer := self.peers.get(send.peer)) is not None:
+                    peer.hears(send.message)
+            self._next()
+
+        self.world.after(count * self._price_s, done)
 
     def tick(self) -> None:
         """The broker's own clock."""
         self.happens(Tick())
-        self.world.after(self._settings.tick_s, self.tick)
+        self.world.after(self._tick_s, self.tick)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one simulation: seconds of virtual time, of the broker's processor, and what came of it."""
+    """Of one simulation: seconds of virtual time, and what came of it.
+
+    ``utilisation`` is of the workers, ``share`` the time that the broker was busy, of all, ``price_s`` what a message cost
+    as it was measured meanwhile, 0 if it was not; ``again`` are the answers that were computed and not needed.
+    """
 
     workers: int
     seconds: float
-    cpu_s: float
     messages: int
     requests: int
     utilisation: float
+    share: float
     losses: int
-
-    def share(self, message_s: float) -> float:
-        """Of a core, with the price of a message's way through codec and socket."""
-        return (self.cpu_s + self.messages * message_s) / self.seconds
+    again: int
+    price_s: float
+    counts: Sequence[int] = field(repr=False)
 
 
 def simulate(
-    workers: int, runs: int, batches: int, step_seconds: Sequence[float], rows: int, failures_per_hour: float, seed: int
+    workers: int,
+    runs: int,
+    batches: int,
+    steps: Sequence[Step],
+    *,
+    characters: int = 200,
+    spread: float = 1 / 3,
+    price_s: float = 0.0,
+    failures_per_hour: float = 0.0,
+    seed: int = 1,
+    meter: Meter | None = None,
 ) -> Outcome:
-    """Let workers answer ``batches`` batches each, asked for by some runs."""
-    hall = Hall(step_seconds, rows, failures_per_hour, seed)
-    crew = [Worker(hall, number, float(hall.chance.uniform(2 / 3, 4 / 3))) for number in range(workers)]
+    """Let workers answer ``batches`` batches each, asked for by some runs; their paces differ by ``spread``. Without a meter the seed decides everything."""
+    hall = Hall(steps, characters, price_s, failures_per_hour, seed, meter)
+    paces = hall.chance.uniform(1 - spread, 1 + spread, workers)
+    crew = [Worker(hall, number, float(pace)) for number, pace in enumerate(paces)]
     hall.peers.update({worker.peer: worker for worker in crew})
     for worker in crew:
         worker.join()
-    hall.cpu_s, hall.messages = 0.0, 0
+    hall.world.run(lambda: len(hall.broker.workers) == workers, most_s=100.0)
+    hall.messages, hall.busy_s = 0, 0.0
+    if meter is not None:
+        meter.restart()
     began = hall.world.now
     requests = -(-workers * batches // runs) * ITEMS
     asking = [Run(hall, number, requests) for number in range(runs)]
     for run in asking:
         hall.peers[run.peer] = run
         run.begin()
-    hall.world.run(lambda: all(run.session.is_idle for run in asking), most_s=10_000.0)
+    hall.world.run(lambda: all(run.session.is_idle for run in asking), most_s=1e6)
     seconds = hall.world.now - began
-    assert all(run.answered == requests for run in asking), "not all was answered"
-    busy = sum(worker.busy_s for worker in crew) / (seconds * workers)
-    return Outcome(workers, seconds, hall.cpu_s, hall.messages, requests * runs, busy, hall.broker.losses)
+    if meter is not None:
+        meter.read()
+    counts = [count for run in asking for count in run.answered]
+    return Outcome(
+        workers=workers,
+        seconds=seconds,
+        messages=hall.messages,
+        requests=len(counts),
+        utilisation=sum(worker.busy_s for worker in crew) / (seconds * workers),
+        share=hall.busy_s / seconds,
+        losses=hall.broker.losses,
+        again=sum(worker.answers for worker in crew) - sum(counts),
+        price_s=0.0 if meter is None else meter.cpu_s / meter.messages,
+        counts=counts,
+    )
+
+
+def recorded(path: Path, faster: float = 1.0) -> list[Step]:
+    """The steps of a recording, as a device would take them that is so many times as fast."""
+    return [(answers, seconds / faster) for answers, seconds in json.loads(path.read_text())["steps"]]
 
 
 def main() -> None:
@@ -268,47 +426,68 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 4, 16, 64, 256, 1024, 4096])
     parser.add_argument("--runs", type=int, default=4, help="lm_eval processes; default: %(default)s")
     parser.add_argument("--batches", type=int, default=4, help="for each worker; default: %(default)s")
-    parser.add_argument("--step-seconds", type=float, default=0.25)
-    parser.add_argument("--steps", type=Path, help="a file of recorded seconds, one a line")
-    parser.add_argument("--rows", type=int, default=16, help="requests answered by a step; default: %(default)s")
-    parser.add_argument("--failures", type=float, default=1.0, help="of a worker in an hour; default: %(default)s")
+    parser.add_argument("--characters", type=int, default=200, help="of a request; default: %(default)s")
+    parser.add_argument("--steps", type=Path, default=RECORDED, help="a recording; default: that of the benchmarks")
     parser.add_argument(
-        "--message-microseconds", type=float, default=0.0, help="as benchmarks.broker_limit measures it"
+        "--faster", type=float, nargs="*", default=[1.0], help="how many times as fast as recorded workers are"
     )
+    parser.add_argument("--failures", type=float, default=1.0, help="of a worker in an hour; default: %(default)s")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    recorded = [float(line) for line in options.steps.read_text().split()] if options.steps else []
-    steps = recorded or [options.step_seconds * factor for factor in (0.8, 0.9, 1.0, 1.1, 1.2)]
-    outcomes = []
-    for workers in options.workers:
-        outcome = simulate(workers, options.runs, options.batches, steps, options.rows, options.failures, options.seed)
-        outcomes.append(outcome)
-        print(
-            f"{workers:5} workers: {outcome.requests / outcome.seconds:9,.0f} requests/s, "
-            f"{outcome.messages / outcome.seconds:8,.0f} messages/s, workers busy {outcome.utilisation:.1%}, "
-            f"losses {outcome.losses}, broker {outcome.share(options.message_microseconds / 1e6):.1%} of a core "
-            f"({outcome.cpu_s / outcome.messages * 1e6:.0f} µs a message in its state machine)",
-            flush=True,
+    socket_s = socket_seconds()
+    print(f"the socket takes {socket_s * 1e6:.0f} µs a message")
+    found: dict[float, list[Outcome]] = {}
+    for faster in options.faster:
+        steps = recorded(options.steps, faster)
+        mean_s = float(np.mean([seconds for _, seconds in steps]))
+        print(f"\nworkers {faster:g} times as fast as recorded: a step of {mean_s:.4f} s on average")
+        price_s = (
+            simulate(4, 1, options.batches, steps, characters=options.characters, meter=Meter()).price_s + socket_s
         )
+        for workers in options.workers:
+            outcome = simulate(
+                workers,
+                options.runs,
+                options.batches,
+                steps,
+                characters=options.characters,
+                price_s=price_s,
+                failures_per_hour=options.failures,
+                seed=options.seed,
+                meter=Meter(),
+            )
+            assert set(outcome.counts) == {1}, "not all was answered once"
+            print(
+                f"{workers:5} workers: {outcome.requests / outcome.seconds:9,.0f} requests/s, "
+                f"{outcome.messages / outcome.seconds:8,.0f} messages/s, workers busy {outcome.utilisation:.1%}, "
+                f"losses {outcome.losses}, computed again {outcome.again / outcome.requests:.1%}, broker busy "
+                f"{outcome.share:.1%} at {price_s * 1e6:.0f} µs a message; measured meanwhile "
+                f"{(outcome.price_s + socket_s) * 1e6:.0f} µs",
+                flush=True,
+            )
+            found.setdefault(faster, []).append(outcome)
+            price_s = outcome.price_s + socket_s  # with more workers it may be another
     if options.plot:
-        plot(outcomes, options.message_microseconds / 1e6, options.plot)
+        plot(found, options.plot)
 
 
-def plot(outcomes: Sequence[Outcome], message_s: float, path: Path) -> None:
-    """The broker's share of a core, and how busy workers are, over their number."""
+def plot(found: dict[float, list[Outcome]], path: Path) -> None:
+    """How busy broker and workers are, over the number of workers."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    workers = [outcome.workers for outcome in outcomes]
-    axes.plot(workers, [outcome.share(message_s) for outcome in outcomes], "o-", label="broker's share of a core")
-    axes.plot(workers, [outcome.utilisation for outcome in outcomes], "s--", label="workers at work")
+    for color, (faster, outcomes) in zip(("C0", "C1", "C2", "C3"), found.items(), strict=False):
+        workers = [outcome.workers for outcome in outcomes]
+        axes.plot(workers, [each.share for each in outcomes], "o-", color=color, label=f"broker, workers x {faster:g}")
+        axes.plot(workers, [each.utilisation for each in outcomes], "s--", color=color, label=f"workers x {faster:g}")
     axes.axhline(1.0, color="grey", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="workers at one broker", ylabel="share")
+    axes.set(xscale="log", xlabel="workers at one broker", ylabel="share of the time at work")
     axes.set_xticks(workers, [str(count) for count in workers])
+    axes.set_ylim(0, 1.05)
     axes.legend()
     figure.savefig(path, dpi=110)
 

@@ -33,17 +33,13 @@ from pathlib import Path
 import numpy as np
 from lm_eval.api.instance import Instance
 
+from benchmarks.crews import cpu_seconds
 from birdie_zmq.config import ClientSettings
 from harness_model import BirdieZMQ
 
 _RESAMPLES = 10_000
 _IDLE_WINDOW_S = 2.0
 """Of four snapshots and two questions."""
-
-
-def cpu_seconds(process_id: int) -> float:
-    """CPU seconds of a process with all its threads, to the nanosecond: Linux's clock of that process."""
-    return time.clock_gettime((~process_id << 3) | 2)
 
 
 @dataclass(frozen=True)

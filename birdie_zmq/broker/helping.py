@@ -4,6 +4,8 @@ A worker is given a batch while it is at another, so that it never waits. When n
 would be waited for with all that it holds. So an idle one takes from whoever has most left: of a batch that was not begun
 with, so much that both have as much to do; of one that is being computed, the later half, which is then computed twice: the
 first answer counts, as with the backup tasks of MapReduce (Dean and Ghemawat, 2004). Nothing is shared a third time.
+
+A worker that is at its last batch, while another has one more, need not become idle first: it takes its part of that one at once.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from birdie_zmq.broker.queues import Part
 from birdie_zmq.wire.messages import ModelSpec
 
 _LEAST_SHARED = 2
+
+_LEAST_TAKEN = 32
+"""Who still has something to do takes no fewer: they hardly fill a step, and what texts share is computed in each lease."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def plan_help(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Hel
     by_model: dict[ModelSpec | None, list[tuple[int, int, Worker]]] = {}
     for number, worker in enumerate(workers):
         if worker.leases:
-            entry = -sum(len(_left(part)) for part in worker.leases.values()), number, worker
+            entry = -_left_of(worker), number, worker
             for model in (worker.model, None):
                 by_model.setdefault(model, []).append(entry)
     for heap in by_model.values():
@@ -55,6 +60,37 @@ def plan_help(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Hel
                 break
 
 
+def plan_next(workers: Iterable[Worker]) -> Iterator[Help]:
+    """What workers that are at their last lease should have next, of leases that others have not begun with.
+
+    Both then have as much to do. Each worker gives once, and little is left where it is.
+    """
+    one: list[tuple[int, Worker]] = []
+    more: dict[ModelSpec | None, list[tuple[int, int, Worker]]] = {}
+    for number, worker in enumerate(workers):
+        if len(worker.leases) == 1 and worker.has_room:
+            one.append((number, worker))
+        elif len(worker.leases) > 1:
+            more.setdefault(worker.model, []).append((0, number, worker))
+    if not one or not more:
+        return
+    for model, givers in more.items():
+        more[model] = [(-_left_of(worker), number, worker) for _, number, worker in givers]
+        heapq.heapify(more[model])
+    for left, _, taker in sorted((_left_of(worker), number, worker) for number, worker in one):
+        if heap := more.get(taker.model):
+            negative, _, giver = heapq.heappop(heap)
+            lease, part = next(reversed(giver.leases.items()))
+            items = [] if part.is_suspect or part.is_shared else _left(part)
+            count = min(len(items), (-negative - left) // 2)
+            if count >= _LEAST_TAKEN:
+                yield Help(taker, giver, lease, items[len(items) - count :], is_begun=False)
+
+
+def _left_of(worker: Worker) -> int:
+    return sum(len(_left(part)) for part in worker.leases.values())
+
+
 def _from(worker: Worker) -> tuple[int, list[int], bool] | None:
     lease, part = next(reversed(worker.leases.items()))
     if part.is_suspect or part.is_shared:
@@ -62,7 +98,7 @@ def _from(worker: Worker) -> tuple[int, list[int], bool] | None:
     items = _left(part)
     if len(worker.leases) == 1:
         return (lease, items[(len(items) + 1) // 2 :], True) if len(items) >= _LEAST_SHARED else None
-    count = min(len(items), sum(len(_left(each)) for each in worker.leases.values()) // 2)
+    count = min(len(items), _left_of(worker) // 2)
     return (lease, items[len(items) - count :], False) if count else None
 
 

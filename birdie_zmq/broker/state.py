@@ -36,7 +36,7 @@ from birdie_zmq.broker.events import (
     Unreadable,
     Unsendable,
 )
-from birdie_zmq.broker.helping import plan_help
+from birdie_zmq.broker.helping import Help, plan_help, plan_next
 from birdie_zmq.broker.history import History
 from birdie_zmq.broker.peers import Client, Worker
 from birdie_zmq.broker.quarantine import after_loss
@@ -497,7 +497,7 @@ class Broker:
         )
 
     def _share(self) -> None:
-        """Let workers that have had nothing to do for a while take over from others, where nothing waits."""
+        """Let workers take over from others, where nothing waits: who has had nothing to do for a while, or soon will have."""
         for worker in self._workers:
             if worker.leases:
                 worker.idle_since = None
@@ -507,18 +507,23 @@ class Broker:
             return
         latest = self._now - self._settings.share_after_s
         idle = [w for w in self._workers if w.idle_since is not None and w.idle_since <= latest and not w.drains]
-        if not idle:
-            return
-        for taken in list(plan_help(idle, self._workers)):
-            part = taken.worker.leases[taken.lease]
-            if taken.is_begun:
-                part.is_shared = True
-            else:
-                self._cancel(Held(taken.worker, taken.lease, part))
-                kept = [item for item in part.items if item not in part.batch.settled.union(taken.items)]
-                if kept:
-                    self._lease(taken.worker, Part(part.batch, kept, part.attempts))
-            self._lease(taken.idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
+        if idle:
+            for taken in list(plan_help(idle, self._workers)):
+                self._take_over(taken)
+        for taken in list(plan_next(self._workers)):
+            self._take_over(taken)
+
+    def _take_over(self, taken: Help) -> None:
+        """Give a worker what it takes from another, which keeps the rest; of what has begun, it keeps all."""
+        part = taken.worker.leases[taken.lease]
+        if taken.is_begun:
+            part.is_shared = True
+        else:
+            self._cancel(Held(taken.worker, taken.lease, part))
+            kept = [item for item in part.items if item not in part.batch.settled.union(taken.items)]
+            if kept:
+                self._lease(taken.worker, Part(part.batch, kept, part.attempts))
+        self._lease(taken.idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
 
     def _lease(self, worker: Worker, part: Part) -> None:
         batch = part.batch

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from birdie_zmq._version import __version__
+from birdie_zmq.client.cutting import cut
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UnknownPeer, WorkerUnavailable
 from birdie_zmq.wire import messages as m
@@ -33,6 +34,21 @@ class Job:
     items: list[int]
     beginning: str | None = None
     characters: int = 0
+
+    def cut(self, count: int) -> list[Job]:
+        """The same in at most so many jobs."""
+        runs = cut(self.work, count)
+        if len(runs) < 2:
+            return [self]
+        return [
+            replace(
+                self,
+                work=self.work.select(run),
+                items=[self.items[i] for i in run],
+                characters=self.characters * len(run) // len(self.items),
+            )
+            for run in runs
+        ]
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,7 @@ class Session:
 
     def begin(self, jobs: Iterable[Job], now: float) -> list[Action]:
         """Take on work; what an earlier call left behind is forgotten."""
-        self._waiting = deque(jobs)
+        self._waiting = deque(self._cut(list(jobs)))
         self._in_flight.clear()
         self._heard_at = self._workers_seen_at = now
         self._told_of_no_worker = self._told_of_no_broker = False
@@ -196,8 +212,9 @@ class Session:
                 self._phase = _Phase.OPEN
                 self._was_open = True
                 self._counts = m.Pong(workers=0)
+                # As at the beginning of a call: the next one is cut by what is counted now.
                 self._pinged_at = now
-                return self._fill()
+                return [Send(m.Ping()), *self._fill()]
             case m.Answered():
                 self._workers_seen_at = now
                 return self._answered(message)
@@ -270,6 +287,13 @@ class Session:
         self._waiting.extendleft(reversed(unanswered))
         self._in_flight.clear()
         return [Send(m.OpenSession(package_version=__version__))]
+
+    def _cut(self, jobs: list[Job]) -> list[Job]:
+        """As many jobs as there are workers at least, where a call has fewer and they are not too small for it."""
+        if not jobs or len(jobs) >= self._counts.workers:
+            return jobs
+        count = -(-self._counts.workers // len(jobs))
+        return [piece for job in jobs for piece in job.cut(count)]
 
     def _may_send(self, job: Job) -> bool:
         """Whether one more may be in flight: each worker should have one at work and one that waits for it.

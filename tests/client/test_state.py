@@ -111,7 +111,7 @@ def test_a_new_session_greets_before_it_sends_work() -> None:
 
     assert some.begin([job(0), job(1)], now=0.0) == [GREETING]
     assert not some.is_open
-    assert some.received(OPENED, now=0.1) == [submit(0, 0), submit(1, 1)]
+    assert some.received(OPENED, now=0.1) == [PING, submit(0, 0), submit(1, 1)]
     assert some.is_open
 
 
@@ -131,7 +131,7 @@ def test_no_more_batches_are_in_flight_than_the_window_holds() -> None:
     some = session()
     some.begin([job(0, 1), job(2), job(3), job(4)], now=0.0)
 
-    assert some.received(OPENED, now=0.0) == [submit(0, 0, 1), submit(1, 2)]
+    assert some.received(OPENED, now=0.0) == [PING, submit(0, 0, 1), submit(1, 2)]
     assert sent(some.received(answered(0, {1: -1.0}), now=1.0)) == []
     assert sent(some.received(answered(0, {0: -1.0}), now=2.0)) == [submit(2, 3)]
     assert sent(some.received(answered(2, {0: -1.0}), now=3.0)) == [submit(3, 4)]
@@ -252,7 +252,7 @@ def test_an_item_fails_once_and_is_not_sent_again() -> None:
     assert some.received(item_failed(0, 1), now=1.0) == []
     assert delivered(some.received(answered(0, {1: -3.0}), now=1.0)) == {}
     some.received(UNKNOWN_PEER, now=2.0)
-    assert some.received(OPENED, now=3.0) == [submit(1, 7, 5)]
+    assert some.received(OPENED, now=3.0) == [PING, submit(1, 7, 5)]
     assert lost_items(some.received(item_failed(1, 1), now=4.0)) == [5]
 
 
@@ -280,7 +280,7 @@ def test_what_is_abandoned_is_dropped_by_the_broker_and_forgotten_here() -> None
     assert some.is_idle
     assert some.received(answered(0, {0: -1.0}), now=1.0) == []
     assert some.begin([job(2)], now=2.0) == [GREETING]
-    assert some.received(OPENED, now=2.0) == [submit(2, 2)]
+    assert some.received(OPENED, now=2.0) == [PING, submit(2, 2)]
 
 
 def test_a_session_that_was_not_open_has_nothing_to_close() -> None:
@@ -323,7 +323,7 @@ def test_a_broker_that_does_not_know_the_client_is_greeted_and_gets_what_is_unan
     some.received(answered(0, {1: -1.0}), now=1.0)
 
     assert some.received(UNKNOWN_PEER, now=2.0) == [GREETING]
-    assert some.received(OPENED, now=3.0) == [submit(2, 0, 2), submit(3, 3)]
+    assert some.received(OPENED, now=3.0) == [PING, submit(2, 0, 2), submit(3, 3)]
     assert sent(some.received(answered(3, {0: -3.0}), now=4.0)) == [submit(4, 4)]
 
 
@@ -362,7 +362,7 @@ class FakeBroker:
                 assert batch not in self.texts
                 self.texts[batch] = texts
                 self.unanswered[batch] = set(range(len(texts)))
-                assert len(self.unanswered) <= SETTINGS.window
+                assert len(self.unanswered) <= 3  # two for its one worker, and one more
                 return []
             case _:
                 return [m.Pong(workers=1)]
@@ -440,7 +440,7 @@ def test_the_next_call_greets_again_and_waits_as_long() -> None:
 
     assert some.begin([job(1)], now=100.0) == [GREETING]
     assert some.tick(now=105.0) == [GREETING]
-    assert some.received(OPENED, now=105.0) == [submit(0, 1)]
+    assert some.received(OPENED, now=105.0) == [PING, submit(0, 1)]
 
 
 def test_a_call_after_one_that_was_interrupted_while_it_greeted_waits_as_long() -> None:
@@ -450,7 +450,7 @@ def test_a_call_after_one_that_was_interrupted_while_it_greeted_waits_as_long() 
     some.begin([job(1)], now=100.0)
 
     assert some.tick(now=105.0) == [GREETING]
-    assert some.received(OPENED, now=105.0) == [submit(0, 1)]
+    assert some.received(OPENED, now=105.0) == [PING, submit(0, 1)]
 
 
 def test_a_broker_that_falls_silent_is_told_of_once_and_then_given_up() -> None:
@@ -483,7 +483,7 @@ def test_a_greeting_that_was_lost_is_repeated() -> None:
     some.begin([job(0)], now=0.0)
 
     assert some.tick(now=1.0) == [GREETING]
-    assert some.received(OPENED, now=1.1) == [submit(0, 0)]
+    assert some.received(OPENED, now=1.1) == [PING, submit(0, 0)]
 
 
 def test_the_broker_is_not_blamed_for_the_time_in_which_this_process_was_stopped() -> None:
@@ -609,3 +609,39 @@ def test_what_may_be_in_flight_is_within_what_the_broker_takes() -> None:
     assert max(client.window, client.max_window) <= broker.max_batches_per_client
     most = max(client.max_characters_in_flight, client.window * client.batch_characters)
     assert 4 * most < broker.max_bytes_per_client
+
+
+# --- Short calls -----------------------------------------------------------------------------------------------------
+
+
+def texts_sent(actions: Sequence[Action]) -> list[list[str]]:
+    works = [
+        action.message.work for action in actions if isinstance(action, Send) and isinstance(action.message, m.Submit)
+    ]
+    return [work.texts for work in works if isinstance(work, m.RollingWork)]
+
+
+@pytest.mark.parametrize(
+    ("items", "workers", "expected"),
+    [
+        ([256], 1, [256]),
+        ([256], 2, [128, 128]),
+        ([256, 256], 2, [256, 256]),
+        ([256, 256], 3, [128, 128, 128, 128]),
+        ([100], 8, [34, 33, 33]),
+        ([63], 2, [63]),
+    ],
+)
+def test_a_call_of_fewer_batches_than_workers_is_cut(items: list[int], workers: int, expected: list[int]) -> None:
+    some = Session(MODEL, LIMITS, replace(SETTINGS, window=8), ENDPOINT)
+    some.begin([job(0)], now=0.0)
+    some.received(OPENED, now=0.0)
+    some.received(m.Pong(workers=workers), now=0.0)
+    some.received(answered(0, {0: -1.0}), now=0.0)
+    firsts = [0, *accumulate(items)]
+    jobs = [job(*range(first, first + count)) for first, count in zip(firsts, items, strict=False)]
+
+    sent = texts_sent(some.begin(jobs, now=1.0))
+
+    assert [len(texts) for texts in sent] == pytest.approx(expected, abs=6)  # of about as many characters
+    assert [text for texts in sent for text in texts] == [f"text {item}" for item in range(sum(items))]

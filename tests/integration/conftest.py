@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,12 @@ class Programs:
         self._folder = folder
         self._started: list[Program] = []
 
-    def start(self, *command: str, cwd: Path = ROOT, **environment: str) -> Program:
-        """Start ``python COMMAND``."""
+    def start(self, *command: str, cwd: Path = ROOT, prefix: Sequence[str] = (), **environment: str) -> Program:
+        """Start ``python COMMAND``, behind the words of a command that runs another in its place."""
         log = self._folder / f"{len(self._started)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, *command],
+                [*prefix, sys.executable, *command],
                 cwd=cwd,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
                 stdin=subprocess.DEVNULL,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import ModelChanged, ModelProcessDied
 from birdie_zmq.wire.messages import ModelDescription
 from harness_model import BirdieZMQ
-from tests.integration.conftest import Programs, wait_until
+from tests.integration.conftest import Programs, descendants, wait_until
 
 TEXTS = [f"the {word} sat on the mat {count} times" for word in ("cat", "dog", "owl", "fox") for count in range(8)]
 SETTINGS = ClientSettings(batch_items=8)
@@ -212,6 +214,42 @@ def test_the_work_of_a_worker_that_is_stopped_is_done_by_another(
         # It wakes up, learns that it was given up, and is a worker again.
         first.process.send_signal(signal.SIGCONT)
         wait_until(lambda: first.output.count("registered with the broker") == 2, "the return of the stopped worker")
+
+
+# --- Workers that are killed, and join -------------------------------------------------------------------------------
+
+
+def test_one_of_two_workers_is_killed_and_a_third_joins_in_the_midst_of_a_run(
+    programs: Programs, pages: Path, expected: list[float]
+) -> None:
+    broker, endpoint = programs.broker("tcp://127.0.0.1:*", "--status-port", "0")
+    page = broker.wait_for(r"status page at (\S+)")[1]
+
+    def answered() -> dict[int, int]:
+        """How many requests each worker has answered that is there."""
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{page}status.json") as found:
+            return {row["process_id"]: row["requests_answered"] for row in json.load(found)["workers"]}
+
+    first, second = (programs.worker(endpoint, pages / "faulty.py", "--silence-timeout", "120") for _ in range(2))
+    with client(endpoint, pause_s=0.2) as lm:
+        describe(lm)
+        run = Run(lm, TEXTS)
+        run.wait_for_answers(4)
+        wait_until(lambda: all(descendants(worker.process.pid) for worker in (first, second)), "two model processes")
+        first.process.kill()
+        wait_until(lambda: first.process.pid not in answered(), "the loss of the first worker")
+        # The second stands still until the third has its share, however long that takes to load.
+        (still,) = descendants(second.process.pid)
+        still.send_signal(signal.SIGSTOP)
+        assert len(run.cache.answers) < len(TEXTS)
+        third = programs.worker(endpoint, pages / "faulty.py")
+        wait_until(lambda: answered().get(third.process.pid, 0) > 0, "an answer of the third worker")
+        still.send_signal(signal.SIGCONT)
+
+        assert run.result() == expected
+        assert lm._client.losses == 1
+    assert second.stop() == 0
+    assert third.stop() == 0
 
 
 # --- Going away in good order ----------------------------------------------------------------------------------------

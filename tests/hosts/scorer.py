@@ -1,0 +1,49 @@
+"""A run in a process of its own: ``python tests/hosts/scorer.py ENDPOINT KEY_FILE PAUSE_S TEXTS``.
+
+Scores the JSON list of texts by the page ``faulty.py``, says ``answer`` at each answer, and the scores at last.
+"""
+
+import json
+import sys
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+
+from birdie_zmq.config import ClientSettings
+from harness_model import BirdieZMQ
+
+
+def say(line: str) -> None:
+    """Write a line that is seen at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+class Hook(CacheHook):
+    """Says that an answer is there."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def add_partial(self, attr: str, req: object, res: object) -> None:
+        say("answer")
+
+
+def main(endpoint: str, key_file: str, pause_s: str, texts: str) -> None:
+    """Score and print."""
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(json.loads(texts))]
+    settings = ClientSettings(batch_items=8, connect_s=60)
+    with BirdieZMQ(
+        model_tag="steady",
+        endpoint=endpoint,
+        key_file=key_file,
+        batch_rows=4,
+        client_settings=settings,
+        pause_s=float(pause_s),
+    ) as lm:
+        lm.set_cache_hook(Hook())
+        say(f"scores {json.dumps(lm.loglikelihood_rolling(requests, disable_tqdm=True))}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
