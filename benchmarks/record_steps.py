@@ -1,7 +1,7 @@
 """Record what the steps of a real worker take, for ``benchmarks.simulation``: ``python -m benchmarks.record_steps --model DIR``.
 
-A run of its own broker and worker is asked what ``birdie-zmq bench`` asks. With each message of answers a worker says how many
-seconds of work went into it, without compiling; these and the number of answers are written down, as they came.
+A run of its own broker and worker is asked what ``birdie-zmq bench`` asks. With its answers a worker says how many
+seconds of work went into them, without compiling; these and the number of answers are written down, as they came.
 """
 
 from __future__ import annotations
@@ -27,11 +27,21 @@ class Recorder(Estimate):
     """Writes down what each message of answers has cost."""
 
     steps: list[tuple[int, float]]
+    _answers = 0
+    _seconds = 0.0
 
-    def answered(self, items: Sequence[int], computed: m.Computed, continued: int, now: float) -> None:
-        """Also write it down."""
-        self.steps.append((len(items), round(computed.seconds, 5)))
-        super().answered(items, computed, continued, now)
+    def answered(self, items: Sequence[int]) -> None:
+        """Also count them."""
+        self._answers += len(items)
+        super().answered(items)
+
+    def advanced(self, item: int, advance: m.Advance, now: float) -> None:
+        """Also write down what the answers before have cost."""
+        self._seconds += advance.computed.seconds
+        if self._answers:
+            self.steps.append((self._answers, round(self._seconds, 5)))
+            self._answers, self._seconds = 0, 0.0
+        super().advanced(item, advance, now)
 
 
 def main() -> None:

@@ -167,7 +167,7 @@ class Client:
         """
         answers: dict[int, Answer] = {}
         failures: dict[int, BirdieError] = {}
-        jobs = list(jobs)
+        jobs = self._session.cut(list(jobs))
         estimate = Estimate(jobs, time.monotonic())
 
         def act(actions: list[Action]) -> None:

@@ -12,7 +12,7 @@ once everything else is answered, so that what lm_eval or a journal keeps of a c
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -177,9 +177,16 @@ class Session:
         """How long the broker has had no worker, as far as it has said."""
         return 0.0 if self.is_idle else max(0.0, self._heard_at - self._workers_seen_at)
 
+    def cut(self, jobs: Sequence[Job]) -> list[Job]:
+        """As many jobs as there are workers at least, where a call has fewer and they are not too small for it."""
+        if not jobs or len(jobs) >= self._counts.workers:
+            return list(jobs)
+        count = -(-self._counts.workers // len(jobs))
+        return [piece for job in jobs for piece in job.cut(count)]
+
     def begin(self, jobs: Iterable[Job], now: float) -> list[Action]:
         """Take on work; what an earlier call left behind is forgotten."""
-        self._waiting = deque(self._cut(list(jobs)))
+        self._waiting = deque(jobs)
         self._in_flight.clear()
         self._heard_at = self._workers_seen_at = now
         self._told_of_no_worker = self._told_of_no_broker = False
@@ -287,13 +294,6 @@ class Session:
         self._waiting.extendleft(reversed(unanswered))
         self._in_flight.clear()
         return [Send(m.OpenSession(package_version=__version__))]
-
-    def _cut(self, jobs: list[Job]) -> list[Job]:
-        """As many jobs as there are workers at least, where a call has fewer and they are not too small for it."""
-        if not jobs or len(jobs) >= self._counts.workers:
-            return jobs
-        count = -(-self._counts.workers // len(jobs))
-        return [piece for job in jobs for piece in job.cut(count)]
 
     def _may_send(self, job: Job) -> bool:
         """Whether one more may be in flight: each worker should have one at work and one that waits for it.

@@ -641,7 +641,7 @@ def test_a_call_of_fewer_batches_than_workers_is_cut(items: list[int], workers: 
     firsts = [0, *accumulate(items)]
     jobs = [job(*range(first, first + count)) for first, count in zip(firsts, items, strict=False)]
 
-    sent = texts_sent(some.begin(jobs, now=1.0))
+    sent = texts_sent(some.begin(some.cut(jobs), now=1.0))
 
     assert [len(texts) for texts in sent] == pytest.approx(expected, abs=6)  # of about as many characters
     assert [text for texts in sent for text in texts] == [f"text {item}" for item in range(sum(items))]
