@@ -60,6 +60,8 @@ class NodeWorker:
         status = self._process.wait()
         # The pipe is open for as long as something that it started lives; that is not waited for.
         self._reader.join(1.0)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         return status, self._lines[-1][:_MOST_CHARACTERS] if self._lines else "it wrote nothing"
 
     def stop(self, patience_s: float) -> None:
@@ -75,9 +77,10 @@ class NodeWorker:
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                self._lines.append(text)
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+        with process.stdout as lines:
+            for line in lines:
+                text = line.decode(errors="replace").rstrip()
+                if text:
+                    self._lines.append(text)
+                sys.stderr.write(f"{text}\n")
+                sys.stderr.flush()
