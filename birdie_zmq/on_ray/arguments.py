@@ -49,6 +49,8 @@ def worker_arguments(
     _check_key(options.key_file, folders)
     chosen = argparse.Namespace(**vars(options))
     chosen.connect, chosen.lifeline = str(endpoint), True
+    if chosen.key_file is not None:
+        chosen.key_file = folders.here / chosen.key_file.expanduser()
     if chosen.engine not in BUILT_IN:
         chosen.engine = str(folders.on_node(Path(chosen.engine)))
     if not chosen.built_in:
@@ -66,7 +68,7 @@ def worker_arguments(
 def _check_key(key_file: Path | None, folders: Folders) -> None:
     if key_file is None or folders.shipped is None:
         return
-    if (folders.shipped / key_file).resolve().is_relative_to(folders.shipped.resolve()):
+    if (folders.here / key_file.expanduser()).resolve().is_relative_to(folders.shipped.resolve()):
         raise UsageError(
             f"the key {key_file} lies in --working-dir, which Ray copies to the cluster's store, where others may read it. "
             "Put it at the same absolute path on each node instead (scp, mode 0600), or on a file system that they share"

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from birdie_zmq.errors import UnavailableError
 from birdie_zmq.on_ray.node_worker import NodeWorker
 from birdie_zmq.on_ray.room import Node
 from birdie_zmq.on_ray.supervising import Ended, Event, Lost, Placed
+
+logger = logging.getLogger("birdie_zmq.ray")
 
 _CALLS_AT_ONCE = 3
 """Of one actor: its start, the wait for its end, and its stop."""
@@ -75,12 +77,16 @@ class Cluster:
         self.is_local = address == _LOCAL
         # A dashboard of a cluster that lives for one command would only take a port.
         more = {"include_dashboard": False} if self.is_local else {}
+        logger.info(
+            "%s", "starting a local Ray cluster" if self.is_local else f"looking for the Ray cluster: {address}"
+        )
         try:
             ray.init(address=address, **how, **more)
         except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
             raise UnavailableError(
-                f"there is no way to the Ray cluster at {address}: {str(error).strip()}. ray status --address … says "
-                "whether it is there; without --address and RAY_ADDRESS a local one is started"
+                f"there is no way to the Ray cluster at {address}: {str(error).strip()}. ray status says whether it is "
+                "there; one that was started with a token wants RAY_AUTH_MODE=token in the environment as well; without "
+                "--address and RAY_ADDRESS a local one is started"
             ) from error
 
     @property
@@ -165,6 +171,8 @@ def _calls(actor: Any) -> tuple[Any, Any]:
 
 
 def _short(error: Exception) -> str:
+    if isinstance(error, ActorUnavailableError):
+        return "Ray does not reach its node"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reasons = [line for line in lines if line.lower().startswith(("the actor died", "the actor is dead", "the node"))]
     return (reasons or lines or [type(error).__name__])[0]

@@ -76,7 +76,7 @@ def parser(prog: str, broker: argparse.ArgumentParser, worker: argparse.Argument
         type=Path,
         metavar="FOLDER",
         help="a folder that Ray copies to each node, such as one with api.py; workers start in it, and relative paths "
-        "begin there; default: none, and nodes read paths as they are here",
+        "of pages and checkpoints begin there; default: none, and nodes read paths as they are here",
     )
     up.add_argument(
         "--env",

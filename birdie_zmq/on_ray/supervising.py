@@ -176,7 +176,7 @@ class Crew:
 
 
 def _at(worker: _Worker) -> str:
-    return "" if worker.place is None else f" ({worker.place})"
+    return "" if worker.placed_at is None else f" ({worker.place})"
 
 
 def _how(status: int) -> str:

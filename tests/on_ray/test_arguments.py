@@ -97,7 +97,8 @@ def test_a_key_is_not_copied_to_the_cluster(tmp_path: Path) -> None:
     shipped.mkdir()
 
     with pytest.raises(UsageError, match="lies in --working-dir"):
-        arguments("--key-file", "w.key", folders=Folders(tmp_path, shipped))
+        arguments("--key-file", "shipped/w.key", folders=Folders(tmp_path, shipped))
+    assert str(tmp_path / "w.key") in arguments("--key-file", "w.key", folders=Folders(tmp_path, shipped))
     assert "/keys/w.key" in arguments("--key-file", "/keys/w.key", folders=Folders(tmp_path, shipped))
 
 

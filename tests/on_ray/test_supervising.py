@@ -43,6 +43,17 @@ def test_one_that_is_lost_is_placed_again_at_once(event: Ended | Lost, why: str)
     assert texts(crew.handle(Placed(1, "node b"), 6.0)) == ["worker 1 is placed again: node b"]
 
 
+def test_one_that_was_not_placed_when_it_was_lost_is_not_said_to_be_where_it_was_before() -> None:
+    crew = Crew(1)
+    crew.begin(0.0)
+    crew.handle(Placed(1, "node a"), 1.0)
+    crew.handle(Lost(1, "the node died"), 2.0)
+
+    said = texts(crew.handle(Lost(1, "the package is not there"), 3.0))
+
+    assert said == ["worker 1 is lost: the package is not there; another place is asked for in 1 s"]
+
+
 def test_one_that_never_stands_long_waits_longer_each_time_and_not_for_ever() -> None:
     crew = Crew(1)
     crew.begin(0.0)
