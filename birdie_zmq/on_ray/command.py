@@ -90,9 +90,11 @@ def parser(prog: str, broker: argparse.ArgumentParser, worker: argparse.Argument
         metavar="ENDPOINT",
         help="a broker that runs; default: one of the command's own, which ends with it",
     )
+    up.add_argument("--device", metavar="cpu", help="the CPU; which GPU a worker has is for Ray to choose")
     own = up.add_argument_group("its own broker, without --connect")
     for action in broker._actions:
         if action.dest in _BROKERS:
+            action.help = f"of its own broker: {action.help}"
             own._add_action(action)
     return whole
 
