@@ -74,7 +74,7 @@ def test_every_command_of_the_job_is_one_that_there_is(job: dict[str, str], tmp_
     )
     assert set(words) <= {word.name for word in model_args.WORDS}
     assert words["endpoint"] == worker.connect
-    assert parse_endpoint(worker.connect).port == parse_endpoint(broker.bind).port
+    assert worker.connect.rpartition(":")[2] == broker.bind.rpartition(":")[2]
     assert words["resume"] == str(folder / "answers.journal")
     assert not list(folder.rglob("*key*")), "keys of a job that has ended"
     assert "scontrol" not in called
