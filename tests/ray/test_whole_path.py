@@ -99,7 +99,8 @@ def test_a_worker_that_is_killed_comes_back_and_no_answer_is_missing(
     run = lm_eval(folder, standing.endpoint)
     journal = folder / "journal"
     wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 20, "the first answers")
-    agent = psutil.Process(standing.agents()["1"])
+    # A worker that has come back a moment ago may have no model yet.
+    agent = next(psutil.Process(pid) for pid in standing.agents().values() if descendants(pid))
     actor, (model, *_) = agent.parent(), descendants(agent.pid)
     assert actor is not None
     assert "RayWorker" in " ".join(actor.cmdline())
