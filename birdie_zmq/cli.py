@@ -76,9 +76,9 @@ def broker(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> i
     return _guarded(prog, options.quiet, lambda: _serve_broker(options))
 
 
-def worker_parser(prog: str, engine: str = engines.DEFAULT) -> argparse.ArgumentParser:
+def worker_parser(prog: str, engine: str = engines.DEFAULT, add_help: bool = True) -> argparse.ArgumentParser:
     """The parser of a worker's arguments; `engine` is the default of its ``--engine``."""
-    parser = argparse.ArgumentParser(prog=prog, description="Serve models to a broker.")
+    parser = argparse.ArgumentParser(prog=prog, description="Serve models to a broker.", add_help=add_help)
     parser.add_argument("--connect", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
     parser.add_argument(
         "--engine",
@@ -177,6 +177,21 @@ def bench(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq bench"
     return _guarded(prog, True, lambda: command.run(options))
 
 
+def ray_parser(prog: str) -> argparse.ArgumentParser:
+    """The parser of the arguments of ``birdie-zmq ray``."""
+    from birdie_zmq.on_ray import command
+
+    return command.parser(prog, broker_parser(prog), worker_parser(prog, add_help=False))
+
+
+def ray(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq ray") -> int:
+    """Let workers run on a Ray cluster."""
+    from birdie_zmq.on_ray import command
+
+    options = ray_parser(prog).parse_args(arguments)
+    return _guarded(f"{prog} {options.action}", options.quiet, lambda: command.run(options, worker_parser(prog)))
+
+
 def lm_eval(arguments: Sequence[str] | None = None) -> int:
     """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
     from lm_eval.__main__ import cli_evaluate
@@ -198,6 +213,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "doctor": doctor,
     "compare": compare,
     "bench": bench,
+    "ray": ray,
     "lm_eval": lm_eval,
 }
 

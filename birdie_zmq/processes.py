@@ -43,8 +43,9 @@ def start(
     *,
     stdin: int | IO[bytes] = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
+    output: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a process group of its own, writing to this process's standard error.
+    """Start a child in a process group of its own, writing to this process's standard error, or to `output` if given.
 
     The group keeps a Ctrl-C at the terminal away from the child, so that its parent decides how it ends. Standard
     output goes to standard error as well: the parent's own output is lm_eval's table, or a person's.
@@ -53,7 +54,8 @@ def start(
         command,
         env=dict(environment),
         stdin=stdin,
-        stdout=sys.__stderr__ if sys.__stderr__ is not None else subprocess.DEVNULL,
+        stdout=output if output is not None else sys.__stderr__ if sys.__stderr__ is not None else subprocess.DEVNULL,
+        stderr=None if output is None else subprocess.STDOUT,
         pass_fds=pass_fds,
         process_group=0,
     )

@@ -32,6 +32,7 @@ COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
     ("`birdie-zmq doctor`", doctor_command.parser("birdie-zmq doctor")),
     ("`birdie-zmq compare`", compare_command.parser("birdie-zmq compare")),
     ("`birdie-zmq bench`", bench_command.parser("birdie-zmq bench")),
+    ("`birdie-zmq ray`", cli.ray_parser("birdie-zmq ray")),
     ("`birdie-zmq`", cli.main_parser()),
 )
 

@@ -25,7 +25,15 @@ FOLDER = "source"
 
 _LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-_LANGUAGES = {".py": "python", ".yaml": "yaml", ".jsonl": "json", ".cfg": "ini", ".ini": "ini", ".toml": "toml"}
+_LANGUAGES = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".jsonl": "json",
+    ".cfg": "ini",
+    ".ini": "ini",
+    ".toml": "toml",
+    ".sbatch": "bash",
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
