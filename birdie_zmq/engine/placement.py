@@ -124,7 +124,8 @@ def _put(values: Any, where: NamedSharding) -> jax.Array:
     # device_put would compare the values of all processes, which takes a collective of its own.
     if isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
         keys = _put(jax.random.key_data(values), where)
-        return jax.random.wrap_key_data(keys, impl=jax.random.key_impl(values))
+        wrapped: jax.Array = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(values))
+        return wrapped
     host = np.asarray(values)
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
