@@ -20,7 +20,7 @@ from birdie_zmq.engine.prompts import Piece
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.wire.messages import ErrorReport, ModelSpec, Sampling
 
-Whole = Annotated[int, Meta(ge=0, lt=2**63)]
+Whole = Annotated[int, Meta(ge=0, lt=2**62)]
 
 
 class Array(Struct, frozen=True, forbid_unknown_fields=True):

@@ -57,7 +57,7 @@ class Meeting:
 
     def _watch(self) -> None:
         until = time.monotonic() + self._place.timeout_s
-        pause_s = self._first_word_s
+        pause_s = min(self._first_word_s, self._place.timeout_s / 3)
         while not self._over.wait(min(pause_s, max(0.0, until - time.monotonic()))):
             left_s = until - time.monotonic()
             if left_s <= 0:
