@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ def found(
     *,
     distributed: bool = False,
     timeout_s: float = 300.0,
-    **environment: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> GroupPlace | None:
     return find_place(
         coordinator, num_processes, process_id, distributed=distributed, timeout_s=timeout_s, environment=environment
@@ -27,7 +29,7 @@ def found(
 
 
 def test_no_option_is_no_group() -> None:
-    assert found(**SLURM) is None
+    assert found(environment=SLURM) is None
 
 
 def test_the_options_name_a_place_that_reaches_the_model_process() -> None:
@@ -39,9 +41,9 @@ def test_the_options_name_a_place_that_reaches_the_model_process() -> None:
 
 
 def test_slurm_says_what_is_not_given_and_the_step_goes_before_the_job() -> None:
-    assert found(distributed=True, **SLURM) == GroupPlace(4, 3)
-    assert found(distributed=True, SLURM_NTASKS="8", SLURM_PROCID="0") == GroupPlace(8, 0)
-    assert found("gpu0:1", 5, 4, distributed=True, **SLURM) == GroupPlace(5, 4, "gpu0:1")
+    assert found(distributed=True, environment=SLURM) == GroupPlace(4, 3)
+    assert found(distributed=True, environment={"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == GroupPlace(8, 0)
+    assert found("gpu0:1", 5, 4, distributed=True, environment=SLURM) == GroupPlace(5, 4, "gpu0:1")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,10 @@ def test_slurm_says_what_is_not_given_and_the_step_goes_before_the_job() -> None
         ({"coordinator": "gpu0:1234"}, "--coordinator also needs --num-processes and --process-id"),
         ({"num_processes": 2, "process_id": 0}, "--num-processes and --process-id also needs --coordinator"),
         ({"distributed": True}, "SLURM_STEP_NUM_TASKS or SLURM_NTASKS is not set"),
-        ({"distributed": True, "SLURM_NTASKS": "two"}, "SLURM_STEP_NUM_TASKS or SLURM_NTASKS is not set"),
+        (
+            {"distributed": True, "environment": {"SLURM_NTASKS": "two"}},
+            "SLURM_STEP_NUM_TASKS or SLURM_NTASKS is not set",
+        ),
         ({"coordinator": "gpu0:1", "num_processes": 2, "process_id": 2}, "no process 2 of 2"),
         ({"coordinator": "gpu0:1", "num_processes": 2, "process_id": -1}, "no process -1 of 2"),
         ({"coordinator": "gpu0", "num_processes": 2, "process_id": 0}, "'gpu0' is not HOST:PORT"),
@@ -61,5 +66,3 @@ def test_slurm_says_what_is_not_given_and_the_step_goes_before_the_job() -> None
 def test_a_place_that_is_none_is_named(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         found(**given)
-
-

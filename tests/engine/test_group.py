@@ -7,7 +7,7 @@ import inspect
 import jax
 import pytest
 from jax._src import clusters, distributed
-from jax._src.lib import _jax
+from jax._src.lib import _jax  # type: ignore[attr-defined]
 
 from birdie_zmq.engine import group
 

@@ -121,7 +121,7 @@ def reading(name: bytes) -> list[Step]:
 def test_a_follower_comes_to_have_the_states_and_the_budget_that_the_leader_has() -> None:
     pair = Pair(backend_of(), backend_of())
     name = TOKENS.tobytes()
-    used = reading(name) + [Step.of(TOKENS, 32, Read(np.array([32], np.int32), name, None, 64), Places())]
+    used = [*reading(name), Step.of(TOKENS, 32, Read(np.array([32], np.int32), name, None, 64), Places())]
     pair.backend.open(used)
     scores = pair.backend.submit(used[0]).result()
     assert scores.finite.all()
@@ -225,9 +225,12 @@ def test_an_error_of_the_runtime_ends_the_group_since_a_peer_may_be_gone() -> No
 def test_a_refusal_reaches_the_process_that_leads_with_its_class_place_and_traceback() -> None:
     store = Shared()
     leader, follower = Leader(store, GroupPlace(2, 0)), Follower(store, GroupPlace(2, 1), "gpu1")
-    refusing = threading.Thread(
-        target=lambda: pytest.raises(GroupLost, follower.refuse, ModelLoadError("no room", remote_traceback="line 3"))
-    )
+
+    def refuse() -> None:
+        with pytest.raises(GroupLost):
+            follower.refuse(ModelLoadError("no room", remote_traceback="line 3"))
+
+    refusing = threading.Thread(target=refuse)
     refusing.start()
     error = leader.refusal()
     store.close()
@@ -270,5 +273,5 @@ def test_the_mesh_of_a_group_is_all_its_devices() -> None:
     place = GroupPlace(2, 0)
     check_mesh(8, 8, place)
     for size in (None, 4, 16):
-        with pytest.raises(UsageError, match="2 processes that have 8 devices together.*mesh=model:8"):
+        with pytest.raises(UsageError, match=r"2 processes that have 8 devices together.*mesh=model:8"):
             check_mesh(size, 8, place)
