@@ -58,9 +58,10 @@ VARIABLES: tuple[tuple[str, str], ...] = (
         "set by a worker for its model process: what `--checkpoints` and `--hub` allow; nothing to set by hand",
     ),
     (
-        f"{GROUP_VARIABLE}`, `{PAGE_VARIABLE}",
-        "set by a worker that spans several hosts for its model process: its place, and its page; nothing to set by hand",
+        GROUP_VARIABLE,
+        "set by a worker that spans several hosts for its model process: its place; nothing to set by hand",
     ),
+    (PAGE_VARIABLE, "the same: its page"),
     (FOLDER_VARIABLE, "JAX's own: another folder for compiled programs than `~/.cache/birdie_zmq/programs`"),
     ("JAX_ENABLE_COMPILATION_CACHE", "JAX's own: `false` keeps no programs"),
     (

@@ -1,6 +1,6 @@
 """jax.distributed, and the key-value store of its coordination service; the only file that touches JAX's private names for it.
 
-The store lies in the process that leads. It is what Orbax, too, lets processes agree by; `tests/engine/test_group.py` says
+The store lies in the process that leads. It is what Orbax, too, lets processes agree by; `tests/engine/test_group_names.py` says
 which of these names a version of JAX lacks.
 """
 
