@@ -327,7 +327,7 @@ def _run_worker(options: argparse.Namespace) -> int:
     if place is not None and not place.leads:
         if api is not None:
             environment[PAGE_VARIABLE] = str(api)
-        with StopSignals() as stop, FollowerLoop(place, environment, settings.terminate_s) as follower:
+        with StopSignals() as stop, FollowerLoop(place, environment, settings) as follower:
             follower.run(stop, _STDIN if options.lifeline else None)
         return 0
     with StopSignals() as stop, Dealer(endpoint, key) as dealer:

@@ -19,7 +19,7 @@ from birdie_zmq.engine import group_calls as calls
 from birdie_zmq.engine.backend import Backend, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
 from birdie_zmq.engine.planning import Step, Tokens
 from birdie_zmq.engine.prompts import Piece
-from birdie_zmq.errors import BirdieError, GroupMismatch, OutOfDeviceMemory, UsageError
+from birdie_zmq.errors import BirdieError, GroupMismatch, MalformedMessage, OutOfDeviceMemory, UsageError
 from birdie_zmq.process_group import GroupBroken, GroupPlace
 from birdie_zmq.wire.messages import Sampling
 
@@ -71,6 +71,7 @@ class Leader:
         self.folder = f"birdie-zmq/{uuid.uuid4().hex}"
         self._told = 0
         self._removed = 0
+        self._is_loaded = False
         store.set(BEGAN, self.folder.encode())
 
     # --- Loading -----------------------------------------------------------------------------------------------------
@@ -83,14 +84,16 @@ class Leader:
         """Tell the longest row."""
         self._store.set(f"{self.folder}/prepared", calls.encode(calls.Prepared(max_length)))
 
-    def refusal(self) -> BirdieError:
-        """Wait, for ever if need be, until another process says that it cannot load the model."""
-        while True:
+    def refusal(self) -> BirdieError | None:
+        """Wait until another process says that it cannot load the model; None once all have loaded it."""
+        while not self._is_loaded:
             data = self._store.get(f"{self.folder}/refused", _WAIT_S)
             if data is not None:
                 told = calls.decode(data)
-                assert isinstance(told, calls.Refused)
+                if not isinstance(told, calls.Refused):
+                    raise MalformedMessage(f"a process of the group told {type(told).__name__} as a refusal")
                 return told.error.to_error()
+        return None
 
     def loaded(self, backend: Backend) -> None:
         """Tell the budget, and wait until the others have loaded the model.
@@ -109,6 +112,7 @@ class Leader:
                     f"process {number} of the group has loaded another model than process 0: {theirs} is not {ours}; "
                     "each host must have the same checkpoint, page and versions"
                 )
+        self._is_loaded = True
 
     # --- Calls -------------------------------------------------------------------------------------------------------
 
@@ -124,7 +128,8 @@ class Leader:
         """Remove what all have read, and wait for who is far behind."""
         while True:
             read = self._store.below(f"{self.folder}/read")
-            slowest = min(map(int, read.values())) if len(read) == self._place.num_processes - 1 else 0
+            everybody = len(read) == self._place.num_processes - 1
+            slowest = min(map(int, read.values()), default=self._told) if everybody else 0
             for old in range(self._removed, slowest // FOLDER_CALLS):
                 self._store.delete(f"{self.folder}/calls/{old}")
                 self._removed = old + 1

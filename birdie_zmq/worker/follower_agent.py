@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from birdie_zmq.config import AgentSettings
 from birdie_zmq.errors import ProtocolError
 from birdie_zmq.process_group import GroupPlace
 from birdie_zmq.signals import StopSignals
@@ -20,6 +21,9 @@ logger = logging.getLogger("birdie_zmq.worker")
 
 _TICK_S = 0.5
 
+_STOPPED_S = 3.0
+"""A loop that comes round so much too late was stopped, or its machine was."""
+
 
 class FollowerLoop:
     """Runs the model process of one host that follows.
@@ -27,13 +31,13 @@ class FollowerLoop:
     Args:
         place: The place of the process in its group.
         environment: The environment of the model process.
-        terminate_s: How long it may take to end by itself.
+        settings: How long it may be silent, and take to end by itself.
     """
 
-    def __init__(self, place: GroupPlace, environment: Mapping[str, str], terminate_s: float) -> None:
+    def __init__(self, place: GroupPlace, environment: Mapping[str, str], settings: AgentSettings) -> None:
         self._environment = environment
-        self._terminate_s = terminate_s
-        self._agent = state.FollowerAgent(str(place), terminate_s)
+        self._terminate_s = settings.terminate_s
+        self._agent = state.FollowerAgent(str(place), settings)
         self._process: ModelProcess | None = None
         self._is_done = False
 
@@ -53,14 +57,16 @@ class FollowerLoop:
         self._handle(state.Begin())
         while not self._is_done:
             watched = [*ends] if self._process is None else [*ends, self._process.channel.fileno()]
+            began = time.monotonic()
             ready, _, _ = select.select(watched, [], [], _TICK_S)
+            late_s = time.monotonic() - began - _TICK_S
             if lifeline in ready:
                 return
             if stop.descriptor in ready:
                 ends.discard(stop.descriptor)
                 self._handle(state.Stop())
             self._from_process(ready)
-            self._handle(state.Tick())
+            self._handle(state.Tick(late_s if late_s > _STOPPED_S else 0.0))
 
     def _from_process(self, ready: list[int]) -> None:
         process = self._process
@@ -90,8 +96,13 @@ class FollowerLoop:
 
     def _said(self, messages: list[m.ModelProcessMessage]) -> None:
         for message in messages:
-            if isinstance(message, m.ModelNotice):
-                self._handle(state.Said(message.level, message.text))
+            match message:
+                case m.ModelNotice(level=level, text=text):
+                    self._handle(state.Said(level, text))
+                case m.PhaseChanged(phase=phase):
+                    self._handle(state.Loads(phase == "compiling"))
+                case m.Beat():
+                    self._handle(state.Beat())
 
     def _handle(self, event: state.Event) -> None:
         for action in self._agent.handle(event, time.monotonic()):

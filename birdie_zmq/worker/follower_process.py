@@ -14,6 +14,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -36,6 +37,8 @@ from birdie_zmq.worker.engines import DEFAULT, import_engine
 from birdie_zmq.worker.loading import jitted, mesh_for
 from birdie_zmq.worker.meeting import Meeting
 
+_BEAT_S = 1.0
+
 
 class Voice:
     """What the process says to its agent, which writes it down; whichever thread says it.
@@ -50,8 +53,21 @@ class Voice:
 
     def say(self, level: m.Level, text: str) -> None:
         """Say a line."""
+        self._send(m.ModelNotice(level=level, text=text))
+
+    def loads(self, now: bool) -> None:
+        """Say that loading begins, or is over."""
+        self._send(m.PhaseChanged(phase="compiling" if now else "running"))
+
+    def beat(self) -> None:
+        """Say for ever that the process is there."""
+        while True:
+            self._send(m.Beat(steps=0))
+            time.sleep(_BEAT_S)
+
+    def _send(self, message: m.ModelProcessMessage) -> None:
         with self._lock:
-            self._channel.send(m.ModelNotice(level=level, text=text))
+            self._channel.send(message)
 
     def end(self, error: BaseException) -> NoReturn:
         """Say why, and end the process at once: a clean exit would wait for the others."""
@@ -93,6 +109,7 @@ def run(place: GroupPlace, engine_name: str, api: str | None, voice: Voice) -> N
         text = f"birdie-zmq failed in the model process, by {type(error).__name__}; the traceback says more"
         follower.refuse(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))
         raise GroupBroken(str(error)) from error
+    voice.loads(False)
     follower.loaded(backend)
     voice.say("info", "loaded; it computes what process 0 computes")
     Following(backend, follower, group.is_of_runtime, voice.end).run()
@@ -104,6 +121,7 @@ def _load(
     engine = import_engine(engine_name)
     request = follower.load()
     voice.say("info", f"loading {request.model}")
+    voice.loads(True)
     if request.version != __version__:
         raise GroupMismatch(
             f"process 0 has birdie-zmq {request.version} and this one {__version__}; install the same on each host"
@@ -137,13 +155,16 @@ def main(arguments: Sequence[str]) -> NoReturn:
     channel = Channel(socket.socket(fileno=descriptor), decoder(m.AgentMessage))
     voice = Voice(channel)
     threading.Thread(target=_end_with_agent, args=[channel], daemon=True).start()
+    threading.Thread(target=voice.beat, daemon=True).start()
     place = GroupPlace.of_environment(os.environ)
     assert place is not None
     try:
         run(place, os.environ.get(ENGINE_VARIABLE, DEFAULT), os.environ.get(PAGE_VARIABLE), voice)
     except (GroupBroken, BirdieError) as error:
         voice.end(error)
-    raise AssertionError("a process follows until its group ends")
+    except BaseException:  # noqa: BLE001 - a clean exit would wait for the others
+        traceback.print_exc()
+    os._exit(1)
 
 
 if __name__ == "__main__":

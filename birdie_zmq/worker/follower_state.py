@@ -1,7 +1,8 @@
 """What the agent of a host that follows does, with no process or clock in it: its model process runs, or starts again.
 
 The process waits by itself until the first process of the group is there, and ends when the group ends. So one that has
-lived for a while is started again at once; one that ends soon after its start is given longer and longer pauses.
+lived for a while is started again at once; one that ends soon after its start is given longer and longer pauses. It beats
+each second, and is killed when it is silent: the others wait for one that was stopped.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
+from birdie_zmq.config import AgentSettings
 from birdie_zmq.process_group import GROUP_ENDED
 from birdie_zmq.wire.messages import Level
 
@@ -31,6 +33,18 @@ class Said:
 
 
 @dataclass(frozen=True)
+class Beat:
+    """The model process is there."""
+
+
+@dataclass(frozen=True)
+class Loads:
+    """The model process begins to load its model, or has done so: meanwhile a page may keep Python's lock for long."""
+
+    now: bool
+
+
+@dataclass(frozen=True)
 class Exited:
     """The model process is gone; ``returncode`` is as in subprocess."""
 
@@ -44,10 +58,12 @@ class Stop:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed."""
+    """Time has passed; ``late_s`` is how much more of it than should have, because this agent was stopped."""
+
+    late_s: float = 0.0
 
 
-Event = Begin | Said | Exited | Stop | Tick
+Event = Begin | Said | Beat | Loads | Exited | Stop | Tick
 
 
 @dataclass(frozen=True)
@@ -83,12 +99,14 @@ class FollowerAgent:
 
     Args:
         name: What its process is called in the log, such as ``process 1 of 2``.
-        terminate_s: How long the process may take to end by itself before it is killed.
+        settings: How long the process may be silent, and take to end by itself.
     """
 
-    def __init__(self, name: str, terminate_s: float) -> None:
+    def __init__(self, name: str, settings: AgentSettings) -> None:
         self._name = name
-        self._terminate_s = terminate_s
+        self._settings = settings
+        self._heard_at = 0.0
+        self._silence_s = settings.silence_s
         self._runs = False
         self._began_at = 0.0
         self._pause_s = 0.0
@@ -99,28 +117,43 @@ class FollowerAgent:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event at a time in monotonic seconds; what is to be done, in order."""
         actions: list[Action] = []
+        if isinstance(event, Said | Beat | Loads):
+            self._heard_at = now
         match event:
             case Begin():
                 self._start_at = now
             case Said(level, text):
                 actions.append(Log(level, f"{self._name}: {text}"))
+            case Loads(loads):
+                self._silence_s = self._settings.loading_silence_s if loads else self._settings.silence_s
             case Exited(returncode):
                 actions += self._exited(returncode, now)
             case Stop():
                 self._stops, self._start_at = True, None
                 if not self._runs:
                     return [Done()]
-                self._kill_at = now + self._terminate_s
+                self._kill_at = now + self._settings.terminate_s
                 actions.append(End(kill=False))
-            case Tick():
+            case Tick(late_s):
+                self._heard_at += late_s
+                actions += self._watch(now)
+            case Beat():
                 pass
         if self._start_at is not None and now >= self._start_at:
             self._runs, self._began_at, self._start_at = True, now, None
+            self._heard_at, self._silence_s = now, self._settings.silence_s
             actions.append(Start())
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
             actions.append(End(kill=True))
         return actions
+
+    def _watch(self, now: float) -> list[Action]:
+        silent_s = now - self._heard_at
+        if not self._runs or silent_s <= self._silence_s:
+            return []
+        self._heard_at = now
+        return [Log("warning", f"{self._name} gave no sign of life for {silent_s:.0f} s; it is killed"), End(kill=True)]
 
     def _exited(self, returncode: int, now: float) -> list[Action]:
         self._runs, self._kill_at = False, None

@@ -179,7 +179,8 @@ def _gather(place: GroupPlace, voice: _Voice) -> Group:
             error = leader.refusal()
         except GroupBroken as broken:
             _end_group(broken)
-        give_up(error)
+        if error is not None:
+            give_up(error)
 
     coordinator = group.settle(place)
     with Meeting(place, coordinator, lambda text: voice.say(m.ModelNotice(level="info", text=text)), give_up):

@@ -233,6 +233,7 @@ def test_a_refusal_reaches_the_process_that_leads_with_its_class_place_and_trace
     refusing = threading.Thread(target=refuse)
     refusing.start()
     error = leader.refusal()
+    assert error is not None
     store.close()
     refusing.join(60)
     assert type(error) is ModelLoadError
@@ -250,6 +251,7 @@ def test_the_budget_is_the_leaders_and_another_model_is_an_error() -> None:
     follower.loaded(theirs)
     telling.join(60)
     assert theirs.budget == StepBudget(tokens=77)
+    assert leader.refusal() is None  # nobody can refuse any more
     leader.load(calls.Load("0", ModelSpec(tag="a", arguments="{}"), "page", "00"))
     leader.prepared(128)
     assert (follower.load().page, follower.max_length()) == ("page", 128)
@@ -257,6 +259,15 @@ def test_the_budget_is_the_leaders_and_another_model_is_an_error() -> None:
     follower.loaded(smaller)
     with pytest.raises(GroupMismatch, match=r"process 1 of the group has loaded another model.*'rows'.*'branches'"):
         leader.loaded(ours)
+
+
+def test_a_group_of_one_waits_for_nobody() -> None:
+    store = Shared()
+    leader = Leader(store, GroupPlace(1, 0))
+    leader.loaded(backend_of())
+    for _ in range(10 * FOLDER_CALLS):
+        leader.tell(calls.Halve())
+    assert len(store.values) < 2 * FOLDER_CALLS
 
 
 def test_a_group_of_another_time_has_other_keys() -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import signal
 
+from birdie_zmq.config import AgentSettings
 from birdie_zmq.process_group import GROUP_ENDED
 from birdie_zmq.worker.follower_state import (
     LIVED_S,
     Action,
+    Beat,
     Begin,
     Done,
     End,
     Event,
     Exited,
     FollowerAgent,
+    Loads,
     Log,
     Said,
     Start,
@@ -26,7 +29,7 @@ class Desk:
     """An agent and a clock that moves only when told to."""
 
     def __init__(self) -> None:
-        self.agent = FollowerAgent("process 1 of 2", terminate_s=5.0)
+        self.agent = FollowerAgent("process 1 of 2", AgentSettings())
         self.now = 100.0
         self.logged: list[tuple[str, str]] = []
 
@@ -84,13 +87,36 @@ def test_what_jax_does_to_a_process_without_its_group_is_said() -> None:
     assert "JAX ends a process when another one of its group is gone" in desk.logged[-1][1]
 
 
+def test_one_that_is_silent_is_killed_since_the_others_wait_for_it() -> None:
+    desk = Desk()
+    desk.happens(Begin())
+    for _ in range(60):
+        desk.happens(Beat(), 1.0)
+        assert desk.happens(Tick()) == []
+    assert desk.happens(Tick(), 20.0) == []
+    assert desk.happens(Tick(), 1.0) == [End(kill=True)]
+    assert desk.logged[-1][1] == "process 1 of 2 gave no sign of life for 21 s; it is killed"
+    assert desk.happens(Exited(-9)) == [Start()]
+    assert desk.happens(Tick(), 19.0) == []
+
+
+def test_one_that_loads_may_be_silent_for_longer_and_one_whose_agent_was_stopped_too() -> None:
+    desk = Desk()
+    desk.happens(Begin())
+    desk.happens(Loads(True))
+    assert desk.happens(Tick(), 299.0) == []
+    desk.happens(Loads(False))
+    assert desk.happens(Tick(late_s=1000.0), 1000.0) == []
+    assert desk.happens(Tick(), 21.0) == [End(kill=True)]
+
+
 def test_it_stops_when_the_process_has_ended_which_is_killed_if_it_does_not() -> None:
     desk = Desk()
     desk.happens(Begin())
     assert desk.happens(Stop()) == [End(kill=False)]
     assert desk.happens(Tick(), 4.9) == []
     assert desk.happens(Tick(), 0.1) == [End(kill=True)]
-    assert desk.happens(Tick(), 10) == []
+    assert desk.happens(Tick(), 10) == []  # it is on its way
     assert desk.happens(Exited(-9)) == [Done()]
 
 
