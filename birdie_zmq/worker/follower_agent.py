@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import select
+import signal
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -81,7 +82,8 @@ class FollowerLoop:
         if returncode is not None:
             if not hung_up:
                 self._said(process.channel.receive_rest())
-            if (trace := process.trace()) is not None:
+            # What JAX ends by SIGABRT has written its own stack; the process itself was waiting.
+            if returncode != -signal.SIGABRT and (trace := process.trace()) is not None:
                 logger.warning("the model process was at:\n%s", trace)
             process.close(self._terminate_s)
             self._process = None
