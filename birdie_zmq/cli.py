@@ -21,6 +21,7 @@ from birdie_zmq.config import DEFAULT_STATUS_PORT, ENGINE_VARIABLE, AgentSetting
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.memory_limit import default_limit_mib, limit_memory
 from birdie_zmq.offer import Offer
+from birdie_zmq.process_group import DEFAULT_TIMEOUT_S, PAGE_VARIABLE, find_place
 from birdie_zmq.wire.endpoints import DEFAULT_ENDPOINT
 from birdie_zmq.wire.keys import default_folder
 from birdie_zmq.worker import engines
@@ -100,6 +101,23 @@ def worker_parser(prog: str, engine: str = engines.DEFAULT, add_help: bool = Tru
     )
     parser.add_argument("--hub", action="store_true", help="let them name repositories of the Hugging Face hub as well")
     parser.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what there is")
+    group = parser.add_argument_group(
+        "one model on several hosts",
+        "Each host runs this command, with --process-id of its own; process 0 alone connects to the broker.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is met, by its host and a free port")
+    group.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="the number of this one, from 0")
+    group.add_argument(
+        "--distributed", action="store_true", help="take what is not given of these from Slurm, and the rest from JAX"
+    )
+    group.add_argument(
+        "--initialization-timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long the processes wait for each other; default: %(default).0f",
+    )
     for what, default in _DEADLINES.items():
         parser.add_argument(
             f"--{what}-timeout",
@@ -278,7 +296,16 @@ def _run_worker(options: argparse.Namespace) -> int:
     from birdie_zmq.worker.agent import AgentLoop
     from birdie_zmq.worker.device_memory import DeviceMemory, command_for
     from birdie_zmq.worker.devices import device_environment
+    from birdie_zmq.worker.follower_agent import FollowerLoop
 
+    place = find_place(
+        options.coordinator,
+        options.num_processes,
+        options.process_id,
+        distributed=options.distributed,
+        timeout_s=options.initialization_timeout,
+        environment=os.environ,
+    )
     endpoint = parse_endpoint(options.connect)
     key = None if options.key_file is None else read_peer_key(options.key_file)
     engine = engines.find_engine(options.engine)
@@ -288,6 +315,12 @@ def _run_worker(options: argparse.Namespace) -> int:
         **offer.as_variable(),
         ENGINE_VARIABLE: engine,
     }
+    if place is not None:
+        if engine != engines.DEFAULT:
+            raise UsageError(
+                f"a group of processes holds models in JAX, and this worker's engine is {engines.name_of(engine)}"
+            )
+        environment |= place.as_variable()
     memory = command_for(environment)
     settings = AgentSettings(
         load_s=options.load_timeout,
@@ -298,12 +331,21 @@ def _run_worker(options: argparse.Namespace) -> int:
     api = None if options.built_in else _find_page(options.api)
     if not options.quiet:
         page = api or "the built-in page"
+        where = (
+            "" if place is None else f", {place} that meet at {place.coordinator or 'the coordinator that JAX finds'}"
+        )
+        what = f"worker for {endpoint}" if place is None or place.leads else "worker that follows"
         print(
-            f"birdie-zmq {__version__} from {_PACKAGE}: worker for {endpoint}, engine {engine}, models from {page}",
-            flush=True,
+            f"birdie-zmq {__version__} from {_PACKAGE}: {what}, engine {engine}, models from {page}{where}", flush=True
         )
         if offer.folders is not None:
             print(f"checkpoints that tags of the built-in page may name: {offer}", flush=True)
+    if place is not None and not place.leads:
+        if api is not None:
+            environment[PAGE_VARIABLE] = str(api)
+        with StopSignals() as stop, FollowerLoop(place, environment, settings) as follower:
+            follower.run(stop, _STDIN if options.lifeline else None)
+        return 0
     with StopSignals() as stop, Dealer(endpoint, key) as dealer:
         loop = AgentLoop(
             dealer,
@@ -313,6 +355,7 @@ def _run_worker(options: argparse.Namespace) -> int:
             environment=environment,
             api=api,
             memory=None if memory is None else DeviceMemory(memory),
+            processes=1 if place is None else place.num_processes,
         )
         with loop:
             loop.run(stop, _STDIN if options.lifeline else None)

@@ -12,13 +12,15 @@ The tree is split by whose fault it is, because that decides what a person does 
     │   └── NotAllowed          a key is missing, unknown or revoked, or is for another role
     ├── UnavailableError        a process that is needed does not answer
     │   ├── BrokerUnavailable
-    │   └── WorkerUnavailable
+    │   ├── WorkerUnavailable
+    │   └── GroupIncomplete     processes of a group that holds one model are missing
     ├── ModelError              the model, its tokenizer, its api.py or its engine
     │   ├── ApiPageError
     │   ├── EngineError
     │   ├── UnknownModelTag
     │   ├── ModelLoadError
     │   ├── ModelChanged
+    │   ├── GroupMismatch       the processes of a group do not hold the same model
     │   ├── TokenizerError
     │   ├── ModelCallError
     │   ├── ModelOutputError
@@ -131,6 +133,12 @@ class WorkerUnavailable(UnavailableError):
     code = "worker-unavailable"
 
 
+class GroupIncomplete(UnavailableError):
+    """Not all processes of a group that holds one model together have come."""
+
+    code = "group-incomplete"
+
+
 class ModelError(BirdieError):
     """The model, its tokenizer or the page that loads it is at fault."""
 
@@ -165,6 +173,12 @@ class ModelChanged(ModelError):
     """A model process has loaded another model than the run began with."""
 
     code = "model-changed"
+
+
+class GroupMismatch(ModelError):
+    """The processes of a group have different pages, models or versions."""
+
+    code = "group-mismatch"
 
 
 class TokenizerError(ModelError):

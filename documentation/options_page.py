@@ -18,6 +18,8 @@ from birdie_zmq.doctor import command as doctor_command
 from birdie_zmq.doctor.hook import SWITCH
 from birdie_zmq.engine.programs_folder import FOLDER_VARIABLE
 from birdie_zmq.model_args import WORDS
+from birdie_zmq.process_group import PAGE_VARIABLE
+from birdie_zmq.process_group import VARIABLE as GROUP_VARIABLE
 from birdie_zmq.wire.keys import default_folder
 from birdie_zmq.worker.devices import VISIBLE_DEVICES
 
@@ -56,6 +58,11 @@ VARIABLES: tuple[tuple[str, str], ...] = (
         offer.VARIABLE,
         "set by a worker for its model process: what `--checkpoints` and `--hub` allow; nothing to set by hand",
     ),
+    (
+        GROUP_VARIABLE,
+        "set by a worker that spans several hosts for its model process: its place; nothing to set by hand",
+    ),
+    (PAGE_VARIABLE, "the same: its page"),
     (FOLDER_VARIABLE, "JAX's own: another folder for compiled programs than `~/.cache/birdie_zmq/programs`"),
     ("JAX_ENABLE_COMPILATION_CACHE", "JAX's own: `false` keeps no programs"),
     (

@@ -318,23 +318,28 @@ class JaxBackend:
     def _score(self, params: Any, at: jax.Array, targets: jax.Array) -> Any:
         row_bytes = 4 * len(targets)
         if not self._in_blocks or row_bytes * self.vocab_size <= self.budget.head_bytes:
-            return head.score(self._logits(params, at), targets)
+            return self._place.fetched(head.score(self._logits(params, at), targets))
         assert self._model.unembed_part is not None
         part = functools.partial(self._model.unembed_part, params, at)
         block = max(_SMALLEST_BLOCK, self.budget.head_bytes // (4 * row_bytes))
-        return head.score_in_blocks(part, targets, self.vocab_size, min(block, self.vocab_size))
+        return self._place.fetched(head.score_in_blocks(part, targets, self.vocab_size, min(block, self.vocab_size)))
 
     def _score_pairs(self, input_ids: Tokens, how: Pairs) -> Any:
         arguments = map(self._place.rows, (input_ids, how.label_ids, how.loss_mask))
-        return self._programs.run(("pairs", input_ids.shape), self._model.score, self._params, *arguments)
+        return self._programs.run(("pairs", input_ids.shape), self._pair_scores, self._params, *arguments)
+
+    def _pair_scores(self, *arguments: Any) -> Any:
+        assert self._model.score is not None
+        return self._place.fetched(self._model.score(*arguments))
 
     def _choose(self, params: Any, at: jax.Array) -> Any:
-        return head.choose(self._logits(params, at))
+        return self._place.fetched(head.choose(self._logits(params, at)))
 
     def _draw(
         self, params: Any, at: jax.Array, limits: Limits, high: jax.Array, low: jax.Array, drawn: jax.Array
     ) -> Any:
-        return draw(self._logits(params, at), limits, Chance(jnp.stack([high, low], axis=1), drawn))
+        chance = Chance(jnp.stack([high, low], axis=1), drawn)
+        return self._place.fetched(draw(self._logits(params, at), limits, chance))
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 

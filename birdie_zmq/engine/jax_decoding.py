@@ -216,7 +216,7 @@ class JaxDecoding:
 
         numbers = jnp.arange(self._decoded, dtype=jnp.int32)
         (state, _), (tokens, finite) = jax.lax.scan(step, (state, last), numbers)
-        return self._place.dealt(state), tokens, finite
+        return self._place.dealt(state), *self._place.fetched((tokens, finite))
 
     def _put(self, state: Any, one: Any, row: jax.Array) -> Any:
         """Row 0 of one state in place of a row of another."""

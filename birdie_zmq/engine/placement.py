@@ -55,6 +55,8 @@ class Placement:
     Attributes:
         data: Over how many groups of devices rows are dealt out; 1 without a mesh.
         size: How many devices there are; 1 without a mesh.
+
+    Where some of the devices are those of other processes, every process puts the same values there, each onto its own.
     """
 
     def __init__(self, mesh: Mesh | None) -> None:
@@ -66,14 +68,14 @@ class Placement:
         """An input [rows, …] on the devices: dealt out where the rows can be, else whole on each."""
         if self.mesh is None:
             return jnp.asarray(array)
-        placed: jax.Array = jax.device_put(array, on(self.mesh, self._axis(len(array))))
-        return placed
+        return _put(array, on(self.mesh, self._axis(len(array))))
 
     def whole(self, tree: Any) -> Any:
         """Inputs of any form, whole on each device."""
         if self.mesh is None:
             return jax.tree.map(jnp.asarray, tree)
-        return jax.device_put(tree, on(self.mesh))
+        everywhere = on(self.mesh)
+        return jax.tree.map(lambda leaf: _put(leaf, everywhere), tree)
 
     def params(self, tree: Any) -> Any:
         """Params: those that a page has put onto several devices stay there, others come to be whole on each.
@@ -86,7 +88,7 @@ class Placement:
 
         def place(leaf: Any) -> Any:
             is_spread = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
-            return jax.device_put(leaf, everywhere) if hasattr(leaf, "dtype") and not is_spread else leaf
+            return _put(leaf, everywhere) if hasattr(leaf, "dtype") and not is_spread else leaf
 
         return jax.tree.map(place, tree)
 
@@ -104,8 +106,28 @@ class Placement:
 
         return jax.tree.map(place, tree)
 
+    def fetched(self, tree: Any) -> Any:
+        """Arrays inside a program that the host reads next: whole on each device, as each process needs them."""
+        if self.mesh is None:
+            return tree
+        everywhere = on(self.mesh)
+        return jax.tree.map(lambda x: lying(x, everywhere), tree)
+
     def _axis(self, rows: int) -> str | None:
         return "data" if self.data > 1 and rows % self.data == 0 else None
+
+
+def _put(values: Any, where: NamedSharding) -> jax.Array:
+    if where.is_fully_addressable:
+        placed: jax.Array = jax.device_put(values, where)
+        return placed
+    # device_put would compare the values of all processes, which takes a collective of its own.
+    if isinstance(values, jax.Array) and jnp.issubdtype(values.dtype, jax.dtypes.prng_key):
+        keys = _put(jax.random.key_data(values), where)
+        wrapped: jax.Array = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(values))
+        return wrapped
+    host = np.asarray(values)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 def places(tree: Any) -> tuple[Any, ...]:

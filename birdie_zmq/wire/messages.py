@@ -639,6 +639,13 @@ class ModelRefused(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     error: ErrorReport
 
 
+class ModelNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-notice"):
+    """A line for whoever waits until the model is loaded."""
+
+    level: Level
+    text: str
+
+
 class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase-changed"):
     """What the model process is doing now; ``detail`` says more, such as the shapes of what is compiled."""
 
@@ -654,6 +661,6 @@ class Beat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="b
 
 
 AgentMessage = LoadModel | Lease | CancelLease
-ModelProcessMessage = ModelLoaded | ModelRefused | PhaseChanged | Beat | LeaseMessage
+ModelProcessMessage = ModelLoaded | ModelRefused | ModelNotice | PhaseChanged | Beat | LeaseMessage
 
 Message = ClientMessage | BrokerToClient | WorkerMessage | BrokerToWorker | AgentMessage | ModelProcessMessage | Refusal

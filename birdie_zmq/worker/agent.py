@@ -46,6 +46,7 @@ class AgentLoop:
         environment: The environment of the model process.
         api: The page to load models from, None for the built-in one.
         memory: Watches the memory of the devices, None where it cannot be watched.
+        processes: How many processes hold the model, of which this worker's is the first.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class AgentLoop:
         environment: Mapping[str, str],
         api: Path | None,
         memory: DeviceMemory | None = None,
+        processes: int = 1,
     ) -> None:
         self._dealer = dealer
         self._settings = settings
@@ -66,7 +68,7 @@ class AgentLoop:
         self._environment = environment
         self._api = api
         self._memory = memory
-        self._agent = state.Agent(settings, watches_memory=memory is not None)
+        self._agent = state.Agent(settings, watches_memory=memory is not None, processes=processes)
         self._process: ModelProcess | None = None
         self._registered = False
         self._registered_at = 0.0

@@ -7,18 +7,22 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from birdie_zmq._version import __version__
+from birdie_zmq.engine import group_calls
 from birdie_zmq.engine.backend import Backend
-from birdie_zmq.engine.contract import resolve
+from birdie_zmq.engine.contract import LoadedModel, resolve
 from birdie_zmq.engine.evaluator import Evaluator, Listener
+from birdie_zmq.engine.leading import Leader, LeadingBackend, check_mesh
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import ModelChanged, UsageError
 from birdie_zmq.mesh_shape import take_mesh
+from birdie_zmq.process_group import GroupPlace
 from birdie_zmq.wire import messages as m
 from birdie_zmq.worker.api_page import import_page
 from birdie_zmq.worker.engines import Engine
@@ -127,24 +131,71 @@ class Loaded:
                 listener.answered([0], self.describe())
 
 
-def load(request: m.LoadModel, engine: Engine) -> Loaded:
+@dataclass(frozen=True)
+class Group:
+    """The group of processes that hold a model together, as the first one has it.
+
+    Attributes:
+        leader: Tells the others.
+        place: This process's place.
+        devices: How many devices all have together; asked for once the page is there.
+        is_of_runtime: Whether an error is of the framework's runtime.
+    """
+
+    leader: Leader
+    place: GroupPlace
+    devices: Callable[[], int]
+    is_of_runtime: Callable[[BaseException], bool]
+
+    def backend(self, engine: Engine, model: LoadedModel, max_length: int, mesh: object) -> Backend:
+        """A backend that all make, and that the others follow."""
+        self.leader.prepared(max_length)
+        backend = engine.make_backend(jitted(model), max_length, mesh)
+        self.leader.loaded(backend)
+        return LeadingBackend(backend, self.leader, self.is_of_runtime)
+
+
+def jitted(model: LoadedModel) -> LoadedModel:
+    """The same model, if a group can hold it.
+
+    Raises:
+        UsageError: It is a bare callable, to which arrays of several processes mean nothing.
+    """
+    if not model.jit:
+        raise UsageError(
+            "load_model returned a bare callable, and this worker is a group of processes, which need to know the params; "
+            "return (apply, params) or a birdie_zmq.Model"
+        )
+    return model
+
+
+def load(request: m.LoadModel, engine: Engine, group: Group | None = None) -> Loaded:
     """Load a model by its page.
 
     Args:
         request: Which model, by which page.
         engine: What makes a backend of it.
+        group: The processes that hold it together with this one.
 
     Raises:
         ModelError: The page, the tokenizer or the model is at fault.
         UsageError: A model_arg that the engine reads has a wrong value.
     """
-    engine.prepare()
+    if group is None:
+        engine.prepare()
     page = import_page(request.api)
+    if group is not None:
+        # The others load at the same time. Programs are not kept: who finds one does not take part in making it.
+        group.leader.load(
+            group_calls.Load(version=__version__, model=request.model, page=page.name, sha256=page.sha256)
+        )
+        shape = take_mesh(json.loads(request.model.arguments))
+        check_mesh(None if shape is None else shape.size, group.devices(), group.place)
     mesh = mesh_for(request.model, engine)  # once the page is there, which may have said how many devices there are
     tokenizer = text_tokenizer(request.model, page.load_tokenizer(request.model))
     model = page.load_model(request.model, mesh)
     origin = Origin(page.name, page.sha256)
-    return assemble(request.model, engine, origin, tokenizer, model, request.started, mesh=mesh)
+    return assemble(request.model, engine, origin, tokenizer, model, request.started, mesh=mesh, group=group)
 
 
 def mesh_for(spec: m.ModelSpec, engine: Engine) -> object:
@@ -177,6 +228,7 @@ def assemble(
     started: int = 1,
     *,
     mesh: object = None,
+    group: Group | None = None,
 ) -> Loaded:
     """Make a model ready that is there already.
 
@@ -188,6 +240,7 @@ def assemble(
         given_model: What a page's load_model may return.
         started: Which of its agent's processes this is.
         mesh: What `mesh_for` gives.
+        group: The processes that hold it together with this one.
 
     Raises:
         ModelError: The model is at fault.
@@ -206,7 +259,10 @@ def assemble(
         )
     elif asked and model.max_length and asked > model.max_length:
         warnings.append(f"max_length={asked} is over the {model.max_length} tokens that the model names")
-    backend = engine.make_backend(model, max_length, mesh)
+    if group is None:
+        backend = engine.make_backend(model, max_length, mesh)
+    else:
+        backend = group.backend(engine, model, max_length, mesh)
     if not backend.vocab_size:
         warnings.append(
             "the model gives score alone and no vocab_size, so a token that it does not know is not noticed (give "

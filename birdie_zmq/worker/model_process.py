@@ -21,6 +21,8 @@ _decode_from_process = decoder(m.ModelProcessMessage)
 class ModelProcess:
     """A running model process and the channel to it.
 
+    Must be made in the main thread: it ends with the thread that started it.
+
     Args:
         engine: The module that is its main, such as ``birdie_zmq.worker.process``.
         environment: Its environment.

@@ -20,20 +20,25 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from birdie_zmq.config import ENGINE_VARIABLE
 from birdie_zmq.engine.advances import Advances
 from birdie_zmq.engine.evaluator import ItemFailed
+from birdie_zmq.engine.leading import Leader
 from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
 from birdie_zmq.lifeline import die_with_parent
+from birdie_zmq.process_group import GROUP_ENDED, GroupBroken, GroupPlace
 from birdie_zmq.wire import messages as m
 from birdie_zmq.wire.codec import decoder
 from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.engines import DEFAULT, import_engine
-from birdie_zmq.worker.loading import Loaded, load
+from birdie_zmq.worker.loading import Group, Loaded, load
+from birdie_zmq.worker.meeting import Meeting
+
+logger = logging.getLogger(__name__)
 
 _decode_from_agent = decoder(m.AgentMessage)
 
@@ -125,10 +130,11 @@ class _LeaseListener:
             raise _Cancelled
 
 
-def run(channel: Channel, engine: str) -> int:
+def run(channel: Channel, engine: str, place: GroupPlace | None = None) -> int:
     """Load the model that the agent names, then answer leases until the agent is gone; the exit status.
 
-    The engine is imported here, once the process can say what went wrong with it.
+    The engine is imported here, once the process can say what went wrong with it. Where there is a place, this process
+    leads a group of them.
     """
     inbox: queue.SimpleQueue[m.LoadModel | m.Lease] = queue.SimpleQueue()
     cancelled: set[int] = set()
@@ -140,13 +146,16 @@ def run(channel: Channel, engine: str) -> int:
         raise InternalError(f"the first message to a model process was a {type(request).__name__}")
     began = time.monotonic()
     try:
-        loaded = load(request, import_engine(engine))
+        imported = import_engine(engine)
+        loaded = load(request, imported, None if place is None else _gather(place, voice))
+    except GroupBroken as broken:
+        _end_group(broken)
     except BirdieError as error:
         voice.say(m.ModelRefused(error=m.ErrorReport.of(error)))
-        return 1
+        return _status(1, place)
     except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
         voice.say(m.ModelRefused(error=_internal(error)))
-        return 1
+        return _status(1, place)
     voice.computed = lambda: loaded.evaluator.computed
     advances = Advances(loaded.evaluator)
     voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
@@ -156,6 +165,43 @@ def run(channel: Channel, engine: str) -> int:
         if inbox.empty() and ready.empty():
             loaded.evaluator.rest()
         _answer(loaded, ready.get(), voice, cancelled, advances)
+
+
+def _gather(place: GroupPlace, voice: _Voice) -> Group:
+    """Meet the other processes of the group that this one leads."""
+    from birdie_zmq.engine import group
+
+    def give_up(error: BirdieError) -> NoReturn:
+        voice.say(m.ModelRefused(error=m.ErrorReport.of(error)))
+        os._exit(1)
+
+    def hear_of_refusal() -> None:
+        try:
+            error = leader.refusal()
+        except GroupBroken as broken:
+            _end_group(broken)
+        if error is not None:
+            give_up(error)
+
+    coordinator = group.settle(place)
+    with Meeting(place, coordinator, lambda text: voice.say(m.ModelNotice(level="info", text=text)), give_up):
+        store = group.join(place, coordinator)
+    leader = Leader(store, place)
+    # Another process may be unable to load the model while this one waits for it in a step of loading.
+    threading.Thread(target=hear_of_refusal, daemon=True).start()
+    return Group(leader, place, group.device_count, group.is_of_runtime)
+
+
+def _end_group(error: GroupBroken) -> NoReturn:
+    """End this process, and so the group: the agent starts it anew, and what was at work is computed again."""
+    logger.warning("the group of processes cannot go on: %s", (str(error).splitlines() or [""])[0])
+    os._exit(GROUP_ENDED)
+
+
+def _status(status: int, place: GroupPlace | None) -> int:
+    if place is not None:
+        os._exit(status)  # A clean exit would wait for the others.
+    return status
 
 
 @dataclass(frozen=True)
@@ -190,6 +236,8 @@ def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int], a
         loaded.answer(lease.work, lease.limits, listener, ready.encoded)
     except _Cancelled:
         cancelled.discard(lease.lease)
+    except GroupBroken as broken:
+        _end_group(broken)
     except ItemFailed as failure:
         report = m.ErrorReport.of(failure.error)
         voice.say(m.LeaseFailed(lease=lease.lease, error=report, index=failure.index))
@@ -231,7 +279,8 @@ def main(arguments: Sequence[str], engine: str) -> int:
     die_with_parent(agent)
     faulthandler.enable(trace, all_threads=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s model process %(process)d: %(message)s")
-    return run(Channel(socket.socket(fileno=descriptor), _decode_from_agent), engine)
+    channel = Channel(socket.socket(fileno=descriptor), _decode_from_agent)
+    return run(channel, engine, GroupPlace.of_environment(os.environ))
 
 
 if __name__ == "__main__":

@@ -173,9 +173,11 @@ class Agent:
     Args:
         settings: Timeouts and bounds.
         watches_memory: Whether a MemoryFreed is to be expected after a process has ended.
+        processes: How many processes hold the model, of which this agent's is the first.
     """
 
-    def __init__(self, settings: AgentSettings, *, watches_memory: bool = False) -> None:
+    def __init__(self, settings: AgentSettings, *, watches_memory: bool = False, processes: int = 1) -> None:
+        self._processes = processes
         self._settings = settings
         self._watches_memory = watches_memory
         self._held: dict[int, _Held] = {}
@@ -405,6 +407,11 @@ class Agent:
         if before is Phase.ENDING or model is None:
             return
         how = _describe(returncode) if self._verdict is None else f"killed because it {self._verdict}"
+        if self._processes > 1:
+            how += (
+                f" (it leads a group of {self._processes} processes: when one of them ends, all end and start again; the "
+                "worker of the one that ended first says why)"
+            )
         self._log("warning", f"the process of {model} ended by itself: {how}")
         if before is Phase.LOADING:
             self._died_loading(model, how, trace)
@@ -464,6 +471,14 @@ class Agent:
         for held in [held for held in self._held.values() if held.lease.model == self._model]:
             self._fail(held, message.error, None)
         self._end()
+
+    def _noticed(self, message: m.ModelNotice) -> None:
+        if self._phase is not Phase.LOADING or self._model is None:
+            return
+        for held in self._held.values():
+            if held.lease.model == self._model:
+                self._tell(held.lease.lease, message.level, message.text)
+                break
 
     def _phase_changed(self, message: m.PhaseChanged) -> None:
         if self._phase is Phase.READY:
@@ -537,6 +552,7 @@ _FROM_PROCESS: Mapping[type, Callable[[Agent, Any], None]] = MappingProxyType(
     {
         m.ModelLoaded: Agent._loaded,
         m.ModelRefused: Agent._refused,
+        m.ModelNotice: Agent._noticed,
         m.PhaseChanged: Agent._phase_changed,
         m.Beat: Agent._beat,
         m.LeaseAnswered: Agent._answered,

@@ -63,7 +63,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checkout = folder / "checkout"
-        self.port, self.status_port = free_ports(2)
+        self.port, self.status_port, self.coordinator_port = free_ports(3)
         self._copy_checkout()
         self.bin = self._install()
         self.checkpoints = folder / "checkpoints"
@@ -164,6 +164,7 @@ class Reader:
         return {
             "port": str(self.machine.port),
             "status_port": str(self.machine.status_port),
+            "coordinator_port": str(self.machine.coordinator_port),
             "checkpoints": str(self.machine.checkpoints),
             "keys": str(self.home / ".config" / "birdie-zmq" / "keys" / "private"),
             "folder": str(self.folder),

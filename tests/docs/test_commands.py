@@ -120,7 +120,14 @@ def test_a_command_ends_where_the_shell_says(text: str, expected: list[str]) -> 
 
 
 def test_words_are_replaced_and_braces_of_others_stay() -> None:
-    places = {"port": "1234", "checkpoints": "/c", "status_port": "1", "keys": "/k", "folder": "/f"}
+    places = {
+        "port": "1234",
+        "checkpoints": "/c",
+        "status_port": "1",
+        "coordinator_port": "2",
+        "keys": "/k",
+        "folder": "/f",
+    }
 
     assert (
         substituted("a port=5555,x=/checkpoints/b key_file=client-a", places)

@@ -319,6 +319,27 @@ def test_a_failure_reaches_the_broker_and_ends_the_lease(desk: Desk) -> None:
     assert desk.said(answer(held, 0), done(held), fail(held)) == []
 
 
+def test_what_a_process_says_while_it_loads_reaches_who_waits_for_it_and_nobody_later(desk: Desk) -> None:
+    desk.leased(lease(1, A), lease(2, B))
+    desk.said(m.ModelNotice(level="info", text="waiting for all 2 processes"))
+    assert [(notice.lease, notice.text) for notice in desk.notices][1:] == [(1, "waiting for all 2 processes")]
+    desk.said(LOADED)
+    before = len(desk.notices)
+    desk.said(m.ModelNotice(level="info", text="late"))
+    assert len(desk.notices) == before
+
+
+def test_the_death_of_a_process_that_leads_a_group_is_said_to_be_that_of_all() -> None:
+    desk = Desk()
+    desk.agent = Agent(desk.settings, processes=2)
+    desk.serves(lease(1))
+    desk.exited()
+    assert (
+        "ended by itself: by SIGSEGV (it leads a group of 2 processes: when one of them ends, all end"
+        in desk.logged[-1]
+    )
+
+
 def test_a_notice_reaches_the_broker(desk: Desk) -> None:
     (held,) = desk.serves(lease(5))
     desk.said(m.LeaseNotice(lease=held.lease, level="warning", text="slow", once=True))
