@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import socket
 import time
 from typing import Any
@@ -28,6 +29,8 @@ CLIENT_NAMES = (
     "key_value_set_bytes",
 )
 """What is asked of the client of the coordination service."""
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 _LATER_S = 60.0
 """JAX ends a process that waits for others in vain; ours is to say so first."""
@@ -116,6 +119,8 @@ def join(place: GroupPlace, coordinator: str) -> Store:
     more: dict[str, Any] = {}
     if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:  # else it is 100 s
         more["heartbeat_timeout_seconds"] = HEARTBEAT_TIMEOUT_S
+    if coordinator.rpartition(":")[0] in _LOOPBACK and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        more["coordinator_bind_address"] = coordinator  # JAX would listen on all addresses
     jax.distributed.initialize(
         coordinator,
         place.num_processes,

@@ -52,6 +52,7 @@ class Group:
 
     programs: Programs
     endpoint: str
+    coordinator: str
     leads: Program
     follows: Program
 
@@ -70,7 +71,7 @@ def start_group(programs: Programs, page: Path, *options: str, other_page: Path 
     if other_page is not None:
         follows = programs.start(*common, "--api", str(other_page), "--process-id", "1")
     leads.wait_for("registered with the broker")
-    return Group(programs, endpoint, leads, follows)
+    return Group(programs, endpoint, coordinator, leads, follows)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,10 @@ def test_two_processes_answer_as_one_does_and_change_models_together(
         for how in (GREEDY, DRAWN):
             assert continued(lm, how) == continued(alone, how)
         assert len(lm.get_model_info()["model_devices"]) == 2
+    # A coordinator that is named by a loopback address is for this machine alone.
+    listening = [c.laddr for c in model_process(group.leads).net_connections() if c.status == psutil.CONN_LISTEN]
+    found = {ip.removeprefix("::ffff:") for ip, port in listening if group.coordinator.endswith(f":{port}")}
+    assert found == {"127.0.0.1"}
     before = {model_process(group.leads), model_process(group.follows)}
     with group.client(checkpoint, "data:2") as lm:
         np.testing.assert_allclose(scored(lm), scored(alone), rtol=0, atol=ATOL)
