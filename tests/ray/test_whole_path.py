@@ -92,11 +92,16 @@ def undisturbed(standing: Standing, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("what", ["actor", "agent", "model process"])
 def test_a_worker_that_is_killed_comes_back_and_no_answer_is_missing(
-    what: str, standing: Standing, undisturbed: tuple[list[float], list[str]], tmp_path: Path
+    what: str,
+    standing: Standing,
+    undisturbed: tuple[list[float], list[str]],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     folder = tmp_path / "run"
     again = standing.placed_again()
     run = lm_eval(folder, standing.endpoint)
+    request.addfinalizer(run.kill)
     journal = folder / "journal"
     wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 20, "the first answers")
     # A worker that has come back a moment ago may have no model yet.
