@@ -40,8 +40,13 @@ def worker_arguments(
     """The arguments of a worker: what differs from the defaults of its own parser.
 
     Raises:
-        UsageError: The options name a device, a page that is not there, or a key that Ray would copy.
+        UsageError: The options name a device, a group of processes, a page that is not there, or a key that Ray would copy.
     """
+    if options.distributed or options.coordinator or options.num_processes or options.process_id is not None:
+        raise UsageError(
+            "--distributed, --coordinator, --num-processes and --process-id are for one model on several hosts, and each worker "
+            "that Ray places holds a model of its own; start the processes of a group yourself (docs/many_hosts.md)"
+        )
     if options.device is not None and options.device != "cpu":
         raise UsageError(
             "--device N is for Ray to choose: give --gpus-per-worker 1, and each worker is shown its own GPU"

@@ -71,6 +71,14 @@ def test_every_option_of_a_worker_is_one_of_the_command(tmp_path: Path) -> None:
     assert own <= {option for action in up._actions for option in action.option_strings}
 
 
+@pytest.mark.parametrize(
+    "typed", [["--distributed"], ["--coordinator", "a:1"], ["--num-processes", "2"], ["--process-id", "0"]]
+)
+def test_a_group_of_processes_is_not_for_ray(typed: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one model on several hosts"):
+        arguments(*typed, folders=Folders(tmp_path))
+
+
 def test_a_page_is_looked_for_here_or_in_the_folder_that_ray_copies(tmp_path: Path) -> None:
     here, shipped = tmp_path / "here", tmp_path / "shipped"
     for folder in (here, shipped):
