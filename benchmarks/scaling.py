@@ -266,7 +266,7 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2", help="two numbers of workers; default: %(default)s")
     parser.add_argument("--pairs", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--form", choices=USUAL, default="choice", help="of what the bench asks; default: %(default)s")
-    parser.add_argument("--documents", type=int, default=240, help="of that form, in a pass; default: %(default)s")
+    parser.add_argument("--documents", type=int, default=100, help="of that form, in a pass; default: %(default)s")
     parser.add_argument("--tasks", help="instead, tasks as NAME or NAME:SHOTS, separated by commas")
     parser.add_argument("--include_path", type=Path, default=Path("examples/tasks"))
     parser.add_argument("--limit", type=int)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.cutting import cut
+from birdie_zmq.client.cutting import LEAST_ITEMS, cut
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UnknownPeer, WorkerUnavailable
 from birdie_zmq.wire import messages as m
@@ -282,11 +282,13 @@ class Session:
         return [Send(m.OpenSession(package_version=__version__))]
 
     def _cut(self, jobs: list[Job]) -> list[Job]:
-        """As many jobs as there are workers at least, where a call has fewer and they are not too small for it."""
-        if not jobs or len(jobs) >= self._counts.workers:
+        """Cut a call that has no more jobs than there are workers, so that each has one and another that it may share."""
+        workers = self._counts.workers
+        if workers < 2 or len(jobs) > workers:
             return jobs
-        count = -(-self._counts.workers // len(jobs))
-        return [piece for job in jobs for piece in job.cut(count)]
+        total = sum(len(job.items) for job in jobs)
+        wanted = workers * (_BATCHES_PER_WORKER if total >= _BATCHES_PER_WORKER * workers * LEAST_ITEMS else 1)
+        return [piece for job in jobs for piece in job.cut(round(len(job.items) * wanted / total))]
 
     def _may_send(self, job: Job) -> bool:
         """Whether one more may be in flight: each worker should have one at work and one that waits for it.
