@@ -141,7 +141,8 @@ def apart(crews: Sequence[Crew], jobs: Sequence[Job]) -> list[Pass]:
 def described(name: str, found: Pass) -> str:
     """A line on a pass."""
     shares = "; ".join(
-        f"{share.answers} answers, {share.tokens:,} tokens, CPU {share.cpu_s:.1f} s" for share in found.shares
+        f"{share.answers} answers, {share.tokens:,} tokens, CPU {share.cpu_s:.1f} s" if share.tokens else "killed"
+        for share in found.shares
     )
     return f"  {name}: {found.wall_s:.2f} s ({shares}; broker {found.broker_s:.2f} s, client {found.client_s:.2f} s)"
 
