@@ -44,6 +44,13 @@ class Recorder(Estimate):
         super().advanced(item, advance, now)
 
 
+def _processor() -> str:
+    """The name of the processor, as Linux shows it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def main() -> None:
     """Run once to compile, once to record."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -51,6 +58,7 @@ def main() -> None:
     parser.add_argument("--model-args", default="", help="further model_args, as a=b,c=d")
     parser.add_argument("--form", choices=USUAL, default="choice", help="default: %(default)s")
     parser.add_argument("--documents", type=int, default=200, help="default: %(default)s")
+    parser.add_argument("--name", help="what the recording calls the model; default: the end of its tag")
     parser.add_argument("--output", type=Path, default=RECORDED)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -64,12 +72,12 @@ def main() -> None:
         steps = list(Recorder.steps)
         about = lm.get_model_info()
     source = {
-        "model": Path(options.model).name,
+        "model": options.name or Path(options.model).name,
         "model_args": words,
         "form": options.form,
         "documents": options.documents,
         "device": about["model_devices"],
-        "machine": platform.machine(),
+        "machine": _processor(),
         "cores": os.cpu_count(),
         "command": "python -m benchmarks.record_steps",
         "steps": "answers in a message, and the seconds of work that went into it",

@@ -141,7 +141,8 @@ def apart(crews: Sequence[Crew], jobs: Sequence[Job]) -> list[Pass]:
 def described(name: str, found: Pass) -> str:
     """A line on a pass."""
     shares = "; ".join(
-        f"{share.answers} answers, {share.tokens:,} tokens, CPU {share.cpu_s:.1f} s" for share in found.shares
+        f"{share.answers} answers, {share.tokens:,} tokens, CPU {share.cpu_s:.1f} s" if share.tokens else "killed"
+        for share in found.shares
     )
     return f"  {name}: {found.wall_s:.2f} s ({shares}; broker {found.broker_s:.2f} s, client {found.client_s:.2f} s)"
 
@@ -266,7 +267,7 @@ def main() -> None:
     parser.add_argument("--workers", default="1,2", help="two numbers of workers; default: %(default)s")
     parser.add_argument("--pairs", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--form", choices=USUAL, default="choice", help="of what the bench asks; default: %(default)s")
-    parser.add_argument("--documents", type=int, default=240, help="of that form, in a pass; default: %(default)s")
+    parser.add_argument("--documents", type=int, default=100, help="of that form, in a pass; default: %(default)s")
     parser.add_argument("--tasks", help="instead, tasks as NAME or NAME:SHOTS, separated by commas")
     parser.add_argument("--include_path", type=Path, default=Path("examples/tasks"))
     parser.add_argument("--limit", type=int)

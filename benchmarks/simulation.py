@@ -8,7 +8,7 @@ two leases, beats once a second, and is lost as often as ``--failures`` says, to
 
 The broker takes messages one after the other, and each takes it a while. How long is measured in the same run: the messages of
 the simulation are decoded, handled by a second broker, and what that says is encoded, some thousands at a time between two looks
-at the CPU time. What the socket takes is measured before, with a real one. So a broker that has too much to do makes
+at the CPU time; then it all happens again at that price. What the socket takes is measured before, with a real one. So a broker that has too much to do makes
 workers wait, as a real one would. libzmq's own thread, which moves bytes, is taken to have another core.
 """
 
@@ -442,32 +442,34 @@ def main() -> None:
         steps = recorded(options.steps, faster)
         mean_s = float(np.mean([seconds for _, seconds in steps]))
         print(f"\nworkers {faster:g} times as fast as recorded: a step of {mean_s:.4f} s on average")
-        price_s = (
-            simulate(4, 1, options.batches, steps, characters=options.characters, meter=Meter()).price_s + socket_s
-        )
+        price_s = 0.0
         for workers in options.workers:
-            outcome = simulate(
-                workers,
-                options.runs,
-                options.batches,
-                steps,
-                characters=options.characters,
-                price_s=price_s,
-                failures_per_hour=options.failures,
-                seed=options.seed,
-                meter=Meter(),
-            )
+
+            def run(price_s: float, meter: Meter | None, workers: int = workers, steps: list[Step] = steps) -> Outcome:
+                return simulate(
+                    workers,
+                    options.runs,
+                    options.batches,
+                    steps,
+                    characters=options.characters,
+                    price_s=price_s,
+                    failures_per_hour=options.failures,
+                    seed=options.seed,
+                    meter=meter,
+                )
+
+            # What messages cost depends on which there are, so it is measured with as many workers.
+            price_s = run(price_s, Meter()).price_s + socket_s
+            outcome = run(price_s, None)
             assert set(outcome.counts) == {1}, "not all was answered once"
             print(
                 f"{workers:5} workers: {outcome.requests / outcome.seconds:9,.0f} requests/s, "
                 f"{outcome.messages / outcome.seconds:8,.0f} messages/s, workers busy {outcome.utilisation:.1%}, "
                 f"losses {outcome.losses}, computed again {outcome.again / outcome.requests:.1%}, broker busy "
-                f"{outcome.share:.1%} at {price_s * 1e6:.0f} µs a message; measured meanwhile "
-                f"{(outcome.price_s + socket_s) * 1e6:.0f} µs",
+                f"{outcome.share:.1%} at {price_s * 1e6:.0f} µs a message",
                 flush=True,
             )
             found.setdefault(faster, []).append(outcome)
-            price_s = outcome.price_s + socket_s  # with more workers it may be another
     if options.plot:
         plot(found, options.plot)
 

@@ -264,7 +264,7 @@ class Broker:
         if part is None:
             return  # A late answer: the lease was given up, and what it answers is somebody else's now.
         items = message.indices.tolist()
-        if len(items) != len(message.answers) or not all(0 <= item < len(part.items) for item in items):
+        if len(items) != len(message.answers) or (items and not 0 <= min(items) <= max(items) < len(part.items)):
             self._refuse(worker.peer, ProtocolError("an answer does not fit the lease that it names"))
             return
         batch = part.batch
@@ -520,7 +520,8 @@ class Broker:
             part.is_shared = True
         else:
             self._cancel(Held(taken.worker, taken.lease, part))
-            kept = [item for item in part.items if item not in part.batch.settled.union(taken.items)]
+            gone = part.batch.settled.union(taken.items)
+            kept = [item for item in part.items if item not in gone]
             if kept:
                 self._lease(taken.worker, Part(part.batch, kept, part.attempts))
         self._lease(taken.idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))

@@ -1,4 +1,4 @@
-"""The batches of a short call are cut, so that there are as many as workers, or some would have nothing to do.
+"""The batches of a short call are cut, so that no worker has nothing to do.
 
 That a worker without work takes over from another is no substitute: a batch that is being computed goes through its texts in
 an order of its own, so whichever of them another computes as well, nearly all of its steps are needed.
@@ -11,7 +11,7 @@ from itertools import groupby
 
 from birdie_zmq.wire import messages as m
 
-_LEAST_ITEMS = 32
+LEAST_ITEMS = 32
 _LEAST_CHARACTERS = 16_000
 """Less of both is not worth a batch of its own: it hardly fills a step, and what texts share is computed in each batch."""
 
@@ -23,7 +23,7 @@ def cut(work: m.Work, count: int) -> list[list[int]]:
     """
     groups = list(_groups(work))
     total = sum(size for _, size in groups)
-    count = min(count, max(len(work) // _LEAST_ITEMS, total // _LEAST_CHARACTERS))
+    count = min(count, max(len(work) // LEAST_ITEMS, total // _LEAST_CHARACTERS))
     if count < 2:
         return [list(range(len(work)))]
     runs: list[list[int]] = [[]]

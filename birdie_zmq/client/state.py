@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.cutting import cut
+from birdie_zmq.client.cutting import LEAST_ITEMS, cut
 from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UnknownPeer, WorkerUnavailable
 from birdie_zmq.wire import messages as m
@@ -178,11 +178,13 @@ class Session:
         return 0.0 if self.is_idle else max(0.0, self._heard_at - self._workers_seen_at)
 
     def cut(self, jobs: Sequence[Job]) -> list[Job]:
-        """As many jobs as there are workers at least, where a call has fewer and they are not too small for it."""
-        if not jobs or len(jobs) >= self._counts.workers:
+        """Cut a call that has no more jobs than there are workers, so that each has one and another that it may share."""
+        workers = self._counts.workers
+        if workers < 2 or len(jobs) > workers:
             return list(jobs)
-        count = -(-self._counts.workers // len(jobs))
-        return [piece for job in jobs for piece in job.cut(count)]
+        total = sum(len(job.items) for job in jobs)
+        wanted = workers * (_BATCHES_PER_WORKER if total >= _BATCHES_PER_WORKER * workers * LEAST_ITEMS else 1)
+        return [piece for job in jobs for piece in job.cut(round(len(job.items) * wanted / total))]
 
     def begin(self, jobs: Iterable[Job], now: float) -> list[Action]:
         """Take on work; what an earlier call left behind is forgotten."""

@@ -625,14 +625,15 @@ def texts_sent(actions: Sequence[Action]) -> list[list[str]]:
     ("items", "workers", "expected"),
     [
         ([256], 1, [256]),
-        ([256], 2, [128, 128]),
-        ([256, 256], 2, [256, 256]),
-        ([256, 256], 3, [128, 128, 128, 128]),
-        ([100], 8, [34, 33, 33]),
+        ([256], 2, [64, 64, 64, 64]),
+        ([256, 44], 2, [85, 85, 86, 44]),
+        ([256, 256, 256], 2, [256, 256, 256]),
+        ([100], 2, [50, 50]),
+        ([100], 8, [33, 33, 34]),
         ([63], 2, [63]),
     ],
 )
-def test_a_call_of_fewer_batches_than_workers_is_cut(items: list[int], workers: int, expected: list[int]) -> None:
+def test_a_call_that_is_short_for_so_many_workers_is_cut(items: list[int], workers: int, expected: list[int]) -> None:
     some = Session(MODEL, LIMITS, replace(SETTINGS, window=8), ENDPOINT)
     some.begin([job(0)], now=0.0)
     some.received(OPENED, now=0.0)
@@ -643,5 +644,5 @@ def test_a_call_of_fewer_batches_than_workers_is_cut(items: list[int], workers: 
 
     sent = texts_sent(some.begin(some.cut(jobs), now=1.0))
 
-    assert [len(texts) for texts in sent] == pytest.approx(expected, abs=6)  # of about as many characters
+    assert [len(texts) for texts in sent] == pytest.approx(expected, abs=10)  # of about as many characters
     assert [text for texts in sent for text in texts] == [f"text {item}" for item in range(sum(items))]
