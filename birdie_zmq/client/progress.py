@@ -32,6 +32,9 @@ _EARLIER = 0.4
 _LEAST_STRETCHES = 4
 """However little is done."""
 
+_LITTLE = 0.1
+"""Of a stretch's time, so much may have gone by compiling, as where programs are only read from disk."""
+
 _MOST_LENGTHS = 1_000
 """The last ones; more of them say nothing new, and later prompts may be others."""
 
@@ -79,7 +82,9 @@ class Estimate:
         self._active_s += (now - self._latest) * (computed.seconds / busy if busy else 1.0)
         self._latest = now
         self._computed += computed
-        self._pace.advanced(self._computed.done, self._active_s, is_clean=not computed.compile_seconds)
+        self._pace.advanced(
+            self._computed.done, self._active_s, is_clean=computed.compile_seconds <= _LITTLE * computed.seconds
+        )
         if self._work is not None:
             self._work.advanced(self._job_of[item], advance, self._computed)
 
@@ -165,7 +170,7 @@ class _Reading:
 class _Pace:
     """Seconds for what costs one, by what was done lately, since the longest texts come first.
 
-    A stretch in which something was compiled tells little of it: a step may have been computed meanwhile. It counts only
+    A stretch in which much was compiled tells little of it: a step may have been computed meanwhile. It counts only
     where there are no others.
     """
 
