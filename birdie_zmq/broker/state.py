@@ -470,7 +470,8 @@ class Broker:
             given = True
             while given and len(self._queues):
                 given = False
-                ready = self._workers.with_room()
+                # While a suspect waits, all others have room, and each message would have a look at each of them.
+                ready = self._workers.with_room(idle_only=self._queues.wants_idle)
                 if may_change:
                     ready.sort(key=lambda worker: (len(worker.leases), worker.model is not None))
                 for worker in ready:
