@@ -45,9 +45,10 @@ class Crew:
         """What the texts begin with that workers were given last, and how many workers are at each."""
         return self._beginnings
 
-    def with_room(self) -> list[Worker]:
-        """Those that may be given a lease, those that hold least first."""
-        return [worker for count in sorted(self._with_room) for worker in self._with_room[count].values()]
+    def with_room(self, *, idle_only: bool = False) -> list[Worker]:
+        """Those that may be given a lease, those that hold least first; or those that hold nothing alone."""
+        counts = self._with_room.keys() & {0} if idle_only else sorted(self._with_room)
+        return [worker for count in counts for worker in self._with_room[count].values()]
 
     def leases_of(self, batch: Batch) -> list[Held]:
         """Who holds parts of a batch."""

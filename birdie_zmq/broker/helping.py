@@ -5,7 +5,7 @@ would be waited for with all that it holds. So an idle one takes from whoever ha
 with, so much that both have as much to do; of one that is being computed, the later half, which is then computed twice: the
 first answer counts, as with the backup tasks of MapReduce (Dean and Ghemawat, 2004). Nothing is shared a third time.
 
-A worker that is at its last batch, while another has one more, need not become idle first: it takes its part of that one at once.
+A worker that is at its last batch for a second, while another has one more, need not become idle first: it takes its part of that.
 """
 
 from __future__ import annotations
@@ -60,25 +60,20 @@ def plan_help(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Hel
                 break
 
 
-def plan_next(workers: Iterable[Worker]) -> Iterator[Help]:
+def plan_next(at_last: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Help]:
     """What workers that are at their last lease should have next, of leases that others have not begun with.
 
     Both then have as much to do. Each worker gives once, and little is left where it is.
     """
-    one: list[tuple[int, Worker]] = []
     more: dict[ModelSpec | None, list[tuple[int, int, Worker]]] = {}
     for number, worker in enumerate(workers):
-        if len(worker.leases) == 1 and worker.has_room:
-            one.append((number, worker))
-        elif len(worker.leases) > 1:
-            more.setdefault(worker.model, []).append((0, number, worker))
-    if not one or not more:
-        return
-    for model, givers in more.items():
-        more[model] = [(-_left_of(worker), number, worker) for _, number, worker in givers]
-        heapq.heapify(more[model])
-    for left, _, taker in sorted((_left_of(worker), number, worker) for number, worker in one):
-        if heap := more.get(taker.model):
+        if len(worker.leases) > 1:
+            more.setdefault(worker.model, []).append((-_left_of(worker), number, worker))
+    for heap in more.values():
+        heapq.heapify(heap)
+    takers = ((_left_of(worker), number, worker) for number, worker in enumerate(at_last) if len(worker.leases) == 1)
+    for left, _, taker in sorted(takers):
+        if heap := more.get(taker.model, []):
             negative, _, giver = heapq.heappop(heap)
             lease, part = next(reversed(giver.leases.items()))
             items = [] if part.is_suspect or part.is_shared else _left(part)

@@ -30,7 +30,7 @@ class Worker:
 
     ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed. ``beginning``
     is what the last texts that it was given all begin with, if that has a name. ``idle_since`` is since when it was seen to
-    hold nothing.
+    hold nothing, ``at_last_since`` since when to hold one lease alone.
     """
 
     peer: bytes
@@ -48,6 +48,7 @@ class Worker:
     computed: m.Computed | None = None
     beginning: str | None = None
     idle_since: float | None = None
+    at_last_since: float | None = None
 
     @property
     def has_room(self) -> bool:

@@ -141,6 +141,11 @@ class Queues:
         for queue in self._waiting.values():
             yield from queue
 
+    @property
+    def wants_idle(self) -> bool:
+        """Whether only a worker that holds nothing may be given what comes next: a suspect, of each model."""
+        return all(queue[0].is_suspect for queue in self._waiting.values())
+
     def append(self, part: Part) -> None:
         """Queue a part behind all that its client has for the same model, and in turn with those of others."""
         model = part.batch.model

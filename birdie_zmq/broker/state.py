@@ -475,7 +475,8 @@ class Broker:
             given = True
             while given and len(self._queues):
                 given = False
-                ready = self._workers.with_room()
+                # While a suspect waits, all others have room, and each message would have a look at each of them.
+                ready = self._workers.with_room(idle_only=self._queues.wants_idle)
                 if may_change:
                     ready.sort(key=lambda worker: (len(worker.leases), worker.model is not None))
                 for worker in ready:
@@ -499,10 +500,9 @@ class Broker:
     def _share(self) -> None:
         """Let workers take over from others, where nothing waits: who has had nothing to do for a while, or soon will have."""
         for worker in self._workers:
-            if worker.leases:
-                worker.idle_since = None
-            elif worker.idle_since is None:
-                worker.idle_since = self._now
+            count, idle_since, at_last_since = len(worker.leases), worker.idle_since, worker.at_last_since
+            worker.idle_since = None if count else self._now if idle_since is None else idle_since
+            worker.at_last_since = None if count != 1 else self._now if at_last_since is None else at_last_since
         if len(self._queues):
             return
         latest = self._now - self._settings.share_after_s
@@ -510,8 +510,10 @@ class Broker:
         if idle:
             for taken in list(plan_help(idle, self._workers)):
                 self._take_over(taken)
-        for taken in list(plan_next(self._workers)):
-            self._take_over(taken)
+        at_last = [w for w in self._workers if w.at_last_since is not None and w.at_last_since <= latest and w.has_room]
+        if at_last:
+            for taken in list(plan_next(at_last, self._workers)):
+                self._take_over(taken)
 
     def _take_over(self, taken: Help) -> None:
         """Give a worker what it takes from another, which keeps the rest; of what has begun, it keeps all."""

@@ -247,13 +247,25 @@ def test_who_is_at_the_last_batch_takes_half_of_what_another_has_not_begun(room:
         room.says(CLIENT, submit(number, texts=of(256)))
     waits = room.leases()[1]
     room.leases(OTHER_WORKER)
-    room.passes(room.settings.tick_s)
+    idles(room)
 
     assert cancelled(room) == [waits.lease]
     assert texts_of(room.lease()) == list(of(256))[:128]
     assert texts_of(room.lease(OTHER_WORKER)) == list(of(256))[128:]
-    room.passes(room.settings.tick_s)
+    idles(room)
     assert room.leases() == room.leases(OTHER_WORKER) == []
+
+
+def test_who_is_at_the_last_batch_for_a_moment_only_takes_nothing(room: Room) -> None:
+    room.says(OTHER_WORKER, register(capacity=2, model=A))
+    for number in range(3):
+        room.says(CLIENT, submit(number, texts=of(256)))
+    room.leases(OTHER_WORKER)
+    room.passes(0.5)
+    room.passes(0.5)
+    assert not cancelled(room)
+    room.passes(0.5)
+    assert cancelled(room)
 
 
 def test_who_is_at_the_last_batch_takes_nothing_while_something_waits_or_for_little(room: Room) -> None:
@@ -261,7 +273,7 @@ def test_who_is_at_the_last_batch_takes_nothing_while_something_waits_or_for_lit
     for number in range(3):
         room.says(CLIENT, submit(number, texts=of(256 if number < 2 else 62)))
     room.leases(OTHER_WORKER)
-    room.passes(room.settings.tick_s)
+    idles(room)
     assert not cancelled(room)
     assert not room.leases(OTHER_WORKER)
 
@@ -273,7 +285,7 @@ def test_a_part_that_may_kill_is_not_divided_on_the_way(room: Room) -> None:
     room.says(CLIENT, submit(2, texts=of(256)), submit(3, texts=of(256)))
     room.leases()
     before = [len(lease.work) for lease in room.leases(OTHER_WORKER)]
-    room.passes(room.settings.tick_s)
+    idles(room)
     assert before == [256, 256]
     assert cancelled(room, OTHER_WORKER) == cancelled(room) == []
 
@@ -282,6 +294,6 @@ def test_a_worker_with_another_model_does_not_take_it_before_it_is_idle(room: Ro
     room.says(OTHER_WORKER, register(capacity=2, model=B))
     room.says(CLIENT, submit(1, B, texts=of(256)), *(submit(number, texts=of(256)) for number in (2, 3)))
     room.leases(OTHER_WORKER)
-    room.passes(room.settings.tick_s)
+    idles(room)
     assert not cancelled(room)
     assert not room.leases(OTHER_WORKER)

@@ -55,6 +55,8 @@ NOT_RUN = {
     "python -m benchmarks.generation --model DIR": "the same",
     "python -m benchmarks.scoring --model DIR --path": "the same",
     "python -m benchmarks.agreement --model DIR": "the same",
+    "python -m benchmarks.scaling --model DIR --model-args dtype=float32": "the same",
+    "python -m benchmarks.scaling --model DIR --model-args dtype=float32 --documents 150 --kill-and-join": "the same",
     "python -m benchmarks.long_texts --plot docs/long_texts.png": "a measurement of many minutes, up to 65,536 tokens",
 }
 """Commands that are not run, without their comments, and why."""
