@@ -34,7 +34,9 @@ from birdie_zmq.client.client import Answer
 from birdie_zmq.client.state import Job
 from birdie_zmq.config import ClientSettings
 
-_MOST_WARM_UPS = 6
+_MOST_WARM_UPS = 10
+_WARM_UP_ITEMS = (256, 48, 72, 100, 140)
+_QUIET_PASSES = 2
 _KILLED_AT, _JOINED_AT = 0.25, 0.3
 _ROUNDING = 1e-3
 
@@ -84,19 +86,22 @@ class Requests:
     def __init__(self, form: Kind, documents: int, tasks: Sequence[str], include_path: Path, limit: int | None) -> None:
         self._form: Kind = form
         self._documents = documents
-        self._settings = ClientSettings()
-        self._jobs = _recorded(tasks, include_path, limit, self._settings) if tasks else None
+        self._recorded = _recorded(tasks, include_path, limit) if tasks else None
 
-    def jobs(self, seed: int) -> list[Job]:
-        """Those of a seed; tasks have but one."""
-        if self._jobs is not None:
-            return self._jobs
+    def jobs(self, seed: int, batch_items: int = ClientSettings().batch_items) -> list[Job]:
+        """Those of a seed, of which tasks have but one, in batches of so many."""
+        settings = ClientSettings(batch_items=batch_items)
+        if self._recorded is not None:
+            pairs, texts = self._recorded
+            return list(loglikelihood_jobs(pairs, settings) if pairs else rolling_jobs(texts, settings))
         sizes = Sizes()
-        return list(jobs_of(self._form, draw(self._form, self._documents, seed, sizes), sizes, self._settings))
+        return list(jobs_of(self._form, draw(self._form, self._documents, seed, sizes), sizes, settings))
 
 
-def _recorded(tasks: Sequence[str], include_path: Path, limit: int | None, settings: ClientSettings) -> list[Job]:
-    """Jobs for all requests of tasks in one call, as lm_eval would make it."""
+def _recorded(
+    tasks: Sequence[str], include_path: Path, limit: int | None
+) -> tuple[Sequence[tuple[str, str]], Sequence[str]]:
+    """The pairs or the texts of all requests of tasks, as lm_eval would ask for them in one call."""
     from benchmarks.scoring import record  # imports jax
 
     found = list(record(tasks, include_path, limit).values())
@@ -104,14 +109,20 @@ def _recorded(tasks: Sequence[str], include_path: Path, limit: int | None, setti
     texts = [args[0] for requests in found for args in requests.get("loglikelihood_rolling", ())]
     if pairs and texts:
         raise SystemExit("take tasks of one kind: lm_eval would ask for the two in two calls")
-    return list(loglikelihood_jobs(pairs, settings) if pairs else rolling_jobs(texts, settings))
+    return pairs, texts
 
 
 def warm_up(crew: Crew, requests: Requests) -> int:
-    """Pass after pass until all workers have every program; the number of passes."""
+    """Pass after pass until all workers have every program; the number of passes.
+
+    How work is divided is never quite the same, and what is left over at the end of a batch decides the shapes of its last
+    steps; so batches are of many sizes here.
+    """
+    quiet = 0
     for number in range(1, _MOST_WARM_UPS + 1):
-        warm = crew.passed(requests.jobs(-number))
-        if not warm.compiled and all(share.answers for share in warm.shares):
+        warm = crew.passed(requests.jobs(-number, _WARM_UP_ITEMS[number % len(_WARM_UP_ITEMS)]))
+        quiet = 0 if warm.compiled or not all(share.answers for share in warm.shares) else quiet + 1
+        if quiet == _QUIET_PASSES:
             break
     return number
 
