@@ -130,7 +130,7 @@ def test_a_follower_comes_to_have_the_states_and_the_budget_that_the_leader_has(
     assert pair.backend.halve_budget()
     assert not pair.backend.known(32)
     pair.until(lambda: not pair.theirs.known(32))
-    assert pair.theirs.budget == pair.backend.budget
+    pair.until(lambda: pair.theirs.budget == pair.backend.budget)
     assert isinstance(pair.end(), GroupLost)
 
 
