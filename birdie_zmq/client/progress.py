@@ -32,8 +32,8 @@ _EARLIER = 0.4
 _LEAST_STRETCHES = 4
 """However little is done."""
 
-_LITTLE = 0.1
-"""Of a stretch's time, so much may have gone by compiling, as where programs are only read from disk."""
+_MOST_COMPILING = 1.0
+"""As long as it was at work, a stretch may have been compiling, as where programs are only read from disk."""
 
 _MOST_LENGTHS = 1_000
 """The last ones; more of them say nothing new, and later prompts may be others."""
@@ -83,7 +83,7 @@ class Estimate:
         self._latest = now
         self._computed += computed
         self._pace.advanced(
-            self._computed.done, self._active_s, is_clean=computed.compile_seconds <= _LITTLE * computed.seconds
+            self._computed.done, self._active_s, is_clean=computed.compile_seconds <= _MOST_COMPILING * computed.seconds
         )
         if self._work is not None:
             self._work.advanced(self._job_of[item], advance, self._computed)
