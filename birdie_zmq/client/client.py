@@ -188,6 +188,7 @@ class Client:
                         self._tell(level, text, once=once)
                     case FailItem(item, error):
                         failures[item] = error
+                        estimate.answered([item])
                         if count > 1:
                             self._tell("warning", f"{name_of(item)} has no answer: {error.message}")
                     case Fail(BrokerUnavailable() as error) if (doubt := self._dealer.doubt) is not None:

@@ -55,6 +55,13 @@ def chosen(
     return None if one is None else one.batch.number
 
 
+def test_only_a_worker_without_work_is_wanted_where_a_suspect_is_next_for_each_model() -> None:
+    assert queued(suspect(1)).wants_idle
+    assert queued(suspect(1), batch(2)).wants_idle, "what stands behind it waits"
+    assert not queued(batch(1), suspect(2)).wants_idle
+    assert not queued(suspect(1), batch(2, B)).wants_idle
+
+
 # --- A part ----------------------------------------------------------------------------------------------------------
 
 
