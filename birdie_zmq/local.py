@@ -130,10 +130,10 @@ class LocalClient:
                     for item, answer in given.items():
                         on_answer(item, answer)
 
-            def come_on(item: int) -> None:
+            def come_on(item: int, *, at_once: bool = False) -> None:
                 nonlocal asked_at
                 now = time.monotonic()
-                if on_progress is not None and now - asked_at >= _BETWEEN_S:
+                if on_progress is not None and (at_once or now - asked_at >= _BETWEEN_S):
                     asked_at = now
                     estimate.advanced(item, advances.since_last(), now)
                     on_progress(estimate.at(now))
@@ -151,6 +151,7 @@ class LocalClient:
                             self._tell("warning", f"{name_of(item)} has no answer: {failure.error.message}")
                     waiting = [i for i, item in enumerate(left.items) if item not in answers and item not in failures]
                     left = Job(left.work.select(waiting), [left.items[i] for i in waiting])
+                come_on(job.items[0], at_once=True)
             loaded.evaluator.rest()
         if failures:
             raise failure_of(failures, count, len(answers), name_of)
