@@ -69,7 +69,11 @@ VARIABLES: tuple[tuple[str, str], ...] = (
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
         "JAX's own: programs that took less to compile are not kept; left out, 0.1 here",
     ),
-    ("JAX_PLATFORMS, XLA_FLAGS, XLA_PYTHON_CLIENT_…", "JAX's own; those of the worker reach its model process"),
+    (
+        "JAX_PLATFORMS, XLA_FLAGS, XLA_PYTHON_CLIENT_…",
+        "JAX's own; those of the worker reach its model process. `--xla_gpu_enable_triton_gemm=true` in XLA_FLAGS lets "
+        + "XLA write kernels of its own for matrix products on an NVIDIA GPU, which takes long",
+    ),
     (", ".join(VISIBLE_DEVICES), "the GPUs that a worker may use; `--device N` counts among them"),
     ("XDG_CACHE_HOME", "where there is one, it stands for `~/.cache` above"),
     ("XDG_CONFIG_HOME", "where there is one, it stands for `~/.config` in the default folder of keys"),

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from birdie_zmq.engine import calls
+from birdie_zmq.engine.compiler_options import compiler_options
 from birdie_zmq.engine.placement import Placement, places
 
 _NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
@@ -48,7 +49,7 @@ class Programs:
             began = time.monotonic()
             lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
             traced = time.monotonic()
-            program = self._programs[key] = lowered.compile()
+            program = self._programs[key] = lowered.compile(compiler_options=compiler_options())
             self.seconds += time.monotonic() - traced
             self.tracing_seconds += traced - began
         return program
