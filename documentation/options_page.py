@@ -69,10 +69,10 @@ VARIABLES: tuple[tuple[str, str], ...] = (
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
         "JAX's own: programs that took less to compile are not kept; left out, 0.1 here",
     ),
+    ("JAX_PLATFORMS, XLA_PYTHON_CLIENT_…", "JAX's own; those of the worker reach its model process"),
     (
-        "JAX_PLATFORMS, XLA_FLAGS, XLA_PYTHON_CLIENT_…",
-        "JAX's own; those of the worker reach its model process. `--xla_gpu_enable_triton_gemm=true` in XLA_FLAGS lets "
-        + "XLA write kernels of its own for matrix products on an NVIDIA GPU, which takes long",
+        "XLA_FLAGS",
+        "XLA's own, likewise; `--xla_gpu_enable_triton_gemm=true` undoes what is said of GPUs in measurements.md",
     ),
     (", ".join(VISIBLE_DEVICES), "the GPUs that a worker may use; `--device N` counts among them"),
     ("XDG_CACHE_HOME", "where there is one, it stands for `~/.cache` above"),
