@@ -35,6 +35,9 @@ _LEAST_STRETCHES = 4
 _MOST_COMPILING = 1.0
 """As long as it was at work, a stretch may have been compiling, as where programs are only read from disk."""
 
+_SPARE = 1.3
+"""So many slots there are, about, for each text that goes on, where fewer and fewer do: slots are halved at a time."""
+
 _MOST_LENGTHS = 1_000
 """The last ones; more of them say nothing new, and later prompts may be others."""
 
@@ -62,7 +65,9 @@ class Estimate:
         self._active_s = 0.0
         self._computed = m.Computed()
         self._pace = _Pace()
+        self._compiling = _Compiling(len(jobs))
         self._job_of = {item: number for number, job in enumerate(jobs) for item in job.items}
+        self._open = [len(job.items) for job in jobs]
         self._work: _Work | None = None
         if jobs and isinstance(jobs[0].work, m.GenerateWork):
             self._work = _Continuing(jobs)
@@ -71,16 +76,21 @@ class Estimate:
 
     def answered(self, items: Sequence[int]) -> None:
         """Some items, by the caller's numbers, have their answers."""
-        if self._work is not None:
-            for job, count in Counter(self._job_of[item] for item in items).items():
+        for job, count in Counter(self._job_of[item] for item in items).items():
+            self._open[job] -= count
+            if self._open[job] == 0:
+                self._compiling.over(job)
+            if self._work is not None:
                 self._work.answered(job, count)
 
     def advanced(self, item: int, advance: m.Advance, now: float) -> None:
         """The job that has this item has come on."""
         computed = advance.computed
         busy = computed.seconds + computed.compile_seconds
-        self._active_s += (now - self._latest) * (computed.seconds / busy if busy else 1.0)
+        passed_s, active = now - self._latest, computed.seconds / busy if busy else 1.0
         self._latest = now
+        self._active_s += passed_s * active
+        self._compiling.advanced(self._job_of[item], advance, passed_s * (1.0 - active))
         self._computed += computed
         self._pace.advanced(
             self._computed.done, self._active_s, is_clean=computed.compile_seconds <= _MOST_COMPILING * computed.seconds
@@ -92,7 +102,7 @@ class Estimate:
         """How it stands."""
         computed = self._computed
         cost, seconds_each = None if self._work is None else self._work.cost_left(), self._pace.seconds_each
-        left = None if cost is None or seconds_each is None else cost * seconds_each
+        left = None if cost is None or seconds_each is None else cost * seconds_each + self._compiling.left()
         return Progress(
             tokens_per_second=computed.tokens / self._active_s if computed.tokens and self._active_s else None,
             padding_share=computed.padding / computed.tokens if computed.tokens else None,
@@ -221,6 +231,46 @@ class _Stretches:
             self._ends.popleft()
 
 
+class _Compiling:
+    """Seconds in which programs are still to be compiled.
+
+    Workers tell how many of what they have planned. Jobs that have not begun are taken to want as many new ones as those did
+    that began after the first, and one for each before there are any.
+
+    Args:
+        jobs: How many there are.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._ahead: dict[int, int] = {}
+        self._wanted: dict[int, int] = {}
+        self._compiled = 0
+        self._seconds = 0.0
+
+    def advanced(self, job: int, advance: m.Advance, seconds: float) -> None:
+        """A job has come on, and it was compiled for so long."""
+        programs = advance.computed.programs
+        self._compiled += programs
+        self._seconds += seconds
+        self._ahead[job] = advance.programs
+        self._wanted[job] = self._wanted.get(job, 0) + programs
+
+    def over(self, job: int) -> None:
+        """A job is answered, whatever was planned for it."""
+        self._ahead[job] = 0
+        self._wanted.setdefault(job, 0)
+
+    def left(self) -> float:
+        """0 where nothing was compiled yet."""
+        if not self._compiled:
+            return 0.0
+        wanted = [known + self._ahead[job] for job, known in self._wanted.items()]
+        each = (sum(wanted[1:]) + 1) / len(wanted)
+        programs = sum(self._ahead.values()) + each * (self._jobs - len(wanted))
+        return programs * self._seconds / self._compiled
+
+
 class _Scoring:
     """Texts to be scored: what is left to be read."""
 
@@ -258,6 +308,7 @@ class _Continuing:
         self._cut = deque[int](maxlen=_MOST_LENGTHS)
         self._slots = 1
         self._round_cost = 0
+        self._row_cost = 0
 
     def answered(self, job: int, items: int) -> None:
         self._open[job] -= items
@@ -270,6 +321,7 @@ class _Continuing:
             (self._ended if length < self._most[job] else self._cut).append(length)
         if advance.slots >= self._slots and advance.round_cost:  # Where few go on, so do fewer slots.
             self._slots, self._round_cost = min(advance.slots, self._longest), advance.round_cost
+            self._row_cost = min(advance.row_cost, advance.round_cost // advance.slots)
         if self._open[job]:
             self._reading.advanced(job, advance.ahead, computed)
             self._going[job] = advance.going[: self._open[job]]
@@ -285,14 +337,21 @@ class _Continuing:
         rounds = sum(count * survival.mean(most) for most, count in waiting.items()) / self._slots
         if self._slots == 1:
             rounds += sum(survival.mean(most, length) for length, most in going)
-        else:
-            rounds += survival.until_all_end(going)
-            # Where a job ends, fewer and fewer go on, until the last one lets the next job begin.
-            if self._reading.unbegun:
-                most = self._most[-1]
-                waste = survival.until_all_end([(0, most)] * self._slots) - survival.mean(most)
-                rounds += waste * self._reading.unbegun
-        return rounds * self._round_cost + self._reading.left()
+            return rounds * self._round_cost + self._reading.left()
+        cost = rounds * self._round_cost + self._ending_cost(survival, going)
+        # Where a job ends, fewer and fewer go on, until the last one lets the next job begin.
+        if self._reading.unbegun:
+            most = self._most[-1]
+            ending = self._ending_cost(survival, [(0, most)] * self._slots)
+            cost += self._reading.unbegun * max(0.0, ending - survival.mean(most) * self._round_cost)
+        return cost + self._reading.left()
+
+    def _ending_cost(self, survival: Survival, going: Sequence[tuple[int, int]]) -> float:
+        """Of the rounds until all these texts have ended, which have fewer slots as there are fewer texts."""
+        rounds = survival.until_all_end(going)
+        tokens = sum(survival.mean(most, length) for length, most in going)
+        narrowed = rounds * (self._round_cost - self._slots * self._row_cost) + _SPARE * tokens * self._row_cost
+        return min(rounds * self._round_cost, narrowed)
 
 
 def common_characters(one: str, other: str) -> int:

@@ -38,6 +38,11 @@ def reading_cost(pieces: Iterable[Piece], budget: StepBudget) -> int:
     return sum(int(positions_cost(piece.size, piece.end)) + budget.call_tokens for piece in pieces)
 
 
-def round_cost(rows: int, budget: StepBudget) -> int:
-    """Of another token for each of so many rows that are continued side by side."""
-    return rows + budget.call_tokens
+def row_cost(room: int, budget: StepBudget) -> int:
+    """Of another token for one of the rows that are continued side by side, with room for so many tokens each."""
+    return int(budget.row_tokens * positions_cost(1, room))
+
+
+def round_cost(rows: int, room: int, budget: StepBudget) -> int:
+    """Of another token for each of so many."""
+    return rows * row_cost(room, budget) + budget.call_tokens

@@ -139,6 +139,8 @@ class Evaluator:
             ended=ended,
             slots=tally.slots,
             round_cost=tally.round_cost,
+            row_cost=tally.row_cost,
+            programs=tally.programs_ahead,
         )
 
     def encode(self, work: m.Work) -> Encoded | None:

@@ -52,6 +52,7 @@ _BUDGETS = {"cpu": StepBudget(tokens=1024)}
 _ACCELERATOR_BUDGET = StepBudget(
     tokens=16_384,
     call_tokens=1024,
+    row_tokens=1,
     logits_bytes=2**31,
     head_bytes=2**28,
     rows=256,

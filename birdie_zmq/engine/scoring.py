@@ -133,7 +133,7 @@ def score(
         left = remaining[numbers]
         buckets = make_buckets()
         steps = plan_pairs(chosen, buckets) if as_pairs else plan_for(backend, chosen, buckets)
-        tally.plan(sum(step_cost(step, backend.budget) for step in steps))
+        tally.plan(sum(step_cost(step, backend.budget) for step in steps), (step.shape for step in steps))
         try:
             for step, scores in _pipelined(backend, steps, counted, idle):
                 tally.read(step_cost(step, backend.budget))

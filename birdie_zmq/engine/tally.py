@@ -36,14 +36,24 @@ class Tally:
     slots: int = 1
     """Of these texts, so many get another token together."""
     round_cost: int = 0
+    row_cost: int = 0
+    """The part of it that each of them has."""
+    coming: set[Shape] = field(default_factory=set)
+    """Of the steps that are planned."""
     seconds: float = 0.0
     shapes: set[Shape] = field(default_factory=set)
     possible: set[Shape] = field(default_factory=set)
 
-    def plan(self, cost: int) -> None:
-        """So much is to be read, and nothing else of what was planned before."""
+    @property
+    def programs_ahead(self) -> int:
+        """How many shapes are coming that the model was not called with yet."""
+        return len(self.coming - self.shapes)
+
+    def plan(self, cost: int, shapes: Iterable[Shape]) -> None:
+        """So much is to be read, in steps of these shapes, and nothing else of what was planned before."""
         self.planned += cost
         self.ahead = cost
+        self.coming = set(shapes)
 
     def read(self, cost: int) -> None:
         """So much of that is done."""
@@ -60,6 +70,7 @@ class Tally:
         """Nothing is being computed any more."""
         self.ahead = 0
         self.going = []
+        self.coming = set()
 
     def step(self, shape: Shape, used: int) -> None:
         """One call of the model, with so many positions that are not padding."""

@@ -26,7 +26,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
-WIRE_VERSION = 10
+WIRE_VERSION = 11
 """Raised whenever a message changes so that an older peer would misread it."""
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -374,9 +374,9 @@ class Advance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far a lease has come.
 
     ``computed`` is what the model process has computed since it said so last, ``ahead`` the rest of what is planned for
-    this lease. Of texts that are continued, ``going`` says how many tokens each of those that go on has so far, and
-    ``ended`` how many those have that ended since it was said last; in a round ``slots`` of them get another token
-    together, at ``round_cost`` in positions.
+    this lease, for which ``programs`` have to be compiled yet. Of texts that are continued, ``going`` says how many tokens
+    each of those that go on has so far, and ``ended`` how many those have that ended since it was said last; in a round
+    ``slots`` of them get another token together, at ``round_cost`` in positions, of which each slot takes ``row_cost``.
     """
 
     computed: Computed = Computed()
@@ -385,6 +385,8 @@ class Advance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ended: Lengths = ()
     slots: PositiveCount = 1
     round_cost: Count = 0
+    row_cost: Count = 0
+    programs: Count = 0
 
 
 # --- Client to broker ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from birdie_zmq.engine.backend import Decoding, NextTokens
 from birdie_zmq.engine.buckets import StepBudget
 from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.generation import narrowing_widths
 from birdie_zmq.engine.jax_backend import JaxBackend
 from birdie_zmq.engine.jax_decoding import JaxDecoding, key_data, limits_of
 from birdie_zmq.engine.sampling import Chance, draw
@@ -273,8 +274,12 @@ def test_when_few_rows_are_left_the_others_are_not_computed(backend: Watched) ->
     whole = [backend.continuation(prompt, 40) for prompt in PROMPTS[:4]]
     eos = next(letter for letter in LETTERS if sum(letter in text for text in whole) in (1, 2, 3))
     evaluator = evaluator_of(backend, LETTERS.index(eos))
-
-    texts = generate(evaluator, PROMPTS[:4], max_gen_toks=40)
+    before = backend.budget
+    backend.budget = dataclasses.replace(before, call_tokens=4)
+    try:
+        texts = generate(evaluator, PROMPTS[:4], max_gen_toks=40)
+    finally:
+        backend.budget = before
 
     assert texts == [text.split(eos)[0] for text in whole]
     rows = {rows for rows, length in evaluator.report.shapes if length == 1}
@@ -285,6 +290,27 @@ def test_when_few_rows_are_left_the_others_are_not_computed(backend: Watched) ->
     assert {rows for rows, length in forced.report.shapes if length == 1} == {4}
     assert evaluator.report.tokens_padding < forced.report.tokens_padding
     assert evaluator.report.tokens_generated == forced.report.tokens_generated
+
+
+@pytest.mark.parametrize(
+    ("count", "room", "budget", "widths"),
+    [
+        (16, 512, StepBudget(tokens=1024), (16, 8, 4, 1)),
+        (3, 512, StepBudget(tokens=1024), (3,)),
+        (1, 512, StepBudget(tokens=1024), (1,)),
+        (64, 512, StepBudget(tokens=16_384, call_tokens=1024, row_tokens=1), (64,)),
+        (64, 65_536, StepBudget(tokens=16_384, call_tokens=1024, row_tokens=1), (64, 32, 8)),
+    ],
+)
+def test_a_width_is_compiled_where_it_makes_a_round_much_cheaper(
+    count: int, room: int, budget: StepBudget, widths: tuple[int, ...]
+) -> None:
+    assert narrowing_widths(count, room, 1, budget) == widths
+    assert narrowing_widths(count, room, None, budget) == (count,), "where the user says how many rows there are"
+
+
+def test_rows_that_are_dealt_out_to_devices_go_on_in_whole_units() -> None:
+    assert narrowing_widths(32, 512, 8, StepBudget(tokens=1024, row_unit=8)) == (32, 16, 8)
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------
