@@ -47,7 +47,7 @@ class _Work(Protocol):
 
     def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None: ...
 
-    def answered(self, job: int, items: int) -> None: ...
+    def over(self, job: int) -> None: ...
 
     def cost_left(self) -> float | None: ...
 
@@ -70,9 +70,9 @@ class Estimate:
         self._open = [len(job.items) for job in jobs]
         self._work: _Work | None = None
         if jobs and isinstance(jobs[0].work, m.GenerateWork):
-            self._work = _Continuing(jobs)
+            self._work = _Continuing(jobs, self._open)
         elif jobs and isinstance(jobs[0].work, m.LogLikelihoodWork | m.RollingWork):
-            self._work = _Scoring(jobs)
+            self._work = _Scoring(jobs, self._open)
 
     def answered(self, items: Sequence[int]) -> None:
         """Some items, by the caller's numbers, have their answers."""
@@ -80,8 +80,8 @@ class Estimate:
             self._open[job] -= count
             if self._open[job] == 0:
                 self._compiling.over(job)
-            if self._work is not None:
-                self._work.answered(job, count)
+                if self._work is not None:
+                    self._work.over(job)
 
     def advanced(self, item: int, advance: m.Advance, now: float) -> None:
         """The job that has this item has come on."""
@@ -90,13 +90,16 @@ class Estimate:
         passed_s, active = now - self._latest, computed.seconds / busy if busy else 1.0
         self._latest = now
         self._active_s += passed_s * active
-        self._compiling.advanced(self._job_of[item], advance, passed_s * (1.0 - active))
+        job = self._job_of[item]
+        self._compiling.advanced(job, advance, passed_s * (1.0 - active))
+        if self._open[job] == 0:
+            self._compiling.over(job)
         self._computed += computed
         self._pace.advanced(
             self._computed.done, self._active_s, is_clean=computed.compile_seconds <= _MOST_COMPILING * computed.seconds
         )
         if self._work is not None:
-            self._work.advanced(self._job_of[item], advance, self._computed)
+            self._work.advanced(job, advance, self._computed)
 
     def at(self, now: float) -> Progress:
         """How it stands."""
@@ -234,8 +237,8 @@ class _Stretches:
 class _Compiling:
     """Seconds in which programs are still to be compiled.
 
-    Workers tell how many of what they have planned. Jobs that have not begun are taken to want as many new ones as those did
-    that began after the first, and one for each before there are any.
+    Workers tell how many of what they have planned. Jobs that have not begun are taken to want as many new ones as those
+    did that began after the first, and one for each before there are any.
 
     Args:
         jobs: How many there are.
@@ -272,16 +275,19 @@ class _Compiling:
 
 
 class _Scoring:
-    """Texts to be scored: what is left to be read."""
+    """Texts to be scored: what is left to be read.
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    Args:
+        jobs: All of them.
+        still_open: How many items of each have no answer yet, which others keep up to date.
+    """
+
+    def __init__(self, jobs: Sequence[Job], still_open: Sequence[int]) -> None:
         self._reading = _Reading(jobs)
-        self._open = [len(job.items) for job in jobs]
+        self._open = still_open
 
-    def answered(self, job: int, items: int) -> None:
-        self._open[job] -= items
-        if self._open[job] == 0:
-            self._reading.over(job)
+    def over(self, job: int) -> None:
+        self._reading.over(job)
 
     def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None:
         if self._open[job]:
@@ -296,11 +302,15 @@ class _Continuing:
 
     Their lengths are counted in rounds, each of which gives another token to all that go on. What reading their prompts
     costs comes on top.
+
+    Args:
+        jobs: All of them.
+        still_open: How many items of each have no answer yet, which others keep up to date.
     """
 
-    def __init__(self, jobs: Sequence[Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], still_open: Sequence[int]) -> None:
         self._reading = _Reading(jobs)
-        self._open = [len(job.items) for job in jobs]
+        self._open = still_open
         self._longest = max(self._open)
         self._most = [job.work.settings.max_gen_toks for job in jobs if isinstance(job.work, m.GenerateWork)]
         self._going: dict[int, tuple[int, ...]] = {}
@@ -310,11 +320,9 @@ class _Continuing:
         self._round_cost = 0
         self._row_cost = 0
 
-    def answered(self, job: int, items: int) -> None:
-        self._open[job] -= items
-        if self._open[job] == 0:
-            self._reading.over(job)
-            self._going.pop(job, None)
+    def over(self, job: int) -> None:
+        self._reading.over(job)
+        self._going.pop(job, None)
 
     def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None:
         for length in advance.ended:

@@ -34,13 +34,14 @@ _GROWN = tuple(length for power in range(2, 24) for length in (1 << power, 3 << 
 class StepBudget:
     """What bounds a step when nobody said how many rows it has.
 
-    ``tokens`` is the number of positions beyond which a larger step is no faster on the device; ``call_tokens``
-    is what a call costs beyond its tokens, in tokens, and ``row_tokens`` what a row costs in a call that decodes one token for
-    each; ``logits_bytes`` is the most memory that the float32 logits of a step may take; ``rows`` bounds the rows whatever their length.
-    ``head_bytes`` is what logits may take before they are computed in blocks of the vocabulary, a quarter of it each,
-    where a model gives its head in parts; on a CPU, what stays in its cache. ``decoded`` is how many tokens one call decodes for each row of a generation, which has at most ``decoding_rows``.
-    ``row_unit`` is the number of groups of devices to which the rows of a step are dealt out, so that steps of several rows
-    have a multiple of it.
+    ``tokens`` is the number of positions beyond which a larger step is no faster on the device; ``call_tokens`` is
+    what a call costs beyond its tokens, in tokens, and ``row_tokens`` what a row costs in a call that decodes one
+    token for each; ``logits_bytes`` is the most memory that the float32 logits of a step may take; ``rows`` bounds
+    the rows whatever their length. ``head_bytes`` is what logits may take before they are computed in blocks of the
+    vocabulary, a quarter of it each, where a model gives its head in parts; on a CPU, what stays in its cache.
+    ``decoded`` is how many tokens one call decodes for each row of a generation, which has at most ``decoding_rows``.
+    ``row_unit`` is the number of groups of devices to which the rows of a step are dealt out, so that steps of
+    several rows have a multiple of it.
     """
 
     tokens: int

@@ -25,6 +25,7 @@ from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.wire.messages import Sampling, StepLimits
 
 _WORTH_NARROWING = 0.75
+"""Of what a round costs, the most that one with fewer rows may cost to be compiled."""
 
 Called = Callable[[Sequence[Shape]], AbstractContextManager[None]]
 """Entered around calls of the model, whose shapes it is told."""

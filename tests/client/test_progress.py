@@ -234,6 +234,8 @@ def test_programs_that_are_still_to_be_compiled_take_their_time() -> None:
     assert estimate.at(2.0).seconds_left == pytest.approx(250 * pace + (2 + 1 + 1) * 1.0)
     estimate.answered([0])
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + (1 + 1) * 1.0)
+    estimate.advanced(0, m.Advance(programs=2), 2.0)
+    assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + (1 + 1) * 1.0), "what is answered wants no more"
     estimate.advanced(1, m.Advance(computed=planned, ahead=100), 2.0)
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + 0.5 * 1.0), "the second wants none"
 
