@@ -231,16 +231,16 @@ def test_one_of_two_workers_is_killed_and_a_third_joins_in_the_midst_of_a_run(
             return {row["process_id"]: row["requests_answered"] for row in json.load(found)["workers"]}
 
     first, second = (programs.worker(endpoint, pages / "faulty.py", "--silence-timeout", "120") for _ in range(2))
-    with client(endpoint, pause_s=0.2) as lm:
+    with client(endpoint, pause_s=0.4) as lm:
         describe(lm)
         run = Run(lm, TEXTS)
-        run.wait_for_answers(4)
         wait_until(lambda: all(descendants(worker.process.pid) for worker in (first, second)), "two model processes")
-        first.process.kill()
-        wait_until(lambda: first.process.pid not in answered(), "the loss of the first worker")
-        # The second stands still until the third has its share, however long that takes to load.
+        run.wait_for_answers(4)
+        # The second stands still until the third has its share, however long that takes to load: it would do all itself.
         (still,) = descendants(second.process.pid)
         still.send_signal(signal.SIGSTOP)
+        first.process.kill()
+        wait_until(lambda: first.process.pid not in answered(), "the loss of the first worker")
         assert len(run.cache.answers) < len(TEXTS)
         third = programs.worker(endpoint, pages / "faulty.py")
         wait_until(lambda: answered().get(third.process.pid, 0) > 0, "an answer of the third worker")
