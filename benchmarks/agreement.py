@@ -28,13 +28,13 @@ from benchmarks.generation import recorded, settings_of
 from benchmarks.scoring import INCLUDE_PATH, Collect, record, table
 from birdie_zmq import Model
 from birdie_zmq.client.batching import keyed
-from birdie_zmq.engine.contract import resolve
-from birdie_zmq.engine.encoding import encode_pairs
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.engine.jax_backend import JaxBackend
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.request_encoding import encode_pairs
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
 
 TASKS = ("arc_easy_real", "mmlu_real:5", "lambada_real")
 LENGTH_STEP = 64

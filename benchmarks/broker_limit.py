@@ -20,11 +20,11 @@ import psutil
 
 from birdie_zmq._version import __version__
 from birdie_zmq.client import Client
-from birdie_zmq.client.state import Job
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.endpoints import parse_endpoint
-from birdie_zmq.wire.transport import Dealer, wait
+from birdie_zmq.client.core import Job
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.sockets import Dealer, wait
 
 MODEL = m.ModelSpec(tag="nothing")
 _decode = decoder(m.BrokerToWorker | m.Refusal)

@@ -25,8 +25,8 @@ import zmq
 from lm_eval.api.instance import Instance
 
 from benchmarks.restarts import served
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import encode
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import encode
 from harness_model import BirdieZMQ
 
 _LARGE_CHARACTERS = 4_000_000

@@ -28,13 +28,13 @@ from benchmarks.listener import Listener
 from benchmarks.scoring import INCLUDE_PATH, SETTINGS, Recorder, table, threads
 from benchmarks.torch_peer import Timed, TorchPeer
 from birdie_zmq.client.batching import Prompt, generate_jobs
-from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.engine.jax_backend import JaxBackend
-from birdie_zmq.engine.prompts import plan_readings
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.prefill_planner import plan_readings
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
 
 SHORT_ANSWERS: dict[str, Any] = {"until": ["\n", ".", ","], "max_gen_toks": 256, "do_sample": False}
 """How the second task ends its answers."""

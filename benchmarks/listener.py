@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
 
 
 class Listener:

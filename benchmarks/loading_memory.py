@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from birdie_zmq.mesh_shape import read_mesh
-from birdie_zmq.models.checkpoint import CONFIG_FILE, INDEX_FILE
+from birdie_zmq.engine.mesh_shape import read_mesh
 from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.weights import CONFIG_FILE, INDEX_FILE
 
 MIB = 2**20
 MODEL = Llama(
@@ -63,8 +63,8 @@ def measure(directory: Path, dtype: str, mesh: str | None) -> dict[str, float]:
     import jax
     import jax.numpy as jnp
 
-    from birdie_zmq.engine.placement import make_mesh
-    from birdie_zmq.models.loading import load_checkpoint
+    from birdie_zmq.engine.jax.sharding import make_mesh
+    from birdie_zmq.models.loader import load_checkpoint
 
     spread = None if mesh is None else make_mesh(read_mesh(mesh))
     jnp.zeros((8, 8)).block_until_ready()

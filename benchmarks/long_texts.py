@@ -25,13 +25,13 @@ import numpy as np
 
 from benchmarks.listener import Listener
 from benchmarks.loading_memory import MIB, _peak_bytes
-from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.engine.jax_backend import JaxBackend
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
 
 MODEL = Llama(
     vocab_size=128_000,

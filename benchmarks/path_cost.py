@@ -19,14 +19,14 @@ import numpy as np
 from lm_eval.api.instance import Instance
 
 from benchmarks.listener import Listener
-from benchmarks.page import CONFIG, Bytes, load_model, logits
+from benchmarks.model_file import CONFIG, Bytes, load_model, logits
 from birdie_zmq.client.batching import loglikelihood_jobs
-from birdie_zmq.config import ClientSettings
-from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.engine.jax_backend import JaxBackend
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 
 WORDS = ("river", "stone", "lantern", "meadow", "copper", "winter", "harbour", "thistle")

@@ -16,10 +16,10 @@ from typing import Any
 
 from benchmarks.simulation import RECORDED
 from benchmarks.time_left import ask
-from birdie_zmq.bench.workloads import USUAL
 from birdie_zmq.client import client
 from birdie_zmq.client.progress import Estimate
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.tools.bench.workloads import USUAL
 from harness_model import BirdieZMQ
 
 

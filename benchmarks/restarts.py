@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from birdie_zmq.client import Client
-from birdie_zmq.model_args import read_arguments
-from birdie_zmq.wire.messages import StepReport
+from birdie_zmq.harness.model_args import read_arguments
+from birdie_zmq.protocol.messages import StepReport
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_TASKS = ROOT / "examples" / "tasks"

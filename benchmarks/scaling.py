@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.crews import Crew, Pass, Worker
-from birdie_zmq.bench.workloads import USUAL, Kind, Sizes, draw, jobs_of
+from benchmarks.simulated_workers import Crew, Pass, Worker
 from birdie_zmq.client.batching import loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.client import Answer
-from birdie_zmq.client.state import Job
-from birdie_zmq.config import ClientSettings
+from birdie_zmq.client.core import Job
+from birdie_zmq.settings import ClientSettings
+from birdie_zmq.tools.bench.workloads import USUAL, Kind, Sizes, draw, jobs_of
 
 _MOST_WARM_UPS = 10
 _WARM_UP_ITEMS = (256, 48, 72, 100, 140)

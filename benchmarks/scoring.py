@@ -31,16 +31,16 @@ from lm_eval.api.model import LM
 from benchmarks import path_cost
 from benchmarks.torch_peer import Timed, TorchPeer
 from birdie_zmq.client.batching import loglikelihood_jobs, rolling_jobs
-from birdie_zmq.config import ClientSettings
 from birdie_zmq.engine.backend import PendingScores
-from birdie_zmq.engine.contract import resolve
-from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.engine.jax_backend import JaxBackend
-from birdie_zmq.engine.planning import Step
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.steps import Step
+from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 
 TASKS = ("mmlu_real:5", "arc_easy_real", "mmlu_real", "boolq_real", "lambada_real", "wikitext_real")

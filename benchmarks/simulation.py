@@ -27,15 +27,15 @@ from pathlib import Path
 
 import numpy as np
 
+from birdie_zmq.broker.core import Broker
 from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable
-from birdie_zmq.broker.state import Broker
-from birdie_zmq.client import state as client
-from birdie_zmq.config import BrokerSettings, ClientSettings
+from birdie_zmq.client import core as client
 from birdie_zmq.errors import BirdieError
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.endpoints import parse_endpoint
-from birdie_zmq.wire.transport import Dealer, Router, wait
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.sockets import Dealer, Router, wait
+from birdie_zmq.settings import BrokerSettings, ClientSettings
 
 RECORDED = Path(__file__).with_name("recorded_steps.json")
 MODEL = m.ModelSpec(tag="simulated")

@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 from lm_eval.api.instance import Instance
 
-from benchmarks.crews import cpu_seconds
-from birdie_zmq.config import ClientSettings
+from benchmarks.simulated_workers import cpu_seconds
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 
 _RESAMPLES = 10_000

@@ -21,9 +21,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 import harness_model
-from birdie_zmq.bench.workloads import USUAL, Kind, Sizes, draw
 from birdie_zmq.client.progress import Progress
-from birdie_zmq.progress_bar import ProgressBar
+from birdie_zmq.harness.progress_bar import ProgressBar
+from birdie_zmq.tools.bench.workloads import USUAL, Kind, Sizes, draw
 from harness_model import BirdieZMQ
 
 

@@ -1,6 +1,6 @@
 """``python -m birdie_zmq`` is the command ``birdie-zmq``."""
 
-from birdie_zmq.cli import main
+from birdie_zmq.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -40,7 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWhatIsShar
 @pytest.fixture(scope="session")
 def pages() -> Path:
     """The folder of the api pages that tests load models from."""
-    return ROOT / "tests" / "pages"
+    return ROOT / "tests" / "model_files"
 
 
 @pytest.fixture(scope="session", autouse=True)

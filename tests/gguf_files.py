@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from birdie_zmq.models.layout import Params
 from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.weight_map import Params
 
 NAMES = {
     "embedding": "token_embd.weight",

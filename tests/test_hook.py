@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+HOOK = ROOT / "lm_eval_hook"
 
 
 def run(program: str, *flags: str, **environment: str) -> Any:
@@ -17,7 +18,7 @@ def run(program: str, *flags: str, **environment: str) -> Any:
 
     Its path is this one's, the checkout first. With -S no .pth file is read, so no hook is there but what it imports.
     """
-    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
+    path = os.pathsep.join([str(HOOK), str(ROOT), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-S", *flags, "-c", program],
         env={**os.environ, "PYTHONPATH": path, "BIRDIE_ZMQ_NO_HOOK": "", **environment},
@@ -62,7 +63,10 @@ def test_it_can_be_switched_off() -> None:
 def test_the_name_leads_to_the_class() -> None:
     program = IMPORT_HOOK + "import json; from lm_eval.api.registry import get_model; kind = get_model('birdie_zmq'); "
 
-    assert run(program + "print(json.dumps([kind.__module__, kind.__name__]))") == ["harness_model", "BirdieZMQ"]
+    assert run(program + "print(json.dumps([kind.__module__, kind.__name__]))") == [
+        "birdie_zmq.harness.model",
+        "BirdieZMQ",
+    ]
 
 
 def test_registering_does_not_import_the_class() -> None:
@@ -100,7 +104,7 @@ def test_it_imports_nothing_but_os_and_sys() -> None:
     program = f"""
 import os, sys
 before = set(sys.modules)
-sys.path.insert(0, {str(ROOT)!r})
+sys.path.insert(0, {str(HOOK)!r})
 import _birdie_zmq_hook
 after = set(sys.modules)
 import json
@@ -113,7 +117,7 @@ print(json.dumps(sorted(after - before)))
 def test_without_lm_eval_nothing_happens() -> None:
     program = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path.insert(0, {str(HOOK)!r})
 import _birdie_zmq_hook
 import json
 try:

@@ -54,11 +54,11 @@ def test_the_lm_eval_side_asks_for_neither_jax_nor_torch(module: str) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "birdie_zmq.broker.loop",
+        "birdie_zmq.broker.server",
         "birdie_zmq.worker.agent",
-        "birdie_zmq.cli",
-        "birdie_zmq.doctor.command",
-        "birdie_zmq.compare.command",
+        "birdie_zmq.cli.main",
+        "birdie_zmq.cli.doctor",
+        "birdie_zmq.cli.compare",
     ],
 )
 def test_broker_agent_and_commands_ask_for_no_framework(module: str) -> None:
@@ -68,7 +68,9 @@ def test_broker_agent_and_commands_ask_for_no_framework(module: str) -> None:
     assert asked.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
 
 
-@pytest.mark.parametrize("module", ["birdie_zmq.worker.process", "birdie_zmq.models", "birdie_zmq.engine.rows_backend"])
+@pytest.mark.parametrize(
+    "module", ["birdie_zmq.worker.model_server", "birdie_zmq.models", "birdie_zmq.engine.numpy.row_backend"]
+)
 def test_a_model_process_asks_for_a_framework_only_by_its_engine(module: str) -> None:
     asked = asked_for_by(module)
 
@@ -77,7 +79,7 @@ def test_a_model_process_asks_for_a_framework_only_by_its_engine(module: str) ->
 
 
 def test_asking_for_jax_would_be_noticed() -> None:
-    assert "jax" in asked_for_by("birdie_zmq.engine.jax_backend")
+    assert "jax" in asked_for_by("birdie_zmq.engine.jax.backend")
 
 
 def imported_by(path: Path) -> set[str]:
@@ -101,5 +103,5 @@ def test_faces_import_no_framework_and_no_socket(path: Path) -> None:
 
 
 def test_an_import_in_a_file_would_be_noticed() -> None:
-    assert "jax" in imported_by(ROOT / "birdie_zmq" / "engine" / "jax_backend.py")
-    assert "zmq" in imported_by(ROOT / "birdie_zmq" / "wire" / "transport.py")
+    assert "jax" in imported_by(ROOT / "birdie_zmq" / "engine" / "jax" / "backend.py")
+    assert "zmq" in imported_by(ROOT / "birdie_zmq" / "protocol" / "sockets.py")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from birdie_zmq import cli, model_args
-from birdie_zmq.wire.endpoints import check_bindable, parse_endpoint
+from birdie_zmq.cli import main as cli
+from birdie_zmq.harness import model_args
+from birdie_zmq.protocol.endpoints import check_bindable, parse_endpoint
 from tests.integration.conftest import ROOT, wait_until
 
 SCRIPT = ROOT / "examples" / "slurm" / "evaluate.sbatch"

@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation anew: ``python -m benchmarks.pictures``, from a checkout."""
+"""Draws the pictures of the docs.generate anew: ``python -m benchmarks.pictures``, from a checkout."""
 
 from __future__ import annotations
 

@@ -6,12 +6,12 @@ import functools
 import json
 from pathlib import Path
 
-from birdie_zmq.engine.buckets import Buckets, StepBudget
-from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
-from birdie_zmq.engine.planning import Scored, Tokens
+from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
+from birdie_zmq.engine.planning.steps import Scored, Tokens
+from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_tokenizer
-from birdie_zmq.wire.messages import StepLimits
+from birdie_zmq.protocol.messages import StepLimits
 
 _DATA = Path(__file__).resolve().parents[2] / "examples" / "tasks" / "data"
 MAX_LENGTH = 512

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas, shown
-from birdie_zmq.engine.branching import plan_branches
-from birdie_zmq.engine.planning import Branch
+from birdie_zmq.engine.planning.steps import Branch
+from birdie_zmq.engine.planning.tree_planner import plan_branches
 
 _LABEL = 82
 

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
-from birdie_zmq.engine.answer_text import AnswerText
 from birdie_zmq.engine.backend import Backend, Decoding, NextTokens
-from birdie_zmq.engine.buckets import StepBudget
+from birdie_zmq.engine.counters import Tally
+from birdie_zmq.engine.detokenizer import AnswerText
 from birdie_zmq.engine.generation import Ends, Row, carry_on
-from birdie_zmq.engine.planning import Tokens
-from birdie_zmq.engine.prompts import Piece
-from birdie_zmq.engine.tally import Tally
-from birdie_zmq.wire.messages import GenerationSettings, Sampling, StepLimits
+from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.planning.shape_buckets import StepBudget
+from birdie_zmq.engine.planning.steps import Tokens
+from birdie_zmq.protocol.messages import GenerationSettings, Sampling, StepLimits
 
 _PROMPTS, _ROWS = 9, 4
 _OTHER = {"target": "scores", "scores": "target", "padding": "target"}

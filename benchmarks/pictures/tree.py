@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import BOX_HEIGHT, MARGIN, WIDTH, Canvas, token_width
-from birdie_zmq.engine.prefixes import Tree
+from birdie_zmq.engine.planning.prefix_tree import Tree
 
 _STEP = 22
 

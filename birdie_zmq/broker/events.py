@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from birdie_zmq.errors import BirdieError, ProtocolError
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.roles import Holder
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.security.principals import Holder
 
 
 @dataclass(frozen=True)

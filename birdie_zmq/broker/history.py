@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from birdie_zmq.broker.restraint import one_line
-from birdie_zmq.wire.messages import Computed
+from birdie_zmq.broker.rate_limits import one_line
+from birdie_zmq.protocol.messages import Computed
 
 BUCKET_S = 2.0
 BUCKETS = 300

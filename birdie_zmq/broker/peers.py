@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from birdie_zmq.broker.queues import Batch, Part
-from birdie_zmq.wire import messages as m
+from birdie_zmq.broker.scheduler import Batch, Part
+from birdie_zmq.protocol import messages as m
 
 
 @dataclass

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from birdie_zmq.client.state import Job
-from birdie_zmq.config import ClientSettings
-from birdie_zmq.wire import messages as m
+from birdie_zmq.client.core import Job
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.settings import ClientSettings
 
 _LONG_BEGINNING = 512
 """Characters, that is some hundred tokens: less is read again faster than it is looked for."""

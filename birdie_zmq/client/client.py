@@ -12,15 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from birdie_zmq.client.core import Action, Deliver, Fail, FailItem, Follow, Job, Send, Session, Tell
 from birdie_zmq.client.progress import Estimate, Progress
-from birdie_zmq.client.state import Action, Deliver, Fail, FailItem, Follow, Job, Send, Session, Tell
-from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.endpoints import parse_endpoint
-from birdie_zmq.wire.keys import read_peer_key
-from birdie_zmq.wire.transport import Dealer, wait
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.security.keys import read_peer_key
+from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.settings import ClientSettings
 
 logger = logging.getLogger("birdie_zmq.client")
 

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from birdie_zmq.client.records import HEADER, Recorded, encode_record, fault_of_beginning, scan
+from birdie_zmq.client.journal_records import HEADER, Recorded, encode_record, fault_of_beginning, scan
 from birdie_zmq.errors import UsageError
 
 logger = logging.getLogger("birdie_zmq.client")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from birdie_zmq.client.lifetimes import Survival
-from birdie_zmq.client.state import Job
-from birdie_zmq.wire import messages as m
+from birdie_zmq.client.core import Job
+from birdie_zmq.client.survival import Survival
+from birdie_zmq.protocol import messages as m
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.buckets import StepBudget
-from birdie_zmq.engine.planning import Step, Tokens
-from birdie_zmq.engine.prompts import Piece
-from birdie_zmq.wire.messages import Sampling
+from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.planning.shape_buckets import StepBudget
+from birdie_zmq.engine.planning.steps import Step, Tokens
+from birdie_zmq.protocol.messages import Sampling
 
 Ability = Literal["rows", "forks", "branches", "pairs"]
 """How a model reads, and so how its work is planned: whole rows, in steps from a state, trees behind a state, or pairs of

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from birdie_zmq.engine.answer_text import AnswerText
 from birdie_zmq.engine.backend import Ability, Backend
-from birdie_zmq.engine.buckets import Buckets
-from birdie_zmq.engine.encoding import encode_pairs, encode_rolling
+from birdie_zmq.engine.counters import Shape, Tally
+from birdie_zmq.engine.detokenizer import AnswerText
 from birdie_zmq.engine.generation import Ends, Row, carry_on, reread
-from birdie_zmq.engine.planning import Scored, Step, Tokens, distinct_pairs
-from birdie_zmq.engine.prefixes import Tree
+from birdie_zmq.engine.planning.prefix_tree import Tree
+from birdie_zmq.engine.planning.shape_buckets import Buckets
+from birdie_zmq.engine.planning.steps import Scored, Step, Tokens, distinct_pairs
+from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.scoring import Finished, IdleClock, NotFinite, possible_shapes, score
-from birdie_zmq.engine.tally import Shape, Tally
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import (
     BirdieError,
@@ -32,7 +32,7 @@ from birdie_zmq.errors import (
     TokenOutOfVocabulary,
     UnsupportedRequest,
 )
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
 
 
 class Listener(Protocol):

@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine.backend import Ability, Backend, PendingScores, PlaceScores
-from birdie_zmq.engine.branching import plan_branches, row_lengths
-from birdie_zmq.engine.buckets import Buckets
-from birdie_zmq.engine.costs import step_cost
-from birdie_zmq.engine.forking import piece_lengths, plan_forks
-from birdie_zmq.engine.planning import Fork, Read, Scored, Step, plan_pairs, plan_rows
-from birdie_zmq.engine.tally import Tally
+from birdie_zmq.engine.counters import Tally
+from birdie_zmq.engine.planning.cost_model import step_cost
+from birdie_zmq.engine.planning.fork_planner import piece_lengths, plan_forks
+from birdie_zmq.engine.planning.shape_buckets import Buckets
+from birdie_zmq.engine.planning.steps import Fork, Read, Scored, Step, plan_pairs, plan_rows
+from birdie_zmq.engine.planning.tree_planner import plan_branches, row_lengths
 from birdie_zmq.errors import OutOfDeviceMemory
 
 

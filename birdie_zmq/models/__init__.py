@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from birdie_zmq.config import ENGINE_VARIABLE
-from birdie_zmq.engine.contract import Model
+from birdie_zmq.engine.model_api import Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
-from birdie_zmq.models.locate import BUILT_IN, fingerprint_of, locate
+from birdie_zmq.models.resolution import BUILT_IN, fingerprint_of, locate
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
+from birdie_zmq.settings import ENGINE_VARIABLE
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
@@ -55,7 +55,7 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
         return _of_another_engine(engine, model_tag, path, dtype)
     # Here, so that the agent and load_tokenizer do without jax.
     from birdie_zmq.models.decoder import model_of
-    from birdie_zmq.models.loading import load_checkpoint
+    from birdie_zmq.models.loader import load_checkpoint
 
     try:
         architecture, params = load_checkpoint(path, dtype, mesh)

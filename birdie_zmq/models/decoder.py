@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from birdie_zmq.engine.contract import Model
-from birdie_zmq.engine.placement import lying
+from birdie_zmq.engine.jax.sharding import lying
+from birdie_zmq.engine.model_api import Model
 from birdie_zmq.models.attention import Reading, State, whole_blocks, written
-from birdie_zmq.models.layout import Architecture, Params, Read
 from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
+from birdie_zmq.models.weight_map import Architecture, Params, Read
 
 
 def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from birdie_zmq.models import parts
+from birdie_zmq.models import layers
 from birdie_zmq.models.attention import UNLIMITED, Reading, attention
-from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Read, Stored, embedding_of, gated_layer, head_of
+from birdie_zmq.models.config_fields import Fields, positive
 from birdie_zmq.models.llama import windows_of
 from birdie_zmq.models.rope import Rope, read_rope, rotate
+from birdie_zmq.models.weight_map import Layout, Params, Read, Stored, embedding_of, gated_layer, head_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Gemma:
             d_ff=config.integer("intermediate_size"),
             max_length=config.integer("max_position_embeddings"),
             norm_epsilon=config.number("rms_norm_eps", 1e-6),
-            activation=parts.check_activation(config.text("hidden_activation", "gelu_pytorch_tanh")),
+            activation=layers.check_activation(config.text("hidden_activation", "gelu_pytorch_tanh")),
             attention_bias=config.flag("attention_bias", False),
             tied_head=config.flag("tie_word_embeddings", True),
             query_scalar=config.number("query_pre_attn_scalar", 256),
@@ -142,7 +142,7 @@ class Gemma:
 
         def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
             # Weights are stored less one. The product is rounded once, after the scale (Llama rounds before it).
-            wide = parts.rms_norm(x.astype(jnp.float32), 1.0 + weight.astype(jnp.float32), self.norm_epsilon)
+            wide = layers.rms_norm(x.astype(jnp.float32), 1.0 + weight.astype(jnp.float32), self.norm_epsilon)
             return wide.astype(x.dtype)
 
         def layer(
@@ -150,7 +150,7 @@ class Gemma:
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             number, w, window = scanned
             y = norm(x, w["attention_norm"])
-            query, key, value = parts.query_key_value(y, w, self.n_heads, self.n_kv_heads)
+            query, key, value = layers.query_key_value(y, w, self.n_heads, self.n_kv_heads)
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             everything = window == UNLIMITED
@@ -158,10 +158,10 @@ class Gemma:
             query, key = rotate(query, (cos, sin)), rotate(key, (cos, sin))
             scale = self.query_scalar**-0.5
             y = attention(query, key, value, reading, number, scale=scale, window=window, softcap=self.score_cap)
-            x = x + norm(parts.linear(y, w, "output"), w["after_attention_norm"])
+            x = x + norm(layers.linear(y, w, "output"), w["after_attention_norm"])
             y = norm(x, w["feed_forward_norm"])
-            y = parts.gated_feed_forward(y, w, self.activation)
-            return x + norm(y, w["after_feed_forward_norm"]), parts.heads_first(key, value)
+            y = layers.gated_feed_forward(y, w, self.activation)
+            return x + norm(y, w["after_feed_forward_norm"]), layers.heads_first(key, value)
 
         embedding = params.outer["embedding"]
         # The factor is rounded to the dtype of the weights, as the models were trained with it.
@@ -172,5 +172,5 @@ class Gemma:
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
-        logits = parts.unembed(hidden, params.outer)
+        logits = layers.unembed(hidden, params.outer)
         return logits if self.logit_cap is None else jnp.tanh(logits / self.logit_cap) * self.logit_cap

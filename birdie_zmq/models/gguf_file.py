@@ -17,9 +17,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 
 from birdie_zmq.errors import TokenizerError, UsageError
-from birdie_zmq.models.checkpoint import Header, Index, Take
-from birdie_zmq.models.layout import Layout
 from birdie_zmq.models.tokenizer import CheckpointTokenizer
+from birdie_zmq.models.weight_map import Layout
+from birdie_zmq.models.weights import Header, Index, Take
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """The values of ``general.architecture`` that are read; SmolLM's files say llama."""

@@ -9,10 +9,20 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from birdie_zmq.models import parts
+from birdie_zmq.models import layers
 from birdie_zmq.models.attention import Reading, attention
-from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Read, Stored, bias_of, by_inputs, by_outputs, embedding_of, head_of
+from birdie_zmq.models.config_fields import Fields, positive
+from birdie_zmq.models.weight_map import (
+    Layout,
+    Params,
+    Read,
+    Stored,
+    bias_of,
+    by_inputs,
+    by_outputs,
+    embedding_of,
+    head_of,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Gpt2:
             d_ff=config.integer("n_inner", 4 * d_model),
             max_length=config.integer("n_positions"),
             norm_epsilon=config.number("layer_norm_epsilon", 1e-5),
-            activation=parts.check_activation(config.text("activation_function", "gelu_new")),
+            activation=layers.check_activation(config.text("activation_function", "gelu_new")),
             tied_head=config.flag("tie_word_embeddings", True),
             scaled_scores=config.flag("scale_attn_weights", True),
             scaled_by_layer=config.flag("scale_attn_by_inverse_layer_idx", False),
@@ -109,7 +119,7 @@ class Gpt2:
         length = tokens.shape[1]
         if reading.ends is None and length > self.max_length:
             raise ValueError(f"GPT-2 learned {self.max_length} positions, and {length} are asked for; lower max_length")
-        activate = parts.ACTIVATIONS[self.activation]
+        activate = layers.ACTIVATIONS[self.activation]
         scale = (self.d_model // self.n_heads) ** -0.5 if self.scaled_scores else 1.0
         scales = jnp.full((self.n_layers,), scale, jnp.float32)
         if self.scaled_by_layer:
@@ -119,17 +129,17 @@ class Gpt2:
             x: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array], jax.Array]
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             number, w, scale = scanned
-            y = parts.linear(parts.layer_norm(x, w, "attention_norm", self.norm_epsilon), w, "query_key_value")
-            query, key, value = (parts.split_heads(part, self.n_heads) for part in jnp.split(y, 3, axis=-1))
-            x = x + parts.linear(attention(query, key, value, reading, number, scale=scale), w, "output")
-            y = parts.linear(parts.layer_norm(x, w, "feed_forward_norm", self.norm_epsilon), w, "up")
-            return x + parts.linear(activate(y), w, "down"), parts.heads_first(key, value)
+            y = layers.linear(layers.layer_norm(x, w, "attention_norm", self.norm_epsilon), w, "query_key_value")
+            query, key, value = (layers.split_heads(part, self.n_heads) for part in jnp.split(y, 3, axis=-1))
+            x = x + layers.linear(attention(query, key, value, reading, number, scale=scale), w, "output")
+            y = layers.linear(layers.layer_norm(x, w, "feed_forward_norm", self.norm_epsilon), w, "up")
+            return x + layers.linear(activate(y), w, "down"), layers.heads_first(key, value)
 
         x = params.outer["embedding"][tokens] + params.outer["positions"][reading.positions]
         numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
         x, (keys, values) = jax.lax.scan(layer, x, (numbers, params.layers, scales))
-        return Read(parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
+        return Read(layers.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
-        return parts.unembed(hidden, params.outer)
+        return layers.unembed(hidden, params.outer)

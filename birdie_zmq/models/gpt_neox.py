@@ -9,10 +9,11 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
-from birdie_zmq.models import parts
+from birdie_zmq.models import layers
 from birdie_zmq.models.attention import Reading, attention
-from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import (
+from birdie_zmq.models.config_fields import Fields, positive
+from birdie_zmq.models.rope import Rope, read_rope, rotate
+from birdie_zmq.models.weight_map import (
     Layout,
     Params,
     Read,
@@ -24,7 +25,6 @@ from birdie_zmq.models.layout import (
     head_of,
     linear,
 )
-from birdie_zmq.models.rope import Rope, read_rope, rotate
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class GptNeoX:
             d_ff=config.integer("intermediate_size"),
             max_length=config.integer("max_position_embeddings"),
             norm_epsilon=config.number("layer_norm_eps", 1e-5),
-            activation=parts.check_activation(config.text("hidden_act", "gelu")),
+            activation=layers.check_activation(config.text("hidden_act", "gelu")),
             attention_bias=config.flag("attention_bias", True),
             tied_head=config.flag("tie_word_embeddings", False),
             parallel=config.flag("use_parallel_residual", True),
@@ -118,28 +118,28 @@ class GptNeoX:
     def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
         """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
         tables = self.rope.tables(reading.positions)
-        activate = parts.ACTIVATIONS[self.activation]
+        activate = layers.ACTIVATIONS[self.activation]
         width = self.d_model // self.n_heads
 
         def layer(
             x: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array]]
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             number, w = scanned
-            y = parts.layer_norm(x, w, "attention_norm", self.norm_epsilon)
+            y = layers.layer_norm(x, w, "attention_norm", self.norm_epsilon)
             # One matrix gives, head by head, query, key and value one after another.
-            heads = parts.split_heads(parts.linear(y, w, "query_key_value"), self.n_heads)
+            heads = layers.split_heads(layers.linear(y, w, "query_key_value"), self.n_heads)
             query, key, value = (heads[..., i * width : (i + 1) * width] for i in range(3))
             query, key = rotate(query, tables), rotate(key, tables)
             y = attention(query, key, value, reading, number, scale=width**-0.5)
-            attended = x + parts.linear(y, w, "output")
+            attended = x + layers.linear(y, w, "output")
             y = x if self.parallel else attended
-            y = parts.linear(parts.layer_norm(y, w, "feed_forward_norm", self.norm_epsilon), w, "up")
-            return attended + parts.linear(activate(y), w, "down"), parts.heads_first(key, value)
+            y = layers.linear(layers.layer_norm(y, w, "feed_forward_norm", self.norm_epsilon), w, "up")
+            return attended + layers.linear(activate(y), w, "down"), layers.heads_first(key, value)
 
         numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
         x, (keys, values) = jax.lax.scan(layer, params.outer["embedding"][tokens], (numbers, params.layers))
-        return Read(parts.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
+        return Read(layers.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
-        return parts.unembed(hidden, params.outer)
+        return layers.unembed(hidden, params.outer)

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from birdie_zmq.models import parts
+from birdie_zmq.models import layers
 from birdie_zmq.models.attention import UNLIMITED, Reading, attention
-from birdie_zmq.models.fields import Fields, positive
-from birdie_zmq.models.layout import Layout, Params, Read, Stored, embedding_of, gated_layer, head_of
+from birdie_zmq.models.config_fields import Fields, positive
 from birdie_zmq.models.rope import Rope, read_rope, rotate
+from birdie_zmq.models.weight_map import Layout, Params, Read, Stored, embedding_of, gated_layer, head_of
 
 _WINDOWED = "sliding_attention"
 _FULL = "full_attention"
@@ -105,7 +105,7 @@ class Llama:
             tied_head=config.flag("tie_word_embeddings", False),
             head_width=head_width,
             rope=read_rope(config, head_width),
-            activation=parts.check_activation(config.text("hidden_act", "silu")),
+            activation=layers.check_activation(config.text("hidden_act", "silu")),
             qkv_bias=attention_bias or kind == "qwen2",
             output_bias=attention_bias and kind in ("llama", "qwen3"),
             feed_forward_bias=kind == "llama" and config.flag("mlp_bias", False),
@@ -176,21 +176,21 @@ class Llama:
         windows = jnp.asarray(np.array(self.windows, np.int32)) if self.windows else None
 
         def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
-            return parts.rms_norm(x, weight, self.norm_epsilon)
+            return layers.rms_norm(x, weight, self.norm_epsilon)
 
         def layer(
             x: jax.Array, scanned: tuple[jax.Array, dict[str, jax.Array], jax.Array | None]
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             number, w, window = scanned
             y = norm(x, w["attention_norm"])
-            query, key, value = parts.query_key_value(y, w, self.n_heads, self.n_kv_heads)
+            query, key, value = layers.query_key_value(y, w, self.n_heads, self.n_kv_heads)
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             query, key = rotate(query, tables), rotate(key, tables)
             y = attention(query, key, value, reading, number, scale=self.head_width**-0.5, window=window)
-            x = x + parts.linear(y, w, "output")
+            x = x + layers.linear(y, w, "output")
             y = norm(x, w["feed_forward_norm"])
-            return x + parts.gated_feed_forward(y, w, self.activation), parts.heads_first(key, value)
+            return x + layers.gated_feed_forward(y, w, self.activation), layers.heads_first(key, value)
 
         numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
         x, (keys, values) = jax.lax.scan(layer, params.outer["embedding"][tokens], (numbers, params.layers, windows))
@@ -198,7 +198,7 @@ class Llama:
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., v] of hidden states [..., d]."""
-        return parts.unembed(hidden, params.outer)
+        return layers.unembed(hidden, params.outer)
 
     def init_params(self, key: jax.Array, dtype: DTypeLike = "float32") -> Params:
         """Draw random weights.

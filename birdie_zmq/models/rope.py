@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.models.fields import Fields
+from birdie_zmq.models.config_fields import Fields
 
 KINDS = ("default", "linear", "llama3", "yarn")
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh, NamedSharding
 
-from birdie_zmq.engine.placement import on
+from birdie_zmq.engine.jax.sharding import on
 from birdie_zmq.errors import UsageError
-from birdie_zmq.models.layout import Layout, Stored
+from birdie_zmq.models.weight_map import Layout, Stored
 
 AXIS = "model"
 _ROWS = "data"

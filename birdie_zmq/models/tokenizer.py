@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from birdie_zmq.errors import TokenizerError
-from birdie_zmq.models.fields import read_json_object
+from birdie_zmq.models.config_fields import read_json_object
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 

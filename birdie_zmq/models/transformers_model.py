@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from birdie_zmq.engine.contract import Model
+from birdie_zmq.engine.model_api import Model
 from birdie_zmq.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)

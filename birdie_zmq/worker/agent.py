@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import Self
 
 from birdie_zmq._version import __version__
-from birdie_zmq.config import AgentSettings
 from birdie_zmq.errors import NotAllowed, ProtocolError, UnknownPeer, VersionMismatch
-from birdie_zmq.signals import StopSignals
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.transport import Dealer, wait
-from birdie_zmq.worker import state
+from birdie_zmq.processes.signals import StopSignals
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.settings import AgentSettings
+from birdie_zmq.worker import core
 from birdie_zmq.worker.device_memory import DeviceMemory
 from birdie_zmq.worker.model_process import ModelProcess
 
@@ -68,7 +68,7 @@ class AgentLoop:
         self._environment = environment
         self._api = api
         self._memory = memory
-        self._agent = state.Agent(settings, watches_memory=memory is not None, processes=processes)
+        self._agent = core.Agent(settings, watches_memory=memory is not None, processes=processes)
         self._process: ModelProcess | None = None
         self._registered = False
         self._registered_at = 0.0
@@ -109,7 +109,7 @@ class AgentLoop:
                 break
             if stop.descriptor in ready:
                 ends.discard(stop.descriptor)
-                self._handle(state.Drain())
+                self._handle(core.Drain())
             while (frame := self._dealer.receive()) is not None:
                 self._from_broker(frame)
             self._from_process(ready)
@@ -136,15 +136,15 @@ class AgentLoop:
         self._dealer.send(encode(registration))
 
     def _beat(self, late_s: float) -> None:
-        self._handle(state.Tick(late_s))
+        self._handle(core.Tick(late_s))
         if self._agent.waits_for_memory and self._memory is not None and self._memory.is_free():
-            self._handle(state.MemoryFreed())
+            self._handle(core.MemoryFreed())
         self._heard_at += late_s
         if time.monotonic() - self._heard_at > self._settings.broker_timeout_s:
             doubt = self._dealer.doubt
             logger.warning("the broker is silent; trying to reach it again%s", "" if doubt is None else f"; {doubt}")
             self._heard_at = time.monotonic()
-            self._handle(state.LeasesLost())
+            self._handle(core.LeasesLost())
             self._dealer.reconnect()
             self._register()
         elif not self._registered:
@@ -171,15 +171,15 @@ class AgentLoop:
                 self._registered = True
                 logger.info("registered with the broker (birdie-zmq %s)", message.package_version)
             case m.Lease():
-                self._handle(state.LeaseReceived(message))
+                self._handle(core.LeaseReceived(message))
             case m.CancelLease(lease=lease):
-                self._handle(state.LeaseCancelled(lease))
+                self._handle(core.LeaseCancelled(lease))
             case m.Refusal(error=report):
                 refusal = report.to_error()
                 if isinstance(refusal, UnknownPeer):
                     # Whatever was sent before the new registration is refused as well: one registration is enough.
                     if self._registered:
-                        self._handle(state.LeasesLost())
+                        self._handle(core.LeasesLost())
                         self._register()
                 elif isinstance(refusal, VersionMismatch | NotAllowed):
                     raise refusal
@@ -203,41 +203,41 @@ class AgentLoop:
                 messages = None
             hung_up = messages is None
             for message in messages or ():
-                self._handle(state.ProcessSaid(message))
+                self._handle(core.ProcessSaid(message))
         returncode = process.reap(hung_up=hung_up)
         if returncode is not None:
             self._read_rest(process)
             trace = process.trace()
             process.close(self._settings.terminate_s)
             self._process = None
-            self._handle(state.ProcessExited(returncode, trace))
+            self._handle(core.ProcessExited(returncode, trace))
 
     def _read_rest(self, process: ModelProcess) -> None:
         """Hear what the process said last: an exit can be noticed before the message that explains it is read."""
         try:
             for message in process.channel.receive_rest():
-                self._handle(state.ProcessSaid(message))
+                self._handle(core.ProcessSaid(message))
         except ProtocolError as error:
             logger.warning("the model process ended in the middle of a message: %s", error)
 
-    def _handle(self, event: state.Event) -> None:
+    def _handle(self, event: core.Event) -> None:
         for action in self._agent.handle(event, time.monotonic()):
             match action:
-                case state.Log("warning", text):
+                case core.Log("warning", text):
                     logger.warning(text)
-                case state.Log(_, text):
+                case core.Log(_, text):
                     logger.info(text)
-                case state.TellBroker(message):
+                case core.TellBroker(message):
                     self._dealer.send(encode(message))
-                case state.TellProcess(message):
+                case core.TellProcess(message):
                     if self._process is not None:
                         self._process.channel.send(message)
-                case state.EndProcess(kill):
+                case core.EndProcess(kill):
                     if self._process is not None:
                         self._process.end(kill)
-                case state.StartProcess(model, started):
+                case core.StartProcess(model, started):
                     self._start(model, started)
-                case state.Stop():
+                case core.Stop():
                     self._is_done = True
 
     def _start(self, model: m.ModelSpec, started: int) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.wire.codec import MAX_FRAME_BYTES, encode
-from birdie_zmq.wire.messages import Message
+from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, encode
+from birdie_zmq.protocol.messages import Message
 
 _LENGTH_BYTES = 4
 _READ_BYTES = 1 << 16
@@ -49,7 +49,7 @@ class Channel:
 
     Args:
         end: A connected stream socket, owned by the channel from now on.
-        decode: Makes a message of a frame, as `birdie_zmq.wire.codec.decoder` gives it.
+        decode: Makes a message of a frame, as `birdie_zmq.protocol.codec.decoder` gives it.
     """
 
     def __init__(self, end: socket.socket, decode: Callable[[bytes], Any]) -> None:

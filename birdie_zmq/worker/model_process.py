@@ -8,9 +8,9 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 
-from birdie_zmq.processes import end, kill_group, module_command, package_environment, start
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder
+from birdie_zmq.processes.spawn import end, kill_group, module_command, package_environment, start
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.worker.channel import Channel
 
 _MOST_TRACE_BYTES = 1 << 16
@@ -24,7 +24,7 @@ class ModelProcess:
     Must be made in the main thread: it ends with the thread that started it.
 
     Args:
-        engine: The module that is its main, such as ``birdie_zmq.worker.process``.
+        engine: The module that is its main, such as ``birdie_zmq.worker.model_server``.
         environment: Its environment.
     """
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.broker.room import CLIENT, GREETING, WORKER, Room, register
+from tests.broker.harness import CLIENT, GREETING, WORKER, Room, register
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from birdie_zmq.broker.core import Broker
 from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable, Unreadable
-from birdie_zmq.broker.state import Broker
-from birdie_zmq.config import BrokerSettings
 from birdie_zmq.errors import (
     MalformedMessage,
     ModelCallError,
@@ -20,8 +19,9 @@ from birdie_zmq.errors import (
     UnknownPeer,
     WorkerUnavailable,
 )
-from birdie_zmq.wire import messages as m
-from tests.broker.room import GREETING, A, B, C, FromPeer, crash, fail, register, texts_of
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.settings import BrokerSettings
+from tests.broker.harness import GREETING, A, B, C, FromPeer, crash, fail, register, texts_of
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         max_losses=3,
         max_losses_in_a_row=10,
         max_batches_per_client=5,
-        max_refusals_in_a_row=1_000_000,  # here each refusal is looked for; tests/broker/test_budgets.py bounds them
+        max_refusals_in_a_row=1_000_000,  # here each refusal is looked for; tests/broker/test_rate_limits.py bounds them
     )
 
     def __init__(self) -> None:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.broker.queues import Batch, Part, Queues
-from birdie_zmq.wire import messages as m
-from tests.broker.room import A, B
+from birdie_zmq.broker.scheduler import Batch, Part, Queues
+from birdie_zmq.protocol import messages as m
+from tests.broker.harness import A, B
 
 
 def part(client: str, number: int, model: m.ModelSpec = A) -> Part:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from birdie_zmq.broker.status_server import StatusServer
-from birdie_zmq.wire import messages as m
-from tests.broker.room import CLIENT, GREETING, OTHER_WORKER, WORKER, Room, answer, crash, register, submit
+from birdie_zmq.broker.status.http_server import StatusServer
+from birdie_zmq.protocol import messages as m
+from tests.broker.harness import CLIENT, GREETING, OTHER_WORKER, WORKER, Room, answer, crash, register, submit
 
 pytestmark = pytest.mark.browser
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.config import ClientSettings
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
-from tests.chaos.harm import AGENT, ALL, BROKER, KILL, MODEL_PROCESS, Answers, Evildoer, plan
+from tests.chaos.faults import AGENT, ALL, BROKER, KILL, MODEL_PROCESS, Answers, Evildoer, plan
 from tests.integration.conftest import ROOT, alive, descendants
 
 SEED = int(os.environ.get("BIRDIE_CHAOS_SEED", "20261125"))

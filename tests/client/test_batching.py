@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.client.batching import Prompt, generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.state import Job
-from birdie_zmq.config import ClientSettings
-from birdie_zmq.wire import messages as m
+from birdie_zmq.client.core import Job
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.settings import ClientSettings
 
 SETTINGS = ClientSettings(batch_items=4, batch_characters=20)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from birdie_zmq.client import journal as module
 from birdie_zmq.client.journal import Journal
-from birdie_zmq.client.records import HEADER, Recorded, encode_record
+from birdie_zmq.client.journal_records import HEADER, Recorded, encode_record
 from birdie_zmq.errors import UsageError
 
 answers: st.SearchStrategy[Recorded] = st.one_of(

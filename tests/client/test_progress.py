@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.client.batching import Prompt, generate_jobs, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.core import Job
 from birdie_zmq.client.progress import Estimate, Progress, common_characters
-from birdie_zmq.client.state import Job
-from birdie_zmq.config import ClientSettings
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.settings import ClientSettings
 
 SETTINGS = ClientSettings(batch_items=64)
 COMPILING_S = 7.0

@@ -81,8 +81,8 @@ class Machine:
                 shutil.copy(ROOT / name, self.checkout / name)
         # The default ports are those of the docs, and may be in use on this machine.
         for name, line, port in (
-            ("birdie_zmq/wire/endpoints.py", "DEFAULT_PORT = 5555", self.port),
-            ("birdie_zmq/config.py", "DEFAULT_STATUS_PORT = 5556", self.status_port),
+            ("birdie_zmq/protocol/endpoints.py", "DEFAULT_PORT = 5555", self.port),
+            ("birdie_zmq/settings.py", "DEFAULT_STATUS_PORT = 5556", self.status_port),
         ):
             text = (self.checkout / name).read_text("utf-8")
             assert text.count(line) == 1

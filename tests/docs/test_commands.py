@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from birdie_zmq.config import DEFAULT_STATUS_PORT
+from birdie_zmq.settings import DEFAULT_STATUS_PORT
 from tests.docs.as_typed import NOT_RUN, PREPARED, SUBSTITUTIONS, commands, ready_mark, substituted, without_comment
 from tests.docs.markdown import ROOT, Block, blocks, pages
 from tests.docs.reader import Machine, Reader

@@ -14,10 +14,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from birdie_zmq.engine.backend import Ability, Backend
-from birdie_zmq.engine.buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning import PAD, Branch, Fork, Read, Rows, Scored, Step, Tokens
+from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
+from birdie_zmq.engine.planning.steps import PAD, Branch, Fork, Read, Rows, Scored, Step, Tokens
 from birdie_zmq.engine.scoring import possible_shapes
-from birdie_zmq.wire.messages import StepLimits
+from birdie_zmq.protocol.messages import StepLimits
 
 MAX_LENGTH = 128
 

@@ -17,12 +17,12 @@ import pytest
 
 from birdie_zmq import Model
 from birdie_zmq.engine.backend import Backend
-from birdie_zmq.engine.contract import resolve
 from birdie_zmq.engine.evaluator import Evaluator, ItemFailed
-from birdie_zmq.engine.jax_backend import JaxBackend
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import BirdieError, NonFiniteLogits, RequestError, TokenizerError, TokenOutOfVocabulary
-from birdie_zmq.wire import messages as m
+from birdie_zmq.protocol import messages as m
 
 MAX_LENGTH = 48
 VOCABULARY = 258

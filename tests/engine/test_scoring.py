@@ -17,16 +17,16 @@ import pytest
 
 from birdie_zmq import Model
 from birdie_zmq.engine.backend import Ability
-from birdie_zmq.engine.buckets import Buckets, StepBudget
-from birdie_zmq.engine.contract import resolve
-from birdie_zmq.engine.jax_backend import JaxBackend
-from birdie_zmq.engine.planning import Scored, Step, Tokens
+from birdie_zmq.engine.counters import Tally
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
+from birdie_zmq.engine.planning.steps import Scored, Step, Tokens
 from birdie_zmq.engine.scoring import IdleClock, NotFinite, plan_for, possible_shapes, score
-from birdie_zmq.engine.tally import Tally
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.wire.messages import StepLimits
+from birdie_zmq.protocol.messages import StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
 from tests.engine.replay import Knows, replay, tokens_of

@@ -13,8 +13,8 @@ import atheris
 
 with atheris.instrument_imports(include=["birdie_zmq", "msgpack", "msgpack_numpy"]):
     from birdie_zmq.errors import ProtocolError
-    from birdie_zmq.wire import messages as m
-    from birdie_zmq.wire.codec import decoder, encode
+    from birdie_zmq.protocol import messages as m
+    from birdie_zmq.protocol.codec import decoder, encode
     from tests.fuzz.frames import SAMPLES
 
 _decode = decoder(m.Message)

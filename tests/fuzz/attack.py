@@ -14,8 +14,8 @@ import time
 import zmq
 
 from birdie_zmq.errors import BirdieError
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder, encode
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
 from tests.fuzz.frames import MODEL, frames
 
 CONNECTIONS = 24

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import encode
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import encode
 
 MODEL = m.ModelSpec(tag="pair")
 _ERROR = m.ErrorReport(code="model", message="boom", traceback="line 1")

@@ -17,9 +17,9 @@ import psutil
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.config import ClientSettings
-from birdie_zmq.wire.codec import MAX_ELEMENTS
-from birdie_zmq.wire.transport import MAX_UNREAD_BY_BROKER
+from birdie_zmq.protocol.codec import MAX_ELEMENTS
+from birdie_zmq.protocol.sockets import MAX_UNREAD_BY_BROKER
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.fuzz.attack import CONNECTIONS, MEAN_FRAME_BYTES, MOST_FRAME_BYTES
 from tests.integration.conftest import ROOT, Programs

@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from birdie_zmq.errors import ProtocolError
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import MAX_ELEMENTS, decoder, encode
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import MAX_ELEMENTS, decoder, encode
 from tests.fuzz.frames import frames
-from tests.wire.test_codec import RECORDS, body_of, frame_of, junk, messages
+from tests.protocol.test_codec import RECORDS, body_of, frame_of, junk, messages
 
 SEED = int(os.environ.get("BIRDIE_FUZZ_SEED", "20261125"))
 INPUTS = int(os.environ.get("BIRDIE_FUZZ_INPUTS", "300000"))
 EXAMPLES = int(os.environ.get("BIRDIE_FUZZ_EXAMPLES", "20000"))
 MOST_BYTES = 128 * MAX_ELEMENTS
-"""What a frame of so many elements may take while it is read, the most that tests/wire/test_codec.py allows one frame."""
+"""What a frame of so many elements may take while it is read, the most that tests/protocol/test_codec.py allows one frame."""
 
 decode = decoder(m.Message)
 

@@ -12,8 +12,8 @@ from typing import get_args
 import pytest
 
 from birdie_zmq.errors import BirdieError
-from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.messages import Message
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.messages import Message
 
 GOLDEN = Path(__file__).resolve().parent
 ROOT = GOLDEN.parent.parent

@@ -9,7 +9,7 @@ import sys
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
-from birdie_zmq.config import ClientSettings
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from birdie_zmq.config import AgentSettings, BrokerSettings, ClientSettings
+from birdie_zmq.settings import AgentSettings, BrokerSettings, ClientSettings
 from harness_model import BirdieZMQ
 from tests.hosts.network import Host, Link, Network
 from tests.integration.conftest import ROOT, Program, Programs, wait_until

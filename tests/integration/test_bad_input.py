@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import (
     ApiPageError,
     BirdieError,
@@ -26,6 +25,7 @@ from birdie_zmq.errors import (
     UnsupportedRequest,
     UsageError,
 )
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Programs, Served, wait_until
 

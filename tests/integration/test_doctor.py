@@ -11,12 +11,12 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from birdie_zmq.doctor import broker
-from birdie_zmq.doctor.finding import Finding
-from birdie_zmq.wire.endpoints import parse_endpoint
-from birdie_zmq.wire.keys import new_key
-from birdie_zmq.wire.messages import WIRE_VERSION
-from birdie_zmq.wire.transport import Router, wait
+from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.messages import WIRE_VERSION
+from birdie_zmq.protocol.security.keys import new_key
+from birdie_zmq.protocol.sockets import Router, wait
+from birdie_zmq.tools.doctor import broker
+from birdie_zmq.tools.doctor.finding import Finding
 from tests.integration.conftest import ROOT, Programs
 
 

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.client import Pulse
-from birdie_zmq.embedded import Embedded
+from birdie_zmq.client.embedded import Embedded
 from birdie_zmq.errors import UnavailableError, UsageError
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Program, Programs, alive, descendants, wait_until

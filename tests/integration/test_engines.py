@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from birdie_zmq.errors import EngineError, ModelLoadError, UsageError
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Programs
-from tests.pages import numpy_page
+from tests.model_files import numpy_model
 
 PAIRS = [
     ("the cat sat on", " the mat"),
@@ -30,14 +30,14 @@ SAMPLED = {"do_sample": True, "temperature": 2.0, "max_gen_toks": 12}
 
 def direct(tokens: list[int], seed: int = 0) -> npt.NDArray[np.float64]:
     """Log-probabilities [t, v] of one row by itself."""
-    at = numpy_page.logits(numpy_page.weights(seed), np.array([tokens], np.int32))[0].astype(np.float64)
+    at = numpy_model.logits(numpy_model.weights(seed), np.array([tokens], np.int32))[0].astype(np.float64)
     normalised: npt.NDArray[np.float64] = at - np.log(np.exp(at).sum(axis=-1, keepdims=True))
     return normalised
 
 
 def expected_score(context: str, continuation: str, seed: int = 0) -> tuple[float, bool]:
-    start = list(context.encode()) or [numpy_page.BOS]
-    tokens = (start + list(continuation.encode()))[-numpy_page.MAX_LENGTH - 1 :]
+    start = list(context.encode()) or [numpy_model.BOS]
+    tokens = (start + list(continuation.encode()))[-numpy_model.MAX_LENGTH - 1 :]
     count = len(continuation)
     at = direct(tokens[:-1], seed)[-count:]
     targets = tokens[-count:]
@@ -48,19 +48,19 @@ def expected_text(prompt: str, count: int) -> str:
     tokens = list(prompt.encode())
     for _ in range(count):
         tokens.append(int(direct(tokens)[-1].argmax()))
-        if tokens[-1] == numpy_page.EOS:
+        if tokens[-1] == numpy_model.EOS:
             tokens.pop()
             break
-    return numpy_page.Bytes().decode(tokens[len(prompt) :])
+    return numpy_model.Bytes().decode(tokens[len(prompt) :])
 
 
 def asked(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
 
 
-def numpy_model(pages: Path, **keywords: Any) -> BirdieZMQ:
+def open_model(pages: Path, **keywords: Any) -> BirdieZMQ:
     return BirdieZMQ(
-        api=str(pages / "numpy_page.py"), engine=str(pages / "numpy_engine.py"), **{"model_tag": "pair", **keywords}
+        api=str(pages / "numpy_model.py"), engine=str(pages / "numpy_engine.py"), **{"model_tag": "pair", **keywords}
     )
 
 
@@ -68,7 +68,7 @@ def numpy_model(pages: Path, **keywords: Any) -> BirdieZMQ:
 def test_an_engine_in_one_file_answers_as_a_direct_computation(
     pages: Path, form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with numpy_model(pages, model_tag=form) as lm:
+    with open_model(pages, model_tag=form) as lm:
         scores = lm.loglikelihood(asked("loglikelihood", PAIRS * 30), disable_tqdm=True)[: len(PAIRS)]
         rolled = lm.loglikelihood_rolling(asked("loglikelihood_rolling", [(text,) for text in TEXTS]), True)
         settings = {"until": [], "max_gen_toks": 9}
@@ -89,7 +89,7 @@ def test_an_engine_in_one_file_answers_as_a_direct_computation(
 
 def test_what_is_drawn_depends_on_seed_and_repeat_alone(pages: Path) -> None:
     def run(count: int, **keywords: Any) -> list[str]:
-        with numpy_model(pages, **keywords) as lm:
+        with open_model(pages, **keywords) as lm:
             requests = asked("generate_until", [(prompt, SAMPLED) for prompt in PROMPTS[:count] * 2])
             return lm.generate_until(requests, disable_tqdm=True)
 
@@ -107,9 +107,9 @@ def test_the_engine_is_part_of_what_model_this_is(pages: Path, tmp_path: Path) -
     identities = []
     for engine in (pages / "numpy_engine.py", pages / "numpy_engine.py", changed):
         with (
-            numpy_model(pages)
+            open_model(pages)
             if engine != changed
-            else BirdieZMQ(model_tag="pair", api=str(pages / "numpy_page.py"), engine=str(changed)) as lm
+            else BirdieZMQ(model_tag="pair", api=str(pages / "numpy_model.py"), engine=str(changed)) as lm
         ):
             identities.append(lm.get_model_info()["model_identity"])
     assert identities[0] == identities[1] != identities[2]
@@ -117,13 +117,13 @@ def test_the_engine_is_part_of_what_model_this_is(pages: Path, tmp_path: Path) -
 
 def test_a_page_may_read_which_engine_it_is_for(pages: Path) -> None:
     with pytest.raises(ModelLoadError, match=rf"LookupError: {re.escape(str(pages / 'numpy_engine.py'))}"):
-        numpy_model(pages, model_tag="engine")
+        open_model(pages, model_tag="engine")
 
 
 def test_an_engine_that_cannot_be_imported_is_said_at_the_prompt(pages: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import no_such_framework\n")
     with pytest.raises(EngineError, match="needs no_such_framework, which is not installed"):
-        BirdieZMQ(model_tag="pair", api=str(pages / "numpy_page.py"), engine=str(tmp_path / "broken.py"))
+        BirdieZMQ(model_tag="pair", api=str(pages / "numpy_model.py"), engine=str(tmp_path / "broken.py"))
 
 
 def test_the_built_in_models_are_for_built_in_engines(pages: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_built_in_models_are_for_built_in_engines(pages: Path) -> None:
 def test_a_worker_at_a_broker_has_its_own_engine_and_changes_models(programs: Programs, pages: Path) -> None:
     _, endpoint = programs.broker()
     engine = str(pages / "numpy_engine.py")
-    worker = programs.worker(endpoint, pages / "numpy_page.py", "--engine", engine)
+    worker = programs.worker(endpoint, pages / "numpy_model.py", "--engine", engine)
     assert f"engine {engine}, models from" in worker.output
     processes = set()
     for seed in (0, 5, 0):

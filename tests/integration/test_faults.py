@@ -18,9 +18,9 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
-from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import ModelChanged, ModelProcessDied
-from birdie_zmq.wire.messages import ModelDescription
+from birdie_zmq.protocol.messages import ModelDescription
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Programs, descendants, wait_until
 

@@ -9,8 +9,8 @@ import time
 
 import zmq
 
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import encode
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import encode
 from tests.integration.conftest import Programs
 
 

@@ -16,8 +16,8 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import BrokerUnavailable, NotAllowed, UnknownModelTag, UsageError
-from birdie_zmq.models.locate import BUILT_IN
-from birdie_zmq.wire.keys import new_key, revoke_key
+from birdie_zmq.models.resolution import BUILT_IN
+from birdie_zmq.protocol.security.keys import new_key, revoke_key
 from harness_model import BirdieZMQ
 from tests.integration.conftest import DEADLINE_S, Programs, Served, wait_until
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 import zmq
 
+from birdie_zmq.broker.memory_limit import LEAST_MIB, default_limit_mib, limit_memory
 from birdie_zmq.errors import UsageError
-from birdie_zmq.memory_limit import LEAST_MIB, default_limit_mib, limit_memory
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import MAX_ELEMENTS, encode
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import MAX_ELEMENTS, encode
 from tests.integration.conftest import Programs
 
 LIMIT_MIB = LEAST_MIB

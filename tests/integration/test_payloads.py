@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from birdie_zmq.errors import MalformedMessage, ModelProcessDied
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.endpoints import parse_endpoint
-from birdie_zmq.wire.transport import Dealer, wait
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.sockets import Dealer, wait
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Programs, Served, wait_until
 
@@ -107,7 +107,7 @@ def test_a_model_process_ends_if_its_agent_sends_it(tmp_path: Path) -> None:
     with ours, theirs, tempfile.TemporaryFile() as trace:
         descriptors = [theirs.fileno(), trace.fileno()]
         process = subprocess.Popen(
-            [sys.executable, "-m", "birdie_zmq.worker.process", *map(str, descriptors), str(os.getpid())],
+            [sys.executable, "-m", "birdie_zmq.worker.model_server", *map(str, descriptors), str(os.getpid())],
             pass_fds=descriptors,
             cwd=ROOT,
             stderr=subprocess.PIPE,

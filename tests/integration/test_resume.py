@@ -178,7 +178,7 @@ def test_a_file_that_is_no_journal_ends_the_run_before_anything_is_started(tmp_p
 KILLED = """
 import json, sys, time
 from lm_eval.api.instance import Instance
-from birdie_zmq.config import ClientSettings
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.integration.test_resume import GREEDY, TEXTS
 

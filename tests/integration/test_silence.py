@@ -10,7 +10,6 @@ import msgpack
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.config import ClientSettings
 from birdie_zmq.errors import (
     BirdieError,
     MalformedMessage,
@@ -20,10 +19,11 @@ from birdie_zmq.errors import (
     RequestError,
     TokenizerError,
 )
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import decoder, encode
-from birdie_zmq.wire.endpoints import parse_endpoint
-from birdie_zmq.wire.transport import Dealer, wait
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Programs, Served
 

@@ -21,7 +21,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from prometheus_client.parser import text_string_to_metric_families
 
-from birdie_zmq.broker.status import Status
+from birdie_zmq.broker.status.snapshot import Status
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Programs, wait_until
 

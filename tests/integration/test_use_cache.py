@@ -12,7 +12,7 @@ import pytest
 from lm_eval.api.model import CachingLM
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.response_cache import MARK
+from birdie_zmq.harness.response_cache import MARK
 from tests.integration.conftest import ROOT, Program, Programs, Served
 from tests.integration.test_resume import TEXTS, Counted
 

@@ -22,14 +22,14 @@ from lm_eval.api.instance import Instance
 from numpy.typing import NDArray
 
 from birdie_zmq import Model, models
-from birdie_zmq.engine.contract import resolve
-from birdie_zmq.engine.jax_backend import JaxBackend
-from birdie_zmq.engine.placement import make_mesh
-from birdie_zmq.engine.planning import Branch, Places, Read, Step
-from birdie_zmq.engine.programs import Programs
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.jax.executables import Programs
+from birdie_zmq.engine.jax.sharding import make_mesh
+from birdie_zmq.engine.mesh_shape import MeshShape, read_mesh
+from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.steps import Branch, Places, Read, Step
 from birdie_zmq.errors import UsageError
-from birdie_zmq.mesh_shape import MeshShape, read_mesh
-from birdie_zmq.models import checkpoint
+from birdie_zmq.models import weights
 from birdie_zmq.models.llama import Llama
 from harness_model import BirdieZMQ
 
@@ -96,7 +96,7 @@ def parts(params: Any) -> dict[str, Any]:
 def largest_read(folder: Path, mesh: str) -> dict[str, int]:
     """The most numbers of each tensor that were in the host's memory at once while it was divided."""
     seen: dict[str, int] = {}
-    plain = checkpoint.SafetensorsDirectory.read
+    plain = weights.SafetensorsDirectory.read
 
     def watched(self: Any) -> Iterator[tuple[str, Any]]:
         for name, take in plain(self):
@@ -108,11 +108,11 @@ def largest_read(folder: Path, mesh: str) -> dict[str, int]:
 
             yield name, take_and_tell
 
-    checkpoint.SafetensorsDirectory.read = watched  # type: ignore[method-assign]
+    weights.SafetensorsDirectory.read = watched  # type: ignore[method-assign]
     try:
         models.load_model(str(folder), mesh=make_mesh(read_mesh(mesh)))
     finally:
-        checkpoint.SafetensorsDirectory.read = plain  # type: ignore[method-assign]
+        weights.SafetensorsDirectory.read = plain  # type: ignore[method-assign]
     return seen
 
 
@@ -183,7 +183,7 @@ def refusal(load: Callable[[], Any]) -> str:
 
 def of_checkpoints(folder: Path) -> dict[str, Any]:
     """All that is looked at of a built-in model."""
-    checkpoint.save_checkpoint(folder, MODEL, MODEL.init_params(jax.random.key(0)))
+    weights.save_checkpoint(folder, MODEL, MODEL.init_params(jax.random.key(0)))
 
     def llama(mesh: Any) -> Model:
         return models.load_model(str(folder), **({} if mesh is None else {"mesh": mesh}))
@@ -206,7 +206,7 @@ def of_checkpoints(folder: Path) -> dict[str, Any]:
 def of_pages(folder: Path) -> dict[str, Any]:
     """All that is looked at of models that a page loads."""
     rnn, sharded = (importlib.import_module(name) for name in ("gated_rnn", "sharded"))
-    checkpoint.save_checkpoint(folder, MODEL, MODEL.init_params(jax.random.key(0)))
+    weights.save_checkpoint(folder, MODEL, MODEL.init_params(jax.random.key(0)))
 
     def bare(mesh: Any) -> Callable[[Any], Any]:
         logits, params = sharded.load_model("plain", mesh)

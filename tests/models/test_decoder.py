@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from birdie_zmq.engine.contract import Model, resolve
+from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.models import attention
 from birdie_zmq.models.decoder import branch, extend, hidden, init_state, logits, model_of, unembed
-from birdie_zmq.models.families import FAMILIES, architecture_of
-from birdie_zmq.models.layout import Architecture, Params
+from birdie_zmq.models.registry import FAMILIES, architecture_of
+from birdie_zmq.models.weight_map import Architecture, Params
 
 VOCABULARY = 40
 SIZES = {

@@ -11,9 +11,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from birdie_zmq.models.decoder import logits
-from birdie_zmq.models.layout import Architecture, Params
-from birdie_zmq.models.loading import load_checkpoint
-from birdie_zmq.models.locate import BUILT_IN, DEMO
+from birdie_zmq.models.loader import load_checkpoint
+from birdie_zmq.models.resolution import BUILT_IN, DEMO
+from birdie_zmq.models.weight_map import Architecture, Params
 
 DIRECTORY = BUILT_IN[DEMO]
 

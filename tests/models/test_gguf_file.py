@@ -14,10 +14,10 @@ from tokenizers.models import BPE
 
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.gguf_file import GgufFile
-from birdie_zmq.models.layout import Params
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.loading import load_checkpoint
+from birdie_zmq.models.loader import load_checkpoint
 from birdie_zmq.models.rope import Rope
+from birdie_zmq.models.weight_map import Params
 from tests.gguf_files import add_sizes, write_gguf
 
 TEXTS = [

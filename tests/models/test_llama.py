@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from birdie_zmq.models.attention import UNLIMITED
 from birdie_zmq.models.decoder import hidden, logits
-from birdie_zmq.models.layout import Params
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.rope import Rope
+from birdie_zmq.models.weight_map import Params
 
 MODEL = Llama(
     vocab_size=50,

@@ -14,10 +14,10 @@ from tokenizers.models import WordLevel
 
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
 from birdie_zmq.models.decoder import logits
-from birdie_zmq.models.families import architecture_of
 from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.registry import architecture_of
+from birdie_zmq.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
 PARAMS = MODEL.init_params(jax.random.key(0))

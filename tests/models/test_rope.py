@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from birdie_zmq.models.fields import Fields
+from birdie_zmq.models.config_fields import Fields
 from birdie_zmq.models.rope import KINDS, Rope, read_rope, rotate
 
 LLAMA3 = {

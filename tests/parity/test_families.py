@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from birdie_zmq.models.families import FAMILIES
+from birdie_zmq.models.registry import FAMILIES
 from tests.parity.checkpoints import DEMO, MAX_LENGTH, VARIANTS, make_checkpoint
 from tests.parity.conftest import TOLERANCE, assert_same, hf, instances, ours
 

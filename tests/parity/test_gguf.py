@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from birdie_zmq.models.gguf_file import ARCHITECTURES
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.loading import load_checkpoint
+from birdie_zmq.models.loader import load_checkpoint
 from tests.gguf_files import write_gguf
 from tests.parity.checkpoints import VARIANTS, make_checkpoint
 from tests.parity.conftest import assert_same, hf, instances, ours

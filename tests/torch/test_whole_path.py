@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelLoadError, UsageError
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Programs
-from tests.pages import torch_page
+from tests.model_files import torch_model
 from tests.parity.checkpoints import VARIANTS, make_checkpoint
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -40,8 +40,8 @@ def asked(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
 
 
-def torch_model(pages: Path, tag: str = "module", **keywords: Any) -> BirdieZMQ:
-    return BirdieZMQ(model_tag=tag, api=str(pages / "torch_page.py"), engine="torch", device="cpu", **keywords)
+def open_model(pages: Path, tag: str = "module", **keywords: Any) -> BirdieZMQ:
+    return BirdieZMQ(model_tag=tag, api=str(pages / "torch_model.py"), engine="torch", device="cpu", **keywords)
 
 
 def scores_of(lm: BirdieZMQ, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
@@ -101,7 +101,7 @@ def test_torch_and_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) 
 def test_the_forms_of_one_model_answer_as_a_direct_computation(
     pages: Path, tag: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    module = torch_page.module_of(3).eval()
+    module = torch_model.module_of(3).eval()
     context, continuation = b"the cat sat on", b" the mat"
     row = torch.tensor([list(context + continuation)])
     with torch.inference_mode():
@@ -112,7 +112,7 @@ def test_the_forms_of_one_model_answer_as_a_direct_computation(
     expected = float(at.gather(1, row[0, -len(continuation) :, None]).sum())
     others = [("the cat" * (n % 9), f"number {n}") for n in range(70)]
 
-    with torch_model(pages, tag, seed=3) as lm:
+    with open_model(pages, tag, seed=3) as lm:
         scores = scores_of(lm, [(context.decode(), continuation.decode()), *others])
         (answer,) = texts_of(lm, [context.decode()], {"until": [], "max_gen_toks": 5})
 
@@ -123,7 +123,7 @@ def test_the_forms_of_one_model_answer_as_a_direct_computation(
 
 def test_what_is_drawn_depends_on_seed_and_repeat_alone(pages: Path) -> None:
     def run(prompts: list[str], **keywords: Any) -> list[str]:
-        with torch_model(pages, **keywords) as lm:
+        with open_model(pages, **keywords) as lm:
             return texts_of(lm, prompts, SAMPLED)
 
     first = run(PROMPTS * 2)
@@ -134,7 +134,7 @@ def test_what_is_drawn_depends_on_seed_and_repeat_alone(pages: Path) -> None:
 
 def test_a_worker_for_torch_at_a_broker_changes_models_by_new_processes(programs: Programs, pages: Path) -> None:
     _, endpoint = programs.broker()
-    worker = programs.worker(endpoint, pages / "torch_page.py", face="workers.torch_worker")
+    worker = programs.worker(endpoint, pages / "torch_model.py", face="workers.torch_worker")
     assert "engine torch" in worker.output
     processes, scores = [], []
     for tag in ("module", "parts", "module"):
@@ -163,7 +163,7 @@ def test_a_model_process_for_jax_has_no_torch_though_it_is_installed(pages: Path
 
 def test_a_model_process_for_torch_has_no_jax(pages: Path, tmp_path: Path) -> None:
     written = tmp_path / "modules.json"
-    with torch_model(pages, "modules", written=str(written)) as lm:
+    with open_model(pages, "modules", written=str(written)) as lm:
         assert scores_of(lm, PAIRS[:1])[0][0] < 0
     assert "torch" in modules_of(written)
     assert "jax" not in modules_of(written)
@@ -175,12 +175,12 @@ def test_a_model_process_for_torch_has_no_jax(pages: Path, tmp_path: Path) -> No
 def test_a_module_given_to_jax_is_refused_at_the_prompt(pages: Path) -> None:
     for tag, error in (("module", ModelLoadError), ("method", ModelLoadError), ("callable", ModelCallError)):
         with pytest.raises(error, match=r"(?s)engine .*is jax.*say engine=torch"):
-            BirdieZMQ(model_tag=tag, api=str(pages / "torch_page.py"), device="cpu")
+            BirdieZMQ(model_tag=tag, api=str(pages / "torch_model.py"), device="cpu")
 
 
 def test_a_model_of_jax_given_to_torch_is_refused_at_the_prompt(pages: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"of JAX .* is torch; say engine=jax"):
-        torch_model(pages, "jax")
+        open_model(pages, "jax")
 
 
 def test_what_is_for_jax_alone_says_so(tmp_path: Path) -> None:

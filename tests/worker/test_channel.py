@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.wire import messages as m
-from birdie_zmq.wire.codec import MAX_FRAME_BYTES, decoder, encode
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, decoder, encode
 from birdie_zmq.worker.channel import Channel, Frames
 
 decode = decoder(m.Message)

@@ -1,0 +1,1 @@
+"""The commands: ``birdie-zmq`` and its subcommands, ``broker.py`` and ``workers/*.py``, one module each."""

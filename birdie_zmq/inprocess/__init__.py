@@ -1,0 +1,1 @@
+"""The client interface over an engine in the caller's own process."""

@@ -1,0 +1,1 @@
+"""Child processes and signals: starting, stopping, and ending with the parent."""

@@ -1,0 +1,35 @@
+"""The lock of a Unix socket's path, which only one broker may have."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from birdie_zmq.errors import UsageError
+from birdie_zmq.protocol.endpoints import IpcEndpoint
+
+
+def lock_ipc_path(endpoint: IpcEndpoint) -> int:
+    """Take the lock beside an ipc path: zmq would let a second broker bind the same path, and steal the first one's peers.
+
+    Returns:
+        The descriptor that holds the lock until it is closed.
+
+    Raises:
+        UsageError: Another broker has the lock, or something else than a socket is there.
+    """
+    try:
+        descriptor = os.open(f"{endpoint.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"cannot bind {endpoint}: {error.strerror} ({error.filename})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise UsageError(f"cannot bind {endpoint}: another broker is bound there") from error
+    if endpoint.path.is_socket():
+        endpoint.path.unlink()
+    elif endpoint.path.exists():
+        os.close(descriptor)
+        raise UsageError(f"cannot bind {endpoint}: there is something else than a socket")
+    return descriptor

@@ -1,0 +1,1 @@
+"""A worker rank on another host: it runs the model process that follows rank 0."""

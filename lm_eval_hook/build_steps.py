@@ -1,0 +1,64 @@
+"""Build steps that setup.cfg cannot express: install the hook that tells lm_eval about us, and the demo's tasks.
+
+setup.cfg names both classes under ``cmdclass``. They run while a wheel is built and are not installed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
+
+HERE = Path(__file__).resolve().parent
+TASKS = HERE.parent / "examples" / "tasks"
+HOOK = ("birdie_zmq_lm_eval.pth", "_birdie_zmq_hook.py")
+"""The files of the hook, which go to the top of site-packages: Python reads .pth files only there."""
+
+
+class BuildPy(build_py):
+    """Copy the hook to the top of the wheel, and the demo's tasks into the package."""
+
+    def run(self) -> None:
+        """Run setuptools' own step, then copy."""
+        super().run()
+        if self.editable_mode:
+            return  # EditableWheel writes the wheel of an editable install, and the tasks are in the checkout.
+        target = Path(self.build_lib)
+        for name in HOOK:
+            shutil.copyfile(HERE / name, target / name)
+        shutil.copytree(TASKS, target / "birdie_zmq" / "demo_tasks", dirs_exist_ok=True)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """List the copied files too, so that they are recorded and uninstalled."""
+        target = Path(self.build_lib)
+        tasks = [path.relative_to(TASKS) for path in TASKS.rglob("*") if path.is_file()]
+        copied = [target / "birdie_zmq" / "demo_tasks" / path for path in tasks]
+        outputs: list[str] = super().get_outputs(include_bytecode)
+        return [*outputs, *(str(target / name) for name in HOOK), *map(str, copied)]
+
+
+class EditableWheel(editable_wheel):
+    """Put the hook into the wheel of an editable install, beside the .pth file that setuptools makes."""
+
+    def _select_strategy(self, *arguments: Any) -> Any:
+        strategy = super()._select_strategy(*arguments)  # type: ignore[misc]  # the stubs lack it
+        original = strategy.__call__
+
+        class WithHook:
+            """Setuptools' strategy, which also writes the hook's files."""
+
+            def __enter__(self) -> Any:
+                return strategy.__enter__()
+
+            def __exit__(self, *details: Any) -> Any:
+                return strategy.__exit__(*details)
+
+            def __call__(self, wheel: Any, files: Any, mapping: Any) -> None:
+                original(wheel, files, mapping)
+                for name in HOOK:
+                    wheel.writestr(name, (HERE / name).read_bytes())
+
+        return WithHook()

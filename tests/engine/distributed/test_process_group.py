@@ -1,0 +1,68 @@
+"""Which process of a group a worker's options name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from birdie_zmq.engine.distributed.process_group import GroupPlace, find_place
+from birdie_zmq.errors import UsageError
+
+SLURM = {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
+
+
+def found(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    distributed: bool = False,
+    timeout_s: float = 300.0,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> GroupPlace | None:
+    return find_place(
+        coordinator, num_processes, process_id, distributed=distributed, timeout_s=timeout_s, environment=environment
+    )
+
+
+def test_no_option_is_no_group() -> None:
+    assert found(environment=SLURM) is None
+
+
+def test_the_options_name_a_place_that_reaches_the_model_process() -> None:
+    place = found("gpu0:1234", 2, 1)
+    assert place == GroupPlace(2, 1, "gpu0:1234", 300.0)
+    assert not place.leads
+    assert GroupPlace.of_environment(place.as_variable()) == place
+    assert GroupPlace.of_environment({}) is None
+
+
+def test_slurm_says_what_is_not_given_and_the_step_goes_before_the_job() -> None:
+    assert found(distributed=True, environment=SLURM) == GroupPlace(4, 3)
+    assert found(distributed=True, environment={"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == GroupPlace(8, 0)
+    assert found("gpu0:1", 5, 4, distributed=True, environment=SLURM) == GroupPlace(5, 4, "gpu0:1")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"coordinator": "gpu0:1234"}, "--coordinator also needs --num-processes and --process-id"),
+        ({"num_processes": 2, "process_id": 0}, "--num-processes and --process-id also needs --coordinator"),
+        ({"distributed": True}, "SLURM_STEP_NUM_TASKS or SLURM_NTASKS is not set"),
+        (
+            {"distributed": True, "environment": {"SLURM_NTASKS": "two"}},
+            "SLURM_STEP_NUM_TASKS or SLURM_NTASKS is not set",
+        ),
+        ({"coordinator": "gpu0:1", "num_processes": 2, "process_id": 2}, "no process 2 of 2"),
+        ({"coordinator": "gpu0:1", "num_processes": 2, "process_id": -1}, "no process -1 of 2"),
+        ({"coordinator": "gpu0", "num_processes": 2, "process_id": 0}, "'gpu0' is not HOST:PORT"),
+        ({"coordinator": "gpu0:0", "num_processes": 2, "process_id": 0}, "'gpu0:0' is not HOST:PORT"),
+        ({"coordinator": "gpu0:1", "num_processes": 2, "process_id": 0, "timeout_s": 0.0}, "above 0 seconds"),
+    ],
+)
+def test_a_place_that_is_none_is_named(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        found(**given)

@@ -1,0 +1,82 @@
+"""The head in blocks of the vocabulary says what the head of all of it says."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from birdie_zmq.engine.jax import lm_head
+
+Floats = npt.NDArray[np.float32]
+
+
+def in_blocks(
+    logits: Floats, targets: npt.ArrayLike, block: int
+) -> tuple[Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Scores from blocks; only what is asked of the logits is looked at."""
+    asked = []
+
+    def part(begin: jax.Array | int, size: int) -> jax.Array:
+        asked.append(size)
+        return jax.lax.dynamic_slice_in_dim(jax.numpy.asarray(logits), begin, size, axis=1)
+
+    scores = lm_head.score_in_blocks(part, jax.numpy.asarray(targets, np.int32), logits.shape[1], block)
+    assert max(asked) <= block
+    return tuple(np.asarray(column) for column in scores)  # type: ignore[return-value]
+
+
+# Few different values, so that equal logits, and rows that exclude all tokens, are common.
+@given(
+    arrays(np.float32, (3, 7), elements=st.sampled_from([-np.inf, -1000.0, -1.0, 0.0, 0.5, 1000.0])),
+    arrays(np.int32, 3, elements=st.integers(0, 6)),
+    st.integers(1, 7),
+)
+def test_blocks_of_any_size_give_the_scores_of_the_whole(
+    logits: Floats, targets: npt.NDArray[np.int32], block: int
+) -> None:
+    whole = [np.asarray(column) for column in lm_head.score(jax.numpy.asarray(logits), jax.numpy.asarray(targets))]
+
+    logprobs, greedy, finite = in_blocks(logits, targets, block)
+
+    np.testing.assert_array_equal(finite, whole[2])
+    np.testing.assert_allclose(logprobs[finite], whole[0][finite], atol=1e-5, rtol=1e-6)
+    np.testing.assert_array_equal(greedy[finite], whole[1][finite])
+
+
+def test_of_equal_tokens_the_first_is_greedy() -> None:
+    logits = np.zeros((4, 4), np.float32)
+
+    _, greedy, _ = in_blocks(logits, [0, 1, 2, 3], 2)
+
+    assert greedy.tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_what_is_not_finite_in_any_block_flags_its_row_alone(value: float, at: int) -> None:
+    logits = np.zeros((2, 7), np.float32)
+    logits[1, at] = value
+
+    _, _, finite = in_blocks(logits, [2, 2], 3)
+
+    assert finite.tolist() == [True, False]
+
+
+def test_blocks_of_bfloat16_are_summed_in_float32() -> None:
+    logits = np.linspace(-3, 3, 4096, dtype=np.float32)[None]
+    rounded = jax.numpy.asarray(logits, "bfloat16")
+
+    logprobs, _, _ = lm_head.score_in_blocks(
+        lambda begin, size: jax.lax.dynamic_slice_in_dim(rounded, begin, size, axis=1),
+        jax.numpy.asarray([100], np.int32),
+        4096,
+        512,
+    )
+
+    wide = np.asarray(rounded, np.float64)
+    assert logprobs[0] == pytest.approx(wide[0, 100] - np.log(np.exp(wide).sum()), abs=1e-4)

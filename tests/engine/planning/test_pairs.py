@@ -1,0 +1,237 @@
+"""A model's own score: how its rows are laid out, and what becomes of what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birdie_zmq import Model
+from birdie_zmq.engine.evaluator import ItemFailed
+from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
+from birdie_zmq.engine.planning.steps import Pairs, Scored, plan_pairs
+from birdie_zmq.errors import (
+    ModelCallError,
+    ModelLoadError,
+    ModelOutputError,
+    NonFiniteLogits,
+    OutOfDeviceMemory,
+    UnsupportedRequest,
+)
+from birdie_zmq.protocol import messages as m
+from tests.engine.test_evaluator import (
+    BOS,
+    MAX_LENGTH,
+    TOLERANCE_NATS,
+    VOCABULARY,
+    Letters,
+    evaluator_for,
+    evaluator_of,
+    generate,
+    loglikelihood,
+    rolling,
+)
+from tests.model_files.numpy_engine import NumpyBackend
+
+TABLE = np.asarray(jax.random.normal(jax.random.key(0), (VOCABULARY, VOCABULARY)), np.float32)
+PAIRS = [("ab", "cd"), ("ab", "c"), ("ab", "cd"), ("a", "bcd"), ("", "abc"), ("xyz" * 30, "w"), ("q", "")]
+
+
+def logits(params: Any, tokens: jax.Array) -> Any:
+    return params[tokens]
+
+
+def score(params: Any, input_ids: jax.Array, label_ids: jax.Array, loss_mask: jax.Array) -> Any:
+    """As by `logits`, and one nat more for each token of the context: what no causal model would say."""
+    scores = jax.nn.log_softmax(params[input_ids])
+    of_labels = jnp.take_along_axis(scores, label_ids[..., None], -1)[..., 0]
+    is_context = jnp.arange(input_ids.shape[1]) <= loss_mask.argmax(1)[:, None]
+    greedy = ((scores.argmax(-1) == label_ids) | (loss_mask == 0)).all(1)
+    return (of_labels * loss_mask).sum(1) + is_context.sum(1), greedy
+
+
+def directly(context: str, continuation: str, is_own: bool) -> tuple[float, bool]:
+    """In float64, one token at a time."""
+    ids = [BOS] if not context else list(context.encode())
+    whole = (ids + list(continuation.encode()))[-MAX_LENGTH - 1 :]
+    count = len(continuation)
+    if not count:
+        return 0.0, True
+    rows = TABLE[whole[-count - 1 : -1]].astype(np.float64)
+    chosen = rows[np.arange(count), whole[-count:]] - np.log(np.exp(rows).sum(-1))
+    return float(chosen.sum()) + is_own * (len(whole) - count), bool((rows.argmax(-1) == whole[-count:]).all())
+
+
+@pytest.mark.parametrize("limits", [m.StepLimits(), m.StepLimits(rows=1), m.StepLimits(rows=3)])
+def test_each_pair_has_the_score_that_the_model_gives_it(limits: m.StepLimits) -> None:
+    likely = chr(int(TABLE[ord("a"), :128].argmax()))
+    table = TABLE.copy()
+    table[ord("a"), ord(likely)] += 50  # one pair is greedy
+    heard = loglikelihood(evaluator_for(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), PAIRS, limits)
+    expected = [directly(*pair, is_own=True) for pair in PAIRS]
+    np.testing.assert_allclose(
+        [value for value, _ in heard.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
+    )
+    assert [greedy for _, greedy in heard.in_order] == [greedy for _, greedy in expected]
+    (greedy,) = loglikelihood(evaluator_for(Model(params=table, score=score)), [("xa", likely)]).in_order
+    assert greedy[1]
+
+
+def test_score_is_for_pairs_and_logits_are_for_the_rest() -> None:
+    both = evaluator_for(Model(params=TABLE, score=score, logits=logits))
+    text = "a text"
+    assert loglikelihood(both, [("ab", "cd")]).in_order[0][0] == pytest.approx(directly("ab", "cd", True)[0], abs=1e-4)
+    assert rolling(both, [text]).in_order == pytest.approx([directly("", text, False)[0]], abs=1e-4)
+    follows = [int(TABLE[ord("a")].argmax())]
+    assert generate(both, ["a"], max_gen_toks=1).in_order == [Letters().decode(follows)]
+
+
+def test_score_alone_refuses_the_rest_and_names_what_is_missing() -> None:
+    alone = evaluator_for(Model(params=TABLE, score=score))
+    with pytest.raises(UnsupportedRequest, match=r"whole texts.*needs logits, or hidden and unembed"):
+        rolling(alone, ["a text"])
+    with pytest.raises(UnsupportedRequest, match=r"to be continued.*needs logits, or hidden and unembed"):
+        generate(alone, ["a"])
+
+
+def test_equal_pairs_are_computed_once_and_counted_so() -> None:
+    evaluator = evaluator_for(Model(params=TABLE, score=score, vocab_size=VOCABULARY))
+    loglikelihood(evaluator, [("ab", "cd"), ("ab", "cd"), ("abc", "d"), ("ab", "cde")])
+    report = evaluator.report
+    assert (report.tokens_requested, report.tokens_distinct) == (3 + 3 + 3 + 4, 3 + 3 + 4)
+
+
+def gives(returned: Any) -> Model:
+    return Model(params=TABLE, score=lambda params, input_ids, label_ids, loss_mask: returned(input_ids.shape[0]))
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda b: jnp.zeros(b),
+        lambda b: (jnp.zeros(b), jnp.zeros(b)),
+        lambda b: (jnp.zeros(b), jnp.zeros((b, 2), bool)),
+        lambda b: (jnp.zeros((b, 1)), jnp.zeros(b, bool)),
+        lambda b: (jnp.zeros(b, int), jnp.zeros(b, bool)),
+        lambda b: (jnp.zeros(b), jnp.zeros(b, bool), jnp.zeros(b)),
+        lambda b: None,
+    ],
+)
+def test_what_is_no_score_is_refused_when_it_is_loaded(returned: Any) -> None:
+    with pytest.raises(
+        ModelOutputError, match=r"score must return \(loglikelihood float\[1\], is_greedy bool\[1\]\), but"
+    ):
+        evaluator_for(gives(returned))
+
+
+def test_a_score_that_raises_is_the_pages_own_fault() -> None:
+    def fails(b: int) -> Any:
+        raise ValueError("no such layer")
+
+    with pytest.raises(ModelCallError, match="ValueError"):
+        evaluator_for(gives(fails))
+
+
+def test_a_score_that_is_no_number_fails_its_pair() -> None:
+    def nan_for_b(params: Any, input_ids: jax.Array, label_ids: jax.Array, loss_mask: jax.Array) -> Any:
+        scores, greedy = score(params, input_ids, label_ids, loss_mask)
+        return jnp.where(input_ids[:, 0] == ord("b"), jnp.nan, scores), greedy
+
+    with pytest.raises(ItemFailed) as failure:
+        loglikelihood(evaluator_for(Model(params=TABLE, score=nan_for_b)), [("ax", "c"), ("b", "c")])
+    assert failure.value.index == 1
+    assert isinstance(failure.value.error, NonFiniteLogits)
+
+
+def test_a_step_without_room_is_made_smaller() -> None:
+    class Small(JaxBackend):
+        """A device with room for two rows."""
+
+        def submit(self, step: Any) -> Any:
+            if step.shape[0] > 2:
+                raise OutOfDeviceMemory("no room")
+            return super().submit(step)
+
+    backend = Small(resolve(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), MAX_LENGTH)
+    heard = loglikelihood(evaluator_of(backend), PAIRS)
+    assert len(heard.in_order) == len(PAIRS)
+    assert heard.in_order[0][0] == pytest.approx(directly(*PAIRS[0], is_own=True)[0], abs=TOLERANCE_NATS)
+    assert any("steps are made smaller" in notice for notice in heard.notices)
+
+
+def test_a_model_must_give_some_way_to_compute() -> None:
+    with pytest.raises(ModelLoadError, match="init_state, extend and unembed; or score"):
+        resolve(Model(params=TABLE))
+
+
+# --- The plan --------------------------------------------------------------------------------------------------------
+
+requests = st.lists(
+    st.lists(st.integers(1, 3), min_size=2, max_size=20).flatmap(
+        lambda tokens: st.integers(1, len(tokens) - 1).map(lambda count: Scored(np.array(tokens, np.int32), count))
+    ),
+    max_size=12,
+)
+
+
+def read_back(input_ids: list[int], label_ids: list[int], loss_mask: list[int]) -> tuple[list[int], int]:
+    """A request's tokens and how many count, from its row as `Model.score` documents it."""
+    end = max(i for i, counts in enumerate(loss_mask) if counts) + 1
+    assert all(loss_mask[loss_mask.index(1) : end]), "what counts stands together"
+    assert not any(input_ids[end:] + label_ids[end:]), "what follows is padding"
+    assert input_ids[1:end] == label_ids[: end - 1]
+    return [*input_ids[:end], label_ids[end - 1]], sum(loss_mask)
+
+
+@given(requests, st.integers(16, 100), st.one_of(st.none(), st.integers(1, 4)))
+def test_each_distinct_request_has_one_row(items: list[Scored], tokens: int, rows: int | None) -> None:
+    buckets = Buckets(20, 7, StepBudget(tokens), m.StepLimits(rows=rows))
+    owners: list[int] = []
+    taken: set[tuple[int, int]] = set()
+    for number, step in enumerate(plan_pairs(items, buckets)):
+        assert step.shape in buckets.shapes
+        assert isinstance(step.how, Pairs)
+        owner_of = dict(zip(step.rows.tolist(), step.owners.tolist(), strict=True))
+        assert step.used_tokens == sum(len(items[owner].row) for owner in owner_of.values())
+        for row, owner in zip(step.rows.tolist(), step.owners.tolist(), strict=True):
+            columns = [x[row].tolist() for x in (step.tokens, step.how.label_ids, step.how.loss_mask)]
+            assert read_back(*columns) == (items[owner].tokens.tolist(), items[owner].count)
+            owners.append(owner)
+            taken.add((number, row))
+    assert sorted(owners) == list(range(len(items)))
+    assert len(taken) == len({(item.tokens.tobytes(), item.count) for item in items})
+
+
+# --- Engines for whole rows ------------------------------------------------------------------------------------------
+
+
+def numpy_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> Any:
+    columns = score(params, *map(jnp.asarray, (input_ids, label_ids, loss_mask)))
+    return tuple(map(np.asarray, columns))
+
+
+def test_engines_for_whole_rows_take_a_score_as_well() -> None:
+    backend = NumpyBackend(resolve(Model(params=TABLE, score=numpy_score, vocab_size=VOCABULARY)), MAX_LENGTH)
+    heard = loglikelihood(evaluator_of(backend), PAIRS)
+    expected = [directly(*pair, is_own=True) for pair in PAIRS]
+    np.testing.assert_allclose(
+        [value for value, _ in heard.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
+    )
+    with pytest.raises(UnsupportedRequest, match="needs logits"):
+        rolling(evaluator_of(backend), ["a text"])
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_engines_for_whole_rows_refuse_what_is_no_score(columns: int) -> None:
+    wrong = Model(
+        params=TABLE, score=lambda params, ids, labels, mask: tuple(np.zeros(len(ids)) for _ in range(columns))
+    )
+    with pytest.raises(ModelOutputError, match=r"score must return .*, but returned float64\[1\], float64\[1\]"):
+        NumpyBackend(resolve(wrong), MAX_LENGTH)

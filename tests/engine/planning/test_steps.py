@@ -1,0 +1,155 @@
+"""Every request is served once, out of as few rows as there are distinct ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
+from birdie_zmq.engine.planning.steps import PAD, Rows, Scored, Step, Tokens, carriers, plan_rows
+from birdie_zmq.protocol.messages import StepLimits
+from tests.engine.replay import any_buckets, replay, requests, texts
+
+MAX_LENGTH = 40
+
+Row = tuple[int, ...]
+
+
+def as_tokens(rows: Sequence[Row]) -> list[Tokens]:
+    return [np.array(row, dtype=np.int32) for row in rows]
+
+
+def plan(rows: Sequence[Row], shapes: Buckets) -> list[Step]:
+    """The plan for requests that have these rows, and score one token behind each."""
+    return plan_rows([Scored(np.append(row, np.int32(9)), 1) for row in as_tokens(rows)], shapes)
+
+
+def used_rows(step: Step) -> list[Row]:
+    """The rows of a step without their padding; rows of padding only are left out."""
+    rows = [tuple(token for token in tokens if token != PAD) for tokens in step.tokens.tolist()]
+    return [row for row in rows if row]
+
+
+def buckets(tokens: int = 64, rows: int | None = None) -> Buckets:
+    return Buckets(MAX_LENGTH, vocab_size=2**17, budget=StepBudget(tokens=tokens), limits=StepLimits(rows=rows))
+
+
+def is_beginning(row: Row, other: Row) -> bool:
+    return other[: len(row)] == row
+
+
+def maximal(rows: Sequence[Row]) -> set[Row]:
+    """The distinct rows that are not the beginning of another."""
+    distinct = set(rows)
+    return {row for row in distinct if not any(row != other and is_beginning(row, other) for other in distinct)}
+
+
+# Few tokens, so that beginnings are shared, and some whose bytes are those of others in another order. None is PAD, so
+# that padding can be counted.
+row = st.lists(st.sampled_from([1, 255, 256, 65_536]), min_size=1, max_size=MAX_LENGTH).map(tuple)
+
+
+@st.composite
+def related_rows(draw: st.DrawFn) -> list[Row]:
+    """Rows among which many are equal or the beginning of one another."""
+    originals = draw(st.lists(row, min_size=1, max_size=6))
+    copies = st.sampled_from(originals).flatmap(lambda whole: st.integers(1, len(whole)).map(lambda n: whole[:n]))
+    return draw(st.permutations([*originals, *draw(st.lists(copies, max_size=12))]))
+
+
+plans = st.builds(buckets, st.integers(1, 400), st.none() | st.integers(1, 5))
+
+
+@given(st.data(), any_buckets)
+def test_every_target_is_scored_once_from_all_that_stands_before_it(data: st.DataObject, shapes: Buckets) -> None:
+    items = data.draw(requests(data.draw(texts())))
+    steps = plan_rows(items, shapes)
+
+    replayed = replay(items, steps, "rows", shapes, {})
+
+    assert all(isinstance(step.how, Rows) for step in steps)
+    assert replayed.states == {}
+
+
+@given(related_rows(), plans)
+def test_every_request_is_placed_once(rows: list[Row], shapes: Buckets) -> None:
+    placed = [request for step in plan(rows, shapes) for request in step.owners.tolist()]
+
+    assert sorted(placed) == list(range(len(rows)))
+
+
+@given(related_rows(), plans)
+def test_what_stands_at_a_place_begins_with_the_requests_row(rows: list[Row], shapes: Buckets) -> None:
+    for step in plan(rows, shapes):
+        for request, place, position in zip(step.owners, step.rows, step.positions, strict=True):
+            assert is_beginning(rows[request], tuple(step.tokens[place].tolist()))
+            assert position == len(rows[request]) - 1
+
+
+@given(related_rows(), plans)
+def test_steps_have_no_shape_but_those_of_the_buckets(rows: list[Row], shapes: Buckets) -> None:
+    for step in plan(rows, shapes):
+        assert step.shape in shapes.shapes
+        assert step.tokens.dtype == np.int32
+
+
+@given(related_rows(), plans)
+def test_equal_rows_and_beginnings_of_others_are_not_computed_again(rows: list[Row], shapes: Buckets) -> None:
+    computed = [row for step in plan(rows, shapes) for row in used_rows(step)]
+
+    assert len(computed) == len(maximal(rows))
+    assert set(computed) == maximal(rows)
+
+
+@given(related_rows(), plans)
+def test_padding_is_all_that_is_not_accounted_as_used(rows: list[Row], shapes: Buckets) -> None:
+    for step in plan(rows, shapes):
+        used = used_rows(step)
+
+        assert np.count_nonzero(step.tokens != PAD) == step.used_tokens
+        assert [step.tokens[i, : len(row)].tolist() for i, row in enumerate(used)] == [list(row) for row in used]
+        assert (step.tokens[len(used) :] == PAD).all()
+
+
+@given(related_rows(), plans)
+def test_the_longest_come_first(rows: list[Row], shapes: Buckets) -> None:
+    lengths = [len(row) for step in plan(rows, shapes) for row in used_rows(step)]
+
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_step_that_is_not_full_takes_shorter_rows_along() -> None:
+    rows = [(1,) * 40, (2,) * 3, (3,) * 20]
+
+    (step,) = plan(rows, buckets(rows=4))
+
+    assert step.shape == (4, 40)
+    assert list(zip(step.owners, step.rows, step.positions, strict=True)) == [(0, 0, 39), (2, 1, 19), (1, 2, 2)]
+    assert (len(used_rows(step)), step.used_tokens) == (3, 63)
+
+
+def test_all_targets_of_a_request_are_placed() -> None:
+    (step,) = plan_rows([Scored(np.array([5, 6, 7, 8], dtype=np.int32), count=2)], buckets())
+
+    assert list(zip(step.rows, step.positions, step.targets, strict=True)) == [(0, 1, 7), (0, 2, 8)]
+
+
+def test_no_requests_need_no_steps() -> None:
+    assert plan([], buckets()) == []
+
+
+def test_a_row_is_carried_by_the_longest_of_those_that_begin_with_it() -> None:
+    rows = [(1, 2), (1, 2, 3), (1, 2, 3), (1,), (2,), (1, 2, 3, 4)]
+
+    assert carriers(as_tokens(rows)) == [5, 5, 5, 5, 4, 5]
+
+
+@given(related_rows())
+def test_carriers_carry_themselves(rows: list[Row]) -> None:
+    carried_by = carriers(as_tokens(rows))
+
+    assert all(carried_by[carrier] == carrier for carrier in carried_by)
+    assert all(is_beginning(rows[i], rows[carrier]) for i, carrier in enumerate(carried_by))

@@ -1,0 +1,121 @@
+"""Endpoints: which texts are understood, and which addresses the broker may bind."""
+
+from pathlib import Path
+
+import pytest
+
+from birdie_zmq.errors import UsageError
+from birdie_zmq.protocol.endpoints import (
+    DEFAULT_ENDPOINT,
+    DEFAULT_PORT,
+    MAX_IPC_PATH_BYTES,
+    IpcEndpoint,
+    TcpEndpoint,
+    check_bindable,
+    parse_endpoint,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("tcp://127.0.0.1:5555", TcpEndpoint("127.0.0.1", 5555)),
+        ("tcp://localhost:1", TcpEndpoint("localhost", 1)),
+        ("tcp://gpu-7.example.org:65535", TcpEndpoint("gpu-7.example.org", 65535)),
+        ("tcp://[::1]:5555", TcpEndpoint("[::1]", 5555)),
+        ("tcp://127.0.0.1:*", TcpEndpoint("127.0.0.1", 0)),
+        ("tcp://127.0.0.1:0", TcpEndpoint("127.0.0.1", 0)),
+        ("ipc:///run/birdie/broker", IpcEndpoint(Path("/run/birdie/broker"))),
+    ],
+)
+def test_an_endpoint_is_read(text: str, endpoint: TcpEndpoint | IpcEndpoint) -> None:
+    assert parse_endpoint(text) == endpoint
+
+
+@pytest.mark.parametrize(
+    "text", ["tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://127.0.0.1:*", "ipc:///run/birdie/broker"]
+)
+def test_an_endpoint_is_written_as_it_was_read(text: str) -> None:
+    assert str(parse_endpoint(text)) == text
+
+
+def test_the_default_endpoint_is_one() -> None:
+    assert parse_endpoint(DEFAULT_ENDPOINT) == TcpEndpoint("127.0.0.1", DEFAULT_PORT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "5555",
+        "127.0.0.1:5555",
+        "tcp://127.0.0.1",
+        "tcp://:5555",
+        "tcp://127.0.0.1:",
+        "tcp://127.0.0.1:-1",
+        "tcp://127.0.0.1:http",
+        "tcp://::1:5555",
+        "tcp://127.0.0.1:5555/",
+        "tcp://127.0.0.1:5555\n",
+        "tcp://user@host:5555",
+        "tcp://a b:5555",
+        "udp://127.0.0.1:5555",
+        "inproc://broker",
+    ],
+)
+def test_what_is_no_endpoint_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(UsageError, match=DEFAULT_ENDPOINT):
+        parse_endpoint(text)
+
+
+def test_a_port_has_at_most_16_bits() -> None:
+    with pytest.raises(UsageError, match="65535"):
+        parse_endpoint("tcp://127.0.0.1:65536")
+
+
+@pytest.mark.parametrize("text", ["ipc://", "ipc://broker", "ipc://./broker", "ipc://~/broker"])
+def test_an_ipc_path_must_be_absolute(text: str) -> None:
+    with pytest.raises(UsageError, match="absolute"):
+        parse_endpoint(text)
+
+
+def test_an_ipc_path_is_as_long_as_a_sockets_may_be() -> None:
+    longest = "/" + "ä" * (MAX_IPC_PATH_BYTES // 2)
+    assert len(longest.encode()) == MAX_IPC_PATH_BYTES
+    parse_endpoint(f"ipc://{longest}")
+    with pytest.raises(UsageError, match=str(MAX_IPC_PATH_BYTES)):
+        parse_endpoint(f"ipc://{longest}x")
+
+
+@pytest.mark.parametrize(
+    "text", ["tcp://127.0.0.1:5555", "tcp://127.8.8.8:5555", "tcp://[::1]:5555", "tcp://localhost:5555", "ipc:///b"]
+)
+def test_what_only_this_machine_reaches_may_be_bound(text: str) -> None:
+    check_bindable(parse_endpoint(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tcp://0.0.0.0:5555",
+        "tcp://[::]:5555",
+        "tcp://10.0.0.1:5555",
+        "tcp://[fe80::1]:5555",
+        "tcp://lo:5555",
+        "tcp://localhost.example.org:5555",
+        "tcp://127.0.0.1.example.org:5555",
+        "tcp://[::ffff:10.0.0.1]:5555",
+    ],
+)
+def test_what_others_could_reach_may_not_be_bound(text: str) -> None:
+    with pytest.raises(UsageError, match="reached from other machines"):
+        check_bindable(parse_endpoint(text))
+
+
+def test_with_keys_any_address_may_be_bound_and_without_the_way_there_is_named() -> None:
+    everywhere = parse_endpoint("tcp://0.0.0.0:5555")
+    check_bindable(everywhere, has_keys=True)
+    with pytest.raises(UsageError) as refused:
+        check_bindable(everywhere)
+    for words in ("birdie-zmq keys new client NAME", "birdie-zmq keys new worker NAME", "--keys", "127.0.0.1"):
+        assert words in refused.value.message

@@ -1,0 +1,145 @@
+"""What keeps the plain lm_eval command from knowing birdie_zmq. Each time a fresh Python is broken so, and asked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from birdie_zmq.tools.doctor import hook
+from birdie_zmq.tools.doctor.child import ask
+from birdie_zmq.tools.doctor.finding import Finding
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
+
+
+def finding(python: str, *flags: str, path: list[Path | str], **environment: str) -> Finding:
+    """What is found in a Python that imports from these folders, and then from those of this one."""
+    folders = os.pathsep.join(map(str, [*path, *filter(None, sys.path)]))
+    child = {**os.environ, "PYTHONPATH": folders, "BIRDIE_ZMQ_NO_HOOK": "", **environment}
+    reply = ask([python, *flags, "-P", "-c", hook.PROGRAM], child, 120.0)
+    return hook.hook_finding(hook.facts(reply), reply, bool(child["BIRDIE_ZMQ_NO_HOOK"]))
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python without packages of its own."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, symlinks=True)
+    return str(folder / "bin" / "python")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """What ``pip install --target`` leaves."""
+    for path in ("birdie_zmq", "harness_model.py", "lm_eval_hook/_birdie_zmq_hook.py", f"lm_eval_hook/{hook.PTH}"):
+        (tmp_path / Path(path).name).symlink_to(ROOT / path)
+    return tmp_path
+
+
+def test_an_active_hook_is_found(empty: str, target: Path) -> None:
+    """As it is where site reads the .pth file."""
+    packages = next(Path(empty).parent.parent.rglob("site-packages"))
+    (packages / hook.PTH).symlink_to(ROOT / "lm_eval_hook" / hook.PTH)
+
+    one = finding(empty, path=[target])
+    off = finding(empty, path=[target], BIRDIE_ZMQ_NO_HOOK="1")
+    (packages / hook.PTH).unlink()
+
+    assert one.level == "ok"
+    assert (off.level, off.cure) == ("wrong", "unset BIRDIE_ZMQ_NO_HOOK")
+
+
+def test_no_pth_file_is_read_in_a_target_folder(empty: str, target: Path) -> None:
+    one = finding(empty, path=[target])
+
+    assert one.level == "wrong"
+    assert f"no .pth file in {target}" in one.text
+    assert one.cure.startswith("python -m birdie_zmq lm_eval")
+
+
+def test_a_missing_pth_file_is_installed_again(empty: str, target: Path) -> None:
+    (target / hook.PTH).unlink()
+
+    one = finding(empty, path=[target])
+
+    assert one.level == "wrong"
+    assert one.cure == "pip install --force-reinstall --no-deps birdie-zmq"
+
+
+def test_a_python_without_site_reads_no_pth_file(target: Path) -> None:
+    one = finding(sys.executable, "-S", path=[target])
+
+    assert (one.level, "-S" in one.text) == ("wrong", True)
+    assert one.cure.startswith("python -m birdie_zmq lm_eval")
+
+
+def test_a_package_that_is_not_there_is_installed(empty: str, tmp_path: Path) -> None:
+    ours = ("birdie_zmq", "harness_model", "_birdie_zmq_hook", "__editable__")
+    for folder in filter(os.path.isdir, filter(None, sys.path)):
+        if "site-packages" in folder:
+            for path in Path(folder).iterdir():
+                if not path.name.startswith(ours) and not (tmp_path / path.name).exists():
+                    (tmp_path / path.name).symlink_to(path)
+    child = {**os.environ, "PYTHONPATH": str(tmp_path), "BIRDIE_ZMQ_NO_HOOK": ""}
+    reply = ask([empty, "-P", "-c", hook.PROGRAM], child, 120.0)
+
+    one = hook.hook_finding(hook.facts(reply), reply, False)
+
+    assert (one.level, one.cure) == ("wrong", "pip install birdie-zmq")
+
+
+def test_an_lm_eval_that_raises_is_named(empty: str, target: Path) -> None:
+    (target / "lm_eval").mkdir()
+    (target / "lm_eval" / "__init__.py").write_text("raise ImportError('half of it is missing')")
+
+    one = finding(empty, path=[target])
+
+    assert (one.level, one.cure) == ("wrong", "pip install --force-reinstall lm_eval")
+    assert "ImportError: half of it is missing" in one.text
+
+
+def test_a_python_that_dies_is_named(empty: str, target: Path) -> None:
+    (target / "lm_eval").mkdir()
+    (target / "lm_eval" / "__init__.py").write_text("import os; os.abort()")
+
+    one = finding(empty, path=[target])
+
+    assert (one.level, one.cure) == ("wrong", "python -c 'import lm_eval'")
+    assert "SIGABRT" in one.text
+
+
+def test_the_command_of_another_python_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hook.command_finding(shutil.which("lm_eval"), sys.executable).level == "warning"
+    command = tmp_path / "lm_eval"
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+
+    one = hook.command_finding(shutil.which("lm_eval"), sys.executable)
+
+    assert one.level == "warning"
+    assert str(command) in one.text
+    assert one.cure.startswith(f"{sys.executable} -m lm_eval")
+    assert hook.command_finding(str(command), str(tmp_path / "python")).level == "ok"
+
+
+def test_two_packages_are_told_apart(tmp_path: Path) -> None:
+    installed, checkout = tmp_path / "installed" / "birdie_zmq", tmp_path / "checkout" / "birdie_zmq"
+    for folder in (installed, checkout):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+
+    shadowed = hook.shadow_finding(installed, installed, checkout.parent)
+    shadows = hook.shadow_finding(checkout, installed, checkout.parent)
+
+    assert hook.shadow_finding(checkout, checkout, checkout.parent).level == "ok"
+    assert hook.shadow_finding(installed, installed, tmp_path).level == "ok"
+    assert (shadowed.level, shadows.level) == ("warning", "warning")
+    assert "the checkout in this folder is not what runs" in shadowed.text
+    assert f"lm_eval imports {installed}" in shadows.text
+    assert shadows.cure.startswith("pip install -e .")
