@@ -19,7 +19,7 @@ one calls these functions again.
 - a pair ``(logits, params)`` with ``logits(params, tokens)``, which is jitted for you;
 - a ``birdie_zmq.Model`` that names these and more: ``max_length``, ``vocab_size``, and functions with which the engine
   computes less (``hidden``, ``unembed``, ``init_state``, ``extend``, ``branch``), or ``score``, for a model that is no
-  plain causal decoder; docs/your_model.md shows them.
+  plain causal decoder; docs/how_to/your_model.md shows them.
 
 ``load_tokenizer`` returns a tokenizer of transformers, a ``tokenizers.Tokenizer``, or any object with
 ``encode(str) -> list[int]`` and ``decode(list[int]) -> str`` and the attributes ``bos_token_id`` or ``eos_token_id``;

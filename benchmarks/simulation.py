@@ -1,6 +1,6 @@
 """Where one broker ends: its real state machine, and real clients', among workers of which only the time is made up.
 
-``python -m benchmarks.simulation --plot docs/broker_limit.png`` lets 1 to 4,096 workers answer batches in virtual time. Clock,
+``python -m benchmarks.simulation --plot docs/images/broker_limit.png`` lets 1 to 4,096 workers answer batches in virtual time. Clock,
 sockets and models are simulated; broker and clients are the very state machines that run behind sockets. Workers need for their
 steps what a real worker needed: seconds and answers are drawn from a recording (``--steps``, made by
 ``benchmarks.record_steps``), divided by ``--faster``. Each has a pace of its own, up to a third slower or faster; it holds

@@ -1,4 +1,4 @@
-"""Draws the pictures of the docs.generate anew: ``python -m benchmarks.pictures``, from a checkout."""
+"""Draws the pictures of the documentation anew: ``python -m benchmarks.pictures``, from a checkout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.pictures import layouts, mask, refilling, request, tree, windows
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "pictures"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images"
 
 PICTURES: dict[str, Callable[[], str]] = {
     "request": request.draw,

@@ -1,7 +1,7 @@
 """What ``load_model`` may return, and how it is told apart.
 
 A callable gives logits. A pair is ``(apply, params)``. Everything that needs more words is a `Model`. Each further
-function that a model gives lets the engine compute less; docs/your_model.md shows them at work.
+function that a model gives lets the engine compute less; docs/how_to/your_model.md shows them at work.
 """
 
 from __future__ import annotations

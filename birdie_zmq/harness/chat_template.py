@@ -2,7 +2,7 @@
 
 Templates are jinja2 text written for transformers, which the worker sends once. They come from checkpoints that
 anybody may have made, so they run in jinja2's immutable sandbox, with the same few extras that transformers gives them
-(transformers' docs.generate, "Writing a chat template").
+(transformers' documentation, "Writing a chat template").
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Word:
 
     Attributes:
         name: The word.
-        meaning: What it says, in the Markdown of docs/options.md.
+        meaning: What it says, in the Markdown of docs/reference/options.md.
         passed_on: Whether it reaches ``load_model`` and ``load_tokenizer`` as well, and is part of what model this is.
     """
 
@@ -77,7 +77,7 @@ WORDS = (
     ),
     Word("seed", "what drawn answers depend on; left out, 0", passed_on=True),
 )
-"""Every word that has a meaning here, whatever the page; docs/options.md is made from it."""
+"""Every word that has a meaning here, whatever the page; docs/reference/options.md is made from it."""
 
 _KEPT = tuple(word.name for word in WORDS if not word.passed_on)
 

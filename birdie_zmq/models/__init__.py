@@ -30,7 +30,7 @@ _ENGINE = {
     "seed",
 }
 _WITHOUT_EFFECT = {"trust_remote_code", "truncation", "use_fast_tokenizer", "logits_cache", "softmax_dtype"}
-"""What lm_eval's hf backend takes and what needs no saying here; docs/model_args.md says why of each."""
+"""What lm_eval's hf backend takes and what needs no saying here; docs/reference/model_args.md says why of each."""
 
 
 def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:

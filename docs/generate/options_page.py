@@ -1,4 +1,4 @@
-"""Makes docs/options.md from the parsers, from the words of model_args, and from the names of variables.
+"""Makes docs/reference/options.md from the parsers, from the words of model_args, and from the names of variables.
 
 ``python -m docs.generate.options_page`` writes the page; a test compares it with the code.
 """
@@ -25,7 +25,7 @@ from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.tools.doctor.hook import SWITCH
 from birdie_zmq.worker.devices import VISIBLE_DEVICES
 
-PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "options.md"
+PAGE = Path(__file__).resolve().parent.parent / "reference" / "options.md"
 
 COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
     ("`python broker.py`, or `birdie-zmq broker`", cli.broker_parser("broker.py")),

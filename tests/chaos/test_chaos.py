@@ -1,6 +1,6 @@
 """Runs to which harm is done all the time, each beside one that nobody touches: nothing is lost, and nothing differs.
 
-``BIRDIE_CHAOS_SEED`` and ``BIRDIE_CHAOS_DEEDS`` choose another plan. What is printed is what docs/faults.md says.
+``BIRDIE_CHAOS_SEED`` and ``BIRDIE_CHAOS_DEEDS`` choose another plan. What is printed is what docs/explanation/faults.md says.
 """
 
 from __future__ import annotations

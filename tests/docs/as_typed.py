@@ -57,7 +57,7 @@ NOT_RUN = {
     "python -m benchmarks.agreement --model DIR": "the same",
     "python -m benchmarks.scaling --model DIR --model-args dtype=float32": "the same",
     "python -m benchmarks.scaling --model DIR --model-args dtype=float32 --documents 150 --kill-and-join": "the same",
-    "python -m benchmarks.long_texts --plot docs/long_texts.png": "a measurement of many minutes, up to 65,536 tokens",
+    "python -m benchmarks.long_texts --plot docs/images/long_texts.png": "a measurement of many minutes, up to 65,536 tokens",
 }
 """Commands that are not run, without their comments, and why."""
 
@@ -66,7 +66,7 @@ PREPARED = {
         "birdie-zmq demo --tasks demo_choice --log_samples --output_path RESULTS_A",
         "cp -r RESULTS_A RESULTS_B",
     ),
-    "docs/doctor.md": (
+    "docs/how_to/doctor.md": (
         "cp api.py page.py",
         "cp -r /checkpoints/SmolLM2-135M mine",
         "python broker.py",

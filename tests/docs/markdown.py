@@ -17,7 +17,7 @@ _HEADING = re.compile(r"^#+ +(?P<title>.+)$")
 
 def pages() -> list[Path]:
     """README.md first, then the pages of docs/."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""docs/errors.md has every error, and no message that the code does not have."""
+"""docs/reference/errors.md has every error, and no message that the code does not have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from birdie_zmq import errors
 from birdie_zmq.errors import BirdieError
 from tests.docs.markdown import ROOT, prose
 
-PAGE = ROOT / "docs" / "errors.md"
+PAGE = ROOT / "docs" / "reference" / "errors.md"
 CODES = {code: kind.__name__ for code, kind in BirdieError._classes.items() if kind.__module__ == errors.__name__}
 
 
@@ -32,7 +32,7 @@ def messages() -> list[str]:
 
 def templates() -> Iterator[str]:
     """The texts of the code, with … for what is put into them."""
-    for path in [*(ROOT / "birdie_zmq").rglob("*.py"), ROOT / "harness_model.py"]:
+    for path in [*(ROOT / "birdie_zmq").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""docs/features.md and docs/faults.md name tests that there are."""
+"""docs/reference/features.md and docs/explanation/faults.md name tests that there are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def named(page: Path) -> list[tuple[str, str | None]]:
     return [(match["path"].removeprefix("tests/"), match["test"]) for row in rows for match in _NAMED.finditer(row)]
 
 
-@pytest.mark.parametrize("name", ["features.md", "faults.md"])
+@pytest.mark.parametrize("name", ["reference/features.md", "explanation/faults.md"])
 def test_every_test_that_a_page_names_is_there(name: str) -> None:
     found = named(ROOT / "docs" / name)
     tests = ROOT / "tests"

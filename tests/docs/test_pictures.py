@@ -1,9 +1,8 @@
-"""The pictures of the docs.generate are what the encoder and the planners do."""
+"""The pictures of the documentation are what the encoder and the planners do."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from benchmarks.pictures.__main__ import FOLDER, PICTURES
 from benchmarks.pictures.canvas import WIDTH
 
-_PAGE = FOLDER.parent / "how_scoring_works.md"
+_PAGE = FOLDER.parent / "explanation" / "how_scoring_works.md"
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -38,8 +37,8 @@ def test_nothing_of_a_picture_leaves_its_ground(name: str) -> None:
 
 
 def test_the_page_shows_each_picture_once_and_says_what_is_on_it() -> None:
-    shown = re.findall(r"!\[([^\]]+)\]\(pictures/(\w+)\.svg\)", _PAGE.read_text(encoding="utf-8"))
+    shown = re.findall(r"!\[([^\]]+)\]\(\.\./images/(\w+)\.svg\)", _PAGE.read_text(encoding="utf-8"))
 
     assert sorted(name for _, name in shown) == sorted(PICTURES)
-    assert sorted(file.stem for file in Path(FOLDER).iterdir()) == sorted(PICTURES)
+    assert sorted(file.stem for file in FOLDER.glob("*.svg")) == sorted(PICTURES)
     assert all(len(alternative) > 40 for alternative, _ in shown)

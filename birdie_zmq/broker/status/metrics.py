@@ -1,4 +1,4 @@
-"""The status in the text format of Prometheus. The names are documented in docs/status.md, and stay."""
+"""The status in the text format of Prometheus. The names are documented in docs/how_to/status.md, and stay."""
 
 from __future__ import annotations
 

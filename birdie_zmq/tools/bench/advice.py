@@ -20,7 +20,7 @@ _MUCH_COMPILING = 0.5
 _FEW_STEPS = 8
 _SHORT_STEP_S = 0.005
 _LARGE_VOCABULARY = 32_000
-_PAGE = "docs/your_model.md"
+_PAGE = "docs/how_to/your_model.md"
 
 
 def advise(description: ModelDescription, limits: StepLimits, measured: Sequence[Measured]) -> list[str]:

@@ -102,7 +102,7 @@ def test_a_model_that_shares_little_is_told_what_it_could_give(gives: list[str],
 
     assert words in text
     assert "4,000 tokens were computed where 1,000 are distinct" in text
-    assert "docs/your_model.md" in text
+    assert "docs/how_to/your_model.md" in text
     assert words not in advice(gives, measured(tokens_computed=1_100))
     assert words not in advice(EVERYTHING, measured(tokens_computed=4_000))
 
