@@ -34,13 +34,13 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.request_encoding import encode_pairs
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import GenerateWork, GenerationSettings, LogLikelihoodWork, Sampling, StepLimits
 
 TASKS = ("arc_easy_real", "mmlu_real:5", "lambada_real")
 LENGTH_STEP = 64
 """Texts outside the engine are padded to a multiple of this, so that not every length is compiled."""
 
-DRAWN = m.Sampling(temperature=0.8, top_p=0.95, top_k=50)
+DRAWN = Sampling(temperature=0.8, top_p=0.95, top_k=50)
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -61,12 +61,12 @@ class Ours:
         logits_alone = Model(logits=self.model.logits, params=self.model.params, vocab_size=self.model.vocab_size)
         self._rereading = JaxBackend(resolve(logits_alone), self._max_length)
 
-    def score(self, pairs: Pairs, limits: m.StepLimits) -> npt.NDArray[np.float64]:
+    def score(self, pairs: Pairs, limits: StepLimits) -> npt.NDArray[np.float64]:
         """Log-likelihoods float64[n] in nats."""
         self._backend._states.clear()
         collect = Collect(len(pairs))
         collect.items = list(range(len(pairs)))
-        work = m.LogLikelihoodWork(pairs=list(pairs))
+        work = LogLikelihoodWork(pairs=list(pairs))
         Evaluator(self._tokenizer, self._backend, self._max_length).loglikelihood(work, limits, collect)
         return collect.scores
 
@@ -86,8 +86,8 @@ class Ours:
 
     def continue_(
         self,
-        prompts: Sequence[tuple[str, m.GenerationSettings]],
-        limits: m.StepLimits,
+        prompts: Sequence[tuple[str, GenerationSettings]],
+        limits: StepLimits,
         *,
         by_logits_alone: bool = False,
     ) -> list[str]:
@@ -98,7 +98,7 @@ class Ours:
         collect.items = list(range(len(prompts)))
         asked = keyed(prompts, seed=1)
         keys = [prompt.key for prompt in asked if prompt.key is not None]
-        work = m.GenerateWork(prompts=[prompt.text for prompt in asked], settings=asked[0].settings, keys=keys)
+        work = GenerateWork(prompts=[prompt.text for prompt in asked], settings=asked[0].settings, keys=keys)
         Evaluator(self._tokenizer, backend, self._max_length).generate(work, limits, collect)
         return collect.texts
 
@@ -111,39 +111,39 @@ def _logprobs(model: Model, params: Any, tokens: jax.Array, targets: jax.Array) 
 
 def scoring(ours: Ours, pairs: Pairs) -> dict[str, str]:
     """The largest difference in nats from the plan that the engine makes by itself, by what is changed."""
-    planned = ours.score(pairs, m.StepLimits())
+    planned = ours.score(pairs, StepLimits())
 
     def difference(other: npt.NDArray[np.float64]) -> str:
         return f"{np.abs(other - planned).max():.1e}"
 
     shuffled = np.random.default_rng(0).permutation(len(pairs))
     in_another_order = np.empty_like(planned)
-    in_another_order[shuffled] = ours.score([pairs[i] for i in shuffled], m.StepLimits())
+    in_another_order[shuffled] = ours.score([pairs[i] for i in shuffled], StepLimits())
     half = len(pairs) // 2
-    in_two = np.concatenate([ours.score(part, m.StepLimits()) for part in (pairs[:half], pairs[half:]) if part])
+    in_two = np.concatenate([ours.score(part, StepLimits()) for part in (pairs[:half], pairs[half:]) if part])
     return {
         "requests": f"{len(pairs):,}",
         "each by itself": difference(ours.score_alone(pairs)),
-        "one row a step": difference(ours.score(pairs, m.StepLimits(rows=1))),
-        "four rows a step": difference(ours.score(pairs, m.StepLimits(rows=4))),
+        "one row a step": difference(ours.score(pairs, StepLimits(rows=1))),
+        "four rows a step": difference(ours.score(pairs, StepLimits(rows=4))),
         "in another order": difference(in_another_order),
         "in two batches": difference(in_two),
     }
 
 
-def generating(ours: Ours, prompts: Sequence[tuple[str, m.GenerationSettings]], *, rereads: int) -> dict[str, str]:
+def generating(ours: Ours, prompts: Sequence[tuple[str, GenerationSettings]], *, rereads: int) -> dict[str, str]:
     """How many texts differ from those with the rows that the engine takes by itself, by what is changed."""
-    planned = ours.continue_(prompts, m.StepLimits())
+    planned = ours.continue_(prompts, StepLimits())
 
     def differ(other: Sequence[str], than: Sequence[str] = planned) -> str:
         return str(sum(one != text for one, text in zip(other, than, strict=True)))
 
     return {
         "prompts": f"{len(prompts):,}",
-        **{f"{n} rows": differ(ours.continue_(prompts, m.StepLimits(rows=n))) for n in (1, 4, 16)},
-        "in another order": differ(ours.continue_(prompts[::-1], m.StepLimits())[::-1]),
+        **{f"{n} rows": differ(ours.continue_(prompts, StepLimits(rows=n))) for n in (1, 4, 16)},
+        "in another order": differ(ours.continue_(prompts[::-1], StepLimits())[::-1]),
         f"by logits alone, {rereads} prompts": differ(
-            ours.continue_(prompts[:rereads], m.StepLimits(), by_logits_alone=True), planned[:rereads]
+            ours.continue_(prompts[:rereads], StepLimits(), by_logits_alone=True), planned[:rereads]
         ),
     }
 
@@ -170,7 +170,7 @@ def main() -> None:
     print(f"\nlargest difference, nats\n{table(found)}", flush=True)
     asked = recorded("gsm8k_real", options.include_path, options.prompts).generations
     greedy = [(prompt, settings_of(how)) for prompt, how in asked]
-    drawn = [(prompt, m.GenerationSettings(until=how.until, max_gen_toks=32, sampling=DRAWN)) for prompt, how in greedy]
+    drawn = [(prompt, GenerationSettings(until=how.until, max_gen_toks=32, sampling=DRAWN)) for prompt, how in greedy]
     texts = {"gsm8k_real, greedy": generating(ours, greedy, rereads=options.rereads)}
     texts["gsm8k_real, drawn"] = generating(ours, drawn, rereads=options.rereads)
     print(f"\ntexts that differ\n{table(texts)}")

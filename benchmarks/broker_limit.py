@@ -25,8 +25,9 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.types import ModelSpec, RollingScores, RollingWork
 
-MODEL = m.ModelSpec(tag="nothing")
+MODEL = ModelSpec(tag="nothing")
 _decode = decoder(m.BrokerToWorker | m.Refusal)
 
 
@@ -48,7 +49,7 @@ def answer_at_once(endpoint: str, workers: int, rows: int) -> None:
                     count = len(message.work)
                     for first in range(0, count, rows):
                         indices = np.arange(first, min(first + rows, count), dtype=np.int32)
-                        scores = m.RollingScores(loglikelihoods=np.zeros(len(indices)))
+                        scores = RollingScores(loglikelihoods=np.zeros(len(indices)))
                         dealer.send(encode(m.LeaseAnswered(lease=message.lease, indices=indices, answers=scores)))
                     dealer.send(encode(m.LeaseDone(lease=message.lease)))
         if time.monotonic() >= beat_at:
@@ -77,9 +78,9 @@ def main() -> None:
     process = psutil.Process(broker.pid)
     try:
         with Client(endpoint, MODEL) as client:
-            client.run([Job(m.RollingWork(texts=["x"]), [0])], 1)
+            client.run([Job(RollingWork(texts=["x"]), [0])], 1)
             for characters in options.characters:
-                work = m.RollingWork(texts=["x" * characters] * 256)
+                work = RollingWork(texts=["x" * characters] * 256)
                 jobs = [Job(work, list(range(i * 256, (i + 1) * 256))) for i in range(options.batches)]
                 before, began = process.cpu_times(), time.monotonic()
                 client.run(jobs, 256 * options.batches)

@@ -27,15 +27,16 @@ from lm_eval.api.instance import Instance
 from benchmarks.restarts import served
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
+from birdie_zmq.types import ModelSpec, RollingWork
 from harness_model import BirdieZMQ
 
 _LARGE_CHARACTERS = 4_000_000
 """Of one batch: what a client's own batches have at most."""
 
 
-def _messages(kind: str, model: m.ModelSpec) -> Iterator[bytes]:
+def _messages(kind: str, model: ModelSpec) -> Iterator[bytes]:
     ping, garbage = encode(m.Ping()), b"\x92\x05\x81\xa4type\xa5lease"
-    large = m.RollingWork(texts=["a " * (_LARGE_CHARACTERS // 2)])
+    large = RollingWork(texts=["a " * (_LARGE_CHARACTERS // 2)])
     number = 0
     while True:
         if kind == "pings":
@@ -47,7 +48,7 @@ def _messages(kind: str, model: m.ModelSpec) -> Iterator[bytes]:
             yield encode(m.Submit(batch=number, model=model, work=large, identity="another"))
 
 
-def _flood(endpoint: str, kind: str, model: m.ModelSpec, sent: Synchronized[int]) -> None:
+def _flood(endpoint: str, kind: str, model: ModelSpec, sent: Synchronized[int]) -> None:
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.sndhwm = 100
         peer.linger = 0
@@ -62,7 +63,7 @@ def _flood(endpoint: str, kind: str, model: m.ModelSpec, sent: Synchronized[int]
 
 
 @contextlib.contextmanager
-def _flooded(endpoint: str, kind: str, model: m.ModelSpec, sent: dict[str, list[float]]) -> Iterator[None]:
+def _flooded(endpoint: str, kind: str, model: ModelSpec, sent: dict[str, list[float]]) -> Iterator[None]:
     """Let another process flood the broker meanwhile; afterwards, how many messages a second it got rid of."""
     if kind == "nothing":
         yield

@@ -34,7 +34,7 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.prefill_planner import plan_readings
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Answers, GenerateWork, GenerationSettings, StepLimits, StepReport, Texts
 
 SHORT_ANSWERS: dict[str, Any] = {"until": ["\n", ".", ","], "max_gen_toks": 256, "do_sample": False}
 """How the second task ends its answers."""
@@ -90,9 +90,9 @@ class Collect(Listener):
         self.texts = [""] * count
         self.items: list[int] = []
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         """Put texts where they belong."""
-        assert isinstance(answers, m.Texts)
+        assert isinstance(answers, Texts)
         for index, text in zip(indices, answers.texts, strict=True):
             self.texts[self.items[index]] = text
 
@@ -114,7 +114,7 @@ class Ours:
         self._max_length = loaded.max_length
         self._tokenizer = TextTokenizer(load_tokenizer(model, dtype="float32"))
         self._backend = JaxBackend(resolve(loaded), loaded.max_length)
-        self.report = m.StepReport()
+        self.report = StepReport()
 
     @property
     def devices(self) -> str:
@@ -129,9 +129,9 @@ class Ours:
         evaluator = Evaluator(self._tokenizer, self._backend, self._max_length)
         collect = Collect(len(prompts))
         for job in generate_jobs(prompts, SETTINGS):
-            assert isinstance(job.work, m.GenerateWork)
+            assert isinstance(job.work, GenerateWork)
             collect.items = job.items
-            evaluator.generate(job.work, m.StepLimits(), collect)
+            evaluator.generate(job.work, StepLimits(), collect)
         seconds = time.perf_counter() - began
         self.report = evaluator.report
         return Timed(seconds, collect.texts)
@@ -160,10 +160,10 @@ def _seconds(call: Any) -> float:
     return time.perf_counter() - began
 
 
-def settings_of(gen_kwargs: dict[str, Any]) -> m.GenerationSettings:
+def settings_of(gen_kwargs: dict[str, Any]) -> GenerationSettings:
     """Greedy settings as the model class of lm_eval makes them."""
     normal: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, 256))
-    return m.GenerationSettings(until=tuple(normal["until"]), max_gen_toks=normal["max_gen_toks"])
+    return GenerationSettings(until=tuple(normal["until"]), max_gen_toks=normal["max_gen_toks"])
 
 
 def against_hf(requests: list[Request], peer: TorchPeer, ours: Ours, pairs: int) -> dict[str, str]:

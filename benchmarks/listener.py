@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Level
 
 
 class Listener:
     """Shows what a user would be told; nobody watches the phases."""
 
-    def notice(self, level: m.Level, text: str) -> None:
+    def notice(self, level: Level, text: str) -> None:
         """Show it."""
         print(f"{level}: {text}", file=sys.stderr)
 

@@ -31,7 +31,7 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Answers, RollingScores, RollingWork, StepLimits
 
 MODEL = Llama(
     vocab_size=128_000,
@@ -64,10 +64,10 @@ class Keep(Listener):
 
     score = float("nan")
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         """Take it."""
         assert list(indices) == [0]
-        assert isinstance(answers, m.RollingScores)
+        assert isinstance(answers, RollingScores)
         self.score = float(answers.loglikelihoods[0])
 
 
@@ -79,7 +79,7 @@ def measure(length: int) -> dict[str, float]:
     backend = JaxBackend(resolve(model_of(MODEL, params)), MODEL.max_length)
     tokenizer = TextTokenizer(Numbers())
     tokens = np.random.default_rng(0).integers(1, MODEL.vocab_size, size=length)
-    work = m.RollingWork(texts=[Numbers().decode(tokens.tolist())])
+    work = RollingWork(texts=[Numbers().decode(tokens.tolist())])
     # Drawing the weights takes more memory than they do themselves; that peak is no matter of the text's. Linux can
     # forget it, elsewhere the text's has to be above it to be seen.
     with contextlib.suppress(OSError):
@@ -92,7 +92,7 @@ def measure(length: int) -> dict[str, float]:
         backend._states.clear()
         evaluator = Evaluator(tokenizer, backend, MODEL.max_length)
         began = time.perf_counter()
-        evaluator.rolling(work, m.StepLimits(), keep)
+        evaluator.rolling(work, StepLimits(), keep)
         seconds.append(time.perf_counter() - began)
     return {
         "length": length,

@@ -25,8 +25,8 @@ from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import Answers, LogLikelihoodWork, Scores, StepLimits
 from harness_model import BirdieZMQ
 
 WORDS = ("river", "stone", "lantern", "meadow", "copper", "winter", "harbour", "thistle")
@@ -51,9 +51,9 @@ class Collect(Listener):
         self.scores = np.full(count, np.nan)
         self.items: list[int] = []
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         """Put scores where they belong."""
-        assert isinstance(answers, m.Scores)
+        assert isinstance(answers, Scores)
         self.scores[[self.items[i] for i in indices]] = answers.loglikelihoods
 
 
@@ -61,9 +61,9 @@ def in_process(evaluator: Evaluator, pairs: list[tuple[str, str]]) -> np.ndarray
     """The scores float64[n] by the evaluator in this process, in the same batches as the client sends."""
     collect = Collect(len(pairs))
     for job in loglikelihood_jobs(pairs, SETTINGS):
-        assert isinstance(job.work, m.LogLikelihoodWork)
+        assert isinstance(job.work, LogLikelihoodWork)
         collect.items = job.items
-        evaluator.loglikelihood(job.work, m.StepLimits(), collect)
+        evaluator.loglikelihood(job.work, StepLimits(), collect)
     return collect.scores
 
 

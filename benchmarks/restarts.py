@@ -24,7 +24,7 @@ from typing import Any
 
 from birdie_zmq.client import Client
 from birdie_zmq.harness.model_args import read_arguments
-from birdie_zmq.protocol.messages import StepReport
+from birdie_zmq.types import StepReport
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_TASKS = ROOT / "examples" / "tasks"

@@ -39,8 +39,8 @@ from birdie_zmq.engine.planning.steps import Step
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import Answers, LogLikelihoodWork, RollingScores, RollingWork, Scores, StepLimits, StepReport
 from harness_model import BirdieZMQ
 
 TASKS = ("mmlu_real:5", "arc_easy_real", "mmlu_real", "boolq_real", "lambada_real", "wikitext_real")
@@ -156,9 +156,9 @@ def _texts(requests: Requests) -> list[str]:
 class Collect(path_cost.Collect):
     """Keeps what the evaluator says, of whole texts too."""
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         """Put scores where they belong."""
-        assert isinstance(answers, m.Scores | m.RollingScores)
+        assert isinstance(answers, Scores | RollingScores)
         self.scores[[self.items[i] for i in indices]] = answers.loglikelihoods
 
 
@@ -195,7 +195,7 @@ class Ours:
         self.tokenizer = TextTokenizer(load_tokenizer(model, dtype="float32"))
         self._backend = Watched(resolve(loaded), self.max_length)
         self._width: int = loaded.params.outer["embedding"].shape[-1]
-        self.report = m.StepReport()
+        self.report = StepReport()
         self.idle_seconds = 0.0
         self.has_compiled = False
 
@@ -223,16 +223,16 @@ class Ours:
         if pairs:
             collect = Collect(len(pairs))
             for job in loglikelihood_jobs(pairs, SETTINGS):
-                assert isinstance(job.work, m.LogLikelihoodWork)
+                assert isinstance(job.work, LogLikelihoodWork)
                 collect.items = job.items
-                evaluator.loglikelihood(job.work, m.StepLimits(), collect)
+                evaluator.loglikelihood(job.work, StepLimits(), collect)
             scores += collect.scores.tolist()
         if texts:
             collect = Collect(len(texts))
             for job in rolling_jobs(texts, SETTINGS):
-                assert isinstance(job.work, m.RollingWork)
+                assert isinstance(job.work, RollingWork)
                 collect.items = job.items
-                evaluator.rolling(job.work, m.StepLimits(), collect)
+                evaluator.rolling(job.work, StepLimits(), collect)
             scores += collect.scores.tolist()
         seconds = time.perf_counter() - began
         self.report = evaluator.report

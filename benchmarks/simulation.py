@@ -36,9 +36,10 @@ from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.sockets import Dealer, Router, wait
 from birdie_zmq.settings import BrokerSettings, ClientSettings
+from birdie_zmq.types import ModelSpec, RollingScores, RollingWork, StepLimits
 
 RECORDED = Path(__file__).with_name("recorded_steps.json")
-MODEL = m.ModelSpec(tag="simulated")
+MODEL = ModelSpec(tag="simulated")
 ITEMS = 256
 HEARTBEAT_S = 1.0
 AWAY_S = 30.0
@@ -228,7 +229,7 @@ class Worker:
         """Say what a step has given."""
         answered, lease.left = lease.left[:rows], lease.left[rows:]
         self.answers += len(answered)
-        scores = m.RollingScores(loglikelihoods=np.zeros(len(answered)))
+        scores = RollingScores(loglikelihoods=np.zeros(len(answered)))
         number, indices = lease.lease.lease, np.array(answered, np.int32)
         self.hall.says(self.peer, m.LeaseAnswered(lease=number, indices=indices, answers=scores))
         if not lease.left:
@@ -243,8 +244,8 @@ class Run:
         self.peer = f"client-{number}".encode()
         self.hall = hall
         self.answered = [0] * requests
-        self.session = client.Session(MODEL, m.StepLimits(), ClientSettings(), "simulated")
-        work = m.RollingWork(texts=["x" * hall.characters] * ITEMS)
+        self.session = client.Session(MODEL, StepLimits(), ClientSettings(), "simulated")
+        work = RollingWork(texts=["x" * hall.characters] * ITEMS)
         self._jobs = [client.Job(work, list(range(i, i + ITEMS))) for i in range(0, requests, ITEMS)]
 
     def begin(self) -> None:

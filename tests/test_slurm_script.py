@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from birdie_zmq.cli import main as cli
+from birdie_zmq.cli import broker as broker_command
+from birdie_zmq.cli import worker as worker_command
 from birdie_zmq.harness import model_args
 from birdie_zmq.protocol.endpoints import check_bindable, parse_endpoint
 from tests.integration.conftest import ROOT, wait_until
@@ -65,9 +66,9 @@ def test_every_command_of_the_job_is_one_that_there_is(job: dict[str, str], tmp_
     subprocess.run(["bash", SCRIPT], env=job, cwd=ROOT, check=True, timeout=60)
 
     called = calls(job)
-    broker = cli.broker_parser("broker").parse_args(called["broker"])
+    broker = broker_command.parser("broker").parse_args(called["broker"])
     check_bindable(parse_endpoint(broker.bind), has_keys=broker.keys == folder / "keys")
-    worker = cli.worker_parser("worker").parse_args(called["worker"])
+    worker = worker_command.parser("worker").parse_args(called["worker"])
     assert worker.device == "3"
     assert worker.key_file == folder / "worker.key"
     words = dict(

@@ -11,7 +11,7 @@ from birdie_zmq.engine.planning.steps import Scored, Tokens
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.models import load_tokenizer
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.types import StepLimits
 
 _DATA = Path(__file__).resolve().parents[2] / "examples" / "tasks" / "data"
 MAX_LENGTH = 512

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
 from birdie_zmq.engine.planning.fork_planner import plan_forks
-from birdie_zmq.engine.planning.steps import Branch, Fork, Read, Rows, Step, plan_rows
+from birdie_zmq.engine.planning.row_planner import plan_rows
+from birdie_zmq.engine.planning.steps import Branch, Fork, Read, Rows, Step
 from birdie_zmq.engine.planning.tree_planner import plan_branches
 
 _SIZE = (WIDTH - 2 * MARGIN) / 33

@@ -18,7 +18,7 @@ from birdie_zmq.engine.generation import Ends, Row, carry_on
 from birdie_zmq.engine.planning.prefill_planner import Piece
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Tokens
-from birdie_zmq.protocol.messages import GenerationSettings, Sampling, StepLimits
+from birdie_zmq.types import GenerationSettings, Sampling, StepLimits
 
 _PROMPTS, _ROWS = 9, 4
 _OTHER = {"target": "scores", "scores": "target", "padding": "target"}

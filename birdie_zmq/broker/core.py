@@ -54,6 +54,7 @@ from birdie_zmq.errors import (
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.security.principals import Holder, Role
 from birdie_zmq.settings import BrokerSettings
+from birdie_zmq.types import ErrorReport, Level, ModelSpec
 
 
 class Broker:
@@ -74,7 +75,7 @@ class Broker:
         self._next_lease = 1
         self._switches = 0
         self._losses = 0
-        self._losses_in_a_row: dict[m.ModelSpec, int] = {}
+        self._losses_in_a_row: dict[ModelSpec, int] = {}
         self._drains_until: float | None = None
         self._refusals = Refusals(settings.max_refusals_in_a_row)
         self._refused = False
@@ -208,7 +209,7 @@ class Broker:
         if message.batch in client.batches:
             return  # Sent twice; the first one stands.
         if (error := self._beyond_budget(client, message)) is not None:
-            self._send(client.peer, m.BatchFailed(batch=message.batch, error=m.ErrorReport.of(error)))
+            self._send(client.peer, m.BatchFailed(batch=message.batch, error=ErrorReport.of(error)))
             return
         batch = client.batches[message.batch] = Batch(
             client.peer,
@@ -321,7 +322,7 @@ class Broker:
         part = self._workers.take_back(worker, message.lease)
         if part is not None and not part.is_settled:
             error = InternalError(f"the {worker.name} called a batch done with answers missing")
-            self._fail(part.batch, m.ErrorReport.of(error))
+            self._fail(part.batch, ErrorReport.of(error))
 
     def _lease_crashed(self, worker: Worker, message: m.LeaseCrashed) -> None:
         part = self._workers.take_back(worker, message.lease)
@@ -391,7 +392,7 @@ class Broker:
             self._put_back(part)  # It was at the first one, and had not begun with the others.
         for part in unsettled[:1]:
             error = WorkerUnavailable(f"the {worker.name} went away while it worked on this: {reason}")
-            self._lose(part, m.ErrorReport.of(error))
+            self._lose(part, ErrorReport.of(error))
 
     def _settle(self, batch: Batch, items: Iterable[int]) -> None:
         """Some items of a batch need no further work."""
@@ -431,7 +432,7 @@ class Broker:
 
     # --- Losses ------------------------------------------------------------------------------------------------------
 
-    def _lose(self, part: Part, error: m.ErrorReport) -> None:
+    def _lose(self, part: Part, error: ErrorReport) -> None:
         """Whoever worked on a part is gone: try it again, or halve it, or give it up."""
         if part.is_settled:
             return
@@ -556,9 +557,9 @@ class Broker:
         if isinstance(message, m.Lease) and worker is not None:
             part = self._workers.take_back(worker, message.lease)
             if part is not None:
-                self._fail(part.batch, m.ErrorReport.of(error))
+                self._fail(part.batch, ErrorReport.of(error))
         else:
-            self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
+            self._send(peer, m.Refusal(error=ErrorReport.of(error)))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
 
@@ -568,10 +569,10 @@ class Broker:
     def _pong(self) -> m.Pong:
         return m.Pong(workers=len(self._workers), switches=self._switches, losses=self._losses)
 
-    def _notify(self, batch: Batch, level: m.Level, text: str, *, once: bool = False) -> None:
+    def _notify(self, batch: Batch, level: Level, text: str, *, once: bool = False) -> None:
         self._send(batch.client, m.Notice(batch=batch.number, level=level, text=text, once=once))
 
-    def _fail(self, batch: Batch, error: m.ErrorReport) -> None:
+    def _fail(self, batch: Batch, error: ErrorReport) -> None:
         # What the error says may repeat a text of its requests, so it is for the run alone.
         self.history.failed(len(batch.work) - len(batch.settled), f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.BatchFailed(batch=batch.number, error=error))
@@ -579,7 +580,7 @@ class Broker:
         if (client := self._clients.get(batch.client)) is not None:
             client.batches.pop(batch.number, None)
 
-    def _fail_item(self, batch: Batch, item: int, error: m.ErrorReport) -> None:
+    def _fail_item(self, batch: Batch, item: int, error: ErrorReport) -> None:
         self._settle(batch, [item])
         self.history.failed(1, f"{error.code}, {batch.model}", self._now)
         self._send(batch.client, m.ItemFailed(batch=batch.number, index=item, error=error))
@@ -588,25 +589,25 @@ class Broker:
         self._refused = True
         self.history.refused(error.code, self._now, is_ordinary=isinstance(error, UnknownPeer))
         # A client that was idle for long, or a broker that is new, makes unknown peers in the ordinary course of things.
-        level: m.Level = "info" if isinstance(error, UnknownPeer) else "warning"
+        level: Level = "info" if isinstance(error, UnknownPeer) else "warning"
         self._write(level, self._refusal_lines.write(f"refused a message: {error.message}", self._now))
         if self._refusals.tells(peer, self._now):
-            self._send(peer, m.Refusal(error=m.ErrorReport.of(error)))
+            self._send(peer, m.Refusal(error=ErrorReport.of(error)))
 
-    def _log(self, level: m.Level, text: str) -> None:
+    def _log(self, level: Level, text: str) -> None:
         self._write(level, self._lines.write(text, self._now))
 
     def _log_rest(self) -> None:
         for lines in (self._refusal_lines, self._lines):
             self._write("info", lines.rest(self._now))
 
-    def _write(self, level: m.Level, line: str | None) -> None:
+    def _write(self, level: Level, line: str | None) -> None:
         if line is not None:
             self._actions.append(Log(level, line))
 
 
-def _prefixed(text: str, error: m.ErrorReport) -> m.ErrorReport:
-    return m.ErrorReport(code=error.code, message=text + error.message, traceback=error.traceback)
+def _prefixed(text: str, error: ErrorReport) -> ErrorReport:
+    return ErrorReport(code=error.code, message=text + error.message, traceback=error.traceback)
 
 
 _IGNORED_WHILE_DRAINING = frozenset({m.OpenSession, m.RegisterWorker, m.Submit})

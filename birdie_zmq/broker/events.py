@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from birdie_zmq.errors import BirdieError, ProtocolError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.security.principals import Holder
+from birdie_zmq.types import Level
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Send:
 class Log:
     """Tell the person who watches the broker."""
 
-    level: m.Level
+    level: Level
     text: str
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from birdie_zmq.broker.rate_limits import one_line
-from birdie_zmq.protocol.messages import Computed
+from birdie_zmq.types import Computed
 
 BUCKET_S = 2.0
 BUCKETS = 300

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from birdie_zmq.broker.scheduler import Batch, Part
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Computed, ModelSpec
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Worker:
     seen_at: float
     registration: m.RegisterWorker
     since: float
-    model: m.ModelSpec | None = None
+    model: ModelSpec | None = None
     model_since: float = 0.0
     leases: dict[int, Part] = field(default_factory=dict)
     drains: bool = False
@@ -45,7 +46,7 @@ class Worker:
     doing: str = ""
     doing_since: float = 0.0
     served: int = 0
-    computed: m.Computed | None = None
+    computed: Computed | None = None
     beginning: str | None = None
     idle_since: float | None = None
     at_last_since: float | None = None

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from birdie_zmq.protocol.messages import ModelSpec, StepLimits, Work
+from birdie_zmq.types import ModelSpec, StepLimits, Work
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from birdie_zmq.broker.peers import Worker
 from birdie_zmq.broker.scheduler import Part
-from birdie_zmq.protocol.messages import ModelSpec
+from birdie_zmq.types import ModelSpec
 
 _LEAST_SHARED = 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lm_eval._cli.utils import MergeDictAction
@@ -11,15 +12,16 @@ from rich.console import Console
 from rich.text import Text
 
 from birdie_zmq._version import __version__
+from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.harness.model_args import read_arguments
-from birdie_zmq.protocol.messages import ModelDescription
 from birdie_zmq.sanitize import printable
 from birdie_zmq.tools.bench import terminal
 from birdie_zmq.tools.bench.advice import advise
 from birdie_zmq.tools.bench.figures import LeftOut, Measured
 from birdie_zmq.tools.bench.measuring import Bench
 from birdie_zmq.tools.bench.workloads import KINDS, USUAL, Kind
+from birdie_zmq.types import ModelDescription
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -142,3 +144,9 @@ def _kinds(text: str) -> tuple[Kind, ...]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: the workloads are {', '.join(KINDS)}")
     return tuple(kind for kind in KINDS if kind in names)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq bench") -> int:
+    """Measure how fast a model answers what lm_eval asks, and say what would make it faster."""
+    options = parser(prog).parse_args(arguments)
+    return run_guarded(prog, True, lambda: run(options))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.sanitize import printable
 from birdie_zmq.tools.compare import terminal
 from birdie_zmq.tools.compare.comparing import TaskReport, compare_task
@@ -89,3 +91,9 @@ def _nats(text: str) -> float:
     if math.isnan(value) or value < 0:
         raise argparse.ArgumentTypeError(f"{text} must be 0 or above")
     return value
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq compare") -> int:
+    """Compare two results of lm_eval, sample by sample."""
+    options = parser(prog).parse_args(arguments)
+    return run_guarded(prog, True, lambda: run(options))

@@ -6,13 +6,14 @@ import argparse
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 import birdie_zmq
 from birdie_zmq._version import __version__
+from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.tools.doctor import broker, devices, hook, keys, machine, packages, page
@@ -77,3 +78,9 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield page.check(options.api, engine, options.model_tag, os.environ)
     if endpoint is not None:
         yield from broker.check(endpoint, options.key_file, options.model_tag)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq doctor") -> int:
+    """Say what a run needs and lacks, and what mends it."""
+    options = parser(prog).parse_args(arguments)
+    return run_guarded(prog, True, lambda: run(options))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.protocol.security.keys import (
     default_folder,
     new_key,
@@ -74,3 +76,9 @@ def _age(seconds: float) -> str:
             count = int(seconds // size_s)
             return f"{count} {unit}{'s' if count > 1 else ''} old"
     return "new"
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq keys") -> int:
+    """Make, list or revoke the keys of those who may use a broker."""
+    options = parser(prog).parse_args(arguments)
+    return run_guarded(prog, False, lambda: run(options))

@@ -14,6 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from birdie_zmq.cli.broker import parser as broker_parser
+from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.worker import parser as worker_parser
 from birdie_zmq.cluster import capacity, core, worker_command
 from birdie_zmq.errors import UnavailableError, UsageError
 from birdie_zmq.processes.signals import StopSignals
@@ -218,3 +221,14 @@ def _waiting(numbers: Sequence[int], need: dict[str, float], cluster: Cluster) -
         f"{who} ({capacity.amounts(need)} each): Ray says that the cluster has {capacity.described(cluster.nodes)}, of which "
         f"{capacity.amounts(free)} is free"
     )
+
+
+def full_parser(prog: str = "birdie-zmq ray") -> argparse.ArgumentParser:
+    """The parser of the arguments of ``birdie-zmq ray``, with those of a broker and of a worker."""
+    return parser(prog, broker_parser(prog), worker_parser(prog, add_help=False))
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq ray") -> int:
+    """Let workers run on a Ray cluster."""
+    options = full_parser(prog).parse_args(arguments)
+    return run_guarded(f"{prog} {options.action}", options.quiet, lambda: run(options, worker_parser(prog)))

@@ -7,6 +7,7 @@ import http.client
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from birdie_zmq.broker.status.snapshot import Status
+from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.errors import BrokerUnavailable, UsageError
 from birdie_zmq.settings import DEFAULT_STATUS_PORT
 
@@ -185,3 +187,9 @@ def _table(*columns: str) -> Table:
 
 def _cells(*texts: str) -> list[Text]:
     return [Text(text) for text in texts]
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq status") -> int:
+    """Show what a broker with --status-port does."""
+    options = parser(prog).parse_args(arguments)
+    return run_guarded(prog, False, lambda: run(options))

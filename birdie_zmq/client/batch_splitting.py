@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import GenerateWork, LogLikelihoodWork, RollingWork, Work
 
 LEAST_ITEMS = 32
 _LEAST_CHARACTERS = 16_000
 """Less of both is not worth a batch of its own: it hardly fills a step, and what texts share is computed in each batch."""
 
 
-def cut(work: m.Work, count: int) -> list[list[int]]:
+def cut(work: Work, count: int) -> list[list[int]]:
     """The items of a batch in at most ``count`` runs of about as many characters, of 32 items or 16,000 of them at least.
 
     Neighbours with the same context stay together, and it counts once.
@@ -37,14 +37,14 @@ def cut(work: m.Work, count: int) -> list[list[int]]:
     return runs
 
 
-def _groups(work: m.Work) -> Iterator[tuple[list[int], int]]:
+def _groups(work: Work) -> Iterator[tuple[list[int], int]]:
     """Items that belong together, and their characters; one at least, since texts may be empty."""
     match work:
-        case m.LogLikelihoodWork(pairs=pairs):
+        case LogLikelihoodWork(pairs=pairs):
             for context, group in groupby(range(len(pairs)), lambda item: pairs[item][0]):
                 alike = list(group)
                 yield alike, len(context) + sum(len(pairs[item][1]) for item in alike) + 1
-        case m.RollingWork(texts=texts) | m.GenerateWork(prompts=texts):
+        case RollingWork(texts=texts) | GenerateWork(prompts=texts):
             for item, text in enumerate(texts):
                 yield [item], len(text) + 1
         case _:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import msgspec
 
 from birdie_zmq.client.core import Job
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import GenerateWork, GenerationSettings, LogLikelihoodWork, RollingWork
 
 _LONG_BEGINNING = 512
 """Characters, that is some hundred tokens: less is read again faster than it is looked for."""
@@ -33,14 +33,14 @@ def loglikelihood_jobs(pairs: Sequence[tuple[str, str]], settings: ClientSetting
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
     for beginning, group in _groups(order, lambda i: pairs[i][0], settings):
         for items, characters in _cut(group, lambda i: sum(map(len, pairs[i])), settings):
-            yield Job(m.LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, beginning, characters)
+            yield Job(LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, beginning, characters)
 
 
 def rolling_jobs(texts: Sequence[str], settings: ClientSettings) -> Iterator[Job]:
     """Jobs for whole texts."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     for items, characters in _cut(order, lambda i: len(texts[i]), settings):
-        yield Job(m.RollingWork(texts=[texts[i] for i in items]), items, characters=characters)
+        yield Job(RollingWork(texts=[texts[i] for i in items]), items, characters=characters)
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class Prompt:
     """What is to be continued, how, and by what random key where tokens are drawn."""
 
     text: str
-    settings: m.GenerationSettings
+    settings: GenerationSettings
     key: int | None = None
 
 
-def keyed(prompts: Sequence[tuple[str, m.GenerationSettings]], seed: int) -> list[Prompt]:
+def keyed(prompts: Sequence[tuple[str, GenerationSettings]], seed: int) -> list[Prompt]:
     """Give each prompt that is sampled its key: of the seed, what it asks, and how often that was asked before.
 
     The same request then has the same answer wherever it stands in a run, and its repeats have others.
     """
-    seen = Counter[tuple[str, m.GenerationSettings]]()
+    seen = Counter[tuple[str, GenerationSettings]]()
     found = []
     for text, settings in prompts:
         key = None
@@ -72,7 +72,7 @@ def keyed(prompts: Sequence[tuple[str, m.GenerationSettings]], seed: int) -> lis
 
 def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterator[Job]:
     """Jobs for prompts, those with the same settings together, and in them those that begin alike."""
-    by_settings: dict[m.GenerationSettings, list[int]] = {}
+    by_settings: dict[GenerationSettings, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_settings.setdefault(prompt.settings, []).append(i)
     for how, group in by_settings.items():
@@ -80,7 +80,7 @@ def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterat
         for beginning, alike in _groups(order, lambda i: prompts[i].text, settings):
             for items, characters in _cut(alike, lambda i: len(prompts[i].text), settings):
                 keys = [key for i in items if (key := prompts[i].key) is not None]
-                work = m.GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys)
+                work = GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys)
                 yield Job(work, items, beginning, characters)
 
 

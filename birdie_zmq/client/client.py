@@ -21,12 +21,23 @@ from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.security.keys import read_peer_key
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import (
+    Answers,
+    DescribeWork,
+    Level,
+    ModelDescription,
+    ModelSpec,
+    RollingScores,
+    Scores,
+    StepLimits,
+    Texts,
+)
 
 logger = logging.getLogger("birdie_zmq.client")
 
 _decode = decoder(m.BrokerToClient | m.Refusal)
 
-Answer = tuple[float, bool] | float | str | m.ModelDescription
+Answer = tuple[float, bool] | float | str | ModelDescription
 OnAnswer = Callable[[int, Answer], None]
 OnProgress = Callable[[Progress], None]
 NameOf = Callable[[int], str]
@@ -75,15 +86,15 @@ class Client:
     def __init__(
         self,
         endpoint: str,
-        model: m.ModelSpec,
-        limits: m.StepLimits | None = None,
+        model: ModelSpec,
+        limits: StepLimits | None = None,
         settings: ClientSettings | None = None,
         supervisor: Supervisor | None = None,
         log: logging.Logger = logger,
         key_file: Path | None = None,
     ) -> None:
         self._settings = settings or ClientSettings()
-        self._session = Session(model, limits or m.StepLimits(), self._settings, endpoint)
+        self._session = Session(model, limits or StepLimits(), self._settings, endpoint)
         self._dealer = Dealer(parse_endpoint(endpoint), None if key_file is None else read_peer_key(key_file))
         self._supervisor = supervisor
         self._lock = threading.Lock()
@@ -113,15 +124,15 @@ class Client:
                     self._dealer.send(encode(m.CloseSession()))
             self._dealer.close()
 
-    def describe(self) -> m.ModelDescription:
+    def describe(self) -> ModelDescription:
         """The model, which is loaded for this if it is not yet. From then on no other answers this client.
 
         Raises:
             ModelChanged: It is another one than at the first call.
             BirdieError: As for `run`.
         """
-        (description,) = self.run([Job(m.DescribeWork(), [0])], 1)
-        assert isinstance(description, m.ModelDescription)
+        (description,) = self.run([Job(DescribeWork(), [0])], 1)
+        assert isinstance(description, ModelDescription)
         self._session.identity = description.identity
         return description
 
@@ -238,7 +249,7 @@ class Client:
             raise ProtocolError(f"the broker sent what this client cannot read: {error}") from error
         return message
 
-    def _tell(self, level: m.Level, text: str, *, once: bool = False) -> None:
+    def _tell(self, level: Level, text: str, *, once: bool = False) -> None:
         """Log a line; once, however many batches say it, where that is asked for."""
         if not once or text not in self._told:
             self._told.add(text)
@@ -255,15 +266,15 @@ def failure_of(failures: dict[int, BirdieError], count: int, answered: int, name
     return type(first)(text, remote_traceback=first.remote_traceback)
 
 
-def answer_values(answers: m.Answers) -> Sequence[Answer]:
+def answer_values(answers: Answers) -> Sequence[Answer]:
     """One answer an item, as `Client.run` gives them."""
     match answers:
-        case m.Scores(loglikelihoods=loglikelihoods, greedy=greedy):
+        case Scores(loglikelihoods=loglikelihoods, greedy=greedy):
             return list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True))
-        case m.RollingScores(loglikelihoods=loglikelihoods):
+        case RollingScores(loglikelihoods=loglikelihoods):
             values: list[float] = loglikelihoods.tolist()
             return values
-        case m.Texts(texts=texts):
+        case Texts(texts=texts):
             return texts
-        case m.ModelDescription():
+        case ModelDescription():
             return [answers]

@@ -21,6 +21,7 @@ from birdie_zmq.client.batch_splitting import LEAST_ITEMS, cut
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UnknownPeer, WorkerUnavailable
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import Advance, Answers, Level, ModelSpec, StepLimits, Work
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Job:
     ``items`` are the caller's numbers of its items, ``beginning`` as in `m.Submit`.
     """
 
-    work: m.Work
+    work: Work
     items: list[int]
     beginning: str | None = None
     characters: int = 0
@@ -64,7 +65,7 @@ class Deliver:
 
     items: list[int]
     positions: list[int]
-    answers: m.Answers
+    answers: Answers
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,14 @@ class Follow:
     """A job, which has this item, has come on."""
 
     item: int
-    advance: m.Advance
+    advance: Advance
 
 
 @dataclass(frozen=True)
 class Tell:
     """Tell the person at the prompt; ``once`` in a run."""
 
-    level: m.Level
+    level: Level
     text: str
     once: bool = False
 
@@ -135,7 +136,7 @@ class Session:
         endpoint: Where the broker is, for messages.
     """
 
-    def __init__(self, model: m.ModelSpec, limits: m.StepLimits, settings: ClientSettings, endpoint: str) -> None:
+    def __init__(self, model: ModelSpec, limits: StepLimits, settings: ClientSettings, endpoint: str) -> None:
         self._model = model
         self.identity: str | None = None
         self._limits = limits

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.survival import Survival
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Advance, Computed, GenerateWork, LogLikelihoodWork, RollingWork, Work
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ _MOST_LENGTHS = 1_000
 class _Work(Protocol):
     """An estimate for one kind of work, in the positions that workers tell of."""
 
-    def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None: ...
+    def advanced(self, job: int, advance: Advance, computed: Computed) -> None: ...
 
     def over(self, job: int) -> None: ...
 
@@ -63,15 +63,15 @@ class Estimate:
     def __init__(self, jobs: Sequence[Job], now: float) -> None:
         self._latest = now
         self._active_s = 0.0
-        self._computed = m.Computed()
+        self._computed = Computed()
         self._pace = _Pace()
         self._compiling = _Compiling(len(jobs))
         self._job_of = {item: number for number, job in enumerate(jobs) for item in job.items}
         self._open = [len(job.items) for job in jobs]
         self._work: _Work | None = None
-        if jobs and isinstance(jobs[0].work, m.GenerateWork):
+        if jobs and isinstance(jobs[0].work, GenerateWork):
             self._work = _Continuing(jobs, self._open)
-        elif jobs and isinstance(jobs[0].work, m.LogLikelihoodWork | m.RollingWork):
+        elif jobs and isinstance(jobs[0].work, LogLikelihoodWork | RollingWork):
             self._work = _Scoring(jobs, self._open)
 
     def answered(self, items: Sequence[int]) -> None:
@@ -83,7 +83,7 @@ class Estimate:
                 if self._work is not None:
                     self._work.over(job)
 
-    def advanced(self, item: int, advance: m.Advance, now: float) -> None:
+    def advanced(self, item: int, advance: Advance, now: float) -> None:
         """The job that has this item has come on."""
         computed = advance.computed
         busy = computed.seconds + computed.compile_seconds
@@ -159,7 +159,7 @@ class _Reading:
         """How many jobs have not begun."""
         return len(self._unbegun)
 
-    def advanced(self, job: int, ahead: int, computed: m.Computed) -> None:
+    def advanced(self, job: int, ahead: int, computed: Computed) -> None:
         size = self._unbegun.pop(job, _Size())
         self._begun += size
         self._waiting -= size
@@ -251,7 +251,7 @@ class _Compiling:
         self._compiled = 0
         self._seconds = 0.0
 
-    def advanced(self, job: int, advance: m.Advance, seconds: float) -> None:
+    def advanced(self, job: int, advance: Advance, seconds: float) -> None:
         """A job has come on, and it was compiled for so long."""
         programs = advance.computed.programs
         self._compiled += programs
@@ -289,7 +289,7 @@ class _Scoring:
     def over(self, job: int) -> None:
         self._reading.over(job)
 
-    def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None:
+    def advanced(self, job: int, advance: Advance, computed: Computed) -> None:
         if self._open[job]:
             self._reading.advanced(job, advance.ahead, computed)
 
@@ -312,7 +312,7 @@ class _Continuing:
         self._reading = _Reading(jobs)
         self._open = still_open
         self._longest = max(self._open)
-        self._most = [job.work.settings.max_gen_toks for job in jobs if isinstance(job.work, m.GenerateWork)]
+        self._most = [job.work.settings.max_gen_toks for job in jobs if isinstance(job.work, GenerateWork)]
         self._going: dict[int, tuple[int, ...]] = {}
         self._ended = deque[int](maxlen=_MOST_LENGTHS)
         self._cut = deque[int](maxlen=_MOST_LENGTHS)
@@ -324,7 +324,7 @@ class _Continuing:
         self._reading.over(job)
         self._going.pop(job, None)
 
-    def advanced(self, job: int, advance: m.Advance, computed: m.Computed) -> None:
+    def advanced(self, job: int, advance: Advance, computed: Computed) -> None:
         for length in advance.ended:
             (self._ended if length < self._most[job] else self._cut).append(length)
         if advance.slots >= self._slots and advance.round_cost:  # Where few go on, so do fewer slots.
@@ -377,11 +377,11 @@ def common_characters(one: str, other: str) -> int:
     return least
 
 
-def _texts(work: m.Work) -> list[str]:
+def _texts(work: Work) -> list[str]:
     """What is to be read."""
     match work:
-        case m.LogLikelihoodWork(pairs=pairs):
+        case LogLikelihoodWork(pairs=pairs):
             return [context + continuation for context, continuation in pairs]
-        case m.RollingWork(texts=texts) | m.GenerateWork(prompts=texts):
+        case RollingWork(texts=texts) | GenerateWork(prompts=texts):
             return texts
     return []

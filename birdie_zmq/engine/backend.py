@@ -12,7 +12,7 @@ import numpy.typing as npt
 from birdie_zmq.engine.planning.prefill_planner import Piece
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Step, Tokens
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 Ability = Literal["rows", "forks", "branches", "pairs"]
 """How a model reads, and so how its work is planned: whole rows, in steps from a state, trees behind a state, or pairs of

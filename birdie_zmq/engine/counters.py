@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from birdie_zmq.protocol.messages import StepReport
+from birdie_zmq.types import StepReport
 
 Shape = tuple[int, int]
 """The rows and the length of a step."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from birdie_zmq.engine.stop_criteria import cut_at_first
 from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.protocol.messages import GenerationSettings
+from birdie_zmq.types import GenerationSettings
 
 
 class AnswerText:

@@ -19,8 +19,9 @@ from birdie_zmq.engine.counters import Shape, Tally
 from birdie_zmq.engine.detokenizer import AnswerText
 from birdie_zmq.engine.generation import Ends, Row, carry_on, reread
 from birdie_zmq.engine.planning.prefix_tree import Tree
+from birdie_zmq.engine.planning.row_planner import distinct_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Scored, Step, Tokens, distinct_pairs
+from birdie_zmq.engine.planning.steps import Scored, Step, Tokens
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.scoring import Finished, IdleClock, NotFinite, possible_shapes, score
 from birdie_zmq.engine.tokenizer import TextTokenizer
@@ -32,17 +33,32 @@ from birdie_zmq.errors import (
     TokenOutOfVocabulary,
     UnsupportedRequest,
 )
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import (
+    Advance,
+    Answers,
+    ChatWork,
+    Computed,
+    GenerateWork,
+    Level,
+    LogLikelihoodWork,
+    RollingScores,
+    RollingWork,
+    Scores,
+    StepLimits,
+    StepReport,
+    Texts,
+    Work,
+)
 
 
 class Listener(Protocol):
     """Who hears of answers while the work goes on."""
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         """Some items of the work have their answers."""
         ...
 
-    def notice(self, level: m.Level, text: str) -> None:
+    def notice(self, level: Level, text: str) -> None:
         """Something that the person at the prompt should read, once in a run."""
         ...
 
@@ -101,7 +117,7 @@ class Evaluator:
         self._traced_before = backend.tracing_seconds
 
     @property
-    def report(self) -> m.StepReport:
+    def report(self) -> StepReport:
         """What has been computed so far."""
         return self._tally.report(
             compile_seconds=self._backend.compile_seconds,
@@ -110,12 +126,12 @@ class Evaluator:
         )
 
     @property
-    def computed(self) -> m.Computed:
+    def computed(self) -> Computed:
         """The counts that are told while the work goes on; may be asked for in another thread."""
         tally, since = self._tally, self._busy_since
         tracing = self._backend.tracing_seconds - self._traced_before
         seconds = tally.seconds + (0.0 if since is None else self._seconds_now() - since)
-        return m.Computed(
+        return Computed(
             tokens=tally.tokens_computed,
             padding=tally.tokens_padding,
             generated=tally.tokens_generated,
@@ -128,11 +144,11 @@ class Evaluator:
             done=tally.done,
         )
 
-    def advance(self, computed: m.Computed) -> m.Advance:
+    def advance(self, computed: Computed) -> Advance:
         """How far the work has come by computing what is new; tells of each text once that it has ended."""
         tally = self._tally
         ended, tally.ended = tuple(tally.ended), []
-        return m.Advance(
+        return Advance(
             computed=computed,
             ahead=tally.ahead,
             going=tuple(tally.going),
@@ -143,7 +159,7 @@ class Evaluator:
             programs=tally.programs_ahead,
         )
 
-    def encode(self, work: m.Work) -> Encoded | None:
+    def encode(self, work: Work) -> Encoded | None:
         """The tokens of work that is to be scored; None for other work.
 
         May be called in another thread while this evaluator computes, so that the device need not wait for it.
@@ -152,9 +168,9 @@ class Evaluator:
             TokenizerError: The tokenizer failed.
         """
         match work:
-            case m.LogLikelihoodWork(pairs=pairs):
+            case LogLikelihoodWork(pairs=pairs):
                 return encode_pairs(self._tokenizer, pairs, self._max_length)
-            case m.RollingWork(texts=texts):
+            case RollingWork(texts=texts):
                 return encode_rolling(self._tokenizer, texts, self._max_length)
         return None
 
@@ -164,8 +180,8 @@ class Evaluator:
 
     def loglikelihood(
         self,
-        work: m.LogLikelihoodWork,
-        limits: m.StepLimits,
+        work: LogLikelihoodWork,
+        limits: StepLimits,
         listener: Listener,
         items: Sequence[Scored | None] | None = None,
     ) -> None:
@@ -186,7 +202,7 @@ class Evaluator:
         nothing = [index for index, item in enumerate(items) if item is None]
         if nothing:
             # The probability of saying nothing is one, and nothing is what greedy decoding gives for no steps.
-            scores = m.Scores(loglikelihoods=np.zeros(len(nothing)), greedy=np.ones(len(nothing), dtype=np.bool_))
+            scores = Scores(loglikelihoods=np.zeros(len(nothing)), greedy=np.ones(len(nothing), dtype=np.bool_))
             listener.answered(nothing, scores)
         kept = [(index, item) for index, item in enumerate(items) if item is not None]
         owners = [index for index, _ in kept]
@@ -196,12 +212,12 @@ class Evaluator:
             [item for _, item in kept], owners, limits, listener, as_pairs=as_pairs
         ):
             indices = [owners[number] for number in numbers]
-            listener.answered(indices, m.Scores(loglikelihoods=loglikelihoods, greedy=greedy))
+            listener.answered(indices, Scores(loglikelihoods=loglikelihoods, greedy=greedy))
 
     def rolling(
         self,
-        work: m.RollingWork,
-        limits: m.StepLimits,
+        work: RollingWork,
+        limits: StepLimits,
         listener: Listener,
         texts: Sequence[Sequence[Scored]] | None = None,
     ) -> None:
@@ -226,7 +242,7 @@ class Evaluator:
         totals = np.zeros(len(texts))
         empty = [index for index, text in enumerate(texts) if not text]
         if empty:
-            listener.answered(empty, m.RollingScores(loglikelihoods=np.zeros(len(empty))))
+            listener.answered(empty, RollingScores(loglikelihoods=np.zeros(len(empty))))
         self._tally.requests += len(texts)
         for numbers, loglikelihoods, _ in self._score(windows, owners, limits, listener):
             for number, loglikelihood in zip(numbers, loglikelihoods, strict=True):
@@ -234,9 +250,9 @@ class Evaluator:
                 unfinished[owners[number]] -= 1
             done = sorted({owners[number] for number in numbers if unfinished[owners[number]] == 0})
             if done:
-                listener.answered(done, m.RollingScores(loglikelihoods=totals[done]))
+                listener.answered(done, RollingScores(loglikelihoods=totals[done]))
 
-    def generate(self, work: m.GenerateWork, limits: m.StepLimits, listener: Listener) -> None:
+    def generate(self, work: GenerateWork, limits: StepLimits, listener: Listener) -> None:
         """Continue each prompt until its own end.
 
         Raises:
@@ -265,11 +281,11 @@ class Evaluator:
         with self._timed():
             try:
                 for row in finished:
-                    listener.answered([row.index], m.Texts(texts=[row.answer.text()]))
+                    listener.answered([row.index], Texts(texts=[row.answer.text()]))
             except NotFinite as failure:
                 raise ItemFailed(failure.number, _not_finite()) from None
 
-    def render_chat(self, work: m.ChatWork, listener: Listener) -> None:
+    def render_chat(self, work: ChatWork, listener: Listener) -> None:
         """Render conversations by the tokenizer's own method.
 
         Raises:
@@ -278,7 +294,7 @@ class Evaluator:
         template_args: dict[str, Any] = json.loads(work.template_args)
         for index, conversation in enumerate(work.conversations):
             text = self._tokenizer.apply_chat_template(conversation, work.add_generation_prompt, template_args)
-            listener.answered([index], m.Texts(texts=[text]))
+            listener.answered([index], Texts(texts=[text]))
 
     # --- Scoring -----------------------------------------------------------------------------------------------------
 
@@ -286,7 +302,7 @@ class Evaluator:
         self,
         items: Sequence[Scored],
         owners: Sequence[int],
-        limits: m.StepLimits,
+        limits: StepLimits,
         listener: Listener,
         *,
         as_pairs: bool = False,
@@ -347,7 +363,7 @@ class Evaluator:
 
     # --- Generation --------------------------------------------------------------------------------------------------
 
-    def _prompts(self, work: m.GenerateWork, listener: Listener) -> list[Row]:
+    def _prompts(self, work: GenerateWork, listener: Listener) -> list[Row]:
         room = self._max_length - work.settings.max_gen_toks
         if room <= 0:
             raise ItemFailed(
@@ -388,7 +404,7 @@ class Evaluator:
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 
-    def _buckets(self, limits: m.StepLimits, ability: Ability) -> Buckets:
+    def _buckets(self, limits: StepLimits, ability: Ability) -> Buckets:
         backend = self._backend
         # A model's own score may well make logits of all its positions.
         vocab_size = backend.vocab_size if backend.makes_logits or ability == "pairs" else 0

@@ -18,11 +18,12 @@ from birdie_zmq.engine.counters import Shape, Tally
 from birdie_zmq.engine.detokenizer import Growing
 from birdie_zmq.engine.planning.cost_model import reading_cost, round_cost, row_cost, step_cost
 from birdie_zmq.engine.planning.prefill_planner import Reading, plan_readings
+from birdie_zmq.engine.planning.row_planner import plan_rows
 from birdie_zmq.engine.planning.shape_buckets import PROMPT_PIECES, Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Scored, Tokens, plan_rows
+from birdie_zmq.engine.planning.steps import Scored, Tokens
 from birdie_zmq.engine.scoring import NotFinite
 from birdie_zmq.errors import OutOfDeviceMemory
-from birdie_zmq.protocol.messages import Sampling, StepLimits
+from birdie_zmq.types import Sampling, StepLimits
 
 _WORTH_NARROWING = 0.75
 """Of what a round costs, the most that one with fewer rows may cost to be compiled."""

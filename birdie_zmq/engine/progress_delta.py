@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Advance
 
 
 class Advances:
@@ -13,7 +13,7 @@ class Advances:
         self._evaluator = evaluator
         self._told = evaluator.computed
 
-    def since_last(self) -> m.Advance:
+    def since_last(self) -> Advance:
         """What is new since this was called last, or since this was made."""
         before, self._told = self._told, self._evaluator.computed
         return self._evaluator.advance(self._told.since(before))

@@ -18,8 +18,9 @@ from birdie_zmq.engine.backend import Ability, Backend, PendingScores, PlaceScor
 from birdie_zmq.engine.counters import Tally
 from birdie_zmq.engine.planning.cost_model import step_cost
 from birdie_zmq.engine.planning.fork_planner import piece_lengths, plan_forks
+from birdie_zmq.engine.planning.row_planner import plan_pairs, plan_rows
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Fork, Read, Scored, Step, plan_pairs, plan_rows
+from birdie_zmq.engine.planning.steps import Fork, Read, Scored, Step
 from birdie_zmq.engine.planning.tree_planner import plan_branches, row_lengths
 from birdie_zmq.errors import OutOfDeviceMemory
 

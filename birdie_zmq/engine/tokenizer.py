@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from birdie_zmq.errors import BirdieError, TokenizerError
-from birdie_zmq.protocol.messages import ChatTemplates
+from birdie_zmq.types import ChatTemplates
 
 _HF_INFINITY = 10**20
 """transformers writes int(1e30) where a tokenizer names no length."""

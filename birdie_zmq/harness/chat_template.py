@@ -18,7 +18,7 @@ import jinja2.ext
 import jinja2.sandbox
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.protocol.messages import ChatTemplates, ModelSpec
+from birdie_zmq.types import ChatTemplates, ModelSpec
 
 Conversation = Sequence[Mapping[str, str]]
 

@@ -11,7 +11,7 @@ import msgspec
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from birdie_zmq.errors import UnsupportedRequest, UsageError
-from birdie_zmq.protocol.messages import GenerationSettings, Sampling
+from birdie_zmq.types import GenerationSettings, Sampling
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 

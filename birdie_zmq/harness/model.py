@@ -35,8 +35,8 @@ from birdie_zmq.harness.progress_bar import ProgressBar
 from birdie_zmq.harness.response_cache import claim, is_passed_over, refuse_repeats
 from birdie_zmq.harness.run_report import as_record, as_text
 from birdie_zmq.inprocess.client import LocalClient
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import ChatWork
 from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
@@ -342,7 +342,7 @@ class BirdieZMQ(LM):
                 add_generation_prompt=add_generation_prompt,
                 template_args=self._arguments.template_args,
             )
-        work = m.ChatWork(
+        work = ChatWork(
             conversations=[conversation],
             add_generation_prompt=add_generation_prompt,
             template_args=json.dumps(self._arguments.template_args, sort_keys=True),

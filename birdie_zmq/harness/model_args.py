@@ -14,7 +14,7 @@ from typing import Any
 
 from birdie_zmq.engine.mesh_shape import WORD, MeshShape, take_mesh
 from birdie_zmq.errors import UsageError
-from birdie_zmq.protocol.messages import ModelSpec, StepLimits
+from birdie_zmq.types import ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, find_engine
 
 DEFAULT_MAX_GEN_TOKS = 256

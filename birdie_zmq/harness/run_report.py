@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from birdie_zmq.protocol.messages import StepReport
+from birdie_zmq.types import StepReport
 
 
 def as_record(report: StepReport) -> dict[str, Any]:

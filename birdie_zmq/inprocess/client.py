@@ -16,7 +16,7 @@ from birdie_zmq.client.progress import Estimate
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.engine.progress_delta import Advances
 from birdie_zmq.errors import BirdieError, UsageError
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Answers, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_loader import Loaded, Origin, assemble, mesh_for, text_tokenizer
 
@@ -48,10 +48,10 @@ class LocalClient:
 
     def __init__(
         self,
-        spec: m.ModelSpec,
+        spec: ModelSpec,
         model: object,
         tokenizer: object,
-        limits: m.StepLimits,
+        limits: StepLimits,
         max_failed_items: int,
         engine: str = DEFAULT,
         log: logging.Logger | None = None,
@@ -72,7 +72,7 @@ class LocalClient:
         """Whether the weights are told from others by what the caller said, and not by chance."""
         return self._open().fingerprint is not None
 
-    def describe(self) -> m.ModelDescription:
+    def describe(self) -> ModelDescription:
         """The model, with what has been computed so far."""
         loaded = self._open()
         for text in loaded.warnings:
@@ -162,7 +162,7 @@ class LocalClient:
             raise UsageError("this model has been closed")
         return self._loaded
 
-    def _tell(self, level: m.Level, text: str) -> None:
+    def _tell(self, level: Level, text: str) -> None:
         """Log a line once, however often it is said."""
         if text not in self._told:
             self._told.add(text)
@@ -177,14 +177,14 @@ class _Listener:
         items: Sequence[int],
         deliver: Callable[[dict[int, Answer]], None],
         come_on: Callable[[int], None],
-        tell: Callable[[m.Level, str], None],
+        tell: Callable[[Level, str], None],
     ) -> None:
         self._items = items
         self._deliver = deliver
         self._come_on = come_on
         self.notice = tell
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         items = [self._items[index] for index in indices]
         self._deliver(dict(zip(items, answer_values(answers), strict=True)))
         self._come_on(self._items[0])

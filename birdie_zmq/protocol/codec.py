@@ -21,7 +21,8 @@ import numpy as np
 
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, VersionMismatch
 from birdie_zmq.protocol.arrays import pack_array, unpack_array
-from birdie_zmq.protocol.messages import WIRE_VERSION, Answers, Message, Work
+from birdie_zmq.protocol.messages import WIRE_VERSION, Message
+from birdie_zmq.types import Answers, Work
 
 MAX_FRAME_BYTES = 64 * 2**20
 MAX_ELEMENTS = 2**20

@@ -18,6 +18,7 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import AgentSettings
+from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker import core
 from birdie_zmq.worker.device_memory import DeviceMemory
 from birdie_zmq.worker.model_process import ModelProcess
@@ -240,7 +241,7 @@ class AgentLoop:
                 case core.Stop():
                     self._is_done = True
 
-    def _start(self, model: m.ModelSpec, started: int) -> None:
+    def _start(self, model: ModelSpec, started: int) -> None:
         if self._memory is not None:
             self._memory.note()
         self._process = ModelProcess(self._process_module, self._environment)

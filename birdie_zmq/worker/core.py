@@ -26,6 +26,7 @@ import msgspec
 from birdie_zmq.errors import ModelProcessDied
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
+from birdie_zmq.types import Computed, ErrorReport, Level, ModelSpec
 
 _TELL_OF_COMPILING_S = 2.0
 
@@ -101,7 +102,7 @@ Event = LeaseReceived | LeaseCancelled | LeasesLost | ProcessSaid | ProcessExite
 class StartProcess:
     """Start a model process for this model; ``started`` counts the starts of this agent."""
 
-    model: m.ModelSpec
+    model: ModelSpec
     started: int
 
 
@@ -130,7 +131,7 @@ class TellBroker:
 class Log:
     """Tell the person who watches the worker."""
 
-    level: m.Level
+    level: Level
     text: str
 
 
@@ -185,16 +186,16 @@ class Agent:
         self._phase_since = 0.0
         self._activity: m.PhaseChanged | None = None
         self._untold_since: float | None = None
-        self._replaced: m.ModelSpec | None = None
-        self._model: m.ModelSpec | None = None
+        self._replaced: ModelSpec | None = None
+        self._model: ModelSpec | None = None
         self._kill_at: float | None = None
         self._verdict: str | None = None
         self._beat_at = 0.0
         self._progress_at = 0.0
         self._steps = 0
-        self._computed_before = m.Computed()
-        self._computed = m.Computed()
-        self._load_crashes: dict[m.ModelSpec, _LoadCrashes] = {}
+        self._computed_before = Computed()
+        self._computed = Computed()
+        self._load_crashes: dict[ModelSpec, _LoadCrashes] = {}
         self._drains_until: float | None = None
         self._started = 0
         self._next_ticket = 1
@@ -209,12 +210,12 @@ class Agent:
         return f"{self._activity.phase} {self._activity.detail}".rstrip()
 
     @property
-    def model(self) -> m.ModelSpec | None:
+    def model(self) -> ModelSpec | None:
         """The model that is loaded, or on its way in or out."""
         return self._model
 
     @property
-    def computed(self) -> m.Computed:
+    def computed(self) -> Computed:
         """What this agent's model processes have computed, all together."""
         return self._computed_before + self._computed
 
@@ -402,7 +403,7 @@ class Agent:
     def _exited(self, returncode: int, trace: str | None) -> None:
         before, model = self._phase, self._model
         self._model = self._kill_at = None
-        self._computed_before, self._computed = self.computed, m.Computed()
+        self._computed_before, self._computed = self.computed, Computed()
         self._enter(Phase.FREEING if self._watches_memory else Phase.ABSENT)
         if before is Phase.ENDING or model is None:
             return
@@ -425,13 +426,13 @@ class Agent:
             held.ticket = None  # There is no process any more that would have to hear of it.
             if held is running:
                 text = f"the process of the model {model} ended by itself, {how}; its standard error is the worker's"
-                error = m.ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
+                error = ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
                 del self._held[held.lease.lease]
                 self._actions.append(TellBroker(m.LeaseCrashed(lease=held.lease.lease, error=error)))
             else:
                 self._return(held)
 
-    def _died_loading(self, model: m.ModelSpec, how: str, trace: str | None) -> None:
+    def _died_loading(self, model: ModelSpec, how: str, trace: str | None) -> None:
         before = self._load_crashes.pop(model, None)
         count = 1 if before is None else before.count + 1
         concerned = [held for held in self._held.values() if held.lease.model == model]
@@ -440,7 +441,7 @@ class Agent:
                 f"the process of the model {model} ended by itself {count} times while it was loading, the last time "
                 f"{how}; what it wrote before is on the worker's standard error"
             )
-            error = m.ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
+            error = ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
             for held in concerned:
                 self._fail(held, error, None)
             return
@@ -523,17 +524,17 @@ class Agent:
         del self._held[held.lease.lease]
         self._actions.append(TellBroker(m.LeaseDone(lease=held.lease.lease)))
 
-    def _fail(self, held: _Held, error: m.ErrorReport, index: int | None) -> None:
+    def _fail(self, held: _Held, error: ErrorReport, index: int | None) -> None:
         del self._held[held.lease.lease]
         # What the error says is for the run alone: it may repeat a text of its requests.
         self._log("info", f"a batch for {held.lease.model} failed: {error.code}")
         self._actions.append(TellBroker(m.LeaseFailed(lease=held.lease.lease, error=error, index=index)))
 
-    def _tell(self, lease: int, level: m.Level, text: str) -> None:
+    def _tell(self, lease: int, level: Level, text: str) -> None:
         self._log(level, text)
         self._actions.append(TellBroker(m.LeaseNotice(lease=lease, level=level, text=text)))
 
-    def _log(self, level: m.Level, text: str) -> None:
+    def _log(self, level: Level, text: str) -> None:
         self._actions.append(Log(level, text))
 
 

@@ -24,6 +24,17 @@ from birdie_zmq.engine.model_api import LoadedModel, resolve
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import ModelChanged, UsageError
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import (
+    ChatWork,
+    DescribeWork,
+    GenerateWork,
+    LogLikelihoodWork,
+    ModelDescription,
+    ModelSpec,
+    RollingWork,
+    StepLimits,
+    Work,
+)
 from birdie_zmq.worker.engine_registry import Engine
 from birdie_zmq.worker.user_module import import_page
 
@@ -43,7 +54,7 @@ class Origin:
 class Loaded:
     """A model that is ready to answer; ``started`` counts the processes of its agent."""
 
-    spec: m.ModelSpec
+    spec: ModelSpec
     started: int
     engine: Engine
     origin: Origin
@@ -75,9 +86,9 @@ class Loaded:
                 "checkpoint has changed, and was read again by a new process; start the run again"
             )
 
-    def describe(self) -> m.ModelDescription:
+    def describe(self) -> ModelDescription:
         """The model as results record it, with what has been computed so far."""
-        return m.ModelDescription(
+        return ModelDescription(
             model=self.spec,
             identity=self.identity,
             api=self.origin.name,
@@ -103,7 +114,7 @@ class Loaded:
             gives=self.gives,
         )
 
-    def answer(self, work: m.Work, limits: m.StepLimits, listener: Listener, encoded: Any = None) -> None:
+    def answer(self, work: Work, limits: StepLimits, listener: Listener, encoded: Any = None) -> None:
         """Answer all items of some work.
 
         Args:
@@ -117,15 +128,15 @@ class Loaded:
             BirdieError: The model does not compute.
         """
         match work:
-            case m.LogLikelihoodWork():
+            case LogLikelihoodWork():
                 self.evaluator.loglikelihood(work, limits, listener, encoded)
-            case m.RollingWork():
+            case RollingWork():
                 self.evaluator.rolling(work, limits, listener, encoded)
-            case m.GenerateWork():
+            case GenerateWork():
                 self.evaluator.generate(work, limits, listener)
-            case m.ChatWork():
+            case ChatWork():
                 self.evaluator.render_chat(work, listener)
-            case m.DescribeWork():
+            case DescribeWork():
                 for text in self.warnings:
                     listener.notice("warning", text)
                 listener.answered([0], self.describe())
@@ -196,7 +207,7 @@ def load(request: m.LoadModel, engine: Engine, group: Group | None = None) -> Lo
     return assemble(request.model, engine, origin, tokenizer, model, request.started, mesh=mesh, group=group)
 
 
-def mesh_for(spec: m.ModelSpec, engine: Engine) -> object:
+def mesh_for(spec: ModelSpec, engine: Engine) -> object:
     """The devices that model_args ask for by ``mesh=``; None where they do not.
 
     Raises:
@@ -206,7 +217,7 @@ def mesh_for(spec: m.ModelSpec, engine: Engine) -> object:
     return None if shape is None else engine.make_mesh(shape)
 
 
-def text_tokenizer(spec: m.ModelSpec, given: object) -> TextTokenizer:
+def text_tokenizer(spec: ModelSpec, given: object) -> TextTokenizer:
     """What a page's load_tokenizer may return, as the engine uses it.
 
     Raises:
@@ -218,7 +229,7 @@ def text_tokenizer(spec: m.ModelSpec, given: object) -> TextTokenizer:
 
 
 def assemble(
-    spec: m.ModelSpec,
+    spec: ModelSpec,
     engine: Engine,
     origin: Origin,
     tokenizer: TextTokenizer,

@@ -33,6 +33,7 @@ from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.settings import ENGINE_VARIABLE
+from birdie_zmq.types import Advance, Answers, Computed, ErrorReport, Level
 from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.distributed.rendezvous import Meeting
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
@@ -62,7 +63,7 @@ class _Voice:
         self._channel = channel
         self._lock = threading.Lock()
         self._steps = 0
-        self.computed: Callable[[], m.Computed] = m.Computed
+        self.computed: Callable[[], Computed] = Computed
 
     def say(self, message: m.ModelProcessMessage) -> None:
         """Send a message."""
@@ -94,11 +95,11 @@ class _LeaseListener:
         self._advances = advances
         self._advanced_at = -math.inf
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         where = np.asarray(indices, dtype=np.int32)
         self._say(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers, advance=self._advance()))
 
-    def notice(self, level: m.Level, text: str) -> None:
+    def notice(self, level: Level, text: str) -> None:
         self._say(m.LeaseNotice(lease=self._lease, level=level, text=text, once=True))
 
     def compiling(self, detail: str) -> None:
@@ -117,7 +118,7 @@ class _LeaseListener:
             self._say(m.LeaseAdvanced(lease=self._lease, advance=self._advance()))
         self._stop_if_cancelled()
 
-    def _advance(self) -> m.Advance:
+    def _advance(self) -> Advance:
         self._advanced_at = time.monotonic()
         return self._advances.since_last()
 
@@ -151,7 +152,7 @@ def run(channel: Channel, engine: str, place: GroupPlace | None = None) -> int:
     except GroupBroken as broken:
         _end_group(broken)
     except BirdieError as error:
-        voice.say(m.ModelRefused(error=m.ErrorReport.of(error)))
+        voice.say(m.ModelRefused(error=ErrorReport.of(error)))
         return _status(1, place)
     except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
         voice.say(m.ModelRefused(error=_internal(error)))
@@ -172,7 +173,7 @@ def _gather(place: GroupPlace, voice: _Voice) -> Group:
     from birdie_zmq.engine.jax import distributed_runtime
 
     def give_up(error: BirdieError) -> NoReturn:
-        voice.say(m.ModelRefused(error=m.ErrorReport.of(error)))
+        voice.say(m.ModelRefused(error=ErrorReport.of(error)))
         os._exit(1)
 
     def hear_of_refusal() -> None:
@@ -239,20 +240,20 @@ def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int], a
     except GroupBroken as broken:
         _end_group(broken)
     except ItemFailed as failure:
-        report = m.ErrorReport.of(failure.error)
+        report = ErrorReport.of(failure.error)
         voice.say(m.LeaseFailed(lease=lease.lease, error=report, index=failure.index))
     except BirdieError as error:
-        voice.say(m.LeaseFailed(lease=lease.lease, error=m.ErrorReport.of(error)))
+        voice.say(m.LeaseFailed(lease=lease.lease, error=ErrorReport.of(error)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
         voice.say(m.LeaseFailed(lease=lease.lease, error=_internal(error)))
     else:
         voice.say(m.LeaseDone(lease=lease.lease))
 
 
-def _internal(error: Exception) -> m.ErrorReport:
+def _internal(error: Exception) -> ErrorReport:
     # What the error says may repeat a text: that is in the traceback alone, which goes to the run and into no log.
     text = f"birdie-zmq failed in the model process, by {type(error).__name__}; the traceback says more"
-    return m.ErrorReport.of(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))
+    return ErrorReport.of(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))
 
 
 def _listen(channel: Channel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], cancelled: set[int]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from birdie_zmq.engine.mesh_shape import WORD
 from birdie_zmq.errors import ApiPageError, BirdieError, ModelLoadError
-from birdie_zmq.protocol.messages import ModelSpec
+from birdie_zmq.types import ModelSpec
 
 BUILT_IN = "birdie_zmq.models"
 

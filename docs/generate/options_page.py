@@ -10,11 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from birdie_zmq.cli import bench as bench_command
-from birdie_zmq.cli import compare as compare_command
-from birdie_zmq.cli import doctor as doctor_command
-from birdie_zmq.cli import keys, status
-from birdie_zmq.cli import main as cli
+from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray, status, worker
 from birdie_zmq.engine.compile_cache_dir import FOLDER_VARIABLE
 from birdie_zmq.engine.distributed.process_group import PAGE_VARIABLE
 from birdie_zmq.engine.distributed.process_group import VARIABLE as GROUP_VARIABLE
@@ -28,16 +24,16 @@ from birdie_zmq.worker.devices import VISIBLE_DEVICES
 PAGE = Path(__file__).resolve().parent.parent / "reference" / "options.md"
 
 COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
-    ("`python broker.py`, or `birdie-zmq broker`", cli.broker_parser("broker.py")),
-    ("`python -m workers.jax_worker`, or `birdie-zmq worker`", cli.worker_parser("workers.jax_worker")),
-    ("`birdie-zmq demo`", cli.demo_parser("birdie-zmq demo")),
+    ("`python broker.py`, or `birdie-zmq broker`", broker.parser("broker.py")),
+    ("`python -m workers.jax_worker`, or `birdie-zmq worker`", worker.parser("workers.jax_worker")),
+    ("`birdie-zmq demo`", demo.parser("birdie-zmq demo")),
     ("`birdie-zmq status`", status.parser("birdie-zmq status")),
     ("`birdie-zmq keys`", keys.parser("birdie-zmq keys")),
-    ("`birdie-zmq doctor`", doctor_command.parser("birdie-zmq doctor")),
-    ("`birdie-zmq compare`", compare_command.parser("birdie-zmq compare")),
-    ("`birdie-zmq bench`", bench_command.parser("birdie-zmq bench")),
-    ("`birdie-zmq ray`", cli.ray_parser("birdie-zmq ray")),
-    ("`birdie-zmq`", cli.main_parser()),
+    ("`birdie-zmq doctor`", doctor.parser("birdie-zmq doctor")),
+    ("`birdie-zmq compare`", compare.parser("birdie-zmq compare")),
+    ("`birdie-zmq bench`", bench.parser("birdie-zmq bench")),
+    ("`birdie-zmq ray`", ray.full_parser("birdie-zmq ray")),
+    ("`birdie-zmq`", main.parser()),
 )
 
 NOTES = {

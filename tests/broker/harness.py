@@ -10,13 +10,14 @@ from birdie_zmq.broker.events import Event, Log, Received, Send, Stop, Tick
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelProcessDied
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings
+from birdie_zmq.types import ErrorReport, ModelSpec, RollingWork, Texts
 
 T = TypeVar("T")
 FromPeer = m.ClientMessage | m.WorkerMessage
 
 CLIENT, OTHER_CLIENT = b"client", b"other-client"
 WORKER, OTHER_WORKER = b"worker", b"other-worker"
-A, B, C = (m.ModelSpec(tag=tag) for tag in "ABC")
+A, B, C = (ModelSpec(tag=tag) for tag in "ABC")
 GREETING = m.OpenSession(package_version="1.0")
 
 
@@ -82,17 +83,17 @@ class Room:
         """The answers that a client has heard: batch, indices, texts."""
         heard = []
         for answered in self.hears(client, m.Answered):
-            assert isinstance(answered.answers, m.Texts)
+            assert isinstance(answered.answers, Texts)
             heard.append((answered.batch, answered.indices.tolist(), answered.answers.texts))
         return heard
 
 
-def submit(batch: int, model: m.ModelSpec = A, texts: str = "x") -> m.Submit:
+def submit(batch: int, model: ModelSpec = A, texts: str = "x") -> m.Submit:
     """A batch with one item a letter."""
-    return m.Submit(batch=batch, model=model, work=m.RollingWork(texts=list(texts)))
+    return m.Submit(batch=batch, model=model, work=RollingWork(texts=list(texts)))
 
 
-def register(capacity: int = 1, model: m.ModelSpec | None = None) -> m.RegisterWorker:
+def register(capacity: int = 1, model: ModelSpec | None = None) -> m.RegisterWorker:
     return m.RegisterWorker(
         package_version="1.0", engine="jax", host="here", process_id=7, capacity=capacity, model=model
     )
@@ -101,12 +102,12 @@ def register(capacity: int = 1, model: m.ModelSpec | None = None) -> m.RegisterW
 def answer(lease: m.Lease, *indices: int) -> m.LeaseAnswered:
     """An answer to some items of a lease, each of which is its letter in upper case."""
     texts = texts_of(lease)
-    answers = m.Texts(texts=[texts[i].upper() for i in indices if 0 <= i < len(texts)])
+    answers = Texts(texts=[texts[i].upper() for i in indices if 0 <= i < len(texts)])
     return m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=answers)
 
 
 def texts_of(lease: m.Lease) -> list[str]:
-    assert isinstance(lease.work, m.RollingWork)
+    assert isinstance(lease.work, RollingWork)
     return lease.work.texts
 
 
@@ -115,12 +116,12 @@ def finish(lease: m.Lease) -> tuple[m.LeaseAnswered, m.LeaseDone]:
 
 
 def crash(lease: m.Lease) -> m.LeaseCrashed:
-    error = m.ErrorReport(code=ModelProcessDied.code, message="it ended by SIGSEGV", traceback="line 7")
+    error = ErrorReport(code=ModelProcessDied.code, message="it ended by SIGSEGV", traceback="line 7")
     return m.LeaseCrashed(lease=lease.lease, error=error)
 
 
 def fail(lease: m.Lease, index: int | None = None) -> m.LeaseFailed:
-    return m.LeaseFailed(lease=lease.lease, error=m.ErrorReport(code=ModelCallError.code, message="boom"), index=index)
+    return m.LeaseFailed(lease=lease.lease, error=ErrorReport(code=ModelCallError.code, message="boom"), index=index)
 
 
 def name_of(message: object) -> str:

@@ -12,6 +12,7 @@ from birdie_zmq.broker.events import Drain, Unreachable, Unreadable
 from birdie_zmq.errors import InternalError, MalformedMessage, ModelCallError, ProtocolError, UnknownPeer
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings
+from birdie_zmq.types import Advance, Computed, ErrorReport, ModelSpec, RollingWork, StepLimits, Texts
 from tests.broker.harness import (
     CLIENT,
     GREETING,
@@ -52,10 +53,10 @@ def test_a_worker_is_greeted() -> None:
 FROM_CLIENTS: list[FromPeer] = [submit(1), m.Ping(), m.CloseSession()]
 FROM_WORKERS: list[FromPeer] = [
     m.Heartbeat(phase="ready"),
-    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=m.Texts(texts=["x"])),
-    m.LeaseFailed(lease=1, error=m.ErrorReport(code="model", message="boom")),
+    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=["x"])),
+    m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
     m.LeaseDone(lease=1),
-    m.LeaseAdvanced(lease=1, advance=m.Advance()),
+    m.LeaseAdvanced(lease=1, advance=Advance()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.CloseWorker(),
 ]
@@ -95,7 +96,7 @@ def test_bytes_that_are_no_message_are_refused_and_the_broker_goes_on(room: Room
     room.says(CLIENT, submit(1))
     room.happens(Unreadable(peer, MalformedMessage("that was no message")))
     (refusal,) = room.hears(peer, m.Refusal)
-    assert refusal.error == m.ErrorReport(code=MalformedMessage.code, message="that was no message")
+    assert refusal.error == ErrorReport(code=MalformedMessage.code, message="that was no message")
     room.says(WORKER, *finish(room.lease()))
     assert room.answers() == [(1, [0], ["X"])]
 
@@ -120,7 +121,7 @@ def test_a_peer_that_greets_in_the_other_role_has_left_the_first(room: Room) -> 
 
 
 def test_a_batch_is_leased_to_a_worker_as_it_was_submitted(room: Room) -> None:
-    batch = m.Submit(batch=5, model=A, work=m.RollingWork(texts=["a"]), limits=m.StepLimits(rows=3))
+    batch = m.Submit(batch=5, model=A, work=RollingWork(texts=["a"]), limits=StepLimits(rows=3))
     room.says(CLIENT, batch)
     lease = room.lease()
     assert (lease.attempt, lease.model, lease.work, lease.limits) == (1, A, batch.work, batch.limits)
@@ -196,7 +197,7 @@ def test_a_notice_reaches_the_client(room: Room) -> None:
 def test_what_was_computed_reaches_the_client_with_the_answers(room: Room) -> None:
     room.says(CLIENT, submit(5, texts="abc"))
     lease = room.lease()
-    advance = m.Advance(computed=m.Computed(tokens=7, padding=1, seconds=0.5), ahead=9, going=(3, 4), ended=(5,))
+    advance = Advance(computed=Computed(tokens=7, padding=1, seconds=0.5), ahead=9, going=(3, 4), ended=(5,))
     room.says(WORKER, msgspec.structs.replace(answer(lease, 1), advance=advance))
     (answered,) = room.hears(CLIENT, m.Answered)
     assert (answered.batch, answered.advance) == (5, advance)
@@ -260,7 +261,7 @@ def test_an_answer_that_does_not_fit_is_refused_and_the_lease_goes_on(
 ) -> None:
     room.says(CLIENT, submit(1, texts="abc"))
     lease = room.lease()
-    wrong = m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=m.Texts(texts=texts))
+    wrong = m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=Texts(texts=texts))
     room.says(WORKER, wrong)
     assert room.refused(WORKER) is ProtocolError
     assert room.answers() == []
@@ -471,7 +472,7 @@ def test_two_queues_that_never_drain_take_turns_with_one_change_a_patience() -> 
     room.says(WORKER, register(capacity=2))
     room.says(CLIENT, GREETING)
     held: list[m.Lease] = []
-    served: list[tuple[float, m.ModelSpec]] = []
+    served: list[tuple[float, ModelSpec]] = []
     number = 0
     for _ in range(600):
         room.now += 1.0

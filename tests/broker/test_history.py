@@ -1,7 +1,7 @@
 """What the broker remembers for a person: counts on a clock of plain numbers."""
 
 from birdie_zmq.broker.history import BUCKETS, History, Throughput
-from birdie_zmq.protocol.messages import Computed
+from birdie_zmq.types import Computed
 
 
 def test_what_was_done_is_told_per_second_when_its_bucket_is_over() -> None:

@@ -7,6 +7,7 @@ from birdie_zmq.broker.events import Received, Revoked, Unreadable
 from birdie_zmq.errors import NotAllowed, UnknownPeer
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.security.principals import Holder
+from birdie_zmq.types import Advance, ErrorReport, Texts
 from tests.broker.harness import (
     CLIENT,
     GREETING,
@@ -29,12 +30,12 @@ OF_CLIENTS: list[FromPeer] = [GREETING, submit(1), m.Ping(), m.CloseSession()]
 OF_WORKERS: list[FromPeer] = [
     register(),
     m.Heartbeat(phase="ready"),
-    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=m.Texts(texts=["x"])),
-    m.LeaseFailed(lease=1, error=m.ErrorReport(code="model", message="boom")),
-    m.LeaseCrashed(lease=1, error=m.ErrorReport(code="model-process-died", message="boom")),
+    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=["x"])),
+    m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
+    m.LeaseCrashed(lease=1, error=ErrorReport(code="model-process-died", message="boom")),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
-    m.LeaseAdvanced(lease=1, advance=m.Advance()),
+    m.LeaseAdvanced(lease=1, advance=Advance()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.DrainWorker(),
     m.CloseWorker(),

@@ -10,6 +10,7 @@ from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, 
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, MAX_TEXT_BYTES
 from birdie_zmq.settings import BrokerSettings, ClientSettings
+from birdie_zmq.types import ErrorReport
 from tests.broker.harness import CLIENT, GREETING, OTHER_CLIENT, WORKER, Room, finish, register, submit
 
 GARBAGE = MalformedMessage("no message")
@@ -69,13 +70,13 @@ def answered(room: Room) -> None:
 
 
 def failed(room: Room) -> None:
-    error = m.ErrorReport(code="model", message="boom")
+    error = ErrorReport(code="model", message="boom")
     room.says(WORKER, m.LeaseFailed(lease=room.lease().lease, error=error))
     room.failed()
 
 
 def refused_its_item(room: Room) -> None:
-    error = m.ErrorReport(code="model", message="boom")
+    error = ErrorReport(code="model", message="boom")
     room.says(WORKER, m.LeaseFailed(lease=room.lease().lease, error=error, index=0))
 
 

@@ -9,6 +9,7 @@ from birdie_zmq.broker.events import Tick, Unreachable
 from birdie_zmq.errors import ModelCallError, ModelProcessDied, WorkerUnavailable
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings
+from birdie_zmq.types import DescribeWork, Texts
 from tests.broker.harness import (
     CLIENT,
     GREETING,
@@ -117,10 +118,10 @@ def test_a_batch_whose_last_answer_came_before_its_worker_was_lost_is_done() -> 
 
 
 def test_an_answered_description_is_not_asked_for_again(room: Room) -> None:
-    room.says(CLIENT, m.Submit(batch=5, model=A, work=m.DescribeWork()))
+    room.says(CLIENT, m.Submit(batch=5, model=A, work=DescribeWork()))
     lease = room.lease()
     # What stands in for the description does not matter to the broker.
-    described = m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=m.Texts(texts=["demo"]))
+    described = m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=Texts(texts=["demo"]))
     room.says(WORKER, described)
     room.happens(Unreachable(WORKER))
     room.says(OTHER_WORKER, register())

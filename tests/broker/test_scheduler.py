@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.broker.scheduler import Batch, Part, Queues
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 
-A, B, C = (m.ModelSpec(tag=tag) for tag in "ABC")
+A, B, C = (ModelSpec(tag=tag) for tag in "ABC")
 PATIENCE_S = 30.0
 
 
-def batch(number: int, model: m.ModelSpec = A, submitted_at: float = 0.0, texts: str = "x") -> Part:
+def batch(number: int, model: ModelSpec = A, submitted_at: float = 0.0, texts: str = "x") -> Part:
     """All of a batch of one client, with one item a letter."""
-    work = m.RollingWork(texts=list(texts))
-    return Part.whole(Batch(b"client", number, model, work, m.StepLimits(), submitted_at))
+    work = RollingWork(texts=list(texts))
+    return Part.whole(Batch(b"client", number, model, work, StepLimits(), submitted_at))
 
 
 def suspect(number: int) -> Part:
@@ -33,7 +33,7 @@ def queued(*parts: Part) -> Queues:
     return queues
 
 
-def taken(queues: Queues, model: m.ModelSpec) -> list[int]:
+def taken(queues: Queues, model: ModelSpec) -> list[int]:
     """The numbers of all batches for a model, in the order in which they are given out."""
     numbers = []
     while (one := queues.take(model, alone=True)) is not None:
@@ -43,7 +43,7 @@ def taken(queues: Queues, model: m.ModelSpec) -> list[int]:
 
 def chosen(
     queues: Queues,
-    loaded: m.ModelSpec | None,
+    loaded: ModelSpec | None,
     *,
     now: float = 0.0,
     since: float = 0.0,
@@ -75,7 +75,7 @@ def test_the_next_attempt_is_what_is_not_settled() -> None:
     one = batch(1, texts="abcd")
     one.next_attempt()
     one.batch.settled.update({0, 2})
-    assert one.next_attempt() == m.RollingWork(texts=["b", "d"])
+    assert one.next_attempt() == RollingWork(texts=["b", "d"])
     assert (one.attempts, one.items) == (2, [1, 3])
 
 
@@ -90,7 +90,7 @@ def test_a_part_is_settled_when_all_its_items_are() -> None:
 
 
 def test_a_part_of_a_batch_is_the_work_of_its_items() -> None:
-    assert Part(batch(1, texts="abcd").batch, [1, 3]).next_attempt() == m.RollingWork(texts=["b", "d"])
+    assert Part(batch(1, texts="abcd").batch, [1, 3]).next_attempt() == RollingWork(texts=["b", "d"])
 
 
 # --- The order within a queue ----------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_each_model_has_a_queue_of_its_own() -> None:
 
 
 def test_models_differ_by_their_arguments() -> None:
-    seeded = m.ModelSpec(tag="A", arguments='{"seed": 1}')
+    seeded = ModelSpec(tag="A", arguments='{"seed": 1}')
     assert taken(queued(batch(1, A), batch(2, seeded)), seeded) == [2]
 
 
@@ -152,9 +152,9 @@ def test_batches_are_counted_and_listed_over_all_models() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["append", "put back", "take"]), st.sampled_from([A, B]))))
-def test_queues_behave_as_one_deque_a_model(steps: list[tuple[str, m.ModelSpec]]) -> None:
+def test_queues_behave_as_one_deque_a_model(steps: list[tuple[str, ModelSpec]]) -> None:
     queues = Queues()
-    expected: dict[m.ModelSpec, deque[int]] = {A: deque(), B: deque()}
+    expected: dict[ModelSpec, deque[int]] = {A: deque(), B: deque()}
     for number, (step, model) in enumerate(steps):
         match step:
             case "append":

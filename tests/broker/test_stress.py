@@ -21,6 +21,7 @@ from birdie_zmq.errors import (
 )
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings
+from birdie_zmq.types import ModelSpec, RollingScores, RollingWork
 from tests.broker.harness import GREETING, A, B, C, FromPeer, crash, fail, register, texts_of
 
 
@@ -50,7 +51,7 @@ class Held:
     def answer(self, indices: Iterable[int]) -> m.LeaseAnswered:
         where = np.array(list(indices), np.int32)
         scores = np.array([self.items[i] for i in where], np.float64)
-        answers = m.RollingScores(loglikelihoods=scores)
+        answers = RollingScores(loglikelihoods=scores)
         return m.LeaseAnswered(lease=self.lease.lease, indices=where, answers=answers)
 
 
@@ -65,7 +66,7 @@ class Worker:
     seen_at: float
     capacity: int
     model_since: float = 0.0
-    model: m.ModelSpec | None = None
+    model: ModelSpec | None = None
     drains: bool = False
     leases: dict[int, Held] = field(default_factory=dict)
 
@@ -106,7 +107,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         self.failed: dict[int, str] = {}
         self.losses: Counter[int] = Counter()
         self.losses_alone: Counter[int] = Counter()
-        self.losses_in_a_row: Counter[m.ModelSpec] = Counter()
+        self.losses_in_a_row: Counter[ModelSpec] = Counter()
         self.all_losses = self.switches = 0
         self.lost: list[int] = []
         self.fault: tuple[Submitted, int | None] | None = None
@@ -166,7 +167,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
 
     def client_is_answered(self, peer: bytes, message: m.Answered) -> None:
         batch = self.clients[peer].batches[message.batch]
-        assert isinstance(message.answers, m.RollingScores)
+        assert isinstance(message.answers, RollingScores)
         for index, score in zip(message.indices.tolist(), message.answers.loglikelihoods.tolist(), strict=True):
             item = batch.items[index]
             assert score == item
@@ -248,12 +249,12 @@ class BrokerUnderStress(RuleBasedStateMachine):
         model=st.sampled_from([A, A, B, C]),
         are_poison=st.lists(st.sampled_from([False] * 7 + [True]), min_size=1, max_size=6),
     )
-    def a_client_submits(self, data: st.DataObject, model: m.ModelSpec, are_poison: list[bool]) -> None:
+    def a_client_submits(self, data: st.DataObject, model: ModelSpec, are_poison: list[bool]) -> None:
         peer = data.draw(st.sampled_from(sorted(self.clients)))
         items = list(range(self.items, self.items + len(are_poison)))
         self.items += len(items)
         self.poison.update(item for item, is_poison in zip(items, are_poison, strict=True) if is_poison)
-        work = m.RollingWork(texts=[str(item) for item in items])
+        work = RollingWork(texts=[str(item) for item in items])
         batch = m.Submit(batch=items[0], model=model, work=work)
         self.clients[peer].batches[batch.batch] = Submitted(batch, items, set(items), self.now)
         self.says(peer, batch)
@@ -276,10 +277,10 @@ class BrokerUnderStress(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.workers) < 3)
     @rule(capacity=st.integers(1, 3), loaded=st.sampled_from([None, A, B]))
-    def a_worker_registers(self, capacity: int, loaded: m.ModelSpec | None) -> None:
+    def a_worker_registers(self, capacity: int, loaded: ModelSpec | None) -> None:
         self.registers(self.new_peer("worker"), capacity, loaded)
 
-    def registers(self, peer: bytes, capacity: int, loaded: m.ModelSpec | None) -> None:
+    def registers(self, peer: bytes, capacity: int, loaded: ModelSpec | None) -> None:
         self.workers[peer] = Worker(self.now, capacity, self.now, loaded)
         self.says(peer, register(capacity, loaded))
 

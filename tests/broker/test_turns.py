@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.broker.scheduler import Batch, Part, Queues
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 from tests.broker.harness import A, B
 
 
-def part(client: str, number: int, model: m.ModelSpec = A) -> Part:
-    work = m.RollingWork(texts=["x"])
-    return Part.whole(Batch(client.encode(), number, model, work, m.StepLimits(), float(number)))
+def part(client: str, number: int, model: ModelSpec = A) -> Part:
+    work = RollingWork(texts=["x"])
+    return Part.whole(Batch(client.encode(), number, model, work, StepLimits(), float(number)))
 
 
 def queue(*parts: Part) -> Queues:
@@ -21,7 +21,7 @@ def queue(*parts: Part) -> Queues:
     return queues
 
 
-def taken(queues: Queues, count: int | None = None, model: m.ModelSpec = A) -> str:
+def taken(queues: Queues, count: int | None = None, model: ModelSpec = A) -> str:
     """The clients of what comes next."""
     found = ""
     while (count is None or len(found) < count) and (each := queues.take(model, alone=True)) is not None:
@@ -75,7 +75,7 @@ def test_the_part_that_has_waited_longest_is_found_behind_others() -> None:
 
 @pytest.mark.parametrize("model", [A, B])
 @given(clients=st.lists(st.sampled_from("abc"), max_size=30))
-def test_each_clients_batches_keep_their_order(model: m.ModelSpec, clients: list[str]) -> None:
+def test_each_clients_batches_keep_their_order(model: ModelSpec, clients: list[str]) -> None:
     queues = queue(*(part(client, number, model) for number, client in enumerate(clients)))
     numbers: dict[bytes, list[int]] = {}
     while (each := queues.take(model, alone=True)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import ModelSpec, RollingWork
 from tests.broker.harness import (
     CLIENT,
     GREETING,
@@ -32,7 +33,7 @@ def room() -> Room:
     return room
 
 
-def joins(room: Room, model: m.ModelSpec | None = A) -> None:
+def joins(room: Room, model: ModelSpec | None = A) -> None:
     """Another worker comes, and has nothing to do for a while."""
     room.says(OTHER_WORKER, register(capacity=2, model=model))
     idles(room)
@@ -192,7 +193,7 @@ def test_a_failure_of_what_another_has_answered_is_nobodys_concern(room: Room) -
 
 
 def beginning(number: int, name: str | None) -> m.Submit:
-    work = m.RollingWork(texts=[str(number)])
+    work = RollingWork(texts=[str(number)])
     return m.Submit(batch=number, model=A, work=work, beginning=name)
 
 

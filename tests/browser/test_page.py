@@ -15,6 +15,7 @@ import pytest
 
 from birdie_zmq.broker.status.http_server import StatusServer
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import ModelSpec
 from tests.broker.harness import CLIENT, GREETING, OTHER_WORKER, WORKER, Room, answer, crash, register, submit
 
 pytestmark = pytest.mark.browser
@@ -42,11 +43,11 @@ def room() -> Room:
     room.says(CLIENT, GREETING)
     hello = m.RegisterWorker(package_version="1", engine=HOSTILE, host=HOSTILE, process_id=1, capacity=1)
     room.says(WORKER, register())
-    room.says(CLIENT, submit(1, m.ModelSpec(tag="demo"), "xyz"), submit(2, m.ModelSpec(tag=HOSTILE), "xy"))
+    room.says(CLIENT, submit(1, ModelSpec(tag="demo"), "xyz"), submit(2, ModelSpec(tag=HOSTILE), "xy"))
     room.says(WORKER, answer(room.lease(), 0))
     room.says(OTHER_WORKER, hello)
     room.says(OTHER_WORKER, crash(room.lease(OTHER_WORKER)))
-    room.says(WORKER, m.Heartbeat(phase="compiling 4 x 128", model=m.ModelSpec(tag="demo")))
+    room.says(WORKER, m.Heartbeat(phase="compiling 4 x 128", model=ModelSpec(tag="demo")))
     room.passes(2.0)
     return room
 

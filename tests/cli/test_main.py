@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 import pytest
 
+from birdie_zmq.cli import lm_eval
 from birdie_zmq.cli import main as cli
 
 
 def test_options_of_lm_eval_reach_it_from_the_demo_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
 
-    def lm_eval(arguments: Sequence[str] | None = None) -> int:
+    def run(arguments: Sequence[str] | None = None) -> int:
         seen.extend(arguments or ())
         return 0
 
-    monkeypatch.setattr(cli, "lm_eval", lm_eval)
+    monkeypatch.setattr(lm_eval, "main", run)
     further = ["--tasks", "demo_choice", "--limit", "4", "--log_samples", "--output_path", "there"]
 
     assert cli.main(["demo", *further]) == 0

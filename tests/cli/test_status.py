@@ -10,7 +10,7 @@ from birdie_zmq.broker.status.snapshot import About, Status, snapshot
 from birdie_zmq.cli import main as cli
 from birdie_zmq.cli import status as status_command
 from birdie_zmq.errors import UsageError
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import ModelSpec
 from tests.broker.harness import CLIENT, GREETING, WORKER, Room, register, submit
 
 HOSTILE = "[bold red]x[/bold red]\x1b[31m<img src=x>"
@@ -20,7 +20,7 @@ def busy_room() -> Room:
     room = Room()
     room.says(CLIENT, GREETING)
     room.says(WORKER, register())
-    room.says(CLIENT, submit(1, m.ModelSpec(tag=HOSTILE)), submit(2, m.ModelSpec(tag="other"), "xyz"))
+    room.says(CLIENT, submit(1, ModelSpec(tag=HOSTILE)), submit(2, ModelSpec(tag="other"), "xyz"))
     return room
 
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.client.batch_splitting import cut
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import LogLikelihoodWork, RollingWork
 
 
 def test_parts_have_as_many_characters_rather_than_as_many_items() -> None:
-    work = m.RollingWork(texts=["x" * length for length in range(400, 144, -1)])
+    work = RollingWork(texts=["x" * length for length in range(400, 144, -1)])
 
     first, second = cut(work, 2)
 
@@ -23,24 +23,24 @@ def test_parts_have_as_many_characters_rather_than_as_many_items() -> None:
 
 
 def test_a_question_and_its_answers_stay_together() -> None:
-    work = m.LogLikelihoodWork(pairs=[(f"question {i // 4}", f"answer {i}") for i in range(252)])
+    work = LogLikelihoodWork(pairs=[(f"question {i // 4}", f"answer {i}") for i in range(252)])
 
     for before, after in pairwise(cut(work, 5)):
         assert work.pairs[before[-1]][0] != work.pairs[after[0]][0]
 
 
 def test_few_long_texts_are_cut_and_few_short_ones_are_not() -> None:
-    assert cut(m.RollingWork(texts=["x" * 50_000] * 4), 2) == [[0, 1], [2, 3]]
-    assert cut(m.RollingWork(texts=["x" * 500] * 4), 2) == [[0, 1, 2, 3]]
+    assert cut(RollingWork(texts=["x" * 50_000] * 4), 2) == [[0, 1], [2, 3]]
+    assert cut(RollingWork(texts=["x" * 500] * 4), 2) == [[0, 1, 2, 3]]
 
 
 def test_one_text_that_is_longer_than_all_others_is_a_part_by_itself() -> None:
-    assert [len(part) for part in cut(m.RollingWork(texts=["x" * 100_000, *["x"] * 63]), 2)] == [1, 63]
+    assert [len(part) for part in cut(RollingWork(texts=["x" * 100_000, *["x"] * 63]), 2)] == [1, 63]
 
 
 @given(st.lists(st.integers(0, 2_000), min_size=1, max_size=300), st.integers(1, 12))
 def test_every_item_is_in_one_part_and_in_its_place(lengths: list[int], count: int) -> None:
-    parts = cut(m.RollingWork(texts=["x" * length for length in lengths]), count)
+    parts = cut(RollingWork(texts=["x" * length for length in lengths]), count)
 
     assert [i for part in parts for i in part] == list(range(len(lengths)))
     assert 1 <= len(parts) <= count

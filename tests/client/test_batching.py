@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from birdie_zmq.client.batching import Prompt, generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.core import Job
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import GenerateWork, GenerationSettings, LogLikelihoodWork, RollingWork, Sampling
 
 SETTINGS = ClientSettings(batch_items=4, batch_characters=20)
 
@@ -21,10 +21,10 @@ text = st.text("ab", max_size=30)
 pairs = st.lists(st.tuples(st.text("ab", max_size=3), text), max_size=30)
 texts = st.lists(text, max_size=30)
 how = st.builds(
-    m.GenerationSettings,
+    GenerationSettings,
     until=st.sampled_from([(), ("a",), ("a", "b")]),
     max_gen_toks=st.sampled_from([1, 256]),
-    sampling=st.sampled_from([None, m.Sampling(), m.Sampling(top_p=0.5)]),
+    sampling=st.sampled_from([None, Sampling(), Sampling(top_p=0.5)]),
 )
 prompts = st.lists(st.tuples(text, how), max_size=30).map(lambda asked: keyed(asked, seed=0))
 
@@ -38,11 +38,11 @@ def content_of(jobs: Iterable[Job]) -> dict[int, Any]:
     content: dict[int, Any] = {}
     for job in jobs:
         match job.work:
-            case m.LogLikelihoodWork(pairs=pairs):
+            case LogLikelihoodWork(pairs=pairs):
                 asked: Sequence[Any] = pairs
-            case m.RollingWork(texts=texts):
+            case RollingWork(texts=texts):
                 asked = texts
-            case m.GenerateWork(prompts=prompts, settings=settings, keys=keys):
+            case GenerateWork(prompts=prompts, settings=settings, keys=keys):
                 asked = [Prompt(*each) for each in zip(prompts, repeat(settings), keys or repeat(None))]
             case other:
                 raise AssertionError(f"no job is a {type(other).__name__}")
@@ -52,11 +52,11 @@ def content_of(jobs: Iterable[Job]) -> dict[int, Any]:
 
 def characters_of(job: Job) -> int:
     match job.work:
-        case m.LogLikelihoodWork(pairs=pairs):
+        case LogLikelihoodWork(pairs=pairs):
             return sum(len(context) + len(continuation) for context, continuation in pairs)
-        case m.RollingWork(texts=texts):
+        case RollingWork(texts=texts):
             return sum(map(len, texts))
-        case m.GenerateWork(prompts=prompts):
+        case GenerateWork(prompts=prompts):
             return sum(map(len, prompts))
         case other:
             raise AssertionError(f"no job is a {type(other).__name__}")
@@ -161,7 +161,7 @@ def test_prompts_with_the_same_settings_come_together_and_those_that_begin_alike
         assert [prompt.text for prompt in group] == sorted(prompt.text for prompt in group)
 
 
-GREEDY, DRAWN = m.GenerationSettings(), m.GenerationSettings(sampling=m.Sampling())
+GREEDY, DRAWN = GenerationSettings(), GenerationSettings(sampling=Sampling())
 
 
 def test_only_what_is_drawn_has_a_key() -> None:
@@ -181,7 +181,7 @@ def test_repeats_have_keys_of_their_own_wherever_they_stand() -> None:
 
 
 def test_another_seed_and_other_settings_are_other_keys() -> None:
-    again = m.GenerationSettings(sampling=m.Sampling(temperature=0.5))
+    again = GenerationSettings(sampling=Sampling(temperature=0.5))
     keys = [keyed([("a", settings)], seed)[0].key for settings in (DRAWN, again) for seed in (0, 1)]
 
     assert len(set(keys)) == 4

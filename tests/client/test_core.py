@@ -25,10 +25,11 @@ from birdie_zmq.errors import (
 )
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings, ClientSettings
+from birdie_zmq.types import Advance, Computed, ErrorReport, ModelSpec, RollingScores, RollingWork, StepLimits
 
 ENDPOINT = "tcp://127.0.0.1:5555"
-MODEL = m.ModelSpec(tag="demo", arguments='{"seed": 1}')
-LIMITS = m.StepLimits(max_rows=8)
+MODEL = ModelSpec(tag="demo", arguments='{"seed": 1}')
+LIMITS = StepLimits(max_rows=8)
 SETTINGS = ClientSettings(connect_s=5, worker_wait_s=60, ping_s=1, broker_timeout_s=30, window=2, max_failed_items=3)
 
 GREETING = Send(m.OpenSession(package_version=__version__))
@@ -42,7 +43,7 @@ def session() -> Session:
 
 def job(*items: int) -> Job:
     """Work whose texts say which of the caller's items they are."""
-    return Job(m.RollingWork(texts=[f"text {item}" for item in items]), list(items))
+    return Job(RollingWork(texts=[f"text {item}" for item in items]), list(items))
 
 
 def submit(batch: int, *items: int) -> Send:
@@ -54,20 +55,20 @@ def answered(batch: int, scores: dict[int, float]) -> m.Answered:
     return m.Answered(
         batch=batch,
         indices=np.array(list(scores), dtype=np.int32),
-        answers=m.RollingScores(loglikelihoods=np.array(list(scores.values()))),
+        answers=RollingScores(loglikelihoods=np.array(list(scores.values()))),
     )
 
 
 def failed(batch: int) -> m.BatchFailed:
-    return m.BatchFailed(batch=batch, error=m.ErrorReport.of(RequestError("no such model")))
+    return m.BatchFailed(batch=batch, error=ErrorReport.of(RequestError("no such model")))
 
 
 def item_failed(batch: int, index: int) -> m.ItemFailed:
-    return m.ItemFailed(batch=batch, index=index, error=m.ErrorReport.of(RequestError("too long")))
+    return m.ItemFailed(batch=batch, index=index, error=ErrorReport.of(RequestError("too long")))
 
 
 def refusal(error: BirdieError) -> m.Refusal:
-    return m.Refusal(error=m.ErrorReport.of(error))
+    return m.Refusal(error=ErrorReport.of(error))
 
 
 UNKNOWN_PEER = refusal(UnknownPeer("a Submit came before a greeting"))
@@ -86,7 +87,7 @@ def delivered(actions: Sequence[Action]) -> dict[int, float]:
     result: dict[int, float] = {}
     for action in actions:
         if isinstance(action, Deliver):
-            assert isinstance(action.answers, m.RollingScores)
+            assert isinstance(action.answers, RollingScores)
             for item, position in zip(action.items, action.positions, strict=True):
                 assert item not in result
                 result[item] = float(action.answers.loglikelihoods[position])
@@ -163,7 +164,7 @@ def test_the_first_answer_counts_within_one_message_too() -> None:
     twice = m.Answered(
         batch=0,
         indices=np.array([0, 0], dtype=np.int32),
-        answers=m.RollingScores(loglikelihoods=np.array([-1.0, -2.0])),
+        answers=RollingScores(loglikelihoods=np.array([-1.0, -2.0])),
     )
 
     assert delivered(opened(job(0, 1)).received(twice, now=1.0)) == {0: -1.0}
@@ -173,7 +174,7 @@ def test_answers_that_bring_nothing_new_are_not_delivered() -> None:
     some = opened(job(0, 1))
     some.received(answered(0, {0: -1.0}), now=1.0)
 
-    assert some.received(answered(0, {0: -1.0}), now=2.0) == [Follow(0, m.Advance())]
+    assert some.received(answered(0, {0: -1.0}), now=2.0) == [Follow(0, Advance())]
 
 
 @pytest.mark.parametrize("message", [answered(9, {0: -1.0}), failed(9), m.Notice(batch=9, level="info", text="so")])
@@ -198,7 +199,7 @@ def test_answers_that_do_not_fit_their_batch_fail_the_call(indices: list[int], s
     message = m.Answered(
         batch=0,
         indices=np.array(indices, dtype=np.int32),
-        answers=m.RollingScores(loglikelihoods=np.array(scores)),
+        answers=RollingScores(loglikelihoods=np.array(scores)),
     )
 
     assert isinstance(failure(opened(job(0, 1)).received(message, now=1.0)).error, ProtocolError)
@@ -300,7 +301,7 @@ def test_a_notice_of_a_batch_in_flight_is_told() -> None:
 
 def test_what_was_computed_comes_with_the_answers() -> None:
     some = opened(job(0, 1))
-    advance = m.Advance(computed=m.Computed(tokens=5, seconds=1.0), ahead=7)
+    advance = Advance(computed=Computed(tokens=5, seconds=1.0), ahead=7)
     message = msgspec.structs.replace(answered(0, {0: -1.0}), advance=advance)
     deliver, follow = some.received(message, now=1.0)
     assert isinstance(deliver, Deliver)
@@ -358,7 +359,7 @@ class FakeBroker:
                 return [OPENED]
             case _ if not self.knows_client:
                 return [UNKNOWN_PEER]
-            case m.Submit(batch=batch, work=m.RollingWork(texts=texts)):
+            case m.Submit(batch=batch, work=RollingWork(texts=texts)):
                 assert batch not in self.texts
                 self.texts[batch] = texts
                 self.unanswered[batch] = set(range(len(texts)))
@@ -618,7 +619,7 @@ def texts_sent(actions: Sequence[Action]) -> list[list[str]]:
     works = [
         action.message.work for action in actions if isinstance(action, Send) and isinstance(action.message, m.Submit)
     ]
-    return [work.texts for work in works if isinstance(work, m.RollingWork)]
+    return [work.texts for work in works if isinstance(work, RollingWork)]
 
 
 @pytest.mark.parametrize(

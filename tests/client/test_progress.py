@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from birdie_zmq.client.batching import Prompt, generate_jobs, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.progress import Estimate, Progress, common_characters
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import Advance, Computed, DescribeWork, GenerationSettings, LogLikelihoodWork, RollingWork
 
 SETTINGS = ClientSettings(batch_items=64)
 COMPILING_S = 7.0
@@ -29,7 +29,7 @@ class Event:
     after_s: float
     job: Job
     items: Sequence[int]
-    advance: m.Advance
+    advance: Advance
 
 
 def errors(jobs: Sequence[Job], events: Sequence[Event]) -> list[float]:
@@ -59,17 +59,17 @@ def scoring(jobs: Sequence[Job], cost: Callable[[str, str], int]) -> Iterator[Ev
     compile_s = COMPILING_S
     before = ""
     for job in jobs:
-        assert isinstance(job.work, m.LogLikelihoodWork | m.RollingWork)
+        assert isinstance(job.work, LogLikelihoodWork | RollingWork)
         work = job.work
-        texts = [a + b for a, b in work.pairs] if isinstance(work, m.LogLikelihoodWork) else work.texts
+        texts = [a + b for a, b in work.pairs] if isinstance(work, LogLikelihoodWork) else work.texts
         sizes = []
         for text in texts:
             sizes.append(cost(text, before))
             before = text
         ahead = sum(sizes)
         asked = sum(map(len, texts)) // 4
-        told = m.Computed(requested=asked, distinct=asked // 2, planned=padded(ahead))
-        yield Event(0.0, job, [], m.Advance(computed=told, ahead=padded(ahead)))
+        told = Computed(requested=asked, distinct=asked // 2, planned=padded(ahead))
+        yield Event(0.0, job, [], Advance(computed=told, ahead=padded(ahead)))
         step: list[int] = []
         size = 0
         for position, item in enumerate(job.items):
@@ -77,14 +77,14 @@ def scoring(jobs: Sequence[Job], cost: Callable[[str, str], int]) -> Iterator[Ev
             size += sizes[position]
             if size >= 2_000 or position == len(job.items) - 1:
                 ahead -= size
-                computed = m.Computed(
+                computed = Computed(
                     tokens=padded(size),
                     padding=padded(size) - size // 4,
                     seconds=size / 1_000,
                     compile_seconds=compile_s,
                     done=padded(size),
                 )
-                yield Event(size / 1_000 + compile_s, job, step, m.Advance(computed=computed, ahead=padded(ahead)))
+                yield Event(size / 1_000 + compile_s, job, step, Advance(computed=computed, ahead=padded(ahead)))
                 step, size, compile_s = [], 0, 0.0
 
 
@@ -145,8 +145,8 @@ def continuing(jobs: Sequence[Job], lengths: Callable[[int], int], most: int, ro
     It compiles a program before all, and says how far it has come when a text has ended and twice a second. When nothing
     waits and no more than half of its slots are used, it goes on with half as many.
     """
-    compiling = m.Computed(compile_seconds=COMPILING_S)
-    yield Event(COMPILING_S, jobs[0], [], m.Advance(computed=compiling))
+    compiling = Computed(compile_seconds=COMPILING_S)
+    yield Event(COMPILING_S, jobs[0], [], Advance(computed=compiling))
     for job in jobs:
         waiting = deque(job.items)
         slots = most
@@ -168,8 +168,8 @@ def continuing(jobs: Sequence[Job], lengths: Callable[[int], int], most: int, ro
             for item in ended:
                 del going[item]
             if ended or done * COST_S >= 0.5:
-                computed = m.Computed(seconds=done * COST_S, planned=planned, done=done, requested=100)
-                advance = m.Advance(
+                computed = Computed(seconds=done * COST_S, planned=planned, done=done, requested=100)
+                advance = Advance(
                     computed=computed,
                     ahead=ahead,
                     going=tuple(going.values()),
@@ -223,40 +223,40 @@ def test_rounds_in_which_few_texts_go_on_cost_less(spread: float, bound: float) 
 
 def test_programs_that_are_still_to_be_compiled_take_their_time() -> None:
     """Of the first job two are known; of the two others that have not begun one each is expected, until more is known."""
-    jobs = [Job(m.RollingWork(texts=["a" * 100]), [0]), Job(m.RollingWork(texts=["b" * 100]), [1])]
-    jobs.append(Job(m.RollingWork(texts=["c" * 100]), [2]))
+    jobs = [Job(RollingWork(texts=["a" * 100]), [0]), Job(RollingWork(texts=["b" * 100]), [1])]
+    jobs.append(Job(RollingWork(texts=["c" * 100]), [2]))
     estimate = Estimate(jobs, 0.0)
-    planned = m.Computed(requested=100, planned=100)
-    estimate.advanced(0, m.Advance(computed=planned, ahead=100, programs=3), 0.0)
-    compiled = m.Computed(seconds=1.0, compile_seconds=1.0, programs=1, done=50)
-    estimate.advanced(0, m.Advance(computed=compiled, ahead=50, programs=2), 2.0)
+    planned = Computed(requested=100, planned=100)
+    estimate.advanced(0, Advance(computed=planned, ahead=100, programs=3), 0.0)
+    compiled = Computed(seconds=1.0, compile_seconds=1.0, programs=1, done=50)
+    estimate.advanced(0, Advance(computed=compiled, ahead=50, programs=2), 2.0)
     pace = 1.0 / 50
     assert estimate.at(2.0).seconds_left == pytest.approx(250 * pace + (2 + 1 + 1) * 1.0)
     estimate.answered([0])
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + (1 + 1) * 1.0)
-    estimate.advanced(0, m.Advance(programs=2), 2.0)
+    estimate.advanced(0, Advance(programs=2), 2.0)
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + (1 + 1) * 1.0), "what is answered wants no more"
-    estimate.advanced(1, m.Advance(computed=planned, ahead=100), 2.0)
+    estimate.advanced(1, Advance(computed=planned, ahead=100), 2.0)
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + 0.5 * 1.0), "the second wants none"
 
 
 def generation_errors(lengths: Sequence[int], most: int, row_cost: int = 0) -> list[float]:
     """How wrong the time left is of texts with so many tokens each, 16 side by side."""
-    how = m.GenerationSettings(max_gen_toks=most)
+    how = GenerationSettings(max_gen_toks=most)
     jobs = list(generate_jobs([Prompt(f"{number:03}", how) for number in range(len(lengths))], SETTINGS))
     return errors(jobs, list(continuing(jobs, lengths.__getitem__, 16, row_cost)))
 
 
 def test_what_is_said_of_a_call() -> None:
-    jobs = [Job(m.RollingWork(texts=["a" * 100, "b" * 100, "c" * 100]), [0, 1, 2])]
+    jobs = [Job(RollingWork(texts=["a" * 100, "b" * 100, "c" * 100]), [0, 1, 2])]
     estimate = Estimate(jobs, 0.0)
     assert estimate.at(1.0) == Progress()
-    planned = m.Computed(requested=200, distinct=150, planned=300)
-    estimate.advanced(0, m.Advance(computed=planned, ahead=300), 2.0)
+    planned = Computed(requested=200, distinct=150, planned=300)
+    estimate.advanced(0, Advance(computed=planned, ahead=300), 2.0)
     assert estimate.at(2.0) == Progress(distinct_share=0.75)
     estimate.answered([0])
-    computed = m.Computed(tokens=100, padding=25, seconds=2.0, done=100)
-    estimate.advanced(0, m.Advance(computed=computed, ahead=200), 4.0)
+    computed = Computed(tokens=100, padding=25, seconds=2.0, done=100)
+    estimate.advanced(0, Advance(computed=computed, ahead=200), 4.0)
     assert estimate.at(4.0) == Progress(
         tokens_per_second=25.0, padding_share=0.25, distinct_share=0.75, seconds_left=8.0
     )
@@ -267,28 +267,28 @@ def test_what_is_said_of_a_call() -> None:
 
 def test_what_was_planned_for_a_job_is_forgotten_once_it_is_answered() -> None:
     """As where another worker was quicker, or the one that had planned it is gone."""
-    jobs = [Job(m.RollingWork(texts=["a" * 100]), [0]), Job(m.RollingWork(texts=["b" * 100]), [1])]
+    jobs = [Job(RollingWork(texts=["a" * 100]), [0]), Job(RollingWork(texts=["b" * 100]), [1])]
     estimate = Estimate(jobs, 0.0)
-    estimate.advanced(0, m.Advance(computed=m.Computed(requested=100, planned=100), ahead=100), 0.0)
-    estimate.advanced(0, m.Advance(computed=m.Computed(seconds=1.0, done=50), ahead=50), 1.0)
+    estimate.advanced(0, Advance(computed=Computed(requested=100, planned=100), ahead=100), 0.0)
+    estimate.advanced(0, Advance(computed=Computed(seconds=1.0, done=50), ahead=50), 1.0)
     assert estimate.at(1.0).seconds_left == pytest.approx(3.0)
     estimate.answered([0])
     assert estimate.at(1.0).seconds_left == pytest.approx(2.0)
 
 
 def test_a_call_that_is_neither_scored_nor_generated_is_not_guessed_at() -> None:
-    estimate = Estimate([Job(m.DescribeWork(), [0])], 0.0)
+    estimate = Estimate([Job(DescribeWork(), [0])], 0.0)
     estimate.answered([0])
-    estimate.advanced(0, m.Advance(), 1.0)
+    estimate.advanced(0, Advance(), 1.0)
     assert estimate.at(1.0) == Progress()
 
 
 def test_counts_of_a_worker_that_make_no_sense_harm_nobody() -> None:
     most = 2**53 - 1
-    jobs = list(generate_jobs([Prompt("a", m.GenerationSettings()), Prompt("b", m.GenerationSettings())], SETTINGS))
+    jobs = list(generate_jobs([Prompt("a", GenerationSettings()), Prompt("b", GenerationSettings())], SETTINGS))
     estimate = Estimate(jobs, 0.0)
-    computed = m.Computed(tokens=most, seconds=1e9, planned=most, done=most)
-    advance = m.Advance(
+    computed = Computed(tokens=most, seconds=1e9, planned=most, done=most)
+    advance = Advance(
         computed=computed, ahead=most, going=(most,) * 65_536, ended=(most,) * 65_536, slots=most, round_cost=most
     )
     estimate.advanced(0, advance, 1.0)

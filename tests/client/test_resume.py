@@ -14,8 +14,8 @@ from birdie_zmq.client.core import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
 from birdie_zmq.client.resume import Resuming
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import RollingWork
 
 SETTINGS = ClientSettings(batch_items=2)
 
@@ -39,7 +39,7 @@ class Asked:
         assert on_progress is None
         answers: dict[int, Answer] = {}
         for job in jobs:
-            assert isinstance(job.work, m.RollingWork)
+            assert isinstance(job.work, RollingWork)
             for text, item in zip(job.work.texts, job.items, strict=True):
                 self.texts.append(text)
                 self.names.append(name_of(item))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from birdie_zmq.cli import main as cli
+from birdie_zmq.cli import ray, worker
 from birdie_zmq.cluster.capacity import Node
 from birdie_zmq.cluster.worker_command import (
     Folders,
@@ -24,8 +24,8 @@ ENDPOINT = parse_endpoint("tcp://10.0.0.1:5555")
 
 
 def arguments(*typed: str, folders: Folders) -> list[str]:
-    options = cli.ray_parser("ray").parse_args(["up", "--workers", "2", *typed])
-    return worker_arguments(cli.worker_parser("worker"), options, ENDPOINT, folders)
+    options = ray.full_parser("ray").parse_args(["up", "--workers", "2", *typed])
+    return worker_arguments(worker.parser("worker"), options, ENDPOINT, folders)
 
 
 def test_only_what_was_typed_is_passed_on_and_the_worker_understands_it(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_only_what_was_typed_is_passed_on_and_the_worker_understands_it(tmp_path
 
     passed = arguments(*typed, "--quiet", "--cpus-per-worker", "2", folders=Folders(tmp_path))
 
-    understood = cli.worker_parser("worker").parse_args(passed)
-    expected = cli.worker_parser("worker").parse_args([])
+    understood = worker.parser("worker").parse_args(passed)
+    expected = worker.parser("worker").parse_args([])
     vars(expected).update(
         connect="tcp://10.0.0.1:5555",
         engine="torch",
@@ -61,10 +61,10 @@ def test_only_what_was_typed_is_passed_on_and_the_worker_understands_it(tmp_path
 
 
 def test_every_option_of_a_worker_is_one_of_the_command(tmp_path: Path) -> None:
-    own = {option for action in cli.worker_parser("worker")._actions for option in action.option_strings}
+    own = {option for action in worker.parser("worker")._actions for option in action.option_strings}
     (up,) = [
         action.choices["up"]
-        for action in cli.ray_parser("ray")._actions
+        for action in ray.full_parser("ray")._actions
         if isinstance(action, argparse._SubParsersAction)
     ]
 

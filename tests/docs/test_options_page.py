@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from birdie_zmq import models
-from birdie_zmq.cli import main as cli
+from birdie_zmq.cli import main
 from birdie_zmq.harness.model_args import WORDS
 from docs.generate import options_page
 
@@ -22,7 +22,7 @@ def test_the_page_is_as_the_code_says() -> None:
 def test_every_command_is_on_the_page() -> None:
     headings = "\n".join(line for line in options_page.page().splitlines() if line.startswith(("## ", "`")))
 
-    assert [name for name in cli._COMMANDS if f"`birdie-zmq {name}" not in headings] == []
+    assert [name for name in main.COMMANDS if f"`birdie-zmq {name}" not in headings] == []
 
 
 def test_every_variable_of_our_own_is_on_the_page() -> None:

@@ -17,7 +17,7 @@ from birdie_zmq.engine.backend import Ability, Backend
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import PAD, Branch, Fork, Read, Rows, Scored, Step, Tokens
 from birdie_zmq.engine.scoring import possible_shapes
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.types import StepLimits
 
 MAX_LENGTH = 128
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from birdie_zmq.engine.detokenizer import AnswerText
 from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.protocol.messages import GenerationSettings
+from birdie_zmq.types import GenerationSettings
 
 END = 256
 """A special token, which decoding leaves out, written </think>."""

@@ -22,13 +22,25 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import BirdieError, NonFiniteLogits, RequestError, TokenizerError, TokenOutOfVocabulary
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import (
+    Answers,
+    ChatWork,
+    GenerateWork,
+    GenerationSettings,
+    Level,
+    LogLikelihoodWork,
+    RollingScores,
+    RollingWork,
+    Scores,
+    StepLimits,
+    Texts,
+)
 
 MAX_LENGTH = 48
 VOCABULARY = 258
 BOS, EOS = 256, 257
 TOLERANCE_NATS = 1e-4
-AUTOMATIC = m.StepLimits()
+AUTOMATIC = StepLimits()
 
 
 @dataclass
@@ -56,22 +68,22 @@ class Heard:
     phases: list[str] = field(default_factory=list)
     calls: int = 0
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
         assert len(indices) == len(answers)
         assert self.answers.keys().isdisjoint(indices)
         self.steps.append(sorted(indices))
         match answers:
-            case m.Scores(loglikelihoods=loglikelihoods, greedy=greedy):
+            case Scores(loglikelihoods=loglikelihoods, greedy=greedy):
                 values: list[Any] = list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True))
-            case m.RollingScores(loglikelihoods=loglikelihoods):
+            case RollingScores(loglikelihoods=loglikelihoods):
                 values = loglikelihoods.tolist()
-            case m.Texts(texts=texts):
+            case Texts(texts=texts):
                 values = texts
             case other:
                 raise AssertionError(f"an evaluator does not give a {type(other).__name__}")
         self.answers.update(zip(indices, values, strict=True))
 
-    def notice(self, level: m.Level, text: str) -> None:
+    def notice(self, level: Level, text: str) -> None:
         self.notices.append(f"{level}: {text}")
 
     def compiling(self, detail: str) -> None:
@@ -99,24 +111,24 @@ def evaluator_for(returned: object, tokenizer: object | None = None, max_length:
     return evaluator_of(JaxBackend(resolve(returned), max_length), tokenizer, max_length)
 
 
-def loglikelihood(evaluator: Evaluator, pairs: list[tuple[str, str]], limits: m.StepLimits = AUTOMATIC) -> Heard:
+def loglikelihood(evaluator: Evaluator, pairs: list[tuple[str, str]], limits: StepLimits = AUTOMATIC) -> Heard:
     heard = Heard()
-    evaluator.loglikelihood(m.LogLikelihoodWork(pairs=pairs), limits, heard)
+    evaluator.loglikelihood(LogLikelihoodWork(pairs=pairs), limits, heard)
     return heard
 
 
-def rolling(evaluator: Evaluator, texts: list[str], limits: m.StepLimits = AUTOMATIC) -> Heard:
+def rolling(evaluator: Evaluator, texts: list[str], limits: StepLimits = AUTOMATIC) -> Heard:
     heard = Heard()
-    evaluator.rolling(m.RollingWork(texts=texts), limits, heard)
+    evaluator.rolling(RollingWork(texts=texts), limits, heard)
     return heard
 
 
 def generate(
-    evaluator: Evaluator, prompts: list[str], *until: str, max_gen_toks: int = 16, limits: m.StepLimits = AUTOMATIC
+    evaluator: Evaluator, prompts: list[str], *until: str, max_gen_toks: int = 16, limits: StepLimits = AUTOMATIC
 ) -> Heard:
     heard = Heard()
-    settings = m.GenerationSettings(until=until, max_gen_toks=max_gen_toks)
-    evaluator.generate(m.GenerateWork(prompts=prompts, settings=settings), limits, heard)
+    settings = GenerationSettings(until=until, max_gen_toks=max_gen_toks)
+    evaluator.generate(GenerateWork(prompts=prompts, settings=settings), limits, heard)
     return heard
 
 
@@ -212,8 +224,8 @@ def expected_scores(direct: Direct) -> list[tuple[float, bool]]:
     ]
 
 
-@pytest.mark.parametrize("limits", [AUTOMATIC, m.StepLimits(rows=1), m.StepLimits(rows=5)])
-def test_scores_are_those_of_each_request_alone(evaluator: Evaluator, direct: Direct, limits: m.StepLimits) -> None:
+@pytest.mark.parametrize("limits", [AUTOMATIC, StepLimits(rows=1), StepLimits(rows=5)])
+def test_scores_are_those_of_each_request_alone(evaluator: Evaluator, direct: Direct, limits: StepLimits) -> None:
     scores = loglikelihood(evaluator, PAIRS, limits).in_order
 
     assert [score for score, _ in scores] == pytest.approx(
@@ -272,8 +284,8 @@ def test_an_empty_text_scores_zero(evaluator: Evaluator) -> None:
 PROMPTS = [QUESTION, "Which bird", "", "A nest"]
 
 
-@pytest.mark.parametrize("limits", [AUTOMATIC, m.StepLimits(rows=1)])
-def test_generation_is_the_plain_greedy_loop(evaluator: Evaluator, direct: Direct, limits: m.StepLimits) -> None:
+@pytest.mark.parametrize("limits", [AUTOMATIC, StepLimits(rows=1)])
+def test_generation_is_the_plain_greedy_loop(evaluator: Evaluator, direct: Direct, limits: StepLimits) -> None:
     texts = generate(evaluator, PROMPTS, max_gen_toks=12, limits=limits).in_order
 
     assert texts == [
@@ -376,7 +388,7 @@ def test_no_shape_is_sent_that_is_not_reported_and_foreseen() -> None:
         return uniform(tokens)
 
     evaluator = evaluator_for(model)
-    for limits in (AUTOMATIC, m.StepLimits(rows=3)):
+    for limits in (AUTOMATIC, StepLimits(rows=3)):
         loglikelihood(evaluator, PAIRS, limits)
         rolling(evaluator, [QUESTION * 5, "a"], limits)
         generate(evaluator, PROMPTS, max_gen_toks=20, limits=limits)
@@ -395,7 +407,7 @@ TEXTS = ["a" * 5, "b" * 30, "c" * 20]
 def test_the_report_counts_requests_steps_and_tokens() -> None:
     evaluator = evaluator_for((lambda params, tokens: uniform(tokens), 0.0))
 
-    rolling(evaluator, TEXTS, m.StepLimits(rows=2))
+    rolling(evaluator, TEXTS, StepLimits(rows=2))
 
     report = evaluator.report
     assert (report.requests, report.steps) == (3, 2)
@@ -408,7 +420,7 @@ def test_the_report_counts_requests_steps_and_tokens() -> None:
 def test_requests_that_share_a_row_are_computed_once() -> None:
     evaluator = evaluator_for((lambda params, tokens: uniform(tokens), 0.0))
 
-    loglikelihood(evaluator, [("context", letter) for letter in "abcd"] + [("cont", "ext")], m.StepLimits(rows=1))
+    loglikelihood(evaluator, [("context", letter) for letter in "abcd"] + [("cont", "ext")], StepLimits(rows=1))
 
     report = evaluator.report
     assert report.steps == 1
@@ -499,14 +511,14 @@ def test_that_steps_are_made_smaller_for_want_of_memory_is_told() -> None:
 
 
 def test_answers_are_given_step_by_step_the_longest_first(evaluator: Evaluator) -> None:
-    assert rolling(evaluator, TEXTS, m.StepLimits(rows=2)).steps == [[1, 2], [0]]
+    assert rolling(evaluator, TEXTS, StepLimits(rows=2)).steps == [[1, 2], [0]]
 
 
 def test_a_new_shape_is_a_phase_and_a_known_one_is_not() -> None:
     evaluator = evaluator_for(uniform)
 
-    first = rolling(evaluator, TEXTS, m.StepLimits(rows=2))
-    second = rolling(evaluator, TEXTS, m.StepLimits(rows=2))
+    first = rolling(evaluator, TEXTS, StepLimits(rows=2))
+    second = rolling(evaluator, TEXTS, StepLimits(rows=2))
 
     assert first.phases == ["compiling 2 x 32", "running", "compiling 2 x 16", "running"]
     assert second.phases == []
@@ -629,7 +641,7 @@ def test_what_was_answered_before_a_failure_stays_answered() -> None:
 
     heard = Heard()
     with pytest.raises(ItemFailed):
-        evaluator_for(stumbles).rolling(m.RollingWork(texts=["a!b", "c" * 30]), m.StepLimits(rows=1), heard)
+        evaluator_for(stumbles).rolling(RollingWork(texts=["a!b", "c" * 30]), StepLimits(rows=1), heard)
 
     assert list(heard.answers) == [1]
 
@@ -648,7 +660,7 @@ def test_each_conversation_is_rendered_by_the_tokenizer(backend: JaxBackend) -> 
     conversations = [[{"role": "user", "content": text}] for text in ("Hi", "Ho")]
     heard = Heard()
 
-    work = m.ChatWork(conversations=conversations, add_generation_prompt=True)
+    work = ChatWork(conversations=conversations, add_generation_prompt=True)
     evaluator_of(backend, Chatty()).render_chat(work, heard)
 
     assert heard.in_order == ["Hi|", "Ho|"]
@@ -656,4 +668,4 @@ def test_each_conversation_is_rendered_by_the_tokenizer(backend: JaxBackend) -> 
 
 def test_conversations_for_a_tokenizer_without_chat_are_refused(evaluator: Evaluator) -> None:
     with pytest.raises(TokenizerError, match="the Letters has neither"):
-        evaluator.render_chat(m.ChatWork(conversations=[[]], add_generation_prompt=True), Heard())
+        evaluator.render_chat(ChatWork(conversations=[[]], add_generation_prompt=True), Heard())

@@ -26,7 +26,7 @@ from birdie_zmq.engine.scoring import IdleClock, NotFinite, plan_for, possible_s
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.types import StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
 from tests.engine.replay import Knows, replay, tokens_of

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import TokenizerError
-from birdie_zmq.protocol.messages import ChatTemplates
+from birdie_zmq.types import ChatTemplates
 
 WORDS = {"<s>": 0, "</s>": 1, "one": 2, "two": 3, "three": 4, "<unk>": 5}
 BOS, EOS = WORDS["<s>"], WORDS["</s>"]

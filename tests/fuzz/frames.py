@@ -9,18 +9,33 @@ import numpy as np
 
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
-
-MODEL = m.ModelSpec(tag="pair")
-_ERROR = m.ErrorReport(code="model", message="boom", traceback="line 1")
-_SAMPLING = m.GenerationSettings(until=("\n",), sampling=m.Sampling(top_k=5))
-_WORKS: Sequence[m.Work] = (
-    m.LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")]),
-    m.RollingWork(texts=["a text", "änother ☂"]),
-    m.GenerateWork(prompts=["a"], settings=_SAMPLING, keys=[1]),
-    m.ChatWork(conversations=[[{"role": "user", "content": "a"}]], add_generation_prompt=True),
-    m.DescribeWork(),
+from birdie_zmq.types import (
+    Advance,
+    ChatWork,
+    DescribeWork,
+    ErrorReport,
+    GenerateWork,
+    GenerationSettings,
+    LogLikelihoodWork,
+    ModelSpec,
+    RollingWork,
+    Sampling,
+    Scores,
+    Texts,
+    Work,
 )
-_SCORES = m.Scores(loglikelihoods=np.array([-1.0, np.nan]), greedy=np.array([True, False]))
+
+MODEL = ModelSpec(tag="pair")
+_ERROR = ErrorReport(code="model", message="boom", traceback="line 1")
+_SAMPLING = GenerationSettings(until=("\n",), sampling=Sampling(top_k=5))
+_WORKS: Sequence[Work] = (
+    LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")]),
+    RollingWork(texts=["a text", "änother ☂"]),
+    GenerateWork(prompts=["a"], settings=_SAMPLING, keys=[1]),
+    ChatWork(conversations=[[{"role": "user", "content": "a"}]], add_generation_prompt=True),
+    DescribeWork(),
+)
+_SCORES = Scores(loglikelihoods=np.array([-1.0, np.nan]), greedy=np.array([True, False]))
 SAMPLES: Sequence[m.Message] = (
     m.OpenSession(package_version="1.0"),
     m.Ping(),
@@ -29,12 +44,12 @@ SAMPLES: Sequence[m.Message] = (
     m.RegisterWorker(package_version="1.0", engine="jax", host="here", process_id=7, capacity=2, model=MODEL),
     m.Heartbeat(phase="running", model=MODEL),
     m.LeaseAnswered(lease=1, indices=np.arange(2, dtype=np.int32), answers=_SCORES),
-    m.LeaseAnswered(lease=1, indices=np.arange(1, dtype=np.int32), answers=m.Texts(texts=["a"])),
+    m.LeaseAnswered(lease=1, indices=np.arange(1, dtype=np.int32), answers=Texts(texts=["a"])),
     m.LeaseFailed(lease=1, error=_ERROR, index=0),
     m.LeaseCrashed(lease=1, error=_ERROR),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
-    m.LeaseAdvanced(lease=1, advance=m.Advance(ahead=3, going=(1, 2), ended=(3,), slots=2)),
+    m.LeaseAdvanced(lease=1, advance=Advance(ahead=3, going=(1, 2), ended=(3,), slots=2)),
     m.LeaseNotice(lease=1, level="info", text="a"),
     m.DrainWorker(),
     m.CloseWorker(),
@@ -102,5 +117,5 @@ def _bomb(chance: random.Random) -> bytes:
             return _OPENING + long_list + b"\x80" * many
         case 3:
             return _OPENING + long_list * 1_000
-    work = m.RollingWork(texts=["a" * many + "\N{HUGGING FACE}"])
-    return encode(m.Submit(batch=1, model=m.ModelSpec(tag="x" * 4_000), work=work))
+    work = RollingWork(texts=["a" * many + "\N{HUGGING FACE}"])
+    return encode(m.Submit(batch=1, model=ModelSpec(tag="x" * 4_000), work=work))

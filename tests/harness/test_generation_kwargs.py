@@ -10,7 +10,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from birdie_zmq.errors import UnsupportedRequest, UsageError
 from birdie_zmq.harness import generation_kwargs
 from birdie_zmq.harness.generation_kwargs import read_sampling
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 
 def read(**gen_kwargs: Any) -> Sampling | None:

@@ -10,7 +10,7 @@ import pytest
 
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.model_args import DEFAULT_MAX_GEN_TOKS, RunArguments, read_arguments
-from birdie_zmq.protocol.messages import ModelSpec, StepLimits
+from birdie_zmq.types import ModelSpec, StepLimits
 
 
 def read(**model_args: Any) -> RunArguments:

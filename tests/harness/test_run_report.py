@@ -1,7 +1,7 @@
 """What a run has cost, in words and numbers."""
 
 from birdie_zmq.harness.run_report import as_record, as_text
-from birdie_zmq.protocol.messages import StepReport
+from birdie_zmq.types import StepReport
 
 REPORT = StepReport(
     requests=1200,

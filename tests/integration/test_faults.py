@@ -19,8 +19,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
 from birdie_zmq.errors import ModelChanged, ModelProcessDied
-from birdie_zmq.protocol.messages import ModelDescription
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import ModelDescription
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Programs, descendants, wait_until
 

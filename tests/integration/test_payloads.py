@@ -22,6 +22,7 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.types import Texts
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Programs, Served, wait_until
 
@@ -46,7 +47,7 @@ class Touch:
 
 def payload(kind: str, marker: Path) -> bytes:
     """A message that is sound but for an array, which is meant to make the marker or to crash its reader."""
-    answered = m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=m.Texts(texts=[""]))
+    answered = m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=[""]))
     envelope = msgpack.unpackb(encode(answered))
     array_kind, dtype, shape = KINDS[kind]
     # Bytes that are object pointers and an array of nothing have no room for a pickle.

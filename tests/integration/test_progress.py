@@ -7,7 +7,7 @@ import re
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.protocol.messages import StepReport
+from birdie_zmq.types import StepReport
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Served
 

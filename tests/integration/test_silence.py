@@ -24,6 +24,7 @@ from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import ModelSpec, RollingWork
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Programs, Served
 
@@ -106,7 +107,7 @@ def test_what_the_page_itself_says_reaches_its_run(lm: BirdieZMQ) -> None:
 
 
 def test_a_torn_frame_is_not_repeated(listened: Served) -> None:
-    submit = m.Submit(batch=1, model=m.ModelSpec(tag="any"), work=m.RollingWork(texts=[SECRET]))
+    submit = m.Submit(batch=1, model=ModelSpec(tag="any"), work=RollingWork(texts=[SECRET]))
     frame = encode(submit)
     body = msgpack.unpackb(frame)[1]
     torn = [

@@ -12,7 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import ModelProcessDied
-from birdie_zmq.protocol.messages import ModelDescription
+from birdie_zmq.types import ModelDescription
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Programs, Served, wait_until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from birdie_zmq.cli.main import _offer
+from birdie_zmq.cli.worker import _offer
 from birdie_zmq.errors import UnknownModelTag, UsageError
 from birdie_zmq.models.checkpoint_policy import VARIABLE, Offer
 from birdie_zmq.models.resolution import BUILT_IN, locate

@@ -20,11 +20,36 @@ from hypothesis.extra import numpy as npst
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
+from birdie_zmq import types
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, VersionMismatch
 from birdie_zmq.protocol import codec
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.arrays import pack_array
 from birdie_zmq.protocol.codec import MAX_ELEMENTS, MAX_MAP_ENTRIES, decoder, encode
+from birdie_zmq.types import (
+    Answers,
+    Count,
+    Duration,
+    ErrorReport,
+    GenerateWork,
+    GenerationSettings,
+    Key,
+    Lengths,
+    LogLikelihoodWork,
+    ModelSpec,
+    Name,
+    Portion,
+    PositiveCount,
+    RollingWork,
+    Sampling,
+    Scores,
+    Seconds,
+    Share,
+    StepLimits,
+    Temperature,
+    Texts,
+    Work,
+)
 
 RECORDS: tuple[type[Struct], ...] = get_args(m.Message)
 ANOTHER_VERSION = m.WIRE_VERSION + 1
@@ -42,17 +67,17 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     int: st.integers(-(2**63), 2**64 - 1),
     str: TEXT,
-    m.Count: st.integers(0, 2**53 - 1),
-    m.PositiveCount: st.integers(1, 2**53 - 1),
-    m.Seconds: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
-    m.Duration: st.floats(0, 1e9, exclude_max=True),
-    m.Key: st.integers(0, 2**62 - 1),
-    m.Temperature: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
-    m.Portion: st.floats(0, 1, exclude_min=True),
-    m.Share: st.floats(0, 1),
+    Count: st.integers(0, 2**53 - 1),
+    PositiveCount: st.integers(1, 2**53 - 1),
+    Seconds: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
+    Duration: st.floats(0, 1e9, exclude_max=True),
+    Key: st.integers(0, 2**62 - 1),
+    Temperature: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
+    Portion: st.floats(0, 1, exclude_min=True),
+    Share: st.floats(0, 1),
     Annotated[float, Meta(ge=0)]: st.floats(0, allow_infinity=False),
-    m.Name: TEXT,
-    m.Lengths: st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple),
+    Name: TEXT,
+    Lengths: st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple),
 }
 
 
@@ -62,9 +87,9 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
         leaf: st.SearchStrategy[Any] = LEAVES[kind]
         return leaf
     if inspect.isclass(kind) and issubclass(kind, Struct):
-        if kind is m.GenerateWork:
+        if kind is GenerateWork:
             return generate_work
-        if kind is m.Scores:
+        if kind is Scores:
             return scores
         fields = get_type_hints(kind, include_extras=True)
         return st.builds(kind, **{name: of_type(fields[name]) for name in kind.__struct_fields__})
@@ -87,11 +112,11 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
     raise TypeError(f"these tests make no {kind}")
 
 
-def with_keys(settings: m.GenerationSettings) -> st.SearchStrategy[m.GenerateWork]:
+def with_keys(settings: GenerationSettings) -> st.SearchStrategy[GenerateWork]:
     """Each prompt with its key, where tokens are drawn."""
-    prompts = st.lists(st.tuples(TEXT, of_type(m.Key)), max_size=3)
+    prompts = st.lists(st.tuples(TEXT, of_type(Key)), max_size=3)
     return prompts.map(
-        lambda found: m.GenerateWork(
+        lambda found: GenerateWork(
             prompts=[text for text, _ in found],
             settings=settings,
             keys=[key for _, key in found] if settings.sampling else [],
@@ -100,11 +125,11 @@ def with_keys(settings: m.GenerationSettings) -> st.SearchStrategy[m.GenerateWor
 
 
 scores = st.lists(st.tuples(st.floats(), st.booleans()), max_size=3).map(
-    lambda pairs: m.Scores(
+    lambda pairs: Scores(
         loglikelihoods=np.array([number for number, _ in pairs]), greedy=np.array([flag for _, flag in pairs], np.bool_)
     )
 )
-generate_work = of_type(m.GenerationSettings).flatmap(with_keys)
+generate_work = of_type(GenerationSettings).flatmap(with_keys)
 messages = st.one_of(*map(of_type, RECORDS))
 
 
@@ -128,16 +153,16 @@ def test_a_message_comes_back_as_it_was(record: type[Struct], data: st.DataObjec
 def test_no_record_is_forgotten() -> None:
     tagged = {
         record
-        for record in vars(m).values()
+        for record in (*vars(m).values(), *vars(types).values())
         if inspect.isclass(record) and issubclass(record, Struct) and record.__struct_config__.tag is not None
     }
-    assert tagged == {*RECORDS, *get_args(m.Work), *get_args(m.Answers)}
+    assert tagged == {*RECORDS, *get_args(Work), *get_args(Answers)}
 
 
-@pytest.mark.parametrize(("sampling", "keys"), [(None, [1]), (m.Sampling(), []), (m.Sampling(), [1, 2])])
-def test_prompts_have_as_many_keys_as_are_drawn(sampling: m.Sampling | None, keys: list[int]) -> None:
-    work = m.GenerateWork(prompts=["a"], settings=m.GenerationSettings(sampling=sampling), keys=[1] if sampling else [])
-    message = m.Submit(batch=0, model=m.ModelSpec(tag="demo"), work=work)
+@pytest.mark.parametrize(("sampling", "keys"), [(None, [1]), (Sampling(), []), (Sampling(), [1, 2])])
+def test_prompts_have_as_many_keys_as_are_drawn(sampling: Sampling | None, keys: list[int]) -> None:
+    work = GenerateWork(prompts=["a"], settings=GenerationSettings(sampling=sampling), keys=[1] if sampling else [])
+    message = m.Submit(batch=0, model=ModelSpec(tag="demo"), work=work)
     frame = msgpack.unpackb(encode(message))
     frame[1]["work"]["keys"] = keys
 
@@ -146,14 +171,14 @@ def test_prompts_have_as_many_keys_as_are_drawn(sampling: m.Sampling | None, key
 
 
 def test_a_part_of_what_is_drawn_keeps_its_keys() -> None:
-    settings = m.GenerationSettings(sampling=m.Sampling())
-    work = m.GenerateWork(prompts=["a", "b", "c"], settings=settings, keys=[1, 2, 3])
+    settings = GenerationSettings(sampling=Sampling())
+    work = GenerateWork(prompts=["a", "b", "c"], settings=settings, keys=[1, 2, 3])
 
-    assert work.select([2, 0]) == m.GenerateWork(prompts=["c", "a"], settings=settings, keys=[3, 1])
+    assert work.select([2, 0]) == GenerateWork(prompts=["c", "a"], settings=settings, keys=[3, 1])
 
 
 def test_scores_that_are_no_numbers_travel() -> None:
-    scores = m.Scores(loglikelihoods=np.array([np.nan, -np.inf, -0.0]), greedy=np.array([False, True, True]))
+    scores = Scores(loglikelihoods=np.array([np.nan, -np.inf, -0.0]), greedy=np.array([False, True, True]))
     message = m.LeaseAnswered(lease=1, indices=np.arange(3, dtype=np.int32), answers=scores)
     assert content(decode(encode(message))) == content(message)
 
@@ -163,16 +188,16 @@ def test_scores_that_are_no_numbers_travel() -> None:
 PING = encode(m.Ping())
 SUBMIT = m.Submit(
     batch=7,
-    model=m.ModelSpec(tag="demo", arguments='{"seed": 1}'),
-    work=m.LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")]),
-    limits=m.StepLimits(max_rows=8),
+    model=ModelSpec(tag="demo", arguments='{"seed": 1}'),
+    work=LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")]),
+    limits=StepLimits(max_rows=8),
 )
-SCORES = m.Scores(loglikelihoods=np.array([-1.5, -0.25]), greedy=np.array([True, False]))
+SCORES = Scores(loglikelihoods=np.array([-1.5, -0.25]), greedy=np.array([True, False]))
 ANSWERED = m.Answered(batch=7, indices=np.array([1, 0], np.int32), answers=SCORES)
 
 
 def rolling(text: str) -> m.Submit:
-    return m.Submit(batch=0, model=m.ModelSpec(tag="demo"), work=m.RollingWork(texts=[text]))
+    return m.Submit(batch=0, model=ModelSpec(tag="demo"), work=RollingWork(texts=[text]))
 
 
 def test_a_lone_surrogate_cannot_be_sent() -> None:
@@ -188,7 +213,7 @@ def test_a_number_beyond_64_bits_cannot_be_sent() -> None:
 def test_an_array_of_another_type_cannot_be_sent() -> None:
     indices: NDArray[Any] = np.zeros(1, np.int64)
     with pytest.raises(MalformedMessage, match="int64"):
-        encode(m.Answered(batch=0, indices=indices, answers=m.Texts(texts=[""])))
+        encode(m.Answered(batch=0, indices=indices, answers=Texts(texts=[""])))
 
 
 def test_a_message_over_the_limit_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +285,7 @@ def test_another_version_is_named_beside_ours() -> None:
 
 
 def test_a_refusal_of_another_version_is_read() -> None:
-    refusal = m.Refusal(error=m.ErrorReport(code=VersionMismatch.code, message="install the same on both sides"))
+    refusal = m.Refusal(error=ErrorReport(code=VersionMismatch.code, message="install the same on both sides"))
     assert decode(frame_of(body_of(refusal), ANOTHER_VERSION)) == refusal
 
 

@@ -15,10 +15,11 @@ from birdie_zmq.protocol import codec
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.arrays import pack_array
 from birdie_zmq.protocol.codec import MAX_BINARY_BYTES, MAX_ELEMENTS, MAX_MAP_ENTRIES, MAX_TEXT_BYTES, decoder, encode
+from birdie_zmq.types import ChatWork, DescribeWork, ErrorReport, LogLikelihoodWork, ModelSpec, RollingWork, Texts, Work
 
 decode = decoder(m.Message)
 OPENING = b"\x92" + msgpack.packb(m.WIRE_VERSION)
-DEMO = m.ModelSpec(tag="demo")
+DEMO = ModelSpec(tag="demo")
 SECRET = "correct-horse-battery-staple"
 
 
@@ -32,7 +33,7 @@ def on_the_wire(array: NDArray[Any]) -> dict[bytes, Any]:
     return packed
 
 
-def submit(work: m.Work, model: m.ModelSpec = DEMO) -> m.Submit:
+def submit(work: Work, model: ModelSpec = DEMO) -> m.Submit:
     return m.Submit(batch=1, model=model, work=work)
 
 
@@ -79,7 +80,7 @@ def test_a_truth_value_is_0_or_1() -> None:
 def test_a_text_has_a_limit_of_its_own() -> None:
     """One letter that needs four bytes makes all letters of a text take four: 64 MiB would become 256."""
     text = "a" * (MAX_TEXT_BYTES - 4) + "\N{HUGGING FACE}"
-    frame = encode(submit(m.RollingWork(texts=[text])))
+    frame = encode(submit(RollingWork(texts=[text])))
     assert isinstance(decode(frame), m.Submit)
     with pytest.raises(MalformedMessage, match="max_str_len"):
         decode(frame.replace(struct.pack(">I", MAX_TEXT_BYTES) + b"aa", struct.pack(">I", MAX_TEXT_BYTES + 1) + b"aaa"))
@@ -87,7 +88,7 @@ def test_a_text_has_a_limit_of_its_own() -> None:
 
 def test_the_elements_of_an_array_count() -> None:
     """As a list of Python's numbers, 64 MiB of int32 would take 600."""
-    fits = m.LeaseAnswered(lease=1, indices=np.zeros(MAX_ELEMENTS - 100, np.int32), answers=m.Texts(texts=[]))
+    fits = m.LeaseAnswered(lease=1, indices=np.zeros(MAX_ELEMENTS - 100, np.int32), answers=Texts(texts=[]))
     decode(encode(fits))
     large = {b"nd": True, b"type": "<i4", b"kind": b"", b"shape": [MAX_ELEMENTS], b"data": bytes(4 * MAX_ELEMENTS)}
     body = {"type": "lease-answered", "lease": 1, "indices": large, "answers": {"type": "texts", "texts": []}}
@@ -123,17 +124,17 @@ for _ in range(2_000):
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (submit(m.LogLikelihoodWork(pairs=[("", "")] * (MAX_ELEMENTS // 3))), "elements"),
-        (submit(m.RollingWork(texts=[""] * (MAX_ELEMENTS + 1))), "max_array_len"),
-        (submit(m.RollingWork(texts=[LONG_TEXT])), "max_str_len"),
-        (submit(m.RollingWork(texts=DEEP)), r"\$\.work\.texts"),
-        (submit(m.RollingWork(texts=DEEPER)), "recursion"),
-        (submit(m.ChatWork(conversations=WIDE, add_generation_prompt=True)), "max_map_len"),
-        (submit(m.DescribeWork(), m.ModelSpec(tag="x" * 5_000)), r"length <= 4096 - at `\$\.model\.tag"),
+        (submit(LogLikelihoodWork(pairs=[("", "")] * (MAX_ELEMENTS // 3))), "elements"),
+        (submit(RollingWork(texts=[""] * (MAX_ELEMENTS + 1))), "max_array_len"),
+        (submit(RollingWork(texts=[LONG_TEXT])), "max_str_len"),
+        (submit(RollingWork(texts=DEEP)), r"\$\.work\.texts"),
+        (submit(RollingWork(texts=DEEPER)), "recursion"),
+        (submit(ChatWork(conversations=WIDE, add_generation_prompt=True)), "max_map_len"),
+        (submit(DescribeWork(), ModelSpec(tag="x" * 5_000)), r"length <= 4096 - at `\$\.model\.tag"),
         (m.Heartbeat(phase="x" * 5_000), "length <= 4096"),
         (m.LeaseDone(lease=-1), r"\$\.lease"),
         (m.ModelLoaded(seconds=float("nan")), r"\$\.seconds"),
-        (m.LeaseAnswered(lease=1, indices=np.zeros((2, 1), np.int32), answers=m.Texts(texts=[])), "one dimension"),
+        (m.LeaseAnswered(lease=1, indices=np.zeros((2, 1), np.int32), answers=Texts(texts=[])), "one dimension"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, msgspec.Struct) else value,
 )
@@ -145,12 +146,12 @@ def test_what_a_receiver_would_refuse_is_not_sent(message: m.Message, words: str
 def test_what_is_over_the_limit_of_a_frame_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 1_000)
     with pytest.raises(MessageTooLarge):
-        encode(submit(m.RollingWork(texts=["x" * 1_000])))
+        encode(submit(RollingWork(texts=["x" * 1_000])))
 
 
 def test_an_error_of_any_text_can_be_sent() -> None:
     cause = ModelCallError("\ud800" + "x" * 20_000_000, remote_traceback="\udfff")
-    report = m.ErrorReport.of(cause)
+    report = ErrorReport.of(cause)
     received = decode(encode(m.LeaseFailed(lease=1, error=report)))
     assert received.error == report
     assert len(report.message) < 200_000
@@ -183,7 +184,7 @@ def test_an_error_of_any_text_can_be_sent() -> None:
 def test_a_refusal_quotes_nothing_of_the_frame(frame: bytes) -> None:
     with pytest.raises(MalformedMessage) as refused:
         decode(frame)
-    report = m.ErrorReport.of(refused.value)
+    report = ErrorReport.of(refused.value)
     assert SECRET not in f"{report.message} {report.traceback}"
     assert "\n" not in report.message
     assert report.traceback is None
@@ -196,6 +197,6 @@ def test_a_refusal_quotes_words_of_the_protocol() -> None:
 
 def test_what_cannot_be_sent_is_not_quoted() -> None:
     with pytest.raises(MalformedMessage) as refused:
-        encode(submit(m.RollingWork(texts=[SECRET + "\ud800"])))
-    report = m.ErrorReport.of(refused.value)
+        encode(submit(RollingWork(texts=[SECRET + "\ud800"])))
+    report = ErrorReport.of(refused.value)
     assert SECRET not in f"{report.message} {report.traceback}"

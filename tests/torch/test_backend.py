@@ -13,11 +13,12 @@ from lm_eval.api.instance import Instance
 
 from birdie_zmq.engine.backend import Drawing
 from birdie_zmq.engine.model_api import Model, resolve
+from birdie_zmq.engine.planning.row_planner import plan_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Rows, Scored, Step, plan_pairs
+from birdie_zmq.engine.planning.steps import Rows, Scored, Step
 from birdie_zmq.engine.torch.backend import TorchBackend, make_backend
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError, OutOfDeviceMemory
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 from harness_model import BirdieZMQ
 
 pytestmark = pytest.mark.torch

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, decoder, encode
+from birdie_zmq.types import ErrorReport
 from birdie_zmq.worker.channel import Channel, Frames
 
 decode = decoder(m.Message)
@@ -77,7 +78,7 @@ def test_messages_travel_both_ways_and_in_order(ends: Ends) -> None:
 
 def test_the_last_words_of_a_peer_are_heard_however_long_they_are(ends: Ends) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
-    last = m.ModelRefused(error=m.ErrorReport(code="model-load", message="x" * 500_000))
+    last = m.ModelRefused(error=ErrorReport(code="model-load", message="x" * 500_000))
     theirs.send(LARGE)
     theirs.send(last)
     heard = ours.receive_rest()

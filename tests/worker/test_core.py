@@ -13,6 +13,17 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from birdie_zmq.errors import ApiPageError, ModelCallError, ModelProcessDied
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
+from birdie_zmq.types import (
+    Advance,
+    Computed,
+    DescribeWork,
+    ErrorReport,
+    ModelSpec,
+    RollingWork,
+    StepLimits,
+    Texts,
+    Work,
+)
 from birdie_zmq.worker.core import (
     Action,
     Agent,
@@ -33,10 +44,10 @@ from birdie_zmq.worker.core import (
     Tick,
 )
 
-A, B = (m.ModelSpec(tag=tag) for tag in "AB")
+A, B = (ModelSpec(tag=tag) for tag in "AB")
 LOADED = m.ModelLoaded(seconds=1.5)
-REPORT = m.ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")
-REFUSED = m.ModelRefused(error=m.ErrorReport(code=ApiPageError.code, message="no such page", traceback="line 1"))
+REPORT = ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")
+REFUSED = m.ModelRefused(error=ErrorReport(code=ApiPageError.code, message="no such page", traceback="line 1"))
 
 
 class Desk:
@@ -92,19 +103,19 @@ class Desk:
         return told(self.said(LOADED))
 
 
-def lease(number: int, model: m.ModelSpec = A, texts: str = "x") -> m.Lease:
+def lease(number: int, model: ModelSpec = A, texts: str = "x") -> m.Lease:
     """A lease with one item a letter."""
-    return m.Lease(lease=number, attempt=1, model=model, work=m.RollingWork(texts=list(texts)))
+    return m.Lease(lease=number, attempt=1, model=model, work=RollingWork(texts=list(texts)))
 
 
 def texts_of(lease: m.Lease) -> list[str]:
-    assert isinstance(lease.work, m.RollingWork)
+    assert isinstance(lease.work, RollingWork)
     return lease.work.texts
 
 
 def answer(told: m.Lease, *indices: int) -> m.LeaseAnswered:
     """An answer to some items, each of which is its letter in upper case."""
-    answers = m.Texts(texts=[texts_of(told)[i].upper() for i in indices])
+    answers = Texts(texts=[texts_of(told)[i].upper() for i in indices])
     return m.LeaseAnswered(lease=told.lease, indices=np.array(indices, np.int32), answers=answers)
 
 
@@ -134,7 +145,7 @@ def answers(actions: Sequence[Action]) -> list[tuple[int, list[int], list[str]]]
     result = []
     for message in to_broker(actions):
         if isinstance(message, m.LeaseAnswered):
-            assert isinstance(message.answers, m.Texts)
+            assert isinstance(message.answers, Texts)
             result.append((message.lease, message.indices.tolist(), message.answers.texts))
     return result
 
@@ -216,12 +227,12 @@ def test_what_a_lease_leads_to(
 
 def test_what_ended_processes_computed_stays_counted(desk: Desk) -> None:
     (held,) = desk.serves(lease(1))
-    desk.said(m.Beat(steps=3, computed=m.Computed(tokens=30, padding=3, programs=1)), done(held))
+    desk.said(m.Beat(steps=3, computed=Computed(tokens=30, padding=3, programs=1)), done(held))
     desk.leased(lease(2, B))
     desk.exited(0)
-    assert desk.agent.computed == m.Computed(tokens=30, padding=3, programs=1)
-    desk.said(LOADED, m.Beat(steps=1, computed=m.Computed(tokens=10, generated=5)))
-    assert desk.agent.computed == m.Computed(tokens=40, padding=3, generated=5, programs=1)
+    assert desk.agent.computed == Computed(tokens=30, padding=3, programs=1)
+    desk.said(LOADED, m.Beat(steps=1, computed=Computed(tokens=10, generated=5)))
+    assert desk.agent.computed == Computed(tokens=40, padding=3, generated=5, programs=1)
 
 
 def test_what_the_model_process_says_it_does_is_the_phase(desk: Desk) -> None:
@@ -295,7 +306,7 @@ def test_leases_wait_for_the_load_and_are_handed_over_in_their_order(desk: Desk)
 
 
 def test_a_lease_is_handed_over_as_it_came(desk: Desk) -> None:
-    came = m.Lease(lease=5, attempt=3, model=A, work=m.RollingWork(texts=["a"]), limits=m.StepLimits(max_rows=2))
+    came = m.Lease(lease=5, attempt=3, model=A, work=RollingWork(texts=["a"]), limits=StepLimits(max_rows=2))
     (held,) = desk.serves(came)
     assert (held.attempt, held.model, held.work, held.limits) == (3, A, came.work, came.limits)
 
@@ -348,7 +359,7 @@ def test_a_notice_reaches_the_broker(desk: Desk) -> None:
 
 def test_what_was_computed_reaches_the_broker_with_the_answers(desk: Desk) -> None:
     (held,) = desk.serves(lease(5, texts="abc"))
-    advance = m.Advance(computed=m.Computed(tokens=7), ahead=2)
+    advance = Advance(computed=Computed(tokens=7), ahead=2)
     said = msgspec.structs.replace(answer(held, 1), advance=advance)
     assert to_broker(desk.said(said)) == [msgspec.structs.replace(said, lease=5)]
     assert to_broker(desk.said(m.LeaseAdvanced(lease=held.lease, advance=advance))) == [
@@ -403,7 +414,7 @@ def test_a_lease_of_the_old_model_waits_while_its_process_ends(desk: Desk) -> No
 
 def test_the_same_tag_with_other_arguments_is_another_model(desk: Desk) -> None:
     idle(desk)
-    assert desk.leased(lease(2, m.ModelSpec(tag="A", arguments='{"seed": 1}'))) == [EndProcess(kill=False)]
+    assert desk.leased(lease(2, ModelSpec(tag="A", arguments='{"seed": 1}'))) == [EndProcess(kill=False)]
 
 
 def test_a_load_that_nobody_waits_for_any_more_is_ended(desk: Desk) -> None:
@@ -481,11 +492,11 @@ def test_a_crash_is_the_second_leases_if_the_first_was_answered(desk: Desk) -> N
     assert [crash.lease for crash in crashes(actions)] == [6]
 
 
-@pytest.mark.parametrize("work", [m.RollingWork(texts=["x"]), m.DescribeWork()], ids=lambda work: type(work).__name__)
-def test_a_lease_whose_last_answer_came_before_the_crash_is_done(desk: Desk, work: m.Work) -> None:
+@pytest.mark.parametrize("work", [RollingWork(texts=["x"]), DescribeWork()], ids=lambda work: type(work).__name__)
+def test_a_lease_whose_last_answer_came_before_the_crash_is_done(desk: Desk, work: Work) -> None:
     (held,) = desk.serves(m.Lease(lease=5, attempt=1, model=A, work=work))
     # What stands in for the description does not matter to the agent.
-    desk.said(m.LeaseAnswered(lease=held.lease, indices=np.zeros(1, np.int32), answers=m.Texts(texts=["X"])))
+    desk.said(m.LeaseAnswered(lease=held.lease, indices=np.zeros(1, np.int32), answers=Texts(texts=["X"])))
     assert desk.exited() == [TellBroker(m.LeaseDone(lease=5))]
 
 
@@ -779,7 +790,7 @@ def test_a_crash_after_the_leases_are_lost_starts_nothing(desk: Desk) -> None:
 
 
 @dataclass(eq=False)
-class Work:
+class HandedOut:
     """A lease as the broker sees it: what is not answered yet."""
 
     lease: m.Lease
@@ -790,7 +801,7 @@ class Work:
 class Process:
     """A model process: what it was told and has not done, first in, first out."""
 
-    model: m.ModelSpec
+    model: ModelSpec
     is_loaded: bool = False
     is_to_end: bool = False
     inbox: list[m.Lease] = field(default_factory=list)
@@ -812,7 +823,7 @@ class AgentUnderStress(RuleBasedStateMachine):
         super().__init__()
         self.agent = Agent(self.SETTINGS)
         self.now = 0.0
-        self.held: dict[int, Work] = {}
+        self.held: dict[int, HandedOut] = {}
         self.process: Process | None = None
         self.leases = 0
         self.items = 0
@@ -860,7 +871,7 @@ class AgentUnderStress(RuleBasedStateMachine):
                 assert work.unanswered
                 del self.held[message.lease]
             case m.LeaseAnswered():
-                assert isinstance(message.answers, m.Texts)
+                assert isinstance(message.answers, Texts)
                 for index, text in zip(message.indices.tolist(), message.answers.texts, strict=True):
                     assert text == texts_of(work.lease)[index].upper()
                     work.unanswered.remove(index)
@@ -879,12 +890,12 @@ class AgentUnderStress(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.held) < 3)
     @rule(model=st.sampled_from([A, B]), size=st.integers(1, 3))
-    def a_lease_comes(self, model: m.ModelSpec, size: int) -> None:
+    def a_lease_comes(self, model: ModelSpec, size: int) -> None:
         self.leases += 1
         texts = [f"item-{self.items + i}" for i in range(size)]
         self.items += size
-        lease = m.Lease(lease=self.leases, attempt=1, model=model, work=m.RollingWork(texts=texts))
-        self.held[lease.lease] = Work(lease, set(range(size)))
+        lease = m.Lease(lease=self.leases, attempt=1, model=model, work=RollingWork(texts=texts))
+        self.held[lease.lease] = HandedOut(lease, set(range(size)))
         self.happens(LeaseReceived(lease))
 
     # The model process

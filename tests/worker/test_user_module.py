@@ -9,7 +9,7 @@ import pytest
 
 import birdie_zmq.models
 from birdie_zmq.errors import ApiPageError, BirdieError, ModelLoadError, UnknownModelTag
-from birdie_zmq.protocol.messages import ModelSpec
+from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker.user_module import BUILT_IN, import_page
 
 SPEC = ModelSpec(tag="mine", arguments='{"size": 3}')

@@ -15,7 +15,7 @@ from birdie_zmq.broker.history import Kind, Rates
 from birdie_zmq.broker.peers import Worker
 from birdie_zmq.broker.rate_limits import one_line
 from birdie_zmq.broker.scheduler import Part
-from birdie_zmq.protocol.messages import Computed, ModelSpec
+from birdie_zmq.types import Computed, ModelSpec
 
 MOST_ROWS = 100
 """Workers, models and clients that are shown; each list is shown with how many there are."""

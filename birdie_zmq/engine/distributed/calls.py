@@ -18,7 +18,7 @@ from birdie_zmq.engine.planning.prefill_planner import Piece
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Branch, Fork, How, Pairs, Read, Rows, Step
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.protocol.messages import ErrorReport, ModelSpec, Sampling
+from birdie_zmq.types import ErrorReport, ModelSpec, Sampling
 
 Whole = Annotated[int, Meta(ge=0, lt=2**62)]
 

@@ -15,7 +15,7 @@ from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.distributed.leader import AGREE_S, BEGAN, FOLDER_CALLS, GroupStore, described, key_of
 from birdie_zmq.engine.distributed.process_group import GroupBroken, GroupPlace
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory
-from birdie_zmq.protocol.messages import ErrorReport
+from birdie_zmq.types import ErrorReport
 
 _WAIT_S = 60.0
 

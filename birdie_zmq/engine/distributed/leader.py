@@ -21,7 +21,7 @@ from birdie_zmq.engine.distributed.process_group import GroupBroken, GroupPlace
 from birdie_zmq.engine.planning.prefill_planner import Piece
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.errors import BirdieError, GroupMismatch, MalformedMessage, OutOfDeviceMemory, UsageError
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 BEGAN = "birdie-zmq/began"
 """The key under which a group's processes find the folder of all others, whose name no other group has had."""

@@ -46,7 +46,7 @@ from birdie_zmq.engine.planning.shape_buckets import SHORTEST, StepBudget
 from birdie_zmq.engine.planning.steps import Branch, Fork, Pairs, Read, Rows, Step, Tokens
 from birdie_zmq.engine.prefix_cache import Kept, StateStore, slots_for
 from birdie_zmq.errors import OutOfDeviceMemory, UsageError
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
 _ACCELERATOR_BUDGET = StepBudget(

@@ -23,7 +23,7 @@ from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.planning.prefill_planner import Piece
 from birdie_zmq.engine.planning.steps import PAD, Tokens
 from birdie_zmq.engine.prefix_cache import Kept, StateStore
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 
 def create_state(programs: Programs, model: Model, params: Any, rows: int, room: int) -> Any:

@@ -25,7 +25,7 @@ from birdie_zmq.engine.output_checks import check_hidden, chosen_vocabulary, voc
 from birdie_zmq.engine.planning.shape_buckets import SHORTEST, StepBudget
 from birdie_zmq.engine.planning.steps import Pairs, Step, Tokens
 from birdie_zmq.errors import InternalError, ModelLoadError
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 BUDGET = StepBudget(tokens=1024)
 """What bounds a step on a CPU."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine.backend import Drawing, NextTokens
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 Logits = npt.NDArray[np.float32]
 

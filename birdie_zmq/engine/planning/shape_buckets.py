@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.types import StepLimits
 
 SHORTEST = 16
 AUTOMATIC = StepLimits()

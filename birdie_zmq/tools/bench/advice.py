@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from birdie_zmq.protocol.messages import ModelDescription, StepLimits
 from birdie_zmq.tools.bench.figures import Measured
+from birdie_zmq.types import ModelDescription, StepLimits
 
 _MUCH_SHARED = 1.25
 """Positions computed for each distinct token, above which sharing would be felt."""

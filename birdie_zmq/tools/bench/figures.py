@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from birdie_zmq.harness.run_report import as_record
-from birdie_zmq.protocol.messages import StepReport
 from birdie_zmq.tools.bench.workloads import Kind
+from birdie_zmq.types import StepReport
 
 
 def difference(before: StepReport, after: StepReport) -> StepReport:

@@ -13,11 +13,11 @@ from birdie_zmq.client import Client
 from birdie_zmq.client.embedded import CONNECT_S, Embedded
 from birdie_zmq.errors import UnavailableError, UnsupportedRequest
 from birdie_zmq.harness.model_args import RunArguments
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.bench.figures import LeftOut, Measured, difference
 from birdie_zmq.tools.bench.sizing import Sizing
 from birdie_zmq.tools.bench.workloads import Asked, Kind, Sizes, draw, fit, jobs_of, title
+from birdie_zmq.types import ModelDescription
 from birdie_zmq.worker.devices import device_of_lm_eval
 
 logger = logging.getLogger("birdie_zmq.tools.bench")
@@ -153,5 +153,5 @@ class Bench:
         return fit(self.description.max_length, tokens / asked.characters)
 
 
-def _process(description: m.ModelDescription) -> tuple[int, int]:
+def _process(description: ModelDescription) -> tuple[int, int]:
     return description.process_id, description.started

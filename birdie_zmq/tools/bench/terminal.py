@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from birdie_zmq.protocol.messages import ModelDescription
 from birdie_zmq.sanitize import printable
 from birdie_zmq.tools.bench.figures import LeftOut, Measured
+from birdie_zmq.types import ModelDescription
 
 _ROWS: tuple[tuple[str, Callable[[Measured], str]], ...] = (
     ("documents", lambda each: f"{each.documents:,}"),

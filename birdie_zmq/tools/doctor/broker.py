@@ -16,6 +16,7 @@ from birdie_zmq.protocol.security.keys import read_peer_key
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.doctor.finding import Finding
+from birdie_zmq.types import ModelSpec
 
 _decode = decoder(m.BrokerToClient | m.Refusal)
 ANSWER_S = 5.0
@@ -124,7 +125,7 @@ def _model(endpoint: str, key_file: Path | None, tag: str) -> Finding:
     settings = ClientSettings(connect_s=ANSWER_S, broker_timeout_s=ANSWER_S * 2, worker_wait_s=ANSWER_S * 2)
     deadline = _Deadline(_LOAD_S)
     try:
-        with Client(endpoint, m.ModelSpec(tag=tag), None, settings, deadline, key_file=key_file) as client:
+        with Client(endpoint, ModelSpec(tag=tag), None, settings, deadline, key_file=key_file) as client:
             found = client.describe()
     except BirdieError as error:
         cure = "mend the worker's page, or give a --model-tag that it knows"

@@ -13,6 +13,7 @@ import time
 from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.tools.doctor.child import MARK
+from birdie_zmq.types import ErrorReport, ModelSpec
 from birdie_zmq.worker.engine_registry import import_engine
 from birdie_zmq.worker.model_loader import load
 from birdie_zmq.worker.user_module import import_page
@@ -32,7 +33,7 @@ def main(page: str, engine: str, tag: str | None = None) -> dict[str, object]:
         if tag is None:
             used.prepare()
             return {"page": import_page(page or None).name}
-        loaded = load(m.LoadModel(model=m.ModelSpec(tag=tag), api=page or None, started=1), used)
+        loaded = load(m.LoadModel(model=ModelSpec(tag=tag), api=page or None, started=1), used)
         found = loaded.describe()
         return {
             "page": found.api,
@@ -45,7 +46,7 @@ def main(page: str, engine: str, tag: str | None = None) -> dict[str, object]:
             "warnings": loaded.warnings,
         }
     except BirdieError as error:
-        report = m.ErrorReport.of(error)
+        report = ErrorReport.of(error)
         return {"code": report.code, "error": report.message, "traceback": report.traceback}
 
 

@@ -11,8 +11,8 @@ import signal
 from dataclasses import dataclass
 
 from birdie_zmq.engine.distributed.process_group import GROUP_ENDED
-from birdie_zmq.protocol.messages import Level
 from birdie_zmq.settings import AgentSettings
+from birdie_zmq.types import Level
 
 LIVED_S = 5.0
 _FIRST_PAUSE_S = 0.5

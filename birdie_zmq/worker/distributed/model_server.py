@@ -31,6 +31,7 @@ from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.settings import ENGINE_VARIABLE
+from birdie_zmq.types import Level
 from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.distributed.rendezvous import Meeting
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
@@ -51,7 +52,7 @@ class Voice:
         self._channel = channel
         self._lock = threading.Lock()
 
-    def say(self, level: m.Level, text: str) -> None:
+    def say(self, level: Level, text: str) -> None:
         """Say a line."""
         self._send(m.ModelNotice(level=level, text=text))
 

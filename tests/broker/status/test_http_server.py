@@ -15,6 +15,7 @@ from birdie_zmq.broker.status.http_server import StatusServer
 from birdie_zmq.broker.status.snapshot import Status
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import ModelSpec
 from tests.broker.harness import CLIENT, WORKER, A, Room, submit
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -24,7 +25,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 def server(room: Room) -> Iterator[StatusServer]:
     hello = m.RegisterWorker(package_version="1", engine="jax", host=HOSTILE, process_id=1, capacity=1)
     room.says(WORKER, hello, m.Heartbeat(phase="compiling 4 x 128", model=A))
-    room.says(CLIENT, submit(1), submit(2, m.ModelSpec(tag=HOSTILE + '"\\'), "xx"))
+    room.says(CLIENT, submit(1), submit(2, ModelSpec(tag=HOSTILE + '"\\'), "xx"))
     room.passes(0.5)
     with StatusServer(0, "tcp://127.0.0.1:5555") as server:
         server.look(room.broker, room.now)

@@ -4,6 +4,7 @@ import msgspec
 
 from birdie_zmq.broker.status.snapshot import MOST_ROWS, About, Status, snapshot
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import Computed, ModelSpec, RollingWork
 from tests.broker.harness import CLIENT, GREETING, OTHER_CLIENT, WORKER, A, B, Room, answer, crash, fail, finish, submit
 
 ABOUT = About("1.0", "tcp://127.0.0.1:5555", 7, 900.0)
@@ -64,7 +65,7 @@ def test_a_process_that_is_ready_runs_or_idles_as_its_leases_say(room: Room) -> 
 
 def test_what_workers_say_they_compute_is_added_up(room: Room) -> None:
     for tokens in (10, 30):
-        room.says(WORKER, m.Heartbeat(phase="running", computed=m.Computed(tokens=tokens, padding=tokens // 10)))
+        room.says(WORKER, m.Heartbeat(phase="running", computed=Computed(tokens=tokens, padding=tokens // 10)))
     status = look(room)
     assert (status.totals.tokens_computed, status.workers[0].tokens_computed) == (20, 30)
 
@@ -85,7 +86,7 @@ def test_losses_and_failures_name_code_and_model_but_no_text(room: Room) -> None
 
 def test_no_text_of_a_request_or_an_answer_is_shown(room: Room) -> None:
     secret = "the-launch-code"
-    work = m.RollingWork(texts=[secret])
+    work = RollingWork(texts=[secret])
     room.says(CLIENT, m.Submit(batch=1, model=A, work=work), m.Submit(batch=2, model=A, work=work))
     assert secret.encode() not in msgspec.json.encode(look(room))
     room.says(WORKER, *finish(room.lease()))
@@ -97,7 +98,7 @@ def test_many_peers_with_long_names_make_no_large_page(room: Room) -> None:
         peer = str(number).encode()
         host = f"{number}\n" + "\N{PILE OF POO}" * 4_000
         room.says(peer, m.RegisterWorker(package_version="1", engine=host, host=host, process_id=1, capacity=1))
-        room.says(b"c" + peer, GREETING, submit(1, m.ModelSpec(tag=host, arguments='{"a": "' + "x" * 10_000 + '"}')))
+        room.says(b"c" + peer, GREETING, submit(1, ModelSpec(tag=host, arguments='{"a": "' + "x" * 10_000 + '"}')))
     status = look(room)
     assert (status.workers_connected, status.clients_connected) == (3 * MOST_ROWS + 1, 3 * MOST_ROWS + 1)
     assert len(status.workers) == len(status.clients) == len(status.models) == MOST_ROWS

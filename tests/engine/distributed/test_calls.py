@@ -14,7 +14,7 @@ from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Branch, Fork, How, Pairs, Places, Read, Rows, Step
 from birdie_zmq.errors import MalformedMessage, ModelCallError
-from birdie_zmq.protocol.messages import ErrorReport, ModelSpec, Sampling
+from birdie_zmq.types import ErrorReport, ModelSpec, Sampling
 
 TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6)
 SAMPLING = Sampling(temperature=0.5, top_k=3)

@@ -27,7 +27,7 @@ from birdie_zmq.engine.planning.steps import Places, Read, Rows, Step
 from birdie_zmq.errors import GroupMismatch, ModelCallError, ModelLoadError, OutOfDeviceMemory, UsageError
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.protocol.messages import ModelSpec
+from birdie_zmq.types import ModelSpec
 
 MODEL = Llama(vocab_size=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, max_length=128)
 PARAMS = MODEL.init_params(jax.random.key(0))

@@ -27,7 +27,17 @@ from birdie_zmq.engine.tokenizer import TextTokenizer
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import (
+    Advance,
+    Answers,
+    GenerateWork,
+    GenerationSettings,
+    Level,
+    LogLikelihoodWork,
+    Sampling,
+    StepLimits,
+    Texts,
+)
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
 
@@ -59,7 +69,7 @@ class Watched(JaxBackend):
         self.direct = jax.jit(partial(model.logits or recurrent_logits, model.params))
         self.asked: list[int] = []
 
-    def decoding(self, rows: int, capacity: int, sampling: m.Sampling | None = None) -> Decoding:
+    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
         self.asked.append(rows)
         return super().decoding(rows, capacity, sampling)
 
@@ -76,8 +86,8 @@ class Watched(JaxBackend):
 class Heard:
     """The texts, by their prompts' numbers, in the order in which they came."""
 
-    def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
-        if isinstance(answers, m.Texts):
+    def answered(self, indices: Sequence[int], answers: Answers) -> None:
+        if isinstance(answers, Texts):
             for index, text in zip(indices, answers.texts, strict=True):
                 assert index not in self.texts
                 self.texts[index] = text
@@ -86,7 +96,7 @@ class Heard:
         self.texts: dict[int, str] = {}
         self.notices: list[str] = []
 
-    def notice(self, level: m.Level, text: str) -> None:
+    def notice(self, level: Level, text: str) -> None:
         self.notices.append(text)
 
     def compiling(self, detail: str) -> None:
@@ -132,16 +142,16 @@ def heard_of(
     prompts: Sequence[str],
     *until: str,
     max_gen_toks: int = 9,
-    sampling: m.Sampling | None = None,
+    sampling: Sampling | None = None,
     keys: Sequence[int] = (),
     notices: Sequence[str] = (),
     **limits: Any,
 ) -> list[str]:
     """The texts in the order of their prompts; `notices` are parts of what is said meanwhile."""
     heard = Heard()
-    settings = m.GenerationSettings(until=until, max_gen_toks=max_gen_toks, sampling=sampling)
-    work = m.GenerateWork(prompts=list(prompts), settings=settings, keys=list(keys))
-    evaluator.generate(work, m.StepLimits(**limits), heard)
+    settings = GenerationSettings(until=until, max_gen_toks=max_gen_toks, sampling=sampling)
+    work = GenerateWork(prompts=list(prompts), settings=settings, keys=list(keys))
+    evaluator.generate(work, StepLimits(**limits), heard)
     assert len(heard.notices) == len(notices)
     assert all(part in notice for part, notice in zip(notices, heard.notices, strict=True))
     return [heard.texts[index] for index in range(len(prompts))]
@@ -207,7 +217,7 @@ def test_long_prompts_that_begin_with_what_was_scored_before_are_continued_alike
     evaluator = evaluator_of(backend)
     pairs = [(beginning + letter, "ab") for letter in "abcd"]
     try:
-        evaluator.loglikelihood(m.LogLikelihoodWork(pairs=pairs), m.StepLimits(rows=2), Heard())
+        evaluator.loglikelihood(LogLikelihoodWork(pairs=pairs), StepLimits(rows=2), Heard())
         # The longest has 246 tokens to read, and a state 256 slots: no piece may be written beyond them.
         prompts = [beginning + "x", *(beginning + (letter * 7 + LETTERS * 4)[:147] for letter in "abcdef")]
         texts = generate(evaluator, prompts, max_gen_toks=4)
@@ -259,7 +269,7 @@ def test_a_beginning_that_had_to_go_is_read_again(backend: Watched) -> None:
         backend._states._limit_bytes = 0
         first = generate(evaluator_of(backend), prompts, max_gen_toks=4)
         scored = [(shots + "xyz" * 9 + letter, "ab") for letter in "abcd"]
-        evaluator_of(backend).loglikelihood(m.LogLikelihoodWork(pairs=scored), m.StepLimits(), Heard())
+        evaluator_of(backend).loglikelihood(LogLikelihoodWork(pairs=scored), StepLimits(), Heard())
         again = generate(evaluator_of(backend), prompts, max_gen_toks=4)
     finally:
         backend.budget, backend._states._limit_bytes = before, limit
@@ -372,7 +382,7 @@ def test_a_step_without_room_is_done_again_with_fewer_rows(backend: Watched, mon
 
 # --- Drawn tokens ----------------------------------------------------------------------------------------------------
 
-WARM = m.Sampling(temperature=1.3, top_p=0.9, top_k=30)
+WARM = Sampling(temperature=1.3, top_p=0.9, top_k=30)
 KEYS = [11, 22, 2**61 + 3, 44, 55, 66, 77]
 
 
@@ -445,7 +455,7 @@ def test_a_model_that_gives_only_logits_draws_the_same_texts(backend: Watched) -
 
 
 def test_first_tokens_come_as_often_as_the_model_has_them(backend: Watched) -> None:
-    count, limits = 1500, m.Sampling(temperature=1.5, top_p=0.8)
+    count, limits = 1500, Sampling(temperature=1.5, top_p=0.8)
     tokens = np.array([Alphabet().encode("hello") + [0] * (MAX_LENGTH - 5)], np.int32)
     scaled = np.asarray(backend.direct(tokens)[0, 4], np.float64) / 1.5
     likelihood = np.exp(scaled - scaled.max())
@@ -471,18 +481,18 @@ def test_lengths_are_told_of_texts_that_go_on_and_of_those_that_have_ended(backe
     """Six prompts, four at once, that all end at five tokens or before."""
 
     class Following(Heard):
-        def answered(self, indices: Sequence[int], answers: m.Answers) -> None:
+        def answered(self, indices: Sequence[int], answers: Answers) -> None:
             super().answered(indices, answers)
             advances.append(since.since_last())
 
         def step(self) -> None:
             advances.append(since.since_last())
 
-    advances: list[m.Advance] = []
+    advances: list[Advance] = []
     evaluator = evaluator_of(backend)
     since = Advances(evaluator)
-    how = m.GenerationSettings(max_gen_toks=5)
-    evaluator.generate(m.GenerateWork(prompts=list("abcdef"), settings=how, keys=[]), m.StepLimits(rows=4), Following())
+    how = GenerationSettings(max_gen_toks=5)
+    evaluator.generate(GenerateWork(prompts=list("abcdef"), settings=how, keys=[]), StepLimits(rows=4), Following())
     ended = [length for advance in advances for length in advance.ended]
     assert len(ended) == 6
     assert max(ended) <= 5

@@ -13,7 +13,7 @@ from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.engine.numpy import row_backend
 from birdie_zmq.engine.planning.steps import Rows, Step, Tokens
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError, OutOfDeviceMemory
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 from tests.model_files.numpy_engine import NumpyBackend
 
 VOCABULARY = 11

@@ -10,7 +10,7 @@ from birdie_zmq.engine.backend import Drawing
 from birdie_zmq.engine.jax import sampling as jax_sampling
 from birdie_zmq.engine.jax.decoding import limits_of
 from birdie_zmq.engine.numpy import sampling
-from birdie_zmq.protocol.messages import Sampling
+from birdie_zmq.types import Sampling
 
 LOGITS = np.random.default_rng(3).normal(scale=3.0, size=(40, 50)).astype(np.float32)
 TIED = np.round(LOGITS) + np.float32(0)  # the zeros without a sign, by which JAX would tell them apart

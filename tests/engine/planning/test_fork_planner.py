@@ -12,7 +12,7 @@ from birdie_zmq.engine.planning.prefix_tree import Tree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import Branch, Fork, Read, Rows, Scored
 from birdie_zmq.engine.scoring import plan_for
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.types import StepLimits
 from tests.engine.replay import Knows, any_buckets, replay, requests, states_of, texts, tokens_of
 
 CPU = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024))

@@ -15,8 +15,9 @@ from birdie_zmq import Model
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.row_planner import plan_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Pairs, Scored, plan_pairs
+from birdie_zmq.engine.planning.steps import Pairs, Scored
 from birdie_zmq.errors import (
     ModelCallError,
     ModelLoadError,
@@ -25,7 +26,7 @@ from birdie_zmq.errors import (
     OutOfDeviceMemory,
     UnsupportedRequest,
 )
-from birdie_zmq.protocol import messages as m
+from birdie_zmq.types import StepLimits
 from tests.engine.test_evaluator import (
     BOS,
     MAX_LENGTH,
@@ -69,8 +70,8 @@ def directly(context: str, continuation: str, is_own: bool) -> tuple[float, bool
     return float(chosen.sum()) + is_own * (len(whole) - count), bool((rows.argmax(-1) == whole[-count:]).all())
 
 
-@pytest.mark.parametrize("limits", [m.StepLimits(), m.StepLimits(rows=1), m.StepLimits(rows=3)])
-def test_each_pair_has_the_score_that_the_model_gives_it(limits: m.StepLimits) -> None:
+@pytest.mark.parametrize("limits", [StepLimits(), StepLimits(rows=1), StepLimits(rows=3)])
+def test_each_pair_has_the_score_that_the_model_gives_it(limits: StepLimits) -> None:
     likely = chr(int(TABLE[ord("a"), :128].argmax()))
     table = TABLE.copy()
     table[ord("a"), ord(likely)] += 50  # one pair is greedy
@@ -192,7 +193,7 @@ def read_back(input_ids: list[int], label_ids: list[int], loss_mask: list[int]) 
 
 @given(requests, st.integers(16, 100), st.one_of(st.none(), st.integers(1, 4)))
 def test_each_distinct_request_has_one_row(items: list[Scored], tokens: int, rows: int | None) -> None:
-    buckets = Buckets(20, 7, StepBudget(tokens), m.StepLimits(rows=rows))
+    buckets = Buckets(20, 7, StepBudget(tokens), StepLimits(rows=rows))
     owners: list[int] = []
     taken: set[tuple[int, int]] = set()
     for number, step in enumerate(plan_pairs(items, buckets)):

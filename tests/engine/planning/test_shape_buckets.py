@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.engine.planning.shape_buckets import SHORTEST, Buckets, StepBudget, bucket_lengths
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.types import StepLimits
 
 max_lengths = st.integers(1, 100_000)
 

@@ -8,9 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from birdie_zmq.engine.planning.row_planner import carriers, plan_rows
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import PAD, Rows, Scored, Step, Tokens, carriers, plan_rows
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.engine.planning.steps import PAD, Rows, Scored, Step, Tokens
+from birdie_zmq.types import StepLimits
 from tests.engine.replay import any_buckets, replay, requests, texts
 
 MAX_LENGTH = 40

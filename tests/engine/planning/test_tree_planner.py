@@ -12,7 +12,7 @@ from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import Branch, Read, Scored, Tokens
 from birdie_zmq.engine.planning.tree_planner import plan_branches, row_lengths
 from birdie_zmq.engine.scoring import plan_for
-from birdie_zmq.protocol.messages import StepLimits
+from birdie_zmq.types import StepLimits
 from tests.engine.replay import Knows, any_buckets, replay, requests, states_of, texts, tokens_of
 
 CPU = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024))

@@ -35,6 +35,7 @@ from birdie_zmq.protocol.security.keys import KeyPair, PeerKey, new_key, read_pe
 from birdie_zmq.protocol.security.principals import Holder, Role
 from birdie_zmq.protocol.sockets import Arrival, Dealer, Router, wait
 from birdie_zmq.settings import AgentSettings, BrokerSettings, ClientSettings
+from birdie_zmq.types import ModelSpec, RollingWork, Texts
 from birdie_zmq.worker import agent
 from birdie_zmq.worker.agent import AgentLoop
 
@@ -151,7 +152,7 @@ REGISTRATION = m.RegisterWorker(package_version=__version__, engine="jax", host=
 
 
 def submit(text: str) -> m.Submit:
-    return m.Submit(batch=1, model=m.ModelSpec(tag="A"), work=m.RollingWork(texts=[text]))
+    return m.Submit(batch=1, model=ModelSpec(tag="A"), work=RollingWork(texts=[text]))
 
 
 # --- Who gets in -----------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def test_clients_and_workers_with_keys_are_served(folder: Folder, bind: str, tmp
         client.send(encode(submit("x")))
         lease = hears(worker)
         assert isinstance(lease, m.Lease)
-        texts = m.Texts(texts=["X"])
+        texts = Texts(texts=["X"])
         worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=texts)))
         answered = hears(client)
         assert isinstance(answered, m.Answered)
@@ -471,8 +472,8 @@ def test_a_routing_id_that_is_in_use_gets_the_forger_nothing(
     hears(worker, REGISTRATION)
     client.send(encode(submit("x")))
     lease = hears(worker)
-    assert lease.work == m.RollingWork(texts=["x"])
-    texts = m.Texts(texts=["X"])
+    assert lease.work == RollingWork(texts=["x"])
+    texts = Texts(texts=["X"])
     worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=texts)))
     assert hears(client).answers == texts
     assert not forged.poll(100)
@@ -512,8 +513,8 @@ def test_a_chosen_routing_id_is_refused(serving: Serving, forge: Callable[[bytes
 
 
 def ask(endpoint: str, key_file: Path | None) -> None:
-    with Client(endpoint, m.ModelSpec(tag="A"), settings=IMPATIENT, key_file=key_file) as client:
-        client.run([Job(m.RollingWork(texts=["x"]), [0])], 1)
+    with Client(endpoint, ModelSpec(tag="A"), settings=IMPATIENT, key_file=key_file) as client:
+        client.run([Job(RollingWork(texts=["x"]), [0])], 1)
 
 
 def test_a_client_fails_at_once_with_the_reason(serving: Serving, folder: Folder) -> None:
@@ -528,7 +529,7 @@ def test_a_client_that_was_refused_may_try_again(serving: Serving, folder: Folde
     public = folder.path / "clients" / "dave"
     public.rename(tmp_path / "aside")
     settings = ClientSettings(connect_s=5.0, worker_wait_s=0.1, ping_s=0.05)
-    with Client(serving.endpoint, m.ModelSpec(tag="A"), settings=settings, key_file=dave) as client:
+    with Client(serving.endpoint, ModelSpec(tag="A"), settings=settings, key_file=dave) as client:
         with pytest.raises(NotAllowed, match="refuses this key"):
             client.describe()
         (tmp_path / "aside").rename(public)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from birdie_zmq.protocol.messages import ChatTemplates, ModelDescription, ModelSpec, StepLimits, StepReport
 from birdie_zmq.tools.bench.advice import advise
 from birdie_zmq.tools.bench.figures import Measured, difference
+from birdie_zmq.types import ChatTemplates, ModelDescription, ModelSpec, StepLimits, StepReport
 
 EVERYTHING = ["hidden", "unembed", "unembed_part", "init_state", "extend", "branch"]
 QUIET: dict[str, Any] = {

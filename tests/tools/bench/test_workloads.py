@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from birdie_zmq.client.core import Job
-from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.bench.texts import Writer
 from birdie_zmq.tools.bench.workloads import KINDS, Kind, Sizes, draw, fit, jobs_of
+from birdie_zmq.types import GenerateWork, LogLikelihoodWork, RollingWork, Work
 
 SIZES = Sizes(shots=2, max_gen_toks=7, long_words=900)
 
@@ -60,13 +60,13 @@ def test_prompts_are_continued_by_as_many_tokens_as_there_is_room_for() -> None:
     asked = draw("generation", 3, 1, SIZES)
     (job,) = jobs_of("generation", asked, SIZES, ClientSettings())
 
-    assert isinstance(job.work, m.GenerateWork)
+    assert isinstance(job.work, GenerateWork)
     assert job.work.settings.max_gen_toks == 7
     assert sorted(job.items) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("kind", "work"), [("choice", m.LogLikelihoodWork), ("rolling", m.RollingWork)])
-def test_what_is_scored_goes_out_as_lm_eval_sends_it(kind: Kind, work: type[m.Work]) -> None:
+@pytest.mark.parametrize(("kind", "work"), [("choice", LogLikelihoodWork), ("rolling", RollingWork)])
+def test_what_is_scored_goes_out_as_lm_eval_sends_it(kind: Kind, work: type[Work]) -> None:
     jobs: list[Job] = list(jobs_of(kind, draw(kind, 9, 1, SIZES), SIZES, ClientSettings(batch_items=4)))
 
     assert all(isinstance(job.work, work) for job in jobs)
