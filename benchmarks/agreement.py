@@ -32,15 +32,15 @@ from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.request_encoding import encode_pairs
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.types import GenerateWork, GenerationSettings, LogLikelihoodWork, Sampling, StepLimits
+from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, SamplingParams, StepLimits
 
 TASKS = ("arc_easy_real", "mmlu_real:5", "lambada_real")
 LENGTH_STEP = 64
 """Texts outside the engine are padded to a multiple of this, so that not every length is compiled."""
 
-DRAWN = Sampling(temperature=0.8, top_p=0.95, top_k=50)
+DRAWN = SamplingParams(temperature=0.8, top_p=0.95, top_k=50)
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -56,7 +56,7 @@ class Ours:
         self.model: Model = load_model(model, dtype="float32")
         assert self.model.max_length is not None
         self._max_length = self.model.max_length
-        self._tokenizer = TextTokenizer(load_tokenizer(model, dtype="float32"))
+        self._tokenizer = TokenizerAdapter(load_tokenizer(model, dtype="float32"))
         self._backend = JaxBackend(resolve(self.model), self._max_length)
         logits_alone = Model(logits=self.model.logits, params=self.model.params, vocab_size=self.model.vocab_size)
         self._rereading = JaxBackend(resolve(logits_alone), self._max_length)
@@ -86,7 +86,7 @@ class Ours:
 
     def continue_(
         self,
-        prompts: Sequence[tuple[str, GenerationSettings]],
+        prompts: Sequence[tuple[str, GenerationParams]],
         limits: StepLimits,
         *,
         by_logits_alone: bool = False,
@@ -131,7 +131,7 @@ def scoring(ours: Ours, pairs: Pairs) -> dict[str, str]:
     }
 
 
-def generating(ours: Ours, prompts: Sequence[tuple[str, GenerationSettings]], *, rereads: int) -> dict[str, str]:
+def generating(ours: Ours, prompts: Sequence[tuple[str, GenerationParams]], *, rereads: int) -> dict[str, str]:
     """How many texts differ from those with the rows that the engine takes by itself, by what is changed."""
     planned = ours.continue_(prompts, StepLimits())
 
@@ -170,7 +170,7 @@ def main() -> None:
     print(f"\nlargest difference, nats\n{table(found)}", flush=True)
     asked = recorded("gsm8k_real", options.include_path, options.prompts).generations
     greedy = [(prompt, settings_of(how)) for prompt, how in asked]
-    drawn = [(prompt, GenerationSettings(until=how.until, max_gen_toks=32, sampling=DRAWN)) for prompt, how in greedy]
+    drawn = [(prompt, GenerationParams(until=how.until, max_gen_toks=32, sampling=DRAWN)) for prompt, how in greedy]
     texts = {"gsm8k_real, greedy": generating(ours, greedy, rereads=options.rereads)}
     texts["gsm8k_real, drawn"] = generating(ours, drawn, rereads=options.rereads)
     print(f"\ntexts that differ\n{table(texts)}")

@@ -31,10 +31,10 @@ from birdie_zmq.client.batching import Prompt, generate_jobs
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.planning.prefill_planner import plan_readings
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.planning.prefill_planner import plan_prefills
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.types import Answers, GenerateWork, GenerationSettings, StepLimits, StepReport, Texts
+from birdie_zmq.types import Answers, GenerateWork, GenerationParams, RunStatistics, StepLimits, Texts
 
 SHORT_ANSWERS: dict[str, Any] = {"until": ["\n", ".", ","], "max_gen_toks": 256, "do_sample": False}
 """How the second task ends its answers."""
@@ -112,9 +112,9 @@ class Ours:
         assert loaded.max_length is not None
         self._params = loaded.params
         self._max_length = loaded.max_length
-        self._tokenizer = TextTokenizer(load_tokenizer(model, dtype="float32"))
+        self._tokenizer = TokenizerAdapter(load_tokenizer(model, dtype="float32"))
         self._backend = JaxBackend(resolve(loaded), loaded.max_length)
-        self.report = StepReport()
+        self.report = RunStatistics()
 
     @property
     def devices(self) -> str:
@@ -146,7 +146,7 @@ class Ours:
         """How long it takes to decode a token for each of `ROWS` rows, behind prompts of this length."""
         decoding = self._backend.decoding(ROWS, 4 * length)
         prompts = [np.full(length, 1 + row, np.int32) for row in range(ROWS)]
-        for number, pieces in plan_readings(prompts, 0):
+        for number, pieces in plan_prefills(prompts, 0):
             decoding.put(number, prompts[number], pieces)
         active = np.ones(ROWS, np.bool_)
         decoded = decoding.decode(active).tokens.shape[1]
@@ -160,10 +160,10 @@ def _seconds(call: Any) -> float:
     return time.perf_counter() - began
 
 
-def settings_of(gen_kwargs: dict[str, Any]) -> GenerationSettings:
+def settings_of(gen_kwargs: dict[str, Any]) -> GenerationParams:
     """Greedy settings as the model class of lm_eval makes them."""
     normal: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, 256))
-    return GenerationSettings(until=tuple(normal["until"]), max_gen_toks=normal["max_gen_toks"])
+    return GenerationParams(until=tuple(normal["until"]), max_gen_toks=normal["max_gen_toks"])
 
 
 def against_hf(requests: list[Request], peer: TorchPeer, ours: Ours, pairs: int) -> dict[str, str]:

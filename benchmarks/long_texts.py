@@ -28,7 +28,7 @@ from benchmarks.loading_memory import MIB, _peak_bytes
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.types import Answers, RollingScores, RollingWork, StepLimits
@@ -77,7 +77,7 @@ def measure(length: int) -> dict[str, float]:
     for leaf in jax.tree.leaves(params):
         leaf.block_until_ready()
     backend = JaxBackend(resolve(model_of(MODEL, params)), MODEL.max_length)
-    tokenizer = TextTokenizer(Numbers())
+    tokenizer = TokenizerAdapter(Numbers())
     tokens = np.random.default_rng(0).integers(1, MODEL.vocab_size, size=length)
     work = RollingWork(texts=[Numbers().decode(tokens.tolist())])
     # Drawing the weights takes more memory than they do themselves; that peak is no matter of the text's. Linux can

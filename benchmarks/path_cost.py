@@ -24,12 +24,12 @@ from birdie_zmq.client.batching import loglikelihood_jobs
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import Answers, LogLikelihoodWork, Scores, StepLimits
 from harness_model import BirdieZMQ
 
-WORDS = ("river", "stone", "lantern", "meadow", "copper", "winter", "harbour", "thistle")
+MODEL_ARGS = ("river", "stone", "lantern", "meadow", "copper", "winter", "harbour", "thistle")
 SETTINGS = ClientSettings()
 
 
@@ -38,9 +38,9 @@ def requests(questions: int) -> list[tuple[str, str]]:
     generator = np.random.default_rng(0)
     pairs = []
     for number in range(questions):
-        words = generator.choice(WORDS, size=int(generator.integers(6, 30)))
+        words = generator.choice(MODEL_ARGS, size=int(generator.integers(6, 30)))
         context = f"Question {number}: {' '.join(words)}?\nAnswer:"
-        pairs += [(context, f" {word}") for word in generator.choice(WORDS, size=4, replace=False)]
+        pairs += [(context, f" {word}") for word in generator.choice(MODEL_ARGS, size=4, replace=False)]
     return pairs
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     model = resolve(load_model("benchmark"))
     backend = JaxBackend(model, CONFIG.max_length)
-    evaluator = Evaluator(TextTokenizer(Bytes()), backend, CONFIG.max_length)
+    evaluator = Evaluator(TokenizerAdapter(Bytes()), backend, CONFIG.max_length)
     page = Path(__file__).with_name("page.py")
     with BirdieZMQ(model_tag="benchmark", api=str(page)) as lm:
         served = np.array([score for score, _ in lm.loglikelihood(instances, disable_tqdm=True)])

@@ -19,7 +19,7 @@ from benchmarks.time_left import ask
 from birdie_zmq.client import client
 from birdie_zmq.client.progress import Estimate
 from birdie_zmq.tools.bench.workloads import USUAL
-from birdie_zmq.types import Advance
+from birdie_zmq.types import ProgressDelta
 from harness_model import BirdieZMQ
 
 
@@ -35,7 +35,7 @@ class Recorder(Estimate):
         self._answers += len(items)
         super().answered(items)
 
-    def advanced(self, item: int, advance: Advance, now: float) -> None:
+    def advanced(self, item: int, advance: ProgressDelta, now: float) -> None:
         """Also write down what the answers before have cost."""
         self._seconds += advance.computed.seconds
         if self._answers:

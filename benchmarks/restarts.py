@@ -24,7 +24,7 @@ from typing import Any
 
 from birdie_zmq.client import Client
 from birdie_zmq.harness.model_args import read_arguments
-from birdie_zmq.types import StepReport
+from birdie_zmq.types import RunStatistics
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_TASKS = ROOT / "examples" / "tasks"
@@ -81,7 +81,7 @@ def answers_in(journal: Path) -> int:
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 
 
-def computed(options: Options) -> StepReport:
+def computed(options: Options) -> RunStatistics:
     """What the worker has computed so far."""
     words = dict(word.split("=", 1) for word in options.model.split(","))
     with Client(options.endpoint, read_arguments(words).model) as client:

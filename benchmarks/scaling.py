@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.simulated_workers import Crew, Pass, Worker
+from benchmarks.simulated_workers import Pass, Worker, WorkerPool
 from birdie_zmq.client.batching import loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.client import Answer
 from birdie_zmq.client.core import Job
@@ -112,7 +112,7 @@ def _recorded(
     return pairs, texts
 
 
-def warm_up(crew: Crew, requests: Requests) -> int:
+def warm_up(crew: WorkerPool, requests: Requests) -> int:
     """Pass after pass until all workers have every program; the number of passes.
 
     How work is divided is never quite the same, and what is left over at the end of a batch decides the shapes of its last
@@ -127,14 +127,14 @@ def warm_up(crew: Crew, requests: Requests) -> int:
     return number
 
 
-def timed(crew: Crew, jobs: Sequence[Job]) -> Pass:
+def timed(crew: WorkerPool, jobs: Sequence[Job]) -> Pass:
     """A pass in which nothing is compiled: if something is, there is another."""
     while (found := crew.passed(jobs)).compiled:
         print("  (a program was compiled: that pass does not count)", flush=True)
     return found
 
 
-def apart(crews: Sequence[Crew], jobs: Sequence[Job]) -> list[Pass]:
+def apart(crews: Sequence[WorkerPool], jobs: Sequence[Job]) -> list[Pass]:
     """The same work by several crews at once, which share nothing but the machine."""
     found: dict[int, Pass] = {}
 
@@ -175,9 +175,9 @@ def compare(
         raise SystemExit(f"{many} workers want a core each, and there are {len(cores)}")
     with contextlib.ExitStack() as stack:
 
-        def crew(own: Sequence[int]) -> Crew:
+        def crew(own: Sequence[int]) -> WorkerPool:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="birdie-")))
-            return stack.enter_context(Crew(folder, words, own))
+            return stack.enter_context(WorkerPool(folder, words, own))
 
         crews = {count: crew(cores[:count]) for count in counts}
         others = [crew([core]) for core in cores[1:many]] if also_apart else []
@@ -222,7 +222,7 @@ def compare(
 def kill_and_join(words: Mapping[str, Any], requests: Requests) -> None:
     """Disturb a pass, and hold it against one that was not disturbed."""
     cores = sorted(os.sched_getaffinity(0))[:2]
-    with tempfile.TemporaryDirectory(prefix="birdie-") as name, Crew(Path(name), words, cores) as crew:
+    with tempfile.TemporaryDirectory(prefix="birdie-") as name, WorkerPool(Path(name), words, cores) as crew:
         print(f"{warm_up(crew, requests)} passes to warm up", flush=True)
         jobs = requests.jobs(1)
         count = sum(len(job.items) for job in jobs)

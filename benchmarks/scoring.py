@@ -37,10 +37,10 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.steps import Step
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answers, LogLikelihoodWork, RollingScores, RollingWork, Scores, StepLimits, StepReport
+from birdie_zmq.types import Answers, LogLikelihoodWork, RollingScores, RollingWork, RunStatistics, Scores, StepLimits
 from harness_model import BirdieZMQ
 
 TASKS = ("mmlu_real:5", "arc_easy_real", "mmlu_real", "boolq_real", "lambada_real", "wikitext_real")
@@ -121,7 +121,7 @@ class Counts:
     seen: int
 
 
-def count(requests: Requests, tokenizer: TextTokenizer, max_length: int) -> Counts:
+def count(requests: Requests, tokenizer: TokenizerAdapter, max_length: int) -> Counts:
     """Count a task's tokens, without the engine's own planner."""
     pairs, texts = _pairs(requests), _texts(requests)
     items = [item for item in encode_pairs(tokenizer, pairs, max_length) if item is not None]
@@ -192,10 +192,10 @@ class Ours:
         self._layers: dict[str, jax.Array] = loaded.params.layers
         assert loaded.max_length is not None
         self.max_length = loaded.max_length
-        self.tokenizer = TextTokenizer(load_tokenizer(model, dtype="float32"))
+        self.tokenizer = TokenizerAdapter(load_tokenizer(model, dtype="float32"))
         self._backend = Watched(resolve(loaded), self.max_length)
         self._width: int = loaded.params.outer["embedding"].shape[-1]
-        self.report = StepReport()
+        self.report = RunStatistics()
         self.idle_seconds = 0.0
         self.has_compiled = False
 

@@ -108,7 +108,7 @@ class Worker:
         return names.count("tf_XLAEigen")
 
 
-class Crew:
+class WorkerPool:
     """A broker with a status page, its workers, and a client.
 
     Args:

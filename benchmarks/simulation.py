@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from birdie_zmq.broker.core import Broker
+from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable
 from birdie_zmq.client import core as client
 from birdie_zmq.errors import BirdieError
@@ -76,7 +76,7 @@ class Meter:
     """What a broker's messages cost: what one has handled in virtual time is handled again by another, on the CPU's clock."""
 
     def __init__(self) -> None:
-        self._broker = Broker(BrokerSettings())
+        self._broker = BrokerCore(BrokerSettings())
         self._events: list[tuple[float, bytes, bytes | Event]] = []
         self.cpu_s = 0.0
         self.messages = 0
@@ -244,7 +244,7 @@ class Run:
         self.peer = f"client-{number}".encode()
         self.hall = hall
         self.answered = [0] * requests
-        self.session = client.Session(MODEL, StepLimits(), ClientSettings(), "simulated")
+        self.session = client.ClientCore(MODEL, StepLimits(), ClientSettings(), "simulated")
         work = RollingWork(texts=["x" * hall.characters] * ITEMS)
         self._jobs = [client.Job(work, list(range(i, i + ITEMS))) for i in range(0, requests, ITEMS)]
 
@@ -303,7 +303,7 @@ class Hall:
         self.chance = np.random.default_rng(seed)
         self.characters = characters
         self.failures_per_hour = failures_per_hour
-        self.broker = Broker(BrokerSettings())
+        self.broker = BrokerCore(BrokerSettings())
         self.peers: dict[bytes, Worker | Run] = {}
         self.messages = 0
         self.busy_s = 0.0

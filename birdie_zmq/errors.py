@@ -145,7 +145,7 @@ class ModelError(BirdieError):
     code = "model"
 
 
-class ApiPageError(ModelError):
+class UserModuleError(ModelError):
     """The api.py page cannot be imported, or lacks a function."""
 
     code = "api-page"

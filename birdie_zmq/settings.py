@@ -41,7 +41,7 @@ class BrokerSettings(_Settings):
 
     client_timeout_s: float = 30.0
     worker_timeout_s: float = 10.0
-    patience_s: float = 30.0
+    switch_delay_s: float = 30.0
     share_after_s: float = 1.0
     probe_s: float = 2.5
     max_losses: int = 3

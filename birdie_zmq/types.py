@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from birdie_zmq.errors import BirdieError
 
@@ -101,7 +101,7 @@ class RollingWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return RollingWork(texts=[self.texts[i] for i in indices])
 
 
-class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How tokens are drawn, in transformers' words: logits are divided by ``temperature``, then tokens are left out.
 
     Of the rest of the tokens each limit leaves in: ``top_k``, the k most likely ones (0: all); ``top_p``, the fewest
@@ -115,7 +115,7 @@ class Sampling(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_p: Share = 0.0
 
 
-class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GenerationParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to continue a prompt.
 
     ``until`` holds the stop strings; the text is cut before the first of them. ``think_end_token``, as text or as a
@@ -126,7 +126,7 @@ class GenerationSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     until: tuple[str, ...] = ()
     max_gen_toks: PositiveCount = 256
     think_end_token: str | Count | None = None
-    sampling: Sampling | None = None
+    sampling: SamplingParams | None = None
 
 
 class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="generate"):
@@ -137,7 +137,7 @@ class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     prompts: list[str]
-    settings: GenerationSettings
+    settings: GenerationParams
     keys: list[Key] = []
 
     def __post_init__(self) -> None:
@@ -256,7 +256,7 @@ class ChatTemplates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     has_method: bool = False
 
 
-class StepReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RunStatistics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model process has computed since it started.
 
     ``shapes`` lists each ``(rows, length)`` that was sent to the model; ``shape_bound`` is the most there can be.
@@ -305,10 +305,10 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     devices: list[str]
     versions: dict[str, str]
     chat: ChatTemplates
-    report: StepReport
+    report: RunStatistics
     process_id: Count
-    started: Count
-    gives: list[Name] = []
+    start_count: Count = field(name="started")
+    provides: list[Name] = field(default_factory=list, name="gives")
 
     def __len__(self) -> int:
         return 1
@@ -322,8 +322,8 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 Answers = Scores | RollingScores | Texts | ModelDescription
 
 
-class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The few counts of a `StepReport` that are told while the work goes on.
+class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The few counts of a `RunStatistics` that are told while the work goes on.
 
     ``tokens`` are those computed, padding included, ``requested`` and ``distinct`` those of the requests that were
     begun with, ``programs`` how many shapes were called; ``seconds`` of work leave out ``compile_seconds``, which
@@ -335,7 +335,7 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tokens: Count = 0
     padding: Count = 0
     generated: Count = 0
-    programs: Count = 0
+    executables: Count = field(default=0, name="programs")
     seconds: Duration = 0.0
     compile_seconds: Duration = 0.0
     requested: Count = 0
@@ -343,21 +343,21 @@ class Computed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     planned: Count = 0
     done: Count = 0
 
-    def __add__(self, other: Computed) -> Computed:
-        return Computed(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+    def __add__(self, other: ComputeCounters) -> ComputeCounters:
+        return ComputeCounters(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
-    def since(self, before: Computed) -> Computed:
+    def since(self, before: ComputeCounters) -> ComputeCounters:
         """What has been added to `before`; 0 where it was more, as a process that was replaced leaves it."""
-        return Computed(
+        return ComputeCounters(
             **{name: max(0, getattr(self, name) - getattr(before, name)) for name in self.__struct_fields__}
         )
 
-    def at_most(self, most: int) -> Computed:
+    def at_most(self, most: int) -> ComputeCounters:
         """The same, with no count above a number."""
-        return Computed(**{name: min(most, getattr(self, name)) for name in self.__struct_fields__})
+        return ComputeCounters(**{name: min(most, getattr(self, name)) for name in self.__struct_fields__})
 
 
-class Advance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProgressDelta(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far a lease has come.
 
     ``computed`` is what the model process has computed since it said so last, ``ahead`` the rest of what is planned for
@@ -366,11 +366,11 @@ class Advance(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ``slots`` of them get another token together, at ``round_cost`` in positions, of which each slot takes ``row_cost``.
     """
 
-    computed: Computed = Computed()
-    ahead: Count = 0
-    going: Lengths = ()
-    ended: Lengths = ()
-    slots: PositiveCount = 1
-    round_cost: Count = 0
-    row_cost: Count = 0
-    programs: Count = 0
+    computed: ComputeCounters = ComputeCounters()
+    remaining: Count = field(default=0, name="ahead")
+    active_lengths: Lengths = field(default=(), name="going")
+    finished_lengths: Lengths = field(default=(), name="ended")
+    decode_rows: PositiveCount = field(default=1, name="slots")
+    decode_step_cost: Count = field(default=0, name="round_cost")
+    decode_row_cost: Count = field(default=0, name="row_cost")
+    pending_compiles: Count = field(default=0, name="programs")

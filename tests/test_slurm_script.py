@@ -74,7 +74,7 @@ def test_every_command_of_the_job_is_one_that_there_is(job: dict[str, str], tmp_
     words = dict(
         word.split("=", 1) for word in called["lm_eval"][called["lm_eval"].index("--model_args") + 1].split(",")
     )
-    assert set(words) <= {word.name for word in model_args.WORDS}
+    assert set(words) <= {word.name for word in model_args.MODEL_ARGS}
     assert words["endpoint"] == worker.connect
     assert worker.connect.rpartition(":")[2] == broker.bind.rpartition(":")[2]
     assert words["resume"] == str(folder / "answers.journal")

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Scored, Tokens
+from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_tokenizer
 from birdie_zmq.types import StepLimits
 
@@ -20,9 +20,9 @@ _ASKED = ((0, (1, 0)), (1, (2, 3)))
 
 
 @functools.cache
-def tokenizer() -> TextTokenizer:
+def tokenizer() -> TokenizerAdapter:
     """The demo's."""
-    return TextTokenizer(load_tokenizer("demo"))
+    return TokenizerAdapter(load_tokenizer("demo"))
 
 
 @functools.cache
@@ -43,7 +43,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 @functools.cache
-def requests() -> list[Scored]:
+def requests() -> list[ScoredSequence]:
     """The same as tokens."""
     return [item for item in encode_pairs(tokenizer(), pairs(), MAX_LENGTH) if item is not None]
 
@@ -53,7 +53,7 @@ def buckets() -> Buckets:
     return Buckets(MAX_LENGTH, 0, StepBudget(tokens=1024), StepLimits(max_rows=4))
 
 
-def windows(count: int, max_length: int) -> tuple[list[str], list[Scored]]:
+def windows(count: int, max_length: int) -> tuple[list[str], list[ScoredSequence]]:
     """The first tokens of a story of demo_rolling, and the windows in which a model of so many tokens reads them."""
     ids = tokenizer().encode([documents("demo_rolling")[0]["text"]])[0][:count]
     (found,) = encode_rolling(tokenizer(), [tokenizer().decode(ids)], max_length)

@@ -8,8 +8,8 @@ from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
 from birdie_zmq.engine.planning.fork_planner import plan_forks
 from birdie_zmq.engine.planning.row_planner import plan_rows
-from birdie_zmq.engine.planning.steps import Branch, Fork, Read, Rows, Step
-from birdie_zmq.engine.planning.tree_planner import plan_branches
+from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Step, Tree
+from birdie_zmq.engine.planning.tree_planner import plan_trees
 
 _SIZE = (WIDTH - 2 * MARGIN) / 33
 
@@ -20,7 +20,7 @@ def draw() -> str:
     items, buckets = example.requests(), example.buckets()
     _panel(canvas, "Logits, or hidden states: whole rows", plan_rows(items, buckets))
     _panel(canvas, "A state (extend): beginnings, then copies that go on", plan_forks(items, buckets))
-    _panel(canvas, "Attention with a mask (branch): trees in a row", plan_branches(items, buckets))
+    _panel(canvas, "Attention with a mask (branch): trees in a row", plan_trees(items, buckets))
     canvas.legend(("read", "token"), ("scores", "position that scores"), ("padding", "padding"))
     return canvas.svg()
 
@@ -44,12 +44,12 @@ def _panel(canvas: Canvas, title: str, steps: Sequence[Step]) -> None:
 def filled(step: Step) -> list[int]:
     """How many positions of each row are no padding."""
     match step.how:
-        case Read(lengths=lengths) | Fork(lengths=lengths):
+        case Extend(lengths=lengths) | Fork(lengths=lengths):
             return [int(length) for length in lengths]
-        case Branch(ends=ends):
+        case Tree(ends=ends):
             # Padding sees itself alone, as the last token of a tree does, but at the depth of a first one.
             return [_tree_tokens(step, number) for number in range(len(ends))]
-        case Rows():
+        case Dense():
             tokens = (step.tokens != 0).sum(axis=1)  # the demo's texts do not hold its token 0
             return [int(count) for count in tokens]
     raise AssertionError("pairs are not drawn")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas, shown
-from birdie_zmq.engine.planning.steps import Branch
-from birdie_zmq.engine.planning.tree_planner import plan_branches
+from birdie_zmq.engine.planning.steps import Tree
+from birdie_zmq.engine.planning.tree_planner import plan_trees
 
 _LABEL = 82
 
 
 def draw() -> str:
     """The picture."""
-    (step,) = plan_branches(example.requests(), example.buckets())
-    assert isinstance(step.how, Branch)
+    (step,) = plan_trees(example.requests(), example.buckets())
+    assert isinstance(step.how, Tree)
     length = step.tokens.shape[1]
     ends, depths = step.how.ends[0], step.how.depths[0]
     size = (WIDTH - 2 * MARGIN - _LABEL) / length

@@ -12,13 +12,13 @@ import numpy.typing as npt
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
 from birdie_zmq.engine.backend import Backend, Decoding, NextTokens
-from birdie_zmq.engine.counters import Tally
-from birdie_zmq.engine.detokenizer import AnswerText
-from birdie_zmq.engine.generation import Ends, Row, carry_on
-from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.counters import Counters
+from birdie_zmq.engine.detokenizer import AnswerExtractor
+from birdie_zmq.engine.generation import Row, StopConditions, decode_with_cache
+from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Tokens
-from birdie_zmq.types import GenerationSettings, Sampling, StepLimits
+from birdie_zmq.types import GenerationParams, SamplingParams, StepLimits
 
 _PROMPTS, _ROWS = 9, 4
 _OTHER = {"target": "scores", "scores": "target", "padding": "target"}
@@ -40,12 +40,12 @@ class _Answers:
         del capacity
         return wanted
 
-    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
+    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
         del capacity, sampling
         self._rows = [(0, 0)] * rows
         return self
 
-    def put(self, row: int, prompt: Tokens, pieces: Sequence[Piece], key: int = 0, drawn: int = 0) -> list[int]:
+    def put(self, row: int, prompt: Tokens, pieces: Sequence[PrefillChunk], key: int = 0, drawn: int = 0) -> list[int]:
         del key, drawn
         self._rows[row] = self._order.index(prompt.tobytes()), 0
         return [piece.size for piece in pieces]
@@ -102,22 +102,22 @@ def draw() -> str:
 
 def _scheduled() -> tuple[list[Row], list[list[int | None]]]:
     tokenizer = example.tokenizer()
-    settings = GenerationSettings(until=("\n", "."), max_gen_toks=32)
-    reader = AnswerText(tokenizer, settings)
+    settings = GenerationParams(until=("\n", "."), max_gen_toks=32)
+    reader = AnswerExtractor(tokenizer, settings)
     documents = example.documents("demo_generate")[:_PROMPTS]
     texts = [f"Question: {document['question']}\nAnswer:" for document in documents]
     prompts = [np.array(ids, np.int32) for ids in tokenizer.encode(texts)]
     said = tokenizer.encode([f" {document['answer']}." for document in documents])
     rows = [Row(number, prompt, 0, reader.begin()) for number, prompt in enumerate(prompts)]
     model = _Answers({prompt.tobytes(): answer for prompt, answer in zip(prompts, said, strict=True)})
-    finished = carry_on(
+    finished = decode_with_cache(
         cast(Backend, cast(Any, model)),
         rows,
-        Ends(tokenizer.eos_token_ids, settings.max_gen_toks),
+        StopConditions(tokenizer.eos_token_ids, settings.max_gen_toks),
         None,
         StepLimits(max_rows=_ROWS),
         lambda _shapes: contextlib.nullcontext(),
-        Tally(),
+        Counters(),
         lambda _error, _count: None,
     )
     assert {row.index: row.answer.text() for row in finished} == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import BOX_HEIGHT, MARGIN, WIDTH, Canvas, token_width
-from birdie_zmq.engine.planning.prefix_tree import Tree
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 
 _STEP = 22
 
@@ -12,7 +12,7 @@ _STEP = 22
 def draw() -> str:
     """The picture."""
     items = example.requests()
-    tree = Tree(items)
+    tree = PrefixTree(items)
     requested = sum(len(item.row) for item in items)
     canvas = Canvas("The tree of four requests, with the tokens that they share once, and what is scored where")
     canvas.heading(
@@ -25,7 +25,7 @@ def draw() -> str:
     return canvas.svg()
 
 
-def _subtree(canvas: Canvas, tree: Tree, first: int, last: int, base: int, x: float) -> None:
+def _subtree(canvas: Canvas, tree: PrefixTree, first: int, last: int, base: int, x: float) -> None:
     depth = tree.depth(first, last)
     row = tree.rows[first]
     targets: dict[int, list[str]] = {}

@@ -1,6 +1,6 @@
 """What the broker does, with no socket and no clock in it.
 
-`Broker.handle(event, now)` takes what happened and the monotonic time, and returns what to send. A peer is what its
+`BrokerCore.handle(event, now)` takes what happened and the monotonic time, and returns what to send. A peer is what its
 greeting made it, a client or a worker, and each role has a table of the messages it may send. The life of a batch::
 
     Submit ─▶ queued ─▶ leased ─▶ settled, item by item ─▶ done
@@ -37,11 +37,11 @@ from birdie_zmq.broker.events import (
 )
 from birdie_zmq.broker.history import History
 from birdie_zmq.broker.peers import Client, Worker
-from birdie_zmq.broker.rate_limits import Lines, Refusals
-from birdie_zmq.broker.retry_policy import after_loss
-from birdie_zmq.broker.scheduler import Batch, Beginnings, Part, Queues
-from birdie_zmq.broker.work_stealing import Help, plan_help, plan_next
-from birdie_zmq.broker.worker_pool import Crew, Held
+from birdie_zmq.broker.rate_limits import LogLimiter, RefusalLimiter
+from birdie_zmq.broker.retry_policy import split_for_retry
+from birdie_zmq.broker.scheduler import Batch, PrefixAffinity, Scheduler, SubBatch
+from birdie_zmq.broker.work_stealing import Steal, plan_early_steals, plan_steals
+from birdie_zmq.broker.worker_pool import ActiveLease, WorkerPool
 from birdie_zmq.errors import (
     BirdieError,
     InternalError,
@@ -52,12 +52,12 @@ from birdie_zmq.errors import (
     WorkerUnavailable,
 )
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.security.principals import Holder, Role
+from birdie_zmq.protocol.security.principals import Principal, Role
 from birdie_zmq.settings import BrokerSettings
 from birdie_zmq.types import ErrorReport, Level, ModelSpec
 
 
-class Broker:
+class BrokerCore:
     """The broker's whole behaviour.
 
     Args:
@@ -67,9 +67,9 @@ class Broker:
     def __init__(self, settings: BrokerSettings) -> None:
         self._settings = settings
         self._clients: dict[bytes, Client] = {}
-        self._workers = Crew()
-        self._holders: dict[bytes, Holder] = {}
-        self._queues = Queues()
+        self._workers = WorkerPool()
+        self._holders: dict[bytes, Principal] = {}
+        self._queues = Scheduler()
         self._sessions = 0
         self.history = History()
         self._next_lease = 1
@@ -77,16 +77,16 @@ class Broker:
         self._losses = 0
         self._losses_in_a_row: dict[ModelSpec, int] = {}
         self._drains_until: float | None = None
-        self._refusals = Refusals(settings.max_refusals_in_a_row)
+        self._refusals = RefusalLimiter(settings.max_refusals_in_a_row)
         self._refused = False
         self._size_bytes = 0
-        self._lines = Lines(settings.max_log_lines_at_once, settings.max_log_lines_per_s)
-        self._refusal_lines = Lines(1, 1.0)
+        self._lines = LogLimiter(settings.max_log_lines_at_once, settings.max_log_lines_per_s)
+        self._refusal_lines = LogLimiter(1, 1.0)
         self._actions: list[Action] = []
         self._now = 0.0
 
     @property
-    def workers(self) -> Crew:
+    def workers(self) -> WorkerPool:
         """Who computes, to be looked at only."""
         return self._workers
 
@@ -96,7 +96,7 @@ class Broker:
         return self._clients.values()
 
     @property
-    def waiting(self) -> Iterable[Part]:
+    def waiting(self) -> Iterable[SubBatch]:
         """What waits for a worker, to be looked at only."""
         return self._queues
 
@@ -115,7 +115,7 @@ class Broker:
         """How often what was being computed was lost."""
         return self._losses
 
-    def holder(self, peer: bytes) -> Holder | None:
+    def holder(self, peer: bytes) -> Principal | None:
         """Whose key a peer has, where there are keys."""
         return self._holders.get(peer)
 
@@ -134,8 +134,8 @@ class Broker:
                 self._forget(peer, "its connection is gone")
             case Unsendable(peer, message, error):
                 self._cannot_send(peer, message, error)
-            case Tick(late_s):
-                self._expire(late_s)
+            case Tick(stall_s):
+                self._expire(stall_s)
                 self._note_phases()
                 self._log_rest()
             case Drain():
@@ -159,7 +159,7 @@ class Broker:
     # --- Messages ----------------------------------------------------------------------------------------------------
 
     def _received(
-        self, peer: bytes, message: m.ClientMessage | m.WorkerMessage, size_bytes: int, sender: Holder | None
+        self, peer: bytes, message: m.ClientMessage | m.WorkerMessage, size_bytes: int, sender: Principal | None
     ) -> None:
         kind = type(message)
         self._size_bytes, self._refused = size_bytes, False
@@ -185,7 +185,7 @@ class Broker:
         if not self._refused:
             self._refusals.made_sense(peer)
 
-    def _not_allowed(self, peer: bytes, kind: type, sender: Holder) -> NotAllowed | None:
+    def _not_allowed(self, peer: bytes, kind: type, sender: Principal) -> NotAllowed | None:
         """Why the holder of a key may not send a message; a client's key is no worker's, and no other client's."""
         role = _ROLES[kind]
         if sender.role != role:
@@ -219,10 +219,10 @@ class Broker:
             message.limits,
             self._now,
             message.identity,
-            message.beginning,
+            message.prefix,
             size_bytes=self._size_bytes,
         )
-        self._queues.append(Part.whole(batch))
+        self._queues.append(SubBatch.whole(batch))
 
     def _beyond_budget(self, client: Client, message: m.Submit) -> ProtocolError | None:
         """Why a batch is not taken; without items it would count among no batches, and be no end of memory."""
@@ -278,7 +278,7 @@ class Broker:
         # Of those that another worker was given as well, it may have been first.
         fresh = [position for position, index in enumerate(indices) if index not in batch.settled]
         if not fresh:
-            self._send(batch.client, m.Advanced(batch=batch.number, advance=message.advance))
+            self._send(batch.client, m.Progressed(batch=batch.number, progress=message.progress))
             return
         self._settle(batch, indices)
         self._count(worker, batch, len(fresh))
@@ -288,15 +288,15 @@ class Broker:
                 batch=batch.number,
                 indices=np.array([indices[position] for position in fresh], dtype=np.int32),
                 answers=message.answers if len(fresh) == len(indices) else message.answers.select(fresh),
-                advance=message.advance,
+                progress=message.progress,
             ),
         )
         self._end_settled(part)
 
-    def _lease_advanced(self, worker: Worker, message: m.LeaseAdvanced) -> None:
+    def _lease_advanced(self, worker: Worker, message: m.LeaseProgressed) -> None:
         part = worker.leases.get(message.lease)
         if part is not None:
-            self._send(part.batch.client, m.Advanced(batch=part.batch.number, advance=message.advance))
+            self._send(part.batch.client, m.Progressed(batch=part.batch.number, progress=message.progress))
 
     def _count(self, worker: Worker, batch: Batch, answers: int) -> None:
         worker.served += answers
@@ -352,14 +352,14 @@ class Broker:
 
     # --- Peers that come and go --------------------------------------------------------------------------------------
 
-    def _expire(self, late_s: float) -> None:
+    def _expire(self, stall_s: float) -> None:
         """Forget who is silent too long; before that, say something: what cannot be delivered tells of a dead process."""
         for client in list(self._clients.values()):
-            client.seen_at += late_s
+            client.seen_at += stall_s
             if self._now - client.seen_at > self._settings.client_timeout_s:
                 self._forget(client.peer, "it was silent too long")
         for worker in list(self._workers):
-            worker.seen_at += late_s
+            worker.seen_at += stall_s
             if self._now - worker.seen_at > self._settings.worker_timeout_s:
                 self._forget(worker.peer, "it was silent too long")
         latest = self._now - self._settings.probe_s
@@ -406,25 +406,25 @@ class Broker:
         for held in self._workers.leases_of(batch):
             self._cancel(held)
 
-    def _cancel(self, held: Held) -> None:
+    def _cancel(self, held: ActiveLease) -> None:
         self._workers.take_back(held.worker, held.lease)
         self._send(held.worker.peer, m.CancelLease(lease=held.lease))
 
-    def _put_back(self, part: Part) -> None:
+    def _put_back(self, part: SubBatch) -> None:
         """Queue what is left of a part that no worker has any more; not what another was given as well."""
         for twin in self._twins(part):
             part.items = [item for item in part.items if item not in twin.part.items]
         if not part.is_settled:
             self._queues.put_back(part)
 
-    def _twins(self, part: Part) -> list[Held]:
+    def _twins(self, part: SubBatch) -> list[ActiveLease]:
         """Who else has items of a shared part."""
         if not part.is_shared:
             return []
         others = (held for held in self._workers.leases_of(part.batch) if held.part is not part)
         return [held for held in others if not set(part.items).isdisjoint(held.part.items)]
 
-    def _end_settled(self, part: Part) -> None:
+    def _end_settled(self, part: SubBatch) -> None:
         """Take from the workers what another has done before them."""
         for twin in self._twins(part):
             if twin.part.is_settled:
@@ -432,7 +432,7 @@ class Broker:
 
     # --- Losses ------------------------------------------------------------------------------------------------------
 
-    def _lose(self, part: Part, error: ErrorReport) -> None:
+    def _lose(self, part: SubBatch, error: ErrorReport) -> None:
         """Whoever worked on a part is gone: try it again, or halve it, or give it up."""
         if part.is_settled:
             return
@@ -452,7 +452,7 @@ class Broker:
             part.items = [item for item in part.items if item not in twin.part.items]
         if twins and batch.settled.issuperset(part.items):
             return
-        again = after_loss(part, self._settings.max_losses)
+        again = split_for_retry(part, self._settings.max_losses)
         if not again:
             (item,) = (item for item in part.items if item not in batch.settled)
             text = f"this request was given up: {part.losses} times what worked on it died; the last time: "
@@ -487,15 +487,15 @@ class Broker:
                         if not len(self._queues):
                             return
 
-    def _choose(self, worker: Worker, *, may_change: bool) -> Part | None:
+    def _choose(self, worker: Worker, *, may_change: bool) -> SubBatch | None:
         return self._queues.choose(
             worker.model,
             worker.model_since,
             self._now,
-            self._settings.patience_s,
+            self._settings.switch_delay_s,
             alone=not worker.leases,
             may_change=may_change,
-            beginnings=Beginnings(worker.beginning, self._workers.beginnings),
+            prefixes=PrefixAffinity(worker.prefix, self._workers.prefixes),
         )
 
     def _share(self) -> None:
@@ -509,27 +509,27 @@ class Broker:
         latest = self._now - self._settings.share_after_s
         idle = [w for w in self._workers if w.idle_since is not None and w.idle_since <= latest and not w.drains]
         if idle:
-            for taken in list(plan_help(idle, self._workers)):
+            for taken in list(plan_steals(idle, self._workers)):
                 self._take_over(taken)
         at_last = [w for w in self._workers if w.at_last_since is not None and w.at_last_since <= latest and w.has_room]
         if at_last:
-            for taken in list(plan_next(at_last, self._workers)):
+            for taken in list(plan_early_steals(at_last, self._workers)):
                 self._take_over(taken)
 
-    def _take_over(self, taken: Help) -> None:
+    def _take_over(self, taken: Steal) -> None:
         """Give a worker what it takes from another, which keeps the rest; of what has begun, it keeps all."""
         part = taken.worker.leases[taken.lease]
         if taken.is_begun:
             part.is_shared = True
         else:
-            self._cancel(Held(taken.worker, taken.lease, part))
+            self._cancel(ActiveLease(taken.worker, taken.lease, part))
             gone = part.batch.settled.union(taken.items)
             kept = [item for item in part.items if item not in gone]
             if kept:
-                self._lease(taken.worker, Part(part.batch, kept, part.attempts))
-        self._lease(taken.idle, Part(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
+                self._lease(taken.worker, SubBatch(part.batch, kept, part.attempts))
+        self._lease(taken.idle, SubBatch(part.batch, taken.items, part.attempts, is_shared=taken.is_begun))
 
-    def _lease(self, worker: Worker, part: Part) -> None:
+    def _lease(self, worker: Worker, part: SubBatch) -> None:
         batch = part.batch
         if batch.model != worker.model:
             if worker.model is not None:
@@ -567,7 +567,7 @@ class Broker:
         self._actions.append(Send(peer, message))
 
     def _pong(self) -> m.Pong:
-        return m.Pong(workers=len(self._workers), switches=self._switches, losses=self._losses)
+        return m.Pong(workers=len(self._workers), model_switches=self._switches, retries=self._losses)
 
     def _notify(self, batch: Batch, level: Level, text: str, *, once: bool = False) -> None:
         self._send(batch.client, m.Notice(batch=batch.number, level=level, text=text, once=once))
@@ -611,24 +611,24 @@ def _prefixed(text: str, error: ErrorReport) -> ErrorReport:
 
 
 _IGNORED_WHILE_DRAINING = frozenset({m.OpenSession, m.RegisterWorker, m.Submit})
-_GREETINGS: Mapping[type, Callable[[Broker, bytes, Any], None]] = MappingProxyType(
-    {m.OpenSession: Broker._open_session, m.RegisterWorker: Broker._register_worker}
+_GREETINGS: Mapping[type, Callable[[BrokerCore, bytes, Any], None]] = MappingProxyType(
+    {m.OpenSession: BrokerCore._open_session, m.RegisterWorker: BrokerCore._register_worker}
 )
-_FROM_CLIENT: Mapping[type, Callable[[Broker, Client, Any], None]] = MappingProxyType(
-    {m.Submit: Broker._submit, m.Ping: Broker._ping, m.CloseSession: Broker._close_session}
+_FROM_CLIENT: Mapping[type, Callable[[BrokerCore, Client, Any], None]] = MappingProxyType(
+    {m.Submit: BrokerCore._submit, m.Ping: BrokerCore._ping, m.CloseSession: BrokerCore._close_session}
 )
-_FROM_WORKER: Mapping[type, Callable[[Broker, Worker, Any], None]] = MappingProxyType(
+_FROM_WORKER: Mapping[type, Callable[[BrokerCore, Worker, Any], None]] = MappingProxyType(
     {
-        m.Heartbeat: Broker._heartbeat,
-        m.LeaseAnswered: Broker._lease_answered,
-        m.LeaseAdvanced: Broker._lease_advanced,
-        m.LeaseFailed: Broker._lease_failed,
-        m.LeaseDone: Broker._lease_done,
-        m.LeaseNotice: Broker._lease_notice,
-        m.LeaseCrashed: Broker._lease_crashed,
-        m.LeaseReturned: Broker._lease_returned,
-        m.DrainWorker: Broker._drain_worker,
-        m.CloseWorker: Broker._close_worker,
+        m.Heartbeat: BrokerCore._heartbeat,
+        m.LeaseAnswered: BrokerCore._lease_answered,
+        m.LeaseProgressed: BrokerCore._lease_advanced,
+        m.LeaseFailed: BrokerCore._lease_failed,
+        m.LeaseDone: BrokerCore._lease_done,
+        m.LeaseNotice: BrokerCore._lease_notice,
+        m.LeaseCrashed: BrokerCore._lease_crashed,
+        m.LeaseReturned: BrokerCore._lease_returned,
+        m.DrainWorker: BrokerCore._drain_worker,
+        m.CloseWorker: BrokerCore._close_worker,
     }
 )
 _ROLES: Mapping[type, Role] = MappingProxyType(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from birdie_zmq.errors import BirdieError, ProtocolError
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.security.principals import Holder
+from birdie_zmq.protocol.security.principals import Principal
 from birdie_zmq.types import Level
 
 
@@ -17,7 +17,7 @@ class Received:
     peer: bytes
     message: m.ClientMessage | m.WorkerMessage
     size_bytes: int = 0
-    sender: Holder | None = None
+    sender: Principal | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Unreadable:
 class Revoked:
     """The keys of these are let in no more."""
 
-    holders: frozenset[Holder]
+    holders: frozenset[Principal]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Tick:
     what it could not hear meanwhile.
     """
 
-    late_s: float = 0.0
+    stall_s: float = 0.0
 
 
 @dataclass(frozen=True)

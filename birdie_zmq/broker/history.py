@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from birdie_zmq.broker.rate_limits import one_line
-from birdie_zmq.types import Computed
+from birdie_zmq.types import ComputeCounters
 
 BUCKET_S = 2.0
 BUCKETS = 300
@@ -72,7 +72,7 @@ class Throughput:
 
 
 @dataclass
-class Happening:
+class HistoryEntry:
     """What went wrong, how often, and when last."""
 
     kind: Kind
@@ -89,12 +89,12 @@ class History:
         self.requests_failed = 0
         self.batches_answered = 0
         self.refusals = 0
-        self.total = Computed()
+        self.total = ComputeCounters()
         self.throughput = Throughput()
-        self._happenings: OrderedDict[tuple[Kind, str], Happening] = OrderedDict()
+        self._happenings: OrderedDict[tuple[Kind, str], HistoryEntry] = OrderedDict()
 
     @property
-    def happenings(self) -> list[Happening]:
+    def happenings(self) -> list[HistoryEntry]:
         """What went wrong; the same again is one of them, with a count."""
         return list(self._happenings.values())
 
@@ -102,7 +102,7 @@ class History:
         """Something went wrong; the text has no text of a request in it."""
         text = one_line(text, _MOST_TEXT)
         again = self._happenings.pop((kind, text), None)
-        self._happenings[kind, text] = Happening(kind, text, now, 1 if again is None else again.count + 1)
+        self._happenings[kind, text] = HistoryEntry(kind, text, now, 1 if again is None else again.count + 1)
         if len(self._happenings) > _MOST_HAPPENINGS:
             self._happenings.popitem(last=False)
 
@@ -123,7 +123,7 @@ class History:
         if not is_ordinary:
             self.happened("refused", code, now)
 
-    def computed(self, before: Computed | None, after: Computed, now: float) -> None:
+    def computed(self, before: ComputeCounters | None, after: ComputeCounters, now: float) -> None:
         """A worker says what it has computed; what it had before it came here is another broker's."""
         if before is None:
             return

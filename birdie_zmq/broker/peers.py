@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from birdie_zmq.broker.scheduler import Batch, Part
+from birdie_zmq.broker.scheduler import Batch, SubBatch
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import Computed, ModelSpec
+from birdie_zmq.types import ComputeCounters, ModelSpec
 
 
 @dataclass
@@ -40,14 +40,14 @@ class Worker:
     since: float
     model: ModelSpec | None = None
     model_since: float = 0.0
-    leases: dict[int, Part] = field(default_factory=dict)
+    leases: dict[int, SubBatch] = field(default_factory=dict)
     drains: bool = False
     phase: str = ""
     doing: str = ""
     doing_since: float = 0.0
     served: int = 0
-    computed: Computed | None = None
-    beginning: str | None = None
+    computed: ComputeCounters | None = None
+    prefix: str | None = None
     idle_since: float | None = None
     at_last_since: float | None = None
 

@@ -22,7 +22,7 @@ class _Sender:
     told_at: float = -math.inf
 
 
-class Refusals:
+class RefusalLimiter:
     """Whom to answer.
 
     Args:
@@ -52,7 +52,7 @@ class Refusals:
         self._senders.pop(peer, None)
 
 
-class Lines:
+class LogLimiter:
     """Which lines to write.
 
     Args:

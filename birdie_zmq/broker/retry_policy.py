@@ -10,13 +10,13 @@ many such requests there are, and a model that dies at anything can be told from
 
 from __future__ import annotations
 
-from birdie_zmq.broker.scheduler import Part
+from birdie_zmq.broker.scheduler import SubBatch
 
 _LEAST_LOSSES_ALONE = 2
 """A request that was lost in company before is not given up for one death that it may have met by chance."""
 
 
-def after_loss(part: Part, max_losses: int) -> list[Part]:
+def split_for_retry(part: SubBatch, max_losses: int) -> list[SubBatch]:
     """Count a loss against a part that is not settled: the parts to be tried next.
 
     Args:
@@ -35,4 +35,4 @@ def after_loss(part: Part, max_losses: int) -> list[Part]:
     if part.losses == 1:
         return [part]
     middle = len(items) // 2
-    return [Part(part.batch, half, part.attempts, part.losses) for half in (items[:middle], items[middle:])]
+    return [SubBatch(part.batch, half, part.attempts, part.losses) for half in (items[:middle], items[middle:])]

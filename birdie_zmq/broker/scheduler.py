@@ -35,13 +35,13 @@ class Batch:
     limits: StepLimits
     submitted_at: float
     identity: str | None = None
-    beginning: str | None = None
+    prefix: str | None = None
     settled: set[int] = field(default_factory=set)
     size_bytes: int = 0
 
 
 @dataclass(eq=False)
-class Part:
+class SubBatch:
     """Items of one batch that go to a worker together: all of them, until the batch is suspected of killing processes.
 
     ``items`` are indices of the batch. ``attempts`` counts how often they were handed out, ``losses`` how often whoever
@@ -60,7 +60,7 @@ class Part:
     answered: set[int] = field(default_factory=set)
 
     @classmethod
-    def whole(cls, batch: Batch) -> Part:
+    def whole(cls, batch: Batch) -> SubBatch:
         """All items of a batch."""
         return cls(batch, list(range(len(batch.work))))
 
@@ -103,41 +103,41 @@ class _Turns:
 
 
 @dataclass(frozen=True)
-class Beginnings:
+class PrefixAffinity:
     """What texts begin with, by names: those that a worker was given last, and those that any was, itself included."""
 
     own: str | None = None
     all: Collection[str] = ()
 
 
-def _best_place(queue: Sequence[Part], beginnings: Beginnings) -> int:
+def _best_place(queue: Sequence[SubBatch], prefixes: PrefixAffinity) -> int:
     """Where the part stands that a worker should have, of those of the client whose turn it is."""
     first = queue[0]
     free = None
     for place, part in enumerate(queue):
-        beginning = part.batch.beginning
+        prefix = part.batch.prefix
         if part.batch.client != first.batch.client or part.is_suspect != first.is_suspect:
             continue
-        if beginning is not None and beginning == beginnings.own:
+        if prefix is not None and prefix == prefixes.own:
             return place
-        if free is None and (beginning is None or beginning not in beginnings.all):
+        if free is None and (prefix is None or prefix not in prefixes.all):
             free = place
-            if beginnings.own is None:
+            if prefixes.own is None:
                 break
     return free or 0
 
 
-class Queues:
+class Scheduler:
     """Waiting parts, by model. Each item is in at most one place: in a part here, or leased to one worker."""
 
     def __init__(self) -> None:
-        self._waiting: dict[ModelSpec, deque[Part]] = {}
+        self._waiting: dict[ModelSpec, deque[SubBatch]] = {}
         self._turns: dict[ModelSpec, _Turns] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def __iter__(self) -> Iterator[Part]:
+    def __iter__(self) -> Iterator[SubBatch]:
         for queue in self._waiting.values():
             yield from queue
 
@@ -146,7 +146,7 @@ class Queues:
         """Whether only a worker that holds nothing may be given what comes next: a suspect, of each model."""
         return all(queue[0].is_suspect for queue in self._waiting.values())
 
-    def append(self, part: Part) -> None:
+    def append(self, part: SubBatch) -> None:
         """Queue a part behind all that its client has for the same model, and in turn with those of others."""
         model = part.batch.model
         queue = self._waiting.setdefault(model, deque())
@@ -156,7 +156,7 @@ class Queues:
             place -= 1
         queue.insert(place, part)
 
-    def put_back(self, part: Part) -> None:
+    def put_back(self, part: SubBatch) -> None:
         """Queue a part whose lease was lost before all others for the same model."""
         self._waiting.setdefault(part.batch.model, deque()).appendleft(part)
 
@@ -170,18 +170,18 @@ class Queues:
         self._waiting.clear()
         self._turns.clear()
 
-    def take(self, model: ModelSpec, *, alone: bool, beginnings: Beginnings = Beginnings()) -> Part | None:
+    def take(self, model: ModelSpec, *, alone: bool, prefixes: PrefixAffinity = PrefixAffinity()) -> SubBatch | None:
         """The next part for a model, None where none waits.
 
         Args:
             model: The model.
             alone: Whether the worker holds nothing else; to one that does, a suspect is not given.
-            beginnings: Who is at which.
+            prefixes: Who is at which.
         """
         queue = self._waiting.get(model)
         if not queue or (queue[0].is_suspect and not alone):
             return None
-        place = _best_place(queue, beginnings)
+        place = _best_place(queue, prefixes)
         if place:  # Another of the same client has its turn.
             first, better = queue[0], queue[place]
             first.turn, better.turn = better.turn, first.turn
@@ -192,7 +192,7 @@ class Queues:
         self._replace(model, queue)
         return part
 
-    def oldest(self, *, other_than: ModelSpec | None) -> Part | None:
+    def oldest(self, *, other_than: ModelSpec | None) -> SubBatch | None:
         """The part for another model that has waited longest; it stays queued."""
         others = (part for model, queue in self._waiting.items() if model != other_than for part in queue)
         return min(others, key=lambda part: part.batch.submitted_at, default=None)
@@ -202,37 +202,37 @@ class Queues:
         loaded: ModelSpec | None,
         loaded_at: float,
         now: float,
-        patience_s: float,
+        switch_delay_s: float,
         *,
         alone: bool,
         may_change: bool,
-        beginnings: Beginnings = Beginnings(),
-    ) -> Part | None:
+        prefixes: PrefixAffinity = PrefixAffinity(),
+    ) -> SubBatch | None:
         """Take the part that a worker is to work on next, by the rule at the top of this module.
 
         Args:
             loaded: The model that the worker has, or is loading.
             loaded_at: Since when.
             now: The current time.
-            patience_s: How long a batch of another model waits before it is worth a change.
+            switch_delay_s: How long a batch of another model waits before it is worth a change.
             alone: Whether the worker holds nothing that it would have to finish first.
             may_change: Whether it may be given another model, if it holds nothing.
-            beginnings: Who is at which.
+            prefixes: Who is at which.
         """
         other = self.oldest(other_than=loaded)
         waits = loaded is not None and loaded in self._waiting
         if other is None:
             change = False
         elif waits:
-            change = now - max(other.batch.submitted_at, loaded_at) > patience_s
+            change = now - max(other.batch.submitted_at, loaded_at) > switch_delay_s
         else:
             change = True
         if change and other is not None:
             # A worker that still holds leases of its model is let run dry first.
-            return self.take(other.batch.model, alone=True, beginnings=beginnings) if alone and may_change else None
-        return self.take(loaded, alone=alone, beginnings=beginnings) if loaded is not None else None
+            return self.take(other.batch.model, alone=True, prefixes=prefixes) if alone and may_change else None
+        return self.take(loaded, alone=alone, prefixes=prefixes) if loaded is not None else None
 
-    def _replace(self, model: ModelSpec, queue: deque[Part]) -> None:
+    def _replace(self, model: ModelSpec, queue: deque[SubBatch]) -> None:
         if queue:
             self._waiting[model] = queue
         else:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from birdie_zmq.broker.core import Broker
+from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import (
     Drain,
     Event,
@@ -44,7 +44,7 @@ def serve(
     settings: BrokerSettings,
     stop: StopSignals,
     lifeline: int | None = None,
-    look: Callable[[Broker, float], None] | None = None,
+    look: Callable[[BrokerCore, float], None] | None = None,
 ) -> bool:
     """Serve until a stop signal, and then as long as workers finish what they hold; or until the lifeline closes.
 
@@ -58,7 +58,7 @@ def serve(
     Returns:
         Whether the lifeline closed.
     """
-    broker = Broker(settings)
+    broker = BrokerCore(settings)
     ends = {stop.descriptor} if lifeline is None else {stop.descriptor, lifeline}
     next_tick = time.monotonic()
     while True:
@@ -74,11 +74,11 @@ def serve(
                 return False
             if time.monotonic() >= next_tick:
                 break  # However much comes, the clock goes on and a signal is heard.
-        late_s = time.monotonic() - next_tick
-        if late_s >= 0:
+        stall_s = time.monotonic() - next_tick
+        if stall_s >= 0:
             next_tick = time.monotonic() + settings.tick_s
             _watch_keys(router, broker)
-            if _act(router, broker, Tick(late_s if late_s > _STOPPED_S else 0.0)):
+            if _act(router, broker, Tick(stall_s if stall_s > _STOPPED_S else 0.0)):
                 return False
             if look is not None:
                 look(broker, time.monotonic())
@@ -97,7 +97,7 @@ def _read(router: Router, arrival: Arrival) -> Event:
         return Unreadable(peer, ProtocolError("the broker has no memory left to read this message (--memory-limit)"))
 
 
-def _watch_keys(router: Router, broker: Broker) -> None:
+def _watch_keys(router: Router, broker: BrokerCore) -> None:
     """Say who was not let in, and let the broker forget whose key is gone."""
     if (line := router.refused_connections()) is not None:
         logger.warning(line)
@@ -105,7 +105,7 @@ def _watch_keys(router: Router, broker: Broker) -> None:
         _act(router, broker, Revoked(revoked))
 
 
-def _act(router: Router, broker: Broker, event: Event) -> bool:
+def _act(router: Router, broker: BrokerCore, event: Event) -> bool:
     """Let the broker handle an event, and whatever follows from carrying out what it says; whether it is to stop."""
     events = deque([event])
     stops = False

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from birdie_zmq.broker.peers import Worker
-from birdie_zmq.broker.scheduler import Part
+from birdie_zmq.broker.scheduler import SubBatch
 from birdie_zmq.types import ModelSpec
 
 _LEAST_SHARED = 2
@@ -25,7 +25,7 @@ _LEAST_TAKEN = 32
 
 
 @dataclass(frozen=True)
-class Help:
+class Steal:
     """For ``idle``, take ``items`` from a lease of ``worker``; ``is_begun`` says that it goes on with them as well."""
 
     idle: Worker
@@ -35,7 +35,7 @@ class Help:
     is_begun: bool
 
 
-def plan_help(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Help]:
+def plan_steals(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Steal]:
     """What idle workers should take over, each from another one.
 
     A worker takes work for the model that it has, or, if it has none, for any.
@@ -56,11 +56,11 @@ def plan_help(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Hel
             if number not in helped and (taken := _from(worker)) is not None:
                 helped.add(number)
                 lease, items, is_begun = taken
-                yield Help(one, worker, lease, items, is_begun)
+                yield Steal(one, worker, lease, items, is_begun)
                 break
 
 
-def plan_next(at_last: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Help]:
+def plan_early_steals(at_last: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Steal]:
     """What workers that are at their last lease should have next, of leases that others have not begun with.
 
     Both then have as much to do. Each worker gives once, and little is left where it is.
@@ -79,7 +79,7 @@ def plan_next(at_last: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[
             items = [] if part.is_suspect or part.is_shared else _left(part)
             count = min(len(items), (-negative - left) // 2)
             if count >= _LEAST_TAKEN:
-                yield Help(taker, giver, lease, items[len(items) - count :], is_begun=False)
+                yield Steal(taker, giver, lease, items[len(items) - count :], is_begun=False)
 
 
 def _left_of(worker: Worker) -> int:
@@ -97,5 +97,5 @@ def _from(worker: Worker) -> tuple[int, list[int], bool] | None:
     return (lease, items[len(items) - count :], False) if count else None
 
 
-def _left(part: Part) -> list[int]:
+def _left(part: SubBatch) -> list[int]:
     return [item for item in part.items if item not in part.batch.settled]

@@ -7,25 +7,25 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from birdie_zmq.broker.peers import Worker
-from birdie_zmq.broker.scheduler import Batch, Part
+from birdie_zmq.broker.scheduler import Batch, SubBatch
 
 
-class Held(NamedTuple):
+class ActiveLease(NamedTuple):
     """A lease, its worker, and the part that it is for."""
 
     worker: Worker
     lease: int
-    part: Part
+    part: SubBatch
 
 
-class Crew:
+class WorkerPool:
     """Workers by their peers. What a worker holds, or whether it drains, changes through this class alone."""
 
     def __init__(self) -> None:
         self._workers: dict[bytes, Worker] = {}
         self._with_room: dict[int, dict[bytes, Worker]] = {}
         self._held: dict[Batch, dict[int, Worker]] = {}
-        self._beginnings: Counter[str] = Counter()
+        self._prefixes: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -41,18 +41,18 @@ class Crew:
         return self._workers.get(peer)
 
     @property
-    def beginnings(self) -> Mapping[str, int]:
+    def prefixes(self) -> Mapping[str, int]:
         """What the texts begin with that workers were given last, and how many workers are at each."""
-        return self._beginnings
+        return self._prefixes
 
     def with_room(self, *, idle_only: bool = False) -> list[Worker]:
         """Those that may be given a lease, those that hold least first; or those that hold nothing alone."""
         counts = self._with_room.keys() & {0} if idle_only else sorted(self._with_room)
         return [worker for count in counts for worker in self._with_room[count].values()]
 
-    def leases_of(self, batch: Batch) -> list[Held]:
+    def leases_of(self, batch: Batch) -> list[ActiveLease]:
         """Who holds parts of a batch."""
-        return [Held(worker, lease, worker.leases[lease]) for lease, worker in self._held.get(batch, {}).items()]
+        return [ActiveLease(worker, lease, worker.leases[lease]) for lease, worker in self._held.get(batch, {}).items()]
 
     def add(self, worker: Worker) -> None:
         """A worker has come, which holds nothing."""
@@ -69,16 +69,16 @@ class Crew:
                 self._no_longer_held(lease, part)
         return worker
 
-    def give(self, worker: Worker, lease: int, part: Part) -> None:
+    def give(self, worker: Worker, lease: int, part: SubBatch) -> None:
         """A worker is given a lease."""
         self._sort_out(worker)
         worker.leases[lease] = part
         self._held.setdefault(part.batch, {})[lease] = worker
-        if part.batch.beginning is not None:
-            self._begins(worker, part.batch.beginning)
+        if part.batch.prefix is not None:
+            self._begins(worker, part.batch.prefix)
         self._sort_in(worker)
 
-    def take_back(self, worker: Worker, lease: int) -> Part | None:
+    def take_back(self, worker: Worker, lease: int) -> SubBatch | None:
         """A worker no longer has a lease; None where it did not have it."""
         part = worker.leases.get(lease)
         if part is not None:
@@ -88,7 +88,7 @@ class Crew:
             self._sort_in(worker)
         return part
 
-    def load(self, worker: Worker, model_of: Part, now: float) -> None:
+    def load(self, worker: Worker, model_of: SubBatch, now: float) -> None:
         """A worker changes to the model of a part; what its last texts began with is of no use any more."""
         worker.model, worker.model_since = model_of.batch.model, now
         self._begins(worker, None)
@@ -98,22 +98,22 @@ class Crew:
         self._sort_out(worker)
         worker.drains = True
 
-    def suspect(self, held: Held) -> None:
+    def suspect(self, held: ActiveLease) -> None:
         """A part has become one that may kill: its worker gets nothing beside it."""
         self._sort_out(held.worker)
         held.part.losses += 1
         self._sort_in(held.worker)
 
-    def _begins(self, worker: Worker, beginning: str | None) -> None:
-        if worker.beginning is not None:
-            self._beginnings[worker.beginning] -= 1
-            if not self._beginnings[worker.beginning]:
-                del self._beginnings[worker.beginning]
-        worker.beginning = beginning
-        if beginning is not None:
-            self._beginnings[beginning] += 1
+    def _begins(self, worker: Worker, prefix: str | None) -> None:
+        if worker.prefix is not None:
+            self._prefixes[worker.prefix] -= 1
+            if not self._prefixes[worker.prefix]:
+                del self._prefixes[worker.prefix]
+        worker.prefix = prefix
+        if prefix is not None:
+            self._prefixes[prefix] += 1
 
-    def _no_longer_held(self, lease: int, part: Part) -> None:
+    def _no_longer_held(self, lease: int, part: SubBatch) -> None:
         of_batch = self._held[part.batch]
         del of_batch[lease]
         if not of_batch:

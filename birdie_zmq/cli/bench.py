@@ -112,7 +112,7 @@ def _write(
         "model_engine": description.engine,
         "model_devices": description.devices,
         "model_versions": description.versions,
-        "model_gives": description.gives,
+        "model_gives": description.provides,
         "load_seconds": load_s,
         "workloads": [each.as_record() for each in results if isinstance(each, Measured)],
         "left_out": {each.kind: each.why for each in results if isinstance(each, LeftOut)},

@@ -191,7 +191,7 @@ def _supervise(
     stop: StopSignals,
     broker: subprocess.Popen[bytes] | None,
 ) -> None:
-    crew = core.Crew(options.workers)
+    crew = core.ClusterCore(options.workers)
     ends = [stop.descriptor, *([_STDIN] if options.lifeline else [])]
     actions = crew.begin(time.monotonic())
     while True:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import PACKAGE, STDIN, add_common, run_guarded
-from birdie_zmq.engine.distributed.process_group import DEFAULT_TIMEOUT_S, PAGE_VARIABLE, find_place
+from birdie_zmq.engine.distributed.process_group import DEFAULT_TIMEOUT_S, PAGE_VARIABLE, find_rank
 from birdie_zmq.errors import UsageError
-from birdie_zmq.models.checkpoint_policy import Offer
+from birdie_zmq.models.checkpoint_policy import CheckpointPolicy
 from birdie_zmq.protocol.endpoints import DEFAULT_ENDPOINT
 from birdie_zmq.settings import ENGINE_VARIABLE, AgentSettings
 from birdie_zmq.worker import engine_registry
@@ -92,12 +92,12 @@ def _run(options: argparse.Namespace) -> int:
     from birdie_zmq.protocol.endpoints import parse_endpoint
     from birdie_zmq.protocol.security.keys import read_peer_key
     from birdie_zmq.protocol.sockets import Dealer
-    from birdie_zmq.worker.agent import AgentLoop
+    from birdie_zmq.worker.agent import Agent
     from birdie_zmq.worker.device_memory import DeviceMemory, command_for
     from birdie_zmq.worker.devices import device_environment
-    from birdie_zmq.worker.distributed.agent import FollowerLoop
+    from birdie_zmq.worker.distributed.agent import FollowerAgent
 
-    place = find_place(
+    place = find_rank(
         options.coordinator,
         options.num_processes,
         options.process_id,
@@ -142,11 +142,11 @@ def _run(options: argparse.Namespace) -> int:
     if place is not None and not place.leads:
         if api is not None:
             environment[PAGE_VARIABLE] = str(api)
-        with StopSignals() as stop, FollowerLoop(place, environment, settings) as follower:
+        with StopSignals() as stop, FollowerAgent(place, environment, settings) as follower:
             follower.run(stop, STDIN if options.lifeline else None)
         return 0
     with StopSignals() as stop, Dealer(endpoint, key) as dealer:
-        loop = AgentLoop(
+        loop = Agent(
             dealer,
             settings,
             engine=engine_registry.name_of(engine),
@@ -161,16 +161,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _offer(options: argparse.Namespace) -> Offer:
+def _offer(options: argparse.Namespace) -> CheckpointPolicy:
     """What the built-in page offers: whoever is let in by a key chooses only from what was said to be open."""
     if options.checkpoints is None and options.key_file is None:
         if options.hub:
             raise UsageError("--hub adds to --checkpoints; a worker without both offers the hub already")
-        return Offer()
+        return CheckpointPolicy()
     missing = [str(folder) for folder in options.checkpoints or [] if not folder.is_dir()]
     if missing:
         raise UsageError(f"there is no folder at {', '.join(missing)}, which --checkpoints names")
-    return Offer.limited(options.checkpoints or [], hub=options.hub)
+    return CheckpointPolicy.limited(options.checkpoints or [], hub=options.hub)
 
 
 def _find_page(given: Path | None) -> Path | None:

@@ -19,9 +19,9 @@ import msgspec
 
 from birdie_zmq.client.core import Job
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import GenerateWork, GenerationSettings, LogLikelihoodWork, RollingWork
+from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, RollingWork
 
-_LONG_BEGINNING = 512
+_LONG_PREFIX = 512
 """Characters, that is some hundred tokens: less is read again faster than it is looked for."""
 
 _SMALL_GROUPS = 4
@@ -31,9 +31,9 @@ _SMALL_GROUPS = 4
 def loglikelihood_jobs(pairs: Sequence[tuple[str, str]], settings: ClientSettings) -> Iterator[Job]:
     """Jobs for ``(context, continuation)`` pairs."""
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
-    for beginning, group in _groups(order, lambda i: pairs[i][0], settings):
+    for prefix, group in _groups(order, lambda i: pairs[i][0], settings):
         for items, characters in _cut(group, lambda i: sum(map(len, pairs[i])), settings):
-            yield Job(LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, beginning, characters)
+            yield Job(LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, prefix, characters)
 
 
 def rolling_jobs(texts: Sequence[str], settings: ClientSettings) -> Iterator[Job]:
@@ -48,16 +48,16 @@ class Prompt:
     """What is to be continued, how, and by what random key where tokens are drawn."""
 
     text: str
-    settings: GenerationSettings
+    settings: GenerationParams
     key: int | None = None
 
 
-def keyed(prompts: Sequence[tuple[str, GenerationSettings]], seed: int) -> list[Prompt]:
+def keyed(prompts: Sequence[tuple[str, GenerationParams]], seed: int) -> list[Prompt]:
     """Give each prompt that is sampled its key: of the seed, what it asks, and how often that was asked before.
 
     The same request then has the same answer wherever it stands in a run, and its repeats have others.
     """
-    seen = Counter[tuple[str, GenerationSettings]]()
+    seen = Counter[tuple[str, GenerationParams]]()
     found = []
     for text, settings in prompts:
         key = None
@@ -72,16 +72,16 @@ def keyed(prompts: Sequence[tuple[str, GenerationSettings]], seed: int) -> list[
 
 def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterator[Job]:
     """Jobs for prompts, those with the same settings together, and in them those that begin alike."""
-    by_settings: dict[GenerationSettings, list[int]] = {}
+    by_settings: dict[GenerationParams, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_settings.setdefault(prompt.settings, []).append(i)
     for how, group in by_settings.items():
         order = sorted(group, key=lambda i: prompts[i].text)
-        for beginning, alike in _groups(order, lambda i: prompts[i].text, settings):
+        for prefix, alike in _groups(order, lambda i: prompts[i].text, settings):
             for items, characters in _cut(alike, lambda i: len(prompts[i].text), settings):
                 keys = [key for i in items if (key := prompts[i].key) is not None]
                 work = GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys)
-                yield Job(work, items, beginning, characters)
+                yield Job(work, items, prefix, characters)
 
 
 def _groups(
@@ -93,16 +93,16 @@ def _groups(
     """
     alike: dict[str, list[int]] = {}
     for i in order:
-        alike.setdefault(text(i)[:_LONG_BEGINNING], []).append(i)
+        alike.setdefault(text(i)[:_LONG_PREFIX], []).append(i)
     few: list[int] = []
-    for beginning, items in alike.items():
-        if len(beginning) < _LONG_BEGINNING or len(items) * _SMALL_GROUPS < settings.batch_items:
+    for prefix, items in alike.items():
+        if len(prefix) < _LONG_PREFIX or len(items) * _SMALL_GROUPS < settings.batch_items:
             few += items
             continue
         if few:
             yield None, few
             few = []
-        yield hashlib.sha256(beginning.encode(errors="surrogatepass")).hexdigest(), items
+        yield hashlib.sha256(prefix.encode(errors="surrogatepass")).hexdigest(), items
     if few:
         yield None, few
 

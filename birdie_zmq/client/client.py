@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from birdie_zmq.client.core import Action, Deliver, Fail, FailItem, Follow, Job, Send, Session, Tell
+from birdie_zmq.client.core import Action, ClientCore, Deliver, Fail, FailItem, Follow, Job, Send, Tell
 from birdie_zmq.client.progress import Estimate, Progress
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.protocol import messages as m
@@ -94,7 +94,7 @@ class Client:
         key_file: Path | None = None,
     ) -> None:
         self._settings = settings or ClientSettings()
-        self._session = Session(model, limits or StepLimits(), self._settings, endpoint)
+        self._session = ClientCore(model, limits or StepLimits(), self._settings, endpoint)
         self._dealer = Dealer(parse_endpoint(endpoint), None if key_file is None else read_peer_key(key_file))
         self._supervisor = supervisor
         self._lock = threading.Lock()
@@ -137,14 +137,14 @@ class Client:
         return description
 
     @property
-    def switches(self) -> int:
+    def model_switches(self) -> int:
         """How often a worker of the broker has changed from one model to another while this client waited."""
-        return self._session.switches
+        return self._session.model_switches
 
     @property
-    def losses(self) -> int:
+    def retries(self) -> int:
         """How often a worker or a model process has died at its work while this client waited."""
-        return self._session.losses
+        return self._session.retries
 
     def run(
         self,
@@ -234,8 +234,8 @@ class Client:
         while (frame := self._dealer.receive()) is not None:
             act(self._session.received(self._decoded(frame), time.monotonic()))
         now = time.monotonic()
-        late_s = now - began - _POLL_S
-        act(self._session.tick(now, late_s if late_s > _STOPPED_S else 0.0))
+        stall_s = now - began - _POLL_S
+        act(self._session.tick(now, stall_s if stall_s > _STOPPED_S else 0.0))
         if self._supervisor is not None:
             silent_s, missing_s = self._session.broker_silent_s(now), self._session.worker_missing_s()
             self._supervisor.check(Pulse(silent_s, missing_s, self._session.answered))

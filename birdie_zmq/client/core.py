@@ -21,7 +21,7 @@ from birdie_zmq.client.batch_splitting import LEAST_ITEMS, cut
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UnknownPeer, WorkerUnavailable
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Advance, Answers, Level, ModelSpec, StepLimits, Work
+from birdie_zmq.types import Answers, Level, ModelSpec, ProgressDelta, StepLimits, Work
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Job:
 
     work: Work
     items: list[int]
-    beginning: str | None = None
+    prefix: str | None = None
     characters: int = 0
 
     def cut(self, count: int) -> list[Job]:
@@ -73,7 +73,7 @@ class Follow:
     """A job, which has this item, has come on."""
 
     item: int
-    advance: Advance
+    advance: ProgressDelta
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class _InFlight:
         return replace(self.job, work=self.job.work.select(left), items=[self.job.items[i] for i in left])
 
 
-class Session:
+class ClientCore:
     """The client's whole behaviour.
 
     Args:
@@ -154,8 +154,8 @@ class Session:
         self._counts = m.Pong(workers=0)
         self._failed_items = 0
         self.answered = 0
-        self.switches = 0
-        self.losses = 0
+        self.model_switches = 0
+        self.retries = 0
         self._waiting: deque[Job] = deque()
         self._in_flight: dict[int, _InFlight] = {}
         self._next_batch = 0
@@ -228,10 +228,10 @@ class Session:
             case m.Answered():
                 self._workers_seen_at = now
                 return self._answered(message)
-            case m.Advanced():
+            case m.Progressed():
                 self._workers_seen_at = now
                 in_flight = self._in_flight.get(message.batch)
-                return [] if in_flight is None else [Follow(in_flight.job.items[0], message.advance)]
+                return [] if in_flight is None else [Follow(in_flight.job.items[0], message.progress)]
             case m.ItemFailed():
                 self._workers_seen_at = now
                 return self._item_failed(message)
@@ -241,8 +241,8 @@ class Session:
                 self._workers_seen_at = now
                 return [Tell(level, text, once)] if number in self._in_flight else []
             case m.Pong():
-                self.switches += max(0, message.switches - self._counts.switches)
-                self.losses += max(0, message.losses - self._counts.losses)
+                self.model_switches += max(0, message.model_switches - self._counts.model_switches)
+                self.retries += max(0, message.retries - self._counts.retries)
                 self._counts = message
                 actions = self._count_workers(message.workers, now)
                 return [*actions, *self._fill()] if message.workers else actions
@@ -252,12 +252,12 @@ class Session:
                     return [Fail(error)]
                 return self._greet(now) if self._phase is _Phase.OPEN else []
 
-    def tick(self, now: float, late_s: float = 0.0) -> list[Action]:
+    def tick(self, now: float, stall_s: float = 0.0) -> list[Action]:
         """Take in that time has passed, ``late_s`` more of it than should have, because this process was stopped."""
-        self._heard_at += late_s
-        self._workers_seen_at += late_s
+        self._heard_at += stall_s
+        self._workers_seen_at += stall_s
         if self._greeting_since is not None:
-            self._greeting_since += late_s
+            self._greeting_since += stall_s
         if self._phase is _Phase.GREETING and self._greeting_since is not None:
             return self._wait_for_greeting(self._greeting_since, now)
         if self.is_idle:
@@ -328,7 +328,7 @@ class Session:
                         work=job.work,
                         limits=self._limits,
                         identity=self.identity,
-                        beginning=job.beginning,
+                        prefix=job.prefix,
                     )
                 )
             )
@@ -350,7 +350,7 @@ class Session:
         items = [in_flight.job.items[i] for i in first]
         positions = list(first.values())
         deliver = [Deliver(items, positions, message.answers)] if items else []
-        return [*deliver, Follow(in_flight.job.items[0], message.advance), *self._go_on(message.batch, in_flight)]
+        return [*deliver, Follow(in_flight.job.items[0], message.progress), *self._go_on(message.batch, in_flight)]
 
     def _item_failed(self, message: m.ItemFailed) -> list[Action]:
         in_flight = self._in_flight.get(message.batch)

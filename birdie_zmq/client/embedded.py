@@ -50,7 +50,7 @@ class _Child:
     answered: int = 0
 
 
-class Embedded:
+class EmbeddedProcesses:
     """Starts a broker and a worker, and keeps them running until `close`.
 
     Args:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from birdie_zmq.client.core import Job
-from birdie_zmq.client.survival import Survival
-from birdie_zmq.types import Advance, Computed, GenerateWork, LogLikelihoodWork, RollingWork, Work
+from birdie_zmq.client.survival import SurvivalCurve
+from birdie_zmq.types import ComputeCounters, GenerateWork, LogLikelihoodWork, ProgressDelta, RollingWork, Work
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ _MOST_LENGTHS = 1_000
 class _Work(Protocol):
     """An estimate for one kind of work, in the positions that workers tell of."""
 
-    def advanced(self, job: int, advance: Advance, computed: Computed) -> None: ...
+    def advanced(self, job: int, advance: ProgressDelta, computed: ComputeCounters) -> None: ...
 
     def over(self, job: int) -> None: ...
 
@@ -63,7 +63,7 @@ class Estimate:
     def __init__(self, jobs: Sequence[Job], now: float) -> None:
         self._latest = now
         self._active_s = 0.0
-        self._computed = Computed()
+        self._computed = ComputeCounters()
         self._pace = _Pace()
         self._compiling = _Compiling(len(jobs))
         self._job_of = {item: number for number, job in enumerate(jobs) for item in job.items}
@@ -83,7 +83,7 @@ class Estimate:
                 if self._work is not None:
                     self._work.over(job)
 
-    def advanced(self, item: int, advance: Advance, now: float) -> None:
+    def advanced(self, item: int, advance: ProgressDelta, now: float) -> None:
         """The job that has this item has come on."""
         computed = advance.computed
         busy = computed.seconds + computed.compile_seconds
@@ -159,11 +159,11 @@ class _Reading:
         """How many jobs have not begun."""
         return len(self._unbegun)
 
-    def advanced(self, job: int, ahead: int, computed: Computed) -> None:
+    def advanced(self, job: int, remaining: int, computed: ComputeCounters) -> None:
         size = self._unbegun.pop(job, _Size())
         self._begun += size
         self._waiting -= size
-        self._ahead[job] = ahead
+        self._ahead[job] = remaining
         self._planned = computed.planned
         common = self._begun.whole - self._begun.new
         if common and computed.requested:
@@ -251,12 +251,12 @@ class _Compiling:
         self._compiled = 0
         self._seconds = 0.0
 
-    def advanced(self, job: int, advance: Advance, seconds: float) -> None:
+    def advanced(self, job: int, advance: ProgressDelta, seconds: float) -> None:
         """A job has come on, and it was compiled for so long."""
-        programs = advance.computed.programs
+        programs = advance.computed.executables
         self._compiled += programs
         self._seconds += seconds
-        self._ahead[job] = advance.programs
+        self._ahead[job] = advance.pending_compiles
         self._wanted[job] = self._wanted.get(job, 0) + programs
 
     def over(self, job: int) -> None:
@@ -289,9 +289,9 @@ class _Scoring:
     def over(self, job: int) -> None:
         self._reading.over(job)
 
-    def advanced(self, job: int, advance: Advance, computed: Computed) -> None:
+    def advanced(self, job: int, advance: ProgressDelta, computed: ComputeCounters) -> None:
         if self._open[job]:
-            self._reading.advanced(job, advance.ahead, computed)
+            self._reading.advanced(job, advance.remaining, computed)
 
     def cost_left(self) -> float | None:
         return self._reading.left()
@@ -324,29 +324,29 @@ class _Continuing:
         self._reading.over(job)
         self._going.pop(job, None)
 
-    def advanced(self, job: int, advance: Advance, computed: Computed) -> None:
-        for length in advance.ended:
+    def advanced(self, job: int, advance: ProgressDelta, computed: ComputeCounters) -> None:
+        for length in advance.finished_lengths:
             (self._ended if length < self._most[job] else self._cut).append(length)
-        if advance.slots >= self._slots and advance.round_cost:  # Where few go on, so do fewer slots.
-            self._slots, self._round_cost = min(advance.slots, self._longest), advance.round_cost
-            self._row_cost = min(advance.row_cost, advance.round_cost // advance.slots)
+        if advance.decode_rows >= self._slots and advance.decode_step_cost:  # Where few go on, so do fewer slots.
+            self._slots, self._round_cost = min(advance.decode_rows, self._longest), advance.decode_step_cost
+            self._row_cost = min(advance.decode_row_cost, advance.decode_step_cost // advance.decode_rows)
         if self._open[job]:
-            self._reading.advanced(job, advance.ahead, computed)
-            self._going[job] = advance.going[: self._open[job]]
+            self._reading.advanced(job, advance.remaining, computed)
+            self._going[job] = advance.active_lengths[: self._open[job]]
 
     def cost_left(self) -> float | None:
-        going = [(length, self._most[job]) for job, lengths in self._going.items() for length in lengths]
+        active_lengths = [(length, self._most[job]) for job, lengths in self._going.items() for length in lengths]
         if not self._round_cost:
             return None
-        survival = Survival(self._ended, [*self._cut, *(length for length, _ in going)])
+        survival = SurvivalCurve(self._ended, [*self._cut, *(length for length, _ in active_lengths)])
         waiting = Counter[int]()
         for job, count in enumerate(self._open):
             waiting[self._most[job]] += count - len(self._going.get(job, ()))
         rounds = sum(count * survival.mean(most) for most, count in waiting.items()) / self._slots
         if self._slots == 1:
-            rounds += sum(survival.mean(most, length) for length, most in going)
+            rounds += sum(survival.mean(most, length) for length, most in active_lengths)
             return rounds * self._round_cost + self._reading.left()
-        cost = rounds * self._round_cost + self._ending_cost(survival, going)
+        cost = rounds * self._round_cost + self._ending_cost(survival, active_lengths)
         # Where a job ends, fewer and fewer go on, until the last one lets the next job begin.
         if self._reading.unbegun:
             most = self._most[-1]
@@ -354,10 +354,10 @@ class _Continuing:
             cost += self._reading.unbegun * max(0.0, ending - survival.mean(most) * self._round_cost)
         return cost + self._reading.left()
 
-    def _ending_cost(self, survival: Survival, going: Sequence[tuple[int, int]]) -> float:
+    def _ending_cost(self, survival: SurvivalCurve, active_lengths: Sequence[tuple[int, int]]) -> float:
         """Of the rounds until all these texts have ended, which have fewer slots as there are fewer texts."""
-        rounds = survival.until_all_end(going)
-        tokens = sum(survival.mean(most, length) for length, most in going)
+        rounds = survival.until_all_end(active_lengths)
+        tokens = sum(survival.mean(most, length) for length, most in active_lengths)
         narrowed = rounds * (self._round_cost - self._slots * self._row_cost) + _SPARE * tokens * self._row_cost
         return min(rounds * self._round_cost, narrowed)
 

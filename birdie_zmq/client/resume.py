@@ -32,7 +32,7 @@ class Asks(Protocol):
         ...
 
 
-class Resuming:
+class ResumableClient:
     """A client that asks only what the journal does not answer, and writes down what it is told.
 
     Args:

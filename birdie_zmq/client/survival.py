@@ -21,7 +21,7 @@ _TAIL = 6
 """Of an exponential tail, what lies behind so many of its means is left out: 0.2%."""
 
 
-class Survival:
+class SurvivalCurve:
     """The survival function of durations, of which some are not over.
 
     Args:

@@ -91,7 +91,7 @@ class _Worker:
 
 
 @dataclass
-class Crew:
+class ClusterCore:
     """Workers by their numbers, 1 and up.
 
     Attributes:

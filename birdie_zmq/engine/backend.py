@@ -9,18 +9,18 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Step, Tokens
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 
-Ability = Literal["rows", "forks", "branches", "pairs"]
+ExecutionMode = Literal["rows", "forks", "branches", "pairs"]
 """How a model reads, and so how its work is planned: whole rows, in steps from a state, trees behind a state, or pairs of
 a context and a continuation, which its own function scores."""
 
 
 @dataclass(frozen=True)
-class PlaceScores:
+class TokenScores:
     """What stands at the places of a step.
 
     ``logprobs`` float32[q] are the targets' log-probabilities in nats, ``greedy`` bool[q] says whether each target is
@@ -41,10 +41,10 @@ class NextTokens:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingMetadata:
     """How tokens are drawn at each place of a step: by a random key, and by how many it has drawn before, int32[q]."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     keys: Sequence[int]
     drawn: npt.NDArray[np.int32]
 
@@ -52,7 +52,7 @@ class Drawing:
 class PendingScores(Protocol):
     """The scores of a step that the device may still be computing."""
 
-    def result(self) -> PlaceScores:
+    def result(self) -> TokenScores:
         """Wait for them."""
         ...
 
@@ -60,7 +60,7 @@ class PendingScores(Protocol):
 class Decoding(Protocol):
     """Rows that are continued side by side, each until it is taken out."""
 
-    def put(self, row: int, prompt: Tokens, pieces: Sequence[Piece], key: int = 0, drawn: int = 0) -> list[int]:
+    def put(self, row: int, prompt: Tokens, pieces: Sequence[PrefillChunk], key: int = 0, drawn: int = 0) -> list[int]:
         """Read a prompt int32[n] in pieces, and let a row continue it; the lengths of the steps that it took.
 
         Where tokens are drawn, they are by the key and by how many were `drawn` of this prompt before.
@@ -84,7 +84,7 @@ class Backend(Protocol):
     """
 
     name: str
-    ability: Ability
+    ability: ExecutionMode
     """``pairs`` where the model gives nothing but its own score."""
     scores_pairs: bool
     """Whether the model scores a continuation after its context by a function of its own."""
@@ -127,7 +127,7 @@ class Backend(Protocol):
         """Begin to compute the log-probabilities of a step's targets at its places."""
         ...
 
-    def next_tokens(self, step: Step, drawing: Drawing | None = None) -> NextTokens:
+    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
         """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
         ...
 
@@ -139,7 +139,7 @@ class Backend(Protocol):
         """
         ...
 
-    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
+    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
         """Rows with room for `capacity` tokens each, for models with a state."""
         ...
 

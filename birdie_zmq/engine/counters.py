@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from birdie_zmq.types import StepReport
+from birdie_zmq.types import RunStatistics
 
 Shape = tuple[int, int]
 """The rows and the length of a step."""
 
 
 @dataclass
-class Tally:
-    """Counts; `birdie_zmq.protocol.messages.StepReport` says what each means."""
+class Counters:
+    """Counts; `birdie_zmq.protocol.messages.RunStatistics` says what each means."""
 
     requests: int = 0
     steps: int = 0
@@ -27,50 +27,50 @@ class Tally:
     """The cost of all that was planned to be read, by `costs`."""
     done: int = 0
     """The cost of what was read and decoded."""
-    ahead: int = 0
+    remaining: int = 0
     """What is planned at this moment and not done."""
-    going: list[int] = field(default_factory=list)
+    active_lengths: list[int] = field(default_factory=list)
     """How many tokens each of the texts has that are being continued at this moment."""
-    ended: list[int] = field(default_factory=list)
+    finished_lengths: list[int] = field(default_factory=list)
     """And those that have ended since somebody took note of it."""
-    slots: int = 1
+    decode_rows: int = 1
     """Of these texts, so many get another token together."""
-    round_cost: int = 0
-    row_cost: int = 0
+    decode_step_cost: int = 0
+    decode_row_cost: int = 0
     """The part of it that each of them has."""
-    coming: set[Shape] = field(default_factory=set)
+    pending_shapes: set[Shape] = field(default_factory=set)
     """Of the steps that are planned."""
     seconds: float = 0.0
     shapes: set[Shape] = field(default_factory=set)
     possible: set[Shape] = field(default_factory=set)
 
     @property
-    def programs_ahead(self) -> int:
+    def pending_compiles(self) -> int:
         """How many shapes are coming that the model was not called with yet."""
-        return len(self.coming - self.shapes)
+        return len(self.pending_shapes - self.shapes)
 
     def plan(self, cost: int, shapes: Iterable[Shape]) -> None:
         """So much is to be read, in steps of these shapes, and nothing else of what was planned before."""
         self.planned += cost
-        self.ahead = cost
-        self.coming = set(shapes)
+        self.remaining = cost
+        self.pending_shapes = set(shapes)
 
     def read(self, cost: int) -> None:
         """So much of that is done."""
         self.done += cost
-        self.ahead = max(0, self.ahead - cost)
+        self.remaining = max(0, self.remaining - cost)
 
-    def came_on(self, cost: int, going: list[int], ended: list[int]) -> None:
+    def came_on(self, cost: int, active_lengths: list[int], finished_lengths: list[int]) -> None:
         """Texts that are continued have more tokens at such a cost: those that go on so many each, as those that ended."""
         self.done += cost
-        self.going = going
-        self.ended += ended
+        self.active_lengths = active_lengths
+        self.finished_lengths += finished_lengths
 
     def over(self) -> None:
         """Nothing is being computed any more."""
-        self.ahead = 0
-        self.going = []
-        self.coming = set()
+        self.remaining = 0
+        self.active_lengths = []
+        self.pending_shapes = set()
 
     def step(self, shape: Shape, used: int) -> None:
         """One call of the model, with so many positions that are not padding."""
@@ -93,9 +93,9 @@ class Tally:
         """Steps may have these shapes."""
         self.possible.update(shapes)
 
-    def report(self, *, compile_seconds: float, idle_seconds: float, states_evicted: int) -> StepReport:
+    def report(self, *, compile_seconds: float, idle_seconds: float, states_evicted: int) -> RunStatistics:
         """All of it, as it travels."""
-        return StepReport(
+        return RunStatistics(
             requests=self.requests,
             steps=self.steps,
             tokens_requested=self.tokens_requested,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from birdie_zmq.engine.stop_criteria import cut_at_first
-from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.types import GenerationSettings
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
+from birdie_zmq.types import GenerationParams
 
 
-class AnswerText:
+class AnswerExtractor:
     """Reads generated tokens as lm_eval's own backends do, with the one difference that thoughts hold no stop string.
 
     A model that thinks writes its thoughts first. They are cut off, with the white space behind them, before stop
@@ -21,7 +21,7 @@ class AnswerText:
         settings: The stop strings, and what ends the thoughts.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, settings: GenerationSettings) -> None:
+    def __init__(self, tokenizer: TokenizerAdapter, settings: GenerationParams) -> None:
         self._tokenizer = tokenizer
         self._until = settings.until
         self._end_token: int | None = None
@@ -37,9 +37,9 @@ class AnswerText:
                 else:
                     self._end_text = text
 
-    def begin(self) -> Growing:
+    def begin(self) -> IncrementalDetokenizer:
         """An answer of no tokens."""
-        return Growing(self, self._tokenizer, self._until, self._end_token, self._end_text)
+        return IncrementalDetokenizer(self, self._tokenizer, self._until, self._end_token, self._end_text)
 
     def is_over(self, generated: Sequence[int]) -> bool:
         """Whether a stop string stands in the answer."""
@@ -81,7 +81,7 @@ class AnswerText:
         return text if token is None and self._end_text is None else text.lstrip()
 
 
-class Growing:
+class IncrementalDetokenizer:
     """An answer as its tokens come. Its end is looked for in what is new, and then made sure of in all of it.
 
     Args:
@@ -97,8 +97,8 @@ class Growing:
 
     def __init__(
         self,
-        answer: AnswerText,
-        tokenizer: TextTokenizer,
+        answer: AnswerExtractor,
+        tokenizer: TokenizerAdapter,
         until: Sequence[str],
         end_token: int | None,
         end_text: str | None,

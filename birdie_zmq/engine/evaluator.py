@@ -14,17 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from birdie_zmq.engine.backend import Ability, Backend
-from birdie_zmq.engine.counters import Shape, Tally
-from birdie_zmq.engine.detokenizer import AnswerText
-from birdie_zmq.engine.generation import Ends, Row, carry_on, reread
-from birdie_zmq.engine.planning.prefix_tree import Tree
+from birdie_zmq.engine.backend import Backend, ExecutionMode
+from birdie_zmq.engine.counters import Counters, Shape
+from birdie_zmq.engine.detokenizer import AnswerExtractor
+from birdie_zmq.engine.generation import Row, StopConditions, decode_with_cache, decode_without_cache
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.row_planner import distinct_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Scored, Step, Tokens
+from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
-from birdie_zmq.engine.scoring import Finished, IdleClock, NotFinite, possible_shapes, score
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.scoring import FinishedSequences, IdleClock, NonFiniteScore, possible_shapes, score
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import (
     BirdieError,
     NonFiniteLogits,
@@ -34,18 +34,18 @@ from birdie_zmq.errors import (
     UnsupportedRequest,
 )
 from birdie_zmq.types import (
-    Advance,
     Answers,
     ChatWork,
-    Computed,
+    ComputeCounters,
     GenerateWork,
     Level,
     LogLikelihoodWork,
+    ProgressDelta,
     RollingScores,
     RollingWork,
+    RunStatistics,
     Scores,
     StepLimits,
-    StepReport,
     Texts,
     Work,
 )
@@ -75,7 +75,7 @@ class Listener(Protocol):
         ...
 
 
-Encoded = Sequence[Scored | None] | Sequence[Sequence[Scored]]
+Encoded = Sequence[ScoredSequence | None] | Sequence[Sequence[ScoredSequence]]
 """The tokens of pairs, or the windows of whole texts."""
 
 
@@ -100,7 +100,7 @@ class Evaluator:
 
     def __init__(
         self,
-        tokenizer: TextTokenizer,
+        tokenizer: TokenizerAdapter,
         backend: Backend,
         max_length: int,
         clock: Callable[[], float] = time.monotonic,
@@ -111,13 +111,13 @@ class Evaluator:
         self._clock = clock
         # A device whose program is compiled has nothing to do either, but that is counted as compiling.
         self._idle = IdleClock(self._seconds_now)
-        self._tally = Tally(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
+        self._tally = Counters(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
         self._has_advised = False
         self._busy_since: float | None = None
         self._traced_before = backend.tracing_seconds
 
     @property
-    def report(self) -> StepReport:
+    def report(self) -> RunStatistics:
         """What has been computed so far."""
         return self._tally.report(
             compile_seconds=self._backend.compile_seconds,
@@ -126,16 +126,16 @@ class Evaluator:
         )
 
     @property
-    def computed(self) -> Computed:
+    def computed(self) -> ComputeCounters:
         """The counts that are told while the work goes on; may be asked for in another thread."""
         tally, since = self._tally, self._busy_since
         tracing = self._backend.tracing_seconds - self._traced_before
         seconds = tally.seconds + (0.0 if since is None else self._seconds_now() - since)
-        return Computed(
+        return ComputeCounters(
             tokens=tally.tokens_computed,
             padding=tally.tokens_padding,
             generated=tally.tokens_generated,
-            programs=len(tally.shapes),
+            executables=len(tally.shapes),
             seconds=max(0.0, seconds - tracing),
             compile_seconds=self._backend.compile_seconds + tracing,
             requested=tally.tokens_requested,
@@ -144,19 +144,19 @@ class Evaluator:
             done=tally.done,
         )
 
-    def advance(self, computed: Computed) -> Advance:
+    def advance(self, computed: ComputeCounters) -> ProgressDelta:
         """How far the work has come by computing what is new; tells of each text once that it has ended."""
         tally = self._tally
-        ended, tally.ended = tuple(tally.ended), []
-        return Advance(
+        finished_lengths, tally.finished_lengths = tuple(tally.finished_lengths), []
+        return ProgressDelta(
             computed=computed,
-            ahead=tally.ahead,
-            going=tuple(tally.going),
-            ended=ended,
-            slots=tally.slots,
-            round_cost=tally.round_cost,
-            row_cost=tally.row_cost,
-            programs=tally.programs_ahead,
+            remaining=tally.remaining,
+            active_lengths=tuple(tally.active_lengths),
+            finished_lengths=finished_lengths,
+            decode_rows=tally.decode_rows,
+            decode_step_cost=tally.decode_step_cost,
+            decode_row_cost=tally.decode_row_cost,
+            pending_compiles=tally.pending_compiles,
         )
 
     def encode(self, work: Work) -> Encoded | None:
@@ -183,7 +183,7 @@ class Evaluator:
         work: LogLikelihoodWork,
         limits: StepLimits,
         listener: Listener,
-        items: Sequence[Scored | None] | None = None,
+        items: Sequence[ScoredSequence | None] | None = None,
     ) -> None:
         """Score each continuation after its context.
 
@@ -219,7 +219,7 @@ class Evaluator:
         work: RollingWork,
         limits: StepLimits,
         listener: Listener,
-        texts: Sequence[Sequence[Scored]] | None = None,
+        texts: Sequence[Sequence[ScoredSequence]] | None = None,
     ) -> None:
         """Score each whole text; an empty one scores 0. The windows of all texts share steps.
 
@@ -262,7 +262,7 @@ class Evaluator:
         """
         self._check_reads("prompts that are to be continued (generate_until)")
         rows = self._prompts(work, listener)
-        ends = Ends(self._tokenizer.eos_token_ids, work.settings.max_gen_toks)
+        ends = StopConditions(self._tokenizer.eos_token_ids, work.settings.max_gen_toks)
         backend, sampling = self._backend, work.settings.sampling
 
         def called(shapes: Sequence[Shape]) -> AbstractContextManager[None]:
@@ -275,14 +275,14 @@ class Evaluator:
         if backend.ability == "rows":
             self._advise(listener)
             buckets = self._buckets(limits, backend.ability)
-            finished = reread(backend, rows, ends, sampling, buckets, called, self._tally)
+            finished = decode_without_cache(backend, rows, ends, sampling, buckets, called, self._tally)
         else:
-            finished = carry_on(backend, rows, ends, sampling, limits, called, self._tally, fewer)
+            finished = decode_with_cache(backend, rows, ends, sampling, limits, called, self._tally, fewer)
         with self._timed():
             try:
                 for row in finished:
                     listener.answered([row.index], Texts(texts=[row.answer.text()]))
-            except NotFinite as failure:
+            except NonFiniteScore as failure:
                 raise ItemFailed(failure.number, _not_finite()) from None
 
     def render_chat(self, work: ChatWork, listener: Listener) -> None:
@@ -300,13 +300,13 @@ class Evaluator:
 
     def _score(
         self,
-        items: Sequence[Scored],
+        items: Sequence[ScoredSequence],
         owners: Sequence[int],
         limits: StepLimits,
         listener: Listener,
         *,
         as_pairs: bool = False,
-    ) -> Iterator[Finished]:
+    ) -> Iterator[FinishedSequences]:
         """Run the items' steps; after each, the numbers of the items that are done and their results."""
         for item, owner in zip(items, owners, strict=True):
             self._check_vocabulary(item.tokens, owner)
@@ -314,7 +314,7 @@ class Evaluator:
         self._tally.tokens_distinct += (
             sum(len(items[numbers[0]].row) for numbers in distinct_pairs(items))
             if as_pairs
-            else Tree(items).distinct_tokens()
+            else PrefixTree(items).distinct_tokens()
         )
 
         def smaller(error: OutOfDeviceMemory) -> None:
@@ -334,10 +334,10 @@ class Evaluator:
                     smaller,
                     as_pairs=as_pairs,
                 )
-            except NotFinite as failure:
+            except NonFiniteScore as failure:
                 raise ItemFailed(owners[failure.number], _not_finite()) from None
 
-    def _check_lengths(self, items: Sequence[Scored | None], listener: Listener) -> None:
+    def _check_lengths(self, items: Sequence[ScoredSequence | None], listener: Listener) -> None:
         cut = 0
         longest = 0
         for index, item in enumerate(items):
@@ -376,7 +376,7 @@ class Evaluator:
         rows = []
         longest = 0
         cut = 0
-        answer = AnswerText(self._tokenizer, work.settings)
+        answer = AnswerExtractor(self._tokenizer, work.settings)
         for index, ids in enumerate(self._tokenizer.encode(work.prompts)):
             if len(ids) > room:
                 cut += 1
@@ -404,7 +404,7 @@ class Evaluator:
 
     # --- Steps -------------------------------------------------------------------------------------------------------
 
-    def _buckets(self, limits: StepLimits, ability: Ability) -> Buckets:
+    def _buckets(self, limits: StepLimits, ability: ExecutionMode) -> Buckets:
         backend = self._backend
         # A model's own score may well make logits of all its positions.
         vocab_size = backend.vocab_size if backend.makes_logits or ability == "pairs" else 0

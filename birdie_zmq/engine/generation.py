@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from birdie_zmq.engine.backend import Backend, Decoding, Drawing
-from birdie_zmq.engine.counters import Shape, Tally
-from birdie_zmq.engine.detokenizer import Growing
-from birdie_zmq.engine.planning.cost_model import reading_cost, round_cost, row_cost, step_cost
-from birdie_zmq.engine.planning.prefill_planner import Reading, plan_readings
+from birdie_zmq.engine.backend import Backend, Decoding, SamplingMetadata
+from birdie_zmq.engine.counters import Counters, Shape
+from birdie_zmq.engine.detokenizer import IncrementalDetokenizer
+from birdie_zmq.engine.planning.cost_model import decode_row_cost, decode_step_cost, prefill_cost, step_cost
+from birdie_zmq.engine.planning.prefill_planner import PrefillPlan, plan_prefills
 from birdie_zmq.engine.planning.row_planner import plan_rows
 from birdie_zmq.engine.planning.shape_buckets import PROMPT_PIECES, Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Scored, Tokens
-from birdie_zmq.engine.scoring import NotFinite
+from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
+from birdie_zmq.engine.scoring import NonFiniteScore
 from birdie_zmq.errors import OutOfDeviceMemory
-from birdie_zmq.types import Sampling, StepLimits
+from birdie_zmq.types import SamplingParams, StepLimits
 
 _WORTH_NARROWING = 0.75
 """Of what a round costs, the most that one with fewer rows may cost to be compiled."""
@@ -39,7 +39,7 @@ class Row:
     index: int
     prompt: Tokens
     key: int
-    answer: Growing
+    answer: IncrementalDetokenizer
 
     @property
     def tokens(self) -> Tokens:
@@ -48,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Ends:
+class StopConditions:
     """Where answers end, beside their stop strings: at these tokens, and after so many."""
 
     eos_token_ids: Collection[int]
@@ -61,14 +61,14 @@ class Ends:
         return row.answer.add(token) or len(row.answer.tokens) >= self.max_gen_toks
 
 
-def reread(
+def decode_without_cache(
     backend: Backend,
     rows: Sequence[Row],
-    ends: Ends,
-    sampling: Sampling | None,
+    ends: StopConditions,
+    sampling: SamplingParams | None,
     buckets: Buckets,
     called: Called,
-    tally: Tally,
+    tally: Counters,
 ) -> Iterator[Row]:
     """Continue rows by a model without a state: each that is finished.
 
@@ -80,12 +80,12 @@ def reread(
         finished: set[int] = set()
         cost = 0
         # One more token, any, stands for the one that is looked for.
-        for step in plan_rows([Scored(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
+        for step in plan_rows([ScoredSequence(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
             drawing = None
             if sampling is not None:
                 asking = [waiting[owner] for owner in step.owners]
                 drawn = np.array([len(row.answer.tokens) for row in asking], np.int32)
-                drawing = Drawing(sampling, [row.key for row in asking], drawn)
+                drawing = SamplingMetadata(sampling, [row.key for row in asking], drawn)
             with called([step.shape]):
                 chosen = backend.next_tokens(step, drawing)
             cost += step_cost(step, backend.budget)
@@ -94,25 +94,25 @@ def reread(
             for owner, token, finite in zip(step.owners, chosen.tokens, chosen.finite, strict=True):
                 row = waiting[owner]
                 if not finite:
-                    raise NotFinite(row.index)
+                    raise NonFiniteScore(row.index)
                 tally.tokens_generated += 1
                 if ends.take(row, int(token)):
                     finished.add(int(owner))
                     yield row
-        going = [len(row.answer.tokens) for number, row in enumerate(waiting) if number not in finished]
-        tally.came_on(cost, going, [len(waiting[number].answer.tokens) for number in finished])
-        tally.slots, tally.round_cost, tally.row_cost = 1, cost // len(waiting), 0
+        active_lengths = [len(row.answer.tokens) for number, row in enumerate(waiting) if number not in finished]
+        tally.came_on(cost, active_lengths, [len(waiting[number].answer.tokens) for number in finished])
+        tally.decode_rows, tally.decode_step_cost, tally.decode_row_cost = 1, cost // len(waiting), 0
         waiting = [row for number, row in enumerate(waiting) if number not in finished]
 
 
-def carry_on(
+def decode_with_cache(
     backend: Backend,
     rows: Sequence[Row],
-    ends: Ends,
-    sampling: Sampling | None,
+    ends: StopConditions,
+    sampling: SamplingParams | None,
     limits: StepLimits,
     called: Called,
-    tally: Tally,
+    tally: Counters,
     out_of_memory: Callable[[OutOfDeviceMemory, int], None],
 ) -> Iterator[Row]:
     """Continue rows by a model with a state: each that is finished.
@@ -136,7 +136,7 @@ def carry_on(
     most = min(limits.max_rows or backend.budget.decoding_rows, backend.budget.decoding_rows)
     while waiting:
         unit = backend.budget.row_unit if most >= backend.budget.row_unit else 1
-        readings = all_readings = plan_readings([row.tokens for row in waiting], backend.budget.call_tokens)
+        readings = all_readings = plan_prefills([row.tokens for row in waiting], backend.budget.call_tokens)
         needed = {reading.number: _slots(waiting[reading.number], reading, ends, backend) for reading in readings}
         largest = max(needed.values())
         wanted = limits.rows or min(max(unit, most // unit * unit), _width(len(waiting), unit))
@@ -150,7 +150,7 @@ def carry_on(
         shapes = {(1, piece.size) for reading in all_readings for piece in reading.pieces}
         widths = narrowing_widths(count, largest, narrow_by, budget)
         tally.plan(
-            sum(reading_cost(reading.pieces, budget) for reading in all_readings),
+            sum(prefill_cost(reading.pieces, budget) for reading in all_readings),
             shapes | {(width, 1) for width in widths},
         )
         finished: set[int] = set()
@@ -167,7 +167,7 @@ def carry_on(
         waiting = [row for row in waiting if id(row) not in finished]
 
 
-def _slots(row: Row, reading: Reading, ends: Ends, backend: Backend) -> int:
+def _slots(row: Row, reading: PrefillPlan, ends: StopConditions, backend: Backend) -> int:
     """What a row may need of a state: its pieces with their padding, or all that will be decoded."""
     return max(reading.slots, len(row.prompt) + ends.max_gen_toks + backend.budget.decoded)
 
@@ -188,7 +188,9 @@ def narrowing_widths(count: int, capacity: int, unit: int | None, budget: StepBu
     widths = [count]
     for fewer in range(count - 1, 0, -1) if unit else ():
         width = _width(fewer, unit or 1)
-        if round_cost(width, capacity, budget) <= _WORTH_NARROWING * round_cost(widths[-1], capacity, budget):
+        if decode_step_cost(width, capacity, budget) <= _WORTH_NARROWING * decode_step_cost(
+            widths[-1], capacity, budget
+        ):
             widths.append(width)
     return tuple(widths)
 
@@ -199,11 +201,11 @@ class _Session:
     def __init__(
         self,
         backend: Backend,
-        sampling: Sampling | None,
+        sampling: SamplingParams | None,
         widths: Sequence[int],
         capacity: int,
         called: Called,
-        tally: Tally,
+        tally: Counters,
     ) -> None:
         self._decoding: Decoding = backend.decoding(widths[0], capacity, sampling)
         self._slots: list[Row | None] = [None] * widths[0]
@@ -214,7 +216,7 @@ class _Session:
         self._budget = backend.budget
         tally.allow({(1, length) for length in PROMPT_PIECES})
 
-    def run(self, work: Sequence[tuple[Row, Reading]], ends: Ends) -> Iterator[Row]:
+    def run(self, work: Sequence[tuple[Row, PrefillPlan]], ends: StopConditions) -> Iterator[Row]:
         """Continue rows; each that is finished."""
         waiting = deque(work)
         while waiting or any(self._slots):
@@ -225,12 +227,12 @@ class _Session:
                 self._narrow()
             yield from self._decode(ends)
 
-    def _put(self, number: int, row: Row, reading: Reading) -> None:
+    def _put(self, number: int, row: Row, reading: PrefillPlan) -> None:
         shapes = [(1, piece.size) for piece in reading.pieces]
         with self._called(shapes):
             read = self._decoding.put(number, row.tokens, reading.pieces, row.key, len(row.answer.tokens))
         self._slots[number] = row
-        self._tally.read(reading_cost(reading.pieces, self._budget))
+        self._tally.read(prefill_cost(reading.pieces, self._budget))
         for piece in reading.pieces[len(reading.pieces) - len(read) :]:
             self._tally.step((1, piece.size), piece.end - piece.begin)
 
@@ -245,7 +247,7 @@ class _Session:
         self._decoding.narrow(kept)
         self._slots = [self._slots[number] for number in kept]
 
-    def _decode(self, ends: Ends) -> Iterator[Row]:
+    def _decode(self, ends: StopConditions) -> Iterator[Row]:
         shape = (len(self._slots), 1)
         self._tally.allow([shape])
         with self._called([shape]):
@@ -258,7 +260,7 @@ class _Session:
                 continue
             for token, finite in zip(chosen.tokens[number], chosen.finite[number], strict=True):
                 if not finite:
-                    raise NotFinite(row.index)
+                    raise NonFiniteScore(row.index)
                 used += 1
                 if ends.take(row, int(token)):
                     self._slots[number] = None
@@ -266,9 +268,9 @@ class _Session:
                     break
         self._tally.tokens_requested += used
         self._tally.decode(len(self._slots), chosen.tokens.shape[1], active, used)
-        going = [len(row.answer.tokens) for row in self._slots if row is not None]
-        cost = round_cost(len(self._slots), self._capacity, self._budget)
-        self._tally.came_on(cost * chosen.tokens.shape[1], going, [len(row.answer.tokens) for row in finished])
-        self._tally.slots, self._tally.round_cost = len(self._slots), cost
-        self._tally.row_cost = row_cost(self._capacity, self._budget)
+        active_lengths = [len(row.answer.tokens) for row in self._slots if row is not None]
+        cost = decode_step_cost(len(self._slots), self._capacity, self._budget)
+        self._tally.came_on(cost * chosen.tokens.shape[1], active_lengths, [len(row.answer.tokens) for row in finished])
+        self._tally.decode_rows, self._tally.decode_step_cost = len(self._slots), cost
+        self._tally.decode_row_cost = decode_row_cost(self._capacity, self._budget)
         yield from finished

@@ -11,7 +11,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class Kept(Generic[S]):
+class CachedPrefix(Generic[S]):
     """A state of one row, its slots, and its size."""
 
     state: S
@@ -19,7 +19,7 @@ class Kept(Generic[S]):
     size_bytes: int
 
 
-class StateStore(Generic[S]):
+class PrefixCache(Generic[S]):
     """States by the bytes of the tokens that they have read.
 
     Args:
@@ -31,13 +31,13 @@ class StateStore(Generic[S]):
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._kept: OrderedDict[bytes, Kept[S]] = OrderedDict()
+        self._kept: OrderedDict[bytes, CachedPrefix[S]] = OrderedDict()
         self.evicted = 0
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, name: bytes) -> Kept[S]:
+    def get(self, name: bytes) -> CachedPrefix[S]:
         """The state of a beginning, which is used now.
 
         Raises:
@@ -46,7 +46,7 @@ class StateStore(Generic[S]):
         self._kept.move_to_end(name)
         return self._kept[name]
 
-    def put(self, name: bytes, kept: Kept[S]) -> None:
+    def put(self, name: bytes, kept: CachedPrefix[S]) -> None:
         """Keep a state."""
         self._kept[name] = kept
         self._kept.move_to_end(name)
@@ -69,7 +69,7 @@ class StateStore(Generic[S]):
         self._kept.clear()
 
 
-def slots_for(room: int) -> int:
+def capacity_for(room: int) -> int:
     """Slots for so many tokens; few numbers, since each is compiled for."""
     if room > 4096:
         return -(-room // 4096) * 4096

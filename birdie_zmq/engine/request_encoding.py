@@ -17,11 +17,13 @@ from collections.abc import Sequence
 import numpy as np
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from birdie_zmq.engine.planning.steps import Scored
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.planning.steps import ScoredSequence
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 
 
-def encode_pairs(tokenizer: TextTokenizer, pairs: Sequence[tuple[str, str]], max_length: int) -> list[Scored | None]:
+def encode_pairs(
+    tokenizer: TokenizerAdapter, pairs: Sequence[tuple[str, str]], max_length: int
+) -> list[ScoredSequence | None]:
     """The tokens of each ``(context, continuation)``; None where there is nothing to score.
 
     A continuation of more than ``max_length`` tokens comes back uncut: no window of the model holds it, and what to
@@ -31,7 +33,7 @@ def encode_pairs(tokenizer: TextTokenizer, pairs: Sequence[tuple[str, str]], max
     # Many pairs share a context, so each text is encoded once.
     wholes = _encode_distinct(tokenizer, [context + continuation for context, continuation in split if context])
     contexts = _encode_distinct(tokenizer, [context for context, _ in split if context])
-    result: list[Scored | None] = []
+    result: list[ScoredSequence | None] = []
     alone: list[int] = []
     for number, (context, continuation) in enumerate(split):
         result.append(None)
@@ -58,7 +60,7 @@ def encode_pairs(tokenizer: TextTokenizer, pairs: Sequence[tuple[str, str]], max
     return result
 
 
-def encode_rolling(tokenizer: TextTokenizer, texts: Sequence[str], max_length: int) -> list[list[Scored]]:
+def encode_rolling(tokenizer: TokenizerAdapter, texts: Sequence[str], max_length: int) -> list[list[ScoredSequence]]:
     """The windows of each text, every token scored once and the last windows with all the context that fits."""
     result = []
     for ids in tokenizer.encode(texts):
@@ -73,13 +75,13 @@ def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
     return bare, context[len(bare) :] + continuation
 
 
-def _encode_distinct(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, list[int]]:
+def _encode_distinct(tokenizer: TokenizerAdapter, texts: list[str]) -> dict[str, list[int]]:
     distinct = list(dict.fromkeys(texts))
     return dict(zip(distinct, tokenizer.encode(distinct), strict=True))
 
 
-def _scored(context: list[int], continuation: list[int], max_length: int) -> Scored:
+def _scored(context: list[int], continuation: list[int], max_length: int) -> ScoredSequence:
     tokens = context + continuation
     keep = max(max_length, len(continuation)) + 1
     cut = max(0, len(tokens) - keep)
-    return Scored(np.array(tokens[cut:], dtype=np.int32), len(continuation), cut)
+    return ScoredSequence(np.array(tokens[cut:], dtype=np.int32), len(continuation), cut)

@@ -14,18 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import Ability, Backend, PendingScores, PlaceScores
-from birdie_zmq.engine.counters import Tally
+from birdie_zmq.engine.backend import Backend, ExecutionMode, PendingScores, TokenScores
+from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.planning.cost_model import step_cost
 from birdie_zmq.engine.planning.fork_planner import piece_lengths, plan_forks
 from birdie_zmq.engine.planning.row_planner import plan_pairs, plan_rows
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Fork, Read, Scored, Step
-from birdie_zmq.engine.planning.tree_planner import plan_branches, row_lengths
+from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step
+from birdie_zmq.engine.planning.tree_planner import plan_trees, row_lengths
 from birdie_zmq.errors import OutOfDeviceMemory
 
 
-class Finished(NamedTuple):
+class FinishedSequences(NamedTuple):
     """Requests whose scores are complete: their numbers, sums in nats float64[n], and greediness bool[n]."""
 
     numbers: list[int]
@@ -33,7 +33,7 @@ class Finished(NamedTuple):
     greedy: npt.NDArray[np.bool_]
 
 
-class NotFinite(Exception):
+class NonFiniteScore(Exception):
     """What a request is scored by is NaN or infinite."""
 
     def __init__(self, number: int) -> None:
@@ -68,21 +68,21 @@ class IdleClock:
         self._since = None
 
 
-def plan_for(backend: Backend, items: Sequence[Scored], buckets: Buckets) -> list[Step]:
+def plan_for(backend: Backend, items: Sequence[ScoredSequence], buckets: Buckets) -> list[Step]:
     """The steps for requests, by what the model can do, from the states that are there."""
     if backend.ability == "rows":
         return plan_rows(items, buckets)
-    planner = plan_branches if backend.ability == "branches" else plan_forks
+    planner = plan_trees if backend.ability == "branches" else plan_forks
     room = 0
     while True:  # a plan may start only from states that have the room for what it reads
         steps = planner(items, buckets, backend.known(room))
-        needed = max((step.how.room for step in steps if isinstance(step.how, Read | Fork)), default=0)
-        if needed <= room or not any(isinstance(step.how, Read) and step.how.before for step in steps):
+        needed = max((step.how.room for step in steps if isinstance(step.how, Extend | Fork)), default=0)
+        if needed <= room or not any(isinstance(step.how, Extend) and step.how.before for step in steps):
             return steps
         room = needed
 
 
-def possible_shapes(ability: Ability, buckets: Buckets) -> frozenset[tuple[int, int]]:
+def possible_shapes(ability: ExecutionMode, buckets: Buckets) -> frozenset[tuple[int, int]]:
     """Every ``(rows, length)`` that a step of scoring can have."""
     if ability in ("rows", "pairs"):
         return buckets.shapes
@@ -100,15 +100,15 @@ def possible_shapes(ability: Ability, buckets: Buckets) -> frozenset[tuple[int, 
 
 def score(
     backend: Backend,
-    items: Sequence[Scored],
+    items: Sequence[ScoredSequence],
     make_buckets: Callable[[], Buckets],
     counted: Callable[[Step], AbstractContextManager[None]],
-    tally: Tally,
+    tally: Counters,
     idle: IdleClock,
     out_of_memory: Callable[[OutOfDeviceMemory], None],
     *,
     as_pairs: bool = False,
-) -> Iterator[Finished]:
+) -> Iterator[FinishedSequences]:
     """Score requests; after each step, those that are complete.
 
     Args:
@@ -139,7 +139,7 @@ def score(
             for step, scores in _pipelined(backend, steps, counted, idle):
                 tally.read(step_cost(step, backend.budget))
                 if not scores.finite.all():
-                    raise NotFinite(int(numbers[step.owners[int(np.argmin(scores.finite))]]))
+                    raise NonFiniteScore(int(numbers[step.owners[int(np.argmin(scores.finite))]]))
                 np.add.at(sums, step.owners, scores.logprobs)  # summed in float64
                 np.logical_and.at(greedy, step.owners, scores.greedy)
                 np.subtract.at(left, step.owners, 1)
@@ -147,7 +147,7 @@ def score(
                 done = touched[left[touched] == 0]
                 if len(done):
                     remaining[numbers[done]] = 0
-                    yield Finished([int(number) for number in numbers[done]], sums[done], greedy[done])
+                    yield FinishedSequences([int(number) for number in numbers[done]], sums[done], greedy[done])
         except OutOfDeviceMemory as error:
             if not backend.halve_budget():
                 raise
@@ -159,7 +159,7 @@ def _pipelined(
     steps: Sequence[Step],
     counted: Callable[[Step], AbstractContextManager[None]],
     idle: IdleClock,
-) -> Iterator[tuple[Step, PlaceScores]]:
+) -> Iterator[tuple[Step, TokenScores]]:
     backend.open(steps)
     before: tuple[Step, PendingScores] | None = None
     for step in steps:

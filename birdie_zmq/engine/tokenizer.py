@@ -28,7 +28,7 @@ _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[
 _SPECIAL_ATTRIBUTES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
-class TextTokenizer:
+class TokenizerAdapter:
     """A user's tokenizer behind one face.
 
     Args:

@@ -11,7 +11,7 @@ import msgspec
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from birdie_zmq.errors import UnsupportedRequest, UsageError
-from birdie_zmq.types import GenerationSettings, Sampling
+from birdie_zmq.types import GenerationParams, SamplingParams
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
@@ -37,7 +37,7 @@ _warned: set[str] = set()
 
 def read_settings(
     gen_kwargs: Mapping[str, Any], max_gen_toks: int, think_end_token: str | int | None
-) -> GenerationSettings:
+) -> GenerationParams:
     """How a prompt is continued.
 
     Args:
@@ -55,7 +55,7 @@ def read_settings(
     if not all(isinstance(stop, str) for stop in stops):
         raise UsageError(f"until={until!r} must be a string or a list of strings")
     normal: dict[str, Any] = dict(normalize_gen_kwargs(given, max_gen_toks))
-    return GenerationSettings(
+    return GenerationParams(
         until=tuple(stops),
         max_gen_toks=normal["max_gen_toks"],
         think_end_token=think_end_token,
@@ -63,7 +63,7 @@ def read_settings(
     )
 
 
-def read_sampling(normal: Mapping[str, Any]) -> Sampling | None:
+def read_sampling(normal: Mapping[str, Any]) -> SamplingParams | None:
     """How tokens are drawn; None where the most likely one is taken.
 
     Args:
@@ -80,7 +80,7 @@ def read_sampling(normal: Mapping[str, Any]) -> Sampling | None:
                 f"the task asks for {name}={value}, which is not supported; run with --gen_kwargs {name}={neutral} to do "
                 "without"
             )
-    known = {field.name for field in msgspec.structs.fields(Sampling)}
+    known = {field.name for field in msgspec.structs.fields(SamplingParams)}
     for name in sorted(set(normal) - known - _READ_ELSEWHERE - set(_WITHOUT_EFFECT) - _warned):
         _warned.add(name)
         logger.warning("generation_kwargs hold %s=%r, which means nothing here and is left out", name, normal[name])
@@ -92,7 +92,7 @@ def read_sampling(normal: Mapping[str, Any]) -> Sampling | None:
     if not float(given.get("temperature") or 0.0):
         return None
     try:
-        return msgspec.convert(given, Sampling, strict=False)
+        return msgspec.convert(given, SamplingParams, strict=False)
     except msgspec.ValidationError as error:
         asked = ", ".join(f"{name}={value}" for name, value in given.items())
         raise UsageError(f"tokens cannot be drawn by {asked}: {error}") from error

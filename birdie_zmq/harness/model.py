@@ -24,9 +24,9 @@ from birdie_zmq.client import Client
 from birdie_zmq.client.batching import generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.client import Answer
 from birdie_zmq.client.core import Job
-from birdie_zmq.client.embedded import CONNECT_S, Embedded
+from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
-from birdie_zmq.client.resume import Resuming
+from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.harness.chat_template import choose, render
 from birdie_zmq.harness.generation_kwargs import read_settings
@@ -34,7 +34,7 @@ from birdie_zmq.harness.model_args import RunArguments, read_arguments
 from birdie_zmq.harness.progress_bar import ProgressBar
 from birdie_zmq.harness.response_cache import claim, is_passed_over, refuse_repeats
 from birdie_zmq.harness.run_report import as_record, as_text
-from birdie_zmq.inprocess.client import LocalClient
+from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import ChatWork
 from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
@@ -90,7 +90,7 @@ class BirdieZMQ(LM):
         self._settings = client_settings or ClientSettings()
         resume = self._arguments.resume
         self._journal = None if resume is None else Journal(resume, log=logger)
-        self._embedded: Embedded | None = None
+        self._embedded: EmbeddedProcesses | None = None
         try:
             self._client = self._served(device, client_settings) if model is None else self._here(model, tokenizer)
             try:
@@ -101,7 +101,7 @@ class BirdieZMQ(LM):
         except BaseException:
             self._let_go()
             raise
-        self._asking = Resuming(self._client, self._journal, self._settings, logger)
+        self._asking = ResumableClient(self._client, self._journal, self._settings, logger)
         logger.info(
             "%s is loaded in process %d on %s",
             self._arguments.model,
@@ -117,7 +117,7 @@ class BirdieZMQ(LM):
             verbose = logger.isEnabledFor(logging.DEBUG)
             # lm_eval names one GPU where nobody named any, and a mesh wants to see all of them.
             one = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
-            self._embedded = Embedded(arguments.api, one, verbose, arguments.engine, arguments.status_port)
+            self._embedded = EmbeddedProcesses(arguments.api, one, verbose, arguments.engine, arguments.status_port)
             endpoint = self._embedded.endpoint
             if given is None:
                 self._settings = ClientSettings(connect_s=CONNECT_S)
@@ -131,10 +131,10 @@ class BirdieZMQ(LM):
             key_file=arguments.key_file,
         )
 
-    def _here(self, model: Any, tokenizer: Any) -> LocalClient:
+    def _here(self, model: Any, tokenizer: Any) -> InProcessClient:
         """A model of this process."""
         arguments, most_failures = self._arguments, self._settings.max_failed_items
-        client = LocalClient(
+        client = InProcessClient(
             arguments.model, model, tokenizer, arguments.limits, most_failures, arguments.engine, logger
         )
         if self._journal is not None and not client.has_fingerprint:
@@ -155,7 +155,7 @@ class BirdieZMQ(LM):
         Raises:
             UsageError: The model is in another process, or the params have another form.
         """
-        if not isinstance(self._client, LocalClient):
+        if not isinstance(self._client, InProcessClient):
             raise UsageError("update() is for a model of this process, as BirdieZMQ(model=…, tokenizer=…) takes one")
         if self._journal is not None and fingerprint is None:
             raise UsageError(
@@ -381,8 +381,8 @@ class BirdieZMQ(LM):
         description = self._description
         report = description.report
         logger.info("%s: %s", description.model, as_text(report))
-        if self._client.losses:
-            logger.info("what was being computed was lost and done again %d times", self._client.losses)
+        if self._client.retries:
+            logger.info("what was being computed was lost and done again %d times", self._client.retries)
         return {
             "model_tag": description.model.tag,
             "model_keywords": json.loads(description.model.arguments),
@@ -397,8 +397,8 @@ class BirdieZMQ(LM):
             "model_engine": description.engine,
             "model_versions": description.versions,
             "model_steps": as_record(report),
-            "model_losses": self._client.losses,
-            "model_switches": self._client.switches,
+            "model_losses": self._client.retries,
+            "model_switches": self._client.model_switches,
             "model_resumed_answers": self._asking.resumed,
         }
 

@@ -22,7 +22,7 @@ DEFAULT_MAX_GEN_TOKS = 256
 
 
 @dataclass(frozen=True)
-class Word:
+class ModelArg:
     """A word of model_args that has a meaning here.
 
     Attributes:
@@ -36,50 +36,52 @@ class Word:
     passed_on: bool = False
 
 
-WORDS = (
-    Word(
+MODEL_ARGS = (
+    ModelArg(
         "model_tag",
         "which model: `demo`, a checkpoint, or whatever the page knows; reaches both functions as `model_tag`",
     ),
-    Word("pretrained", "another name for `model_tag`; with it, lm_eval names its results folder after the model"),
-    Word(
+    ModelArg("pretrained", "another name for `model_tag`; with it, lm_eval names its results folder after the model"),
+    ModelArg(
         "endpoint", "a broker that runs already, as `tcp://host:port` or `ipc:///path`; without, the run starts its own"
     ),
-    Word("port", "the same, for a broker at this port of this machine"),
-    Word("key_file", "the private key file of this client, for a broker with keys"),
-    Word("api", "the page for a run's own worker; left out, the built-in one: `./api.py` is never run unasked"),
-    Word("engine", "what computes in a run's own worker: `jax`, `torch`, or the file of an engine"),
-    Word("status_port", "a status page of a run's own broker, on this port of this machine; 0 takes a free one"),
-    Word("resume", "a file in which every answer is kept as it comes; what it holds is not asked again"),
-    Word("batch_rows", "the rows of a step, exactly"),
-    Word(
+    ModelArg("port", "the same, for a broker at this port of this machine"),
+    ModelArg("key_file", "the private key file of this client, for a broker with keys"),
+    ModelArg("api", "the page for a run's own worker; left out, the built-in one: `./api.py` is never run unasked"),
+    ModelArg("engine", "what computes in a run's own worker: `jax`, `torch`, or the file of an engine"),
+    ModelArg("status_port", "a status page of a run's own broker, on this port of this machine; 0 takes a free one"),
+    ModelArg("resume", "a file in which every answer is kept as it comes; what it holds is not asked again"),
+    ModelArg("batch_rows", "the rows of a step, exactly"),
+    ModelArg(
         "mesh",
         "`data:2/model:4`: rows dealt out to 2 groups of devices, weights divided among the 4 of each; reaches `load_model` "
         "as a `jax.sharding.Mesh`",
         passed_on=True,
     ),
-    Word("max_length", "the most tokens that the model reads at once", passed_on=True),
-    Word("prefix_token_id", "the token before a text without context; left out, BOS, else EOS", passed_on=True),
-    Word("add_bos_token", "whether texts are encoded behind BOS; left out, as the tokenizer does it", passed_on=True),
-    Word(
+    ModelArg("max_length", "the most tokens that the model reads at once", passed_on=True),
+    ModelArg("prefix_token_id", "the token before a text without context; left out, BOS, else EOS", passed_on=True),
+    ModelArg(
+        "add_bos_token", "whether texts are encoded behind BOS; left out, as the tokenizer does it", passed_on=True
+    ),
+    ModelArg(
         "chat_template_args", "an object of variables for the chat template; needs model_args in JSON", passed_on=True
     ),
-    Word("enable_thinking", "one of those variables; True needs `think_end_token`", passed_on=True),
-    Word(
+    ModelArg("enable_thinking", "one of those variables; True needs `think_end_token`", passed_on=True),
+    ModelArg(
         "think_end_token",
         "the text or token that ends a model's thoughts, which are no part of its answer",
         passed_on=True,
     ),
-    Word(
+    ModelArg(
         "max_gen_toks",
         f"how many tokens are generated where a task does not say; left out, {DEFAULT_MAX_GEN_TOKS}",
         passed_on=True,
     ),
-    Word("seed", "what drawn answers depend on; left out, 0", passed_on=True),
+    ModelArg("seed", "what drawn answers depend on; left out, 0", passed_on=True),
 )
 """Every word that has a meaning here, whatever the page; docs/reference/options.md is made from it."""
 
-_KEPT = tuple(word.name for word in WORDS if not word.passed_on)
+_KEPT = tuple(word.name for word in MODEL_ARGS if not word.passed_on)
 
 
 @dataclass(frozen=True)

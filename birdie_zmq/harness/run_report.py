@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from birdie_zmq.types import StepReport
+from birdie_zmq.types import RunStatistics
 
 
-def as_record(report: StepReport) -> dict[str, Any]:
+def as_record(report: RunStatistics) -> dict[str, Any]:
     """The report as results keep it; shares are of 1, seconds as they say."""
     return {
         "requests": report.requests,
@@ -28,7 +28,7 @@ def as_record(report: StepReport) -> dict[str, Any]:
     }
 
 
-def as_text(report: StepReport) -> str:
+def as_text(report: RunStatistics) -> str:
     """The report in one line."""
     record = as_record(report)
     asked = f"{record['tokens_requested']:,} tokens asked"

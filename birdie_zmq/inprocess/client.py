@@ -14,11 +14,11 @@ from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, answe
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.progress import Estimate
 from birdie_zmq.engine.evaluator import ItemFailed
-from birdie_zmq.engine.progress_delta import Advances
+from birdie_zmq.engine.progress_delta import ProgressReporter
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.types import Answers, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
-from birdie_zmq.worker.model_loader import Loaded, Origin, assemble, mesh_for, text_tokenizer
+from birdie_zmq.worker.model_loader import ModelSource, ServedModel, assemble, mesh_for, text_tokenizer
 
 ORIGIN = "the caller's process"
 
@@ -26,7 +26,7 @@ _BETWEEN_S = 0.25
 """Between two looks at how far a call has come."""
 
 
-class LocalClient:
+class InProcessClient:
     """Answers work in this process. Calls from several threads follow one another.
 
     Args:
@@ -43,8 +43,8 @@ class LocalClient:
         EngineError: The engine's framework is not installed.
     """
 
-    losses = 0
-    switches = 0
+    retries = 0
+    model_switches = 0
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class LocalClient:
         # Compiled programs stay with this process: where its own are kept is for the caller to say.
         texts = text_tokenizer(spec, tokenizer)
         imported = import_engine(engine)
-        loaded = assemble(spec, imported, Origin(ORIGIN, ""), texts, model, mesh=mesh_for(spec, imported))
-        self._loaded: Loaded | None = _told_apart(loaded, loaded.fingerprint)
+        loaded = assemble(spec, imported, ModelSource(ORIGIN, ""), texts, model, mesh=mesh_for(spec, imported))
+        self._loaded: ServedModel | None = _told_apart(loaded, loaded.fingerprint)
 
     @property
     def has_fingerprint(self) -> bool:
@@ -120,7 +120,7 @@ class LocalClient:
         with self._lock:
             loaded = self._open()
             estimate = Estimate(jobs, time.monotonic())
-            advances = Advances(loaded.evaluator)
+            advances = ProgressReporter(loaded.evaluator)
             asked_at = 0.0
 
             def deliver(given: dict[int, Answer]) -> None:
@@ -157,7 +157,7 @@ class LocalClient:
             raise failure_of(failures, count, len(answers), name_of)
         return [answers[item] for item in range(count)]
 
-    def _open(self) -> Loaded:
+    def _open(self) -> ServedModel:
         if self._loaded is None:
             raise UsageError("this model has been closed")
         return self._loaded
@@ -199,7 +199,7 @@ class _Listener:
         self._come_on(self._items[0])
 
 
-def _told_apart(loaded: Loaded, fingerprint: str | None) -> Loaded:
+def _told_apart(loaded: ServedModel, fingerprint: str | None) -> ServedModel:
     """The same model, known by the fingerprint of its weights, or where there is none by chance: no two are the same."""
-    origin = Origin(ORIGIN, "" if fingerprint is not None else uuid.uuid4().hex)
+    origin = ModelSource(ORIGIN, "" if fingerprint is not None else uuid.uuid4().hex)
     return replace(loaded, origin=origin, fingerprint=fingerprint)

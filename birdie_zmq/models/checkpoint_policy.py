@@ -18,7 +18,7 @@ VARIABLE = "BIRDIE_ZMQ_OFFER"
 
 
 @dataclass(frozen=True)
-class Offer:
+class CheckpointPolicy:
     """What tags may name beside the built-in models.
 
     Attributes:
@@ -30,7 +30,7 @@ class Offer:
     hub: bool = True
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> Offer:
+    def of(cls, environment: Mapping[str, str] = os.environ) -> CheckpointPolicy:
         """What an environment says; everything, where it says nothing."""
         said = environment.get(VARIABLE)
         if said is None:
@@ -39,7 +39,7 @@ class Offer:
         return cls(tuple(map(Path, words["folders"])), words["hub"])
 
     @classmethod
-    def limited(cls, folders: Sequence[Path], *, hub: bool) -> Offer:
+    def limited(cls, folders: Sequence[Path], *, hub: bool) -> CheckpointPolicy:
         """What lies in these folders, and the hub or not."""
         return cls(tuple(Path(os.path.normpath(folder.absolute())) for folder in folders), hub)
 

@@ -163,4 +163,4 @@ def _read(architecture: Architecture, params: Params, tokens: jax.Array, reading
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, not {tokens.dtype}")
     with jax.default_matmul_precision("highest"):
-        return architecture.trunk(params, tokens, reading)
+        return architecture.backbone(params, tokens, reading)

@@ -16,7 +16,7 @@ from birdie_zmq.models.weight_map import (
     Layout,
     Params,
     Read,
-    Stored,
+    TensorSpec,
     bias_of,
     by_inputs,
     by_outputs,
@@ -80,25 +80,25 @@ class Gpt2:
         layer = "transformer.h.{}."
         of_heads = by_outputs(self.n_heads)
         layers = {
-            "attention_norm": Stored(layer + "ln_1.weight", (d,)),
-            "attention_norm_bias": Stored(layer + "ln_1.bias", (d,)),
+            "attention_norm": TensorSpec(layer + "ln_1.weight", (d,)),
+            "attention_norm_bias": TensorSpec(layer + "ln_1.bias", (d,)),
             # Queries, keys and values stand one after another, so a part of all is not whole heads: devices exchange those.
-            "query_key_value": Stored(layer + "attn.c_attn.weight", (d, 3 * d), cut=of_heads),
+            "query_key_value": TensorSpec(layer + "attn.c_attn.weight", (d, 3 * d), cut=of_heads),
             "query_key_value_bias": bias_of(layer + "attn.c_attn.bias", 3 * d, of_heads),
-            "output": Stored(layer + "attn.c_proj.weight", (d, d), cut=by_inputs(self.n_heads)),
-            "output_bias": Stored(layer + "attn.c_proj.bias", (d,)),
-            "feed_forward_norm": Stored(layer + "ln_2.weight", (d,)),
-            "feed_forward_norm_bias": Stored(layer + "ln_2.bias", (d,)),
-            "up": Stored(layer + "mlp.c_fc.weight", (d, f), cut=by_outputs(f)),
+            "output": TensorSpec(layer + "attn.c_proj.weight", (d, d), cut=by_inputs(self.n_heads)),
+            "output_bias": TensorSpec(layer + "attn.c_proj.bias", (d,)),
+            "feed_forward_norm": TensorSpec(layer + "ln_2.weight", (d,)),
+            "feed_forward_norm_bias": TensorSpec(layer + "ln_2.bias", (d,)),
+            "up": TensorSpec(layer + "mlp.c_fc.weight", (d, f), cut=by_outputs(f)),
             "up_bias": bias_of(layer + "mlp.c_fc.bias", f, by_outputs(f)),
-            "down": Stored(layer + "mlp.c_proj.weight", (f, d), cut=by_inputs(f)),
-            "down_bias": Stored(layer + "mlp.c_proj.bias", (d,)),
+            "down": TensorSpec(layer + "mlp.c_proj.weight", (f, d), cut=by_inputs(f)),
+            "down_bias": TensorSpec(layer + "mlp.c_proj.bias", (d,)),
         }
         outer = {
             "embedding": embedding_of("transformer.wte.weight", self.vocab_size, d),
-            "positions": Stored("transformer.wpe.weight", (self.max_length, d)),
-            "final_norm": Stored("transformer.ln_f.weight", (d,)),
-            "final_norm_bias": Stored("transformer.ln_f.bias", (d,)),
+            "positions": TensorSpec("transformer.wpe.weight", (self.max_length, d)),
+            "final_norm": TensorSpec("transformer.ln_f.weight", (d,)),
+            "final_norm_bias": TensorSpec("transformer.ln_f.bias", (d,)),
         }
         if not self.tied_head:
             outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
@@ -110,7 +110,7 @@ class Gpt2:
         """Layers, key/value heads, and the width of a head."""
         return self.n_layers, self.n_heads, self.d_model // self.n_heads
 
-    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
         """Normalised final hidden states of int [b, t], and the keys and values of every layer.
 
         Raises:

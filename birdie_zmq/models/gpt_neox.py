@@ -17,7 +17,7 @@ from birdie_zmq.models.weight_map import (
     Layout,
     Params,
     Read,
-    Stored,
+    TensorSpec,
     bias_of,
     by_inputs,
     by_outputs,
@@ -86,24 +86,24 @@ class GptNeoX:
         layer = "gpt_neox.layers.{}."
         of_heads, of_inner = by_outputs(self.n_heads), by_outputs(f)
         layers = {
-            "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
-            "attention_norm_bias": Stored(layer + "input_layernorm.bias", (d,)),
+            "attention_norm": TensorSpec(layer + "input_layernorm.weight", (d,)),
+            "attention_norm_bias": TensorSpec(layer + "input_layernorm.bias", (d,)),
             "query_key_value": linear(layer + "attention.query_key_value.weight", d, 3 * d, of_heads),
             "output": linear(layer + "attention.dense.weight", d, d, by_inputs(self.n_heads)),
-            "feed_forward_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
-            "feed_forward_norm_bias": Stored(layer + "post_attention_layernorm.bias", (d,)),
+            "feed_forward_norm": TensorSpec(layer + "post_attention_layernorm.weight", (d,)),
+            "feed_forward_norm_bias": TensorSpec(layer + "post_attention_layernorm.bias", (d,)),
             "up": linear(layer + "mlp.dense_h_to_4h.weight", d, f, of_inner),
             "up_bias": bias_of(layer + "mlp.dense_h_to_4h.bias", f, of_inner),
             "down": linear(layer + "mlp.dense_4h_to_h.weight", f, d, by_inputs(f)),
-            "down_bias": Stored(layer + "mlp.dense_4h_to_h.bias", (d,)),
+            "down_bias": TensorSpec(layer + "mlp.dense_4h_to_h.bias", (d,)),
         }
         if self.attention_bias:
             layers["query_key_value_bias"] = bias_of(layer + "attention.query_key_value.bias", 3 * d, of_heads)
-            layers["output_bias"] = Stored(layer + "attention.dense.bias", (d,))
+            layers["output_bias"] = TensorSpec(layer + "attention.dense.bias", (d,))
         outer = {
             "embedding": embedding_of("gpt_neox.embed_in.weight", self.vocab_size, d),
-            "final_norm": Stored("gpt_neox.final_layer_norm.weight", (d,)),
-            "final_norm_bias": Stored("gpt_neox.final_layer_norm.bias", (d,)),
+            "final_norm": TensorSpec("gpt_neox.final_layer_norm.weight", (d,)),
+            "final_norm_bias": TensorSpec("gpt_neox.final_layer_norm.bias", (d,)),
         }
         if not self.tied_head:
             outer["head"] = head_of("embed_out.weight", self.vocab_size, d)
@@ -115,7 +115,7 @@ class GptNeoX:
         """Layers, key/value heads, and the width of a head."""
         return self.n_layers, self.n_heads, self.d_model // self.n_heads
 
-    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
         """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
         tables = self.rope.tables(reading.positions)
         activate = layers.ACTIVATIONS[self.activation]

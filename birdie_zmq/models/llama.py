@@ -21,7 +21,7 @@ from birdie_zmq.models import layers
 from birdie_zmq.models.attention import UNLIMITED, Reading, attention
 from birdie_zmq.models.config_fields import Fields, positive
 from birdie_zmq.models.rope import Rope, read_rope, rotate
-from birdie_zmq.models.weight_map import Layout, Params, Read, Stored, embedding_of, gated_layer, head_of
+from birdie_zmq.models.weight_map import Layout, Params, Read, TensorSpec, embedding_of, gated_layer, head_of
 
 _WINDOWED = "sliding_attention"
 _FULL = "full_attention"
@@ -149,15 +149,15 @@ class Llama:
         biased = ["query", "key", "value"] * self.qkv_bias + ["output"] * self.output_bias
         biased += ["gate", "up", "down"] * self.feed_forward_bias
         layers = gated_layer(layer, d, (self.n_heads, self.n_kv_heads), self.head_width, f, biased) | {
-            "attention_norm": Stored(layer + "input_layernorm.weight", (d,)),
-            "feed_forward_norm": Stored(layer + "post_attention_layernorm.weight", (d,)),
+            "attention_norm": TensorSpec(layer + "input_layernorm.weight", (d,)),
+            "feed_forward_norm": TensorSpec(layer + "post_attention_layernorm.weight", (d,)),
         }
         if self.query_key_norm:
-            layers["query_norm"] = Stored(layer + "self_attn.q_norm.weight", (self.head_width,))
-            layers["key_norm"] = Stored(layer + "self_attn.k_norm.weight", (self.head_width,))
+            layers["query_norm"] = TensorSpec(layer + "self_attn.q_norm.weight", (self.head_width,))
+            layers["key_norm"] = TensorSpec(layer + "self_attn.k_norm.weight", (self.head_width,))
         outer = {
             "embedding": embedding_of("model.embed_tokens.weight", self.vocab_size, d),
-            "final_norm": Stored("model.norm.weight", (d,)),
+            "final_norm": TensorSpec("model.norm.weight", (d,)),
         }
         if not self.tied_head:
             outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
@@ -169,7 +169,7 @@ class Llama:
         """Layers, key/value heads, and the width of a head."""
         return self.n_layers, self.n_kv_heads, self.head_width
 
-    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
         """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
         assert self.rope is not None
         tables = self.rope.tables(reading.positions)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from birdie_zmq.errors import UnknownModelTag
-from birdie_zmq.models.checkpoint_policy import Offer, expanded
+from birdie_zmq.models.checkpoint_policy import CheckpointPolicy, expanded
 
 DEMO = "demo"
 BUILT_IN = {DEMO: Path(__file__).parent / "demo"}
@@ -20,7 +20,9 @@ _LEFT_OUT = ["original/*", "onnx/*", "consolidated*"]
 """Copies of the same weights in other forms, which some repositories hold as well."""
 
 
-def locate(tag: str, revision: str | None = None, *, weights: bool = True, offer: Offer | None = None) -> Path:
+def locate(
+    tag: str, revision: str | None = None, *, weights: bool = True, offer: CheckpointPolicy | None = None
+) -> Path:
     """The directory or the GGUF file that a tag stands for, on this machine.
 
     Args:
@@ -34,7 +36,7 @@ def locate(tag: str, revision: str | None = None, *, weights: bool = True, offer
     """
     if tag in BUILT_IN:
         return BUILT_IN[tag]
-    offer = Offer.of() if offer is None else offer
+    offer = CheckpointPolicy.of() if offer is None else offer
     path = offer.find(tag) if tag else None
     if path is not None and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
         return path.resolve()
@@ -45,7 +47,7 @@ def locate(tag: str, revision: str | None = None, *, weights: bool = True, offer
     raise UnknownModelTag(_unknown(tag, offer))
 
 
-def _unknown(tag: str, offer: Offer) -> str:
+def _unknown(tag: str, offer: CheckpointPolicy) -> str:
     """What may be asked for instead. Of what is not offered it does not say whether it is there."""
     may_be = [", ".join(sorted(BUILT_IN))]
     if offer.folders is None:

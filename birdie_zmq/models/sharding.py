@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from birdie_zmq.engine.jax.sharding import on
 from birdie_zmq.errors import UsageError
-from birdie_zmq.models.weight_map import Layout, Stored
+from birdie_zmq.models.weight_map import Layout, TensorSpec
 
 AXIS = "model"
 _ROWS = "data"
@@ -26,7 +26,7 @@ class Shardings(NamedTuple):
     stacked: NamedSharding
 
 
-def shardings_of(stored: Stored, mesh: Mesh) -> Shardings:
+def shardings_of(stored: TensorSpec, mesh: Mesh) -> Shardings:
     """Where a tensor of a layout lies."""
     axes: list[str | None] = [None] * len(stored.shape)
     if stored.cut is not None and stored.cut.parts % _size(mesh, AXIS) == 0:

@@ -22,7 +22,7 @@ class Params(NamedTuple):
     layers: dict[str, jax.Array]
 
 
-class Cut(NamedTuple):
+class ShardSpec(NamedTuple):
     """How a tensor may be divided among devices: an axis, in memory, and into how many parts at most.
 
     A matrix of queries may be cut between heads, never within one: then each device has whole heads of its own.
@@ -33,7 +33,7 @@ class Cut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorSpec:
     """A tensor as it lies in a checkpoint.
 
     Attributes:
@@ -46,7 +46,7 @@ class Stored:
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
-    cut: Cut | None = None
+    cut: ShardSpec | None = None
 
     @property
     def loaded_shape(self) -> tuple[int, ...]:
@@ -54,43 +54,43 @@ class Stored:
         return self.shape[::-1] if self.transposed else self.shape
 
 
-def linear(name: str, inputs: int, outputs: int, cut: Cut | None = None) -> Stored:
+def linear(name: str, inputs: int, outputs: int, cut: ShardSpec | None = None) -> TensorSpec:
     """The weight of a PyTorch ``Linear``: [outputs, inputs] in the file, [inputs, outputs] in memory."""
-    return Stored(name, (outputs, inputs), transposed=True, cut=cut)
+    return TensorSpec(name, (outputs, inputs), transposed=True, cut=cut)
 
 
-def by_inputs(parts: int) -> Cut:
+def by_inputs(parts: int) -> ShardSpec:
     """A matrix [inputs, outputs] whose inputs are divided; what devices make of their own is then added up.
 
     With `by_outputs` before it, one sum among the devices is all there is for attention, and one for the feed-forward
     (Shoeybi et al., 2019, arXiv:1909.08053).
     """
-    return Cut(0, parts)
+    return ShardSpec(0, parts)
 
 
-def by_outputs(parts: int) -> Cut:
+def by_outputs(parts: int) -> ShardSpec:
     """A matrix [inputs, outputs] whose outputs are divided, and with them its bias."""
-    return Cut(1, parts)
+    return ShardSpec(1, parts)
 
 
-def bias_of(name: str, outputs: int, cut: Cut | None) -> Stored:
+def bias_of(name: str, outputs: int, cut: ShardSpec | None) -> TensorSpec:
     """The bias [outputs] of a matrix that is cut so: divided as its outputs are."""
-    return Stored(name, (outputs,), cut=Cut(0, cut.parts) if cut is not None and cut.axis == 1 else None)
+    return TensorSpec(name, (outputs,), cut=ShardSpec(0, cut.parts) if cut is not None and cut.axis == 1 else None)
 
 
-def embedding_of(name: str, vocab_size: int, width: int) -> Stored:
+def embedding_of(name: str, vocab_size: int, width: int) -> TensorSpec:
     """An embedding [v, d], which may be divided between tokens."""
-    return Stored(name, (vocab_size, width), cut=Cut(0, vocab_size))
+    return TensorSpec(name, (vocab_size, width), cut=ShardSpec(0, vocab_size))
 
 
-def head_of(name: str, vocab_size: int, width: int) -> Stored:
+def head_of(name: str, vocab_size: int, width: int) -> TensorSpec:
     """The weight of an output layer, [v, d] in the file and [d, v] in memory, which may be divided between tokens."""
     return linear(name, width, vocab_size, by_outputs(vocab_size))
 
 
 def gated_layer(
     prefix: str, width: int, heads: tuple[int, int], head_width: int, inner: int, biased: Collection[str] = ()
-) -> dict[str, Stored]:
+) -> dict[str, TensorSpec]:
     """The matrices of a layer with grouped-query attention and a gated feed-forward, by Llama's names.
 
     Args:
@@ -136,7 +136,7 @@ class Place(NamedTuple):
 
     key: str
     layer: int | None
-    stored: Stored
+    stored: TensorSpec
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class Layout:
         redundant: Ends of names which may stand in a file although they say nothing new: buffers of old versions.
     """
 
-    outer: Mapping[str, Stored]
-    layers: Mapping[str, Stored]
+    outer: Mapping[str, TensorSpec]
+    layers: Mapping[str, TensorSpec]
     n_layers: int
     base: str
     redundant: tuple[str, ...] = field(default=())
@@ -191,7 +191,7 @@ class Architecture(Protocol):
         """Layers, key/value heads and the width of a head, of which a state is made."""
         ...
 
-    def trunk(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
         """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
         ...
 

@@ -27,7 +27,7 @@ from birdie_zmq.engine.jax.sharding import lying
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.sharding import Shardings, check, shardings_of
-from birdie_zmq.models.weight_map import Layout, Params, Place, Stored
+from birdie_zmq.models.weight_map import Layout, Params, Place, TensorSpec
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -147,7 +147,7 @@ def load_params(layout: Layout, source: TensorSource, dtype: DTypeLike, mesh: Me
     return Params(outer, layers)
 
 
-def _read(take: Take, stored: Stored, where: Shardings | None) -> jax.Array:
+def _read(take: Take, stored: TensorSpec, where: Shardings | None) -> jax.Array:
     """A tensor as it lies in the file, on the device, or each part of it on those that want it."""
     if where is None:
         array: jax.Array = jax.device_put(take())
@@ -238,7 +238,7 @@ def _matched(layout: Layout, source: TensorSource) -> dict[str, Place]:
     return places
 
 
-def _check(name: str, header: Header, stored: Stored, where: str) -> None:
+def _check(name: str, header: Header, stored: TensorSpec, where: str) -> None:
     if not header.floating:
         raise ValueError(f"{where}: the tensor {name} is {header.dtype}; quantised weights are not read")
     if header.shape != stored.shape:

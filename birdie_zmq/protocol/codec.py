@@ -92,7 +92,8 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
 
 def _to_plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
-        fields = msgspec.structs.asdict(value)
+        names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
+        fields = {encoded: getattr(value, name) for name, encoded in names}
         tag = value.__struct_config__.tag
         return fields if tag is None else {"type": tag, **fields}
     if isinstance(value, np.ndarray):
@@ -121,7 +122,7 @@ def _to_array(expected: Any, value: Any) -> Any:
 def _words() -> Iterator[str]:
     for record in (*get_args(Message), *get_args(Work), *get_args(Answers)):
         yield str(record.__struct_config__.tag)
-        yield from record.__struct_fields__
+        yield from record.__struct_encode_fields__
 
 
 _WORDS = frozenset(_words())

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from birdie_zmq.types import (
-    Advance,
     Answers,
-    Computed,
+    ComputeCounters,
     Count,
     ErrorReport,
     Indices,
@@ -31,6 +30,7 @@ from birdie_zmq.types import (
     ModelSpec,
     Name,
     PositiveCount,
+    ProgressDelta,
     Seconds,
     StepLimits,
     Work,
@@ -60,7 +60,7 @@ class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     work: Work
     limits: StepLimits = StepLimits()
     identity: Name | None = None
-    beginning: Name | None = None
+    prefix: Name | None = field(default=None, name="beginning")
 
 
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ping"):
@@ -90,14 +90,14 @@ class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     batch: Count
     indices: Indices
     answers: Answers
-    advance: Advance = Advance()
+    progress: ProgressDelta = field(default=ProgressDelta(), name="advance")
 
 
-class Advanced(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="advanced"):
+class Progressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="advanced"):
     """A batch, or a part of it, has come on, though nothing new is answered."""
 
     batch: Count
-    advance: Advance
+    progress: ProgressDelta = field(name="advance")
 
 
 class ItemFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="item-failed"):
@@ -132,11 +132,11 @@ class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="p
     """
 
     workers: Count
-    switches: Count = 0
-    losses: Count = 0
+    model_switches: Count = field(default=0, name="switches")
+    retries: Count = field(default=0, name="losses")
 
 
-BrokerToClient = SessionOpened | Answered | Advanced | ItemFailed | BatchFailed | Notice | Pong
+BrokerToClient = SessionOpened | Answered | Progressed | ItemFailed | BatchFailed | Notice | Pong
 
 
 # --- Worker to broker ------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
     phase: Name
     model: ModelSpec | None = None
-    computed: Computed = Computed()
+    computed: ComputeCounters = ComputeCounters()
 
 
 class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-answered"):
@@ -174,14 +174,14 @@ class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     lease: Count
     indices: Indices
     answers: Answers
-    advance: Advance = Advance()
+    progress: ProgressDelta = field(default=ProgressDelta(), name="advance")
 
 
-class LeaseAdvanced(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-advanced"):
+class LeaseProgressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-advanced"):
     """A lease has come on, though nothing new is answered: said where no answer was for half a second."""
 
     lease: Count
-    advance: Advance
+    progress: ProgressDelta = field(name="advance")
 
 
 class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-failed"):
@@ -228,7 +228,7 @@ class CloseWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """The worker goes away in good order; its leases are to be given to another."""
 
 
-LeaseMessage = LeaseAnswered | LeaseAdvanced | LeaseFailed | LeaseDone | LeaseNotice
+LeaseMessage = LeaseAnswered | LeaseProgressed | LeaseFailed | LeaseDone | LeaseNotice
 WorkerMessage = RegisterWorker | Heartbeat | LeaseMessage | LeaseCrashed | LeaseReturned | DrainWorker | CloseWorker
 
 
@@ -276,7 +276,7 @@ class LoadModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
     model: ModelSpec
     api: Name | None
-    started: PositiveCount
+    start_count: PositiveCount = field(name="started")
 
 
 class ModelLoaded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-loaded"):
@@ -285,7 +285,7 @@ class ModelLoaded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     seconds: Annotated[float, Meta(ge=0)]
 
 
-class ModelRefused(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-refused"):
+class ModelLoadFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-refused"):
     """The model cannot be loaded; the process ends after this."""
 
     error: ErrorReport
@@ -305,14 +305,14 @@ class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     detail: Name = ""
 
 
-class Beat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="beat"):
+class ModelHeartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="beat"):
     """The model process is there; ``steps`` grows with everything that it computes, so standing still shows."""
 
     steps: Count
-    computed: Computed = Computed()
+    computed: ComputeCounters = ComputeCounters()
 
 
 AgentMessage = LoadModel | Lease | CancelLease
-ModelProcessMessage = ModelLoaded | ModelRefused | ModelNotice | PhaseChanged | Beat | LeaseMessage
+ModelProcessMessage = ModelLoaded | ModelLoadFailed | ModelNotice | PhaseChanged | ModelHeartbeat | LeaseMessage
 
 Message = ClientMessage | BrokerToClient | WorkerMessage | BrokerToWorker | AgentMessage | ModelProcessMessage | Refusal

@@ -36,7 +36,7 @@ _MOST_PHASE = 1_000
 _decode_from_broker = decoder(m.BrokerToWorker | m.Refusal)
 
 
-class AgentLoop:
+class Agent:
     """Runs one worker.
 
     Args:
@@ -69,7 +69,7 @@ class AgentLoop:
         self._environment = environment
         self._api = api
         self._memory = memory
-        self._agent = core.Agent(settings, watches_memory=memory is not None, processes=processes)
+        self._agent = core.AgentCore(settings, watches_memory=memory is not None, processes=processes)
         self._process: ModelProcess | None = None
         self._registered = False
         self._registered_at = 0.0
@@ -114,10 +114,10 @@ class AgentLoop:
             while (frame := self._dealer.receive()) is not None:
                 self._from_broker(frame)
             self._from_process(ready)
-            late_s = time.monotonic() - next_beat
-            if late_s >= 0:
+            stall_s = time.monotonic() - next_beat
+            if stall_s >= 0:
                 next_beat = time.monotonic() + self._settings.heartbeat_s
-                self._beat(late_s if late_s > _STOPPED_S else 0.0)
+                self._beat(stall_s if stall_s > _STOPPED_S else 0.0)
         if self._registered:
             self._dealer.send(encode(m.CloseWorker()))
 
@@ -136,11 +136,11 @@ class AgentLoop:
         )
         self._dealer.send(encode(registration))
 
-    def _beat(self, late_s: float) -> None:
-        self._handle(core.Tick(late_s))
+    def _beat(self, stall_s: float) -> None:
+        self._handle(core.Tick(stall_s))
         if self._agent.waits_for_memory and self._memory is not None and self._memory.is_free():
             self._handle(core.MemoryFreed())
-        self._heard_at += late_s
+        self._heard_at += stall_s
         if time.monotonic() - self._heard_at > self._settings.broker_timeout_s:
             doubt = self._dealer.doubt
             logger.warning("the broker is silent; trying to reach it again%s", "" if doubt is None else f"; {doubt}")
@@ -246,5 +246,5 @@ class AgentLoop:
             self._memory.note()
         self._process = ModelProcess(self._process_module, self._environment)
         logger.info("model process %d is for %s", self._process.pid, model)
-        load = m.LoadModel(model=model, api=None if self._api is None else str(self._api), started=started)
+        load = m.LoadModel(model=model, api=None if self._api is None else str(self._api), start_count=started)
         self._process.channel.send(load)

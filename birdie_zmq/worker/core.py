@@ -26,7 +26,7 @@ import msgspec
 from birdie_zmq.errors import ModelProcessDied
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
-from birdie_zmq.types import Computed, ErrorReport, Level, ModelSpec
+from birdie_zmq.types import ComputeCounters, ErrorReport, Level, ModelSpec
 
 _TELL_OF_COMPILING_S = 2.0
 
@@ -92,7 +92,7 @@ class Drain:
 class Tick:
     """Time has passed; ``late_s`` is how much more of it than should have, because this process was stopped."""
 
-    late_s: float = 0.0
+    stall_s: float = 0.0
 
 
 Event = LeaseReceived | LeaseCancelled | LeasesLost | ProcessSaid | ProcessExited | MemoryFreed | Drain | Tick
@@ -144,7 +144,7 @@ Action = StartProcess | TellProcess | EndProcess | TellBroker | Log | Stop
 
 
 @dataclass(eq=False)
-class _Held:
+class _ActiveLease:
     """A lease in hand.
 
     ``ticket`` is the number under which the process was given it, None before: a broker that was started again counts
@@ -168,7 +168,7 @@ class _LoadCrashes:
     again_at: float
 
 
-class Agent:
+class AgentCore:
     """The agent's whole behaviour.
 
     Args:
@@ -181,7 +181,7 @@ class Agent:
         self._processes = processes
         self._settings = settings
         self._watches_memory = watches_memory
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, _ActiveLease] = {}
         self._phase = Phase.ABSENT
         self._phase_since = 0.0
         self._activity: m.PhaseChanged | None = None
@@ -193,8 +193,8 @@ class Agent:
         self._beat_at = 0.0
         self._progress_at = 0.0
         self._steps = 0
-        self._computed_before = Computed()
-        self._computed = Computed()
+        self._computed_before = ComputeCounters()
+        self._computed = ComputeCounters()
         self._load_crashes: dict[ModelSpec, _LoadCrashes] = {}
         self._drains_until: float | None = None
         self._started = 0
@@ -215,7 +215,7 @@ class Agent:
         return self._model
 
     @property
-    def computed(self) -> Computed:
+    def computed(self) -> ComputeCounters:
         """What this agent's model processes have computed, all together."""
         return self._computed_before + self._computed
 
@@ -238,7 +238,7 @@ class Agent:
                     self._drop(held)
             case ProcessSaid(message):
                 self._beat_at = now
-                if not isinstance(message, m.Beat):
+                if not isinstance(message, m.ModelHeartbeat):
                     self._progress_at = now
                 _FROM_PROCESS[type(message)](self, message)
             case ProcessExited(returncode, trace):
@@ -248,8 +248,8 @@ class Agent:
                     self._enter(Phase.ABSENT)
             case Drain():
                 self._drain()
-            case Tick(late_s):
-                self._watch(late_s)
+            case Tick(stall_s):
+                self._watch(stall_s)
         self._advance()
         if self._drains_until is not None:
             self._stop_when_done(self._drains_until)
@@ -260,17 +260,17 @@ class Agent:
 
     def _received(self, lease: m.Lease) -> None:
         if self._drains_until is None:
-            self._held[lease.lease] = _Held(lease)
+            self._held[lease.lease] = _ActiveLease(lease)
         else:  # It was on its way before the broker knew.
             self._actions.append(TellBroker(m.LeaseReturned(lease=lease.lease)))
 
-    def _drop(self, held: _Held) -> None:
+    def _drop(self, held: _ActiveLease) -> None:
         """Forget a lease; what the process still says of it is not listened to."""
         del self._held[held.lease.lease]
         if held.ticket is not None:
             self._actions.append(TellProcess(m.CancelLease(lease=held.ticket)))
 
-    def _return(self, held: _Held) -> None:
+    def _return(self, held: _ActiveLease) -> None:
         self._drop(held)
         self._actions.append(TellBroker(m.LeaseReturned(lease=held.lease.lease)))
 
@@ -291,7 +291,7 @@ class Agent:
         if not self._held:
             self._actions.append(Stop())
 
-    def _running(self) -> _Held | None:
+    def _running(self) -> _ActiveLease | None:
         """The lease that the process is at: it takes them in their order."""
         return next((held for held in self._held.values() if held.ticket is not None and not held.is_answered), None)
 
@@ -326,7 +326,7 @@ class Agent:
         elif self._phase is Phase.READY:
             self._hand_over()
 
-    def _start(self, wanted: _Held) -> None:
+    def _start(self, wanted: _ActiveLease) -> None:
         self._started += 1
         self._model = wanted.lease.model
         self._enter(Phase.LOADING)
@@ -346,7 +346,7 @@ class Agent:
             held.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
             self._actions.append(TellProcess(msgspec.structs.replace(held.lease, lease=held.ticket)))
 
-    def _spoken_of(self, ticket: int) -> _Held | None:
+    def _spoken_of(self, ticket: int) -> _ActiveLease | None:
         """The lease that the process means, None if it is forgotten."""
         return next((held for held in self._held.values() if held.ticket == ticket), None)
 
@@ -355,12 +355,12 @@ class Agent:
         self._kill_at = self._now + self._settings.terminate_s
         self._actions.append(EndProcess(kill=False))
 
-    def _watch(self, late_s: float) -> None:
+    def _watch(self, stall_s: float) -> None:
         """Kill a process that does not come on, and go on without memory that does not come back."""
-        self._beat_at += late_s
-        self._progress_at += late_s
-        self._phase_since += late_s
-        self._tell_of_compiling(late_s)
+        self._beat_at += stall_s
+        self._progress_at += stall_s
+        self._phase_since += stall_s
+        self._tell_of_compiling(stall_s)
         if self._phase is Phase.FREEING and self._now - self._phase_since >= self._settings.free_s:
             self._log(
                 "warning", f"the device's memory is not free {self._settings.free_s:.0f} s after its process ended"
@@ -371,11 +371,11 @@ class Agent:
             self._log("warning", f"the process of {self._model} {verdict}; it is killed")
             self._actions.append(EndProcess(kill=True))
 
-    def _tell_of_compiling(self, late_s: float) -> None:
+    def _tell_of_compiling(self, stall_s: float) -> None:
         """Say what is compiled while nothing comes, unless that is over before anybody wonders."""
         if self._untold_since is None or self._activity is None:
             return
-        self._untold_since += late_s
+        self._untold_since += stall_s
         running = self._running()
         if running is not None and self._now - self._untold_since >= _TELL_OF_COMPILING_S:
             self._untold_since = None
@@ -403,7 +403,7 @@ class Agent:
     def _exited(self, returncode: int, trace: str | None) -> None:
         before, model = self._phase, self._model
         self._model = self._kill_at = None
-        self._computed_before, self._computed = self.computed, Computed()
+        self._computed_before, self._computed = self.computed, ComputeCounters()
         self._enter(Phase.FREEING if self._watches_memory else Phase.ABSENT)
         if before is Phase.ENDING or model is None:
             return
@@ -465,7 +465,7 @@ class Agent:
                 self._tell(held.lease.lease, "info", f"loaded {self._model} in {message.seconds:.1f} s")
                 break
 
-    def _refused(self, message: m.ModelRefused) -> None:
+    def _refused(self, message: m.ModelLoadFailed) -> None:
         if self._phase is not Phase.LOADING or self._model is None:
             return
         self._load_crashes.pop(self._model, None)
@@ -486,7 +486,7 @@ class Agent:
             self._activity = message
             self._untold_since = self._now if message.phase == "compiling" else None
 
-    def _beat(self, message: m.Beat) -> None:
+    def _beat(self, message: m.ModelHeartbeat) -> None:
         self._computed = message.computed
         if message.steps != self._steps:
             self._steps, self._progress_at = message.steps, self._now
@@ -513,18 +513,18 @@ class Agent:
         if held is not None:
             self._finish(held)
 
-    def _pass_on(self, message: m.LeaseNotice | m.LeaseAdvanced) -> None:
+    def _pass_on(self, message: m.LeaseNotice | m.LeaseProgressed) -> None:
         held = self._spoken_of(message.lease)
         if held is not None:
             self._actions.append(TellBroker(msgspec.structs.replace(message, lease=held.lease.lease)))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, held: _Held) -> None:
+    def _finish(self, held: _ActiveLease) -> None:
         del self._held[held.lease.lease]
         self._actions.append(TellBroker(m.LeaseDone(lease=held.lease.lease)))
 
-    def _fail(self, held: _Held, error: ErrorReport, index: int | None) -> None:
+    def _fail(self, held: _ActiveLease, error: ErrorReport, index: int | None) -> None:
         del self._held[held.lease.lease]
         # What the error says is for the run alone: it may repeat a text of its requests.
         self._log("info", f"a batch for {held.lease.model} failed: {error.code}")
@@ -549,17 +549,17 @@ def _describe(returncode: int) -> str:
     return f"with exit status {returncode}"
 
 
-_FROM_PROCESS: Mapping[type, Callable[[Agent, Any], None]] = MappingProxyType(
+_FROM_PROCESS: Mapping[type, Callable[[AgentCore, Any], None]] = MappingProxyType(
     {
-        m.ModelLoaded: Agent._loaded,
-        m.ModelRefused: Agent._refused,
-        m.ModelNotice: Agent._noticed,
-        m.PhaseChanged: Agent._phase_changed,
-        m.Beat: Agent._beat,
-        m.LeaseAnswered: Agent._answered,
-        m.LeaseFailed: Agent._failed,
-        m.LeaseDone: Agent._done,
-        m.LeaseNotice: Agent._pass_on,
-        m.LeaseAdvanced: Agent._pass_on,
+        m.ModelLoaded: AgentCore._loaded,
+        m.ModelLoadFailed: AgentCore._refused,
+        m.ModelNotice: AgentCore._noticed,
+        m.PhaseChanged: AgentCore._phase_changed,
+        m.ModelHeartbeat: AgentCore._beat,
+        m.LeaseAnswered: AgentCore._answered,
+        m.LeaseFailed: AgentCore._failed,
+        m.LeaseDone: AgentCore._done,
+        m.LeaseNotice: AgentCore._pass_on,
+        m.LeaseProgressed: AgentCore._pass_on,
     }
 )

@@ -16,12 +16,12 @@ import numpy as np
 from birdie_zmq._version import __version__
 from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.distributed import calls
-from birdie_zmq.engine.distributed.leader import Leader, LeadingBackend, check_mesh
-from birdie_zmq.engine.distributed.process_group import GroupPlace
+from birdie_zmq.engine.distributed.leader import BroadcastingBackend, Leader, check_mesh
+from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.engine.evaluator import Evaluator, Listener
 from birdie_zmq.engine.mesh_shape import take_mesh
 from birdie_zmq.engine.model_api import LoadedModel, resolve
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import ModelChanged, UsageError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.types import (
@@ -36,14 +36,14 @@ from birdie_zmq.types import (
     Work,
 )
 from birdie_zmq.worker.engine_registry import Engine
-from birdie_zmq.worker.user_module import import_page
+from birdie_zmq.worker.user_module import import_user_module
 
 DEFAULT_MAX_LENGTH = 2048
 """lm_eval's own default for a model that names no length."""
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelSource:
     """Who has loaded a model: a page, by its name and the hash of its text, or whatever stands for one."""
 
     name: str
@@ -51,15 +51,15 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ServedModel:
     """A model that is ready to answer; ``started`` counts the processes of its agent."""
 
     spec: ModelSpec
     started: int
     engine: Engine
-    origin: Origin
+    origin: ModelSource
     fingerprint: str | None
-    tokenizer: TextTokenizer
+    tokenizer: TokenizerAdapter
     backend: Backend
     evaluator: Evaluator
     max_length: int
@@ -110,8 +110,8 @@ class Loaded:
             chat=self.tokenizer.chat_templates(),
             report=self.evaluator.report,
             process_id=os.getpid(),
-            started=self.started,
-            gives=self.gives,
+            start_count=self.started,
+            provides=self.gives,
         )
 
     def answer(self, work: Work, limits: StepLimits, listener: Listener, encoded: Any = None) -> None:
@@ -154,7 +154,7 @@ class Group:
     """
 
     leader: Leader
-    place: GroupPlace
+    place: RankInfo
     devices: Callable[[], int]
     is_of_runtime: Callable[[BaseException], bool]
 
@@ -163,7 +163,7 @@ class Group:
         self.leader.prepared(max_length)
         backend = engine.make_backend(jitted(model), max_length, mesh)
         self.leader.loaded(backend)
-        return LeadingBackend(backend, self.leader, self.is_of_runtime)
+        return BroadcastingBackend(backend, self.leader, self.is_of_runtime)
 
 
 def jitted(model: LoadedModel) -> LoadedModel:
@@ -180,7 +180,7 @@ def jitted(model: LoadedModel) -> LoadedModel:
     return model
 
 
-def load(request: m.LoadModel, engine: Engine, group: Group | None = None) -> Loaded:
+def load(request: m.LoadModel, engine: Engine, group: Group | None = None) -> ServedModel:
     """Load a model by its page.
 
     Args:
@@ -194,7 +194,7 @@ def load(request: m.LoadModel, engine: Engine, group: Group | None = None) -> Lo
     """
     if group is None:
         engine.prepare()
-    page = import_page(request.api)
+    page = import_user_module(request.api)
     if group is not None:
         # The others load at the same time. Programs are not kept: who finds one does not take part in making it.
         group.leader.load(calls.Load(version=__version__, model=request.model, page=page.name, sha256=page.sha256))
@@ -203,8 +203,8 @@ def load(request: m.LoadModel, engine: Engine, group: Group | None = None) -> Lo
     mesh = mesh_for(request.model, engine)  # once the page is there, which may have said how many devices there are
     tokenizer = text_tokenizer(request.model, page.load_tokenizer(request.model))
     model = page.load_model(request.model, mesh)
-    origin = Origin(page.name, page.sha256)
-    return assemble(request.model, engine, origin, tokenizer, model, request.started, mesh=mesh, group=group)
+    origin = ModelSource(page.name, page.sha256)
+    return assemble(request.model, engine, origin, tokenizer, model, request.start_count, mesh=mesh, group=group)
 
 
 def mesh_for(spec: ModelSpec, engine: Engine) -> object:
@@ -217,7 +217,7 @@ def mesh_for(spec: ModelSpec, engine: Engine) -> object:
     return None if shape is None else engine.make_mesh(shape)
 
 
-def text_tokenizer(spec: ModelSpec, given: object) -> TextTokenizer:
+def text_tokenizer(spec: ModelSpec, given: object) -> TokenizerAdapter:
     """What a page's load_tokenizer may return, as the engine uses it.
 
     Raises:
@@ -225,20 +225,20 @@ def text_tokenizer(spec: ModelSpec, given: object) -> TextTokenizer:
         UsageError: A model_arg that says how texts are encoded has a wrong value.
     """
     arguments: dict[str, Any] = json.loads(spec.arguments)
-    return TextTokenizer(given, _add_bos(arguments), _whole(arguments, "prefix_token_id", 0))
+    return TokenizerAdapter(given, _add_bos(arguments), _whole(arguments, "prefix_token_id", 0))
 
 
 def assemble(
     spec: ModelSpec,
     engine: Engine,
-    origin: Origin,
-    tokenizer: TextTokenizer,
+    origin: ModelSource,
+    tokenizer: TokenizerAdapter,
     given_model: object,
     started: int = 1,
     *,
     mesh: object = None,
     group: Group | None = None,
-) -> Loaded:
+) -> ServedModel:
     """Make a model ready that is there already.
 
     Args:
@@ -278,7 +278,7 @@ def assemble(
             "vocab_size in birdie_zmq.Model)"
         )
     evaluator = Evaluator(tokenizer, backend, max_length)
-    return Loaded(
+    return ServedModel(
         spec,
         started,
         engine,

@@ -25,19 +25,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from birdie_zmq.engine.distributed.leader import Leader
-from birdie_zmq.engine.distributed.process_group import GROUP_ENDED, GroupBroken, GroupPlace
+from birdie_zmq.engine.distributed.process_group import GROUP_ENDED, GroupBroken, RankInfo
 from birdie_zmq.engine.evaluator import ItemFailed
-from birdie_zmq.engine.progress_delta import Advances
+from birdie_zmq.engine.progress_delta import ProgressReporter
 from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
 from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.settings import ENGINE_VARIABLE
-from birdie_zmq.types import Advance, Answers, Computed, ErrorReport, Level
+from birdie_zmq.types import Answers, ComputeCounters, ErrorReport, Level, ProgressDelta
 from birdie_zmq.worker.channel import Channel
-from birdie_zmq.worker.distributed.rendezvous import Meeting
+from birdie_zmq.worker.distributed.rendezvous import Rendezvous
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
-from birdie_zmq.worker.model_loader import Group, Loaded, load
+from birdie_zmq.worker.model_loader import Group, ServedModel, load
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Voice:
         self._channel = channel
         self._lock = threading.Lock()
         self._steps = 0
-        self.computed: Callable[[], Computed] = Computed
+        self.computed: Callable[[], ComputeCounters] = ComputeCounters
 
     def say(self, message: m.ModelProcessMessage) -> None:
         """Send a message."""
@@ -77,7 +77,7 @@ class _Voice:
     def beat(self) -> None:
         """Say for ever that the process is there, and how far it has come."""
         while True:
-            self.say(m.Beat(steps=self._steps, computed=self.computed()))
+            self.say(m.ModelHeartbeat(steps=self._steps, computed=self.computed()))
             time.sleep(_BEAT_S)
 
 
@@ -88,7 +88,7 @@ class _LeaseListener:
         _Cancelled: From any method, when the lease has been cancelled.
     """
 
-    def __init__(self, voice: _Voice, lease: int, cancelled: set[int], advances: Advances) -> None:
+    def __init__(self, voice: _Voice, lease: int, cancelled: set[int], advances: ProgressReporter) -> None:
         self._voice = voice
         self._lease = lease
         self._cancelled = cancelled
@@ -97,7 +97,7 @@ class _LeaseListener:
 
     def answered(self, indices: Sequence[int], answers: Answers) -> None:
         where = np.asarray(indices, dtype=np.int32)
-        self._say(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers, advance=self._advance()))
+        self._say(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers, progress=self._advance()))
 
     def notice(self, level: Level, text: str) -> None:
         self._say(m.LeaseNotice(lease=self._lease, level=level, text=text, once=True))
@@ -115,10 +115,10 @@ class _LeaseListener:
     def step(self) -> None:
         self._voice.step()
         if time.monotonic() - self._advanced_at >= _ADVANCE_S:
-            self._say(m.LeaseAdvanced(lease=self._lease, advance=self._advance()))
+            self._say(m.LeaseProgressed(lease=self._lease, progress=self._advance()))
         self._stop_if_cancelled()
 
-    def _advance(self) -> Advance:
+    def _advance(self) -> ProgressDelta:
         self._advanced_at = time.monotonic()
         return self._advances.since_last()
 
@@ -131,7 +131,7 @@ class _LeaseListener:
             raise _Cancelled
 
 
-def run(channel: Channel, engine: str, place: GroupPlace | None = None) -> int:
+def run(channel: Channel, engine: str, place: RankInfo | None = None) -> int:
     """Load the model that the agent names, then answer leases until the agent is gone; the exit status.
 
     The engine is imported here, once the process can say what went wrong with it. Where there is a place, this process
@@ -152,13 +152,13 @@ def run(channel: Channel, engine: str, place: GroupPlace | None = None) -> int:
     except GroupBroken as broken:
         _end_group(broken)
     except BirdieError as error:
-        voice.say(m.ModelRefused(error=ErrorReport.of(error)))
+        voice.say(m.ModelLoadFailed(error=ErrorReport.of(error)))
         return _status(1, place)
     except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
-        voice.say(m.ModelRefused(error=_internal(error)))
+        voice.say(m.ModelLoadFailed(error=_internal(error)))
         return _status(1, place)
     voice.computed = lambda: loaded.evaluator.computed
-    advances = Advances(loaded.evaluator)
+    advances = ProgressReporter(loaded.evaluator)
     voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
     ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
     threading.Thread(target=_encode_ahead, args=(loaded, inbox, ready), daemon=True).start()
@@ -168,12 +168,12 @@ def run(channel: Channel, engine: str, place: GroupPlace | None = None) -> int:
         _answer(loaded, ready.get(), voice, cancelled, advances)
 
 
-def _gather(place: GroupPlace, voice: _Voice) -> Group:
+def _gather(place: RankInfo, voice: _Voice) -> Group:
     """Meet the other processes of the group that this one leads."""
     from birdie_zmq.engine.jax import distributed_runtime
 
     def give_up(error: BirdieError) -> NoReturn:
-        voice.say(m.ModelRefused(error=ErrorReport.of(error)))
+        voice.say(m.ModelLoadFailed(error=ErrorReport.of(error)))
         os._exit(1)
 
     def hear_of_refusal() -> None:
@@ -185,7 +185,7 @@ def _gather(place: GroupPlace, voice: _Voice) -> Group:
             give_up(error)
 
     coordinator = distributed_runtime.settle(place)
-    with Meeting(place, coordinator, lambda text: voice.say(m.ModelNotice(level="info", text=text)), give_up):
+    with Rendezvous(place, coordinator, lambda text: voice.say(m.ModelNotice(level="info", text=text)), give_up):
         store = distributed_runtime.join(place, coordinator)
     leader = Leader(store, place)
     # Another process may be unable to load the model while this one waits for it in a step of loading.
@@ -199,7 +199,7 @@ def _end_group(error: GroupBroken) -> NoReturn:
     os._exit(GROUP_ENDED)
 
 
-def _status(status: int, place: GroupPlace | None) -> int:
+def _status(status: int, place: RankInfo | None) -> int:
     if place is not None:
         os._exit(status)  # A clean exit would wait for the others.
     return status
@@ -214,7 +214,9 @@ class _Ready:
     error: Exception | None = None
 
 
-def _encode_ahead(loaded: Loaded, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], ready: queue.Queue[_Ready]) -> None:
+def _encode_ahead(
+    loaded: ServedModel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], ready: queue.Queue[_Ready]
+) -> None:
     """Encode the next lease while the main thread computes, unless it is for another model than this."""
     while True:
         lease = inbox.get()
@@ -227,7 +229,7 @@ def _encode_ahead(loaded: Loaded, inbox: queue.SimpleQueue[m.LoadModel | m.Lease
             ready.put(_Ready(lease, error=error))
 
 
-def _answer(loaded: Loaded, ready: _Ready, voice: _Voice, cancelled: set[int], advances: Advances) -> None:
+def _answer(loaded: ServedModel, ready: _Ready, voice: _Voice, cancelled: set[int], advances: ProgressReporter) -> None:
     lease = ready.lease
     listener = _LeaseListener(voice, lease.lease, cancelled, advances)
     try:
@@ -281,7 +283,7 @@ def main(arguments: Sequence[str], engine: str) -> int:
     faulthandler.enable(trace, all_threads=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s model process %(process)d: %(message)s")
     channel = Channel(socket.socket(fileno=descriptor), _decode_from_agent)
-    return run(channel, engine, GroupPlace.of_environment(os.environ))
+    return run(channel, engine, RankInfo.of_environment(os.environ))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from types import ModuleType
 from typing import Any
 
 from birdie_zmq.engine.mesh_shape import WORD
-from birdie_zmq.errors import ApiPageError, BirdieError, ModelLoadError
+from birdie_zmq.errors import BirdieError, ModelLoadError, UserModuleError
 from birdie_zmq.types import ModelSpec
 
 BUILT_IN = "birdie_zmq.models"
 
 
 @dataclass(frozen=True)
-class ApiPage:
+class UserModule:
     """An imported page. ``name`` is its path, or the name of the built-in module; ``sha256`` is that of its text."""
 
     name: str
@@ -66,7 +66,7 @@ class ApiPage:
             ) from error
 
 
-def import_page(path: str | None) -> ApiPage:
+def import_user_module(path: str | None) -> UserModule:
     """Import the page at a path, or the built-in one for None.
 
     A page may import what lies beside it, as a script may.
@@ -77,13 +77,13 @@ def import_page(path: str | None) -> ApiPage:
     if path is None:
         module = importlib.import_module(BUILT_IN)
         source = Path(str(module.__file__))
-        return ApiPage(BUILT_IN, _sha256(source), module)
+        return UserModule(BUILT_IN, _sha256(source), module)
     source = Path(path).resolve()
     if not source.is_file():
-        raise ApiPageError(f"there is no api page at {source}")
+        raise UserModuleError(f"there is no api page at {source}")
     spec = importlib.util.spec_from_file_location("api", source)
     if spec is None or spec.loader is None:
-        raise ApiPageError(f"{source} is no Python file")
+        raise UserModuleError(f"{source} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules["api"] = module
     sys.path.insert(0, str(source.parent))
@@ -92,13 +92,13 @@ def import_page(path: str | None) -> ApiPage:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise ApiPageError(
+        raise UserModuleError(
             f"importing {source} raised {type(error).__name__}: {error}", remote_traceback=_from_page(error)
         ) from error
     for name in ("load_model", "load_tokenizer"):
         if not callable(getattr(module, name, None)):
-            raise ApiPageError(f"{source} has no function {name}(model_tag, **kwargs)")
-    return ApiPage(str(source), _sha256(source), module)
+            raise UserModuleError(f"{source} has no function {name}(model_tag, **kwargs)")
+    return UserModule(str(source), _sha256(source), module)
 
 
 def _sha256(source: Path) -> str:

@@ -14,7 +14,7 @@ from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray
 from birdie_zmq.engine.compile_cache_dir import FOLDER_VARIABLE
 from birdie_zmq.engine.distributed.process_group import PAGE_VARIABLE
 from birdie_zmq.engine.distributed.process_group import VARIABLE as GROUP_VARIABLE
-from birdie_zmq.harness.model_args import WORDS
+from birdie_zmq.harness.model_args import MODEL_ARGS
 from birdie_zmq.models import checkpoint_policy
 from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.settings import ENGINE_VARIABLE
@@ -152,7 +152,7 @@ def _words() -> Iterator[str]:
         "page makes of those is in [model_args.md](model_args.md).\n"
     )
     yield "| word | reaches your functions too | meaning |\n| --- | --- | --- |"
-    for word in WORDS:
+    for word in MODEL_ARGS:
         yield f"| `{word.name}=` | {'yes' if word.passed_on else 'no'} | {word.meaning} |"
     yield ""
 

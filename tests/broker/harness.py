@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from birdie_zmq.broker.core import Broker
+from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Log, Received, Send, Stop, Tick
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelProcessDied
 from birdie_zmq.protocol import messages as m
@@ -26,7 +26,7 @@ class Room:
 
     def __init__(self, settings: BrokerSettings | None = None) -> None:
         self.settings = settings or BrokerSettings()
-        self.broker = Broker(self.settings)
+        self.broker = BrokerCore(self.settings)
         self.now = 1_000.0
         self.logged: list[str] = []
         self.stops = 0

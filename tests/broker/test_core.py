@@ -12,7 +12,7 @@ from birdie_zmq.broker.events import Drain, Unreachable, Unreadable
 from birdie_zmq.errors import InternalError, MalformedMessage, ModelCallError, ProtocolError, UnknownPeer
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import Advance, Computed, ErrorReport, ModelSpec, RollingWork, StepLimits, Texts
+from birdie_zmq.types import ComputeCounters, ErrorReport, ModelSpec, ProgressDelta, RollingWork, StepLimits, Texts
 from tests.broker.harness import (
     CLIENT,
     GREETING,
@@ -56,7 +56,7 @@ FROM_WORKERS: list[FromPeer] = [
     m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=["x"])),
     m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
     m.LeaseDone(lease=1),
-    m.LeaseAdvanced(lease=1, advance=Advance()),
+    m.LeaseProgressed(lease=1, progress=ProgressDelta()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.CloseWorker(),
 ]
@@ -197,13 +197,18 @@ def test_a_notice_reaches_the_client(room: Room) -> None:
 def test_what_was_computed_reaches_the_client_with_the_answers(room: Room) -> None:
     room.says(CLIENT, submit(5, texts="abc"))
     lease = room.lease()
-    advance = Advance(computed=Computed(tokens=7, padding=1, seconds=0.5), ahead=9, going=(3, 4), ended=(5,))
-    room.says(WORKER, msgspec.structs.replace(answer(lease, 1), advance=advance))
+    advance = ProgressDelta(
+        computed=ComputeCounters(tokens=7, padding=1, seconds=0.5),
+        remaining=9,
+        active_lengths=(3, 4),
+        finished_lengths=(5,),
+    )
+    room.says(WORKER, msgspec.structs.replace(answer(lease, 1), progress=advance))
     (answered,) = room.hears(CLIENT, m.Answered)
-    assert (answered.batch, answered.advance) == (5, advance)
-    room.says(WORKER, m.LeaseAdvanced(lease=lease.lease, advance=advance))
-    room.says(WORKER, m.LeaseAdvanced(lease=lease.lease + 1, advance=advance))
-    assert room.hears(CLIENT, m.Advanced) == [m.Advanced(batch=5, advance=advance)], "of a lease that is there"
+    assert (answered.batch, answered.progress) == (5, advance)
+    room.says(WORKER, m.LeaseProgressed(lease=lease.lease, progress=advance))
+    room.says(WORKER, m.LeaseProgressed(lease=lease.lease + 1, progress=advance))
+    assert room.hears(CLIENT, m.Progressed) == [m.Progressed(batch=5, progress=advance)], "of a lease that is there"
 
 
 def test_a_failure_that_names_an_item_ends_that_item_and_the_others_are_leased_again(room: Room) -> None:
@@ -450,7 +455,7 @@ def test_a_worker_finishes_all_its_leases_before_it_changes() -> None:
 def test_a_model_that_has_waited_too_long_comes_before_the_own_one(room: Room) -> None:
     room.says(CLIENT, submit(1, A), submit(2, B), submit(3, A))
     lease = room.lease()
-    room.now += room.settings.patience_s + 0.1
+    room.now += room.settings.switch_delay_s + 0.1
     room.says(WORKER, *finish(lease))
     assert room.lease().model == B
 
@@ -468,7 +473,7 @@ def test_an_idle_worker_leaves_a_batch_to_one_that_has_its_model() -> None:
 
 
 def test_two_queues_that_never_drain_take_turns_with_one_change_a_patience() -> None:
-    room = Room(BrokerSettings(patience_s=30.0, max_batches_per_client=10_000))
+    room = Room(BrokerSettings(switch_delay_s=30.0, max_batches_per_client=10_000))
     room.says(WORKER, register(capacity=2))
     room.says(CLIENT, GREETING)
     held: list[m.Lease] = []
@@ -497,7 +502,7 @@ def test_a_worker_that_served_another_broker_still_has_its_model() -> None:
     room.says(CLIENT, GREETING, submit(1, B), submit(2, A))
     assert (room.lease(WORKER).model, room.lease(OTHER_WORKER).model) == (A, B)
     room.says(CLIENT, m.Ping())
-    assert [pong.switches for pong in room.hears(CLIENT, m.Pong)] == [0]
+    assert [pong.model_switches for pong in room.hears(CLIENT, m.Pong)] == [0]
 
 
 # --- Stopping in good order ------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What the broker remembers for a person: counts on a clock of plain numbers."""
 
 from birdie_zmq.broker.history import BUCKETS, History, Throughput
-from birdie_zmq.types import Computed
+from birdie_zmq.types import ComputeCounters
 
 
 def test_what_was_done_is_told_per_second_when_its_bucket_is_over() -> None:
@@ -56,12 +56,12 @@ def test_ordinary_refusals_are_counted_and_do_not_alarm() -> None:
 
 def test_only_what_a_worker_computed_here_is_counted() -> None:
     history = History()
-    before = Computed(tokens=1_000, padding=100, programs=3, compile_seconds=9.0)
+    before = ComputeCounters(tokens=1_000, padding=100, executables=3, compile_seconds=9.0)
     history.computed(None, before, 0.0)
-    after = before + Computed(tokens=50, padding=5, generated=2, programs=1, compile_seconds=0.5)
+    after = before + ComputeCounters(tokens=50, padding=5, generated=2, executables=1, compile_seconds=0.5)
     history.computed(before, after, 0.0)
-    assert history.total == Computed(tokens=50, padding=5, generated=2, programs=1, compile_seconds=0.5)
-    history.computed(after, Computed(), 0.0)
+    assert history.total == ComputeCounters(tokens=50, padding=5, generated=2, executables=1, compile_seconds=0.5)
+    history.computed(after, ComputeCounters(), 0.0)
     assert history.total.tokens == 50
     assert history.throughput.rates(2.0).tokens[-1] == 25.0
 
@@ -69,5 +69,5 @@ def test_only_what_a_worker_computed_here_is_counted() -> None:
 def test_a_worker_that_counts_without_end_breaks_no_number() -> None:
     history = History()
     for _ in range(3):
-        history.computed(Computed(), Computed(tokens=2**53 - 1), 0.0)
+        history.computed(ComputeCounters(), ComputeCounters(tokens=2**53 - 1), 0.0)
     assert history.total.tokens == 2**53 - 1

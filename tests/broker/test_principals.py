@@ -6,8 +6,8 @@ import pytest
 from birdie_zmq.broker.events import Received, Revoked, Unreadable
 from birdie_zmq.errors import NotAllowed, UnknownPeer
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.security.principals import Holder
-from birdie_zmq.types import Advance, ErrorReport, Texts
+from birdie_zmq.protocol.security.principals import Principal
+from birdie_zmq.types import ErrorReport, ProgressDelta, Texts
 from tests.broker.harness import (
     CLIENT,
     GREETING,
@@ -23,8 +23,8 @@ from tests.broker.harness import (
     texts_of,
 )
 
-ALICE, BOB = (Holder("client", name, name * 8) for name in ("alice", "bobby"))
-GPU, OTHER_GPU = (Holder("worker", name, name * 8) for name in ("gpu_1", "gpu_2"))
+ALICE, BOB = (Principal("client", name, name * 8) for name in ("alice", "bobby"))
+GPU, OTHER_GPU = (Principal("worker", name, name * 8) for name in ("gpu_1", "gpu_2"))
 
 OF_CLIENTS: list[FromPeer] = [GREETING, submit(1), m.Ping(), m.CloseSession()]
 OF_WORKERS: list[FromPeer] = [
@@ -35,14 +35,14 @@ OF_WORKERS: list[FromPeer] = [
     m.LeaseCrashed(lease=1, error=ErrorReport(code="model-process-died", message="boom")),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
-    m.LeaseAdvanced(lease=1, advance=Advance()),
+    m.LeaseProgressed(lease=1, progress=ProgressDelta()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.DrainWorker(),
     m.CloseWorker(),
 ]
 
 
-def says(room: Room, peer: bytes, sender: Holder, *messages: FromPeer) -> None:
+def says(room: Room, peer: bytes, sender: Principal, *messages: FromPeer) -> None:
     for message in messages:
         room.happens(Received(peer, message, sender=sender))
 
@@ -114,7 +114,7 @@ def test_nobody_speaks_as_another(keyed: Room, message: FromPeer) -> None:
 
 
 def test_another_key_of_the_same_name_is_somebody_else(keyed: Room) -> None:
-    says(keyed, CLIENT, Holder("client", "alice", "another"), m.Ping())
+    says(keyed, CLIENT, Principal("client", "alice", "another"), m.Ping())
     assert keyed.hears(CLIENT, m.Pong) == []
     refusal(keyed, CLIENT)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from birdie_zmq.broker.events import Received, Unreadable, Unsendable
-from birdie_zmq.broker.rate_limits import Lines, Refusals
+from birdie_zmq.broker.rate_limits import LogLimiter, RefusalLimiter
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, UnknownPeer
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, MAX_TEXT_BYTES
@@ -187,7 +187,7 @@ def test_whoever_outlived_the_broker_hears_of_it_whatever_it_sent_before(tight: 
 
 
 def test_peers_without_end_are_not_remembered() -> None:
-    refusals = Refusals(3)
+    refusals = RefusalLimiter(3)
     for number in range(100_000):
         assert refusals.tells(b"%d" % number, 0.0)
     assert len(refusals._senders) < 10_000
@@ -214,7 +214,7 @@ def test_a_name_makes_no_second_line_and_nothing_for_a_terminal(tight: Room) -> 
 
 
 def test_lines_come_back_with_time() -> None:
-    lines = Lines(at_once=2, per_s=1.0)
+    lines = LogLimiter(at_once=2, per_s=1.0)
     assert [lines.write("a", 5.0) for _ in range(3)] == ["a", "a", None]
     assert lines.rest(5.5) is None
     assert lines.rest(6.0) == "1 more lines were not written"

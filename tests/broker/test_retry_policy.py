@@ -308,7 +308,7 @@ def test_losses_and_switches_are_counted_for_whoever_asks(room: Room) -> None:
     room.says(WORKER, crash(room.lease()))
     room.says(WORKER, *finish(room.lease()))
     room.says(CLIENT, m.Ping())
-    assert [(pong.switches, pong.losses) for pong in room.hears(CLIENT, m.Pong)] == [(0, 0), (1, 1)]
+    assert [(pong.model_switches, pong.retries) for pong in room.hears(CLIENT, m.Pong)] == [(0, 0), (1, 1)]
 
 
 # --- Peers that are silent -------------------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_peers_are_not_blamed_for_the_time_in_which_the_broker_was_stopped(room:
     room.says(CLIENT, submit(5))
     lease = room.lease()
     room.now += 3_600
-    room.happens(Tick(late_s=3_600))
+    room.happens(Tick(stall_s=3_600))
     room.says(WORKER, *finish(lease))
     assert room.answers() == [(5, [0], ["X"])]
     room.passes(room.settings.worker_timeout_s + 0.1)

@@ -6,34 +6,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.broker.scheduler import Batch, Part, Queues
+from birdie_zmq.broker.scheduler import Batch, Scheduler, SubBatch
 from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 
 A, B, C = (ModelSpec(tag=tag) for tag in "ABC")
 PATIENCE_S = 30.0
 
 
-def batch(number: int, model: ModelSpec = A, submitted_at: float = 0.0, texts: str = "x") -> Part:
+def batch(number: int, model: ModelSpec = A, submitted_at: float = 0.0, texts: str = "x") -> SubBatch:
     """All of a batch of one client, with one item a letter."""
     work = RollingWork(texts=list(texts))
-    return Part.whole(Batch(b"client", number, model, work, StepLimits(), submitted_at))
+    return SubBatch.whole(Batch(b"client", number, model, work, StepLimits(), submitted_at))
 
 
-def suspect(number: int) -> Part:
+def suspect(number: int) -> SubBatch:
     """A batch that was lost once."""
     part = batch(number)
     part.losses = 1
     return part
 
 
-def queued(*parts: Part) -> Queues:
-    queues = Queues()
+def queued(*parts: SubBatch) -> Scheduler:
+    queues = Scheduler()
     for one in parts:
         queues.append(one)
     return queues
 
 
-def taken(queues: Queues, model: ModelSpec) -> list[int]:
+def taken(queues: Scheduler, model: ModelSpec) -> list[int]:
     """The numbers of all batches for a model, in the order in which they are given out."""
     numbers = []
     while (one := queues.take(model, alone=True)) is not None:
@@ -42,7 +42,7 @@ def taken(queues: Queues, model: ModelSpec) -> list[int]:
 
 
 def chosen(
-    queues: Queues,
+    queues: Scheduler,
     loaded: ModelSpec | None,
     *,
     now: float = 0.0,
@@ -81,7 +81,7 @@ def test_the_next_attempt_is_what_is_not_settled() -> None:
 
 def test_a_part_is_settled_when_all_its_items_are() -> None:
     one = batch(1, texts="abc")
-    half = Part(one.batch, [0, 1])
+    half = SubBatch(one.batch, [0, 1])
     seen = []
     for index in (1, 0, 2):
         one.batch.settled.add(index)
@@ -90,7 +90,7 @@ def test_a_part_is_settled_when_all_its_items_are() -> None:
 
 
 def test_a_part_of_a_batch_is_the_work_of_its_items() -> None:
-    assert Part(batch(1, texts="abcd").batch, [1, 3]).next_attempt() == RollingWork(texts=["b", "d"])
+    assert SubBatch(batch(1, texts="abcd").batch, [1, 3]).next_attempt() == RollingWork(texts=["b", "d"])
 
 
 # --- The order within a queue ----------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_a_suspect_is_given_only_to_a_worker_that_holds_nothing_and_nothing_over
 
 def test_all_parts_of_a_batch_are_dropped() -> None:
     two = batch(2, A, texts="ab")
-    queues = queued(batch(1, A), Part(two.batch, [0]), batch(3, B), Part(two.batch, [1]))
+    queues = queued(batch(1, A), SubBatch(two.batch, [0]), batch(3, B), SubBatch(two.batch, [1]))
     queues.drop(two.batch)
     assert taken(queues, A) == [1]
     assert taken(queues, B) == [3]
@@ -153,7 +153,7 @@ def test_batches_are_counted_and_listed_over_all_models() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["append", "put back", "take"]), st.sampled_from([A, B]))))
 def test_queues_behave_as_one_deque_a_model(steps: list[tuple[str, ModelSpec]]) -> None:
-    queues = Queues()
+    queues = Scheduler()
     expected: dict[ModelSpec, deque[int]] = {A: deque(), B: deque()}
     for number, (step, model) in enumerate(steps):
         match step:
@@ -192,8 +192,8 @@ def test_there_is_no_oldest_where_only_the_own_queue_waits() -> None:
 
 
 def test_nothing_waits_and_nothing_is_chosen() -> None:
-    assert chosen(Queues(), A) is None
-    assert chosen(Queues(), None) is None
+    assert chosen(Scheduler(), A) is None
+    assert chosen(Scheduler(), None) is None
 
 
 def test_a_worker_without_a_model_gets_what_has_waited_longest() -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from birdie_zmq.broker.core import Broker
+from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable, Unreadable
 from birdie_zmq.errors import (
     MalformedMessage,
@@ -36,7 +36,7 @@ class Submitted:
 
 
 @dataclass(eq=False)
-class Held:
+class ActiveLease:
     """A lease as its worker sees it."""
 
     lease: m.Lease
@@ -68,10 +68,10 @@ class Worker:
     model_since: float = 0.0
     model: ModelSpec | None = None
     drains: bool = False
-    leases: dict[int, Held] = field(default_factory=dict)
+    leases: dict[int, ActiveLease] = field(default_factory=dict)
 
     @property
-    def at_work(self) -> Held | None:
+    def at_work(self) -> ActiveLease | None:
         """The first lease that is not answered: what it loses when it dies."""
         return next((held for held in self.leases.values() if held.unanswered), None)
 
@@ -86,7 +86,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
     SETTINGS = BrokerSettings(
         client_timeout_s=30,
         worker_timeout_s=20,
-        patience_s=15,
+        switch_delay_s=15,
         max_losses=3,
         max_losses_in_a_row=10,
         max_batches_per_client=5,
@@ -95,11 +95,11 @@ class BrokerUnderStress(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.broker = Broker(self.SETTINGS)
+        self.broker = BrokerCore(self.SETTINGS)
         self.now = 0.0
         self.clients: dict[bytes, Client] = {}
         self.workers: dict[bytes, Worker] = {}
-        self.past: list[tuple[bytes, Held]] = []
+        self.past: list[tuple[bytes, ActiveLease]] = []
         self.peers = 0
         self.items = 0
         self.poison: set[int] = set()
@@ -139,7 +139,9 @@ class BrokerUnderStress(RuleBasedStateMachine):
             case m.WorkerRegistered():
                 assert peer in self.workers
             case m.Pong():
-                assert message == m.Pong(workers=len(self.workers), switches=self.switches, losses=self.all_losses)
+                assert message == m.Pong(
+                    workers=len(self.workers), model_switches=self.switches, retries=self.all_losses
+                )
             case m.Answered():
                 self.client_is_answered(peer, message)
             case m.ItemFailed():
@@ -216,14 +218,14 @@ class BrokerUnderStress(RuleBasedStateMachine):
             worker.model, worker.model_since = lease.model, self.now
         else:
             self.no_other_model_has_waited_too_long(worker)
-        worker.leases[lease.lease] = Held(lease, batch, items)
+        worker.leases[lease.lease] = ActiveLease(lease, batch, items)
         suspected = [held for held in worker.leases.values() if any(self.losses[item] for item in held.items)]
         assert not suspected or len(worker.leases) == 1, "a suspect has company"
 
     def no_other_model_has_waited_too_long(self, worker: Worker) -> None:
         heads = [queue[0] for model, queue in self.broker._queues._waiting.items() if model != worker.model]
         for part in heads:
-            assert self.now - max(part.batch.submitted_at, worker.model_since) <= self.SETTINGS.patience_s
+            assert self.now - max(part.batch.submitted_at, worker.model_since) <= self.SETTINGS.switch_delay_s
 
     # Clients
 
@@ -284,7 +286,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         self.workers[peer] = Worker(self.now, capacity, self.now, loaded)
         self.says(peer, register(capacity, loaded))
 
-    def held(self, *, complete: bool) -> list[tuple[bytes, Held]]:
+    def held(self, *, complete: bool) -> list[tuple[bytes, ActiveLease]]:
         """The leases of all workers that have, or have not, answered every item."""
         return [
             (peer, held)
@@ -293,7 +295,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
             if complete == (not held.unanswered)
         ]
 
-    def answers_items(self, peer: bytes, held: Held, indices: list[int]) -> None:
+    def answers_items(self, peer: bytes, held: ActiveLease, indices: list[int]) -> None:
         held.answered.update(indices)
         self.losses_in_a_row.pop(held.batch.message.model, None)
         self.says(peer, held.answer(indices))
@@ -346,7 +348,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
                 self.ends(peer, held)
                 self.says(peer, m.LeaseReturned(lease=held.lease.lease))
 
-    def counts_loss(self, held: Held) -> None:
+    def counts_loss(self, held: ActiveLease) -> None:
         self.lost = [item for item in held.items if item in held.batch.open]
         self.losses.update(self.lost)
         if len(self.lost) == 1:
@@ -354,7 +356,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         self.losses_in_a_row[held.batch.message.model] += 1
         self.all_losses += 1
 
-    def ends(self, peer: bytes, held: Held) -> None:
+    def ends(self, peer: bytes, held: ActiveLease) -> None:
         del self.workers[peer].leases[held.lease.lease]
         self.past.append((peer, held))
 
@@ -446,7 +448,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
             client.seen_at += seconds
         for worker in self.workers.values():
             worker.seen_at += seconds
-        assert self.happens(Tick(late_s=seconds)) == []
+        assert self.happens(Tick(stall_s=seconds)) == []
 
     @precondition(lambda self: sum(len(client.batches) for client in self.clients.values()) > 2)
     @rule()
@@ -476,7 +478,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         """Whether a whole batch was given up, because everything that was tried died."""
         return any(item in self.failed for item in range(self.items) if item not in self.poison)
 
-    def behaves(self, peer: bytes, held: Held) -> None:
+    def behaves(self, peer: bytes, held: ActiveLease) -> None:
         harmless = [i for i in held.unanswered if held.items[i] not in self.poison]
         if held.unanswered and held is self.workers[peer].at_work and len(harmless) < len(held.unanswered):
             self.dies(peer)

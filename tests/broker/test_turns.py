@@ -4,24 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.broker.scheduler import Batch, Part, Queues
+from birdie_zmq.broker.scheduler import Batch, Scheduler, SubBatch
 from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 from tests.broker.harness import A, B
 
 
-def part(client: str, number: int, model: ModelSpec = A) -> Part:
+def part(client: str, number: int, model: ModelSpec = A) -> SubBatch:
     work = RollingWork(texts=["x"])
-    return Part.whole(Batch(client.encode(), number, model, work, StepLimits(), float(number)))
+    return SubBatch.whole(Batch(client.encode(), number, model, work, StepLimits(), float(number)))
 
 
-def queue(*parts: Part) -> Queues:
-    queues = Queues()
+def queue(*parts: SubBatch) -> Scheduler:
+    queues = Scheduler()
     for each in parts:
         queues.append(each)
     return queues
 
 
-def taken(queues: Queues, count: int | None = None, model: ModelSpec = A) -> str:
+def taken(queues: Scheduler, count: int | None = None, model: ModelSpec = A) -> str:
     """The clients of what comes next."""
     found = ""
     while (count is None or len(found) < count) and (each := queues.take(model, alone=True)) is not None:

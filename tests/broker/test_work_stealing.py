@@ -194,7 +194,7 @@ def test_a_failure_of_what_another_has_answered_is_nobodys_concern(room: Room) -
 
 def beginning(number: int, name: str | None) -> m.Submit:
     work = RollingWork(texts=[str(number)])
-    return m.Submit(batch=number, model=A, work=work, beginning=name)
+    return m.Submit(batch=number, model=A, work=work, prefix=name)
 
 
 def given(room: Room, worker: bytes) -> list[str]:

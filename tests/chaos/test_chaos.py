@@ -48,7 +48,7 @@ def test_rows_of_one_shape_score_the_same_to_the_last_bit(pages: Path, tmp_path:
             scores = lm.loglikelihood_rolling(rolling(texts), disable_tqdm=True)
         seconds = time.monotonic() - began
         lm.get_model_info()
-        losses = lm._client.losses
+        losses = lm._client.retries
         processes = descendants(os.getpid())
 
     if evildoer.error is not None:

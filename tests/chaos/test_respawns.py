@@ -39,7 +39,7 @@ def test_nothing_grows_over_many_switches(programs: Programs, pages: Path) -> No
         with BirdieZMQ(model_tag="pair", seed=number % 2, endpoint=endpoint) as lm:
             lm.get_model_info()
             seen.add(lm._description.process_id)
-            assert lm._description.started == number + 1
+            assert lm._description.start_count == number + 1
         children = descendants(worker.process.pid)
         assert len(children) == 1, "a model process is left behind"
         if number == min(SETTLED, SWITCHES // 2):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from birdie_zmq.client.batching import Prompt, generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.core import Job
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import GenerateWork, GenerationSettings, LogLikelihoodWork, RollingWork, Sampling
+from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, RollingWork, SamplingParams
 
 SETTINGS = ClientSettings(batch_items=4, batch_characters=20)
 
@@ -21,10 +21,10 @@ text = st.text("ab", max_size=30)
 pairs = st.lists(st.tuples(st.text("ab", max_size=3), text), max_size=30)
 texts = st.lists(text, max_size=30)
 how = st.builds(
-    GenerationSettings,
+    GenerationParams,
     until=st.sampled_from([(), ("a",), ("a", "b")]),
     max_gen_toks=st.sampled_from([1, 256]),
-    sampling=st.sampled_from([None, Sampling(), Sampling(top_p=0.5)]),
+    sampling=st.sampled_from([None, SamplingParams(), SamplingParams(top_p=0.5)]),
 )
 prompts = st.lists(st.tuples(text, how), max_size=30).map(lambda asked: keyed(asked, seed=0))
 
@@ -133,16 +133,16 @@ def test_texts_with_a_long_beginning_in_common_come_together_and_their_jobs_say_
     jobs = list(loglikelihood_jobs([(SHOTS[shot] + question, " yes") for shot, question in asked], settings))
 
     assert sorted(items_of(jobs)) == list(range(len(asked)))
-    beginnings: dict[str | None, set[str]] = {}
+    prefixes: dict[str | None, set[str]] = {}
     for job in jobs:
-        beginnings.setdefault(job.beginning, set()).update(asked[item][0] for item in job.items)
-    for beginning, shots in beginnings.items():
-        assert beginning is None or (len(shots) == 1 and shots <= {"p", "q"})
+        prefixes.setdefault(job.prefix, set()).update(asked[item][0] for item in job.items)
+    for prefix, shots in prefixes.items():
+        assert prefix is None or (len(shots) == 1 and shots <= {"p", "q"})
     counts = Counter(shot for shot, _ in asked)
     for shot in "pq":
-        named = sum(len(job.items) for job in jobs if job.beginning and asked[job.items[0]][0] == shot)
+        named = sum(len(job.items) for job in jobs if job.prefix and asked[job.items[0]][0] == shot)
         assert named == (counts[shot] if counts[shot] >= 2 else 0)
-    for few in (job for job in jobs if not job.beginning):
+    for few in (job for job in jobs if not job.prefix):
         assert_falling(len(SHOTS[asked[item][0]]) + len(asked[item][1]) for item in few.items)
 
 
@@ -161,7 +161,7 @@ def test_prompts_with_the_same_settings_come_together_and_those_that_begin_alike
         assert [prompt.text for prompt in group] == sorted(prompt.text for prompt in group)
 
 
-GREEDY, DRAWN = GenerationSettings(), GenerationSettings(sampling=Sampling())
+GREEDY, DRAWN = GenerationParams(), GenerationParams(sampling=SamplingParams())
 
 
 def test_only_what_is_drawn_has_a_key() -> None:
@@ -181,7 +181,7 @@ def test_repeats_have_keys_of_their_own_wherever_they_stand() -> None:
 
 
 def test_another_seed_and_other_settings_are_other_keys() -> None:
-    again = GenerationSettings(sampling=Sampling(temperature=0.5))
+    again = GenerationParams(sampling=SamplingParams(temperature=0.5))
     keys = [keyed([("a", settings)], seed)[0].key for settings in (DRAWN, again) for seed in (0, 1)]
 
     assert len(set(keys)) == 4

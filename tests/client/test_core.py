@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.core import Action, Deliver, Fail, FailItem, Follow, Job, Send, Session, Tell
+from birdie_zmq.client.core import Action, ClientCore, Deliver, Fail, FailItem, Follow, Job, Send, Tell
 from birdie_zmq.errors import (
     BirdieError,
     BrokerUnavailable,
@@ -25,7 +25,15 @@ from birdie_zmq.errors import (
 )
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings, ClientSettings
-from birdie_zmq.types import Advance, Computed, ErrorReport, ModelSpec, RollingScores, RollingWork, StepLimits
+from birdie_zmq.types import (
+    ComputeCounters,
+    ErrorReport,
+    ModelSpec,
+    ProgressDelta,
+    RollingScores,
+    RollingWork,
+    StepLimits,
+)
 
 ENDPOINT = "tcp://127.0.0.1:5555"
 MODEL = ModelSpec(tag="demo", arguments='{"seed": 1}')
@@ -37,8 +45,8 @@ OPENED = m.SessionOpened(package_version=__version__, timeout_s=30.0)
 PING = Send(m.Ping())
 
 
-def session() -> Session:
-    return Session(MODEL, LIMITS, SETTINGS, ENDPOINT)
+def session() -> ClientCore:
+    return ClientCore(MODEL, LIMITS, SETTINGS, ENDPOINT)
 
 
 def job(*items: int) -> Job:
@@ -74,7 +82,7 @@ def refusal(error: BirdieError) -> m.Refusal:
 UNKNOWN_PEER = refusal(UnknownPeer("a Submit came before a greeting"))
 
 
-def opened(*jobs: Job, now: float = 0.0) -> Session:
+def opened(*jobs: Job, now: float = 0.0) -> ClientCore:
     """A session that the broker knows, with its first batches sent."""
     some = session()
     some.begin(jobs, now)
@@ -174,7 +182,7 @@ def test_answers_that_bring_nothing_new_are_not_delivered() -> None:
     some = opened(job(0, 1))
     some.received(answered(0, {0: -1.0}), now=1.0)
 
-    assert some.received(answered(0, {0: -1.0}), now=2.0) == [Follow(0, Advance())]
+    assert some.received(answered(0, {0: -1.0}), now=2.0) == [Follow(0, ProgressDelta())]
 
 
 @pytest.mark.parametrize("message", [answered(9, {0: -1.0}), failed(9), m.Notice(batch=9, level="info", text="so")])
@@ -301,13 +309,13 @@ def test_a_notice_of_a_batch_in_flight_is_told() -> None:
 
 def test_what_was_computed_comes_with_the_answers() -> None:
     some = opened(job(0, 1))
-    advance = Advance(computed=Computed(tokens=5, seconds=1.0), ahead=7)
-    message = msgspec.structs.replace(answered(0, {0: -1.0}), advance=advance)
+    advance = ProgressDelta(computed=ComputeCounters(tokens=5, seconds=1.0), remaining=7)
+    message = msgspec.structs.replace(answered(0, {0: -1.0}), progress=advance)
     deliver, follow = some.received(message, now=1.0)
     assert isinstance(deliver, Deliver)
     assert (deliver.items, follow) == ([0], Follow(0, advance))
-    assert some.received(m.Advanced(batch=0, advance=advance), now=1.0) == [Follow(0, advance)]
-    assert some.received(m.Advanced(batch=9, advance=advance), now=1.0) == []
+    assert some.received(m.Progressed(batch=0, progress=advance), now=1.0) == [Follow(0, advance)]
+    assert some.received(m.Progressed(batch=9, progress=advance), now=1.0) == []
 
 
 def test_a_refusal_fails_the_call() -> None:
@@ -491,7 +499,7 @@ def test_the_broker_is_not_blamed_for_the_time_in_which_this_process_was_stopped
     some = opened(job(0))
     some.received(m.Pong(workers=0), now=1.0)
 
-    assert some.tick(now=3_601.0, late_s=3_600.0) == [PING]
+    assert some.tick(now=3_601.0, stall_s=3_600.0) == [PING]
     assert some.received(m.Pong(workers=0), now=3_602.0) == []
 
 
@@ -499,7 +507,7 @@ def test_a_greeting_is_waited_for_although_this_process_was_stopped() -> None:
     some = session()
     some.begin([job(0)], now=0.0)
 
-    assert some.tick(now=3_601.0, late_s=3_600.0) == [GREETING]
+    assert some.tick(now=3_601.0, stall_s=3_600.0) == [GREETING]
 
 
 def test_it_is_known_how_long_the_broker_is_silent_and_a_worker_missing() -> None:
@@ -514,13 +522,13 @@ def test_it_is_known_how_long_the_broker_is_silent_and_a_worker_missing() -> Non
 
 def test_switches_and_losses_are_added_up_over_brokers() -> None:
     some = opened(job(0))
-    some.received(m.Pong(workers=1, switches=2, losses=1), now=1.0)
-    some.received(m.Pong(workers=1, switches=3, losses=1), now=2.0)
+    some.received(m.Pong(workers=1, model_switches=2, retries=1), now=1.0)
+    some.received(m.Pong(workers=1, model_switches=3, retries=1), now=2.0)
     some.received(UNKNOWN_PEER, now=3.0)
     some.received(OPENED, now=3.0)
-    some.received(m.Pong(workers=1, switches=0, losses=4), now=4.0)
+    some.received(m.Pong(workers=1, model_switches=0, retries=4), now=4.0)
 
-    assert (some.switches, some.losses) == (3, 5)
+    assert (some.model_switches, some.retries) == (3, 5)
 
 
 def test_a_call_does_not_blame_the_broker_for_the_time_before_it() -> None:
@@ -580,7 +588,7 @@ def test_the_next_call_is_told_of_no_worker_again() -> None:
 @pytest.mark.parametrize(("workers", "in_flight"), [(0, 2), (1, 3), (3, 7), (100, 9)])
 def test_more_workers_have_more_batches_in_flight(workers: int, in_flight: int) -> None:
     settings = replace(SETTINGS, max_window=9)
-    some = Session(MODEL, LIMITS, settings, ENDPOINT)
+    some = ClientCore(MODEL, LIMITS, settings, ENDPOINT)
     some.begin([job(item) for item in range(20)], now=0.0)
     sent = some.received(OPENED, now=0.0)
     sent += some.received(m.Pong(workers=workers), now=0.5)
@@ -593,13 +601,13 @@ def test_more_workers_have_more_batches_in_flight(workers: int, in_flight: int) 
 def test_long_texts_in_flight_are_no_more_than_a_broker_takes() -> None:
     """Many workers would have many batches at once, whose bytes the broker would refuse."""
     settings = replace(SETTINGS, max_window=9, max_characters_in_flight=50)
-    some = Session(MODEL, LIMITS, settings, ENDPOINT)
+    some = ClientCore(MODEL, LIMITS, settings, ENDPOINT)
     some.begin([replace(job(item), characters=20) for item in range(20)], now=0.0)
     some.received(OPENED, now=0.0)
     assert [action for action in some.received(m.Pong(workers=100), now=0.5) if isinstance(action, Send)] == []
 
     settings = replace(settings, max_characters_in_flight=60)
-    some = Session(MODEL, LIMITS, settings, ENDPOINT)
+    some = ClientCore(MODEL, LIMITS, settings, ENDPOINT)
     some.begin([replace(job(item), characters=20) for item in range(20)], now=0.0)
     some.received(OPENED, now=0.0)
     assert len([action for action in some.received(m.Pong(workers=100), now=0.5) if isinstance(action, Send)]) == 1
@@ -635,7 +643,7 @@ def texts_sent(actions: Sequence[Action]) -> list[list[str]]:
     ],
 )
 def test_a_call_that_is_short_for_so_many_workers_is_cut(items: list[int], workers: int, expected: list[int]) -> None:
-    some = Session(MODEL, LIMITS, replace(SETTINGS, window=8), ENDPOINT)
+    some = ClientCore(MODEL, LIMITS, replace(SETTINGS, window=8), ENDPOINT)
     some.begin([job(0)], now=0.0)
     some.received(OPENED, now=0.0)
     some.received(m.Pong(workers=workers), now=0.0)

@@ -20,7 +20,7 @@ from birdie_zmq.client.journal_records import (
     scan,
     whole_lines,
 )
-from birdie_zmq.types import GenerationSettings, Sampling
+from birdie_zmq.types import GenerationParams, SamplingParams
 
 numbers = st.floats(allow_nan=False)
 texts = st.text(st.characters())  # lone surrogates among them
@@ -140,7 +140,7 @@ def test_other_beginnings_are_told_apart(beginning: bytes, fault: str) -> None:
 
 
 def test_the_keys_stay_since_files_hold_them() -> None:
-    prompt = Prompt("a", GenerationSettings(until=("x",)))
+    prompt = Prompt("a", GenerationParams(until=("x",)))
 
     assert answer_key("identity", "loglikelihood", ("a", "b")) == "d58aff6c822a5e0588dd03bd2722ee44"
     assert answer_key("identity", "generate_until", prompt) == "4a37f78ffc8acfa22294637669aa6292"
@@ -148,9 +148,9 @@ def test_the_keys_stay_since_files_hold_them() -> None:
 
 def test_another_model_kind_text_setting_or_random_key_is_another_key() -> None:
     greedy, short, drawn = (
-        GenerationSettings(),
-        GenerationSettings(max_gen_toks=1),
-        GenerationSettings(sampling=Sampling()),
+        GenerationParams(),
+        GenerationParams(max_gen_toks=1),
+        GenerationParams(sampling=SamplingParams()),
     )
     first, second = keyed([("a", drawn), ("a", drawn)], seed=0)
     (other_seed,) = keyed([("a", drawn)], seed=1)
@@ -163,12 +163,12 @@ def test_another_model_kind_text_setting_or_random_key_is_another_key() -> None:
         ("one", "generate_until", Prompt("a", greedy)),
         ("one", "generate_until", Prompt("b", greedy)),
         ("one", "generate_until", Prompt("a", short)),
-        ("one", "generate_until", Prompt("a", GenerationSettings(until=("x",)))),
-        ("one", "generate_until", Prompt("a", GenerationSettings(until=("x", "y")))),
+        ("one", "generate_until", Prompt("a", GenerationParams(until=("x",)))),
+        ("one", "generate_until", Prompt("a", GenerationParams(until=("x", "y")))),
         ("one", "generate_until", first),
         ("one", "generate_until", second),
         ("one", "generate_until", other_seed),
-        ("one", "generate_until", Prompt("a", GenerationSettings(sampling=Sampling(top_k=1)), first.key)),
+        ("one", "generate_until", Prompt("a", GenerationParams(sampling=SamplingParams(top_k=1)), first.key)),
     ]
 
     for one, other in combinations(asked, 2):

@@ -15,7 +15,14 @@ from birdie_zmq.client.batching import Prompt, generate_jobs, loglikelihood_jobs
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.progress import Estimate, Progress, common_characters
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Advance, Computed, DescribeWork, GenerationSettings, LogLikelihoodWork, RollingWork
+from birdie_zmq.types import (
+    ComputeCounters,
+    DescribeWork,
+    GenerationParams,
+    LogLikelihoodWork,
+    ProgressDelta,
+    RollingWork,
+)
 
 SETTINGS = ClientSettings(batch_items=64)
 COMPILING_S = 7.0
@@ -29,7 +36,7 @@ class Event:
     after_s: float
     job: Job
     items: Sequence[int]
-    advance: Advance
+    advance: ProgressDelta
 
 
 def errors(jobs: Sequence[Job], events: Sequence[Event]) -> list[float]:
@@ -66,25 +73,27 @@ def scoring(jobs: Sequence[Job], cost: Callable[[str, str], int]) -> Iterator[Ev
         for text in texts:
             sizes.append(cost(text, before))
             before = text
-        ahead = sum(sizes)
+        remaining = sum(sizes)
         asked = sum(map(len, texts)) // 4
-        told = Computed(requested=asked, distinct=asked // 2, planned=padded(ahead))
-        yield Event(0.0, job, [], Advance(computed=told, ahead=padded(ahead)))
+        told = ComputeCounters(requested=asked, distinct=asked // 2, planned=padded(remaining))
+        yield Event(0.0, job, [], ProgressDelta(computed=told, remaining=padded(remaining)))
         step: list[int] = []
         size = 0
         for position, item in enumerate(job.items):
             step.append(item)
             size += sizes[position]
             if size >= 2_000 or position == len(job.items) - 1:
-                ahead -= size
-                computed = Computed(
+                remaining -= size
+                computed = ComputeCounters(
                     tokens=padded(size),
                     padding=padded(size) - size // 4,
                     seconds=size / 1_000,
                     compile_seconds=compile_s,
                     done=padded(size),
                 )
-                yield Event(size / 1_000 + compile_s, job, step, Advance(computed=computed, ahead=padded(ahead)))
+                yield Event(
+                    size / 1_000 + compile_s, job, step, ProgressDelta(computed=computed, remaining=padded(remaining))
+                )
                 step, size, compile_s = [], 0, 0.0
 
 
@@ -139,46 +148,48 @@ READING_COST = 150
 COST_S = 0.002
 
 
-def continuing(jobs: Sequence[Job], lengths: Callable[[int], int], most: int, row_cost: int = 0) -> Iterator[Event]:
+def continuing(
+    jobs: Sequence[Job], lengths: Callable[[int], int], most: int, decode_row_cost: int = 0
+) -> Iterator[Event]:
     """A worker that continues so many prompts side by side, each for its own number of rounds, and reads each first.
 
     It compiles a program before all, and says how far it has come when a text has ended and twice a second. When nothing
     waits and no more than half of its slots are used, it goes on with half as many.
     """
-    compiling = Computed(compile_seconds=COMPILING_S)
-    yield Event(COMPILING_S, jobs[0], [], Advance(computed=compiling))
+    compiling = ComputeCounters(compile_seconds=COMPILING_S)
+    yield Event(COMPILING_S, jobs[0], [], ProgressDelta(computed=compiling))
     for job in jobs:
         waiting = deque(job.items)
-        slots = most
-        going: dict[int, int] = {}
+        decode_rows = most
+        active_lengths: dict[int, int] = {}
         planned, done = len(job.items) * READING_COST, 0
-        ahead = planned
-        while waiting or going:
+        remaining = planned
+        while waiting or active_lengths:
             read = 0
-            while waiting and len(going) < slots:
-                going[waiting.popleft()] = 0
+            while waiting and len(active_lengths) < decode_rows:
+                active_lengths[waiting.popleft()] = 0
                 read += 1
-            while len(going) <= slots // 2 and row_cost:
-                slots //= 2
-            round_cost = ROUND_COST - (most - slots) * row_cost
-            going = {item: length + 1 for item, length in going.items()}
-            ended = [item for item, length in going.items() if length >= lengths(item)]
-            done += read * READING_COST + round_cost
-            ahead -= read * READING_COST
-            for item in ended:
-                del going[item]
-            if ended or done * COST_S >= 0.5:
-                computed = Computed(seconds=done * COST_S, planned=planned, done=done, requested=100)
-                advance = Advance(
+            while len(active_lengths) <= decode_rows // 2 and decode_row_cost:
+                decode_rows //= 2
+            decode_step_cost = ROUND_COST - (most - decode_rows) * decode_row_cost
+            active_lengths = {item: length + 1 for item, length in active_lengths.items()}
+            finished_lengths = [item for item, length in active_lengths.items() if length >= lengths(item)]
+            done += read * READING_COST + decode_step_cost
+            remaining -= read * READING_COST
+            for item in finished_lengths:
+                del active_lengths[item]
+            if finished_lengths or done * COST_S >= 0.5:
+                computed = ComputeCounters(seconds=done * COST_S, planned=planned, done=done, requested=100)
+                advance = ProgressDelta(
                     computed=computed,
-                    ahead=ahead,
-                    going=tuple(going.values()),
-                    ended=tuple(lengths(item) for item in ended),
-                    slots=slots,
-                    round_cost=round_cost,
-                    row_cost=row_cost,
+                    remaining=remaining,
+                    active_lengths=tuple(active_lengths.values()),
+                    finished_lengths=tuple(lengths(item) for item in finished_lengths),
+                    decode_rows=decode_rows,
+                    decode_step_cost=decode_step_cost,
+                    decode_row_cost=decode_row_cost,
                 )
-                yield Event(done * COST_S, job, ended, advance)
+                yield Event(done * COST_S, job, finished_lengths, advance)
                 planned, done = 0, 0
 
 
@@ -217,7 +228,7 @@ def test_rounds_in_which_few_texts_go_on_cost_less(spread: float, bound: float) 
     found = []
     for seed in range(20):
         lengths = 1 + np.random.default_rng(seed).gamma(1 / spread**2, spread**2 * 50, 400).astype(int)
-        found += generation_errors(lengths.tolist(), 10_000, row_cost=2)
+        found += generation_errors(lengths.tolist(), 10_000, decode_row_cost=2)
     assert np.quantile(np.abs(found), 0.8) < bound
 
 
@@ -226,37 +237,37 @@ def test_programs_that_are_still_to_be_compiled_take_their_time() -> None:
     jobs = [Job(RollingWork(texts=["a" * 100]), [0]), Job(RollingWork(texts=["b" * 100]), [1])]
     jobs.append(Job(RollingWork(texts=["c" * 100]), [2]))
     estimate = Estimate(jobs, 0.0)
-    planned = Computed(requested=100, planned=100)
-    estimate.advanced(0, Advance(computed=planned, ahead=100, programs=3), 0.0)
-    compiled = Computed(seconds=1.0, compile_seconds=1.0, programs=1, done=50)
-    estimate.advanced(0, Advance(computed=compiled, ahead=50, programs=2), 2.0)
+    planned = ComputeCounters(requested=100, planned=100)
+    estimate.advanced(0, ProgressDelta(computed=planned, remaining=100, pending_compiles=3), 0.0)
+    compiled = ComputeCounters(seconds=1.0, compile_seconds=1.0, executables=1, done=50)
+    estimate.advanced(0, ProgressDelta(computed=compiled, remaining=50, pending_compiles=2), 2.0)
     pace = 1.0 / 50
     assert estimate.at(2.0).seconds_left == pytest.approx(250 * pace + (2 + 1 + 1) * 1.0)
     estimate.answered([0])
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + (1 + 1) * 1.0)
-    estimate.advanced(0, Advance(programs=2), 2.0)
+    estimate.advanced(0, ProgressDelta(pending_compiles=2), 2.0)
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + (1 + 1) * 1.0), "what is answered wants no more"
-    estimate.advanced(1, Advance(computed=planned, ahead=100), 2.0)
+    estimate.advanced(1, ProgressDelta(computed=planned, remaining=100), 2.0)
     assert estimate.at(2.0).seconds_left == pytest.approx(200 * pace + 0.5 * 1.0), "the second wants none"
 
 
-def generation_errors(lengths: Sequence[int], most: int, row_cost: int = 0) -> list[float]:
+def generation_errors(lengths: Sequence[int], most: int, decode_row_cost: int = 0) -> list[float]:
     """How wrong the time left is of texts with so many tokens each, 16 side by side."""
-    how = GenerationSettings(max_gen_toks=most)
+    how = GenerationParams(max_gen_toks=most)
     jobs = list(generate_jobs([Prompt(f"{number:03}", how) for number in range(len(lengths))], SETTINGS))
-    return errors(jobs, list(continuing(jobs, lengths.__getitem__, 16, row_cost)))
+    return errors(jobs, list(continuing(jobs, lengths.__getitem__, 16, decode_row_cost)))
 
 
 def test_what_is_said_of_a_call() -> None:
     jobs = [Job(RollingWork(texts=["a" * 100, "b" * 100, "c" * 100]), [0, 1, 2])]
     estimate = Estimate(jobs, 0.0)
     assert estimate.at(1.0) == Progress()
-    planned = Computed(requested=200, distinct=150, planned=300)
-    estimate.advanced(0, Advance(computed=planned, ahead=300), 2.0)
+    planned = ComputeCounters(requested=200, distinct=150, planned=300)
+    estimate.advanced(0, ProgressDelta(computed=planned, remaining=300), 2.0)
     assert estimate.at(2.0) == Progress(distinct_share=0.75)
     estimate.answered([0])
-    computed = Computed(tokens=100, padding=25, seconds=2.0, done=100)
-    estimate.advanced(0, Advance(computed=computed, ahead=200), 4.0)
+    computed = ComputeCounters(tokens=100, padding=25, seconds=2.0, done=100)
+    estimate.advanced(0, ProgressDelta(computed=computed, remaining=200), 4.0)
     assert estimate.at(4.0) == Progress(
         tokens_per_second=25.0, padding_share=0.25, distinct_share=0.75, seconds_left=8.0
     )
@@ -269,8 +280,8 @@ def test_what_was_planned_for_a_job_is_forgotten_once_it_is_answered() -> None:
     """As where another worker was quicker, or the one that had planned it is gone."""
     jobs = [Job(RollingWork(texts=["a" * 100]), [0]), Job(RollingWork(texts=["b" * 100]), [1])]
     estimate = Estimate(jobs, 0.0)
-    estimate.advanced(0, Advance(computed=Computed(requested=100, planned=100), ahead=100), 0.0)
-    estimate.advanced(0, Advance(computed=Computed(seconds=1.0, done=50), ahead=50), 1.0)
+    estimate.advanced(0, ProgressDelta(computed=ComputeCounters(requested=100, planned=100), remaining=100), 0.0)
+    estimate.advanced(0, ProgressDelta(computed=ComputeCounters(seconds=1.0, done=50), remaining=50), 1.0)
     assert estimate.at(1.0).seconds_left == pytest.approx(3.0)
     estimate.answered([0])
     assert estimate.at(1.0).seconds_left == pytest.approx(2.0)
@@ -279,17 +290,22 @@ def test_what_was_planned_for_a_job_is_forgotten_once_it_is_answered() -> None:
 def test_a_call_that_is_neither_scored_nor_generated_is_not_guessed_at() -> None:
     estimate = Estimate([Job(DescribeWork(), [0])], 0.0)
     estimate.answered([0])
-    estimate.advanced(0, Advance(), 1.0)
+    estimate.advanced(0, ProgressDelta(), 1.0)
     assert estimate.at(1.0) == Progress()
 
 
 def test_counts_of_a_worker_that_make_no_sense_harm_nobody() -> None:
     most = 2**53 - 1
-    jobs = list(generate_jobs([Prompt("a", GenerationSettings()), Prompt("b", GenerationSettings())], SETTINGS))
+    jobs = list(generate_jobs([Prompt("a", GenerationParams()), Prompt("b", GenerationParams())], SETTINGS))
     estimate = Estimate(jobs, 0.0)
-    computed = Computed(tokens=most, seconds=1e9, planned=most, done=most)
-    advance = Advance(
-        computed=computed, ahead=most, going=(most,) * 65_536, ended=(most,) * 65_536, slots=most, round_cost=most
+    computed = ComputeCounters(tokens=most, seconds=1e9, planned=most, done=most)
+    advance = ProgressDelta(
+        computed=computed,
+        remaining=most,
+        active_lengths=(most,) * 65_536,
+        finished_lengths=(most,) * 65_536,
+        decode_rows=most,
+        decode_step_cost=most,
     )
     estimate.advanced(0, advance, 1.0)
     assert estimate.at(1.0).seconds_left is not None

@@ -13,7 +13,7 @@ from birdie_zmq.client.client import Answer, Client, NameOf, OnAnswer, OnProgres
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
-from birdie_zmq.client.resume import Resuming
+from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import RollingWork
 
@@ -55,7 +55,7 @@ class Run:
     def __init__(self, journal: Journal | None) -> None:
         self.asked = Asked()
         self.told: dict[int, Answer] = {}
-        self.resuming = Resuming(cast(Client, self.asked), journal, SETTINGS)
+        self.resuming = ResumableClient(cast(Client, self.asked), journal, SETTINGS)
 
     def __call__(self, *texts: str) -> list[Answer]:
         return self.resuming.run(

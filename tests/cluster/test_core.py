@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from birdie_zmq.cluster.core import Action, Crew, Ended, Lost, Place, Placed, Say, SayWaiting, Tick
+from birdie_zmq.cluster.core import Action, ClusterCore, Ended, Lost, Place, Placed, Say, SayWaiting, Tick
 
 
 def texts(actions: list[Action]) -> list[str]:
@@ -16,7 +16,7 @@ def places(actions: list[Action]) -> list[int]:
 
 
 def test_all_are_placed_at_first_and_each_place_is_said() -> None:
-    crew = Crew(2)
+    crew = ClusterCore(2)
 
     assert crew.begin(0.0) == [Place(1), Place(2)]
     assert crew.handle(Placed(2, "node a, process 7"), 1.0) == [Say("info", "worker 2 is placed: node a, process 7")]
@@ -32,7 +32,7 @@ def test_all_are_placed_at_first_and_each_place_is_said() -> None:
     ],
 )
 def test_one_that_is_lost_is_placed_again_at_once(event: Ended | Lost, why: str) -> None:
-    crew = Crew(1)
+    crew = ClusterCore(1)
     crew.begin(0.0)
     crew.handle(Placed(1, "node a"), 1.0)
 
@@ -44,7 +44,7 @@ def test_one_that_is_lost_is_placed_again_at_once(event: Ended | Lost, why: str)
 
 
 def test_one_that_was_not_placed_when_it_was_lost_is_not_said_to_be_where_it_was_before() -> None:
-    crew = Crew(1)
+    crew = ClusterCore(1)
     crew.begin(0.0)
     crew.handle(Placed(1, "node a"), 1.0)
     crew.handle(Lost(1, "the node died"), 2.0)
@@ -55,7 +55,7 @@ def test_one_that_was_not_placed_when_it_was_lost_is_not_said_to_be_where_it_was
 
 
 def test_one_that_never_stands_long_waits_longer_each_time_and_not_for_ever() -> None:
-    crew = Crew(1)
+    crew = ClusterCore(1)
     crew.begin(0.0)
     now, pauses = 0.0, []
     for _ in range(10):
@@ -71,7 +71,7 @@ def test_one_that_never_stands_long_waits_longer_each_time_and_not_for_ever() ->
 
 
 def test_one_that_has_stood_a_minute_is_forgiven() -> None:
-    crew = Crew(1)
+    crew = ClusterCore(1)
     crew.begin(0.0)
     for now in (0.0, 1.0):
         crew.handle(Placed(1, "node a"), now)
@@ -83,7 +83,7 @@ def test_one_that_has_stood_a_minute_is_forgiven() -> None:
 
 
 def test_a_worker_that_only_a_person_can_help_is_not_placed_again() -> None:
-    crew = Crew(2)
+    crew = ClusterCore(2)
     crew.begin(0.0)
     crew.handle(Placed(1, "node a"), 1.0)
     crew.handle(Placed(2, "node b"), 1.0)
@@ -101,7 +101,7 @@ def test_a_worker_that_only_a_person_can_help_is_not_placed_again() -> None:
 
 
 def test_those_that_wait_for_room_are_said_together_and_not_all_the_time() -> None:
-    crew = Crew(3)
+    crew = ClusterCore(3)
     crew.begin(0.0)
     crew.handle(Placed(1, "node a"), 1.0)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from birdie_zmq import models
 from birdie_zmq.cli import main
-from birdie_zmq.harness.model_args import WORDS
+from birdie_zmq.harness.model_args import MODEL_ARGS
 from docs.generate import options_page
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,4 +39,4 @@ def test_every_variable_of_our_own_is_on_the_page() -> None:
 
 def test_the_built_in_page_lets_through_what_the_engine_reads() -> None:
     """But for the mesh, which is a parameter of its own, and of load_model alone."""
-    assert {word.name for word in WORDS if word.passed_on} == {*models._ENGINE, "mesh"}
+    assert {word.name for word in MODEL_ARGS if word.passed_on} == {*models._ENGINE, "mesh"}

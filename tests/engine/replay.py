@@ -13,9 +13,9 @@ from typing import Any, cast
 import numpy as np
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.backend import Ability, Backend
+from birdie_zmq.engine.backend import Backend, ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import PAD, Branch, Fork, Read, Rows, Scored, Step, Tokens
+from birdie_zmq.engine.planning.steps import PAD, Dense, Extend, Fork, ScoredSequence, Step, Tokens, Tree
 from birdie_zmq.engine.scoring import possible_shapes
 from birdie_zmq.types import StepLimits
 
@@ -69,13 +69,17 @@ class Replay:
     """
 
     def __init__(
-        self, items: Sequence[Scored], steps: Sequence[Step], known: Mapping[bytes, int], shapes: Collection[Any]
+        self,
+        items: Sequence[ScoredSequence],
+        steps: Sequence[Step],
+        known: Mapping[bytes, int],
+        shapes: Collection[Any],
     ) -> None:
         self._items = items
         self._left = [dict(zip(item.positions, item.targets.tolist(), strict=True)) for item in items]
         self._register: _Register | None = None
         self.result = Replayed(states=dict(known))
-        rooms = [step.how.room for step in steps if isinstance(step.how, Read | Fork)]
+        rooms = [step.how.room for step in steps if isinstance(step.how, Extend | Fork)]
         self._room = rounded(max(rooms, default=1))
         for step in steps:
             assert step.shape in shapes, f"{step.shape} is not foreseen"
@@ -87,13 +91,13 @@ class Replay:
         self.result.computed += step.tokens.size
         self.result.used += step.used_tokens
         match step.how:
-            case Rows():
+            case Dense():
                 texts = [tuple(row) for row in step.tokens.tolist()]
                 self._score(step, lambda row, position: texts[row][: position + 1])
                 assert step.used_tokens == sum(self._used_lengths(step))
-            case Branch() as how:
+            case Tree() as how:
                 self._branch(step, how)
-            case Read() as how:
+            case Extend() as how:
                 self._read(step, how)
             case Fork() as how:
                 assert self._register is not None
@@ -117,7 +121,7 @@ class Replay:
             assert (step.tokens[row, length:] == PAD).all()
         return lengths
 
-    def _branch(self, step: Step, how: Branch) -> None:
+    def _branch(self, step: Step, how: Tree) -> None:
         assert how.state == b"" or how.state in self.result.states
         before = tuple(np.frombuffer(how.state, np.int32).tolist())
         texts: list[list[Text]] = []
@@ -138,7 +142,7 @@ class Replay:
             texts.append(of_row)
         self._score(step, lambda row, position: texts[row][position])
 
-    def _read(self, step: Step, how: Read) -> None:
+    def _read(self, step: Step, how: Extend) -> None:
         rows = step.shape[0]
         if how.before is None:
             assert self._register is not None
@@ -172,7 +176,11 @@ class Replay:
 
 
 def replay(
-    items: Sequence[Scored], steps: Sequence[Step], ability: Ability, buckets: Buckets, known: Mapping[bytes, int]
+    items: Sequence[ScoredSequence],
+    steps: Sequence[Step],
+    ability: ExecutionMode,
+    buckets: Buckets,
+    known: Mapping[bytes, int],
 ) -> Replayed:
     """Carry out a plan.
 
@@ -186,7 +194,7 @@ def replay(
 class Knows:
     """As much of a backend as planning asks: what it can do, and which states it has."""
 
-    ability: Ability
+    ability: ExecutionMode
     states: Mapping[bytes, int] = field(default_factory=dict)
 
     def known(self, room: int) -> Collection[bytes]:
@@ -218,12 +226,12 @@ def texts(draw: st.DrawFn) -> list[Text]:
 
 
 @st.composite
-def requests(draw: st.DrawFn, of: Sequence[Text]) -> list[Scored]:
+def requests(draw: st.DrawFn, of: Sequence[Text]) -> list[ScoredSequence]:
     """Requests that score any number of last tokens of some beginnings of texts."""
     items = []
     for text in draw(st.lists(st.sampled_from(of), min_size=1, max_size=12)):
         tokens = text[: draw(st.one_of(st.just(len(text)), st.integers(2, len(text))))]
-        items.append(Scored(tokens_of(tokens), draw(st.integers(1, len(tokens) - 1))))
+        items.append(ScoredSequence(tokens_of(tokens), draw(st.integers(1, len(tokens) - 1))))
     return items
 
 
@@ -245,6 +253,6 @@ def states_of(draw: st.DrawFn, of: Sequence[Text]) -> dict[bytes, int]:
     """States of any beginnings of texts, with the slots for it and perhaps for more."""
     states = {}
     for text in draw(st.lists(st.sampled_from(of), max_size=4)):
-        beginning = text[: draw(st.integers(1, len(text)))]
-        states[tokens_of(beginning).tobytes()] = rounded(len(beginning) + draw(st.sampled_from([0, 16, 100])))
+        prefix = text[: draw(st.integers(1, len(text)))]
+        states[tokens_of(prefix).tobytes()] = rounded(len(prefix) + draw(st.sampled_from([0, 16, 100])))
     return states

@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from birdie_zmq.engine.detokenizer import AnswerText
-from birdie_zmq.engine.tokenizer import TextTokenizer
-from birdie_zmq.types import GenerationSettings
+from birdie_zmq.engine.detokenizer import AnswerExtractor
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
+from birdie_zmq.types import GenerationParams
 
 END = 256
 """A special token, which decoding leaves out, written </think>."""
@@ -33,8 +33,8 @@ class Letters:
 
 
 def read(text: str, *until: str, end: str | int | None = None) -> tuple[str, bool]:
-    tokenizer = TextTokenizer(Letters())
-    answer = AnswerText(tokenizer, GenerationSettings(until=until, think_end_token=end))
+    tokenizer = TokenizerAdapter(Letters())
+    answer = AnswerExtractor(tokenizer, GenerationParams(until=until, think_end_token=end))
     generated = tokenizer.encode([text])[0]
     return answer.text(generated), answer.is_over(generated)
 
@@ -79,7 +79,7 @@ PIECES = ["a", "b", "ab", "ba", "aa", " a", "\n", "\n\n", " ", ".", "é", "日",
 
 
 @functools.cache
-def byte_level() -> TextTokenizer:
+def byte_level() -> TokenizerAdapter:
     """Tokens of a byte, and of some that often stand together: a token may hold half a character, or two words."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -87,7 +87,7 @@ def byte_level() -> TextTokenizer:
     words = dict.fromkeys([*alphabet, *together])
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="a"))
     tokenizer.decoder = decoders.ByteLevel()
-    return TextTokenizer(tokenizer, prefix_token_id=0)
+    return TokenizerAdapter(tokenizer, prefix_token_id=0)
 
 
 class JoinedWords:
@@ -102,12 +102,12 @@ class JoinedWords:
         return "".join((" a", "b", " .", "\n")[number] for number in ids).removeprefix(" ")
 
 
-def naive(answer: AnswerText, tokens: list[int]) -> int | None:
+def naive(answer: AnswerExtractor, tokens: list[int]) -> int | None:
     """After how many tokens the answer is over, by reading all of it after each."""
     return next((count for count in range(1, len(tokens) + 1) if answer.is_over(tokens[:count])), None)
 
 
-def grown(answer: AnswerText, tokens: list[int]) -> int | None:
+def grown(answer: AnswerExtractor, tokens: list[int]) -> int | None:
     growing = answer.begin()
     for count, token in enumerate(tokens, 1):
         if growing.add(token):
@@ -117,7 +117,7 @@ def grown(answer: AnswerText, tokens: list[int]) -> int | None:
     return None
 
 
-def tokens_of(tokenizer: TextTokenizer) -> st.SearchStrategy[list[int]]:
+def tokens_of(tokenizer: TokenizerAdapter) -> st.SearchStrategy[list[int]]:
     size = 256 + len(PIECES)
     # Bytes of characters that need several, and whole pieces, come often.
     return st.lists(st.one_of(st.integers(250, size - 8), st.integers(0, 255)), max_size=40)
@@ -131,14 +131,14 @@ stops = st.lists(st.text(st.sampled_from("ab \n.é日"), max_size=4), max_size=3
 def test_an_answer_ends_with_the_token_with_which_its_whole_text_ends(
     tokens: list[int], until: tuple[str, ...], end: str | int | None
 ) -> None:
-    answer = AnswerText(byte_level(), GenerationSettings(until=until, think_end_token=end))
+    answer = AnswerExtractor(byte_level(), GenerationParams(until=until, think_end_token=end))
 
     assert grown(answer, tokens) == naive(answer, tokens)
 
 
 @given(st.lists(st.integers(0, 3), max_size=20), st.lists(st.text("ab .\n", max_size=4), max_size=3).map(tuple))
 def test_a_decoder_that_drops_the_first_space_moves_no_end(tokens: list[int], until: tuple[str, ...]) -> None:
-    answer = AnswerText(TextTokenizer(JoinedWords(), prefix_token_id=0), GenerationSettings(until=until))
+    answer = AnswerExtractor(TokenizerAdapter(JoinedWords(), prefix_token_id=0), GenerationParams(until=until))
 
     assert grown(answer, tokens) == naive(answer, tokens)
 
@@ -152,7 +152,7 @@ def test_a_long_answer_is_not_read_anew_for_each_token() -> None:
             read += len(ids)
             return super().decode(ids, skip_special_tokens)
 
-    growing = AnswerText(TextTokenizer(Counting()), GenerationSettings(until=("!",))).begin()
+    growing = AnswerExtractor(TokenizerAdapter(Counting()), GenerationParams(until=("!",))).begin()
 
     assert not any(growing.add(ord("a")) for _ in range(1000))
     assert read < 5 * 1000

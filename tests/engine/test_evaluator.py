@@ -20,13 +20,13 @@ from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.evaluator import Evaluator, ItemFailed
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import BirdieError, NonFiniteLogits, RequestError, TokenizerError, TokenOutOfVocabulary
 from birdie_zmq.types import (
     Answers,
     ChatWork,
     GenerateWork,
-    GenerationSettings,
+    GenerationParams,
     Level,
     LogLikelihoodWork,
     RollingScores,
@@ -104,7 +104,7 @@ class Heard:
 def evaluator_of(
     backend: Backend, tokenizer: object | None = None, max_length: int = MAX_LENGTH, add_bos: bool | None = None
 ) -> Evaluator:
-    return Evaluator(TextTokenizer(tokenizer or Letters(), add_bos), backend, max_length)
+    return Evaluator(TokenizerAdapter(tokenizer or Letters(), add_bos), backend, max_length)
 
 
 def evaluator_for(returned: object, tokenizer: object | None = None, max_length: int = MAX_LENGTH) -> Evaluator:
@@ -127,7 +127,7 @@ def generate(
     evaluator: Evaluator, prompts: list[str], *until: str, max_gen_toks: int = 16, limits: StepLimits = AUTOMATIC
 ) -> Heard:
     heard = Heard()
-    settings = GenerationSettings(until=until, max_gen_toks=max_gen_toks)
+    settings = GenerationParams(until=until, max_gen_toks=max_gen_toks)
     evaluator.generate(GenerateWork(prompts=prompts, settings=settings), limits, heard)
     return heard
 
@@ -444,7 +444,7 @@ def test_seconds_of_compiling_are_told_apart_from_those_of_steps() -> None:
 def test_the_device_is_idle_between_works_but_not_when_there_are_none() -> None:
     now = [0.0]
     backend = JaxBackend(resolve((lambda params, tokens: uniform(tokens), 0.0)), MAX_LENGTH)
-    evaluator = Evaluator(TextTokenizer(Letters()), backend, MAX_LENGTH, clock=lambda: now[0])
+    evaluator = Evaluator(TokenizerAdapter(Letters()), backend, MAX_LENGTH, clock=lambda: now[0])
     rolling(evaluator, TEXTS[:1])
     now[0] += 3.0
     rolling(evaluator, TEXTS[:1])
@@ -459,7 +459,7 @@ def test_the_device_is_idle_between_works_but_not_when_there_are_none() -> None:
 def test_what_is_told_meanwhile_counts_tracing_as_compiling() -> None:
     began = time.monotonic()
     evaluator = Evaluator(
-        TextTokenizer(Letters()),
+        TokenizerAdapter(Letters()),
         JaxBackend(resolve((lambda params, tokens: uniform(tokens), 0.0)), MAX_LENGTH),
         MAX_LENGTH,
     )
@@ -482,7 +482,7 @@ def test_a_device_whose_program_is_compiled_is_not_idle() -> None:
         return uniform(tokens)
 
     evaluator = Evaluator(
-        TextTokenizer(Letters()), Slow(resolve((traced, 0.0)), MAX_LENGTH), MAX_LENGTH, clock=lambda: now[0]
+        TokenizerAdapter(Letters()), Slow(resolve((traced, 0.0)), MAX_LENGTH), MAX_LENGTH, clock=lambda: now[0]
     )
     rolling(evaluator, TEXTS[:1])
     before = now[0]

@@ -6,25 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.prefix_cache import Kept, StateStore
+from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache
 
 
-def store_of(limit: int, *sizes: int) -> StateStore[str]:
+def store_of(limit: int, *sizes: int) -> PrefixCache[str]:
     """A store with states a, b, c, … of so many bytes."""
-    store = StateStore[str](limit)
+    store = PrefixCache[str](limit)
     for letter, size in zip("abcdef", sizes, strict=False):
-        store.put(letter.encode(), Kept(letter, 100 * (1 + len(store)), size))
+        store.put(letter.encode(), CachedPrefix(letter, 100 * (1 + len(store)), size))
     return store
 
 
-def names(store: StateStore[str]) -> list[bytes]:
+def names(store: PrefixCache[str]) -> list[bytes]:
     return list(store.known(0))
 
 
 def test_a_state_is_had_back_by_its_name() -> None:
     store = store_of(10, 3, 4)
 
-    assert store.get(b"b") == Kept("b", 200, 4)
+    assert store.get(b"b") == CachedPrefix("b", 200, 4)
     assert len(store) == 2
 
 
@@ -63,13 +63,13 @@ def test_what_is_in_use_stays_whatever_its_size() -> None:
 
 def test_a_state_that_is_put_again_counts_once_and_as_used() -> None:
     store = store_of(8, 4, 4)
-    store.put(b"a", Kept("again", 7, 4))
+    store.put(b"a", CachedPrefix("again", 7, 4))
 
     store.trim()
     assert names(store) == [b"b", b"a"]
     assert store.get(b"a").state == "again"
 
-    store.put(b"c", Kept("c", 7, 4))
+    store.put(b"c", CachedPrefix("c", 7, 4))
     store.trim()
     assert names(store) == [b"a", b"c"]
 

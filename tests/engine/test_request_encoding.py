@@ -13,9 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from birdie_zmq.engine.planning.steps import Scored
+from birdie_zmq.engine.planning.steps import ScoredSequence
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 
 PIECES = ["<s>", " ", "\n", "a", "b", "c", "ab", "bcc", " a", " b", "c\n"]
 PREFIX = PIECES.index("<s>")
@@ -46,12 +46,12 @@ class Merges:
 
 def encode_pair(
     context: str, continuation: str, *, max_length: int = MAX_LENGTH, add_bos: bool | None = None
-) -> Scored | None:
-    (scored,) = encode_pairs(TextTokenizer(Merges(), add_bos), [(context, continuation)], max_length)
+) -> ScoredSequence | None:
+    (scored,) = encode_pairs(TokenizerAdapter(Merges(), add_bos), [(context, continuation)], max_length)
     return scored
 
 
-def halves(scored: Scored | None) -> tuple[list[str], list[str]]:
+def halves(scored: ScoredSequence | None) -> tuple[list[str], list[str]]:
     """The pieces that are only read, and those that are scored."""
     assert scored is not None
     pieces = [PIECES[i] for i in scored.tokens]
@@ -150,7 +150,7 @@ def test_a_continuation_longer_than_the_model_reads_comes_back_whole() -> None:
 
 
 def test_positions_point_before_their_targets() -> None:
-    scored = Scored(np.array([5, 6, 7, 8], dtype=np.int32), count=2)
+    scored = ScoredSequence(np.array([5, 6, 7, 8], dtype=np.int32), count=2)
 
     assert scored.row.tolist() == [5, 6, 7]
     assert scored.targets.tolist() == [7, 8]
@@ -160,7 +160,7 @@ def test_positions_point_before_their_targets() -> None:
 
 def test_a_text_that_many_pairs_share_is_encoded_once() -> None:
     merges = Merges()
-    tokenizer = TextTokenizer(merges)
+    tokenizer = TokenizerAdapter(merges)
     tokenizer.encode(["a"])  # the first call also tries what the tokenizer can do
     merges.encoded.clear()
 
@@ -199,7 +199,7 @@ pair = st.tuples(text_or_prefixed, text.filter(bool)) | st.tuples(st.just(""), t
 
 @given(st.lists(pair, min_size=1, max_size=6), st.integers(1, 12))
 def test_pairs_that_lm_eval_can_score_have_the_tokens_of_lm_eval(pairs: list[tuple[str, str]], max_length: int) -> None:
-    encoded = encode_pairs(TextTokenizer(Merges()), pairs, max_length)
+    encoded = encode_pairs(TokenizerAdapter(Merges()), pairs, max_length)
 
     assert len(encoded) == len(pairs)
     for scored, (context, continuation) in zip(encoded, Reference().encode_pairs(pairs), strict=True):
@@ -209,8 +209,8 @@ def test_pairs_that_lm_eval_can_score_have_the_tokens_of_lm_eval(pairs: list[tup
             assert scored.targets.tolist() == continuation
 
 
-def windows_of(texts: Sequence[str], max_length: int) -> list[list[Scored]]:
-    return encode_rolling(TextTokenizer(Merges()), texts, max_length)
+def windows_of(texts: Sequence[str], max_length: int) -> list[list[ScoredSequence]]:
+    return encode_rolling(TokenizerAdapter(Merges()), texts, max_length)
 
 
 @given(st.lists(text_or_prefixed, max_size=4), st.integers(1, 5))

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.backend import Ability
-from birdie_zmq.engine.counters import Tally
+from birdie_zmq.engine.backend import ExecutionMode
+from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Scored, Step, Tokens
-from birdie_zmq.engine.scoring import IdleClock, NotFinite, plan_for, possible_shapes, score
+from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
+from birdie_zmq.engine.scoring import IdleClock, NonFiniteScore, plan_for, possible_shapes, score
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
@@ -76,7 +76,7 @@ class Way:
         padded[0, : len(row)] = row
         return np.asarray(jax.nn.log_softmax(self.logits(padded)))[0, : len(row)]
 
-    def alone(self, items: Sequence[Scored]) -> list[float]:
+    def alone(self, items: Sequence[ScoredSequence]) -> list[float]:
         """Each request's score from its own row."""
         return [
             float(self.logprobs(item.row.tolist())[list(item.positions), item.targets].sum(dtype=np.float64))
@@ -110,14 +110,14 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     finished: list[list[int]] = field(default_factory=list)
     errors: list[OutOfDeviceMemory] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
+    tally: Counters = field(default_factory=Counters)
 
     @property
     def computed(self) -> int:
         return sum(step.tokens.size for step in self.steps)
 
 
-def run(backend: JaxBackend, items: Sequence[Scored], limits: StepLimits = PAIRS) -> Run:
+def run(backend: JaxBackend, items: Sequence[ScoredSequence], limits: StepLimits = PAIRS) -> Run:
     done = Run(np.full(len(items), np.nan), np.zeros(len(items), np.bool_))
 
     def buckets() -> Buckets:
@@ -134,12 +134,12 @@ def run(backend: JaxBackend, items: Sequence[Scored], limits: StepLimits = PAIRS
         assert np.isnan(done.loglikelihoods[numbers]).all(), "a request is finished once"
         done.loglikelihoods[numbers], done.greedy[numbers] = loglikelihoods, greedy
         done.finished.append(numbers)
-    assert done.tally.ahead == 0
+    assert done.tally.remaining == 0
     assert done.errors or done.tally.done == done.tally.planned, "all that was planned is done"
     return done
 
 
-def batch(seed: int, prefix: Tokens, count: int = 5) -> list[Scored]:
+def batch(seed: int, prefix: Tokens, count: int = 5) -> list[ScoredSequence]:
     """Questions with three answers each, behind a common prefix."""
     random = np.random.default_rng(seed)
     items = []
@@ -147,7 +147,7 @@ def batch(seed: int, prefix: Tokens, count: int = 5) -> list[Scored]:
         question = random.integers(1, VOCABULARY, size=8)
         for _ in range(3):
             answer = random.integers(1, VOCABULARY, size=random.integers(1, 6))
-            items.append(Scored(tokens_of([*prefix, *question, *answer]), len(answer)))
+            items.append(ScoredSequence(tokens_of([*prefix, *question, *answer]), len(answer)))
     return items
 
 
@@ -156,14 +156,14 @@ NOTHING = tokens_of([])
 
 
 def test_scores_are_those_of_each_request_alone_batch_after_batch(way: Way) -> None:
-    whole = Scored(tokens_of(np.random.default_rng(9).integers(1, VOCABULARY, size=60)), 59)
-    within_the_prefix = Scored(PREFIX, 20)
+    whole = ScoredSequence(tokens_of(np.random.default_rng(9).integers(1, VOCABULARY, size=60)), 59)
+    within_the_prefix = ScoredSequence(PREFIX, 20)
     likely = PREFIX[:10].tolist()
     for _ in range(4):
         likely.append(int(way.logprobs(likely)[-1].argmax()))
     unlikely = [*likely[:-1], (likely[-1] + 1) % VOCABULARY]
 
-    more = [whole, within_the_prefix, Scored(tokens_of(likely), 4), Scored(tokens_of(unlikely), 4)]
+    more = [whole, within_the_prefix, ScoredSequence(tokens_of(likely), 4), ScoredSequence(tokens_of(unlikely), 4)]
 
     for seed, others in enumerate(([], more)):
         items = batch(seed, PREFIX) + others
@@ -194,15 +194,15 @@ def test_with_a_beginning_that_is_there_the_next_batch_computes_less() -> None:
 
 
 @pytest.mark.parametrize("ability", ["branches", "forks"])
-def test_a_state_that_takes_the_place_of_one_without_slots_has_them_itself(ability: Ability) -> None:
+def test_a_state_that_takes_the_place_of_one_without_slots_has_them_itself(ability: ExecutionMode) -> None:
     """From the longer state the last piece ends at the 127th slot; from the shorter one it would at the 129th."""
     text = tokens_of(range(1, 124))
     states = {text[:1].tobytes(): 128, text[:7].tobytes(): 8}
     buckets = Buckets(128, vocab_size=0, budget=StepBudget(tokens=64, call_tokens=8))
 
-    steps = plan_for(Knows(ability, states).as_backend, [Scored(text, 1)], buckets)
+    steps = plan_for(Knows(ability, states).as_backend, [ScoredSequence(text, 1)], buckets)
 
-    assert replay([Scored(text, 1)], steps, ability, buckets, states).used >= 122 - 7
+    assert replay([ScoredSequence(text, 1)], steps, ability, buckets, states).used >= 122 - 7
 
 
 # --- What cannot be scored -------------------------------------------------------------------------------------------
@@ -215,9 +215,9 @@ def stumbling(params: Any, tokens: Any) -> Any:
 
 def test_a_request_whose_logits_are_not_finite_is_named_by_its_number() -> None:
     backend = JaxBackend(resolve((stumbling, 0.0)), MAX_LENGTH)
-    items = [Scored(tokens_of(text), 1) for text in ([1, 2], [1, 3, 4, 5], [1, 3, 5], [1, 2, 3])]
+    items = [ScoredSequence(tokens_of(text), 1) for text in ([1, 2], [1, 3, 4, 5], [1, 3, 5], [1, 2, 3])]
 
-    with pytest.raises(NotFinite) as caught:
+    with pytest.raises(NonFiniteScore) as caught:
         run(backend, items)
 
     assert caught.value.number == 2
@@ -266,7 +266,7 @@ def test_steps_for_which_the_device_has_no_room_are_halved_until_it_has() -> Non
 
 def test_what_is_scored_before_the_device_has_no_room_is_not_computed_again() -> None:
     # At first a step of 2 rows of 24 and then 4 of 16, for which there is no room.
-    items = [Scored(tokens_of([first, *[length] * length]), 1) for length in (20, 10) for first in range(2, 6)]
+    items = [ScoredSequence(tokens_of([first, *[length] * length]), 1) for length in (20, 10) for first in range(2, 6)]
     backend = hungry_backend(most=48, budget=64)
 
     done = run(backend, items, StepLimits())

@@ -10,16 +10,16 @@ import numpy as np
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
 from birdie_zmq.types import (
-    Advance,
     ChatWork,
     DescribeWork,
     ErrorReport,
     GenerateWork,
-    GenerationSettings,
+    GenerationParams,
     LogLikelihoodWork,
     ModelSpec,
+    ProgressDelta,
     RollingWork,
-    Sampling,
+    SamplingParams,
     Scores,
     Texts,
     Work,
@@ -27,7 +27,7 @@ from birdie_zmq.types import (
 
 MODEL = ModelSpec(tag="pair")
 _ERROR = ErrorReport(code="model", message="boom", traceback="line 1")
-_SAMPLING = GenerationSettings(until=("\n",), sampling=Sampling(top_k=5))
+_SAMPLING = GenerationParams(until=("\n",), sampling=SamplingParams(top_k=5))
 _WORKS: Sequence[Work] = (
     LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")]),
     RollingWork(texts=["a text", "änother ☂"]),
@@ -49,7 +49,9 @@ SAMPLES: Sequence[m.Message] = (
     m.LeaseCrashed(lease=1, error=_ERROR),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
-    m.LeaseAdvanced(lease=1, advance=Advance(ahead=3, going=(1, 2), ended=(3,), slots=2)),
+    m.LeaseProgressed(
+        lease=1, progress=ProgressDelta(remaining=3, active_lengths=(1, 2), finished_lengths=(3,), decode_rows=2)
+    ),
     m.LeaseNotice(lease=1, level="info", text="a"),
     m.DrainWorker(),
     m.CloseWorker(),

@@ -10,10 +10,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from birdie_zmq.errors import UnsupportedRequest, UsageError
 from birdie_zmq.harness import generation_kwargs
 from birdie_zmq.harness.generation_kwargs import read_sampling
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 
 
-def read(**gen_kwargs: Any) -> Sampling | None:
+def read(**gen_kwargs: Any) -> SamplingParams | None:
     return read_sampling(dict(normalize_gen_kwargs(gen_kwargs, 256)))
 
 
@@ -36,17 +36,17 @@ def test_without_a_temperature_the_most_likely_token_is_taken(gen_kwargs: dict[s
 @pytest.mark.parametrize(
     ("gen_kwargs", "expected"),
     [
-        ({"temperature": 0.7}, Sampling(temperature=0.7)),
-        ({"do_sample": True, "temperature": 1}, Sampling()),
+        ({"temperature": 0.7}, SamplingParams(temperature=0.7)),
+        ({"do_sample": True, "temperature": 1}, SamplingParams()),
         (
             {"temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1},
-            Sampling(temperature=0.5, top_p=0.9, top_k=40, min_p=0.1),
+            SamplingParams(temperature=0.5, top_p=0.9, top_k=40, min_p=0.1),
         ),
-        ({"temperature": "0.5", "top_k": "40"}, Sampling(temperature=0.5, top_k=40)),
-        ({"temperature": 1.0, "top_k": -1, "top_p": None}, Sampling()),
+        ({"temperature": "0.5", "top_k": "40"}, SamplingParams(temperature=0.5, top_k=40)),
+        ({"temperature": 1.0, "top_k": -1, "top_p": None}, SamplingParams()),
     ],
 )
-def test_a_temperature_draws_tokens(gen_kwargs: dict[str, Any], expected: Sampling) -> None:
+def test_a_temperature_draws_tokens(gen_kwargs: dict[str, Any], expected: SamplingParams) -> None:
     assert read(**gen_kwargs) == expected
 
 

@@ -12,11 +12,11 @@ import pytest
 from birdie_zmq.client.batching import keyed
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.response_cache import MARK, claim, is_passed_over, refuse_repeats
-from birdie_zmq.types import GenerationSettings, Sampling
+from birdie_zmq.types import GenerationParams, SamplingParams
 
 SqliteDict = importlib.import_module("sqlitedict").SqliteDict
 
-GREEDY, DRAWN = GenerationSettings(), GenerationSettings(sampling=Sampling())
+GREEDY, DRAWN = GenerationParams(), GenerationParams(sampling=SamplingParams())
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_what_lm_eval_never_reads_is_not_put_there() -> None:
     ],
 )
 def test_repeats_that_are_drawn_by_a_temperature_alone_are_refused(
-    asked: list[tuple[str, GenerationSettings, dict[str, Any]]], refused: bool
+    asked: list[tuple[str, GenerationParams, dict[str, Any]]], refused: bool
 ) -> None:
     prompts = keyed([(text, settings) for text, settings, _ in asked], seed=0)
     given = [how for _, _, how in asked]

@@ -1,9 +1,9 @@
 """What a run has cost, in words and numbers."""
 
 from birdie_zmq.harness.run_report import as_record, as_text
-from birdie_zmq.types import StepReport
+from birdie_zmq.types import RunStatistics
 
-REPORT = StepReport(
+REPORT = RunStatistics(
     requests=1200,
     steps=10,
     tokens_requested=30_000,
@@ -36,13 +36,13 @@ def test_a_person_reads_the_same_numbers_in_one_line() -> None:
 
 
 def test_a_model_that_has_done_nothing_has_no_speed() -> None:
-    record = as_record(StepReport())
+    record = as_record(RunStatistics())
     assert (record["tokens_per_second"], record["idle_share"], record["padding_share"]) == (0, 0, 0)
-    assert "distinct" not in as_text(StepReport())
+    assert "distinct" not in as_text(RunStatistics())
 
 
 def test_what_was_decoded_for_nothing_is_said_where_something_was_generated() -> None:
-    report = StepReport(requests=2, tokens_requested=50, tokens_generated=30, tokens_thrown_away=10)
+    report = RunStatistics(requests=2, tokens_requested=50, tokens_generated=30, tokens_thrown_away=10)
 
     assert "50 tokens asked, 30 generated (25% of what was decoded was thrown away)" in as_text(report)
     assert as_record(report)["tokens_thrown_away"] == 10

@@ -11,7 +11,6 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import (
-    ApiPageError,
     BirdieError,
     BrokerUnavailable,
     ModelCallError,
@@ -24,6 +23,7 @@ from birdie_zmq.errors import (
     UnknownModelTag,
     UnsupportedRequest,
     UsageError,
+    UserModuleError,
 )
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
@@ -120,7 +120,7 @@ def test_a_page_that_cannot_be_used_is_named(tmp_path: Path, text: str, words: s
     page = tmp_path / "page.py"
     page.write_text(text)
 
-    with pytest.raises(ApiPageError) as caught:
+    with pytest.raises(UserModuleError) as caught:
         BirdieZMQ(model_tag="any", api=str(page))
 
     assert words in caught.value.message

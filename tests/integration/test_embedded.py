@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.client import Pulse
-from birdie_zmq.client.embedded import Embedded
+from birdie_zmq.client.embedded import EmbeddedProcesses
 from birdie_zmq.errors import UnavailableError, UsageError
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Program, Programs, alive, descendants, wait_until
@@ -87,7 +87,7 @@ def test_a_runs_own_broker_has_a_status_page_where_it_is_asked_for(
 
 
 def test_a_worker_of_the_run_that_ends_again_and_again_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    embedded = Embedded(device="cpu")
+    embedded = EmbeddedProcesses(device="cpu")
     worker = embedded._children[1]
     nothing_answered = Pulse(broker_silent_s=0.0, worker_missing_s=0.0, answered=0)
     try:
@@ -109,7 +109,7 @@ def test_a_worker_of_the_run_that_ends_again_and_again_is_given_up(caplog: pytes
 
 
 def test_a_child_that_does_not_answer_is_ended_only_when_it_has_had_time_to_start() -> None:
-    embedded = Embedded(device="cpu")
+    embedded = EmbeddedProcesses(device="cpu")
     broker = embedded._children[0]
     first = broker.process
     silent = Pulse(broker_silent_s=11.0, worker_missing_s=0.0, answered=1)

@@ -122,7 +122,7 @@ def test_a_poisonous_request_is_found_and_all_others_are_answered(
         run = Run(lm, texts)
         error = run.failure()
         describe(lm)
-        losses = lm._client.losses
+        losses = lm._client.retries
 
     assert isinstance(error, ModelProcessDied)
     assert "document 5 of faults has no answer; 32 of 33 requests have theirs" in error.message
@@ -185,7 +185,7 @@ def test_a_model_process_that_is_stopped_is_killed_and_its_work_done_again(
 
         assert run.result() == expected
         assert not process.is_running()
-        assert lm._client.losses == 1
+        assert lm._client.retries == 1
 
 
 @pytest.mark.chaos
@@ -194,7 +194,7 @@ def test_a_long_compile_is_no_standing_still(programs: Programs, pages: Path, ex
     programs.worker(endpoint, pages / "faulty.py", "--step-timeout", "1", "--compile-timeout", "60")
     with client(endpoint, first_call_s=4.0) as lm:
         assert lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True) == expected
-        assert describe(lm).started == 1
+        assert describe(lm).start_count == 1
 
 
 @pytest.mark.chaos
@@ -247,7 +247,7 @@ def test_one_of_two_workers_is_killed_and_a_third_joins_in_the_midst_of_a_run(
         still.send_signal(signal.SIGCONT)
 
         assert run.result() == expected
-        assert lm._client.losses == 1
+        assert lm._client.retries == 1
     assert second.stop() == 0
     assert third.stop() == 0
 
@@ -269,7 +269,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_is_at(
         assert first.stop(signal.SIGTERM) == 0
         assert "the lease at work is waited for" in first.output
         assert run.result() == expected
-        assert lm._client.losses == 0
+        assert lm._client.retries == 0
 
 
 def test_a_broker_that_is_told_to_stop_lets_workers_finish_and_the_next_one_gets_the_rest(

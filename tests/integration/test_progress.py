@@ -7,12 +7,12 @@ import re
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.types import StepReport
+from birdie_zmq.types import RunStatistics
 from harness_model import BirdieZMQ
 from tests.integration.conftest import Served
 
 
-def report(lm: BirdieZMQ) -> StepReport:
+def report(lm: BirdieZMQ) -> RunStatistics:
     lm.get_model_info()
     return lm._description.report
 

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from birdie_zmq import Model, models
 from birdie_zmq.engine.jax.backend import JaxBackend
-from birdie_zmq.engine.jax.executables import Programs
+from birdie_zmq.engine.jax.executables import Executables
 from birdie_zmq.engine.jax.sharding import make_mesh
 from birdie_zmq.engine.mesh_shape import MeshShape, read_mesh
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.planning.steps import Branch, Places, Read, Step
+from birdie_zmq.engine.planning.steps import Extend, ScorePositions, Step, Tree
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models import weights
 from birdie_zmq.models.llama import Llama
@@ -140,12 +140,12 @@ def behind_a_state(folder: Path, mesh: str | None) -> list[float]:
     depths = np.tile(np.arange(192, dtype=np.int32), (4, 1))
     ends = np.full_like(depths, 192)
     ends[:, 64:128], depths[:, 128:] = 128, depths[:, 128:] - 64  # two branches behind the first 64 tokens
-    places = Places()
+    places = ScorePositions()
     for row in range(4):
         places.add(row, np.arange(191), rows[row, 1:], row)
     steps = [
-        Step.of(before, 64, Read(np.array([64], np.int32), b"", name, 64), Places()),
-        Step.of(rows, rows.size, Branch(depths, ends, name), places),
+        Step.of(before, 64, Extend(np.array([64], np.int32), b"", name, 64), ScorePositions()),
+        Step.of(rows, rows.size, Tree(depths, ends, name), places),
     ]
     backend.open(steps)
     logprobs: list[float] = [backend.submit(step).result() for step in steps][-1].logprobs.tolist()
@@ -158,9 +158,9 @@ _gathered: dict[str, dict[str, int]] = {}
 
 def watch_programs() -> None:
     """Look into what is compiled from now on."""
-    plain = Programs.get
+    plain = Executables.get
 
-    def get(self: Programs, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
+    def get(self: Executables, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
         program: Any = plain(self, key, function, *arguments, donated=donated)
         if self.placement.mesh is not None:
             shapes = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", program.as_text())
@@ -169,7 +169,7 @@ def watch_programs() -> None:
             of_mesh[key[0]] = max([of_mesh.get(key[0], 0), *sizes])
         return program
 
-    Programs.get = get  # type: ignore[method-assign]
+    Executables.get = get  # type: ignore[method-assign]
 
 
 def refusal(load: Callable[[], Any]) -> str:

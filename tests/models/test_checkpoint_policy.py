@@ -9,7 +9,7 @@ import pytest
 
 from birdie_zmq.cli.worker import _offer
 from birdie_zmq.errors import UnknownModelTag, UsageError
-from birdie_zmq.models.checkpoint_policy import VARIABLE, Offer
+from birdie_zmq.models.checkpoint_policy import VARIABLE, CheckpointPolicy
 from birdie_zmq.models.resolution import BUILT_IN, locate
 
 
@@ -24,8 +24,8 @@ def machine(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def offer(machine: Path) -> Offer:
-    return Offer.limited([machine / "open"], hub=False)
+def offer(machine: Path) -> CheckpointPolicy:
+    return CheckpointPolicy.limited([machine / "open"], hub=False)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def offer(machine: Path) -> Offer:
         ("linked", "secret/mine"),  # whoever offers the folder has put it there
     ],
 )
-def test_what_lies_in_an_offered_folder_is_found(machine: Path, offer: Offer, tag: str, found: str) -> None:
+def test_what_lies_in_an_offered_folder_is_found(machine: Path, offer: CheckpointPolicy, tag: str, found: str) -> None:
     assert locate(tag.format(machine), offer=offer) == (machine / found).resolve()
 
 
@@ -61,7 +61,7 @@ def test_what_lies_in_an_offered_folder_is_found(machine: Path, offer: Offer, ta
         "",
     ],
 )
-def test_nothing_else_is_found_nor_said_to_be_there(machine: Path, offer: Offer, tag: str) -> None:
+def test_nothing_else_is_found_nor_said_to_be_there(machine: Path, offer: CheckpointPolicy, tag: str) -> None:
     tag = tag.format(machine)
     with pytest.raises(UnknownModelTag) as there:
         locate(tag, offer=offer)
@@ -74,20 +74,22 @@ def test_nothing_else_is_found_nor_said_to_be_there(machine: Path, offer: Offer,
 
 def test_an_offer_of_no_folder_is_the_demo(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(machine)
-    nothing = Offer.limited([], hub=False)
+    nothing = CheckpointPolicy.limited([], hub=False)
     assert locate("demo", offer=nothing) == BUILT_IN["demo"]
     with pytest.raises(UnknownModelTag, match=r"It may be demo\. Whoever starts the worker"):
         locate("open/llama", offer=nothing)
 
 
 def test_the_second_folder_has_what_the_first_has_not(machine: Path) -> None:
-    both = Offer.limited([machine / "open", machine / "openly"], hub=False)
+    both = CheckpointPolicy.limited([machine / "open", machine / "openly"], hub=False)
     assert locate("other", offer=both) == machine / "openly" / "other"
 
 
-def test_an_offer_passes_through_the_environment(machine: Path, offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Offer.of(offer.as_variable()) == offer
-    assert Offer.of(Offer().as_variable()) == Offer()
+def test_an_offer_passes_through_the_environment(
+    machine: Path, offer: CheckpointPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert CheckpointPolicy.of(offer.as_variable()) == offer
+    assert CheckpointPolicy.of(CheckpointPolicy().as_variable()) == CheckpointPolicy()
     monkeypatch.setenv(VARIABLE, offer.as_variable()[VARIABLE])
     with pytest.raises(UnknownModelTag):
         locate(str(machine / "secret" / "mine"))
@@ -98,11 +100,11 @@ def options(**given: object) -> argparse.Namespace:
 
 
 def test_a_worker_with_a_key_offers_the_demo_alone_until_it_says_more(machine: Path) -> None:
-    assert _offer(options()) == Offer()
-    assert _offer(options(key_file=Path("k"))) == Offer((), hub=False)
-    assert _offer(options(key_file=Path("k"), hub=True)) == Offer((), hub=True)
+    assert _offer(options()) == CheckpointPolicy()
+    assert _offer(options(key_file=Path("k"))) == CheckpointPolicy((), hub=False)
+    assert _offer(options(key_file=Path("k"), hub=True)) == CheckpointPolicy((), hub=True)
     said = _offer(options(key_file=Path("k"), checkpoints=[machine / "open"]))
-    assert said == Offer((machine / "open",), hub=False)
+    assert said == CheckpointPolicy((machine / "open",), hub=False)
 
 
 def test_options_that_mean_nothing_are_refused(machine: Path) -> None:

@@ -230,16 +230,16 @@ def test_each_text_of_a_tree_has_the_states_of_the_text_alone(kind: str, small_b
 @pytest.mark.parametrize("length", [0, 11])
 def test_each_text_of_a_tree_continues_the_one_row_of_a_state(kind: str, length: int, small_blocks: None) -> None:
     model, read, read_on, read_trees = made(kind)
-    beginning = tokens_of(1, 12, seed=length)
+    prefix = tokens_of(1, 12, seed=length)
     assert model.init_state is not None
     state = model.init_state(model.params, 1, 20)
     for begin in (0, 6) if length else ():
-        tokens, real = jnp.asarray(beginning[:, begin : begin + 6]), jnp.array([min(6, length - begin)], jnp.int32)
+        tokens, real = jnp.asarray(prefix[:, begin : begin + 6]), jnp.array([min(6, length - begin)], jnp.int32)
         _, state = read_on(model.params, tokens, real, state)
     trees = [Tree(texts) for texts in TEXTS]
     got = read_trees(model.params, *laid_out(trees, 24), state)
     for row, tree in enumerate(trees):
-        texts = [[*map(int, beginning[0, :length]), *text] for text in TEXTS[row]]
+        texts = [[*map(int, prefix[0, :length]), *text] for text in TEXTS[row]]
         for path, alone in zip(tree.paths, texts_alone(read, model.params, texts), strict=True):
             np.testing.assert_allclose(got[row, np.array(path)], alone[length:], atol=CLOSE)
 

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.tokenizer import read_tokenizer
 
-WORDS = ["<s>", "</s>", "<unk>", "<pad>", "the", "cat", "sat"]
+MODEL_ARGS = ["<s>", "</s>", "<unk>", "<pad>", "the", "cat", "sat"]
 TEMPLATE = "{{ messages[0]['content'] }}"
 
 
@@ -23,9 +23,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def build() -> Tokenizer:
-    tokenizer = Tokenizer(WordLevel({word: id for id, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(WordLevel({word: id for id, word in enumerate(MODEL_ARGS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in WORDS[:4]])
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in MODEL_ARGS[:4]])
     return tokenizer
 
 

@@ -32,7 +32,7 @@ from birdie_zmq.types import (
     Duration,
     ErrorReport,
     GenerateWork,
-    GenerationSettings,
+    GenerationParams,
     Key,
     Lengths,
     LogLikelihoodWork,
@@ -41,7 +41,7 @@ from birdie_zmq.types import (
     Portion,
     PositiveCount,
     RollingWork,
-    Sampling,
+    SamplingParams,
     Scores,
     Seconds,
     Share,
@@ -112,7 +112,7 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
     raise TypeError(f"these tests make no {kind}")
 
 
-def with_keys(settings: GenerationSettings) -> st.SearchStrategy[GenerateWork]:
+def with_keys(settings: GenerationParams) -> st.SearchStrategy[GenerateWork]:
     """Each prompt with its key, where tokens are drawn."""
     prompts = st.lists(st.tuples(TEXT, of_type(Key)), max_size=3)
     return prompts.map(
@@ -129,7 +129,7 @@ scores = st.lists(st.tuples(st.floats(), st.booleans()), max_size=3).map(
         loglikelihoods=np.array([number for number, _ in pairs]), greedy=np.array([flag for _, flag in pairs], np.bool_)
     )
 )
-generate_work = of_type(GenerationSettings).flatmap(with_keys)
+generate_work = of_type(GenerationParams).flatmap(with_keys)
 messages = st.one_of(*map(of_type, RECORDS))
 
 
@@ -159,9 +159,9 @@ def test_no_record_is_forgotten() -> None:
     assert tagged == {*RECORDS, *get_args(Work), *get_args(Answers)}
 
 
-@pytest.mark.parametrize(("sampling", "keys"), [(None, [1]), (Sampling(), []), (Sampling(), [1, 2])])
-def test_prompts_have_as_many_keys_as_are_drawn(sampling: Sampling | None, keys: list[int]) -> None:
-    work = GenerateWork(prompts=["a"], settings=GenerationSettings(sampling=sampling), keys=[1] if sampling else [])
+@pytest.mark.parametrize(("sampling", "keys"), [(None, [1]), (SamplingParams(), []), (SamplingParams(), [1, 2])])
+def test_prompts_have_as_many_keys_as_are_drawn(sampling: SamplingParams | None, keys: list[int]) -> None:
+    work = GenerateWork(prompts=["a"], settings=GenerationParams(sampling=sampling), keys=[1] if sampling else [])
     message = m.Submit(batch=0, model=ModelSpec(tag="demo"), work=work)
     frame = msgpack.unpackb(encode(message))
     frame[1]["work"]["keys"] = keys
@@ -171,7 +171,7 @@ def test_prompts_have_as_many_keys_as_are_drawn(sampling: Sampling | None, keys:
 
 
 def test_a_part_of_what_is_drawn_keeps_its_keys() -> None:
-    settings = GenerationSettings(sampling=Sampling())
+    settings = GenerationParams(sampling=SamplingParams())
     work = GenerateWork(prompts=["a", "b", "c"], settings=settings, keys=[1, 2, 3])
 
     assert work.select([2, 0]) == GenerateWork(prompts=["c", "a"], settings=settings, keys=[3, 1])

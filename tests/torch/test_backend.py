@@ -11,14 +11,14 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.engine.backend import Drawing
+from birdie_zmq.engine.backend import SamplingMetadata
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.engine.planning.row_planner import plan_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Rows, Scored, Step
+from birdie_zmq.engine.planning.steps import Dense, ScoredSequence, Step
 from birdie_zmq.engine.torch.backend import TorchBackend, make_backend
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError, OutOfDeviceMemory
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 from harness_model import BirdieZMQ
 
 pytestmark = pytest.mark.torch
@@ -73,7 +73,7 @@ def step_of(count: int) -> Step:
     random = np.random.default_rng(count)
     rows, positions = (random.integers(size, size=count, dtype=np.int32) for size in TOKENS.shape)
     targets = random.integers(VOCABULARY, size=count, dtype=np.int32)
-    return Step(TOKENS, TOKENS.size, Rows(), rows, positions, targets, np.zeros_like(targets))
+    return Step(TOKENS, TOKENS.size, Dense(), rows, positions, targets, np.zeros_like(targets))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -96,7 +96,7 @@ def test_scores_and_next_tokens_are_those_of_numpy_in_every_form(form: str) -> N
 
 def test_the_first_of_equal_tokens_is_the_greedy_one() -> None:
     step = step_of(VOCABULARY)
-    step = Step(TOKENS, 64, Rows(), step.rows * 0, step.rows * 0, np.arange(VOCABULARY, dtype=np.int32), step.owners)
+    step = Step(TOKENS, 64, Dense(), step.rows * 0, step.rows * 0, np.arange(VOCABULARY, dtype=np.int32), step.owners)
     backend = backend_of((bigram, WEIGHTS * 0))
     assert np.flatnonzero(backend.submit(step).result().greedy).tolist() == [0]
     assert not backend.next_tokens(step).tokens.any()
@@ -127,7 +127,7 @@ def test_weights_that_a_callable_hides_are_not_guessed() -> None:
 
 def test_what_is_drawn_is_what_numpy_draws() -> None:
     step = step_of(60)
-    drawing = Drawing(Sampling(temperature=2.0, top_p=0.9), list(range(60)), np.zeros(60, np.int32))
+    drawing = SamplingMetadata(SamplingParams(temperature=2.0, top_p=0.9), list(range(60)), np.zeros(60, np.int32))
     first, second = backend_of(Bigram()), backend_of((bigram, TABLE))
     tokens = first.next_tokens(step, drawing).tokens
     np.testing.assert_array_equal(tokens, second.next_tokens(step, drawing).tokens)
@@ -139,7 +139,7 @@ def test_a_place_with_nan_or_infinity_in_it_is_flagged_alone(value: float) -> No
     table = WEIGHTS.clone()
     table[3, 7] = value
     where = np.arange(3, dtype=np.int32)
-    step = Step(np.array([[2, 3, 4]], np.int32), 3, Rows(), where * 0, where, where * 0 + 5, where * 0)
+    step = Step(np.array([[2, 3, 4]], np.int32), 3, Dense(), where * 0, where, where * 0 + 5, where * 0)
     assert backend_of((bigram, table)).submit(step).result().finite.tolist() == [True, False, True]
     assert backend_of((bigram, table)).next_tokens(step).finite.tolist() == [True, False, True]
 
@@ -207,7 +207,7 @@ def own_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> An
 
 def test_a_score_of_its_own_is_called_with_tensors() -> None:
     backend = backend_of(Model(params=WEIGHTS, score=own_score))
-    items = [Scored(np.array(tokens, np.int32), count) for tokens, count in (([1, 2, 3, 4], 2), ([5, 6], 1))]
+    items = [ScoredSequence(np.array(tokens, np.int32), count) for tokens, count in (([1, 2, 3, 4], 2), ([5, 6], 1))]
     (step,) = plan_pairs(items, Buckets(64, 0, backend.budget))
     found = backend.submit(step).result()
     logprobs = np.log(np.exp(TABLE.astype(np.float64)) / np.exp(TABLE.astype(np.float64)).sum(-1, keepdims=True))

@@ -64,10 +64,10 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-Ends = tuple[socket.socket, socket.socket]
+StopConditions = tuple[socket.socket, socket.socket]
 
 
-def test_messages_travel_both_ways_and_in_order(ends: Ends) -> None:
+def test_messages_travel_both_ways_and_in_order(ends: StopConditions) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
     ours.send(m.LeaseDone(lease=1))
     ours.send(m.LeaseDone(lease=2))
@@ -76,9 +76,9 @@ def test_messages_travel_both_ways_and_in_order(ends: Ends) -> None:
     assert ours.receive() == [m.PhaseChanged(phase="compiling")]
 
 
-def test_the_last_words_of_a_peer_are_heard_however_long_they_are(ends: Ends) -> None:
+def test_the_last_words_of_a_peer_are_heard_however_long_they_are(ends: StopConditions) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
-    last = m.ModelRefused(error=ErrorReport(code="model-load", message="x" * 500_000))
+    last = m.ModelLoadFailed(error=ErrorReport(code="model-load", message="x" * 500_000))
     theirs.send(LARGE)
     theirs.send(last)
     heard = ours.receive_rest()
@@ -90,11 +90,11 @@ def test_the_last_words_of_a_peer_are_heard_however_long_they_are(ends: Ends) ->
     assert ours.receive() is None
 
 
-def test_receiving_does_not_wait(ends: Ends) -> None:
+def test_receiving_does_not_wait(ends: StopConditions) -> None:
     assert Channel(ends[0], decode).receive() == []
 
 
-def test_a_message_is_received_once_it_is_complete(ends: Ends) -> None:
+def test_a_message_is_received_once_it_is_complete(ends: StopConditions) -> None:
     ours, theirs = ends
     channel = Channel(ours, decode)
     stream = stream_of(encode(m.LeaseDone(lease=1)))
@@ -104,14 +104,14 @@ def test_a_message_is_received_once_it_is_complete(ends: Ends) -> None:
     assert channel.receive() == [m.LeaseDone(lease=1)]
 
 
-def test_a_frame_that_is_no_message_is_malformed(ends: Ends) -> None:
+def test_a_frame_that_is_no_message_is_malformed(ends: StopConditions) -> None:
     ours, theirs = ends
     theirs.send(stream_of(b"\xff\xff"))
     with pytest.raises(MalformedMessage):
         Channel(ours, decode).receive()
 
 
-def test_a_peer_that_does_not_read_blocks_nobody(ends: Ends) -> None:
+def test_a_peer_that_does_not_read_blocks_nobody(ends: StopConditions) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
     for _ in range(1_000):
         ours.send(LARGE)
@@ -126,7 +126,7 @@ def test_a_peer_that_does_not_read_blocks_nobody(ends: Ends) -> None:
     assert not ours.has_unsent
 
 
-def test_a_blocking_end_sends_everything(ends: Ends) -> None:
+def test_a_blocking_end_sends_everything(ends: StopConditions) -> None:
     ours, theirs = ends
     ours.setblocking(True)
     theirs.setblocking(True)
@@ -147,7 +147,7 @@ def test_a_blocking_end_sends_everything(ends: Ends) -> None:
     assert received == [LARGE] * 1_000
 
 
-def test_what_a_peer_said_last_is_heard_before_its_end(ends: Ends) -> None:
+def test_what_a_peer_said_last_is_heard_before_its_end(ends: StopConditions) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
     theirs.send(m.LeaseDone(lease=1))
     theirs.close()
@@ -155,19 +155,19 @@ def test_what_a_peer_said_last_is_heard_before_its_end(ends: Ends) -> None:
     assert ours.receive() is None
 
 
-def test_a_peer_that_leaves_with_unread_messages_is_gone(ends: Ends) -> None:
+def test_a_peer_that_leaves_with_unread_messages_is_gone(ends: StopConditions) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
     ours.send(m.LeaseDone(lease=1))
     theirs.close()
     assert ours.receive() is None
 
 
-def test_sending_to_a_peer_that_is_gone_is_no_error(ends: Ends) -> None:
+def test_sending_to_a_peer_that_is_gone_is_no_error(ends: StopConditions) -> None:
     ours, theirs = (Channel(end, decode) for end in ends)
     theirs.close()
     ours.send(m.LeaseDone(lease=1))
     assert not ours.has_unsent
 
 
-def test_a_channel_is_waited_for_by_its_sockets_descriptor(ends: Ends) -> None:
+def test_a_channel_is_waited_for_by_its_sockets_descriptor(ends: StopConditions) -> None:
     assert Channel(ends[0], decode).fileno() == ends[0].fileno()

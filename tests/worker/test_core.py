@@ -10,15 +10,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from birdie_zmq.errors import ApiPageError, ModelCallError, ModelProcessDied
+from birdie_zmq.errors import ModelCallError, ModelProcessDied, UserModuleError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import (
-    Advance,
-    Computed,
+    ComputeCounters,
     DescribeWork,
     ErrorReport,
     ModelSpec,
+    ProgressDelta,
     RollingWork,
     StepLimits,
     Texts,
@@ -26,7 +26,7 @@ from birdie_zmq.types import (
 )
 from birdie_zmq.worker.core import (
     Action,
-    Agent,
+    AgentCore,
     Drain,
     EndProcess,
     Event,
@@ -47,7 +47,7 @@ from birdie_zmq.worker.core import (
 A, B = (ModelSpec(tag=tag) for tag in "AB")
 LOADED = m.ModelLoaded(seconds=1.5)
 REPORT = ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")
-REFUSED = m.ModelRefused(error=ErrorReport(code=ApiPageError.code, message="no such page", traceback="line 1"))
+REFUSED = m.ModelLoadFailed(error=ErrorReport(code=UserModuleError.code, message="no such page", traceback="line 1"))
 
 
 class Desk:
@@ -58,7 +58,7 @@ class Desk:
 
     def __init__(self, settings: AgentSettings | None = None) -> None:
         self.settings = settings or AgentSettings()
-        self.agent = Agent(self.settings)
+        self.agent = AgentCore(self.settings)
         self.now = 1_000.0
         self.logged: list[str] = []
         self.notices: list[m.LeaseNotice] = []
@@ -90,7 +90,7 @@ class Desk:
         actions: list[Action] = []
         for _ in range(round(seconds)):
             self.now += 1.0
-            actions += self.said(m.Beat(steps=0)) + self.happens(Tick())
+            actions += self.said(m.ModelHeartbeat(steps=0)) + self.happens(Tick())
         return actions
 
     def passes(self, seconds: float) -> list[Action]:
@@ -227,12 +227,12 @@ def test_what_a_lease_leads_to(
 
 def test_what_ended_processes_computed_stays_counted(desk: Desk) -> None:
     (held,) = desk.serves(lease(1))
-    desk.said(m.Beat(steps=3, computed=Computed(tokens=30, padding=3, programs=1)), done(held))
+    desk.said(m.ModelHeartbeat(steps=3, computed=ComputeCounters(tokens=30, padding=3, executables=1)), done(held))
     desk.leased(lease(2, B))
     desk.exited(0)
-    assert desk.agent.computed == Computed(tokens=30, padding=3, programs=1)
-    desk.said(LOADED, m.Beat(steps=1, computed=Computed(tokens=10, generated=5)))
-    assert desk.agent.computed == Computed(tokens=40, padding=3, generated=5, programs=1)
+    assert desk.agent.computed == ComputeCounters(tokens=30, padding=3, executables=1)
+    desk.said(LOADED, m.ModelHeartbeat(steps=1, computed=ComputeCounters(tokens=10, generated=5)))
+    assert desk.agent.computed == ComputeCounters(tokens=40, padding=3, generated=5, executables=1)
 
 
 def test_what_the_model_process_says_it_does_is_the_phase(desk: Desk) -> None:
@@ -286,7 +286,7 @@ def test_the_seconds_of_a_machine_that_stood_still_are_no_compiling(desk: Desk) 
     before = list(desk.notices)
     desk.said(m.PhaseChanged(phase="compiling", detail="4 x 128"))
     desk.now += 3_600
-    desk.happens(Tick(late_s=3_599.0))
+    desk.happens(Tick(stall_s=3_599.0))
     assert desk.notices == before
 
 
@@ -342,7 +342,7 @@ def test_what_a_process_says_while_it_loads_reaches_who_waits_for_it_and_nobody_
 
 def test_the_death_of_a_process_that_leads_a_group_is_said_to_be_that_of_all() -> None:
     desk = Desk()
-    desk.agent = Agent(desk.settings, processes=2)
+    desk.agent = AgentCore(desk.settings, processes=2)
     desk.serves(lease(1))
     desk.exited()
     assert (
@@ -359,11 +359,11 @@ def test_a_notice_reaches_the_broker(desk: Desk) -> None:
 
 def test_what_was_computed_reaches_the_broker_with_the_answers(desk: Desk) -> None:
     (held,) = desk.serves(lease(5, texts="abc"))
-    advance = Advance(computed=Computed(tokens=7), ahead=2)
-    said = msgspec.structs.replace(answer(held, 1), advance=advance)
+    advance = ProgressDelta(computed=ComputeCounters(tokens=7), remaining=2)
+    said = msgspec.structs.replace(answer(held, 1), progress=advance)
     assert to_broker(desk.said(said)) == [msgspec.structs.replace(said, lease=5)]
-    assert to_broker(desk.said(m.LeaseAdvanced(lease=held.lease, advance=advance))) == [
-        m.LeaseAdvanced(lease=5, advance=advance)
+    assert to_broker(desk.said(m.LeaseProgressed(lease=held.lease, progress=advance))) == [
+        m.LeaseProgressed(lease=5, progress=advance)
     ]
 
 
@@ -559,7 +559,7 @@ def test_a_process_that_beats_but_does_not_come_on_is_killed() -> None:
 
 
 SIGNS_OF_PROGRESS: list[Callable[[m.Lease], m.ModelProcessMessage]] = [
-    lambda held: m.Beat(steps=1),
+    lambda held: m.ModelHeartbeat(steps=1),
     lambda held: answer(held, 0),
     lambda held: m.PhaseChanged(phase="running"),
     lambda held: m.LeaseNotice(lease=held.lease, level="info", text="still there"),
@@ -598,7 +598,7 @@ def test_a_process_that_has_nothing_to_do_need_not_come_on() -> None:
 def test_a_process_is_not_blamed_for_the_time_in_which_the_agent_was_stopped(desk: Desk) -> None:
     desk.serves(lease(5))
     desk.now += 3_600
-    assert desk.happens(Tick(late_s=3_600)) == []
+    assert desk.happens(Tick(stall_s=3_600)) == []
 
 
 # --- Processes that die while they load ------------------------------------------------------------------------------
@@ -658,7 +658,7 @@ def test_the_pause_of_one_model_is_not_anothers(desk: Desk) -> None:
 @pytest.fixture
 def watching() -> Desk:
     desk = Desk()
-    desk.agent = Agent(desk.settings, watches_memory=True)
+    desk.agent = AgentCore(desk.settings, watches_memory=True)
     return desk
 
 
@@ -821,7 +821,7 @@ class AgentUnderStress(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.agent = Agent(self.SETTINGS)
+        self.agent = AgentCore(self.SETTINGS)
         self.now = 0.0
         self.held: dict[int, HandedOut] = {}
         self.process: Process | None = None

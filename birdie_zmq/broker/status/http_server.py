@@ -26,7 +26,7 @@ from typing import Any, Self
 import msgspec
 
 from birdie_zmq._version import __version__
-from birdie_zmq.broker.core import Broker
+from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.status.metrics import exposition
 from birdie_zmq.broker.status.snapshot import About, Status, snapshot
 from birdie_zmq.errors import UsageError
@@ -83,7 +83,7 @@ class StatusServer:
         self._thread.join()
         self._server.server_close()
 
-    def look(self, broker: Broker, now: float) -> None:
+    def look(self, broker: BrokerCore, now: float) -> None:
         """Take a snapshot; only the thread of the broker's loop may call this."""
         self._status = snapshot(broker, self._about, now)
 

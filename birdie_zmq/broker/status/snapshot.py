@@ -10,12 +10,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from birdie_zmq.broker.core import Broker
+from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.history import Kind, Rates
 from birdie_zmq.broker.peers import Worker
 from birdie_zmq.broker.rate_limits import one_line
-from birdie_zmq.broker.scheduler import Part
-from birdie_zmq.types import Computed, ModelSpec
+from birdie_zmq.broker.scheduler import SubBatch
+from birdie_zmq.types import ComputeCounters, ModelSpec
 
 MOST_ROWS = 100
 """Workers, models and clients that are shown; each list is shown with how many there are."""
@@ -101,7 +101,7 @@ class ClientStatus:
 
 
 @dataclass(frozen=True)
-class HappeningStatus:
+class HistoryEntryStatus:
     """What went wrong, how often, and how long ago for the last time."""
 
     kind: Kind
@@ -128,7 +128,7 @@ class Status:
     workers: Sequence[WorkerStatus]
     models: Sequence[ModelStatus]
     clients: Sequence[ClientStatus]
-    happenings: Sequence[HappeningStatus]
+    happenings: Sequence[HistoryEntryStatus]
     throughput: Rates
     at: float
     age_s: float = 0.0
@@ -151,7 +151,7 @@ class _Load:
     models: defaultdict[ModelSpec, _Sums] = field(default_factory=lambda: defaultdict(_Sums))
     clients: defaultdict[bytes, _Sums] = field(default_factory=lambda: defaultdict(_Sums))
 
-    def wait(self, part: Part) -> None:
+    def wait(self, part: SubBatch) -> None:
         """Count a part that waits."""
         for sums in (self.models[part.batch.model], self.clients[part.batch.client]):
             sums.waiting += 1
@@ -159,14 +159,14 @@ class _Load:
             if sums.oldest_at is None or part.batch.submitted_at < sums.oldest_at:
                 sums.oldest_at = part.batch.submitted_at
 
-    def lease(self, part: Part) -> None:
+    def lease(self, part: SubBatch) -> None:
         """Count a part that a worker has."""
         for sums in (self.models[part.batch.model], self.clients[part.batch.client]):
             sums.leased += 1
             sums.requests_leased += _left(part)
 
 
-def snapshot(broker: Broker, about: About, now: float) -> Status:
+def snapshot(broker: BrokerCore, about: About, now: float) -> Status:
     """What there is to see of a broker at a time, in monotonic seconds."""
     load = _Load()
     for part in broker.waiting:
@@ -198,14 +198,14 @@ def snapshot(broker: Broker, about: About, now: float) -> Status:
             tokens_computed=total.tokens,
             tokens_padding=total.padding,
             tokens_generated=total.generated,
-            programs=total.programs,
+            programs=total.executables,
             compile_seconds=_seconds(total.compile_seconds),
         ),
         workers=tuple(_worker(broker, worker, now) for worker in list(broker.workers)[:MOST_ROWS]),
         models=tuple(_model(model, sums, now) for model, sums in list(load.models.items())[:MOST_ROWS]),
         clients=_clients(broker, load, now),
         happenings=tuple(
-            HappeningStatus(each.kind, each.text, each.count, _seconds(now - each.at))
+            HistoryEntryStatus(each.kind, each.text, each.count, _seconds(now - each.at))
             for each in reversed(history.happenings)
         ),
         throughput=history.throughput.rates(now),
@@ -213,8 +213,8 @@ def snapshot(broker: Broker, about: About, now: float) -> Status:
     )
 
 
-def _worker(broker: Broker, worker: Worker, now: float) -> WorkerStatus:
-    computed = worker.computed or Computed()
+def _worker(broker: BrokerCore, worker: Worker, now: float) -> WorkerStatus:
+    computed = worker.computed or ComputeCounters()
     return WorkerStatus(
         host=one_line(worker.registration.host, _MOST_NAME),
         process_id=worker.registration.process_id,
@@ -228,7 +228,7 @@ def _worker(broker: Broker, worker: Worker, now: float) -> WorkerStatus:
         requests_answered=worker.served,
         tokens_computed=computed.tokens,
         tokens_padding=computed.padding,
-        programs=computed.programs,
+        programs=computed.executables,
         compile_seconds=_seconds(computed.compile_seconds),
         silent_s=_seconds(now - worker.seen_at),
         connected_s=_seconds(now - worker.since),
@@ -249,7 +249,7 @@ def _model(model: ModelSpec, sums: _Sums, now: float) -> ModelStatus:
     )
 
 
-def _clients(broker: Broker, load: _Load, now: float) -> Sequence[ClientStatus]:
+def _clients(broker: BrokerCore, load: _Load, now: float) -> Sequence[ClientStatus]:
     """Those who wait for something first, then the newest."""
     shown = sorted(broker.clients, key=lambda client: (client.peer not in load.clients, -client.number))
     rows = []
@@ -270,7 +270,7 @@ def _clients(broker: Broker, load: _Load, now: float) -> Sequence[ClientStatus]:
     return tuple(rows)
 
 
-def _key(broker: Broker, peer: bytes) -> str | None:
+def _key(broker: BrokerCore, peer: bytes) -> str | None:
     holder = broker.holder(peer)
     return None if holder is None else str(holder)
 
@@ -281,7 +281,7 @@ def _name(model: ModelSpec) -> str:
     return one_line(f"{model.tag}{arguments}", _MOST_NAME)
 
 
-def _left(part: Part) -> int:
+def _left(part: SubBatch) -> int:
     """The requests of a part that are not settled, without a look at each where that can be."""
     settled = part.batch.settled
     if not settled:

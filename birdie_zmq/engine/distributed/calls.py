@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from birdie_zmq.engine.backend import Drawing
-from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.planning.steps import Branch, Fork, How, Pairs, Read, Rows, Step
+from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, StepKind, Tree
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.types import ErrorReport, ModelSpec, Sampling
+from birdie_zmq.types import ErrorReport, ModelSpec, SamplingParams
 
 Whole = Annotated[int, Meta(ge=0, lt=2**62)]
 
@@ -60,21 +60,21 @@ class Reading(Struct, frozen=True, forbid_unknown_fields=True):
     room: Whole = 0
 
     @classmethod
-    def of(cls, how: How) -> Reading:
+    def of(cls, how: StepKind) -> Reading:
         """Describe it."""
         match how:
-            case Rows():
+            case Dense():
                 return cls("rows")
-            case Branch(depths, ends, state):
+            case Tree(depths, ends, state):
                 return cls("branch", [Array.of(depths), Array.of(ends)], before=state)
-            case Read(lengths, before, after, room):
+            case Extend(lengths, before, after, room):
                 return cls("read", [Array.of(lengths)], before, after, room)
             case Fork(parents, lengths, room):
                 return cls("fork", [Array.of(parents), Array.of(lengths)], room=room)
             case Pairs(label_ids, loss_mask):
                 return cls("pairs", [Array.of(label_ids), Array.of(loss_mask)])
 
-    def how(self) -> How:
+    def how(self) -> StepKind:
         """What was described.
 
         Raises:
@@ -82,11 +82,11 @@ class Reading(Struct, frozen=True, forbid_unknown_fields=True):
         """
         match self.kind, [array.array() for array in self.arrays]:
             case "rows", []:
-                return Rows()
+                return Dense()
             case "branch", [depths, ends] if self.before is not None:
-                return Branch(depths, ends, self.before)
+                return Tree(depths, ends, self.before)
             case "read", [lengths]:
-                return Read(lengths, self.before, self.after, self.room)
+                return Extend(lengths, self.before, self.after, self.room)
             case "fork", [parents, lengths]:
                 return Fork(parents, lengths, self.room)
             case "pairs", [label_ids, loss_mask]:
@@ -143,18 +143,18 @@ class Submit(Struct, frozen=True, forbid_unknown_fields=True, tag="submit"):
 class ToldDrawing(Struct, frozen=True, forbid_unknown_fields=True):
     """How tokens are drawn."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     keys: list[Whole]
     drawn: Array
 
     @classmethod
-    def of(cls, drawing: Drawing) -> ToldDrawing:
+    def of(cls, drawing: SamplingMetadata) -> ToldDrawing:
         """Describe it."""
         return cls(drawing.sampling, [int(key) for key in drawing.keys], Array.of(drawing.drawn))
 
-    def drawing(self) -> Drawing:
+    def drawing(self) -> SamplingMetadata:
         """What was described."""
-        return Drawing(self.sampling, self.keys, self.drawn.array())
+        return SamplingMetadata(self.sampling, self.keys, self.drawn.array())
 
 
 class Next(Struct, frozen=True, forbid_unknown_fields=True, tag="next"):
@@ -182,7 +182,7 @@ class Begin(Struct, frozen=True, forbid_unknown_fields=True, tag="begin"):
 
     rows: Whole
     capacity: Whole
-    sampling: Sampling | None
+    sampling: SamplingParams | None
 
 
 class Put(Struct, frozen=True, forbid_unknown_fields=True, tag="put"):
@@ -194,9 +194,9 @@ class Put(Struct, frozen=True, forbid_unknown_fields=True, tag="put"):
     key: Whole
     drawn: Whole
 
-    def planned(self) -> list[Piece]:
+    def planned(self) -> list[PrefillChunk]:
         """The pieces of the prompt."""
-        return [Piece(*piece) for piece in self.pieces]
+        return [PrefillChunk(*piece) for piece in self.pieces]
 
 
 class Narrow(Struct, frozen=True, forbid_unknown_fields=True, tag="narrow"):
@@ -278,7 +278,7 @@ def decode(data: bytes) -> Told:
     return told
 
 
-def _hollow(how: How) -> Reading:
+def _hollow(how: StepKind) -> Reading:
     """How a step is read, with nothing in its arrays."""
     reading = Reading.of(how)
     nothing = Array("<i4", [0], b"")

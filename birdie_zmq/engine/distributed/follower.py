@@ -13,7 +13,7 @@ import msgspec
 from birdie_zmq.engine.backend import Backend, Decoding, PendingScores
 from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.distributed.leader import AGREE_S, BEGAN, FOLDER_CALLS, GroupStore, described, key_of
-from birdie_zmq.engine.distributed.process_group import GroupBroken, GroupPlace
+from birdie_zmq.engine.distributed.process_group import GroupBroken, RankInfo
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory
 from birdie_zmq.types import ErrorReport
 
@@ -31,7 +31,7 @@ class Follower:
         host: The name of its host, for errors.
     """
 
-    def __init__(self, store: GroupStore, place: GroupPlace, host: str) -> None:
+    def __init__(self, store: GroupStore, place: RankInfo, host: str) -> None:
         self._store = store
         self._place = place
         self._host = host

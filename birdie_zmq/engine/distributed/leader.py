@@ -15,13 +15,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import Backend, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
+from birdie_zmq.engine.backend import Backend, Decoding, NextTokens, PendingScores, SamplingMetadata, TokenScores
 from birdie_zmq.engine.distributed import calls
-from birdie_zmq.engine.distributed.process_group import GroupBroken, GroupPlace
-from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.distributed.process_group import GroupBroken, RankInfo
+from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.errors import BirdieError, GroupMismatch, MalformedMessage, OutOfDeviceMemory, UsageError
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 
 BEGAN = "birdie-zmq/began"
 """The key under which a group's processes find the folder of all others, whose name no other group has had."""
@@ -65,7 +65,7 @@ class Leader:
         place: Its own place.
     """
 
-    def __init__(self, store: GroupStore, place: GroupPlace) -> None:
+    def __init__(self, store: GroupStore, place: RankInfo) -> None:
         self._store = store
         self._place = place
         self.folder = f"birdie-zmq/{uuid.uuid4().hex}"
@@ -154,7 +154,7 @@ class Leader:
         self.tell(calls.Agreed())
 
 
-def check_mesh(size: int | None, devices: int, place: GroupPlace) -> None:
+def check_mesh(size: int | None, devices: int, place: RankInfo) -> None:
     """Hold the size of a mesh, None for none, against the number of all devices of a group.
 
     Raises:
@@ -180,7 +180,7 @@ def key_of(folder: str, number: int) -> str:
     return f"{folder}/calls/{number // FOLDER_CALLS}/{number}"
 
 
-class LeadingBackend:
+class BroadcastingBackend:
     """A backend whose calls the other processes of the group make too.
 
     Methods that compute raise GroupBroken where the group cannot go on: a peer is gone, or has not failed as this
@@ -236,7 +236,7 @@ class LeadingBackend:
         number = self._leader.tell(calls.Submit(calls.ToldStep.of(step)))
         return _LeadingScores(self, number, self.tried(number, lambda: self._backend.submit(step)))
 
-    def next_tokens(self, step: Step, drawing: Drawing | None = None) -> NextTokens:
+    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
         """The tokens that come next at the places of a step of whole rows."""
         told = None if drawing is None else calls.ToldDrawing.of(drawing)
         call = calls.Next(calls.ToldStep.of(step), told)
@@ -256,7 +256,7 @@ class LeadingBackend:
         except Exception as error:
             raise GroupBroken(str(error)) from error
 
-    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
+    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
         """Rows with room for `capacity` tokens each."""
         call = calls.Begin(rows, capacity, sampling)
         return _LeadingDecoding(self, self.led(call, lambda: self._backend.decoding(rows, capacity, sampling)))
@@ -301,22 +301,22 @@ class LeadingBackend:
 
 
 class _LeadingScores:
-    def __init__(self, backend: LeadingBackend, number: int, pending: PendingScores) -> None:
+    def __init__(self, backend: BroadcastingBackend, number: int, pending: PendingScores) -> None:
         self._backend = backend
         self._number = number
         self._pending = pending
 
-    def result(self) -> PlaceScores:
+    def result(self) -> TokenScores:
         """Wait for them."""
         return self._backend.tried(self._number, self._pending.result)
 
 
 class _LeadingDecoding:
-    def __init__(self, backend: LeadingBackend, decoding: Decoding) -> None:
+    def __init__(self, backend: BroadcastingBackend, decoding: Decoding) -> None:
         self._backend = backend
         self._decoding = decoding
 
-    def put(self, row: int, prompt: Tokens, pieces: Sequence[Piece], key: int = 0, drawn: int = 0) -> list[int]:
+    def put(self, row: int, prompt: Tokens, pieces: Sequence[PrefillChunk], key: int = 0, drawn: int = 0) -> list[int]:
         """Read a prompt int32[n] in pieces, and let a row continue it."""
         planned = [(piece.begin, piece.end, piece.size, bool(piece.is_kept)) for piece in pieces]
         call = calls.Put(row, calls.Array.of(prompt), planned, int(key), int(drawn))

@@ -29,12 +29,12 @@ class GroupBroken(Exception):
     """The processes of the group no longer do the same: this one must end, and with it the group."""
 
 
-class GroupLost(GroupBroken):
+class LeaderLost(GroupBroken):
     """The process that leads is gone, and with it what the others hear from."""
 
 
 @dataclass(frozen=True)
-class GroupPlace:
+class RankInfo:
     """Which process of how many this is.
 
     Attributes:
@@ -59,7 +59,7 @@ class GroupPlace:
         return {VARIABLE: msgspec.json.encode(self).decode()}
 
     @classmethod
-    def of_environment(cls, environment: Mapping[str, str]) -> GroupPlace | None:
+    def of_environment(cls, environment: Mapping[str, str]) -> RankInfo | None:
         """The place that the variable tells; None where there is none."""
         told = environment.get(VARIABLE)
         return None if told is None else msgspec.json.decode(told, type=cls)
@@ -68,7 +68,7 @@ class GroupPlace:
         return f"process {self.process_id} of {self.num_processes}"
 
 
-def find_place(
+def find_rank(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
@@ -76,7 +76,7 @@ def find_place(
     distributed: bool,
     timeout_s: float,
     environment: Mapping[str, str],
-) -> GroupPlace | None:
+) -> RankInfo | None:
     """The place that the options of a worker's command give; None where none of them is there.
 
     Args:
@@ -115,7 +115,7 @@ def find_place(
             raise UsageError(f"--coordinator {coordinator!r} is not HOST:PORT, such as gpu0:1234")
     if timeout_s <= 0:
         raise UsageError(f"--initialization-timeout must be above 0 seconds, not {timeout_s:g}")
-    return GroupPlace(num_processes, process_id, coordinator, timeout_s)
+    return RankInfo(num_processes, process_id, coordinator, timeout_s)
 
 
 def _of_slurm(option: str, variables: tuple[str, ...], environment: Mapping[str, str]) -> int:

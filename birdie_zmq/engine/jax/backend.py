@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
+from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, PendingScores, SamplingMetadata, TokenScores
 from birdie_zmq.engine.framework_check import only_framework
 from birdie_zmq.engine.host_memory import host_free_bytes
 from birdie_zmq.engine.jax import lm_head
@@ -34,7 +34,7 @@ from birdie_zmq.engine.jax.decoding import (
     limits_of,
     reader,
 )
-from birdie_zmq.engine.jax.executables import Compiled, Programs, named
+from birdie_zmq.engine.jax.executables import Compiled, Executables, named
 from birdie_zmq.engine.jax.probe import check_leaves, check_logits, find_vocabulary, try_score
 from birdie_zmq.engine.jax.sampling import Chance, Limits, draw
 from birdie_zmq.engine.jax.sharding import Placement, bytes_on_a_device, places
@@ -43,10 +43,10 @@ from birdie_zmq.engine.model_api import LoadedModel, Model
 from birdie_zmq.engine.output_checks import chosen_vocabulary
 from birdie_zmq.engine.planning.prefix_tree import long_pieces
 from birdie_zmq.engine.planning.shape_buckets import SHORTEST, StepBudget
-from birdie_zmq.engine.planning.steps import Branch, Fork, Pairs, Read, Rows, Step, Tokens
-from birdie_zmq.engine.prefix_cache import Kept, StateStore, slots_for
+from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, Tokens, Tree
+from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_for
 from birdie_zmq.errors import OutOfDeviceMemory, UsageError
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
 _ACCELERATOR_BUDGET = StepBudget(
@@ -85,13 +85,13 @@ class _Pending:
     def __init__(self, parts: list[tuple[int, Any]]) -> None:
         self._parts = parts
 
-    def result(self) -> PlaceScores:
+    def result(self) -> TokenScores:
         """Wait for them."""
         with named("a step"):
             columns = zip(
                 *([np.asarray(column)[:count] for column in part] for count, part in self._parts), strict=True
             )
-            return PlaceScores(*(np.concatenate(column) for column in columns))
+            return TokenScores(*(np.concatenate(column) for column in columns))
 
 
 class _PendingPairs:
@@ -101,22 +101,22 @@ class _PendingPairs:
         self._scores = scores
         self._rows = rows
 
-    def result(self) -> PlaceScores:
+    def result(self) -> TokenScores:
         """Wait for them."""
         with named("a step"):
             loglikelihoods, greedy = (np.asarray(column)[self._rows] for column in self._scores)
-        return PlaceScores(loglikelihoods.astype(np.float32), greedy, np.isfinite(loglikelihoods))
+        return TokenScores(loglikelihoods.astype(np.float32), greedy, np.isfinite(loglikelihoods))
 
 
 class _NothingAsked:
-    def result(self) -> PlaceScores:
+    def result(self) -> TokenScores:
         """Nothing: the step has no places."""
-        return PlaceScores(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
+        return TokenScores(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
 
 
 @dataclass
 class _Register:
-    """Where the last `Read` came to; ``is_kept`` forbids to write into its memory."""
+    """Where the last `Extend` came to; ``is_kept`` forbids to write into its memory."""
 
     state: Any
     room: int
@@ -150,8 +150,8 @@ class JaxBackend:
         self._params = params
         self._model = parts
         self._is_jitted = model.jit
-        self._programs = Programs(self._place)
-        self.ability: Ability = ability_of(parts)
+        self._programs = Executables(self._place)
+        self.ability: ExecutionMode = ability_of(parts)
         self.scores_pairs = parts.score is not None
         self.makes_logits = parts.unembed is None or (self.ability == "rows" and parts.hidden is None)
         self._in_blocks = parts.unembed_part is not None and not self.makes_logits
@@ -166,7 +166,7 @@ class JaxBackend:
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
         if mesh is not None:
             self.budget = self.budget.times(Placement(mesh).data)
-        self._states = StateStore[Any](_STATE_BYTES)
+        self._states = PrefixCache[Any](_STATE_BYTES)
         self._register: _Register | None = None
         self._uses = Counter[bytes]()  # how many steps of the plan still start from a state
         self._room = 0
@@ -207,8 +207,8 @@ class JaxBackend:
         """Make ready for a plan, whose steps are submitted next, in order."""
         self._register = None
         self._uses = Counter(name for step in steps if (name := _state_of(step)))
-        rooms = [step.how.room for step in steps if isinstance(step.how, Read | Fork)]
-        self._room = slots_for(max(rooms, default=0))
+        rooms = [step.how.room for step in steps if isinstance(step.how, Extend | Fork)]
+        self._room = capacity_for(max(rooms, default=0))
         self._states.trim(self._uses)
 
     def update(self, params: Any) -> None:
@@ -259,7 +259,7 @@ class JaxBackend:
                 ]
             )
 
-    def next_tokens(self, step: Step, drawing: Drawing | None = None) -> NextTokens:
+    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
         """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
         columns = [step.rows, step.positions]
         kind: str = "choose"
@@ -348,18 +348,18 @@ class JaxBackend:
         """The hidden states or logits [rows, length, …] of a step; states are taken, made and kept on the way."""
         tokens = self._place.rows(step.tokens)
         match step.how:
-            case Rows():
+            case Dense():
                 read = self._rows(tokens)
                 if self.makes_logits:
                     check_logits(read, step.shape)
                 return jnp.asarray(read)
-            case Branch(depths=depths, ends=ends, state=name):
+            case Tree(depths=depths, ends=ends, state=name):
                 assert self._model.branch is not None
                 kept = self._states.get(name) if name else None
                 where = (self._place.rows(depths), self._place.rows(ends), kept.state if kept else None)
                 key = ("branch", step.shape, kept.room if kept else 0)
                 return self._programs.run(key, self._model.branch, self._params, tokens, *where)
-            case Read(lengths=lengths, before=before, after=after):
+            case Extend(lengths=lengths, before=before, after=after):
                 register = self._start(before, len(lengths))
                 arguments = (self._params, tokens, self._place.rows(lengths), register.state)
                 key = ("read", step.shape, register.room)
@@ -367,7 +367,7 @@ class JaxBackend:
                 hidden, state = self._programs.run(key, function, *arguments, donated=3)
                 self._register = _Register(state, register.room, is_kept=False)
                 if after is not None and after in self._uses:
-                    self._states.put(after, Kept(state, register.room, bytes_on_a_device(state, places(state))))
+                    self._states.put(after, CachedPrefix(state, register.room, bytes_on_a_device(state, places(state))))
                     self._register.is_kept = True
                     self._states.trim(self._uses)
                 return hidden
@@ -417,7 +417,7 @@ class JaxBackend:
         Raises:
             OutOfDeviceMemory: For none. It says how many tokens there is room for.
         """
-        room = slots_for(capacity)
+        room = capacity_for(capacity)
         row_bytes = self._row_bytes(room)
         free = _free_bytes(jax.devices()[:1] if self._mesh is None else self._mesh.local_devices)
         if free is None or row_bytes == 0:
@@ -442,7 +442,7 @@ class JaxBackend:
         program = creator(self._programs, self._model, self._params, 1, room)
         return bytes_on_a_device(state, program.output_shardings)
 
-    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
+    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
         """Rows with room for `capacity` tokens each, for models with a state."""
         return JaxDecoding(
             self._model,
@@ -452,12 +452,12 @@ class JaxBackend:
             vocab_size=self.vocab_size,
             decoded=self.budget.decoded,
             rows=rows,
-            room=slots_for(capacity),
+            room=capacity_for(capacity),
             drawing=sampling,
         )
 
 
-def ability_of(model: Model) -> Ability:
+def ability_of(model: Model) -> ExecutionMode:
     """The way of reading with which a model computes least."""
     if model.branch:
         return "branches"
@@ -469,7 +469,7 @@ def ability_of(model: Model) -> Ability:
 def _state_of(step: Step) -> bytes | None:
     """The beginning whose state a step starts from, if there is one."""
     match step.how:
-        case Branch(state=name) | Read(before=name):
+        case Tree(state=name) | Extend(before=name):
             return name or None
     return None
 

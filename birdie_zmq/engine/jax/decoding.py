@@ -17,21 +17,21 @@ import numpy.typing as npt
 
 from birdie_zmq.engine.backend import NextTokens
 from birdie_zmq.engine.jax import lm_head, sampling
-from birdie_zmq.engine.jax.executables import Compiled, Programs, named
+from birdie_zmq.engine.jax.executables import Compiled, Executables, named
 from birdie_zmq.engine.jax.sharding import bytes_on_a_device, places
 from birdie_zmq.engine.model_api import Model
-from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import PAD, Tokens
-from birdie_zmq.engine.prefix_cache import Kept, StateStore
-from birdie_zmq.types import Sampling
+from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache
+from birdie_zmq.types import SamplingParams
 
 
-def create_state(programs: Programs, model: Model, params: Any, rows: int, room: int) -> Any:
+def create_state(programs: Executables, model: Model, params: Any, rows: int, room: int) -> Any:
     """A state of rows that have read nothing, with room for so many tokens each."""
     return creator(programs, model, params, rows, room)(params)
 
 
-def creator(programs: Programs, model: Model, params: Any, rows: int, room: int) -> Any:
+def creator(programs: Executables, model: Model, params: Any, rows: int, room: int) -> Any:
     """The program for it."""
 
     def create(params: Any) -> Any:
@@ -41,7 +41,7 @@ def creator(programs: Programs, model: Model, params: Any, rows: int, room: int)
     return programs.get(("create", rows, room), create, params)
 
 
-def copy_state(programs: Programs, state: Any, rows: int, room: int) -> Any:
+def copy_state(programs: Executables, state: Any, rows: int, room: int) -> Any:
     """A state of one row, as often as said, in memory of its own."""
 
     def copy(state: Any) -> Any:
@@ -50,7 +50,7 @@ def copy_state(programs: Programs, state: Any, rows: int, room: int) -> Any:
     return programs.run(("copy", rows, room), copy, state)
 
 
-def reader(programs: Programs, model: Model) -> Compiled:
+def reader(programs: Executables, model: Model) -> Compiled:
     """The model's `extend`, whose state keeps lying as states lie."""
     assert model.extend is not None
     if programs.placement.mesh is None:
@@ -64,7 +64,7 @@ def reader(programs: Programs, model: Model) -> Compiled:
     return read
 
 
-def limits_of(drawing: Sampling) -> sampling.Limits:
+def limits_of(drawing: SamplingParams) -> sampling.Limits:
     """The limits as arguments of a program, so that one program serves all of them."""
     return sampling.Limits(
         jnp.float32(drawing.temperature),
@@ -98,14 +98,14 @@ class JaxDecoding:
         self,
         model: Model,
         params: Any,
-        programs: Programs,
-        states: StateStore[Any],
+        programs: Executables,
+        states: PrefixCache[Any],
         *,
         vocab_size: int,
         decoded: int,
         rows: int,
         room: int,
-        drawing: Sampling | None,
+        drawing: SamplingParams | None,
     ) -> None:
         self._model = model
         self._params = params
@@ -122,14 +122,14 @@ class JaxDecoding:
         self._drawn = np.zeros(rows, np.int32)
         self._keys = np.zeros((rows, 2), np.uint32)
 
-    def put(self, row: int, prompt: Tokens, pieces: Sequence[Piece], key: int = 0, drawn: int = 0) -> list[int]:
+    def put(self, row: int, prompt: Tokens, pieces: Sequence[PrefillChunk], key: int = 0, drawn: int = 0) -> list[int]:
         """Read a prompt int32[n] in pieces, and let a row continue it; the lengths of the steps that it took.
 
         Its last token is read together with the first that is decoded. Pieces of a beginning whose state is kept are
         not read again.
         """
         with named("a prompt"):
-            one, begin = self._beginning(prompt, pieces)
+            one, begin = self._prefix(prompt, pieces)
             read = []
             for piece in pieces:
                 if piece.begin < begin:
@@ -149,7 +149,7 @@ class JaxDecoding:
         self._last[row], self._drawn[row], self._keys[row] = prompt[-1], drawn, key_data(key)
         return read
 
-    def _beginning(self, prompt: Tokens, pieces: Sequence[Piece]) -> tuple[Any, int]:
+    def _prefix(self, prompt: Tokens, pieces: Sequence[PrefillChunk]) -> tuple[Any, int]:
         """A state that may be written into, of the longest beginning that is kept; and how many tokens it has read."""
         known = set(self._states.known(self._room, exactly=True))
         for piece in reversed(pieces):
@@ -159,7 +159,7 @@ class JaxDecoding:
         return create_state(self._programs, self._model, self._params, 1, self._room), 0
 
     def _keep(self, name: bytes, state: Any) -> None:
-        self._states.put(name, Kept(state, self._room, bytes_on_a_device(state, places(state))))
+        self._states.put(name, CachedPrefix(state, self._room, bytes_on_a_device(state, places(state))))
         self._states.trim({name})
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:

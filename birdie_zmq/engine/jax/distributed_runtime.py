@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax._src import clusters, distributed
 
-from birdie_zmq.engine.distributed.process_group import GroupLost, GroupPlace
+from birdie_zmq.engine.distributed.process_group import LeaderLost, RankInfo
 from birdie_zmq.errors import UsageError
 
 HEARTBEAT_TIMEOUT_S = 10
@@ -86,10 +86,10 @@ class Store:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" in str(error):
                 raise TimeoutError(str(error)) from None
-            raise GroupLost(str(error)) from error
+            raise LeaderLost(str(error)) from error
 
 
-def settle(place: GroupPlace) -> str:
+def settle(place: RankInfo) -> str:
     """Get ready to join; HOST:PORT at which process 0 is met.
 
     Raises:
@@ -111,7 +111,7 @@ def settle(place: GroupPlace) -> str:
     return str(found[0])
 
 
-def join(place: GroupPlace, coordinator: str) -> Store:
+def join(place: RankInfo, coordinator: str) -> Store:
     """Join the group, once all its processes are there.
 
     JAX kills this process if they are not in time: `birdie_zmq.worker.distributed.rendezvous` says so before.
@@ -133,7 +133,7 @@ def join(place: GroupPlace, coordinator: str) -> Store:
     return Store()
 
 
-def knock(coordinator: str) -> None:
+def wait_for_port(coordinator: str) -> None:
     """Wait for ever until process 0 is there: JAX itself would ask less and less often."""
     host, _, port = coordinator.rpartition(":")
     while True:

@@ -23,7 +23,7 @@ _NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
 Compiled = Callable[..., Any]
 
 
-class Programs:
+class Executables:
     """The programs of one model.
 
     Args:

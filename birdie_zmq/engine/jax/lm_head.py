@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-Part = Callable[[jax.Array | int, int], jax.Array]
+SubBatch = Callable[[jax.Array | int, int], jax.Array]
 """``part(begin, size)``: logits float[q, size] of the tokens from ``begin`` on."""
 
 
@@ -45,7 +45,7 @@ class _Seen(NamedTuple):
 
 
 def score_in_blocks(
-    part: Part, targets: jax.Array, vocab_size: int, block: int
+    part: SubBatch, targets: jax.Array, vocab_size: int, block: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `score`, from blocks of logits of so many tokens."""
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from birdie_zmq.engine.backend import Ability
+from birdie_zmq.engine.backend import ExecutionMode
 from birdie_zmq.engine.jax.executables import named
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.output_checks import check_hidden, vocabulary_of, wrong_score
-from birdie_zmq.engine.prefix_cache import slots_for
+from birdie_zmq.engine.prefix_cache import capacity_for
 from birdie_zmq.errors import ModelLoadError, ModelOutputError
 
 
@@ -36,7 +36,7 @@ def check_leaves(params: Any) -> None:
             )
 
 
-def find_vocabulary(model: Model, ability: Ability, shape: tuple[int, int], *, jit: bool) -> int:
+def find_vocabulary(model: Model, ability: ExecutionMode, shape: tuple[int, int], *, jit: bool) -> int:
     """The size of the vocabulary, by a row of tokens of this shape.
 
     Args:
@@ -82,7 +82,7 @@ def try_score(model: Model, params: Any, shape: tuple[int, int]) -> None:
     raise wrong_score(columns, shape)
 
 
-def _logits(model: Model, ability: Ability, shape: tuple[int, int], params: Any) -> Any:
+def _logits(model: Model, ability: ExecutionMode, shape: tuple[int, int], params: Any) -> Any:
     tokens = jnp.zeros(shape, jnp.int32)
     if ability == "rows" and model.hidden is None:
         assert model.logits is not None
@@ -94,7 +94,7 @@ def _logits(model: Model, ability: Ability, shape: tuple[int, int], params: Any)
     else:
         assert model.init_state is not None
         assert model.extend is not None
-        state = model.init_state(params, shape[0], slots_for(shape[1]))
+        state = model.init_state(params, shape[0], capacity_for(shape[1]))
         returned = model.extend(params, tokens, jnp.full(shape[0], shape[1], jnp.int32), state)
         read = _extended(returned, state)
     check_hidden(read, shape)

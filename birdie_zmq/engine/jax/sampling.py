@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 
 class Limits(NamedTuple):
-    """What leaves tokens out, as scalars; `birdie_zmq.protocol.messages.Sampling` says what each means."""
+    """What leaves tokens out, as scalars; `birdie_zmq.protocol.messages.SamplingParams` says what each means."""
 
     temperature: jax.Array
     top_k: jax.Array

@@ -18,14 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine import model_errors
-from birdie_zmq.engine.backend import Ability, Decoding, Drawing, NextTokens, PendingScores, PlaceScores
+from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, PendingScores, SamplingMetadata, TokenScores
 from birdie_zmq.engine.model_api import LoadedModel
 from birdie_zmq.engine.numpy.sampling import draw
 from birdie_zmq.engine.output_checks import check_hidden, chosen_vocabulary, vocabulary_of, wrong_score
 from birdie_zmq.engine.planning.shape_buckets import SHORTEST, StepBudget
 from birdie_zmq.engine.planning.steps import Pairs, Step, Tokens
 from birdie_zmq.errors import InternalError, ModelLoadError
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 
 BUDGET = StepBudget(tokens=1024)
 """What bounds a step on a CPU."""
@@ -37,7 +37,7 @@ _FEWEST_PLACES = 32
 
 
 class Columns(NamedTuple):
-    """What stands at places, as arrays of the framework that may still be computed; as in `PlaceScores`."""
+    """What stands at places, as arrays of the framework that may still be computed; as in `TokenScores`."""
 
     logprobs: Any
     greedy: Any
@@ -52,21 +52,21 @@ class _Pending:
         self._parts = parts
         self._what = what
 
-    def result(self) -> PlaceScores:
+    def result(self) -> TokenScores:
         """Wait for them."""
         nothing = Columns(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
         with self._backend.named(self._what):
             parts = [Columns(*map(self._backend.to_host, part)) for part in self._parts]
-        return PlaceScores(*(np.concatenate(column) for column in zip(nothing, *parts, strict=True)))
+        return TokenScores(*(np.concatenate(column) for column in zip(nothing, *parts, strict=True)))
 
 
 class _Known:
     """Scores that need not be waited for."""
 
-    def __init__(self, scores: PlaceScores) -> None:
+    def __init__(self, scores: TokenScores) -> None:
         self._scores = scores
 
-    def result(self) -> PlaceScores:
+    def result(self) -> TokenScores:
         """Give them."""
         return self._scores
 
@@ -109,7 +109,7 @@ class RowsBackend(ABC):
                 f"the engine {self.name} reads whole rows, and the Model that load_model returned has no function for "
                 "them: give it logits, or hidden and unembed, or score"
             )
-        self.ability: Ability = "rows" if self.function is not None else "pairs"
+        self.ability: ExecutionMode = "rows" if self.function is not None else "pairs"
         self.scores_pairs = self.own_score is not None
         self.budget = budget
         self.devices = self.find_devices()
@@ -179,7 +179,7 @@ class RowsBackend(ABC):
         at = self.to_host(logits)
         return at.argmax(axis=-1), np.isfinite(_logsumexp(at))
 
-    def draw(self, logits: Any, drawing: Drawing) -> NextTokens:
+    def draw(self, logits: Any, drawing: SamplingMetadata) -> NextTokens:
         """Tokens that are drawn by logits float32[q, v]."""
         return draw(self.to_host(logits), drawing)
 
@@ -192,7 +192,7 @@ class RowsBackend(ABC):
             if isinstance(step.how, Pairs):
                 logprobs, greedy = self._score_pairs(step.tokens, step.how.label_ids, step.how.loss_mask)
                 chosen = logprobs[step.rows]
-                return _Known(PlaceScores(chosen, greedy[step.rows], np.isfinite(chosen)))
+                return _Known(TokenScores(chosen, greedy[step.rows], np.isfinite(chosen)))
             read = self._read(step.tokens)
             parts = [
                 self.score(self.logits_at(read, step.rows[at], step.positions[at]), step.targets[at])
@@ -200,7 +200,7 @@ class RowsBackend(ABC):
             ]
         return _Pending(self, parts, what)
 
-    def next_tokens(self, step: Step, drawing: Drawing | None = None) -> NextTokens:
+    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
         """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
         parts = []
         with self.named(_called(step.shape)):
@@ -240,7 +240,7 @@ class RowsBackend(ABC):
         """Never asked of a model without a state."""
         raise InternalError(f"{self.name} has no states, but was asked for {wanted} of {capacity} tokens")
 
-    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:  # noqa: ARG002
+    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:  # noqa: ARG002
         """Never asked of a model without a state."""
         raise InternalError(f"{self.name} has no states, but was asked for {rows} of {capacity} tokens")
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import Drawing, NextTokens
-from birdie_zmq.types import Sampling
+from birdie_zmq.engine.backend import NextTokens, SamplingMetadata
+from birdie_zmq.types import SamplingParams
 
 Logits = npt.NDArray[np.float32]
 
 
-def draw(logits: Logits, drawing: Drawing) -> NextTokens:
+def draw(logits: Logits, drawing: SamplingMetadata) -> NextTokens:
     """A token for each row by logits float32 [q, v], and whether they are finite enough to tell."""
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told by the second answer
         scaled = kept(logits / np.float32(drawing.sampling.temperature), drawing.sampling)
@@ -27,7 +27,7 @@ def draw(logits: Logits, drawing: Drawing) -> NextTokens:
         return NextTokens((scaled + noise).argmax(axis=-1).astype(np.int32), finite)
 
 
-def kept(scaled: Logits, sampling: Sampling) -> Logits:
+def kept(scaled: Logits, sampling: SamplingParams) -> Logits:
     """Logits float32 [q, v], those of tokens that are left out at minus infinity.
 
     Of tokens that are equally likely all stay or none, where top-k and top-p would cut between them.

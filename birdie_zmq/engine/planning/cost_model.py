@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.planning.steps import Branch, Fork, Read, Step
+from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tree
 
 _ATTENTION_TOKENS = 4096
 """The length of a row at which attention within it costs as much as all else (SmolLM2-135M, measured at 128 to 1,024)."""
@@ -24,25 +24,25 @@ def step_cost(step: Step, budget: StepBudget) -> int:
     """Of a step of scoring."""
     rows, length = step.shape
     match step.how:
-        case Read(room=room) | Fork(room=room):
+        case Extend(room=room) | Fork(room=room):
             context = room
-        case Branch(state=state):
+        case Tree(state=state):
             context = length + len(state) // step.tokens.itemsize
         case _:
             context = length
     return int(positions_cost(rows * length, context) + HEAD * len(step.owners)) + budget.call_tokens
 
 
-def reading_cost(pieces: Iterable[Piece], budget: StepBudget) -> int:
+def prefill_cost(pieces: Iterable[PrefillChunk], budget: StepBudget) -> int:
     """Of a prompt that is read in pieces."""
     return sum(int(positions_cost(piece.size, piece.end)) + budget.call_tokens for piece in pieces)
 
 
-def row_cost(room: int, budget: StepBudget) -> int:
+def decode_row_cost(room: int, budget: StepBudget) -> int:
     """Of another token for one of the rows that are continued side by side, with room for so many tokens each."""
     return int(budget.row_tokens * positions_cost(1, room))
 
 
-def round_cost(rows: int, room: int, budget: StepBudget) -> int:
+def decode_step_cost(rows: int, room: int, budget: StepBudget) -> int:
     """Of another token for each of so many."""
-    return rows * row_cost(room, budget) + budget.call_tokens
+    return rows * decode_row_cost(room, budget) + budget.call_tokens

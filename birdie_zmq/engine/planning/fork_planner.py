@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from birdie_zmq.engine.planning.prefix_tree import Context, Tree, contexts, long_pieces, read_trunk, score_between
+from birdie_zmq.engine.planning.prefix_tree import Context, PrefixTree, contexts, long_pieces, read_trunk, score_between
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import PAD, Fork, Places, Read, Scored, Step
+from birdie_zmq.engine.planning.steps import PAD, Extend, Fork, ScoredSequence, ScorePositions, Step
 
 FORK_TOKENS = 1
 """What copying a row of the state costs, in tokens."""
@@ -27,7 +27,7 @@ class _Cluster:
     stem: int
 
 
-def plan_forks(items: Sequence[Scored], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
+def plan_forks(items: Sequence[ScoredSequence], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
     """Cut requests into steps of stems and leaves.
 
     Args:
@@ -35,7 +35,7 @@ def plan_forks(items: Sequence[Scored], buckets: Buckets, known: Collection[byte
         buckets: The shapes that steps may have.
         known: Beginnings whose states are there, by the bytes of their tokens.
     """
-    tree = Tree(items)
+    tree = PrefixTree(items)
     lengths = piece_lengths(buckets)
     overhead = buckets.budget.call_tokens
     steps = []
@@ -62,7 +62,7 @@ def _rows(waiting: int, length: int, buckets: Buckets) -> int:
     return most if buckets.limits.rows is not None else min(most, buckets.rows_to_hold(waiting))
 
 
-def _clusters(tree: Tree, first: int, last: int, base: int) -> tuple[int, list[_Cluster]]:
+def _clusters(tree: PrefixTree, first: int, last: int, base: int) -> tuple[int, list[_Cluster]]:
     """The clusters of a subtree that cost least behind `base`, and their cost in tokens."""
     depth = tree.depth(first, last)
     if last - first == 1:
@@ -77,7 +77,7 @@ def _clusters(tree: Tree, first: int, last: int, base: int) -> tuple[int, list[_
 
 
 def _stems(
-    tree: Tree, context: Context, group: list[_Cluster], count: int, lengths: tuple[int, ...], overhead: int
+    tree: PrefixTree, context: Context, group: list[_Cluster], count: int, lengths: tuple[int, ...], overhead: int
 ) -> list[Step]:
     """Read the stems of a group side by side, in as many steps as the longest needs."""
     steps = []
@@ -87,7 +87,7 @@ def _stems(
     for size in long_pieces(group[0].stem - at, lengths, overhead):
         tokens = np.full((count, size), PAD, np.int32)
         read = np.zeros(count, np.int32)
-        places = Places()
+        places = ScorePositions()
         for row, cluster in enumerate(group):
             end = min(at + size, cluster.stem)
             if end <= at:
@@ -97,12 +97,12 @@ def _stems(
             for i in range(cluster.first, cluster.last):
                 for owner in tree.owners[i]:
                     score_between(places, row, tree.items[owner], owner, at, end)
-        steps.append(Step.of(tokens, int(read.sum()), Read(read, before, None, max(room, at + size) + size), places))
+        steps.append(Step.of(tokens, int(read.sum()), Extend(read, before, None, max(room, at + size) + size), places))
         at, before = at + size, None
     return steps
 
 
-def _leaves(tree: Tree, group: list[_Cluster], buckets: Buckets) -> list[Step]:
+def _leaves(tree: PrefixTree, group: list[_Cluster], buckets: Buckets) -> list[Step]:
     """Continue copies of the stems."""
     found = [
         (row, cluster.stem, i)
@@ -118,7 +118,7 @@ def _leaves(tree: Tree, group: list[_Cluster], buckets: Buckets) -> list[Step]:
         chosen, found = found[:count], found[count:]
         tokens = np.full((count, length), PAD, np.int32)
         parents, read = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        places = Places()
+        places = ScorePositions()
         for row, (parent, stem, i) in enumerate(chosen):
             text = tree.rows[i]
             tokens[row, : len(text) - stem] = text[stem:]

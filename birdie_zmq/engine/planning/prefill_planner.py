@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from birdie_zmq.engine.planning.prefix_tree import Tree, long_pieces
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree, long_pieces
 from birdie_zmq.engine.planning.shape_buckets import PROMPT_PIECES, SHORTEST
-from birdie_zmq.engine.planning.steps import Scored, Tokens
+from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
 
 
-class Piece(NamedTuple):
+class PrefillChunk(NamedTuple):
     """Tokens ``[begin, end)`` of a prompt, which one step of `size` positions reads.
 
     After it the prompt's beginning is kept, if others share it.
@@ -22,11 +22,11 @@ class Piece(NamedTuple):
     is_kept: bool
 
 
-class Reading(NamedTuple):
+class PrefillPlan(NamedTuple):
     """The number of a prompt, and its pieces; the last token is not among them, as decoding begins with it."""
 
     number: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PrefillChunk, ...]
 
     @property
     def slots(self) -> int:
@@ -34,21 +34,21 @@ class Reading(NamedTuple):
         return max((piece.begin + piece.size for piece in self.pieces), default=0)
 
 
-def plan_readings(prompts: Sequence[Tokens], overhead: int) -> list[Reading]:
+def plan_prefills(prompts: Sequence[Tokens], overhead: int) -> list[PrefillPlan]:
     """Cut prompts int32[n], n > 0, into pieces; in an order in which those that begin alike are neighbours.
 
     A beginning is worth keeping if reading it again for all that share it would cost more than `overhead` tokens, which
     is what a call costs beyond its own.
     """
-    tree = Tree([Scored(prompt, 1) for prompt in prompts])
+    tree = PrefixTree([ScoredSequence(prompt, 1) for prompt in prompts])
     found = []
-    for shared, row in _beginnings(tree, overhead):
+    for shared, row in _shared_prefixes(tree, overhead):
         pieces = tuple(_pieces(shared, len(tree.rows[row]), overhead))
-        found += [Reading(number, pieces) for number in tree.owners[row]]
+        found += [PrefillPlan(number, pieces) for number in tree.owners[row]]
     return found
 
 
-def _beginnings(tree: Tree, overhead: int) -> list[tuple[tuple[int, ...], int]]:
+def _shared_prefixes(tree: PrefixTree, overhead: int) -> list[tuple[tuple[int, ...], int]]:
     """For each row of the tree, in its order: the lengths of the beginnings that are worth keeping, and its number."""
     found = []
     waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, len(tree.rows), ())] if tree.rows else []
@@ -66,12 +66,12 @@ def _beginnings(tree: Tree, overhead: int) -> list[tuple[tuple[int, ...], int]]:
     return found
 
 
-def _pieces(shared: tuple[int, ...], length: int, overhead: int) -> list[Piece]:
-    pieces: list[Piece] = []
+def _pieces(shared: tuple[int, ...], length: int, overhead: int) -> list[PrefillChunk]:
+    pieces: list[PrefillChunk] = []
     at = 0
     for target in dict.fromkeys((*shared, length)):
         for size in long_pieces(target - at, PROMPT_PIECES, overhead) if target > at else ():
             end = min(at + size, target)
-            pieces.append(Piece(at, end, size, is_kept=end == target and target in shared))
+            pieces.append(PrefillChunk(at, end, size, is_kept=end == target and target in shared))
             at = end
     return pieces

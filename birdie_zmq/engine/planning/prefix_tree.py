@@ -14,10 +14,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from birdie_zmq.engine.planning.steps import PAD, Places, Read, Scored, Step, Tokens
+from birdie_zmq.engine.planning.steps import PAD, Extend, ScoredSequence, ScorePositions, Step, Tokens
 
 
-class Tree:
+class PrefixTree:
     """Rows in the order in which subtrees are ranges.
 
     Attributes:
@@ -26,7 +26,7 @@ class Tree:
         owners: For each row the requests that read it.
     """
 
-    def __init__(self, items: Sequence[Scored]) -> None:
+    def __init__(self, items: Sequence[ScoredSequence]) -> None:
         self.items = items
         found: dict[bytes, list[int]] = {}
         for number, item in enumerate(items):
@@ -92,7 +92,7 @@ class Context:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def contexts(tree: Tree, longest: int, overhead: int, known: Collection[bytes]) -> list[Context]:
+def contexts(tree: PrefixTree, longest: int, overhead: int, known: Collection[bytes]) -> list[Context]:
     """The beginnings whose states are worth having, each after those that it starts from.
 
     Args:
@@ -137,11 +137,11 @@ def contexts(tree: Tree, longest: int, overhead: int, known: Collection[bytes]) 
     return result
 
 
-def _longest_known(beginning: Tokens, known: Collection[bytes]) -> int:
+def _longest_known(prefix: Tokens, known: Collection[bytes]) -> int:
     """The most tokens of a beginning for which there is a state."""
     if not known:
         return 0
-    whole = beginning.tobytes()
+    whole = prefix.tobytes()
     return max((len(key) // 4 for key in known if whole.startswith(key)), default=0)
 
 
@@ -183,7 +183,7 @@ def _firsts(sizes: tuple[int, ...], overhead: int) -> list[int]:
     return firsts
 
 
-def read_trunk(tree: Tree, context: Context, lengths: tuple[int, ...], overhead: int) -> list[Step]:
+def read_trunk(tree: PrefixTree, context: Context, lengths: tuple[int, ...], overhead: int) -> list[Step]:
     """The steps of one row that read a context's beginning, and score what stands in it."""
     row = tree.rows[context.first][: context.base]
     steps = []
@@ -193,14 +193,14 @@ def read_trunk(tree: Tree, context: Context, lengths: tuple[int, ...], overhead:
         end = min(at + size, context.base)
         tokens = np.full((1, size), PAD, np.int32)
         tokens[0, : end - at] = row[at:end]
-        places = Places()
+        places = ScorePositions()
         for i in range(context.first, context.last):
             for owner in tree.owners[i]:
                 score_between(places, 0, tree.items[owner], owner, at, end)
         # Only what the context starts from and comes to is named: a named state is kept, and copied to be continued.
         before = row[:at].tobytes() if at == context.trunk else None
         after = row[:end].tobytes() if end == context.base else None
-        how = Read(np.array([end - at], np.int32), before, after, at + size)
+        how = Extend(np.array([end - at], np.int32), before, after, at + size)
         steps.append(Step.of(tokens, end - at, how, places))
         at = end
     return steps
@@ -212,7 +212,7 @@ def long_pieces(count: int, sizes: tuple[int, ...], overhead: int) -> list[int]:
     return [sizes[-1]] * whole + list(pieces(count - whole * sizes[-1], sizes, overhead))
 
 
-def score_between(places: Places, row: int, item: Scored, owner: int, begin: int, end: int) -> None:
+def score_between(places: ScorePositions, row: int, item: ScoredSequence, owner: int, begin: int, end: int) -> None:
     """Score what a request predicts at the positions ``[begin, end)`` of its row, which stand at 0 in a step's row."""
     positions = item.positions
     low, high = max(begin, positions.start), min(end, positions.stop)

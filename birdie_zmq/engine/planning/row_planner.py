@@ -14,10 +14,10 @@ from itertools import pairwise
 import numpy as np
 
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import PAD, Pairs, Places, Rows, Scored, Step, Tokens
+from birdie_zmq.engine.planning.steps import PAD, Dense, Pairs, ScoredSequence, ScorePositions, Step, Tokens
 
 
-def carriers(rows: Sequence[Tokens]) -> list[int]:
+def covering_rows(rows: Sequence[Tokens]) -> list[int]:
     """For each row, the number of the row out of which it is read: itself, an equal one, or a longer one.
 
     In lexicographic order of their bytes a row that is the beginning of any other is the beginning of its successor, so
@@ -32,7 +32,7 @@ def carriers(rows: Sequence[Tokens]) -> list[int]:
     return carried_by
 
 
-def plan_rows(items: Sequence[Scored], buckets: Buckets) -> list[Step]:
+def plan_rows(items: Sequence[ScoredSequence], buckets: Buckets) -> list[Step]:
     """Cut requests into steps of whole rows, longest first.
 
     A step that its own bucket's rows do not fill takes shorter ones along: they cost nothing there.
@@ -42,7 +42,7 @@ def plan_rows(items: Sequence[Scored], buckets: Buckets) -> list[Step]:
         buckets: The shapes that steps may have.
     """
     users: dict[int, list[int]] = defaultdict(list)
-    for number, carrier in enumerate(carriers([item.row for item in items])):
+    for number, carrier in enumerate(covering_rows([item.row for item in items])):
         users[carrier].append(number)
     waiting = sorted(users, key=lambda carrier: -len(items[carrier].row))
     steps = []
@@ -51,17 +51,17 @@ def plan_rows(items: Sequence[Scored], buckets: Buckets) -> list[Step]:
         count = buckets.rows_for(length)
         chosen, waiting = waiting[:count], waiting[count:]
         tokens = np.full((count, length), PAD, dtype=np.int32)
-        places = Places()
+        places = ScorePositions()
         for row, carrier in enumerate(chosen):
             tokens[row, : len(items[carrier].row)] = items[carrier].row
             for number in users[carrier]:
                 places.add(row, items[number].positions, items[number].targets, number)
         used = sum(len(items[carrier].row) for carrier in chosen)
-        steps.append(Step.of(tokens, used, Rows(), places))
+        steps.append(Step.of(tokens, used, Dense(), places))
     return steps
 
 
-def distinct_pairs(items: Sequence[Scored]) -> list[list[int]]:
+def distinct_pairs(items: Sequence[ScoredSequence]) -> list[list[int]]:
     """The numbers of equal requests together: equal tokens, of which equally many are scored."""
     users: dict[tuple[bytes, int], list[int]] = defaultdict(list)
     for number, item in enumerate(items):
@@ -69,7 +69,7 @@ def distinct_pairs(items: Sequence[Scored]) -> list[list[int]]:
     return list(users.values())
 
 
-def plan_pairs(items: Sequence[Scored], buckets: Buckets) -> list[Step]:
+def plan_pairs(items: Sequence[ScoredSequence], buckets: Buckets) -> list[Step]:
     """Cut requests into steps of pairs, longest first.
 
     Only equal requests are computed once: where a longer text changes every position, no beginning can be shared.
@@ -86,7 +86,7 @@ def plan_pairs(items: Sequence[Scored], buckets: Buckets) -> list[Step]:
         chosen, waiting = waiting[:count], waiting[count:]
         input_ids, label_ids = (np.full((count, length), PAD, dtype=np.int32) for _ in range(2))
         loss_mask = np.zeros((count, length), dtype=np.int32)
-        places = Places()
+        places = ScorePositions()
         for row, numbers in enumerate(chosen):
             item = items[numbers[0]]
             input_ids[row, : len(item.row)] = item.row

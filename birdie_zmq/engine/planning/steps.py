@@ -17,7 +17,7 @@ PAD = 0
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSequence:
     """Tokens to be scored: the last ``count`` of ``tokens`` int32[n], each predicted from all before it.
 
     ``cut`` is how many tokens were dropped on the left to fit the model.
@@ -44,12 +44,12 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Dense:
     """Each row of the step is a text by itself."""
 
 
 @dataclass(frozen=True)
-class Branch:
+class Tree:
     """Rows hold trees of texts, all behind one state; `birdie_zmq.Model.branch` says what the arrays are.
 
     ``state`` is the beginning that all texts share, by the bytes of its tokens; empty for none.
@@ -61,11 +61,11 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class Read:
+class Extend:
     """Each row of a state reads on, ``lengths`` int32[rows] of its tokens.
 
     ``before`` is the beginning, by the bytes of its tokens, whose state all rows start from (empty: a new one); None
-    goes on from where the last `Read` came to. ``after`` is the name of the state that is kept for later, or None.
+    goes on from where the last `Extend` came to. ``after`` is the name of the state that is kept for later, or None.
     ``room`` is how many slots its rows need.
     """
 
@@ -77,7 +77,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Fork:
-    """Row i continues row ``parents[i]`` of where the last `Read` came to, by ``lengths[i]`` tokens, and is dropped."""
+    """Row i continues row ``parents[i]`` of where the last `Extend` came to, by ``lengths[i]`` tokens, and is dropped."""
 
     parents: Tokens
     lengths: Tokens
@@ -95,11 +95,11 @@ class Pairs:
     loss_mask: Tokens
 
 
-How = Rows | Branch | Read | Fork | Pairs
+StepKind = Dense | Tree | Extend | Fork | Pairs
 
 
 @dataclass
-class Places:
+class ScorePositions:
     """What is scored in a step: at ``rows[i], positions[i]`` the token ``targets[i]``, for request ``owners[i]``."""
 
     rows: list[Tokens] = field(default_factory=list)
@@ -124,19 +124,19 @@ class Step:
         tokens: int32[rows, length], rows padded on the right.
         used_tokens: How many positions are not padding.
         how: How the model reads them.
-        rows, positions, targets, owners: int32[q] each; what is scored, as in `Places`.
+        rows, positions, targets, owners: int32[q] each; what is scored, as in `ScorePositions`.
     """
 
     tokens: Tokens
     used_tokens: int
-    how: How
+    how: StepKind
     rows: Tokens
     positions: Tokens
     targets: Tokens
     owners: Tokens
 
     @classmethod
-    def of(cls, tokens: Tokens, used_tokens: int, how: How, places: Places) -> Step:
+    def of(cls, tokens: Tokens, used_tokens: int, how: StepKind, places: ScorePositions) -> Step:
         """Put the places together."""
         columns = (places.rows, places.positions, places.targets, places.owners)
         joined = [np.concatenate(column) if column else np.zeros(0, np.int32) for column in columns]

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from birdie_zmq.engine.planning.cost_model import positions_cost
-from birdie_zmq.engine.planning.prefix_tree import Context, Tree, contexts, pieces, read_trunk
+from birdie_zmq.engine.planning.prefix_tree import Context, PrefixTree, contexts, pieces, read_trunk
 from birdie_zmq.engine.planning.shape_buckets import SHORTEST, Buckets
-from birdie_zmq.engine.planning.steps import PAD, Branch, Places, Scored, Step
+from birdie_zmq.engine.planning.steps import PAD, ScoredSequence, ScorePositions, Step, Tree
 
 
 @dataclass
@@ -26,7 +26,7 @@ class _Row:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def plan_branches(items: Sequence[Scored], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
+def plan_trees(items: Sequence[ScoredSequence], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
     """Cut requests into steps of trees.
 
     Args:
@@ -34,7 +34,7 @@ def plan_branches(items: Sequence[Scored], buckets: Buckets, known: Collection[b
         buckets: The shapes that steps may have.
         known: Beginnings whose states are there, by the bytes of their tokens.
     """
-    tree = Tree(items)
+    tree = PrefixTree(items)
     lengths = row_lengths(buckets)
     overhead = buckets.budget.call_tokens
     steps = []
@@ -50,7 +50,7 @@ def row_lengths(buckets: Buckets) -> tuple[int, ...]:
     return buckets.piece_lengths(SHORTEST)
 
 
-def _best_rows(tree: Tree, context: Context, buckets: Buckets) -> list[_Row]:
+def _best_rows(tree: PrefixTree, context: Context, buckets: Buckets) -> list[_Row]:
     """Fill rows of each length, and take what costs least."""
     return min(
         (_fill(tree, context, length, buckets) for length in row_lengths(buckets)),
@@ -58,7 +58,7 @@ def _best_rows(tree: Tree, context: Context, buckets: Buckets) -> list[_Row]:
     )
 
 
-def _fill(tree: Tree, context: Context, length: int, buckets: Buckets) -> list[_Row]:
+def _fill(tree: PrefixTree, context: Context, length: int, buckets: Buckets) -> list[_Row]:
     """Put the context's subtrees into rows of a length, the largest first, each where it leaves the least room.
 
     A subtree that does not fit is cut, and what its parts share is computed in each; a single text that does not fit
@@ -122,23 +122,28 @@ def _cost(rows: list[_Row], buckets: Buckets) -> float:
     )
 
 
-def _steps(tree: Tree, context: Context, rows: list[_Row], buckets: Buckets) -> list[Step]:
+def _steps(tree: PrefixTree, context: Context, rows: list[_Row], buckets: Buckets) -> list[Step]:
     state = tree.rows[context.first][: context.base].tobytes()
     steps = []
     for count, length, used in _groups(rows, buckets):
         tokens = np.full((count, length), PAD, np.int32)
         depths = np.zeros((count, length), np.int32)
         ends = np.tile(np.arange(1, length + 1, dtype=np.int32), (count, 1))  # padding sees itself only
-        places = Places()
+        places = ScorePositions()
         total = 0
         for number, row in enumerate(used):
             total += _lay_out(tree, context.base, row, number, (tokens[number], depths[number], ends[number]), places)
-        steps.append(Step.of(tokens, total, Branch(depths, ends, state), places))
+        steps.append(Step.of(tokens, total, Tree(depths, ends, state), places))
     return steps
 
 
 def _lay_out(
-    tree: Tree, base: int, row: _Row, number: int, arrays: tuple[np.ndarray, np.ndarray, np.ndarray], places: Places
+    tree: PrefixTree,
+    base: int,
+    row: _Row,
+    number: int,
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    places: ScorePositions,
 ) -> int:
     """Write the texts of one row in depth-first order; how many tokens it has."""
     tokens, depths, ends = arrays

@@ -10,7 +10,7 @@ from pathlib import Path
 from birdie_zmq.errors import NotAllowed, UsageError
 from birdie_zmq.protocol.security.key_files import check_closed
 from birdie_zmq.protocol.security.keys import read_broker_pair, read_holders
-from birdie_zmq.protocol.security.principals import ROLES, Holder
+from birdie_zmq.protocol.security.principals import ROLES, Principal
 
 logger = logging.getLogger("birdie_zmq.broker")
 
@@ -36,8 +36,8 @@ class AllowList:
         self._lock = threading.Lock()
         self._seen = _state(folder)
         self._holders, errors = read_holders(folder)
-        self._former: dict[str, Holder] = {}
-        self._revoked: set[Holder] = set()
+        self._former: dict[str, Principal] = {}
+        self._revoked: set[Principal] = set()
         if errors:
             raise errors[0]
 
@@ -46,7 +46,7 @@ class AllowList:
         self.refresh()
         return key in self._holders
 
-    def holder(self, key: str | None) -> Holder:
+    def holder(self, key: str | None) -> Principal:
         """Whose key a message came under.
 
         Raises:
@@ -58,7 +58,7 @@ class AllowList:
         former = self._former.get(key) if key is not None else None
         raise NotAllowed(f"the key of {former} has been revoked" if former else "a message came under no key")
 
-    def take_revoked(self) -> frozenset[Holder]:
+    def take_revoked(self) -> frozenset[Principal]:
         """Whose keys have been revoked since this was asked last, after a look at the folder."""
         self.refresh()
         with self._lock:

@@ -24,7 +24,7 @@ from zmq.utils import z85
 
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.key_files import check_closed, make_folder, read_fields, write_fields
-from birdie_zmq.protocol.security.principals import ROLES, Holder, Role
+from birdie_zmq.protocol.security.principals import ROLES, Principal, Role
 
 _BROKER = "broker"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -43,7 +43,7 @@ class KeyPair:
 class PeerKey:
     """What a client or worker needs to talk to one broker; ``path`` is where it was read, for messages."""
 
-    holder: Holder
+    holder: Principal
     pair: KeyPair
     broker: str
     path: Path
@@ -151,12 +151,12 @@ def read_peer_key(path: Path) -> PeerKey:
     return PeerKey(_holder(path, fields), _pair(path, fields), _key(path, fields, "broker"), path)
 
 
-def read_holders(folder: Path) -> tuple[dict[str, Holder], list[UsageError]]:
+def read_holders(folder: Path) -> tuple[dict[str, Principal], list[UsageError]]:
     """Everybody who is let in, by public key, and what is wrong with files that let in nobody.
 
     A key that stands in two files is nobody's: it is not known which of the two roles it has.
     """
-    holders: dict[str, Holder] = {}
+    holders: dict[str, Principal] = {}
     errors: list[UsageError] = []
     twice: set[str] = set()
     for role in ROLES:
@@ -210,12 +210,12 @@ def _new_pair() -> KeyPair:
     return KeyPair(public.decode(), secret.decode())
 
 
-def _holder(path: Path, fields: dict[str, str]) -> Holder:
+def _holder(path: Path, fields: dict[str, str]) -> Principal:
     for role in ROLES:
         if fields["role"] == role:
             if _NAME.fullmatch(fields["name"]) is None:
                 raise UsageError(f"the name in {path} is malformed; make a new key")
-            return Holder(role, fields["name"], _key(path, fields, "public"))
+            return Principal(role, fields["name"], _key(path, fields, "public"))
     raise UsageError(f"the role in {path} must be {' or '.join(ROLES)}")
 
 

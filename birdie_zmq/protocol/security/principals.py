@@ -10,7 +10,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
-class Holder:
+class Principal:
     """Whoever holds the secret half of ``public``, a key in Z85; two keys make two holders, also under one name."""
 
     role: Role

@@ -47,7 +47,7 @@ def _sharing(description: ModelDescription, measured: Sequence[Measured]) -> lis
     worst = max(scored, key=lambda each: each.excess)
     report = worst.report
     seen = f"of {worst.title}, {report.tokens_computed:,} tokens were computed where {report.tokens_distinct:,} are distinct"
-    given = set(description.gives)
+    given = set(description.provides)
     if description.engine == "torch":
         if worst.excess < _MUCH_SHARED:
             return []
@@ -92,7 +92,7 @@ def _by_gift(given: set[str], seen: str, distinct: int) -> str:
 def _generation(description: ModelDescription, measured: Sequence[Measured]) -> list[str]:
     for each in measured:
         report = each.report
-        if not report.tokens_generated or "extend" in description.gives:
+        if not report.tokens_generated or "extend" in description.provides:
             continue
         anew = report.tokens_computed / report.tokens_generated
         if description.engine == "jax":
@@ -116,7 +116,7 @@ def _compiling(description: ModelDescription, measured: Sequence[Measured]) -> l
     compiling = sum(each.compile_s for each in measured)
     timed = sum(each.wall_s for each in measured)
     shapes = sum(each.new_shapes for each in measured)
-    if description.gives == ["callable"] and description.engine == "jax":
+    if description.provides == ["callable"] and description.engine == "jax":
         return [
             (
                 "load_model returns a bare function, which is called as it is: return (apply, params), and it is compiled for "

@@ -7,18 +7,18 @@ from typing import Any
 
 from birdie_zmq.harness.run_report import as_record
 from birdie_zmq.tools.bench.workloads import Kind
-from birdie_zmq.types import StepReport
+from birdie_zmq.types import RunStatistics
 
 
-def difference(before: StepReport, after: StepReport) -> StepReport:
+def difference(before: RunStatistics, after: RunStatistics) -> RunStatistics:
     """What a model process has computed between two of its reports; of the shapes those that are new."""
     counts = {
         name: getattr(after, name) - getattr(before, name)
-        for name in StepReport.__struct_fields__
+        for name in RunStatistics.__struct_fields__
         if name not in ("shapes", "shape_bound")
     }
     seen = set(before.shapes)
-    return StepReport(
+    return RunStatistics(
         **counts,
         shapes=[shape for shape in after.shapes if shape not in seen],
         shape_bound=after.shape_bound,
@@ -44,8 +44,8 @@ class Measured:
     documents: int
     requests: int
     wall_s: float
-    report: StepReport
-    warming: StepReport
+    report: RunStatistics
+    warming: RunStatistics
 
     @property
     def compile_s(self) -> float:

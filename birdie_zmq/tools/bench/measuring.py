@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.embedded import CONNECT_S, Embedded
+from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.errors import UnavailableError, UnsupportedRequest
 from birdie_zmq.harness.model_args import RunArguments
 from birdie_zmq.settings import ClientSettings
@@ -76,10 +76,10 @@ class Bench:
 
     def _connected(self, arguments: RunArguments) -> Client:
         """A client of the broker that model_args name, or of one of the bench's own."""
-        embedded: Embedded | None = None
+        embedded: EmbeddedProcesses | None = None
         endpoint = arguments.endpoint
         if endpoint is None:
-            embedded = Embedded(arguments.api, device_of_lm_eval(arguments.device), engine=arguments.engine)
+            embedded = EmbeddedProcesses(arguments.api, device_of_lm_eval(arguments.device), engine=arguments.engine)
             self._open.callback(embedded.close)
             endpoint = embedded.endpoint
         client = Client(
@@ -154,4 +154,4 @@ class Bench:
 
 
 def _process(description: ModelDescription) -> tuple[int, int]:
-    return description.process_id, description.started
+    return description.process_id, description.start_count

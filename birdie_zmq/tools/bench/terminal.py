@@ -64,7 +64,7 @@ def model_line(description: ModelDescription, load_s: float) -> str:
     dtype = "" if description.dtype is None else f"{description.dtype}, "
     return (
         f"{description.model}: {parameters}{dtype}{description.max_length:,} tokens at once, engine {description.engine} on "
-        f"{', '.join(description.devices)}; there after {load_s:.1f} s; it gives {', '.join(description.gives)}"
+        f"{', '.join(description.devices)}; there after {load_s:.1f} s; it gives {', '.join(description.provides)}"
     )
 
 

@@ -13,7 +13,7 @@ from birdie_zmq.client.batching import generate_jobs, keyed, loglikelihood_jobs,
 from birdie_zmq.client.core import Job
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.bench.texts import Question, Writer
-from birdie_zmq.types import GenerationSettings
+from birdie_zmq.types import GenerationParams
 
 Kind = Literal["choice", "fewshot", "rolling", "generation", "long"]
 KINDS: tuple[Kind, ...] = ("choice", "fewshot", "rolling", "generation", "long")
@@ -120,7 +120,7 @@ def jobs_of(kind: Kind, asked: Asked, sizes: Sizes, settings: ClientSettings) ->
     if asked.pairs:
         return loglikelihood_jobs(asked.pairs, settings)
     if kind == "generation":
-        how = GenerationSettings(until=("\n\n",), max_gen_toks=sizes.max_gen_toks)
+        how = GenerationParams(until=("\n\n",), max_gen_toks=sizes.max_gen_toks)
         return generate_jobs(keyed([(text, how) for text in asked.texts], 0), settings)
     return rolling_jobs(asked.texts, settings)
 

@@ -16,7 +16,7 @@ from birdie_zmq.tools.doctor.child import MARK
 from birdie_zmq.types import ErrorReport, ModelSpec
 from birdie_zmq.worker.engine_registry import import_engine
 from birdie_zmq.worker.model_loader import load
-from birdie_zmq.worker.user_module import import_page
+from birdie_zmq.worker.user_module import import_user_module
 
 
 def main(page: str, engine: str, tag: str | None = None) -> dict[str, object]:
@@ -32,8 +32,8 @@ def main(page: str, engine: str, tag: str | None = None) -> dict[str, object]:
         used = import_engine(engine)
         if tag is None:
             used.prepare()
-            return {"page": import_page(page or None).name}
-        loaded = load(m.LoadModel(model=ModelSpec(tag=tag), api=page or None, started=1), used)
+            return {"page": import_user_module(page or None).name}
+        loaded = load(m.LoadModel(model=ModelSpec(tag=tag), api=page or None, start_count=1), used)
         found = loaded.describe()
         return {
             "page": found.api,

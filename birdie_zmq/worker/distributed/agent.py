@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from birdie_zmq.engine.distributed.process_group import GroupPlace
+from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.errors import ProtocolError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.protocol import messages as m
@@ -26,7 +26,7 @@ _STOPPED_S = 3.0
 """A loop that comes round so much too late was stopped, or its machine was."""
 
 
-class FollowerLoop:
+class FollowerAgent:
     """Runs the model process of one host that follows.
 
     Args:
@@ -35,10 +35,10 @@ class FollowerLoop:
         settings: How long it may be silent, and take to end by itself.
     """
 
-    def __init__(self, place: GroupPlace, environment: Mapping[str, str], settings: AgentSettings) -> None:
+    def __init__(self, place: RankInfo, environment: Mapping[str, str], settings: AgentSettings) -> None:
         self._environment = environment
         self._terminate_s = settings.terminate_s
-        self._agent = state.FollowerAgent(str(place), settings)
+        self._agent = state.FollowerCore(str(place), settings)
         self._process: ModelProcess | None = None
         self._is_done = False
 
@@ -60,14 +60,14 @@ class FollowerLoop:
             watched = [*ends] if self._process is None else [*ends, self._process.channel.fileno()]
             began = time.monotonic()
             ready, _, _ = select.select(watched, [], [], _TICK_S)
-            late_s = time.monotonic() - began - _TICK_S
+            stall_s = time.monotonic() - began - _TICK_S
             if lifeline in ready:
                 return
             if stop.descriptor in ready:
                 ends.discard(stop.descriptor)
                 self._handle(state.Stop())
             self._from_process(ready)
-            self._handle(state.Tick(late_s if late_s > _STOPPED_S else 0.0))
+            self._handle(state.Tick(stall_s if stall_s > _STOPPED_S else 0.0))
 
     def _from_process(self, ready: list[int]) -> None:
         process = self._process
@@ -103,8 +103,8 @@ class FollowerLoop:
                     self._handle(state.Said(level, text))
                 case m.PhaseChanged(phase=phase):
                     self._handle(state.Loads(phase == "compiling"))
-                case m.Beat():
-                    self._handle(state.Beat())
+                case m.ModelHeartbeat():
+                    self._handle(state.ModelHeartbeat())
 
     def _handle(self, event: state.Event) -> None:
         for action in self._agent.handle(event, time.monotonic()):

@@ -33,7 +33,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Beat:
+class ModelHeartbeat:
     """The model process is there."""
 
 
@@ -60,10 +60,10 @@ class Stop:
 class Tick:
     """Time has passed; ``late_s`` is how much more of it than should have, because this agent was stopped."""
 
-    late_s: float = 0.0
+    stall_s: float = 0.0
 
 
-Event = Begin | Said | Beat | Loads | Exited | Stop | Tick
+Event = Begin | Said | ModelHeartbeat | Loads | Exited | Stop | Tick
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Done:
 Action = Start | End | Log | Done
 
 
-class FollowerAgent:
+class FollowerCore:
     """The agent's whole behaviour.
 
     Args:
@@ -117,7 +117,7 @@ class FollowerAgent:
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take an event at a time in monotonic seconds; what is to be done, in order."""
         actions: list[Action] = []
-        if isinstance(event, Said | Beat | Loads):
+        if isinstance(event, Said | ModelHeartbeat | Loads):
             self._heard_at = now
         match event:
             case Begin():
@@ -134,10 +134,10 @@ class FollowerAgent:
                     return [Done()]
                 self._kill_at = now + self._settings.terminate_s
                 actions.append(End(kill=False))
-            case Tick(late_s):
-                self._heard_at += late_s
+            case Tick(stall_s):
+                self._heard_at += stall_s
                 actions += self._watch(now)
-            case Beat():
+            case ModelHeartbeat():
                 pass
         if self._start_at is not None and now >= self._start_at:
             self._runs, self._began_at, self._start_at = True, now, None

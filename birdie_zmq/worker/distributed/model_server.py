@@ -23,7 +23,7 @@ from birdie_zmq._version import __version__
 from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.distributed.follower import Follower, Following
 from birdie_zmq.engine.distributed.leader import check_mesh
-from birdie_zmq.engine.distributed.process_group import GROUP_ENDED, PAGE_VARIABLE, GroupBroken, GroupLost, GroupPlace
+from birdie_zmq.engine.distributed.process_group import GROUP_ENDED, PAGE_VARIABLE, GroupBroken, LeaderLost, RankInfo
 from birdie_zmq.engine.mesh_shape import take_mesh
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.errors import BirdieError, GroupMismatch, InternalError, ProtocolError
@@ -33,10 +33,10 @@ from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.types import Level
 from birdie_zmq.worker.channel import Channel
-from birdie_zmq.worker.distributed.rendezvous import Meeting
+from birdie_zmq.worker.distributed.rendezvous import Rendezvous
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_loader import jitted, mesh_for
-from birdie_zmq.worker.user_module import import_page
+from birdie_zmq.worker.user_module import import_user_module
 
 _BEAT_S = 1.0
 
@@ -63,7 +63,7 @@ class Voice:
     def beat(self) -> None:
         """Say for ever that the process is there."""
         while True:
-            self._send(m.Beat(steps=0))
+            self._send(m.ModelHeartbeat(steps=0))
             time.sleep(_BEAT_S)
 
     def _send(self, message: m.ModelProcessMessage) -> None:
@@ -74,12 +74,12 @@ class Voice:
         """Say why, and end the process at once: a clean exit would wait for the others."""
         first = (str(error).splitlines() or [type(error).__name__])[0]
         self.say(
-            "info" if isinstance(error, GroupLost) else "warning", f"the group has ended for this process: {first}"
+            "info" if isinstance(error, LeaderLost) else "warning", f"the group has ended for this process: {first}"
         )
         os._exit(GROUP_ENDED)
 
 
-def run(place: GroupPlace, engine_name: str, api: str | None, voice: Voice) -> None:
+def run(place: RankInfo, engine_name: str, api: str | None, voice: Voice) -> None:
     """Join the group, load its model, and follow until it ends.
 
     Args:
@@ -94,8 +94,8 @@ def run(place: GroupPlace, engine_name: str, api: str | None, voice: Voice) -> N
     from birdie_zmq.engine.jax import distributed_runtime
 
     coordinator = distributed_runtime.settle(place)
-    distributed_runtime.knock(coordinator)
-    with Meeting(place, coordinator, lambda text: voice.say("info", text), voice.end):
+    distributed_runtime.wait_for_port(coordinator)
+    with Rendezvous(place, coordinator, lambda text: voice.say("info", text), voice.end):
         store = distributed_runtime.join(place, coordinator)
     follower = Follower(store, place, socket.gethostname())
     try:
@@ -116,9 +116,7 @@ def run(place: GroupPlace, engine_name: str, api: str | None, voice: Voice) -> N
     Following(backend, follower, distributed_runtime.is_of_runtime, voice.end).run()
 
 
-def _load(
-    follower: Follower, place: GroupPlace, engine_name: str, api: str | None, group: Any, voice: Voice
-) -> Backend:
+def _load(follower: Follower, place: RankInfo, engine_name: str, api: str | None, group: Any, voice: Voice) -> Backend:
     engine = import_engine(engine_name)
     request = follower.load()
     voice.say("info", f"loading {request.model}")
@@ -127,7 +125,7 @@ def _load(
         raise GroupMismatch(
             f"process 0 has birdie-zmq {request.version} and this one {__version__}; install the same on each host"
         )
-    page = import_page(api)
+    page = import_user_module(api)
     if page.sha256 != request.sha256:
         raise GroupMismatch(
             f"process 0 loads models by {request.page} (SHA-256 {request.sha256[:12]}…), and this one by {page.name} "
@@ -157,7 +155,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     voice = Voice(channel)
     threading.Thread(target=_end_with_agent, args=[channel], daemon=True).start()
     threading.Thread(target=voice.beat, daemon=True).start()
-    place = GroupPlace.of_environment(os.environ)
+    place = RankInfo.of_environment(os.environ)
     assert place is not None
     try:
         run(place, os.environ.get(ENGINE_VARIABLE, DEFAULT), os.environ.get(PAGE_VARIABLE), voice)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from birdie_zmq.engine.distributed.process_group import GroupPlace
+from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.errors import GroupIncomplete
 
 FIRST_WORD_S = 10.0
@@ -23,7 +23,7 @@ _ESTABLISHED = "01"
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
 
-class Meeting:
+class Rendezvous:
     """While entered, tells of the wait for others, and when it is over.
 
     Args:
@@ -36,7 +36,7 @@ class Meeting:
 
     def __init__(
         self,
-        place: GroupPlace,
+        place: RankInfo,
         coordinator: str,
         tell: Callable[[str], None],
         give_up: Callable[[GroupIncomplete], None],
@@ -70,7 +70,7 @@ class Meeting:
         return connected(int(self._coordinator.rpartition(":")[2]))
 
 
-def waiting(place: GroupPlace, coordinator: str, there: int | None, left_s: float) -> str:
+def waiting(place: RankInfo, coordinator: str, there: int | None, left_s: float) -> str:
     """What is said while processes are missing."""
     return (
         f"waiting for all {place.num_processes} processes of the group at {coordinator}{_count(there)}; {left_s:.0f} s more, "
@@ -78,7 +78,7 @@ def waiting(place: GroupPlace, coordinator: str, there: int | None, left_s: floa
     )
 
 
-def incomplete(place: GroupPlace, coordinator: str, there: int | None) -> str:
+def incomplete(place: RankInfo, coordinator: str, there: int | None) -> str:
     """What is said when they did not come."""
     return (
         f"not all {place.num_processes} processes of the group have come to {coordinator} within {place.timeout_s:.0f} s"

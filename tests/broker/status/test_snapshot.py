@@ -4,7 +4,7 @@ import msgspec
 
 from birdie_zmq.broker.status.snapshot import MOST_ROWS, About, Status, snapshot
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import Computed, ModelSpec, RollingWork
+from birdie_zmq.types import ComputeCounters, ModelSpec, RollingWork
 from tests.broker.harness import CLIENT, GREETING, OTHER_CLIENT, WORKER, A, B, Room, answer, crash, fail, finish, submit
 
 ABOUT = About("1.0", "tcp://127.0.0.1:5555", 7, 900.0)
@@ -65,7 +65,7 @@ def test_a_process_that_is_ready_runs_or_idles_as_its_leases_say(room: Room) -> 
 
 def test_what_workers_say_they_compute_is_added_up(room: Room) -> None:
     for tokens in (10, 30):
-        room.says(WORKER, m.Heartbeat(phase="running", computed=Computed(tokens=tokens, padding=tokens // 10)))
+        room.says(WORKER, m.Heartbeat(phase="running", computed=ComputeCounters(tokens=tokens, padding=tokens // 10)))
     status = look(room)
     assert (status.totals.tokens_computed, status.workers[0].tokens_computed) == (20, 30)
 

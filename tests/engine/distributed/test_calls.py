@@ -9,34 +9,34 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from birdie_zmq.engine.backend import Drawing
+from birdie_zmq.engine.backend import SamplingMetadata
 from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.planning.steps import Branch, Fork, How, Pairs, Places, Read, Rows, Step
+from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, ScorePositions, Step, StepKind, Tree
 from birdie_zmq.errors import MalformedMessage, ModelCallError
-from birdie_zmq.types import ErrorReport, ModelSpec, Sampling
+from birdie_zmq.types import ErrorReport, ModelSpec, SamplingParams
 
 TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6)
-SAMPLING = Sampling(temperature=0.5, top_k=3)
+SAMPLING = SamplingParams(temperature=0.5, top_k=3)
 
 
 def ints(*values: int) -> NDArray[np.int32]:
     return np.array(values, np.int32)
 
 
-WAYS: list[How] = [
-    Rows(),
-    Branch(TOKENS, TOKENS + 1, b"\x01\xff"),
-    Branch(TOKENS, TOKENS + 1, b""),
-    Read(ints(6, 5), b"\x00", b"\x01", 300),
-    Read(ints(6), None, None, 0),
+WAYS: list[StepKind] = [
+    Dense(),
+    Tree(TOKENS, TOKENS + 1, b"\x01\xff"),
+    Tree(TOKENS, TOKENS + 1, b""),
+    Extend(ints(6, 5), b"\x00", b"\x01", 300),
+    Extend(ints(6), None, None, 0),
     Fork(ints(0, 0), ints(6, 1), 256),
     Pairs(TOKENS, TOKENS % 2),
 ]
 
 
-def step(how: How) -> Step:
-    places = Places()
+def step(how: StepKind) -> Step:
+    places = ScorePositions()
     places.add(1, [0, 2], ints(7, 8), 5)
     return Step.of(TOKENS, 11, how, places)
 
@@ -61,7 +61,7 @@ def same(here: Any, there: Any) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS, ids=lambda how: type(how).__name__)
-def test_a_step_is_the_same_less_whose_places_they_are(how: How) -> None:
+def test_a_step_is_the_same_less_whose_places_they_are(how: StepKind) -> None:
     here = step(how)
     call = passed(calls.Submit(calls.ToldStep.of(here)))
     there = call.step.step()
@@ -71,7 +71,7 @@ def test_a_step_is_the_same_less_whose_places_they_are(how: How) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS, ids=lambda how: type(how).__name__)
-def test_a_plan_says_from_which_states_its_steps_start(how: How) -> None:
+def test_a_plan_says_from_which_states_its_steps_start(how: StepKind) -> None:
     (there,) = passed(calls.Open.of([step(how)])).steps()
     assert type(there.how) is type(how)
     for name in ("state", "before", "after", "room"):
@@ -80,10 +80,10 @@ def test_a_plan_says_from_which_states_its_steps_start(how: How) -> None:
 
 
 def test_how_tokens_are_drawn() -> None:
-    here = Drawing(SAMPLING, [2**62 - 1, 0], ints(4, 0))
-    call = passed(calls.Next(calls.ToldStep.of(step(Rows())), calls.ToldDrawing.of(here)))
+    here = SamplingMetadata(SAMPLING, [2**62 - 1, 0], ints(4, 0))
+    call = passed(calls.Next(calls.ToldStep.of(step(Dense())), calls.ToldDrawing.of(here)))
     same(here, call.drawing.drawing())
-    assert passed(calls.Next(calls.ToldStep.of(step(Rows())), None)).drawing is None
+    assert passed(calls.Next(calls.ToldStep.of(step(Dense())), None)).drawing is None
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,13 @@ import pytest
 
 from birdie_zmq.engine.distributed import calls, follower, leader
 from birdie_zmq.engine.distributed.follower import Follower, Following
-from birdie_zmq.engine.distributed.leader import FOLDER_CALLS, GroupStore, Leader, LeadingBackend, check_mesh
-from birdie_zmq.engine.distributed.process_group import GroupBroken, GroupLost, GroupPlace
+from birdie_zmq.engine.distributed.leader import FOLDER_CALLS, BroadcastingBackend, GroupStore, Leader, check_mesh
+from birdie_zmq.engine.distributed.process_group import GroupBroken, LeaderLost, RankInfo
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.planning.prefill_planner import Piece
+from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.planning.steps import Places, Read, Rows, Step
+from birdie_zmq.engine.planning.steps import Dense, Extend, ScorePositions, Step
 from birdie_zmq.errors import GroupMismatch, ModelCallError, ModelLoadError, OutOfDeviceMemory, UsageError
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
@@ -51,7 +51,7 @@ class Shared:
         with self._changed:
             self._changed.wait_for(lambda: self._is_closed or key in self.values, timeout_s)
             if self._is_closed:
-                raise GroupLost("closed")
+                raise LeaderLost("closed")
             return self.values.get(key)
 
     def below(self, folder: str) -> dict[str, bytes]:
@@ -83,10 +83,10 @@ class Pair:
     def __init__(self, ours: JaxBackend, theirs: JaxBackend) -> None:
         self.store = Shared()
         store: GroupStore = self.store
-        self.leader = Leader(store, GroupPlace(2, 0))
-        self.follower = Follower(store, GroupPlace(2, 1), "gpu1")
+        self.leader = Leader(store, RankInfo(2, 0))
+        self.follower = Follower(store, RankInfo(2, 1), "gpu1")
         self.theirs = theirs
-        self.backend = LeadingBackend(ours, self.leader, is_of_runtime)
+        self.backend = BroadcastingBackend(ours, self.leader, is_of_runtime)
         self.ends: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self._following = Following(theirs, self.follower, is_of_runtime, self.ends.put)
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -112,15 +112,15 @@ class Pair:
 
 def reading(name: bytes) -> list[Step]:
     """Reads a beginning into a state, and scores what it reads."""
-    places = Places()
+    places = ScorePositions()
     places.add(0, np.arange(31), TOKENS[0, 1:], 0)
-    return [Step.of(TOKENS, 32, Read(np.array([32], np.int32), b"", name, 32), places)]
+    return [Step.of(TOKENS, 32, Extend(np.array([32], np.int32), b"", name, 32), places)]
 
 
 def test_a_follower_comes_to_have_the_states_and_the_budget_that_the_leader_has() -> None:
     pair = Pair(backend_of(), backend_of())
     name = TOKENS.tobytes()
-    used = [*reading(name), Step.of(TOKENS, 32, Read(np.array([32], np.int32), name, None, 64), Places())]
+    used = [*reading(name), Step.of(TOKENS, 32, Extend(np.array([32], np.int32), name, None, 64), ScorePositions())]
     pair.backend.open(used)
     scores = pair.backend.submit(used[0]).result()
     assert scores.finite.all()
@@ -130,14 +130,14 @@ def test_a_follower_comes_to_have_the_states_and_the_budget_that_the_leader_has(
     assert not pair.backend.known(32)
     pair.until(lambda: not pair.theirs.known(32))
     pair.until(lambda: pair.theirs.budget == pair.backend.budget)
-    assert isinstance(pair.end(), GroupLost)
+    assert isinstance(pair.end(), LeaderLost)
 
 
 def test_rows_are_continued_on_both_and_let_go_of_on_both() -> None:
     pair = Pair(backend_of(), backend_of())
     decoding = pair.backend.decoding(2, 64)
     prompt = TOKENS[0, :9]
-    assert decoding.put(0, prompt, [Piece(0, 8, 16, is_kept=False)]) == [16]
+    assert decoding.put(0, prompt, [PrefillChunk(0, 8, 16, is_kept=False)]) == [16]
     decoding.decode(np.array([True, False]))
     decoding.narrow([0])
     ours = decoding.decode(np.array([True]))
@@ -184,7 +184,7 @@ def waiting() -> JaxBackend:
     return backend
 
 
-STEP = Step.of(TOKENS, 32, Rows(), Places())
+STEP = Step.of(TOKENS, 32, Dense(), ScorePositions())
 
 
 @pytest.mark.parametrize("error", [OutOfDeviceMemory, ModelCallError])
@@ -223,10 +223,10 @@ def test_an_error_of_the_runtime_ends_the_group_since_a_peer_may_be_gone() -> No
 
 def test_a_refusal_reaches_the_process_that_leads_with_its_class_place_and_traceback() -> None:
     store = Shared()
-    leader, follower = Leader(store, GroupPlace(2, 0)), Follower(store, GroupPlace(2, 1), "gpu1")
+    leader, follower = Leader(store, RankInfo(2, 0)), Follower(store, RankInfo(2, 1), "gpu1")
 
     def refuse() -> None:
-        with pytest.raises(GroupLost):
+        with pytest.raises(LeaderLost):
             follower.refuse(ModelLoadError("no room", remote_traceback="line 3"))
 
     refusing = threading.Thread(target=refuse)
@@ -242,7 +242,7 @@ def test_a_refusal_reaches_the_process_that_leads_with_its_class_place_and_trace
 
 def test_the_budget_is_the_leaders_and_another_model_is_an_error() -> None:
     store = Shared()
-    leader, follower = Leader(store, GroupPlace(2, 0)), Follower(store, GroupPlace(2, 1), "gpu1")
+    leader, follower = Leader(store, RankInfo(2, 0)), Follower(store, RankInfo(2, 1), "gpu1")
     ours, theirs = backend_of(), backend_of()
     ours.budget = StepBudget(tokens=77)
     telling = threading.Thread(target=leader.loaded, args=[ours])
@@ -262,7 +262,7 @@ def test_the_budget_is_the_leaders_and_another_model_is_an_error() -> None:
 
 def test_a_group_of_one_waits_for_nobody() -> None:
     store = Shared()
-    leader = Leader(store, GroupPlace(1, 0))
+    leader = Leader(store, RankInfo(1, 0))
     leader.loaded(backend_of())
     for _ in range(10 * FOLDER_CALLS):
         leader.tell(calls.Halve())
@@ -271,16 +271,16 @@ def test_a_group_of_one_waits_for_nobody() -> None:
 
 def test_a_group_of_another_time_has_other_keys() -> None:
     store = Shared()
-    first = Leader(store, GroupPlace(2, 0))
-    follower = Follower(store, GroupPlace(2, 1), "gpu1")
-    second = Leader(store, GroupPlace(2, 0))
+    first = Leader(store, RankInfo(2, 0))
+    follower = Follower(store, RankInfo(2, 1), "gpu1")
+    second = Leader(store, RankInfo(2, 0))
     second.tell(calls.Halve())
     first.tell(calls.Agreed())
     assert follower.hear() == (0, calls.Agreed())
 
 
 def test_the_mesh_of_a_group_is_all_its_devices() -> None:
-    place = GroupPlace(2, 0)
+    place = RankInfo(2, 0)
     check_mesh(8, 8, place)
     for size in (None, 4, 16):
         with pytest.raises(UsageError, match=r"2 processes that have 8 devices together.*mesh=model:8"):

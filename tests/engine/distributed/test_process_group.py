@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from birdie_zmq.engine.distributed.process_group import GroupPlace, find_place
+from birdie_zmq.engine.distributed.process_group import RankInfo, find_rank
 from birdie_zmq.errors import UsageError
 
 SLURM = {"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
@@ -22,8 +22,8 @@ def found(
     distributed: bool = False,
     timeout_s: float = 300.0,
     environment: Mapping[str, str] = MappingProxyType({}),
-) -> GroupPlace | None:
-    return find_place(
+) -> RankInfo | None:
+    return find_rank(
         coordinator, num_processes, process_id, distributed=distributed, timeout_s=timeout_s, environment=environment
     )
 
@@ -34,16 +34,16 @@ def test_no_option_is_no_group() -> None:
 
 def test_the_options_name_a_place_that_reaches_the_model_process() -> None:
     place = found("gpu0:1234", 2, 1)
-    assert place == GroupPlace(2, 1, "gpu0:1234", 300.0)
+    assert place == RankInfo(2, 1, "gpu0:1234", 300.0)
     assert not place.leads
-    assert GroupPlace.of_environment(place.as_variable()) == place
-    assert GroupPlace.of_environment({}) is None
+    assert RankInfo.of_environment(place.as_variable()) == place
+    assert RankInfo.of_environment({}) is None
 
 
 def test_slurm_says_what_is_not_given_and_the_step_goes_before_the_job() -> None:
-    assert found(distributed=True, environment=SLURM) == GroupPlace(4, 3)
-    assert found(distributed=True, environment={"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == GroupPlace(8, 0)
-    assert found("gpu0:1", 5, 4, distributed=True, environment=SLURM) == GroupPlace(5, 4, "gpu0:1")
+    assert found(distributed=True, environment=SLURM) == RankInfo(4, 3)
+    assert found(distributed=True, environment={"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == RankInfo(8, 0)
+    assert found("gpu0:1", 5, 4, distributed=True, environment=SLURM) == RankInfo(5, 4, "gpu0:1")
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from birdie_zmq.engine.backend import NextTokens, PlaceScores
+from birdie_zmq.engine.backend import NextTokens, TokenScores
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import LoadedModel, Model, resolve
-from birdie_zmq.engine.planning.steps import Rows, Step, Tokens
+from birdie_zmq.engine.planning.steps import Dense, Step, Tokens
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError
 
 VOCABULARY = 11
@@ -37,36 +37,36 @@ def tokens_of(rows: int, length: int) -> Tokens:
 
 
 @dataclass(frozen=True)
-class Places:
+class ScorePositions:
     """Positions in the rows of a step, int32[q] each."""
 
     rows: Tokens
     positions: Tokens
 
 
-def step_of(tokens: Tokens, places: Places, targets: Tokens) -> Step:
+def step_of(tokens: Tokens, places: ScorePositions, targets: Tokens) -> Step:
     """A step of whole rows, all for request 0."""
-    return Step(tokens, tokens.size, Rows(), places.rows, places.positions, targets, np.zeros_like(targets))
+    return Step(tokens, tokens.size, Dense(), places.rows, places.positions, targets, np.zeros_like(targets))
 
 
-def score(backend: JaxBackend, tokens: Tokens, places: Places, targets: Tokens) -> PlaceScores:
+def score(backend: JaxBackend, tokens: Tokens, places: ScorePositions, targets: Tokens) -> TokenScores:
     return backend.submit(step_of(tokens, places, targets)).result()
 
 
-def next_tokens(backend: JaxBackend, tokens: Tokens, places: Places) -> NextTokens:
+def next_tokens(backend: JaxBackend, tokens: Tokens, places: ScorePositions) -> NextTokens:
     return backend.next_tokens(step_of(tokens, places, np.zeros_like(places.rows)))
 
 
-def places_of(*places: tuple[int, int]) -> Places:
+def places_of(*places: tuple[int, int]) -> ScorePositions:
     rows, positions = zip(*places, strict=True)
-    return Places(np.array(rows, dtype=np.int32), np.array(positions, dtype=np.int32))
+    return ScorePositions(np.array(rows, dtype=np.int32), np.array(positions, dtype=np.int32))
 
 
-def many_places(count: int, tokens: Tokens) -> tuple[Places, Tokens]:
+def many_places(count: int, tokens: Tokens) -> tuple[ScorePositions, Tokens]:
     """Any places of a step, and any targets."""
     random = np.random.default_rng(count)
     rows, positions = (random.integers(size, size=count, dtype=np.int32) for size in tokens.shape)
-    return Places(rows, positions), random.integers(VOCABULARY, size=count, dtype=np.int32)
+    return ScorePositions(rows, positions), random.integers(VOCABULARY, size=count, dtype=np.int32)
 
 
 def log_softmax(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -22,19 +22,19 @@ from birdie_zmq.engine.jax.decoding import JaxDecoding, key_data, limits_of
 from birdie_zmq.engine.jax.sampling import Chance, draw
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.progress_delta import Advances
-from birdie_zmq.engine.tokenizer import TextTokenizer
+from birdie_zmq.engine.progress_delta import ProgressReporter
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import model_of
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.types import (
-    Advance,
     Answers,
     GenerateWork,
-    GenerationSettings,
+    GenerationParams,
     Level,
     LogLikelihoodWork,
-    Sampling,
+    ProgressDelta,
+    SamplingParams,
     StepLimits,
     Texts,
 )
@@ -69,7 +69,7 @@ class Watched(JaxBackend):
         self.direct = jax.jit(partial(model.logits or recurrent_logits, model.params))
         self.asked: list[int] = []
 
-    def decoding(self, rows: int, capacity: int, sampling: Sampling | None = None) -> Decoding:
+    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
         self.asked.append(rows)
         return super().decoding(rows, capacity, sampling)
 
@@ -128,7 +128,7 @@ def backend(request: pytest.FixtureRequest) -> Watched:
 
 
 def evaluator_of(backend: Watched, eos_token_id: int | None = None) -> Evaluator:
-    return Evaluator(TextTokenizer(Alphabet(eos_token_id)), backend, MAX_LENGTH)
+    return Evaluator(TokenizerAdapter(Alphabet(eos_token_id)), backend, MAX_LENGTH)
 
 
 def generate(
@@ -142,14 +142,14 @@ def heard_of(
     prompts: Sequence[str],
     *until: str,
     max_gen_toks: int = 9,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     keys: Sequence[int] = (),
     notices: Sequence[str] = (),
     **limits: Any,
 ) -> list[str]:
     """The texts in the order of their prompts; `notices` are parts of what is said meanwhile."""
     heard = Heard()
-    settings = GenerationSettings(until=until, max_gen_toks=max_gen_toks, sampling=sampling)
+    settings = GenerationParams(until=until, max_gen_toks=max_gen_toks, sampling=sampling)
     work = GenerateWork(prompts=list(prompts), settings=settings, keys=list(keys))
     evaluator.generate(work, StepLimits(**limits), heard)
     assert len(heard.notices) == len(notices)
@@ -211,15 +211,15 @@ def test_one_call_may_decode_more_tokens_than_are_asked_for(backend: Watched) ->
 
 
 def test_long_prompts_that_begin_with_what_was_scored_before_are_continued_alike(backend: Watched) -> None:
-    beginning = (LETTERS * 3)[:100]
+    prefix = (LETTERS * 3)[:100]
     before = backend.budget
     backend.budget = StepBudget(tokens=32, call_tokens=4)
     evaluator = evaluator_of(backend)
-    pairs = [(beginning + letter, "ab") for letter in "abcd"]
+    pairs = [(prefix + letter, "ab") for letter in "abcd"]
     try:
         evaluator.loglikelihood(LogLikelihoodWork(pairs=pairs), StepLimits(rows=2), Heard())
         # The longest has 246 tokens to read, and a state 256 slots: no piece may be written beyond them.
-        prompts = [beginning + "x", *(beginning + (letter * 7 + LETTERS * 4)[:147] for letter in "abcdef")]
+        prompts = [prefix + "x", *(prefix + (letter * 7 + LETTERS * 4)[:147] for letter in "abcdef")]
         texts = generate(evaluator, prompts, max_gen_toks=4)
     finally:
         backend.budget = before
@@ -332,7 +332,7 @@ def test_rows_are_fewer_where_memory_is_and_long_prompts_have_less_company(
     prompts = [*PROMPTS, (LETTERS * 6)[:230]]
     small, large = (state_bytes(backend, room) for room in (256, 512))
     monkeypatch.setattr(jax_backend, "_SHARE_OF_FREE", 1.0)
-    monkeypatch.setattr(jax_backend, "slots_for", lambda room: 512 if room > 100 else 256)
+    monkeypatch.setattr(jax_backend, "capacity_for", lambda room: 512 if room > 100 else 256)
     monkeypatch.setattr(jax_backend, "_free_bytes", lambda _devices: max(3 * large, 6 * small))
     backend.asked.clear()
 
@@ -382,7 +382,7 @@ def test_a_step_without_room_is_done_again_with_fewer_rows(backend: Watched, mon
 
 # --- Drawn tokens ----------------------------------------------------------------------------------------------------
 
-WARM = Sampling(temperature=1.3, top_p=0.9, top_k=30)
+WARM = SamplingParams(temperature=1.3, top_p=0.9, top_k=30)
 KEYS = [11, 22, 2**61 + 3, 44, 55, 66, 77]
 
 
@@ -445,7 +445,7 @@ def test_drawing_goes_on_where_it_was_after_a_step_without_room(
 
 def test_a_model_that_gives_only_logits_draws_the_same_texts(backend: Watched) -> None:
     plain = Model(logits=backend._model.logits or recurrent_logits, params=backend._params)
-    evaluator = Evaluator(TextTokenizer(Alphabet()), JaxBackend(resolve(plain), MAX_LENGTH), MAX_LENGTH)
+    evaluator = Evaluator(TokenizerAdapter(Alphabet()), JaxBackend(resolve(plain), MAX_LENGTH), MAX_LENGTH)
 
     texts = heard_of(evaluator, PROMPTS, sampling=WARM, keys=KEYS, notices=["the model gives no state"])
 
@@ -455,7 +455,7 @@ def test_a_model_that_gives_only_logits_draws_the_same_texts(backend: Watched) -
 
 
 def test_first_tokens_come_as_often_as_the_model_has_them(backend: Watched) -> None:
-    count, limits = 1500, Sampling(temperature=1.5, top_p=0.8)
+    count, limits = 1500, SamplingParams(temperature=1.5, top_p=0.8)
     tokens = np.array([Alphabet().encode("hello") + [0] * (MAX_LENGTH - 5)], np.int32)
     scaled = np.asarray(backend.direct(tokens)[0, 4], np.float64) / 1.5
     likelihood = np.exp(scaled - scaled.max())
@@ -488,17 +488,19 @@ def test_lengths_are_told_of_texts_that_go_on_and_of_those_that_have_ended(backe
         def step(self) -> None:
             advances.append(since.since_last())
 
-    advances: list[Advance] = []
+    advances: list[ProgressDelta] = []
     evaluator = evaluator_of(backend)
-    since = Advances(evaluator)
-    how = GenerationSettings(max_gen_toks=5)
+    since = ProgressReporter(evaluator)
+    how = GenerationParams(max_gen_toks=5)
     evaluator.generate(GenerateWork(prompts=list("abcdef"), settings=how, keys=[]), StepLimits(rows=4), Following())
-    ended = [length for advance in advances for length in advance.ended]
-    assert len(ended) == 6
-    assert max(ended) <= 5
-    assert all(len(advance.going) <= 4 and max(advance.going, default=0) < 5 for advance in advances)
-    assert max(len(advance.going) for advance in advances) == 4
-    assert {advance.slots for advance in advances if advance.going} == {4 if backend.ability != "rows" else 1}
-    assert advances[-1].going == ()
-    assert advances[-1].ahead == 0
+    finished_lengths = [length for advance in advances for length in advance.finished_lengths]
+    assert len(finished_lengths) == 6
+    assert max(finished_lengths) <= 5
+    assert all(len(advance.active_lengths) <= 4 and max(advance.active_lengths, default=0) < 5 for advance in advances)
+    assert max(len(advance.active_lengths) for advance in advances) == 4
+    assert {advance.decode_rows for advance in advances if advance.active_lengths} == {
+        4 if backend.ability != "rows" else 1
+    }
+    assert advances[-1].active_lengths == ()
+    assert advances[-1].remaining == 0
     assert sum(advance.computed.done for advance in advances) > sum(advance.computed.planned for advance in advances)

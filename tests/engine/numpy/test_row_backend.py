@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from birdie_zmq.engine.backend import Drawing
+from birdie_zmq.engine.backend import SamplingMetadata
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.engine.numpy import row_backend
-from birdie_zmq.engine.planning.steps import Rows, Step, Tokens
+from birdie_zmq.engine.planning.steps import Dense, Step, Tokens
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError, OutOfDeviceMemory
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 from tests.model_files.numpy_engine import NumpyBackend
 
 VOCABULARY = 11
@@ -46,7 +46,7 @@ def step_of(count: int, tokens: Tokens = TOKENS) -> Step:
     random = np.random.default_rng(count)
     rows, positions = (random.integers(size, size=count, dtype=np.int32) for size in tokens.shape)
     targets = random.integers(VOCABULARY, size=count, dtype=np.int32)
-    return Step(tokens, tokens.size, Rows(), rows, positions, targets, np.zeros_like(targets))
+    return Step(tokens, tokens.size, Dense(), rows, positions, targets, np.zeros_like(targets))
 
 
 def logits_of(step: Step, table: npt.NDArray[np.float32] = TABLE) -> npt.NDArray[np.float64]:
@@ -80,7 +80,7 @@ def test_tokens_are_drawn_by_the_rows_own_keys_across_the_places_that_are_read_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend, step = backend_of(FORMS["pair"]), step_of(70)
-    drawing = Drawing(Sampling(temperature=3.0), list(range(70)), np.arange(70, dtype=np.int32))
+    drawing = SamplingMetadata(SamplingParams(temperature=3.0), list(range(70)), np.arange(70, dtype=np.int32))
     expected = backend.next_tokens(step, drawing)
     monkeypatch.setattr(row_backend, "_PLACES_BYTES", 1)
 
@@ -93,7 +93,7 @@ def test_a_place_with_nan_or_infinity_in_it_is_flagged_alone(value: float) -> No
     table = TABLE.copy()
     table[3, 7] = value
     where = np.arange(3, dtype=np.int32)
-    step = Step(np.array([[2, 3, 4]], np.int32), 3, Rows(), where * 0, where, where * 0 + 5, where * 0)
+    step = Step(np.array([[2, 3, 4]], np.int32), 3, Dense(), where * 0, where, where * 0 + 5, where * 0)
 
     assert backend_of((bigram, table)).submit(step).result().finite.tolist() == [True, False, True]
     assert backend_of((bigram, table)).next_tokens(step).finite.tolist() == [True, False, True]
@@ -103,7 +103,7 @@ def test_a_token_that_the_model_excludes_is_flagged_where_it_is_asked_for_alone(
     table = TABLE.copy()
     table[3, 7] = -np.inf
     targets = np.array([5, 7], np.int32)
-    step = Step(np.array([[3]], np.int32), 1, Rows(), targets * 0, targets * 0, targets, targets * 0)
+    step = Step(np.array([[3]], np.int32), 1, Dense(), targets * 0, targets * 0, targets, targets * 0)
 
     assert backend_of((bigram, table)).submit(step).result().finite.tolist() == [True, False]
     assert backend_of((bigram, table)).next_tokens(step).finite.all()

@@ -6,39 +6,39 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from birdie_zmq.engine.backend import Drawing
+from birdie_zmq.engine.backend import SamplingMetadata
 from birdie_zmq.engine.jax import sampling as jax_sampling
 from birdie_zmq.engine.jax.decoding import limits_of
 from birdie_zmq.engine.numpy import sampling
-from birdie_zmq.types import Sampling
+from birdie_zmq.types import SamplingParams
 
 LOGITS = np.random.default_rng(3).normal(scale=3.0, size=(40, 50)).astype(np.float32)
 TIED = np.round(LOGITS) + np.float32(0)  # the zeros without a sign, by which JAX would tell them apart
 
 SAMPLINGS = [
-    Sampling(),
-    Sampling(top_k=1),
-    Sampling(top_k=7),
-    Sampling(top_k=1000),
-    Sampling(top_p=0.3),
-    Sampling(top_p=0.9),
-    Sampling(top_p=0.999),
-    Sampling(min_p=0.1),
-    Sampling(min_p=1.0),
-    Sampling(top_k=20, top_p=0.7, min_p=0.05),
+    SamplingParams(),
+    SamplingParams(top_k=1),
+    SamplingParams(top_k=7),
+    SamplingParams(top_k=1000),
+    SamplingParams(top_p=0.3),
+    SamplingParams(top_p=0.9),
+    SamplingParams(top_p=0.999),
+    SamplingParams(min_p=0.1),
+    SamplingParams(min_p=1.0),
+    SamplingParams(top_k=20, top_p=0.7, min_p=0.05),
 ]
 
 
 @pytest.mark.parametrize("logits", [LOGITS, TIED], ids=["apart", "tied"])
 @pytest.mark.parametrize("asked", SAMPLINGS, ids=str)
-def test_the_same_tokens_are_left_in_as_in_jax(asked: Sampling, logits: sampling.Logits) -> None:
+def test_the_same_tokens_are_left_in_as_in_jax(asked: SamplingParams, logits: sampling.Logits) -> None:
     expected = np.asarray(jax_sampling.kept(jnp.asarray(logits), limits_of(asked)))
 
     np.testing.assert_array_equal(sampling.kept(logits, asked), expected)
 
 
-def drawn(asked: Sampling, logits: sampling.Logits, keys: list[int], numbers: list[int]) -> list[int]:
-    chosen = sampling.draw(logits, Drawing(asked, keys, np.array(numbers, np.int32)))
+def drawn(asked: SamplingParams, logits: sampling.Logits, keys: list[int], numbers: list[int]) -> list[int]:
+    chosen = sampling.draw(logits, SamplingMetadata(asked, keys, np.array(numbers, np.int32)))
     assert chosen.finite.all()
     tokens: list[int] = chosen.tokens.tolist()
     return tokens
@@ -46,18 +46,18 @@ def drawn(asked: Sampling, logits: sampling.Logits, keys: list[int], numbers: li
 
 def test_a_row_draws_by_its_key_and_number_whatever_its_neighbours() -> None:
     keys, numbers = [5, 6, 2**62 - 1, 5], [0, 0, 9, 1]
-    together = drawn(Sampling(), LOGITS[[0, 0, 0, 0]], keys, numbers)
-    alone = [drawn(Sampling(), LOGITS[:1], [key], [number])[0] for key, number in zip(keys, numbers, strict=True)]
+    together = drawn(SamplingParams(), LOGITS[[0, 0, 0, 0]], keys, numbers)
+    alone = [drawn(SamplingParams(), LOGITS[:1], [key], [number])[0] for key, number in zip(keys, numbers, strict=True)]
 
     assert together == alone
-    many = drawn(Sampling(), LOGITS[[0] * 40], list(range(40)), [0] * 40)
+    many = drawn(SamplingParams(), LOGITS[[0] * 40], list(range(40)), [0] * 40)
     assert len(set(many)) > 3
-    assert many != drawn(Sampling(), LOGITS[[0] * 40], list(range(40)), [1] * 40)
+    assert many != drawn(SamplingParams(), LOGITS[[0] * 40], list(range(40)), [1] * 40)
 
 
 def test_tokens_come_as_often_as_their_likelihoods_and_temperature_say() -> None:
     count, logits = 4000, np.array([[0.0, 1.0, 2.0, -1.0]], np.float32)
-    tokens = drawn(Sampling(temperature=2.0), logits.repeat(count, 0), list(range(count)), [0] * count)
+    tokens = drawn(SamplingParams(temperature=2.0), logits.repeat(count, 0), list(range(count)), [0] * count)
 
     likelihood = np.exp(logits[0] / 2) / np.exp(logits[0] / 2).sum()
     np.testing.assert_allclose(np.bincount(tokens, minlength=4) / count, likelihood, atol=0.03)
@@ -68,9 +68,11 @@ def test_what_is_not_finite_is_told(value: float) -> None:
     logits = LOGITS[:3].copy()
     logits[1, 4] = value
 
-    chosen = sampling.draw(logits, Drawing(Sampling(top_k=5, top_p=0.9), [1, 2, 3], np.zeros(3, np.int32)))
+    chosen = sampling.draw(
+        logits, SamplingMetadata(SamplingParams(top_k=5, top_p=0.9), [1, 2, 3], np.zeros(3, np.int32))
+    )
 
     assert chosen.finite.tolist() == [True, False, True]
     assert not sampling.draw(
-        np.full((1, 4), -np.inf, np.float32), Drawing(Sampling(), [1], np.zeros(1, np.int32))
+        np.full((1, 4), -np.inf, np.float32), SamplingMetadata(SamplingParams(), [1], np.zeros(1, np.int32))
     ).finite

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birdie_zmq.engine.planning.fork_planner import piece_lengths, plan_forks
-from birdie_zmq.engine.planning.prefix_tree import Tree
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Branch, Fork, Read, Rows, Scored
+from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, ScoredSequence, Tree
 from birdie_zmq.engine.scoring import plan_for
 from birdie_zmq.types import StepLimits
 from tests.engine.replay import Knows, any_buckets, replay, requests, states_of, texts, tokens_of
@@ -27,7 +27,7 @@ def test_every_target_is_scored_once_from_all_that_stands_before_it(data: st.Dat
 
     replayed = replay(items, plan_forks(items, shapes), "forks", shapes, {})
 
-    assert replayed.used >= Tree(items).distinct_tokens()
+    assert replayed.used >= PrefixTree(items).distinct_tokens()
 
 
 @thorough
@@ -52,10 +52,10 @@ def test_no_requests_need_no_steps() -> None:
 # --- Stems and leaves ------------------------------------------------------------------------------------------------
 
 
-def question(*answers: int, of: int = 40, first: int = 1) -> list[Scored]:
+def question(*answers: int, of: int = 40, first: int = 1) -> list[ScoredSequence]:
     """A question of some tokens, with answers of so many tokens."""
     return [
-        Scored(tokens_of([first, *range(2, of + 1), *[100 + i] * answer, 9]), answer)
+        ScoredSequence(tokens_of([first, *range(2, of + 1), *[100 + i] * answer, 9]), answer)
         for i, answer in enumerate(answers)
     ]
 
@@ -64,7 +64,7 @@ def test_what_answers_share_is_read_once_and_forked() -> None:
     items = question(3, 5, 4)
     stem, leaves = plan_forks(items, CPU)
 
-    assert isinstance(stem.how, Read)
+    assert isinstance(stem.how, Extend)
     assert isinstance(leaves.how, Fork)
     assert stem.used_tokens == 40
     # Of each answer all tokens but the first are read, since the first is predicted at the end of the question.
@@ -74,21 +74,21 @@ def test_what_answers_share_is_read_once_and_forked() -> None:
 
 
 def test_an_answer_of_one_token_needs_no_leaf() -> None:
-    items = [Scored(tokens_of([*range(1, 41), answer]), 1) for answer in (50, 51, 52)]
+    items = [ScoredSequence(tokens_of([*range(1, 41), answer]), 1) for answer in (50, 51, 52)]
 
     (stem,) = plan_forks(items, CPU)
 
-    assert isinstance(stem.how, Read)
+    assert isinstance(stem.how, Extend)
     assert sorted(stem.targets.tolist()) == [50, 51, 52]
     assert stem.used_tokens == 40
 
 
 def test_texts_that_share_little_are_read_side_by_side() -> None:
-    items = [Scored(tokens_of([1, *[first] * 30]), 5) for first in (2, 3, 4)]
+    items = [ScoredSequence(tokens_of([1, *[first] * 30]), 5) for first in (2, 3, 4)]
 
     (step,) = plan_forks(items, CPU)
 
-    assert isinstance(step.how, Read)
+    assert isinstance(step.how, Extend)
     assert step.how.lengths[:3].tolist() == [30, 30, 30]
 
 
@@ -97,46 +97,46 @@ def test_a_batch_of_questions_costs_little_more_than_its_distinct_tokens() -> No
 
     replayed = replay(items, plan_forks(items, CPU), "forks", CPU, {})
 
-    assert replayed.used == Tree(items).distinct_tokens()
+    assert replayed.used == PrefixTree(items).distinct_tokens()
 
 
 def test_a_long_beginning_is_read_once_and_by_the_next_batch_not_at_all() -> None:
-    beginning = np.random.default_rng(0).integers(1, 1000, 600, dtype=np.int32)
+    prefix = np.random.default_rng(0).integers(1, 1000, 600, dtype=np.int32)
 
-    def batch(seed: int) -> list[Scored]:
+    def batch(seed: int) -> list[ScoredSequence]:
         random = np.random.default_rng(seed)
         texts = [random.integers(1, 1000, 60, dtype=np.int32) for _ in range(20)]
-        return [Scored(np.concatenate([beginning, text]), 5) for text in texts]
+        return [ScoredSequence(np.concatenate([prefix, text]), 5) for text in texts]
 
     backend = Knows("forks")
     first = replay(batch(1), plan_for(backend.as_backend, batch(1), CPU), "forks", CPU, {})
     assert sum(len(text) - len(name) // 4 for name, text in first.read) == 600
-    assert first.used == Tree(batch(1)).distinct_tokens()
+    assert first.used == PrefixTree(batch(1)).distinct_tokens()
     backend.states = first.states
 
     second = replay(batch(2), plan_for(backend.as_backend, batch(2), CPU), "forks", CPU, first.states)
 
     assert second.read == []
-    assert second.used == Tree(batch(2)).distinct_tokens() - 600
+    assert second.used == PrefixTree(batch(2)).distinct_tokens() - 600
 
 
 def test_a_state_without_the_slots_to_go_on_is_not_used() -> None:
-    beginning = tokens_of(range(1, 101))
-    items = [Scored(np.concatenate([beginning, tokens_of([last] * 40)]), 5) for last in (200, 201)]
-    tight, roomy = ({beginning.tobytes(): room} for room in (128, 512))
+    prefix = tokens_of(range(1, 101))
+    items = [ScoredSequence(np.concatenate([prefix, tokens_of([last] * 40)]), 5) for last in (200, 201)]
+    tight, roomy = ({prefix.tobytes(): room} for room in (128, 512))
 
     tight_steps, roomy_steps = (plan_for(Knows("forks", states).as_backend, items, CPU) for states in (tight, roomy))
 
-    assert replay(items, tight_steps, "forks", CPU, tight).used == Tree(items).distinct_tokens()
-    assert replay(items, roomy_steps, "forks", CPU, roomy).used == Tree(items).distinct_tokens() - 100
+    assert replay(items, tight_steps, "forks", CPU, tight).used == PrefixTree(items).distinct_tokens()
+    assert replay(items, roomy_steps, "forks", CPU, roomy).used == PrefixTree(items).distinct_tokens() - 100
 
 
 def test_the_more_is_shared_the_less_is_computed() -> None:
-    beginning = np.random.default_rng(0).integers(1, 1000, 400, dtype=np.int32)
+    prefix = np.random.default_rng(0).integers(1, 1000, 400, dtype=np.int32)
 
     def share_of(length: int) -> float:
         items = [
-            Scored(np.concatenate([beginning[:length], item.tokens]), item.count)
+            ScoredSequence(np.concatenate([prefix[:length], item.tokens]), item.count)
             for first in range(200, 220)
             for item in question(3, 5, 4, first=first)
         ]
@@ -151,10 +151,10 @@ def test_the_more_is_shared_the_less_is_computed() -> None:
 
 def test_a_state_has_the_slots_for_the_padding_of_leaves_too() -> None:
     """All of a step is written behind a row, and JAX moves a write that has no room to the left, over what is there."""
-    beginning, stem = range(1, 33), [200] * 8
-    items = [Scored(tokens_of([*beginning, *stem, *[300 + i] * 72]), 5) for i in range(2)]
+    prefix, stem = range(1, 33), [200] * 8
+    items = [ScoredSequence(tokens_of([*prefix, *stem, *[300 + i] * 72]), 5) for i in range(2)]
     # Stem and leaves end at the 111th token, and the padding of the leaves at the 136th.
-    states = {tokens_of(beginning).tobytes(): 128}
+    states = {tokens_of(prefix).tobytes(): 128}
 
     steps = plan_for(Knows("forks", states).as_backend, items, CPU)
 
@@ -165,7 +165,7 @@ def test_a_state_has_the_slots_for_the_padding_of_leaves_too() -> None:
 def test_all_steps_are_of_states(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    assert not any(isinstance(step.how, Rows | Branch) for step in plan_forks(items, shapes))
+    assert not any(isinstance(step.how, Dense | Tree) for step in plan_forks(items, shapes))
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -17,7 +17,7 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.row_planner import plan_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Pairs, Scored
+from birdie_zmq.engine.planning.steps import Pairs, ScoredSequence
 from birdie_zmq.errors import (
     ModelCallError,
     ModelLoadError,
@@ -176,7 +176,9 @@ def test_a_model_must_give_some_way_to_compute() -> None:
 
 requests = st.lists(
     st.lists(st.integers(1, 3), min_size=2, max_size=20).flatmap(
-        lambda tokens: st.integers(1, len(tokens) - 1).map(lambda count: Scored(np.array(tokens, np.int32), count))
+        lambda tokens: st.integers(1, len(tokens) - 1).map(
+            lambda count: ScoredSequence(np.array(tokens, np.int32), count)
+        )
     ),
     max_size=12,
 )
@@ -192,7 +194,7 @@ def read_back(input_ids: list[int], label_ids: list[int], loss_mask: list[int]) 
 
 
 @given(requests, st.integers(16, 100), st.one_of(st.none(), st.integers(1, 4)))
-def test_each_distinct_request_has_one_row(items: list[Scored], tokens: int, rows: int | None) -> None:
+def test_each_distinct_request_has_one_row(items: list[ScoredSequence], tokens: int, rows: int | None) -> None:
     buckets = Buckets(20, 7, StepBudget(tokens), StepLimits(rows=rows))
     owners: list[int] = []
     taken: set[tuple[int, int]] = set()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from birdie_zmq.engine.planning.prefix_tree import (
     Context,
-    Tree,
+    PrefixTree,
     common,
     contexts,
     long_pieces,
@@ -22,15 +22,15 @@ from birdie_zmq.engine.planning.prefix_tree import (
     read_trunk,
     score_between,
 )
-from birdie_zmq.engine.planning.steps import Places, Read, Scored
+from birdie_zmq.engine.planning.steps import Extend, ScoredSequence, ScorePositions
 from tests.engine.replay import Text, requests, texts, tokens_of
 
 
-def item(*tokens: int, count: int = 1) -> Scored:
-    return Scored(tokens_of(tokens), count)
+def item(*tokens: int, count: int = 1) -> ScoredSequence:
+    return ScoredSequence(tokens_of(tokens), count)
 
 
-def beginnings(items: Sequence[Scored]) -> set[Text]:
+def prefixes(items: Sequence[ScoredSequence]) -> set[Text]:
     """Every distinct beginning of a row: one for each token that must be computed."""
     return {tuple(item.row[:end].tolist()) for item in items for end in range(1, len(item.row) + 1)}
 
@@ -39,7 +39,7 @@ def beginnings(items: Sequence[Scored]) -> set[Text]:
 
 
 def test_rows_stand_in_order_with_what_they_share() -> None:
-    tree = Tree([item(1, 2, 4, 9), item(3, 9), item(1, 2, 3, 9), item(1, 2, 4, 8), item(256, 9), item(1, 9)])
+    tree = PrefixTree([item(1, 2, 4, 9), item(3, 9), item(1, 2, 3, 9), item(1, 2, 4, 8), item(256, 9), item(1, 9)])
 
     assert [row.tolist() for row in tree.rows] == [[1], [1, 2, 3], [1, 2, 4], [3], [256]]
     assert tree.shared == [0, 1, 2, 0, 0]
@@ -47,19 +47,19 @@ def test_rows_stand_in_order_with_what_they_share() -> None:
 
 
 def test_a_tree_of_nothing_has_no_tokens() -> None:
-    assert Tree([]).distinct_tokens() == 0
+    assert PrefixTree([]).distinct_tokens() == 0
 
 
 @given(st.data())
 def test_distinct_tokens_are_the_distinct_beginnings(data: st.DataObject) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    assert Tree(items).distinct_tokens() == len(beginnings(items))
+    assert PrefixTree(items).distinct_tokens() == len(prefixes(items))
 
 
 @given(st.data())
 def test_a_range_knows_what_it_shares_and_what_it_costs(data: st.DataObject) -> None:
-    tree = Tree(data.draw(requests(data.draw(texts()))))
+    tree = PrefixTree(data.draw(requests(data.draw(texts()))))
     first = data.draw(st.integers(0, len(tree.rows) - 1))
     last = data.draw(st.integers(first + 1, len(tree.rows)))
     rows = [tuple(row.tolist()) for row in tree.rows[first:last]]
@@ -76,7 +76,7 @@ def test_a_range_knows_what_it_shares_and_what_it_costs(data: st.DataObject) -> 
 
 @given(st.data())
 def test_children_are_the_rows_that_go_on_alike(data: st.DataObject) -> None:
-    tree = Tree(data.draw(requests(data.draw(texts()))))
+    tree = PrefixTree(data.draw(requests(data.draw(texts()))))
     last = len(tree.rows)
     depth = tree.depth(0, last)
 
@@ -89,10 +89,10 @@ def test_children_are_the_rows_that_go_on_alike(data: st.DataObject) -> None:
 
 
 def test_nothing_is_scored_before_the_first_target_of_all() -> None:
-    tree = Tree([item(1, 2, 3, 4, 5, count=1), item(1, 2, 3, 4, 6, count=3)])
+    tree = PrefixTree([item(1, 2, 3, 4, 5, count=1), item(1, 2, 3, 4, 6, count=3)])
 
     assert tree.unscored(0, 1) == 1
-    assert Tree([item(1, 2, 3, 4, 5, count=1)]).unscored(0, 1) == 3
+    assert PrefixTree([item(1, 2, 3, 4, 5, count=1)]).unscored(0, 1) == 3
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_what_two_texts_begin_with_alike(one: Text, other: Text, length: int) ->
 # --- Which beginnings get states -------------------------------------------------------------------------------------
 
 
-def with_prefix(prefix: Sequence[int], count: int, length: int) -> list[Scored]:
+def with_prefix(prefix: Sequence[int], count: int, length: int) -> list[ScoredSequence]:
     """Requests that go on apart after a prefix, by so many tokens each."""
     return [item(*prefix, *[1000 + i] * length, count=length) for i in range(count)]
 
 
 def test_what_fits_in_one_row_needs_no_state() -> None:
-    tree = Tree(with_prefix(range(1, 41), 4, 10))
+    tree = PrefixTree(with_prefix(range(1, 41), 4, 10))
 
     (only,) = contexts(tree, longest=128, overhead=8, known=())
 
@@ -120,7 +120,7 @@ def test_what_fits_in_one_row_needs_no_state() -> None:
 
 
 def test_what_several_rows_would_read_again_gets_a_state() -> None:
-    tree = Tree(with_prefix(range(1, 41), 40, 10))
+    tree = PrefixTree(with_prefix(range(1, 41), 40, 10))
 
     everything, shared = contexts(tree, longest=128, overhead=8, known=())
 
@@ -130,7 +130,7 @@ def test_what_several_rows_would_read_again_gets_a_state() -> None:
 
 
 def test_what_costs_less_than_the_calls_to_keep_it_gets_none() -> None:
-    tree = Tree(with_prefix(range(1, 41), 40, 10))
+    tree = PrefixTree(with_prefix(range(1, 41), 40, 10))
 
     (only,) = contexts(tree, longest=128, overhead=10_000, known=())
 
@@ -138,7 +138,7 @@ def test_what_costs_less_than_the_calls_to_keep_it_gets_none() -> None:
 
 
 def test_what_is_longer_than_a_row_is_read_as_a_state_whatever_it_costs() -> None:
-    tree = Tree([item(*range(1, 202))])
+    tree = PrefixTree([item(*range(1, 202))])
 
     everything, whole = contexts(tree, longest=128, overhead=10_000, known=())
 
@@ -147,7 +147,7 @@ def test_what_is_longer_than_a_row_is_read_as_a_state_whatever_it_costs() -> Non
 
 
 def test_the_longest_known_beginning_is_where_work_begins() -> None:
-    tree = Tree(with_prefix(range(1, 41), 3, 10))
+    tree = PrefixTree(with_prefix(range(1, 41), 3, 10))
     known = [tokens_of(range(1, end)).tobytes() for end in (11, 31, 21)]
 
     _, there = contexts(tree, longest=128, overhead=8, known=known)
@@ -156,7 +156,7 @@ def test_the_longest_known_beginning_is_where_work_begins() -> None:
 
 
 def test_a_beginning_in_which_something_is_scored_is_not_taken_as_known() -> None:
-    tree = Tree([item(*range(1, 42), count=1), item(*range(1, 31), 50, count=20)])
+    tree = PrefixTree([item(*range(1, 42), count=1), item(*range(1, 31), 50, count=20)])
     known = [tokens_of(range(1, end)).tobytes() for end in (11, 31)]
 
     _, there = contexts(tree, longest=128, overhead=8, known=known)
@@ -167,7 +167,7 @@ def test_a_beginning_in_which_something_is_scored_is_not_taken_as_known() -> Non
 @given(st.data(), st.integers(16, 64), st.sampled_from([0, 8, 100]))
 def test_every_distinct_token_is_in_a_range_or_a_trunk(data: st.DataObject, longest: int, overhead: int) -> None:
     items = data.draw(requests(data.draw(texts())))
-    tree = Tree(items)
+    tree = PrefixTree(items)
     covered: set[Text] = set()
     states = {0: {()}}
     for context in contexts(tree, longest, overhead, ()):
@@ -181,18 +181,18 @@ def test_every_distinct_token_is_in_a_range_or_a_trunk(data: st.DataObject, long
             assert {text[: context.base] for text in texts_here} == {row[: context.base]}
             covered |= {text[:end] for text in texts_here for end in range(context.base + 1, len(text) + 1)}
 
-    assert covered == beginnings(items)
+    assert covered == prefixes(items)
 
 
 # --- Reading a beginning in pieces -----------------------------------------------------------------------------------
 
 
 def test_a_trunk_is_read_in_pieces_and_names_only_where_it_starts_and_ends() -> None:
-    tree = Tree([item(*range(1, 62), count=2), item(*range(1, 61), 99, count=20)])
+    tree = PrefixTree([item(*range(1, 62), count=2), item(*range(1, 61), 99, count=20)])
 
     steps = read_trunk(tree, Context(60, 10, 0, 1), (16, 32), 4)
 
-    hows = [step.how for step in steps if isinstance(step.how, Read)]
+    hows = [step.how for step in steps if isinstance(step.how, Extend)]
     assert [step.shape for step in steps] == [(1, 32), (1, 32)]
     assert [how.before for how in hows] == [tokens_of(range(1, 11)).tobytes(), None]
     assert [how.after for how in hows] == [None, tokens_of(range(1, 61)).tobytes()]
@@ -210,7 +210,7 @@ def test_a_trunk_is_read_in_pieces_and_names_only_where_it_starts_and_ends() -> 
     [(0, 5, [3, 4], [5, 6]), (0, 3, [], []), (4, 9, [0, 1], [6, 7]), (5, 6, [0], [7]), (6, 9, [], [])],
 )
 def test_what_is_scored_between_two_positions(begin: int, end: int, positions: list[int], targets: list[int]) -> None:
-    places = Places()
+    places = ScorePositions()
 
     score_between(places, 2, item(1, 2, 3, 4, 5, 6, 7, count=3), 8, begin, end)
 

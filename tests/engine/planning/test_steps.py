@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.planning.row_planner import carriers, plan_rows
+from birdie_zmq.engine.planning.row_planner import covering_rows, plan_rows
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import PAD, Rows, Scored, Step, Tokens
+from birdie_zmq.engine.planning.steps import PAD, Dense, ScoredSequence, Step, Tokens
 from birdie_zmq.types import StepLimits
 from tests.engine.replay import any_buckets, replay, requests, texts
 
@@ -25,7 +25,7 @@ def as_tokens(rows: Sequence[Row]) -> list[Tokens]:
 
 def plan(rows: Sequence[Row], shapes: Buckets) -> list[Step]:
     """The plan for requests that have these rows, and score one token behind each."""
-    return plan_rows([Scored(np.append(row, np.int32(9)), 1) for row in as_tokens(rows)], shapes)
+    return plan_rows([ScoredSequence(np.append(row, np.int32(9)), 1) for row in as_tokens(rows)], shapes)
 
 
 def used_rows(step: Step) -> list[Row]:
@@ -71,7 +71,7 @@ def test_every_target_is_scored_once_from_all_that_stands_before_it(data: st.Dat
 
     replayed = replay(items, steps, "rows", shapes, {})
 
-    assert all(isinstance(step.how, Rows) for step in steps)
+    assert all(isinstance(step.how, Dense) for step in steps)
     assert replayed.states == {}
 
 
@@ -133,7 +133,7 @@ def test_a_step_that_is_not_full_takes_shorter_rows_along() -> None:
 
 
 def test_all_targets_of_a_request_are_placed() -> None:
-    (step,) = plan_rows([Scored(np.array([5, 6, 7, 8], dtype=np.int32), count=2)], buckets())
+    (step,) = plan_rows([ScoredSequence(np.array([5, 6, 7, 8], dtype=np.int32), count=2)], buckets())
 
     assert list(zip(step.rows, step.positions, step.targets, strict=True)) == [(0, 1, 7), (0, 2, 8)]
 
@@ -145,12 +145,12 @@ def test_no_requests_need_no_steps() -> None:
 def test_a_row_is_carried_by_the_longest_of_those_that_begin_with_it() -> None:
     rows = [(1, 2), (1, 2, 3), (1, 2, 3), (1,), (2,), (1, 2, 3, 4)]
 
-    assert carriers(as_tokens(rows)) == [5, 5, 5, 5, 4, 5]
+    assert covering_rows(as_tokens(rows)) == [5, 5, 5, 5, 4, 5]
 
 
 @given(related_rows())
 def test_carriers_carry_themselves(rows: list[Row]) -> None:
-    carried_by = carriers(as_tokens(rows))
+    carried_by = covering_rows(as_tokens(rows))
 
     assert all(carried_by[carrier] == carrier for carrier in carried_by)
     assert all(is_beginning(rows[i], rows[carrier]) for i, carrier in enumerate(carried_by))

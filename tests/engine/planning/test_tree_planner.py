@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.planning.prefix_tree import Tree
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
-from birdie_zmq.engine.planning.steps import Branch, Read, Scored, Tokens
-from birdie_zmq.engine.planning.tree_planner import plan_branches, row_lengths
+from birdie_zmq.engine.planning.steps import Extend, ScoredSequence, Tokens, Tree
+from birdie_zmq.engine.planning.tree_planner import plan_trees, row_lengths
 from birdie_zmq.engine.scoring import plan_for
 from birdie_zmq.types import StepLimits
 from tests.engine.replay import Knows, any_buckets, replay, requests, states_of, texts, tokens_of
@@ -25,9 +25,9 @@ thorough = settings(max_examples=100)
 def test_every_target_is_scored_once_from_all_that_stands_before_it(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    replayed = replay(items, plan_branches(items, shapes), "branches", shapes, {})
+    replayed = replay(items, plan_trees(items, shapes), "branches", shapes, {})
 
-    assert replayed.used >= Tree(items).distinct_tokens()
+    assert replayed.used >= PrefixTree(items).distinct_tokens()
 
 
 @thorough
@@ -49,20 +49,20 @@ def test_states_that_are_there_are_continued_rightly(data: st.DataObject, shapes
 def test_a_step_whose_texts_follow_no_state_begins_at_depth_zero(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    for step in plan_branches(items, shapes):
-        if isinstance(step.how, Branch):
+    for step in plan_trees(items, shapes):
+        if isinstance(step.how, Tree):
             assert (step.how.depths[:, 0] == 0).all()
             assert step.how.ends.max() <= step.shape[1]
 
 
 def test_no_requests_need_no_steps() -> None:
-    assert plan_branches([], CPU) == []
+    assert plan_trees([], CPU) == []
 
 
 # --- What is saved ---------------------------------------------------------------------------------------------------
 
 
-def questions(count: int, answers: int, prefix: Tokens) -> list[Scored]:
+def questions(count: int, answers: int, prefix: Tokens) -> list[ScoredSequence]:
     """Questions of 20 to 120 tokens with answers of 1 to 12, all behind a common prefix."""
     random = np.random.default_rng(count)
     items = []
@@ -70,7 +70,7 @@ def questions(count: int, answers: int, prefix: Tokens) -> list[Scored]:
         question = random.integers(1, 1000, random.integers(20, 121), dtype=np.int32)
         for _ in range(answers):
             answer = random.integers(1, 1000, random.integers(1, 13), dtype=np.int32)
-            items.append(Scored(np.concatenate([prefix, question, answer]), len(answer)))
+            items.append(ScoredSequence(np.concatenate([prefix, question, answer]), len(answer)))
     return items
 
 
@@ -82,53 +82,53 @@ SHARED = np.random.default_rng(600).integers(1, 1000, 600, dtype=np.int32)
 def test_little_is_computed_beyond_the_distinct_tokens(count: int, answers: int, prefix: Tokens) -> None:
     items = questions(count, answers, prefix)
 
-    replayed = replay(items, plan_branches(items, CPU), "branches", CPU, {})
+    replayed = replay(items, plan_trees(items, CPU), "branches", CPU, {})
 
-    assert replayed.computed <= 1.15 * Tree(items).distinct_tokens()
+    assert replayed.computed <= 1.15 * PrefixTree(items).distinct_tokens()
 
 
 def test_a_long_beginning_that_all_share_is_read_once() -> None:
     items = questions(20, 4, SHARED)
 
-    steps = plan_branches(items, CPU)
+    steps = plan_trees(items, CPU)
 
-    read = [step for step in steps if isinstance(step.how, Read)]
+    read = [step for step in steps if isinstance(step.how, Extend)]
     assert sum(step.used_tokens for step in read) == len(SHARED)
-    assert {step.how.state for step in steps if isinstance(step.how, Branch)} == {SHARED.tobytes()}
+    assert {step.how.state for step in steps if isinstance(step.how, Tree)} == {SHARED.tobytes()}
 
 
 def test_a_beginning_whose_state_is_there_is_not_read_again() -> None:
     first = questions(20, 4, SHARED)
-    states = replay(first, plan_branches(first, CPU), "branches", CPU, {}).states
+    states = replay(first, plan_trees(first, CPU), "branches", CPU, {}).states
     assert SHARED.tobytes() in states
     second = questions(21, 4, SHARED)
 
-    replayed = replay(second, plan_branches(second, CPU, set(states)), "branches", CPU, states)
+    replayed = replay(second, plan_trees(second, CPU, set(states)), "branches", CPU, states)
 
     assert replayed.read == []
-    assert replayed.used == Tree(second).distinct_tokens() - len(SHARED)
+    assert replayed.used == PrefixTree(second).distinct_tokens() - len(SHARED)
 
 
 def test_a_beginning_in_which_something_is_scored_is_read_again() -> None:
-    scored_all = Scored(np.append(SHARED, np.int32(5)), 600)
+    scored_all = ScoredSequence(np.append(SHARED, np.int32(5)), 600)
 
-    steps = plan_branches([scored_all], CPU, {SHARED[:100].tobytes(), SHARED.tobytes()})
+    steps = plan_trees([scored_all], CPU, {SHARED[:100].tobytes(), SHARED.tobytes()})
 
     assert replay([scored_all], steps, "branches", CPU, {}).used == len(SHARED)
 
 
 def test_questions_that_share_little_need_no_state() -> None:
-    steps = plan_branches(questions(60, 4, SHARED[:5]), CPU)
+    steps = plan_trees(questions(60, 4, SHARED[:5]), CPU)
 
-    assert {step.how.state for step in steps if isinstance(step.how, Branch)} == {b""}
-    assert not any(isinstance(step.how, Read) for step in steps)
+    assert {step.how.state for step in steps if isinstance(step.how, Tree)} == {b""}
+    assert not any(isinstance(step.how, Extend) for step in steps)
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_forced_number_of_rows_is_that_of_every_step_of_trees(rows: int) -> None:
     shapes = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024), limits=StepLimits(rows=rows))
     items = questions(20, 4, NOTHING)
-    steps = plan_branches(items, shapes)
+    steps = plan_trees(items, shapes)
 
     replay(items, steps, "branches", shapes, {})
 

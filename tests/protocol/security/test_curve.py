@@ -32,12 +32,12 @@ from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.security import authentication
 from birdie_zmq.protocol.security.allow_list import AllowList
 from birdie_zmq.protocol.security.keys import KeyPair, PeerKey, new_key, read_peer_key, revoke_key
-from birdie_zmq.protocol.security.principals import Holder, Role
+from birdie_zmq.protocol.security.principals import Principal, Role
 from birdie_zmq.protocol.sockets import Arrival, Dealer, Router, wait
 from birdie_zmq.settings import AgentSettings, BrokerSettings, ClientSettings
 from birdie_zmq.types import ModelSpec, RollingWork, Texts
 from birdie_zmq.worker import agent
-from birdie_zmq.worker.agent import AgentLoop
+from birdie_zmq.worker.agent import Agent
 
 DEADLINE_S = 20.0
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -560,7 +560,7 @@ def test_a_worker_ends_with_the_reason(serving: Serving, folder: Folder, whose: 
     }[whose]
     with (
         StopSignals() as stop,
-        AgentLoop(
+        Agent(
             serving.dealer(key),
             AgentSettings(),
             engine="jax",
@@ -583,7 +583,7 @@ def test_a_worker_that_waits_for_a_broker_with_another_key_says_so(
     timer.start()
     dealer = serving.dealer(replace(folder.gpu, broker=stranger().public))
     settings = AgentSettings(heartbeat_s=0.1)
-    with AgentLoop(dealer, settings, engine="jax", process_module="none", environment={}, api=None) as loop:
+    with Agent(dealer, settings, engine="jax", process_module="none", environment={}, api=None) as loop:
         loop.run(stop)
     timer.join()
     os.close(ends)
@@ -599,4 +599,4 @@ def test_a_broker_that_cannot_bind_leaves_no_authenticator(serving: Serving, fol
 
 
 def test_a_holder_is_not_its_name() -> None:
-    assert Holder("client", "alice", "a") != Holder("worker", "alice", "a")
+    assert Principal("client", "alice", "a") != Principal("worker", "alice", "a")

@@ -23,7 +23,7 @@ from birdie_zmq.protocol.security.keys import (
     read_peer_key,
     revoke_key,
 )
-from birdie_zmq.protocol.security.principals import Holder, Role
+from birdie_zmq.protocol.security.principals import Principal, Role
 
 NAME_LETTERS = string.ascii_letters + string.digits + "._-"
 
@@ -62,7 +62,7 @@ def test_a_private_file_has_all_that_another_machine_needs(folder: Path, tmp_pat
     private = new_key(folder, "client", "alice", tmp_path / "elsewhere")
     key = read_peer_key(private)
     assert key.broker == read_broker_pair(folder).public
-    assert key.holder == Holder("client", "alice", key.pair.public)
+    assert key.holder == Principal("client", "alice", key.pair.public)
     assert read_holders(folder) == ({key.pair.public: key.holder}, [])
     assert not (folder / "private").exists()
 

@@ -9,7 +9,7 @@ import pytest
 
 from birdie_zmq.tools.bench.advice import advise
 from birdie_zmq.tools.bench.figures import Measured, difference
-from birdie_zmq.types import ChatTemplates, ModelDescription, ModelSpec, StepLimits, StepReport
+from birdie_zmq.types import ChatTemplates, ModelDescription, ModelSpec, RunStatistics, StepLimits
 
 EVERYTHING = ["hidden", "unembed", "unembed_part", "init_state", "extend", "branch"]
 QUIET: dict[str, Any] = {
@@ -40,16 +40,16 @@ def described(gives: list[str], engine: str = "jax", vocab_size: int = 1_000) ->
         devices=["cpu:0"],
         versions={},
         chat=ChatTemplates(),
-        report=StepReport(),
+        report=RunStatistics(),
         process_id=1,
-        started=1,
-        gives=gives,
+        start_count=1,
+        provides=gives,
     )
 
 
 def measured(wall_s: float = 10.2, compile_s: float = 0.0, **counts: Any) -> Measured:
-    warming = StepReport(compile_seconds=compile_s, shapes=[(1, 16), (2, 16)])
-    return Measured("choice", "choice, 0-shot", 10, 40, wall_s, StepReport(**{**QUIET, **counts}), warming)
+    warming = RunStatistics(compile_seconds=compile_s, shapes=[(1, 16), (2, 16)])
+    return Measured("choice", "choice, 0-shot", 10, 40, wall_s, RunStatistics(**{**QUIET, **counts}), warming)
 
 
 def advice(gives: list[str], each: Measured, limits: StepLimits = StepLimits(), **how: Any) -> str:
@@ -57,8 +57,8 @@ def advice(gives: list[str], each: Measured, limits: StepLimits = StepLimits(), 
 
 
 def test_the_difference_of_two_reports_has_what_came_between() -> None:
-    before = StepReport(requests=3, steps=2, step_seconds=1.5, shapes=[(1, 16)], shape_bound=9, idle_seconds=0.5)
-    after = StepReport(
+    before = RunStatistics(requests=3, steps=2, step_seconds=1.5, shapes=[(1, 16)], shape_bound=9, idle_seconds=0.5)
+    after = RunStatistics(
         requests=10, steps=5, step_seconds=4.0, shapes=[(1, 16), (4, 32)], shape_bound=9, idle_seconds=1.0
     )
 
@@ -66,7 +66,7 @@ def test_the_difference_of_two_reports_has_what_came_between() -> None:
 
     assert (between.requests, between.steps, between.step_seconds, between.idle_seconds) == (7, 3, 2.5, 0.5)
     assert between.shapes == [(4, 32)]
-    assert difference(after, after) == StepReport(shape_bound=9)
+    assert difference(after, after) == RunStatistics(shape_bound=9)
 
 
 def test_ratios_are_of_the_counts() -> None:

@@ -9,15 +9,15 @@ from birdie_zmq.settings import AgentSettings
 from birdie_zmq.worker.distributed.core import (
     LIVED_S,
     Action,
-    Beat,
     Begin,
     Done,
     End,
     Event,
     Exited,
-    FollowerAgent,
+    FollowerCore,
     Loads,
     Log,
+    ModelHeartbeat,
     Said,
     Start,
     Stop,
@@ -29,7 +29,7 @@ class Desk:
     """An agent and a clock that moves only when told to."""
 
     def __init__(self) -> None:
-        self.agent = FollowerAgent("process 1 of 2", AgentSettings())
+        self.agent = FollowerCore("process 1 of 2", AgentSettings())
         self.now = 100.0
         self.logged: list[tuple[str, str]] = []
 
@@ -91,7 +91,7 @@ def test_one_that_is_silent_is_killed_since_the_others_wait_for_it() -> None:
     desk = Desk()
     desk.happens(Begin())
     for _ in range(60):
-        desk.happens(Beat(), 1.0)
+        desk.happens(ModelHeartbeat(), 1.0)
         assert desk.happens(Tick()) == []
     assert desk.happens(Tick(), 20.0) == []
     assert desk.happens(Tick(), 1.0) == [End(kill=True)]
@@ -106,7 +106,7 @@ def test_one_that_loads_may_be_silent_for_longer_and_one_whose_agent_was_stopped
     desk.happens(Loads(True))
     assert desk.happens(Tick(), 299.0) == []
     desk.happens(Loads(False))
-    assert desk.happens(Tick(late_s=1000.0), 1000.0) == []
+    assert desk.happens(Tick(stall_s=1000.0), 1000.0) == []
     assert desk.happens(Tick(), 21.0) == [End(kill=True)]
 
 

@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from birdie_zmq.engine.distributed.process_group import GroupPlace
+from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.errors import GroupIncomplete
-from birdie_zmq.worker.distributed.rendezvous import Meeting, connected, count_connections, incomplete, waiting
+from birdie_zmq.worker.distributed.rendezvous import Rendezvous, connected, count_connections, incomplete, waiting
 
-PLACE = GroupPlace(3, 0, "gpu0:1234", 300.0)
+PLACE = RankInfo(3, 0, "gpu0:1234", 300.0)
 
 TABLE = [
     "0: 0100007F:04D2 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 1",  # listens
@@ -55,7 +55,7 @@ def test_the_wait_ends_with_an_error_and_is_told_of_before() -> None:
         errors.append(error)
         over.set()
 
-    with Meeting(GroupPlace(2, 0, timeout_s=0.3), "127.0.0.1:1", said.append, give_up):
+    with Rendezvous(RankInfo(2, 0, timeout_s=0.3), "127.0.0.1:1", said.append, give_up):
         assert over.wait(30)
     assert len(said) >= 1
     assert "not all 2 processes" in errors[0].message
@@ -63,6 +63,6 @@ def test_the_wait_ends_with_an_error_and_is_told_of_before() -> None:
 
 def test_nothing_is_said_of_a_meeting_that_is_over() -> None:
     said: list[str] = []
-    with Meeting(GroupPlace(2, 0, timeout_s=300.0), "127.0.0.1:1", said.append, lambda error: said.append(str(error))):
+    with Rendezvous(RankInfo(2, 0, timeout_s=300.0), "127.0.0.1:1", said.append, lambda error: said.append(str(error))):
         pass
     assert said == []
