@@ -67,13 +67,13 @@ PREPARED = {
         "cp -r RESULTS_A RESULTS_B",
     ),
     "docs/how_to/doctor.md": (
-        "cp api.py page.py",
+        "cp api.py my_model.py",
         "cp -r /checkpoints/SmolLM2-135M mine",
         "python broker.py",
         "python -m workers.jax_worker",
     ),
 }
-"""What a page takes as there already: two results to compare; a page, a model and a broker with a worker."""
+"""What a page takes as there already: two results to compare; a model file, a model and a broker with a worker."""
 
 GOES_ON = (
     (re.compile(r"(python broker\.py|birdie-zmq broker)\b"), re.compile(r"broker at")),
