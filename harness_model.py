@@ -1,4 +1,4 @@
-"""lm_eval's ``--model birdie_zmq``: the name under which lm_eval and programs import the model class."""
+"""The model class of lm_eval's ``--model birdie_zmq``, as lm_eval and user programs import it."""
 
 from birdie_zmq.harness.model import BirdieZMQ
 

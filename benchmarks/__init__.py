@@ -1,1 +1,1 @@
-"""Measurements, to be run by hand: each module is a command."""
+"""Benchmarks that are run by hand; each module is a command."""

@@ -1,9 +1,9 @@
-"""How much one broker can pass on: ``python -m benchmarks.broker_limit``.
+"""Measure the throughput of one broker: ``python -m benchmarks.broker_limit``.
 
-A real broker, a real client, and workers that answer at once: real sockets and messages, but no model. What is measured is the
-broker's processor time, which other processes on the machine disturb little: a message's price, and what follows
-from it for a core that does nothing else. Batches a second and MB a second are those that were seen, with the workers and the
-client on the same cores; they may be what these can do.
+It runs a real broker, a real client and workers that answer at once, with real sockets and messages but without a
+model. The main figure is the broker's CPU time per message, which other processes on the machine disturb little. From
+it follows the limit of a broker that has a core of its own. Batches per second and MB per second are observed values.
+Workers and client share the same cores, so these values may be limited by them.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ MODEL = ModelSpec(tag="nothing")
 _decode = decoder(m.BrokerToWorker | m.Refusal)
 
 
-def answer_at_once(endpoint: str, workers: int, rows: int) -> None:
-    """Be some workers, each of which answers so many requests in one message."""
+def run_instant_workers(endpoint: str, workers: int, rows: int) -> None:
+    """Act as several workers without a model, each of which sends ``rows`` answers per message."""
     dealers = [Dealer(parse_endpoint(endpoint)) for _ in range(workers)]
     for number, dealer in enumerate(dealers):
         registration = m.RegisterWorker(
             package_version=__version__, engine="nothing", host="here", process_id=number, capacity=2, model=MODEL
         )
         dealer.send(encode(registration))
-    beat_at = time.monotonic()
+    heartbeat_at = time.monotonic()
     while True:
         wait(dealers[0], 0.0 if workers > 1 else 0.05)
         for dealer in dealers:
@@ -52,29 +52,29 @@ def answer_at_once(endpoint: str, workers: int, rows: int) -> None:
                         scores = RollingScores(loglikelihoods=np.zeros(len(indices)))
                         dealer.send(encode(m.LeaseAnswered(lease=message.lease, indices=indices, answers=scores)))
                     dealer.send(encode(m.LeaseDone(lease=message.lease)))
-        if time.monotonic() >= beat_at:
-            beat_at += 1.0
+        if time.monotonic() >= heartbeat_at:
+            heartbeat_at += 1.0
             for dealer in dealers:
                 dealer.send(encode(m.Heartbeat(phase="running", model=MODEL)))
 
 
 def main() -> None:
-    """Measure, for some sizes of texts."""
+    """Measure and print, for several text lengths."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=16, help="answers in a message; default: %(default)s")
-    parser.add_argument("--batches", type=int, default=600)
-    parser.add_argument("--characters", type=int, nargs="*", default=[100, 1_000, 4_000])
+    parser.add_argument("--workers", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--rows", type=int, default=16, help="answers per message; default: %(default)s")
+    parser.add_argument("--batches", type=int, default=600, help="default: %(default)s")
+    parser.add_argument("--characters", type=int, nargs="*", default=[100, 1_000, 4_000], help="text lengths")
     options = parser.parse_args()
     broker = subprocess.Popen(
         [sys.executable, "-m", "birdie_zmq", "broker", "--bind", "tcp://127.0.0.1:*"], stdout=subprocess.PIPE, text=True
     )
     assert broker.stdout is not None
     endpoint = broker.stdout.readline().rpartition("broker at ")[2].strip()
-    crew = multiprocessing.get_context("spawn").Process(
-        target=answer_at_once, args=(endpoint, options.workers, options.rows), daemon=True
+    workers_process = multiprocessing.get_context("spawn").Process(
+        target=run_instant_workers, args=(endpoint, options.workers, options.rows), daemon=True
     )
-    crew.start()
+    workers_process.start()
     process = psutil.Process(broker.pid)
     try:
         with Client(endpoint, MODEL) as client:
@@ -86,19 +86,19 @@ def main() -> None:
                 client.run(jobs, 256 * options.batches)
                 seconds, after = time.monotonic() - began, process.cpu_times()
                 cpu = after.user + after.system - before.user - before.system
-                # A batch comes and goes on, its answers come and go on, and the worker says that it is done.
+                # The broker receives and forwards a batch and each message of answers; the worker also sends LeaseDone.
                 messages = options.batches * (3 + 2 * -(-256 // options.rows))
                 megabytes = options.batches * 256 * characters / 1e6
                 print(
-                    f"{characters:5} characters a text: {options.batches / seconds:6,.0f} batches/s, "
+                    f"{characters:5} characters per text: {options.batches / seconds:6,.0f} batches/s, "
                     f"{options.batches * 256 / seconds:9,.0f} requests/s, {megabytes / seconds:6,.0f} MB/s, broker "
-                    f"{cpu / seconds:.0%} of a core; {cpu / messages * 1e6:.0f} µs a message, "
-                    f"{cpu / options.batches * 1e3:.2f} ms a batch: at most {options.batches / cpu:,.0f} batches/s, "
-                    f"{megabytes / cpu:,.0f} MB/s on a core of its own",
+                    f"{cpu / seconds:.0%} of a core; {cpu / messages * 1e6:.0f} µs per message, "
+                    f"{cpu / options.batches * 1e3:.2f} ms per batch: at most {options.batches / cpu:,.0f} batches/s, "
+                    f"{megabytes / cpu:,.0f} MB/s with a core of its own",
                     flush=True,
                 )
     finally:
-        crew.terminate()
+        workers_process.terminate()
         broker.terminate()
         broker.wait()
 

@@ -1,11 +1,13 @@
-"""How much slower a run is while another peer floods its broker: ``python -m benchmarks.flood``.
+"""Measure how much slower a run is while another peer floods its broker: ``python -m benchmarks.flood``.
 
-A broker and a worker serve two clients: one scores the same requests again and again, the other sends as fast as it can,
-now one kind of message, now another, now nothing, in turn. Printed is the ratio of the medians of each kind to that of
-nothing. Machines with few cores make it worse than it is: the flood itself takes one.
+A broker and a worker serve two clients. One scores the same requests repeatedly. The other one sends as fast as it can,
+and takes turns between several kinds of messages and none. The output is, for each kind, the median time divided by the
+median without a flood. On machines with few cores this overstates the effect, because the flooding process itself uses
+one core.
 
-The large batches are sound, and for the same model, but name another identity of it: they go all the way to the model
-process, which refuses to compute them. One that is computed makes others wait for as long as that takes, once a turn.
+The large batches are valid and for the same model, but name another model identity. So they travel all the way to the
+model process, which rejects them without computing. A batch that is computed makes others wait for that time once per
+turn.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from pathlib import Path
 import zmq
 from lm_eval.api.instance import Instance
 
-from benchmarks.restarts import served
+from benchmarks.restarts import broker_and_worker
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
 from birdie_zmq.types import ModelSpec, RollingWork
 from harness_model import BirdieZMQ
 
 _LARGE_CHARACTERS = 4_000_000
-"""Of one batch: what a client's own batches have at most."""
+"""Characters of one batch; the maximum of a client's own batches."""
 
 
 def _messages(kind: str, model: ModelSpec) -> Iterator[bytes]:
@@ -63,8 +65,8 @@ def _flood(endpoint: str, kind: str, model: ModelSpec, sent: Synchronized[int]) 
 
 
 @contextlib.contextmanager
-def _flooded(endpoint: str, kind: str, model: ModelSpec, sent: dict[str, list[float]]) -> Iterator[None]:
-    """Let another process flood the broker meanwhile; afterwards, how many messages a second it got rid of."""
+def _flooding(endpoint: str, kind: str, model: ModelSpec, sent: dict[str, list[float]]) -> Iterator[None]:
+    """Flood the broker from another process; append its rate in messages per second to ``sent[kind]``."""
     if kind == "nothing":
         yield
         return
@@ -85,12 +87,14 @@ def _flooded(endpoint: str, kind: str, model: ModelSpec, sent: dict[str, list[fl
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure each kind of flood in turn and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kinds", default="nothing,pings,unreadable,large", help="of the flood, in turn")
+    parser.add_argument(
+        "--kinds", default="nothing,pings,unreadable,large", help="kinds of flood, in turn; default: %(default)s"
+    )
     options = parser.parse_args()
     kinds = options.kinds.split(",")
     requests = [
@@ -101,24 +105,26 @@ def main() -> None:
     sent: dict[str, list[float]] = {kind: [] for kind in kinds}
     with (
         tempfile.TemporaryDirectory() as folder,
-        served(Path(folder), options.device) as endpoint,
+        broker_and_worker(Path(folder), options.device) as endpoint,
         BirdieZMQ(model_tag="demo", endpoint=endpoint) as lm,
     ):
         expected = lm.loglikelihood(requests, disable_tqdm=True)
         for _ in range(options.rounds):
             for kind in kinds:
-                with _flooded(endpoint, kind, lm._description.model, sent):
+                with _flooding(endpoint, kind, lm._description.model, sent):
                     began = time.monotonic()
                     scores = lm.loglikelihood(requests, disable_tqdm=True)
                     seconds[kind].append(time.monotonic() - began)
                 assert [greedy for _, greedy in scores] == [greedy for _, greedy in expected]
         lines = (Path(folder) / "served.log").read_text().count("\n")
     alone = statistics.median(seconds["nothing"])
-    print(f"{len(requests)} requests, {os.cpu_count()} cores; {lines} lines of log")
+    print(f"{len(requests)} requests, {os.cpu_count()} cores; {lines} lines in the log")
     for kind in kinds:
         each = ", ".join(f"{value:.2f}" for value in seconds[kind])
-        rate = f"; {statistics.median(sent[kind]):,.0f} messages a second" if sent[kind] else ""
-        print(f"  {kind:10}  {each} s; median {statistics.median(seconds[kind]) / alone:.2f} of alone{rate}")
+        rate = f"; {statistics.median(sent[kind]):,.0f} messages/s" if sent[kind] else ""
+        print(
+            f"  {kind:10}  {each} s; median {statistics.median(seconds[kind]) / alone:.2f} times that without a flood{rate}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Generating, against lm_eval's own hf backend: ``python -m benchmarks.generation --model DIR``.
+"""Compare generation with lm_eval's own hf backend: ``python -m benchmarks.generation --model DIR``.
 
-Both continue the same prompts greedily in float32 and with as many threads, in turn, hf in a child process
-(`benchmarks.torch_peer`) and the evaluator in this one; neither is timed on its first run. Texts are compared: where they
-differ the prompt is named. Beside the tasks it measures what a decoded token takes with eight rows side by side, against
-what it takes to read all weights once.
+Both backends generate greedily from the same prompts, in float32 and with the same number of threads. They run in turn:
+hf in a child process (`benchmarks.torch_peer`), the evaluator in this one. The first run of each is not timed. Texts
+are compared, and prompts whose texts differ are listed. Apart from the tasks, it measures the time of a decode step
+with eight rows and the time to read all weights once.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.types import Answers, GenerateWork, GenerationParams, RunStatistics, StepLimits, Texts
 
 SHORT_ANSWERS: dict[str, Any] = {"until": ["\n", ".", ","], "max_gen_toks": 256, "do_sample": False}
-"""How the second task ends its answers."""
+"""The gen_kwargs of the second task."""
 
 ROWS = 8
-"""Side by side, where the time of a decoded token is measured."""
+"""Rows of the decode step that is timed."""
 
 Request = tuple[str, dict[str, Any]]
 """A prompt and its generation_kwargs."""
 
 
 class Generations(Recorder):
-    """Takes note of requests to generate too."""
+    """A recorder that also records generation requests."""
 
     def __init__(self) -> None:
         super().__init__()
         self.generations: list[Request] = []
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Record them."""
+        """Record the requests and answer nothing of use."""
         self.generations.extend((request.args[0], request.args[1]) for request in requests)
         return [""] * len(requests)
 
 
-def recorded(task: str, include_path: Path, limit: int | None) -> Generations:
-    """The requests that lm_eval makes of a task."""
+def record_generations(task: str, include_path: Path, limit: int | None) -> Generations:
+    """Return the requests that lm_eval makes for a task."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -72,36 +72,36 @@ def recorded(task: str, include_path: Path, limit: int | None) -> Generations:
     return recorder
 
 
-def tasks(include_path: Path, limit: int | None) -> dict[str, list[Request]]:
-    """Long answers behind five examples; and short ones, of uneven length, to the questions of arc_easy_real."""
+def record_tasks(include_path: Path, limit: int | None) -> dict[str, list[Request]]:
+    """Return long answers after five few-shot examples, and short ones of uneven length to arc_easy_real questions."""
     questions = dict.fromkeys(
-        context for context, _ in recorded("arc_easy_real", include_path, limit).requests["loglikelihood"]
+        context for context, _ in record_generations("arc_easy_real", include_path, limit).requests["loglikelihood"]
     )
     return {
-        "gsm8k_real, 5-shot": recorded("gsm8k_real", include_path, limit).generations,
+        "gsm8k_real, 5-shot": record_generations("gsm8k_real", include_path, limit).generations,
         "short answers, 0-shot": [(question, SHORT_ANSWERS) for question in questions],
     }
 
 
-class Collect(Listener):
-    """Keeps the texts."""
+class TextCollector(Listener):
+    """A listener that keeps generated texts."""
 
     def __init__(self, count: int) -> None:
         self.texts = [""] * count
         self.items: list[int] = []
 
     def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Put texts where they belong."""
+        """Store the texts at the positions of their requests."""
         assert isinstance(answers, Texts)
         for index, text in zip(indices, answers.texts, strict=True):
             self.texts[self.items[index]] = text
 
 
-class Ours:
+class InProcessModel:
     """The model in this process.
 
     Attributes:
-        report: What the last run computed.
+        report: Statistics of the last run.
 
     Args:
         model: A Hugging Face directory.
@@ -118,36 +118,36 @@ class Ours:
 
     @property
     def devices(self) -> str:
-        """Where it runs."""
+        """The devices of the model, comma-separated."""
         return ", ".join(self._backend.devices)
 
     def answer(self, requests: Sequence[Request]) -> Timed:
-        """Continue prompts, computing everything anew but the compiled programs."""
-        self._backend._states.clear()
-        prompts = [Prompt(prompt, settings_of(how)) for prompt, how in requests]
+        """Generate texts without cached prefixes; compiled executables are reused."""
+        self._backend._prefix_cache.clear()
+        prompts = [Prompt(prompt, greedy_params(gen_kwargs)) for prompt, gen_kwargs in requests]
         began = time.perf_counter()
         evaluator = Evaluator(self._tokenizer, self._backend, self._max_length)
-        collect = Collect(len(prompts))
+        collector = TextCollector(len(prompts))
         for job in generate_jobs(prompts, SETTINGS):
             assert isinstance(job.work, GenerateWork)
-            collect.items = job.items
-            evaluator.generate(job.work, StepLimits(), collect)
+            collector.items = job.items
+            evaluator.generate(job.work, StepLimits(), collector)
         seconds = time.perf_counter() - began
         self.report = evaluator.report
-        return Timed(seconds, collect.texts)
+        return Timed(seconds, collector.texts)
 
     def weights_seconds(self) -> float:
-        """How long it takes to read all weights once."""
+        """Return the seconds to read all weights once."""
         total = jax.jit(lambda params: sum(leaf.sum() for leaf in jax.tree.leaves(params)))
         total(self._params).block_until_ready()
         return min(_seconds(lambda: total(self._params).block_until_ready()) for _ in range(5))
 
     def decode_seconds(self, length: int = 128) -> float:
-        """How long it takes to decode a token for each of `ROWS` rows, behind prompts of this length."""
+        """Return the seconds to decode one token for each of `ROWS` rows after prompts of this length."""
         decoding = self._backend.decoding(ROWS, 4 * length)
         prompts = [np.full(length, 1 + row, np.int32) for row in range(ROWS)]
-        for number, pieces in plan_prefills(prompts, 0):
-            decoding.put(number, prompts[number], pieces)
+        for number, chunks in plan_prefills(prompts, 0):
+            decoding.put(number, prompts[number], chunks)
         active = np.ones(ROWS, np.bool_)
         decoded = decoding.decode(active).tokens.shape[1]
         fastest = min(_seconds(lambda: decoding.decode(active)) for _ in range(20))
@@ -160,16 +160,16 @@ def _seconds(call: Any) -> float:
     return time.perf_counter() - began
 
 
-def settings_of(gen_kwargs: dict[str, Any]) -> GenerationParams:
-    """Greedy settings as the model class of lm_eval makes them."""
-    normal: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, 256))
-    return GenerationParams(until=tuple(normal["until"]), max_gen_toks=normal["max_gen_toks"])
+def greedy_params(gen_kwargs: dict[str, Any]) -> GenerationParams:
+    """Return greedy generation parameters as the lm_eval model class makes them from gen_kwargs."""
+    normalized: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, 256))
+    return GenerationParams(until=tuple(normalized["until"]), max_gen_toks=normalized["max_gen_toks"])
 
 
-def against_hf(requests: list[Request], peer: TorchPeer, ours: Ours, pairs: int) -> dict[str, str]:
-    """Measure one task: what is found, as text, by what it is."""
+def compare_with_hf(requests: list[Request], peer: TorchPeer, ours: InProcessModel, pairs: int) -> dict[str, str]:
+    """Measure one task and return its figures as text, by label."""
     peer.answer("generate_until", requests[:1])
-    ours.answer(requests)  # in full: each shape is compiled
+    ours.answer(requests)  # all of them, so that every shape is compiled
     seconds: tuple[list[float], list[float]] = ([], [])
     texts: list[list[str]] = [[], []]
     for number in range(pairs):
@@ -187,22 +187,22 @@ def against_hf(requests: list[Request], peer: TorchPeer, ours: Ours, pairs: int)
         "hf, s (median)": f"{statistics.median(seconds[0]):.2f}",
         "birdie_zmq, s (median)": f"{statistics.median(seconds[1]):.2f}",
         "time ratio, hf / birdie_zmq": f"{statistics.median(ratios):.2f}",
-        "  least to most of the pairs": f"{min(ratios):.2f} to {max(ratios):.2f}",
-        "tokens of prompts": f"{report.tokens_requested - report.tokens_generated:,}",
+        "  range of pairs": f"{min(ratios):.2f} to {max(ratios):.2f}",
+        "prompt tokens": f"{report.tokens_requested - report.tokens_generated:,}",
         "tokens generated": f"{report.tokens_generated:,}",
-        "  decoded and thrown away": f"{report.tokens_thrown_away / decoded:.1%}",
+        "  decoded and discarded": f"{report.tokens_thrown_away / decoded:.1%}",
         "tokens computed": f"{report.tokens_computed:,}",
         "  padding, empty rows included": f"{report.tokens_padding / report.tokens_computed:.1%}",
     }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all tasks and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a Hugging Face directory, which both load")
-    parser.add_argument("--include-path", type=Path, default=INCLUDE_PATH, help="lm_eval's folder of tasks")
-    parser.add_argument("--pairs", type=int, default=3, help="how often both are timed in turn")
-    parser.add_argument("--hf-batch-size", type=int, default=8, help="the rows of hf's steps; default: 8")
+    parser.add_argument("--model", required=True, help="a Hugging Face directory that both backends load")
+    parser.add_argument("--include-path", type=Path, default=INCLUDE_PATH, help="a folder with lm_eval tasks")
+    parser.add_argument("--pairs", type=int, default=3, help="timed runs of each backend, in turn; default: 3")
+    parser.add_argument("--hf-batch-size", type=int, default=8, help="batch size of hf; default: 8")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="documents of each task; default: all")
     options = parser.parse_args()
@@ -211,27 +211,27 @@ def main() -> None:
     if options.device == "cpu":
         jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
     elif jax.default_backend() == "cpu":
-        raise SystemExit("JAX finds no GPU here")
-    asked = tasks(options.include_path, options.limit)
-    ours = Ours(options.model)
-    reading, decoding = ours.weights_seconds(), ours.decode_seconds()
-    found: dict[str, dict[str, str]] = {}
+        raise SystemExit("--device gpu: JAX finds no GPU on this machine")
+    requests_by_task = record_tasks(options.include_path, options.limit)
+    ours = InProcessModel(options.model)
+    weights_s, decode_s = ours.weights_seconds(), ours.decode_seconds()
+    results: dict[str, dict[str, str]] = {}
     with TorchPeer(options.model, options.device, threads(), options.hf_batch_size) as peer:
-        for task, requests in asked.items():
-            found[task] = against_hf(requests, peer, ours, options.pairs)
-            print(f"{task}: {found[task]}", file=sys.stderr, flush=True)
+        for task, requests in requests_by_task.items():
+            results[task] = compare_with_hf(requests, peer, ours, options.pairs)
+            print(f"{task}: {results[task]}", file=sys.stderr, flush=True)
         versions = peer.versions
     print(f"$ {shlex.join(['python', '-m', 'benchmarks.generation', *sys.argv[1:]])}")
     print(
         f"{ours.devices}; {threads()} threads; Python {platform.python_version()}, jax {jax.__version__}; hf: {versions}"
     )
     print(
-        f"float32; hf with batch_size={options.hf_batch_size}; {options.pairs} pairs in turn, ratios are their medians"
+        f"float32; hf with batch_size={options.hf_batch_size}; {options.pairs} pairs in turn; ratios are medians of pairs"
     )
-    print(f"\n{table(found)}\n")
+    print(f"\n{table(results)}\n")
     print(
-        f"a token decoded for each of {ROWS} rows: {decoding * 1e3:.1f} ms, {decoding / reading:.2f} times what reading "
-        f"all weights once takes ({reading * 1e3:.1f} ms)"
+        f"decode step of {ROWS} rows: {decode_s * 1e3:.1f} ms, {decode_s / weights_s:.2f} times the "
+        f"{weights_s * 1e3:.1f} ms to read all weights once"
     )
 
 

@@ -1,4 +1,4 @@
-"""Who hears of answers in a benchmark: subclasses keep them."""
+"""The base class of listeners that receive answers in a benchmark; subclasses store the answers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from birdie_zmq.types import Level
 
 
 class Listener:
-    """Shows what a user would be told; nobody watches the phases."""
+    """A listener that prints notices to standard error and ignores phases."""
 
     def notice(self, level: Level, text: str) -> None:
-        """Show it."""
+        """Print a notice to standard error."""
         print(f"{level}: {text}", file=sys.stderr)
 
     def compiling(self, detail: str) -> None:
-        """Leave it."""
+        """Ignore that an executable is compiled."""
 
     def running(self) -> None:
-        """Leave it."""
+        """Ignore that the model runs."""
 
     def step(self) -> None:
-        """Leave it."""
+        """Ignore the end of a step."""

@@ -1,9 +1,10 @@
-"""The memory that loading a checkpoint takes, beside the size of its weights: ``python -m benchmarks.loading_memory``.
+"""Measure the memory that loading a checkpoint takes beyond its weights: ``python -m benchmarks.loading_memory``.
 
-Each load is done in a process of its own, whose peak resident memory is read from the operating system. On the CPU the
-device's memory is the host's, so what is above the weights is what loading itself costs: one tensor, and the pages of
-the shard that is open. A checkpoint of random weights is written for it unless a directory is named. With ``--mesh
-data:2/model:4`` the devices are made up, and their memory is the host's too: then "weights" is what all of them hold.
+Each load runs in a process of its own, whose peak resident memory is read from the operating system. On the CPU the
+device's memory is the host's, so the memory above the weights is the cost of loading itself: one tensor, and the memory
+pages of the open shard file. A checkpoint of random weights is written unless a directory is named. With ``--mesh
+data:2/model:4`` the devices are virtual, and their memory is the host's too: then "weights" is the sum over all
+devices.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from birdie_zmq.engine.mesh_shape import read_mesh
+from birdie_zmq.engine.mesh_shape import parse_mesh
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.weights import CONFIG_FILE, INDEX_FILE
 
@@ -40,18 +41,18 @@ MODEL = Llama(
 
 
 def write_random(directory: Path, model: Llama, shards: int) -> None:
-    """Write random weights of a model in float32, tensors dealt out in order to shards of about one size."""
+    """Write random float32 weights of a model, its tensors in order in shard files of about equal size."""
     rng = np.random.default_rng(0)
-    places = list(model.layout().places())
-    total = sum(np.prod(place.stored.shape) for _, place in places)
+    tensors = list(model.weight_map().tensors())
+    total = sum(np.prod(tensor.spec.shape) for _, tensor in tensors)
     names: dict[str, str] = {}
     shard: dict[str, Any] = {}
     written, number = 0, 1
-    for name, place in places:
-        shard[name] = rng.standard_normal(place.stored.shape, np.float32) * np.float32(0.02)
+    for name, tensor in tensors:
+        shard[name] = rng.standard_normal(tensor.spec.shape, np.float32) * np.float32(0.02)
         names[name] = f"model-{number:05}-of-{shards:05}.safetensors"
         written += shard[name].size
-        if written * shards >= total * number or name == places[-1][0]:
+        if written * shards >= total * number or name == tensors[-1][0]:
             save_file(shard, directory / names[name])
             shard, number = {}, number + 1
     (directory / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8")
@@ -59,31 +60,31 @@ def write_random(directory: Path, model: Llama, shards: int) -> None:
 
 
 def measure(directory: Path, dtype: str, mesh: str | None) -> dict[str, float]:
-    """Load in this process; the bytes of the weights, and the peak of resident memory before and after."""
+    """Load in this process; return the bytes of the weights, and the peak resident memory before and after."""
     import jax
     import jax.numpy as jnp
 
     from birdie_zmq.engine.jax.sharding import make_mesh
     from birdie_zmq.models.loader import load_checkpoint
 
-    spread = None if mesh is None else make_mesh(read_mesh(mesh))
+    device_mesh = None if mesh is None else make_mesh(parse_mesh(mesh))
     jnp.zeros((8, 8)).block_until_ready()
     before = _peak_bytes()
-    _, params = load_checkpoint(directory, dtype, spread)
-    of_device = Counter[int]()
+    _, params = load_checkpoint(directory, dtype, device_mesh)
+    device_bytes = Counter[int]()
     for leaf in jax.tree.leaves(params):
         for shard in leaf.addressable_shards:
-            of_device[shard.device.id] += shard.data.nbytes
+            device_bytes[shard.device.id] += shard.data.nbytes
     return {
-        "weights": sum(of_device.values()),
-        "of a device": max(of_device.values()),
+        "weights": sum(device_bytes.values()),
+        "per device": max(device_bytes.values()),
         "before": before,
         "peak": _peak_bytes(),
     }
 
 
 def _peak_bytes() -> int:
-    """The most resident memory that this program had; getrusage counts the parent's too, before it became this one."""
+    """Return the peak resident memory in bytes; getrusage also counts the parent's memory from before exec."""
     status = Path("/proc/self/status")
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
@@ -93,32 +94,38 @@ def _peak_bytes() -> int:
 
 
 def report(directory: Path, label: str, mesh: str | None) -> None:
-    """Print a line for each dtype."""
+    """Load a checkpoint in each dtype and print a line for each."""
     files = [path.stat().st_size for path in directory.glob("*.safetensors")]
     for dtype in ("float32", "bfloat16"):
         command = [sys.executable, "-m", "benchmarks.loading_memory", "--measure", dtype, str(directory)]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         if mesh is not None:
             command += ["--mesh", mesh]
-            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={read_mesh(mesh).size}"
+            environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={parse_mesh(mesh).size}"
         printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-        found = json.loads(printed.splitlines()[-1])
-        over = found["peak"] - found["before"] - found["weights"]
+        result = json.loads(printed.splitlines()[-1])
+        over = result["peak"] - result["before"] - result["weights"]
         print(
-            f"{label:22} {dtype:9} weights {found['weights'] / MIB:7.0f} MiB   "
-            f"of a device {found['of a device'] / MIB:7.0f} MiB   largest shard {max(files) / MIB:7.0f} MiB   "
-            f"peak over start {(found['peak'] - found['before']) / MIB:7.0f} MiB   over the weights {over / MIB:6.0f} MiB",
+            f"{label:22} {dtype:9} weights {result['weights'] / MIB:7.0f} MiB   "
+            f"per device {result['per device'] / MIB:7.0f} MiB   largest shard {max(files) / MIB:7.0f} MiB   "
+            f"peak over start {(result['peak'] - result['before']) / MIB:7.0f} MiB   over the weights {over / MIB:6.0f} MiB",
             flush=True,
         )
 
 
 def main() -> int:
-    """Run from the command line."""
+    """Measure one checkpoint or random ones, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", nargs="?", type=Path, help="a checkpoint to load instead of random ones")
-    parser.add_argument("--shards", type=int, nargs="+", default=[1, 4, 16], help="default: 1 4 16")
+    parser.add_argument("directory", nargs="?", type=Path, help="a checkpoint to load instead of random weights")
+    parser.add_argument(
+        "--shards",
+        type=int,
+        nargs="+",
+        default=[1, 4, 16],
+        help="shard files of each random checkpoint; default: 1 4 16",
+    )
     parser.add_argument("--measure", metavar="DTYPE", help=argparse.SUPPRESS)
-    parser.add_argument("--mesh", metavar="data:N/model:M", help="divide the weights over so many devices")
+    parser.add_argument("--mesh", metavar="data:N/model:M", help="load onto a mesh of N x M virtual devices")
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.directory, options.measure, options.mesh)))

@@ -1,8 +1,8 @@
-"""What long texts take: ``python -m benchmarks.long_texts``.
+"""Measure time and memory of long texts: ``python -m benchmarks.long_texts``.
 
-A small random Llama with a large vocabulary scores one text of a length, each length in a process of its own. What is
-measured is the seconds of the second run, when all is compiled, and the most memory of both runs beyond the weights.
-On the CPU the device's memory is the host's, so the process's resident memory holds it all.
+A small random Llama with a large vocabulary scores one text per length, each in a process of its own. The figures are
+the seconds of the second run, when everything is compiled, and the peak memory of both runs beyond the weights. On the
+CPU the device's memory is the host's, so the resident memory of the process includes all of it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
-from birdie_zmq.models.decoder import model_of
+from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.types import Answers, RollingScores, RollingWork, StepLimits
 
@@ -45,54 +45,54 @@ MODEL = Llama(
 LENGTHS = (8_192, 16_384, 32_768, 65_536)
 
 
-class Numbers:
-    """One token a word; the words are the tokens' numbers."""
+class NumberTokenizer:
+    """A tokenizer with one token per word; each word is the token ID in decimal."""
 
     bos_token_id = 0
 
     def encode(self, text: str) -> list[int]:
-        """The numbers of a text."""
+        """Return the token IDs of a text."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids: list[int]) -> str:
-        """The text of numbers."""
+        """Return the text of token IDs."""
         return " ".join(map(str, ids))
 
 
-class Keep(Listener):
-    """Keeps the score of the only text."""
+class ScoreCollector(Listener):
+    """A listener that keeps the score of the only text."""
 
     score = float("nan")
 
     def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Take it."""
+        """Store the score."""
         assert list(indices) == [0]
         assert isinstance(answers, RollingScores)
         self.score = float(answers.loglikelihoods[0])
 
 
 def measure(length: int) -> dict[str, float]:
-    """Score a text of so many tokens in this process, twice."""
+    """Score a text of ``length`` tokens twice in this process; return times, bytes, steps and nats per token."""
     params = MODEL.init_params(jax.random.key(0))
     for leaf in jax.tree.leaves(params):
         leaf.block_until_ready()
-    backend = JaxBackend(resolve(model_of(MODEL, params)), MODEL.max_length)
-    tokenizer = TokenizerAdapter(Numbers())
+    backend = JaxBackend(resolve(build_model(MODEL, params)), MODEL.max_length)
+    tokenizer = TokenizerAdapter(NumberTokenizer())
     tokens = np.random.default_rng(0).integers(1, MODEL.vocab_size, size=length)
-    work = RollingWork(texts=[Numbers().decode(tokens.tolist())])
-    # Drawing the weights takes more memory than they do themselves; that peak is no matter of the text's. Linux can
-    # forget it, elsewhere the text's has to be above it to be seen.
+    work = RollingWork(texts=[NumberTokenizer().decode(tokens.tolist())])
+    # Sampling the weights takes more memory than the weights themselves, and that peak must not count for the text.
+    # Linux can reset the peak; elsewhere the peak of the text is only visible where it is higher.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _resident_bytes()
     seconds = []
-    keep = Keep()
+    collector = ScoreCollector()
     for _ in range(2):
-        # Nothing is left of the first run but its compiled programs.
-        backend._states.clear()
+        # Only compiled executables may remain of the first run.
+        backend._prefix_cache.clear()
         evaluator = Evaluator(tokenizer, backend, MODEL.max_length)
         began = time.perf_counter()
-        evaluator.rolling(work, StepLimits(), keep)
+        evaluator.rolling(work, StepLimits(), collector)
         seconds.append(time.perf_counter() - began)
     return {
         "length": length,
@@ -102,30 +102,30 @@ def measure(length: int) -> dict[str, float]:
         "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
         "steps": evaluator.report.steps,
         "computed": evaluator.report.tokens_computed,
-        "nats": keep.score / length,
+        "nats": collector.score / length,
     }
 
 
 def _resident_bytes() -> int:
-    """The resident memory of this process now."""
+    """Return the current resident memory of this process in bytes."""
     statistics = Path("/proc/self/statm")
     if statistics.is_file():
         return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return _peak_bytes()
 
 
-def plot(found: Sequence[dict[str, float]], file: Path) -> None:
-    """Write a picture of time and memory over length."""
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")  # needed for nothing else
+def plot(results: Sequence[dict[str, float]], file: Path) -> None:
+    """Plot time and memory over text length to a PNG file."""
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")  # only plots need it
     pyplot.switch_backend("agg")
-    lengths = [one["length"] for one in found]
+    lengths = [one["length"] for one in results]
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for ax, values, label in (
-        (axes[0], [one["second"] for one in found], "seconds"),
-        (axes[1], [one["beyond"] / MIB for one in found], "peak memory beyond the weights, MiB"),
+        (axes[0], [one["second"] for one in results], "seconds"),
+        (axes[1], [one["beyond"] / MIB for one in results], "peak memory beyond the weights, MiB"),
     ):
         ax.plot(lengths, values, marker="o")
-        ax.set_xlabel("tokens of the text")
+        ax.set_xlabel("text length, tokens")
         ax.set_ylabel(label)
         ax.set_xticks(lengths, [f"{length:,.0f}" for length in lengths], rotation=30)
         ax.set_ylim(bottom=0)
@@ -134,34 +134,37 @@ def plot(found: Sequence[dict[str, float]], file: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure each length in its own process and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="in tokens")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG of time and memory over length")
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="text lengths in tokens")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot time and memory over text length to this PNG file"
+    )
     parser.add_argument("--measure", type=int, metavar="LENGTH", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure)))
         return
     print(_about(), flush=True)
-    found = []
+    results = []
     for length in options.lengths:
         command = [sys.executable, "-m", "benchmarks.long_texts", "--measure", str(length)]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
         one = json.loads(printed.splitlines()[-1])
-        found.append(one)
+        results.append(one)
         print(
-            f"{length:9,} tokens  {one['second']:8.2f} s  {1e3 * one['second'] / length:7.3f} ms a token  "
+            f"{length:9,} tokens  {one['second']:8.2f} s  {1e3 * one['second'] / length:7.3f} ms per token  "
             f"{one['beyond'] / MIB:7.0f} MiB beyond {one['weights'] / MIB:.0f} MiB of weights  {one['steps']:4} steps  "
-            f"{one['computed']:9,} tokens computed  {-one['nats']:7.3f} nats a token",
+            f"{one['computed']:9,} tokens computed  {-one['nats']:7.3f} nats per token",
             flush=True,
         )
     if options.plot:
-        plot(found, options.plot)
+        plot(results, options.plot)
 
 
 def _about() -> str:
+    """Return a line about the model, the machine and the versions."""
     return (
         f"random Llama: {MODEL.n_layers} layers of {MODEL.d_model}, vocabulary {MODEL.vocab_size:,}, float32; one rolling "
         f"text; second run; CPU with {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}"

@@ -1,9 +1,9 @@
-"""Scoring tasks, against lm_eval's own hf backend: ``python -m benchmarks.scoring --model DIR``.
+"""Compare scoring with lm_eval's own hf backend: ``python -m benchmarks.scoring --model DIR``.
 
-Both score the same requests, which lm_eval makes once for each task, in float32 and with as many threads. They take
-turns, hf in a child process (`benchmarks.torch_peer`) and the evaluator in this one, on the batches that the client
-would send; while one runs the other waits. Neither is timed on its first run. With ``--path`` the whole path of client,
-broker and worker takes the place of hf.
+Both backends score the same requests, which lm_eval makes once per task, in float32 and with the same number of
+threads. They run in turn: hf in a child process (`benchmarks.torch_peer`), the evaluator in this one on the batches
+that the client would send. While one runs, the other waits. The first run of each is not timed. With ``--path``, the
+whole path of client, broker and worker is measured instead of hf.
 """
 
 from __future__ import annotations
@@ -48,41 +48,43 @@ INCLUDE_PATH = Path(__file__).parents[2] / "shared/data/tasks"
 SETTINGS = ClientSettings()
 WARM_UP_REQUESTS = 64
 
-Kind = Literal["loglikelihood", "loglikelihood_rolling"]
-KINDS: tuple[Kind, ...] = ("loglikelihood", "loglikelihood_rolling")
-Requests = Mapping[Kind, Sequence[tuple[str, ...]]]
-"""The arguments of a task's requests, by the name of the method of lm_eval's LM that answers them."""
+RequestType = Literal["loglikelihood", "loglikelihood_rolling"]
+REQUEST_TYPES: tuple[RequestType, ...] = ("loglikelihood", "loglikelihood_rolling")
+Requests = Mapping[RequestType, Sequence[tuple[str, ...]]]
+"""The arguments of a task's requests, by request type: the method of lm_eval's LM that answers them."""
 
 
 class Recorder(LM):
-    """Takes note of requests, and answers nothing of use."""
+    """An lm_eval model that records requests and answers nothing of use."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.requests: dict[Kind, list[tuple[str, ...]]] = {}
+        self.requests: dict[RequestType, list[tuple[str, ...]]] = {}
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Record them."""
+        """Record the requests."""
         self.requests.setdefault("loglikelihood", []).extend(request.args for request in requests)
         return [(0.0, False)] * len(requests)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Record them."""
+        """Record the requests."""
         self.requests.setdefault("loglikelihood_rolling", []).extend(request.args for request in requests)
         return [0.0] * len(requests)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Refuse them."""
-        raise SystemExit(f"only tasks that score are measured here, and this one has {len(requests)} generations")
+        """Reject generation requests."""
+        raise SystemExit(
+            f"a task has {len(requests)} generation requests; benchmarks.scoring measures scoring tasks only, see benchmarks.generation"
+        )
 
 
-def record(tasks: Sequence[str], include_path: Path, limit: int | None) -> dict[str, Requests]:
-    """The requests that lm_eval makes of each task, named ``NAME`` or ``NAME:SHOTS``."""
+def record_requests(tasks: Sequence[str], include_path: Path, limit: int | None) -> dict[str, Requests]:
+    """Return the requests that lm_eval makes for each task, which is named ``NAME`` or ``NAME:SHOTS``."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(include_path))
-    found: dict[str, Requests] = {}
+    results: dict[str, Requests] = {}
     for task in tasks:
         name, _, shots = task.partition(":")
         recorder = Recorder()
@@ -95,53 +97,54 @@ def record(tasks: Sequence[str], include_path: Path, limit: int | None) -> dict[
             bootstrap_iters=0,
             verbosity="ERROR",
         )
-        found[task] = recorder.requests
-    return found
+        results[task] = recorder.requests
+    return results
 
 
 @dataclass(frozen=True)
-class Counts:
-    """What a task asks, in tokens.
+class TokenCounts:
+    """Token counts of a task.
 
     Attributes:
-        requests: How many.
-        asked: The input tokens of each request by itself.
-        distinct: The least that a causal model must compute, over all of the task.
-        by_hf: What hf computes without its padding: it scores continuations of one token together where all before
-            them is the same.
-        scored: How many tokens have a log-probability each.
-        seen: How many tokens the distinct ones see, themselves included: what attention cannot do without.
+        requests: Number of requests.
+        requested: Sum of the input tokens of all requests.
+        distinct: Distinct tokens: the minimum that a causal model must compute for the whole task.
+        computed_by_hf: Tokens that hf computes, without padding: it scores one-token continuations together if
+            everything before them is equal.
+        scored: Number of tokens that need a log-probability.
+        visible: Sum over the distinct tokens of the tokens visible to each, itself included: the minimum work of
+            attention.
     """
 
     requests: int
-    asked: int
+    requested: int
     distinct: int
-    by_hf: int
+    computed_by_hf: int
     scored: int
-    seen: int
+    visible: int
 
 
-def count(requests: Requests, tokenizer: TokenizerAdapter, max_length: int) -> Counts:
-    """Count a task's tokens, without the engine's own planner."""
+def count_tokens(requests: Requests, tokenizer: TokenizerAdapter, max_length: int) -> TokenCounts:
+    """Count the tokens of a task independently of the engine's planner."""
     pairs, texts = _pairs(requests), _texts(requests)
     items = [item for item in encode_pairs(tokenizer, pairs, max_length) if item is not None]
     items += [window for windows in encode_rolling(tokenizer, texts, max_length) for window in windows]
     rows = [(tuple(item.row.tolist()), item.count) for item in items]
-    distinct = seen = 0
-    before: tuple[int, ...] = ()
+    distinct = visible = 0
+    previous: tuple[int, ...] = ()
     for row in sorted({row for row, _ in rows}):
-        shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(row, before, strict=False)))
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row, previous, strict=False)))
         distinct += len(row) - shared
-        seen += sum(range(shared + 1, len(row) + 1))
-        before = row
-    return Counts(
+        visible += sum(range(shared + 1, len(row) + 1))
+        previous = row
+    return TokenCounts(
         requests=len(pairs) + len(texts),
-        asked=sum(len(row) for row, _ in rows),
+        requested=sum(len(row) for row, _ in rows),
         distinct=distinct,
-        by_hf=sum(len(row) for row, scored in rows if scored != 1)
+        computed_by_hf=sum(len(row) for row, scored in rows if scored != 1)
         + sum(len(row) for row in {row for row, scored in rows if scored == 1}),
         scored=sum(scored for _, scored in rows),
-        seen=seen,
+        visible=visible,
     )
 
 
@@ -153,35 +156,35 @@ def _texts(requests: Requests) -> list[str]:
     return [text for (text,) in requests.get("loglikelihood_rolling", ())]
 
 
-class Collect(path_cost.Collect):
-    """Keeps what the evaluator says, of whole texts too."""
+class ScoreCollector(path_cost.ScoreCollector):
+    """A listener that keeps log-likelihoods, rolling ones included."""
 
     def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Put scores where they belong."""
+        """Store the scores at the positions of their requests."""
         assert isinstance(answers, Scores | RollingScores)
         self.scores[[self.items[i] for i in indices]] = answers.loglikelihoods
 
 
-class Watched(JaxBackend):
-    """Notes when the first step is submitted; NaN stands for none."""
+class FirstStepBackend(JaxBackend):
+    """A backend that records when the first step is submitted; NaN before that."""
 
     first = math.nan
 
     def submit(self, step: Step) -> PendingScores:
-        """As the backend does it."""
+        """Submit a step and record the time of the first one."""
         pending = super().submit(step)
         if math.isnan(self.first):
             self.first = time.perf_counter()
         return pending
 
 
-class Ours:
+class InProcessModel:
     """The model in this process.
 
     Attributes:
-        report: What the last run computed.
-        idle_seconds: How long the device had no work in it: until the first step, and between batches.
-        has_compiled: Whether the last run compiled programs.
+        report: Statistics of the last run.
+        idle_seconds: Seconds of the last run without work on the device: before the first step, and between batches.
+        has_compiled: Whether the last run compiled executables.
 
     Args:
         model: A Hugging Face directory.
@@ -193,7 +196,7 @@ class Ours:
         assert loaded.max_length is not None
         self.max_length = loaded.max_length
         self.tokenizer = TokenizerAdapter(load_tokenizer(model, dtype="float32"))
-        self._backend = Watched(resolve(loaded), self.max_length)
+        self._backend = FirstStepBackend(resolve(loaded), self.max_length)
         self._width: int = loaded.params.outer["embedding"].shape[-1]
         self.report = RunStatistics()
         self.idle_seconds = 0.0
@@ -201,19 +204,19 @@ class Ours:
 
     @property
     def devices(self) -> str:
-        """Where it runs."""
+        """The devices of the model, comma-separated."""
         return ", ".join(self._backend.devices)
 
     @property
-    def states_kept(self) -> int:
-        """How many states of shared beginnings the last run left, for a next one to start from."""
-        return len(self._backend._states)
+    def cached_prefixes(self) -> int:
+        """Number of shared prefixes that the last run left in the prefix cache."""
+        return len(self._backend._prefix_cache)
 
     def score(self, requests: Requests) -> Timed:
-        """Score requests, computing everything anew but the compiled programs."""
-        # A second run of the same task would start from the states that the first has left, which makes it cheaper
-        # than what a user waits for: a task is run once.
-        self._backend._states.clear()
+        """Score requests without cached prefixes; compiled executables are reused."""
+        # A second run of the same task would start from the prefixes that the first one cached. That would be cheaper
+        # than what a user waits for, because a user runs a task once.
+        self._backend._prefix_cache.clear()
         self._backend.first = math.nan
         compiled = self._backend.compile_seconds
         pairs, texts = _pairs(requests), _texts(requests)
@@ -221,41 +224,41 @@ class Ours:
         evaluator = Evaluator(self.tokenizer, self._backend, self.max_length)
         scores = []
         if pairs:
-            collect = Collect(len(pairs))
+            collector = ScoreCollector(len(pairs))
             for job in loglikelihood_jobs(pairs, SETTINGS):
                 assert isinstance(job.work, LogLikelihoodWork)
-                collect.items = job.items
-                evaluator.loglikelihood(job.work, StepLimits(), collect)
-            scores += collect.scores.tolist()
+                collector.items = job.items
+                evaluator.loglikelihood(job.work, StepLimits(), collector)
+            scores += collector.scores.tolist()
         if texts:
-            collect = Collect(len(texts))
+            collector = ScoreCollector(len(texts))
             for job in rolling_jobs(texts, SETTINGS):
                 assert isinstance(job.work, RollingWork)
-                collect.items = job.items
-                evaluator.rolling(job.work, StepLimits(), collect)
-            scores += collect.scores.tolist()
+                collector.items = job.items
+                evaluator.rolling(job.work, StepLimits(), collector)
+            scores += collector.scores.tolist()
         seconds = time.perf_counter() - began
         self.report = evaluator.report
         self.idle_seconds = self._backend.first - began + self.report.idle_seconds
         self.has_compiled = self._backend.compile_seconds > compiled
         return Timed(seconds, scores)
 
-    def matrix_operations(self, tokens: int, scored: int, seen: int) -> float:
-        """Floating-point operations of matrix products.
+    def matrix_operations(self, tokens: int, scored: int, visible: int) -> float:
+        """Return the floating-point operations of matrix products.
 
-        Those with weights: of the layers at tokens, of the head where scored; and those of attention, queries with keys
-        and weights with values, where a token is seen.
+        Counted are the products with weights, of the layers at ``tokens`` and of the head at ``scored`` tokens, and
+        those of attention (queries with keys, attention weights with values) at ``visible`` tokens.
         """
         in_layers: int = sum(leaf.size for leaf in self._layers.values() if leaf.ndim == 3)  # [layer, in, out]
-        of_queries: int = math.prod(self._layers["query"].shape[::2])  # all layers' heads, one beside the other
-        return 2.0 * (in_layers * tokens + self._width * self._backend.vocab_size * scored + 2 * of_queries * seen)
+        of_queries: int = math.prod(self._layers["query"].shape[::2])  # the heads of all layers, concatenated
+        return 2.0 * (in_layers * tokens + self._width * self._backend.vocab_size * scored + 2 * of_queries * visible)
 
     def matrix_rate(self) -> float:
-        """The most floating-point operations a second of float32 products as large as the largest of a step."""
+        """Return the peak rate in FLOP/s of float32 products as large as the largest product of a step."""
         _, inputs, outputs = max((leaf.shape for leaf in self._layers.values() if leaf.ndim == 3), key=math.prod)
         rows, repeats = self._backend.budget.tokens, 8
         keys = jax.random.split(jax.random.key(0), 3)
-        # Of unit variance throughout: neither infinite nor so small that a CPU takes its slow way.
+        # Unit variance keeps values finite, and large enough to avoid the slow handling of subnormal numbers on CPUs.
         x = jax.random.normal(keys[0], (rows, inputs))
         there = jax.random.normal(keys[1], (inputs, outputs)) / math.sqrt(inputs)
         back = jax.random.normal(keys[2], (outputs, inputs)) / math.sqrt(outputs)
@@ -279,7 +282,7 @@ _products: Callable[..., jax.Array] = jax.jit(_chain, static_argnames="repeats")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two that scored the same requests in turn: their seconds, run by run, and the last scores of each."""
+    """Seconds of two backends that scored the same requests in turn, and the largest difference of scores."""
 
     theirs: list[float]
     ours: list[float]
@@ -287,12 +290,12 @@ class Pairs:
 
     @property
     def ratios(self) -> list[float]:
-        """Their seconds over ours, of each pair."""
+        """Their seconds divided by ours, for each pair."""
         return [their / our for their, our in zip(self.theirs, self.ours, strict=True)]
 
 
 def take_turns(theirs: Callable[[], Timed], ours: Callable[[], Timed], pairs: int) -> Pairs:
-    """Time both in turn; which is first changes, so that what slows the machine for a while slows both."""
+    """Time both in turn, with alternating order, so that a slow phase of the machine affects both."""
     seconds: tuple[list[float], list[float]] = ([], [])
     scores: list[list[float]] = [[], []]
     for number in range(pairs):
@@ -304,16 +307,16 @@ def take_turns(theirs: Callable[[], Timed], ours: Callable[[], Timed], pairs: in
     return Pairs(*seconds, difference)
 
 
-def against_hf(task: str, requests: Requests, peer: TorchPeer, ours: Ours, pairs: int) -> dict[str, str]:
-    """Measure one task: what is found, as text, by what it is."""
-    counts = count(requests, ours.tokenizer, ours.max_length)
+def compare_with_hf(task: str, requests: Requests, peer: TorchPeer, ours: InProcessModel, pairs: int) -> dict[str, str]:
+    """Measure one task and return its figures as text, by label."""
+    counts = count_tokens(requests, ours.tokenizer, ours.max_length)
 
-    def hf(part: Requests) -> Timed:
-        timed = [peer.answer(kind, part[kind]) for kind in KINDS if kind in part]
+    def hf(some_requests: Requests) -> Timed:
+        timed = [peer.answer(kind, some_requests[kind]) for kind in REQUEST_TYPES if kind in some_requests]
         return Timed(sum(one.seconds for one in timed), [x for one in timed for x in one.answers])
 
     hf({kind: some[:: max(1, len(some) // WARM_UP_REQUESTS)] for kind, some in requests.items()})
-    ours.score(requests)  # in full: each shape is compiled
+    ours.score(requests)  # all of them, so that every shape is compiled
     rates = []
 
     def measured() -> Timed:
@@ -322,37 +325,37 @@ def against_hf(task: str, requests: Requests, peer: TorchPeer, ours: Ours, pairs
 
     timed = take_turns(lambda: hf(requests), measured, pairs)
     if ours.has_compiled:
-        print(f"{task}: the last timed run compiled something", file=sys.stderr)
+        print(f"{task}: the last timed run compiled an executable, so its time includes compilation", file=sys.stderr)
     report, seconds = ours.report, statistics.median(timed.ours)
-    token_ratio, ratio = counts.by_hf / counts.distinct, statistics.median(timed.ratios)
+    token_ratio, ratio = counts.computed_by_hf / counts.distinct, statistics.median(timed.ratios)
     with_weights = ours.matrix_operations(report.tokens_computed, counts.scored, 0)
-    operations = ours.matrix_operations(report.tokens_computed, counts.scored, counts.seen)
+    operations = ours.matrix_operations(report.tokens_computed, counts.scored, counts.visible)
     return {
         "requests": f"{counts.requests:,}",
-        "tokens asked": f"{counts.asked:,}",
-        "tokens that hf computes": f"{counts.by_hf:,}",
+        "tokens requested": f"{counts.requested:,}",
+        "tokens computed by hf": f"{counts.computed_by_hf:,}",
         "distinct tokens": f"{counts.distinct:,}",
         "token ratio, hf / distinct": f"{token_ratio:.2f}",
         "hf, s (median)": f"{statistics.median(timed.theirs):.2f}",
         "birdie_zmq, s (median)": f"{seconds:.2f}",
         "time ratio, hf / birdie_zmq": f"{ratio:.2f}",
-        "  least to most of the pairs": f"{min(timed.ratios):.2f} to {max(timed.ratios):.2f}",
+        "  range of pairs": f"{min(timed.ratios):.2f} to {max(timed.ratios):.2f}",
         "time ratio / token ratio": f"{ratio / token_ratio:.2f}",
         "tokens computed": f"{report.tokens_computed:,}",
-        "  over distinct tokens": f"{report.tokens_computed / counts.distinct:.3f}",
+        "  computed / distinct": f"{report.tokens_computed / counts.distinct:.3f}",
         "  padding": f"{report.tokens_padding / max(1, report.tokens_computed):.1%}",
         "steps": f"{report.steps:,}",
         "device idle": f"{ours.idle_seconds / timed.ours[-1]:.1%}",
         "largest difference, nats": f"{timed.difference:.1e}",
-        "matrix products alone, GFLOP/s": f"{max(rates) / 1e9:.1f}",
-        "matrix products of the run, GFLOP/s": f"{operations / seconds / 1e9:.1f}",
-        "  of the rate alone": f"{operations / seconds / max(rates):.1%}",
-        "  those with weights alone": f"{with_weights / seconds / max(rates):.1%}",
+        "peak rate of matrix products, GFLOP/s": f"{max(rates) / 1e9:.1f}",
+        "rate of matrix products in the run, GFLOP/s": f"{operations / seconds / 1e9:.1f}",
+        "  share of the peak rate": f"{operations / seconds / max(rates):.1%}",
+        "  share without attention": f"{with_weights / seconds / max(rates):.1%}",
     }
 
 
-def along_the_path(requests: Requests, lm: BirdieZMQ, ours: Ours, pairs: int) -> dict[str, str]:
-    """Measure one task through client, broker and worker, and in process: what is found, as text, by what it is."""
+def compare_with_path(requests: Requests, lm: BirdieZMQ, ours: InProcessModel, pairs: int) -> dict[str, str]:
+    """Measure one task through broker and worker and in process; return its figures as text, by label."""
 
     def through() -> Timed:
         instances = {
@@ -369,20 +372,20 @@ def along_the_path(requests: Requests, lm: BirdieZMQ, ours: Ours, pairs: int) ->
     through()
     ours.score(requests)
     timed = take_turns(through, lambda: ours.score(requests), pairs)
-    path, alone = statistics.median(timed.theirs), statistics.median(timed.ours)
+    path_s, in_process_s = statistics.median(timed.theirs), statistics.median(timed.ours)
     return {
         "requests": f"{sum(map(len, requests.values())):,}",
-        "through broker and worker, s (median)": f"{path:.2f}",
-        "in process, s (median)": f"{alone:.2f}",
-        "ratio of the medians": f"{path / alone:.3f}",
-        "  least to most of the pairs": f"{min(timed.ratios):.3f} to {max(timed.ratios):.3f}",
+        "through broker and worker, s (median)": f"{path_s:.2f}",
+        "in process, s (median)": f"{in_process_s:.2f}",
+        "ratio of medians": f"{path_s / in_process_s:.3f}",
+        "  range of pairs": f"{min(timed.ratios):.3f} to {max(timed.ratios):.3f}",
         "largest difference, nats": f"{timed.difference:.1e}",
-        "states kept": f"{ours.states_kept}",
+        "cached prefixes": f"{ours.cached_prefixes}",
     }
 
 
 def table(columns: Mapping[str, Mapping[str, str]]) -> str:
-    """Text in aligned columns, a line for each thing that was measured."""
+    """Return text with a column per task and a line per figure."""
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     left = max(map(len, names))
     widths = {task: max(map(len, (task, *column.values()))) for task, column in columns.items()}
@@ -395,59 +398,63 @@ def table(columns: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def threads() -> int:
-    """How many CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all tasks and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a Hugging Face directory, which both load")
-    parser.add_argument("--tasks", nargs="+", metavar="NAME[:SHOTS]", help=f"default: {' '.join(TASKS)}")
-    parser.add_argument("--include-path", type=Path, default=INCLUDE_PATH, help="lm_eval's folder of tasks")
-    parser.add_argument("--pairs", type=int, default=5, help="how often both are timed in turn")
-    parser.add_argument("--hf-batch-size", type=int, default=8, help="the rows of hf's steps; default: 8")
+    parser.add_argument("--model", required=True, help="a Hugging Face directory that both backends load")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME[:SHOTS]", help=f"lm_eval tasks; default: {' '.join(TASKS)}")
+    parser.add_argument("--include-path", type=Path, default=INCLUDE_PATH, help="a folder with lm_eval tasks")
+    parser.add_argument("--pairs", type=int, default=5, help="timed runs of each, in turn; default: 5")
+    parser.add_argument("--hf-batch-size", type=int, default=8, help="batch size of hf; default: 8")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--limit", type=int, help="documents of each task; default: all")
-    parser.add_argument("--path", action="store_true", help="client, broker and worker instead of hf; arc_easy_real")
+    parser.add_argument(
+        "--path",
+        action="store_true",
+        help="measure client, broker and worker instead of hf; default task: arc_easy_real",
+    )
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    # JAX would take most of a GPU for itself, and leave too little for the other process.
+    # By default JAX reserves most of a GPU and would leave too little memory for the other process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
     if options.device == "cpu":
         jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]
     elif jax.default_backend() == "cpu":
-        raise SystemExit("JAX finds no GPU here")
+        raise SystemExit("--device gpu: JAX finds no GPU on this machine")
     tasks = options.tasks or (("arc_easy_real",) if options.path else TASKS)
-    recorded = record(tasks, options.include_path, options.limit)
-    ours = Ours(options.model)
-    found: dict[str, dict[str, str]] = {}
-    about = [
+    recorded = record_requests(tasks, options.include_path, options.limit)
+    ours = InProcessModel(options.model)
+    results: dict[str, dict[str, str]] = {}
+    header = [
         f"$ {shlex.join(['python', '-m', 'benchmarks.scoring', *sys.argv[1:]])}",
         f"{ours.devices}; {threads()} threads; Python {platform.python_version()}, jax {jax.__version__}",
     ]
 
-    def measure(one: Callable[[str, Requests], dict[str, str]]) -> None:
+    def measure(measure_task: Callable[[str, Requests], dict[str, str]]) -> None:
         for task, requests in recorded.items():
-            found[task] = one(task, requests)
-            print(f"{task}: {found[task]}", file=sys.stderr, flush=True)
+            results[task] = measure_task(task, requests)
+            print(f"{task}: {results[task]}", file=sys.stderr, flush=True)
 
     if options.path:
         arguments: dict[str, Any] = {"model_tag": options.model, "dtype": "float32"}
         with BirdieZMQ(device="cpu" if options.device == "cpu" else None, **arguments) as lm:
-            measure(lambda _, requests: along_the_path(requests, lm, ours, options.pairs))
-        about.append(
-            f"float32; {options.pairs} pairs in turn. The worker starts from the states that its earlier runs have "
-            "kept, in process they are computed anew: where 'states kept' is 0, both compute the same."
+            measure(lambda _, requests: compare_with_path(requests, lm, ours, options.pairs))
+        header.append(
+            f"float32; {options.pairs} pairs in turn. The worker reuses prefixes that its earlier runs cached; in "
+            "process they are computed again. Where 'cached prefixes' is 0, both compute the same."
         )
     else:
         with TorchPeer(options.model, options.device, threads(), options.hf_batch_size) as peer:
-            about[-1] += f"; hf: {peer.versions}"
-            measure(lambda task, requests: against_hf(task, requests, peer, ours, options.pairs))
-        about.append(
-            f"float32; hf with batch_size={options.hf_batch_size}; {options.pairs} pairs in turn, ratios are their medians"
+            header[-1] += f"; hf: {peer.versions}"
+            measure(lambda task, requests: compare_with_hf(task, requests, peer, ours, options.pairs))
+        header.append(
+            f"float32; hf with batch_size={options.hf_batch_size}; {options.pairs} pairs in turn; ratios are medians of pairs"
         )
-    print("\n".join([*about, "", table(found)]))
+    print("\n".join([*header, "", table(results)]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A broker and workers for a benchmark, each worker on a core of its own, and what a pass over some jobs takes of each.
+"""A broker and pinned workers for benchmarks, and the time and CPU time that a pass over jobs takes in each of them.
 
-A worker is started with the affinity of one core, which its model process inherits: XLA and the tokenizers make as many threads
-as there are cores that they may use. Broker and client are pinned to nothing and take what they need from all cores.
+A worker is started with the CPU affinity of one core, which its model process inherits: XLA and the tokenizers create
+one thread per core that they may use. Broker and client are not pinned and may use all cores.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any, Self
 import psutil
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.client import Answer, Pulse
+from birdie_zmq.client.client import Answer, Liveness
 from birdie_zmq.client.core import Job
-from birdie_zmq.harness.model_args import read_arguments
+from birdie_zmq.harness.model_args import parse_model_args
 
 _HEARTBEAT_S = 1.0
 _SNAPSHOT_S = 0.5
@@ -35,7 +35,7 @@ _START_S = 120.0
 
 @contextlib.contextmanager
 def pinned(core: int) -> Iterator[None]:
-    """What is started meanwhile runs on one core alone."""
+    """Pin processes that are started inside this context to one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -45,13 +45,13 @@ def pinned(core: int) -> Iterator[None]:
 
 
 def cpu_seconds(process_id: int) -> float:
-    """CPU seconds of a process with all its threads, to the nanosecond: Linux's clock of that process."""
+    """Return the CPU seconds of a process and all its threads, from Linux's per-process clock (nanoseconds)."""
     return time.clock_gettime((~process_id << 3) | 2)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker did in a pass: answers that came from it first, tokens with padding, CPU and compile seconds."""
+    """The work of one worker in a pass: answers it gave first, tokens with padding, CPU and compile seconds."""
 
     answers: int
     tokens: int
@@ -61,33 +61,33 @@ class Share:
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass: seconds, the answers by number, each worker's share, and the CPU seconds of broker and client."""
+    """One pass: wall seconds, answers in order, each worker's share, CPU seconds of broker and client, and retries."""
 
     wall_s: float
     answers: Sequence[Answer]
     shares: Sequence[Share]
     broker_s: float
     client_s: float
-    losses: int
+    retries: int
 
     @property
     def tokens(self) -> int:
-        """Of all workers that are still there."""
+        """Tokens computed by all workers that are still connected."""
         return sum(share.tokens for share in self.shares)
 
     @property
     def compiled(self) -> bool:
-        """Whether a program was made meanwhile, so that its time says nothing."""
+        """Whether an executable was compiled during the pass, so that its time is not representative."""
         return any(share.compile_s for share in self.shares)
 
     @property
     def cpu_s(self) -> float:
-        """Of everybody."""
+        """CPU seconds of workers, broker and client."""
         return sum(share.cpu_s for share in self.shares) + self.broker_s + self.client_s
 
 
 class Worker:
-    """A worker process, and the model process that it has."""
+    """A worker process with its model process."""
 
     def __init__(self, process: subprocess.Popen[bytes], core: int) -> None:
         self.process = process
@@ -95,41 +95,41 @@ class Worker:
         self.is_killed = False
 
     def cpu_s(self) -> float:
-        """CPU seconds of both, 0 once they are gone."""
+        """Return the CPU seconds of both processes, 0 after they have ended."""
         with contextlib.suppress(OSError, psutil.Error):
-            below = psutil.Process(self.process.pid).children()
-            return sum(cpu_seconds(pid) for pid in (self.process.pid, *(each.pid for each in below)))
+            children = psutil.Process(self.process.pid).children()
+            return sum(cpu_seconds(pid) for pid in (self.process.pid, *(each.pid for each in children)))
         return 0.0
 
     def threads(self) -> int:
-        """In how many threads XLA computes in the model process."""
+        """Return the number of XLA compute threads in the model process."""
         tasks = (Path(f"/proc/{each.pid}/task") for each in psutil.Process(self.process.pid).children())
         names = [file.read_text().strip() for folder in tasks for file in folder.glob("*/comm")]
         return names.count("tf_XLAEigen")
 
 
 class WorkerPool:
-    """A broker with a status page, its workers, and a client.
+    """A broker with a status page, its workers and a client.
 
     Args:
-        folder: An empty folder, for the broker's socket and the logs.
-        words: The model_args, with ``model_tag``.
-        cores: One for each worker.
+        folder: An empty folder for the broker's socket and the logs.
+        model_args: Model arguments, with ``model_tag``.
+        cores: One core for each worker.
     """
 
-    def __init__(self, folder: Path, words: Mapping[str, Any], cores: Sequence[int]) -> None:
+    def __init__(self, folder: Path, model_args: Mapping[str, Any], cores: Sequence[int]) -> None:
         self._folder = folder
         self._endpoint = f"ipc://{folder / 'broker'}"
         self.workers: list[Worker] = []
-        self._told: dict[str, Any] | None = None
+        self._last_status: dict[str, Any] | None = None
         self._broker = self._start("broker", "broker", "--bind", self._endpoint, "--status-port", "0")
         try:
-            self._page = self._wait_for("broker", self._broker, r"status page at (\S+)")
+            self._status_url = self._wait_for("broker", self._broker, r"status page at (\S+)")
             for core in cores:
                 self.join(core)
-            self.client = Client(self._endpoint, read_arguments(dict(words)).model, supervisor=self)
+            self.client = Client(self._endpoint, parse_model_args(dict(model_args)).model, supervisor=self)
         except BaseException:
-            self._end()
+            self._stop()
             raise
 
     def __enter__(self) -> Self:
@@ -139,10 +139,10 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.client.close()
-        self._end()
+        self._stop()
 
     def join(self, core: int) -> Worker:
-        """Start another worker on a core, and wait until it is registered; it loads its model with its first work."""
+        """Start another worker on a core and wait until it is registered; it loads the model with its first lease."""
         name = f"worker{len(self.workers)}"
         with pinned(core):
             process = self._start(name, "worker", "--connect", self._endpoint, "--built-in", "--device", "cpu")
@@ -152,52 +152,52 @@ class WorkerPool:
         return worker
 
     def kill(self, worker: Worker) -> None:
-        """Kill a worker by SIGKILL; its model process ends with it."""
+        """Kill a worker with SIGKILL; its model process ends with it."""
         worker.is_killed = True
         worker.process.kill()
 
-    def check(self, pulse: Pulse) -> None:
-        """Do not wait for processes that have ended, as the client's supervisor.
+    def check(self, liveness: Liveness) -> None:
+        """Check, as the client's supervisor, that all processes run.
 
         Raises:
-            SystemExit: One has, which was not killed here.
+            SystemExit: A process has ended that was not killed by `kill`.
         """
-        del pulse
-        missed = [worker.process for worker in self.workers if not worker.is_killed]
-        for process in (self._broker, *missed):
+        del liveness
+        expected = [worker.process for worker in self.workers if not worker.is_killed]
+        for process in (self._broker, *expected):
             if (status := process.poll()) is not None:
                 raise SystemExit(f"process {process.pid} of the benchmark ended with status {status}")
 
     def status(self) -> dict[str, Any]:
-        """What the broker's page shows."""
+        """Return the broker's status as its JSON page shows it."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{self._page}status.json", timeout=10) as answer:
+        with opener.open(f"{self._status_url}status.json", timeout=10) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
 
     def _settled_status(self) -> dict[str, Any]:
-        """The same, once each worker has told all that it has computed."""
+        """Return the status after each worker has reported all that it has computed."""
         time.sleep(_HEARTBEAT_S + _SNAPSHOT_S + 0.2)
         return self.status()
 
-    def passed(self, jobs: Sequence[Job], meanwhile: Callable[[int], None] | None = None) -> Pass:
-        """Ask for everything once.
+    def run_pass(self, jobs: Sequence[Job], on_answer: Callable[[int], None] | None = None) -> Pass:
+        """Run all jobs once.
 
         Args:
-            jobs: What is asked.
-            meanwhile: Called with the number of answers that are there, as each one comes.
+            jobs: The requests.
+            on_answer: Called on each answer with the number of answers received so far.
         """
         count = sum(len(job.items) for job in jobs)
-        there = 0
+        received = 0
 
         def answered(item: int, answer: Answer) -> None:
-            nonlocal there
+            nonlocal received
             del item, answer
-            there += 1
-            if meanwhile is not None:
-                meanwhile(there)
+            received += 1
+            if on_answer is not None:
+                on_answer(received)
 
-        before = self._told or self.status()
+        before = self._last_status or self.status()
         cpu_before = [worker.cpu_s() for worker in self.workers]
         broker_s, client_s, began = cpu_seconds(self._broker.pid), time.process_time(), time.monotonic()
         answers = self.client.run(jobs, count, answered)
@@ -205,13 +205,13 @@ class WorkerPool:
         broker_s, client_s = cpu_seconds(self._broker.pid) - broker_s, time.process_time() - client_s
         cpu_before += [0.0] * (len(self.workers) - len(cpu_before))
         cpu_s = [worker.cpu_s() - then for worker, then in zip(self.workers, cpu_before, strict=True)]
-        after = self._told = self._settled_status()
+        after = self._last_status = self._settled_status()
         shares = [
             _share(before, after, worker.process.pid, seconds)
             for worker, seconds in zip(self.workers, cpu_s, strict=True)
         ]
-        losses = after["totals"]["losses"] - before["totals"]["losses"]
-        return Pass(wall_s, answers, shares, broker_s, client_s, losses)
+        retries = after["totals"]["retries"] - before["totals"]["retries"]
+        return Pass(wall_s, answers, shares, broker_s, client_s, retries)
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self._folder / f"{name}.log").open("wb") as log:
@@ -221,11 +221,11 @@ class WorkerPool:
         end = time.monotonic() + _START_S
         while (found := re.search(pattern, (self._folder / f"{name}.log").read_text(errors="replace"))) is None:
             if time.monotonic() > end or process.poll() is not None:
-                raise SystemExit(f"the {name} did not start:\n{(self._folder / f'{name}.log').read_text()}")
+                raise SystemExit(f"the {name} did not start; its log:\n{(self._folder / f'{name}.log').read_text()}")
             time.sleep(_POLL_S)
         return found[1]
 
-    def _end(self) -> None:
+    def _stop(self) -> None:
         for process in (*(worker.process for worker in self.workers), self._broker):
             if process.poll() is None:
                 process.terminate()
@@ -233,7 +233,7 @@ class WorkerPool:
 
 
 def _share(before: Mapping[str, Any], after: Mapping[str, Any], process_id: int, cpu_s: float) -> Share:
-    """What the status says of one worker, by its difference; a worker that is gone has its answers no more."""
+    """Return a worker's share from the difference of two statuses; a worker that has ended has no answers."""
     rows = [
         next((row for row in status["workers"] if row["process_id"] == process_id), None) for status in (before, after)
     ]

@@ -1,17 +1,17 @@
-"""What the status page costs a run: ``python -m benchmarks.status_cost``.
+"""Measure the overhead of the status page: ``python -m benchmarks.status_cost``.
 
-Two brokers, each with a worker, serve the same work in turn: one has a status page, which a process of its own asks for its
-JSON and its metrics each second meanwhile, as an open page and a Prometheus server would. What is scored is small, so that
-the brokers have as many messages to pass as they can get. Three figures, the last of which a busy machine blurs:
+Two brokers, each with a worker, serve the same work in turn. One has a status page, whose JSON and metrics another
+process requests each second during its passes, as an open page and a Prometheus server would. The requests are small,
+so that the brokers handle as many messages as possible. There are three figures; a busy machine blurs the last one:
 
-- idle: the CPU time that the broker with the page takes beyond the other in a second in which nobody asks for work;
-- CPU: what its broker takes beyond the other for equal work, over the CPU time of the whole run (client, broker, agent and
-  model process). What other programs do changes CPU times little, and wall time much;
+- idle: extra CPU time per second of the broker with the page while there is no work;
+- CPU: extra CPU time of that broker for equal work, divided by the CPU time of the whole run (client, broker, agent and
+  model process). Other programs change CPU times little, but wall time much;
 - wall: the ratio of the seconds of each pair of passes.
 
-Each is a median with its 95% interval by bootstrap over the pairs. ``--same`` gives neither broker a page: what then is seen
-is noise. The broker with a page takes its snapshots in the passes of the other as well, beside the run and not in it; wall
-time may feel that on a machine without a free core, CPU time does not.
+Each figure is a median with a 95% bootstrap interval over the pairs. ``--same`` gives neither broker a page, which
+shows the noise. The broker with a page also takes snapshots during the passes of the other one, beside the measured
+run. On a machine without a free core this may affect wall time, but not CPU time.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from harness_model import BirdieZMQ
 
 _RESAMPLES = 10_000
 _IDLE_WINDOW_S = 2.0
-"""Of four snapshots and two questions."""
+"""Long enough for four snapshots and two polls."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """A broker and a worker: their processes, where the broker is, and its page, None if it has none."""
+class Service:
+    """A broker and a worker: their process IDs, the broker's endpoint, and the URL of its status page or None."""
 
     broker: int
     worker: int
@@ -53,8 +53,8 @@ class Served:
 
 
 @contextlib.contextmanager
-def _served(folder: Path, device: str, *options: str) -> Iterator[Served]:
-    """A broker and a worker with the built-in page."""
+def _serve(folder: Path, device: str, *options: str) -> Iterator[Service]:
+    """Run a broker and a worker with the built-in models."""
     endpoint, log = f"ipc://{folder / 'broker'}", folder / "served.log"
     command = [sys.executable, "-m", "birdie_zmq"]
     with log.open("wb") as output:
@@ -66,24 +66,24 @@ def _served(folder: Path, device: str, *options: str) -> Iterator[Served]:
             while "registered with the broker" not in log.read_text():
                 time.sleep(0.1)
             found = re.search(r"status page at (\S+)", log.read_text())
-            yield Served(broker.pid, worker.pid, endpoint, found and found[1])
+            yield Service(broker.pid, worker.pid, endpoint, found and found[1])
         finally:
             for process in (worker, broker):
                 process.terminate()
                 process.wait(60)
 
 
-def watch(address: str) -> None:
-    """Ask for the JSON and the metrics each second, between a byte on standard input and the next, until it is closed."""
+def poll_status(address: str) -> None:
+    """Request JSON and metrics each second; a byte on standard input starts or stops it, and closing it ends it."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    asks, due = False, time.monotonic()
+    is_polling, due = False, time.monotonic()
     while True:
-        # The seconds go on in between, or each short pass would begin with a question.
+        # The schedule continues while polling is off, or each short pass would begin with a request.
         if select.select([sys.stdin], [], [], max(0.0, due - time.monotonic()))[0]:
-            if not os.read(sys.stdin.fileno(), 1):  # one at a time: what a buffer holds, select does not see
+            if not os.read(sys.stdin.fileno(), 1):  # unbuffered: select does not see bytes in a buffer
                 return
-            asks = not asks
-        elif asks:
+            is_polling = not is_polling
+        elif is_polling:
             for path in ("status.json", "metrics"):
                 with opener.open(f"{address}{path}", timeout=10) as answer:
                     answer.read()
@@ -91,29 +91,29 @@ def watch(address: str) -> None:
             due += 1.0
 
 
-class Watcher:
-    """The process that asks; nobody, where there is no page."""
+class StatusPoller:
+    """The polling process; without a page there is none."""
 
     def __init__(self, page: str | None) -> None:
         command = [sys.executable, "-m", "benchmarks.status_cost", "--watch", str(page)]
         self._process = None if page is None else subprocess.Popen(command, stdin=subprocess.PIPE)
 
     @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """Meanwhile it asks."""
-        self._turn()
+    def polling(self) -> Iterator[None]:
+        """Poll inside this context."""
+        self._toggle()
         try:
             yield
         finally:
-            self._turn()
+            self._toggle()
 
-    def _turn(self) -> None:
+    def _toggle(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
             self._process.wait(30)
@@ -121,15 +121,15 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of a pass: on the wall, of the broker's CPU time, and of that of the whole run."""
+    """Seconds of a pass: wall time, CPU time of the broker, and CPU time of the whole run."""
 
     wall: float
     broker: float
-    all: float
+    total: float
 
 
-def passed(served: Served, lm: BirdieZMQ, score: Callable[[BirdieZMQ], object]) -> Pass:
-    """Score everything once, and see what it took."""
+def run_pass(served: Service, lm: BirdieZMQ, score: Callable[[BirdieZMQ], object]) -> Pass:
+    """Score all requests once and measure it."""
     model = lm._description.process_id
     processes = [served.broker, served.worker, model]
     before = [*map(cpu_seconds, processes), time.process_time()]
@@ -141,40 +141,38 @@ def passed(served: Served, lm: BirdieZMQ, score: Callable[[BirdieZMQ], object]) 
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The median, and its 95% interval by bootstrap."""
+    """Return the median and its 95% bootstrap interval."""
     sample = np.array(values)
-    drawn = np.random.default_rng(0).choice(sample, (_RESAMPLES, len(sample)))
-    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    resamples = np.random.default_rng(0).choice(sample, (_RESAMPLES, len(sample)))
+    low, high = np.quantile(np.median(resamples, axis=1), (0.025, 0.975))
     return float(np.median(sample)), float(low), float(high)
 
 
-def idle_cost(shown: Served, plain: Served, watcher: Watcher, windows: int) -> list[float]:
-    """CPU seconds a second that the broker with a page takes beyond the other, both seen at the same time."""
+def idle_cost(with_page: Service, without_page: Service, poller: StatusPoller, windows: int) -> list[float]:
+    """Return extra CPU seconds per second of the broker with a page, for windows in which both are measured at once."""
     costs = []
-    with watcher.asking():
+    with poller.polling():
         for _ in range(windows):
-            before, began = (cpu_seconds(shown.broker), cpu_seconds(plain.broker)), time.monotonic()
+            before, began = (cpu_seconds(with_page.broker), cpu_seconds(without_page.broker)), time.monotonic()
             time.sleep(_IDLE_WINDOW_S)
-            after, elapsed = (cpu_seconds(shown.broker), cpu_seconds(plain.broker)), time.monotonic() - began
+            after, elapsed = (cpu_seconds(with_page.broker), cpu_seconds(without_page.broker)), time.monotonic() - began
             costs.append(((after[0] - before[0]) - (after[1] - before[1])) / elapsed)
     return costs
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure in turn and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--requests", type=int, default=2_000)
-    parser.add_argument("--batch-items", type=int, default=16, help="of one message; fewer make more of them")
-    parser.add_argument("--pairs", type=int, default=30, help="how often both are measured in turn")
-    parser.add_argument("--windows", type=int, default=10, help=f"of {_IDLE_WINDOW_S:.0f} s without work")
+    parser.add_argument("--requests", type=int, default=2_000, help="requests of a pass; default: %(default)s")
+    parser.add_argument("--batch-items", type=int, default=16, help="requests per message; fewer make more messages")
+    parser.add_argument("--pairs", type=int, default=30, help="measured passes of each, in turn")
+    parser.add_argument("--windows", type=int, default=10, help=f"idle windows of {_IDLE_WINDOW_S:.0f} s")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--same", action="store_true", help="neither has a page: what the figures are for no reason at all"
-    )
+    parser.add_argument("--same", action="store_true", help="give neither broker a page, to measure noise")
     parser.add_argument("--watch", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.watch:
-        watch(options.watch)
+        poll_status(options.watch)
         return
     requests = [
         Instance("loglikelihood", {}, (f"{number}: the cat sat on the", f" mat {number % 7}"), number)
@@ -189,38 +187,38 @@ def main() -> None:
     passes: dict[str, list[Pass]] = {"without": [], "with": []}
     with contextlib.ExitStack() as stack:
         folders = [Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2)]
-        page = [] if options.same else ["--status-port", "0"]
+        status_options = [] if options.same else ["--status-port", "0"]
         served = {
-            "without": stack.enter_context(_served(folders[0], options.device)),
-            "with": stack.enter_context(_served(folders[1], options.device, *page)),
+            "without": stack.enter_context(_serve(folders[0], options.device)),
+            "with": stack.enter_context(_serve(folders[1], options.device, *status_options)),
         }
         models = {
             name: stack.enter_context(BirdieZMQ(model_tag="demo", endpoint=each.endpoint, client_settings=settings))
             for name, each in served.items()
         }
-        watcher = stack.enter_context(contextlib.closing(Watcher(served["with"].page)))
+        poller = stack.enter_context(contextlib.closing(StatusPoller(served["with"].page)))
         expected = [score(lm) for lm in models.values()]
         assert expected[0] == expected[1]
-        idle = idle_cost(served["with"], served["without"], watcher, options.windows)
+        idle = idle_cost(served["with"], served["without"], poller, options.windows)
         for number in range(options.pairs):
-            # Whichever comes first has another machine than the second: they change places.
+            # The first and the second pass find the machine in different states, so the order alternates.
             for name in ("with", "without") if number % 2 else ("without", "with"):
-                with watcher.asking() if name == "with" else contextlib.nullcontext():
-                    passes[name].append(passed(served[name], models[name], score))
+                with poller.polling() if name == "with" else contextlib.nullcontext():
+                    passes[name].append(run_pass(served[name], models[name], score))
     pairs = list(zip(passes["with"], passes["without"], strict=True))
-    plain = passes["without"]
+    without_page = passes["without"]
     print(
         f"{len(requests):,} requests in batches of {options.batch_items}, {options.pairs} pairs, {os.cpu_count()} cores, "
-        f"load {load_before:.1f} before and {os.getloadavg()[0]:.1f} after"
+        f"load average {load_before:.1f} before and {os.getloadavg()[0]:.1f} after"
     )
     print(
-        f"a pass without a page: median {np.median([each.wall for each in plain]):.2f} s, CPU "
-        f"{np.median([each.all for each in plain]):.2f} s, of them the broker's {np.median([each.broker for each in plain]):.3f} s"
+        f"pass without a page: median {np.median([each.wall for each in without_page]):.2f} s, CPU "
+        f"{np.median([each.total for each in without_page]):.2f} s, of which the broker {np.median([each.broker for each in without_page]):.3f} s"
     )
     figures = {
-        "idle, of a core": idle,
-        "CPU, of the run's": [(a.broker - b.broker) / b.all for a, b in pairs],
-        "wall, of the run's": [a.wall / b.wall - 1 for a, b in pairs],
+        "idle, share of a core": idle,
+        "CPU, share of the run's": [(a.broker - b.broker) / b.total for a, b in pairs],
+        "wall, share of the run's": [a.wall / b.wall - 1 for a, b in pairs],
     }
     for name, values in figures.items():
         median, low, high = interval(values)

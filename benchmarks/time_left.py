@@ -1,10 +1,10 @@
-"""How right the time left is that the progress bar shows, over real runs.
+"""Measure how accurate the time left in the progress bar is, over real runs.
 
-``python -m benchmarks.time_left --model DIRECTORY --include_path FOLDER --tasks a,b --num_fewshot 5`` evaluates tasks as
-lm_eval does and writes down what the bar shows; ``--documents 600 --form choice`` asks for as many of what ``birdie-zmq bench``
-asks, where tasks have too few for a run of some minutes. An error is of the time that is really left when it is shown: 0.2 where 10 s
-are left is 2 s. Counted are the moments from a tenth of a call's time on, up to nine tenths: at the end, a moment's error is of
-nearly nothing.
+``python -m benchmarks.time_left --model DIRECTORY --include_path FOLDER --tasks a,b --num_fewshot 5`` evaluates tasks
+as lm_eval does and records what the bar shows. ``--documents 600 --form choice`` runs a workload of ``birdie-zmq
+bench`` instead, for runs of several minutes where tasks have too few documents. Errors are relative to the true time
+left at that moment: 0.2 with 10 s left is 2 s. Only moments between 10% and 90% of a call's time count, because close
+to the end an error is relative to almost zero.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from lm_eval.tasks import TaskManager
 import harness_model
 from birdie_zmq.client.progress import Progress
 from birdie_zmq.harness.progress_bar import ProgressBar
-from birdie_zmq.tools.bench.workloads import USUAL, Kind, Sizes, draw
+from birdie_zmq.tools.bench.workloads import DEFAULT_WORKLOADS, Sizes, Workload, make_requests
 from harness_model import BirdieZMQ
 
 
 @dataclass
 class Record:
-    """What one bar showed: seconds since it began, and of time left; and how long it stood."""
+    """The history of one bar: pairs of seconds since its start and seconds left, and its total seconds."""
 
     title: str
     shown: list[tuple[float, float | None]] = field(default_factory=list)
     seconds: float = 0.0
 
     def errors(self) -> list[tuple[float, float | None]]:
-        """The share of the time that had passed, and the error of the time left, in which 0.2 is a fifth too long."""
+        """Return pairs of the elapsed share and the relative error of the time left; 0.2 means 20% too long."""
         return [
             (at / self.seconds, None if left is None else left / (self.seconds - at) - 1)
             for at, left in self.shown
@@ -45,7 +45,7 @@ class Record:
 
 
 class RecordingBar(ProgressBar):
-    """Writes down what it shows, and each time that it could show it."""
+    """A progress bar that records each update and the time left in it."""
 
     records: list[Record]
 
@@ -62,60 +62,64 @@ class RecordingBar(ProgressBar):
         super().__exit__(kind, error, traceback)
 
     def progress(self, progress: Progress) -> None:
-        """Also write it down."""
+        """Record the time left, then show it as usual."""
         self._record.shown.append((time.monotonic() - self._began, progress.seconds_left))
         super().progress(progress)
 
 
 def describe(record: Record) -> str:
-    """A line of figures, and a curve of the error by tenths of the call's time."""
+    """Return a line of figures, with the mean error of each tenth of the call's time."""
     errors = record.errors()
     known = [error for _, error in errors if error is not None]
     if not known:
-        return f"{record.title}: {record.seconds:.1f} s; no time left was shown between a tenth and nine tenths of it"
+        return f"{record.title}: {record.seconds:.1f} s; no time left was shown between 10% and 90% of it"
     within = sum(abs(error) <= 0.2 for error in known) / len(errors)
     curve = []
     for tenth in range(1, 9):
-        part = [error for share, error in errors if error is not None and tenth <= share * 10 < tenth + 1]
-        curve.append(f"{statistics.mean(part):+.0%}" if part else "-")
+        in_tenth = [error for share, error in errors if error is not None and tenth <= share * 10 < tenth + 1]
+        curve.append(f"{statistics.mean(in_tenth):+.0%}" if in_tenth else "-")
     return (
         f"{record.title}: {record.seconds:.1f} s; {within:.0%} of {len(errors)} moments within 20%, median error "
         f"{statistics.median(map(abs, known)):.0%}, worst {max(map(abs, known)):.0%}; by tenths {' '.join(curve)}"
     )
 
 
-def ask(lm: BirdieZMQ, form: Kind, documents: int) -> None:
-    """Ask for what the bench asks."""
+def run_workload(lm: BirdieZMQ, form: Workload, documents: int) -> None:
+    """Send the requests of a workload of ``birdie-zmq bench``."""
     sizes = Sizes()
-    asked = draw(form, documents, 0, sizes)
+    requests = make_requests(form, documents, 0, sizes)
     if form in ("choice", "fewshot"):
-        lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in asked.pairs])
+        lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in requests.pairs])
     elif form == "rolling":
-        lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in asked.texts])
+        lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in requests.texts])
     else:
-        how = {"until": ["\n\n"], "max_gen_toks": sizes.max_gen_toks}
-        lm.generate_until([Instance("generate_until", {}, (text, how), 0) for text in asked.texts])
+        gen_kwargs = {"until": ["\n\n"], "max_gen_toks": sizes.max_gen_toks}
+        lm.generate_until([Instance("generate_until", {}, (text, gen_kwargs), 0) for text in requests.texts])
 
 
 def main() -> None:
-    """Evaluate, and say how right the bars were."""
+    """Evaluate and print the accuracy of each bar."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="demo", help="the model_tag; default: %(default)s")
-    parser.add_argument("--model-args", default="", help="further model_args, as a=b,c=d")
+    parser.add_argument("--model", default="demo", help="model_tag; default: %(default)s")
+    parser.add_argument("--model-args", default="", help="further model_args, as KEY=VALUE,KEY=VALUE")
     parser.add_argument("--include_path", default="examples/tasks")
     parser.add_argument("--tasks", default="demo_choice,demo_rolling,demo_generate")
     parser.add_argument("--num_fewshot", type=int)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--documents", type=int, help="instead of tasks, so many documents of a form of the bench")
-    parser.add_argument("--form", choices=USUAL, default="choice")
+    parser.add_argument(
+        "--documents", type=int, help="run a workload of birdie-zmq bench with this many documents instead of tasks"
+    )
+    parser.add_argument(
+        "--form", choices=DEFAULT_WORKLOADS, default="choice", help="this workload; default: %(default)s"
+    )
     options = parser.parse_args()
     RecordingBar.records = []
-    setattr(harness_model, "ProgressBar", RecordingBar)  # noqa: B010 - it is no name that others may import from there
-    words: dict[str, Any] = dict(word.split("=", 1) for word in options.model_args.split(",") if word)
+    setattr(harness_model, "ProgressBar", RecordingBar)  # noqa: B010 - the module does not export this name
+    model_args: dict[str, Any] = dict(argument.split("=", 1) for argument in options.model_args.split(",") if argument)
     manager = TaskManager(include_path=options.include_path)
-    with BirdieZMQ(model_tag=options.model, **words) as lm:
+    with BirdieZMQ(model_tag=options.model, **model_args) as lm:
         if options.documents:
-            ask(lm, options.form, options.documents)
+            run_workload(lm, options.form, options.documents)
         else:
             tasks = options.tasks.split(",")
             lm_eval.simple_evaluate(

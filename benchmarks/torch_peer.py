@@ -1,8 +1,8 @@
-"""lm_eval's own hf backend in a child process, for benchmarks that hold it against this project.
+"""lm_eval's own hf backend in a child process, for benchmarks that compare it with this project.
 
-Torch and JAX would take each other's memory in one process on a GPU, so requests go to the child as lines of JSON on
-its standard input, and answers come back on its standard output. The child measures its own seconds: what the pipe
-takes is not in them. Between requests it waits, and computes nothing.
+In one process on a GPU, torch and JAX would compete for memory. So requests go to the child as lines of JSON on its
+standard input, and answers return on its standard output. The child measures its own time, which therefore excludes the
+pipe. Between requests it waits and computes nothing.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import Any, NamedTuple, Self
 
 
 class Timed(NamedTuple):
-    """The seconds of one call, and what each request was answered: a log-likelihood in nats, or a text."""
+    """The seconds of one call, and an answer per request: a log-likelihood in nats, or a text."""
 
     seconds: float
     answers: list[Any]
 
 
 class TorchPeer:
-    """The parent's side.
+    """The parent's side of the child process.
 
     Args:
         model: A Hugging Face directory.
         device: ``cpu`` or ``gpu``.
-        threads: How many threads torch may use.
-        batch_size: hf's own, the rows of a step.
+        threads: Number of threads for torch.
+        batch_size: Batch size of hf.
 
     Attributes:
-        versions: Of torch and transformers, as one line.
+        versions: One line with the versions of torch and transformers, and the number of threads.
     """
 
     def __init__(self, model: str, device: str, threads: int, batch_size: int) -> None:
@@ -55,7 +55,7 @@ class TorchPeer:
             raise
 
     def answer(self, kind: str, arguments: Sequence[Sequence[Any]]) -> Timed:
-        """Let hf answer requests of a kind: ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``."""
+        """Run requests of a kind in hf: ``loglikelihood``, ``loglikelihood_rolling`` or ``generate_until``."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([kind, arguments]) + "\n")
         self._process.stdin.flush()
@@ -65,11 +65,11 @@ class TorchPeer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of hf ended with exit status {self._process.wait()}")
+            raise RuntimeError(f"the hf process ended with exit status {self._process.wait()}")
         return json.loads(line)
 
     def close(self) -> None:
-        """End the child, which ends with its input."""
+        """Close the child's standard input, at which it ends, and wait for it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -84,8 +84,8 @@ class TorchPeer:
 
 
 def serve(model: str, device: str, threads: int, batch_size: int) -> None:
-    """The child's side: answer lines until there are no more."""
-    # What libraries print must not come between the answers.
+    """Run the child's side: answer each line of standard input until it is closed."""
+    # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     import torch
@@ -111,7 +111,7 @@ def serve(model: str, device: str, threads: int, batch_size: int) -> None:
 
 
 def main() -> None:
-    """Run as the child."""
+    """Run as the child process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)

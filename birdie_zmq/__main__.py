@@ -1,4 +1,4 @@
-"""``python -m birdie_zmq`` is the command ``birdie-zmq``."""
+"""Entry point of ``python -m birdie_zmq``, the same as the command ``birdie-zmq``."""
 
 from birdie_zmq.cli.main import main
 

@@ -1,38 +1,39 @@
-"""Every error that birdie-zmq raises, and the code under which each one travels.
+"""The exceptions of birdie-zmq and their codes on the wire.
 
-The tree is split by whose fault it is, because that decides what a person does next:
+The tree is grouped by cause, because the cause decides what the user has to do::
 
     BirdieError
-    ├── UsageError              the command line, model_args or an endpoint is wrong
-    ├── ProtocolError           a peer sent what no peer should send
+    ├── UsageError                  an option, a model argument or an endpoint is wrong
+    ├── ProtocolError               a peer sent an invalid message
     │   ├── MalformedMessage
     │   ├── MessageTooLarge
     │   ├── VersionMismatch
-    │   ├── UnknownPeer         the broker does not know this peer (it was restarted, or never greeted)
-    │   └── NotAllowed          a key is missing, unknown or revoked, or is for another role
-    ├── UnavailableError        a process that is needed does not answer
+    │   ├── UnknownPeer             the peer is not registered (the broker was restarted, or the peer sent no handshake)
+    │   └── NotAllowed              a key is missing, unknown or revoked, or is for another role
+    ├── UnavailableError            a required process does not answer
     │   ├── BrokerUnavailable
     │   ├── WorkerUnavailable
-    │   └── GroupIncomplete     processes of a group that holds one model are missing
-    ├── ModelError              the model, its tokenizer, its api.py or its engine
-    │   ├── ApiPageError
+    │   └── ProcessGroupIncomplete  ranks of a process group that serves one model are missing
+    ├── ModelError                  the model, its tokenizer, its user module (api.py) or its engine is at fault
+    │   ├── UserModuleError
     │   ├── EngineError
     │   ├── UnknownModelTag
     │   ├── ModelLoadError
     │   ├── ModelChanged
-    │   ├── GroupMismatch       the processes of a group do not hold the same model
+    │   ├── ProcessGroupMismatch    the ranks of a process group do not have the same model
     │   ├── TokenizerError
     │   ├── ModelCallError
     │   ├── ModelOutputError
+    │   ├── OutOfDeviceMemory
     │   ├── NonFiniteLogits
     │   ├── TokenOutOfVocabulary
     │   └── ModelProcessDied
-    ├── RequestError            this one request cannot be answered, whatever the model does
+    ├── RequestError                one request cannot be answered; other requests can
     │   └── UnsupportedRequest
-    └── InternalError           a fault of birdie-zmq itself
+    └── InternalError               a bug in birdie-zmq itself
 
-An error raised in a worker reaches the lm_eval prompt as the same class, with the same message and with
-the traceback of the user's code as a note. ``code`` is the stable name on the wire: it never changes once released.
+An error raised in a worker is raised again in the lm_eval process as the same class, with the same message and with the
+traceback of the user's code as a note. ``code`` is the stable name on the wire: it never changes once released.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from typing import ClassVar
 
 
 class BirdieError(Exception):
-    """Base of every error of this package.
+    """Base class of all errors of this package.
 
     Args:
-        message: What was wrong and what to do about it, in whole sentences.
-        remote_traceback: The traceback text of the process in which the error happened, if it was another one.
+        message: The cause and the fix, in whole sentences.
+        remote_traceback: The traceback text, if another process raised the error.
     """
 
     code: ClassVar[str] = "error"
@@ -66,7 +67,7 @@ class BirdieError(Exception):
 
     @staticmethod
     def from_code(code: str, message: str, remote_traceback: str | None = None) -> BirdieError:
-        """Rebuild an error that came over the wire; a code from a newer version becomes a plain BirdieError."""
+        """Return the error for a code that was received; a code of a newer version becomes a plain BirdieError."""
         known = BirdieError._classes.get(code)
         if known is None:
             return BirdieError(f"[{code}] {message}", remote_traceback=remote_traceback)
@@ -74,49 +75,49 @@ class BirdieError(Exception):
 
 
 class UsageError(BirdieError):
-    """An argument, a setting or an endpoint cannot be used as given."""
+    """An argument, a setting or an endpoint is invalid."""
 
     code = "usage"
 
 
 class ProtocolError(BirdieError):
-    """A message broke the protocol."""
+    """A message violates the protocol."""
 
     code = "protocol"
 
 
 class MalformedMessage(ProtocolError):
-    """Bytes that are not a message, or a message with wrong fields."""
+    """The bytes are not a message, or the message has invalid fields."""
 
     code = "malformed-message"
 
 
 class MessageTooLarge(ProtocolError):
-    """A message over the size that a peer accepts."""
+    """The message is larger than a peer accepts."""
 
     code = "message-too-large"
 
 
 class VersionMismatch(ProtocolError):
-    """Two processes speak different versions of the wire protocol."""
+    """Two processes use different versions of the wire protocol."""
 
     code = "version-mismatch"
 
 
 class UnknownPeer(ProtocolError):
-    """The broker received work or a heartbeat from a peer that has not greeted it."""
+    """The broker received work or a heartbeat from a peer that has not opened a session or registered."""
 
     code = "unknown-peer"
 
 
 class NotAllowed(ProtocolError):
-    """A peer has no key that is let in, or sent what its key does not allow; trying again does not help."""
+    """A peer has no authorised key, or sent a message that its key does not allow; a retry does not help."""
 
     code = "not-allowed"
 
 
 class UnavailableError(BirdieError):
-    """A process that is needed does not answer."""
+    """A required process does not answer."""
 
     code = "unavailable"
 
@@ -128,114 +129,114 @@ class BrokerUnavailable(UnavailableError):
 
 
 class WorkerUnavailable(UnavailableError):
-    """The broker has no worker, or lost the worker too often."""
+    """The broker has no worker, or its workers died too often."""
 
     code = "worker-unavailable"
 
 
-class GroupIncomplete(UnavailableError):
-    """Not all processes of a group that holds one model together have come."""
+class ProcessGroupIncomplete(UnavailableError):
+    """Not all ranks of a process group that serves one model have joined."""
 
     code = "group-incomplete"
 
 
 class ModelError(BirdieError):
-    """The model, its tokenizer or the page that loads it is at fault."""
+    """The model, its tokenizer or the user module that loads it is at fault."""
 
     code = "model"
 
 
 class UserModuleError(ModelError):
-    """The api.py page cannot be imported, or lacks a function."""
+    """The user module (your ``api.py``) cannot be imported, or a function is missing from it."""
 
     code = "api-page"
 
 
 class EngineError(ModelError):
-    """The engine that is to compute the model cannot be imported, or is none."""
+    """The requested engine cannot be imported, or is not an engine."""
 
     code = "engine"
 
 
 class UnknownModelTag(ModelError):
-    """The api.py page does not know the model tag."""
+    """The user module does not know the model tag."""
 
     code = "unknown-model-tag"
 
 
 class ModelLoadError(ModelError):
-    """``load_model`` or ``load_tokenizer`` raised, or returned what is no model."""
+    """``load_model`` or ``load_tokenizer`` raised, or returned an invalid object."""
 
     code = "model-load"
 
 
 class ModelChanged(ModelError):
-    """A model process has loaded another model than the run began with."""
+    """A model process has loaded a different model from the one at the start of the run."""
 
     code = "model-changed"
 
 
-class GroupMismatch(ModelError):
-    """The processes of a group have different pages, models or versions."""
+class ProcessGroupMismatch(ModelError):
+    """The ranks of a process group have different user modules, models or versions."""
 
     code = "group-mismatch"
 
 
 class TokenizerError(ModelError):
-    """The tokenizer lacks what is needed, or failed on a text."""
+    """The tokenizer lacks a required method or token, or failed on a text."""
 
     code = "tokenizer"
 
 
 class ModelCallError(ModelError):
-    """The model's own function raised while it was computing."""
+    """The model function raised an exception."""
 
     code = "model-call"
 
 
 class ModelOutputError(ModelError):
-    """The model returned logits of a wrong shape or type."""
+    """The model returned logits with a wrong shape or dtype."""
 
     code = "model-output"
 
 
 class OutOfDeviceMemory(ModelError):
-    """The device has no room for what is to be computed, not even in the smallest steps."""
+    """The device runs out of memory even with the smallest steps."""
 
     code = "out-of-device-memory"
 
 
 class NonFiniteLogits(ModelError):
-    """The model returned NaN or infinity where a score was to be read."""
+    """The model returned NaN or infinity at a score position."""
 
     code = "non-finite-logits"
 
 
 class TokenOutOfVocabulary(ModelError):
-    """The tokenizer made a token id that the model has no logit for."""
+    """The tokenizer returned a token id outside the model's vocabulary."""
 
     code = "token-out-of-vocabulary"
 
 
 class ModelProcessDied(ModelError):
-    """The process that holds the model ended by itself."""
+    """The model process ended unexpectedly."""
 
     code = "model-process-died"
 
 
 class RequestError(BirdieError):
-    """One request cannot be answered as asked."""
+    """One request cannot be answered."""
 
     code = "request"
 
 
 class UnsupportedRequest(RequestError):
-    """The request asks for something that is not built yet."""
+    """The request needs a feature that is not implemented."""
 
     code = "unsupported-request"
 
 
 class InternalError(BirdieError):
-    """A fault of birdie-zmq itself; please report it with the traceback."""
+    """A bug in birdie-zmq itself; please report it with the traceback."""
 
     code = "internal"

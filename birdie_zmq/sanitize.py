@@ -1,14 +1,17 @@
-"""Texts of others on a terminal or a page: what a model, a page or a broker wrote may move the cursor or end a line."""
+"""Sanitising of untrusted text before it is shown.
+
+A text from a model, a user module or a broker may hold control characters that move the cursor or end a line of a terminal.
+"""
 
 from __future__ import annotations
 
 
-def printable(text: str, lines: bool = False) -> str:
-    """The text with every character that does not print written as an escape.
+def sanitize(text: str, lines: bool = False) -> str:
+    """Return the text with every unprintable character written as an escape sequence.
 
     Args:
-        text: Whatever somebody else wrote.
-        lines: Whether it may have several lines.
+        text: The untrusted text.
+        lines: Whether newlines are kept.
     """
-    kept = "\n" if lines else ""
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+    allowed = "\n" if lines else ""
+    return "".join(c if c.isprintable() or c in allowed else c.encode("unicode_escape").decode() for c in text)

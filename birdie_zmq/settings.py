@@ -1,4 +1,4 @@
-"""Settings: frozen, validated where they are made, with units in their names."""
+"""Settings of broker, agent and client: frozen, validated at construction, with units in their names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from birdie_zmq.errors import UsageError
 
 DEFAULT_STATUS_PORT = 5556
-"""Of the status page, where one is asked for without a number."""
+"""Port of the status page if it is enabled without a number."""
 
 ENGINE_VARIABLE = "BIRDIE_ZMQ_ENGINE"
-"""The variable by which the agent tells a model process its engine: jax, torch, or the path of a file. A page may read it."""
+"""Environment variable that holds a model process's engine: jax, torch, or the path of a file. A user module may read it."""
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,31 @@ class _Settings:
 
 @dataclass(frozen=True)
 class BrokerSettings(_Settings):
-    """The broker's timeouts and bounds.
+    """The broker's timeouts and limits.
 
-    ``patience_s`` is how long a batch waits for a worker that has another model before that worker changes models
-    although its own queue is not empty. A worker that has had nothing to do for ``share_after_s`` takes over from others.
-    To a peer that is silent for ``probe_s`` something is sent, to see whether its
-    connection still is there. ``max_losses`` is how many processes may die at a request, the last two of
-    them at nothing else, before it is given up, ``max_losses_in_a_row`` how many may die at one model without an answer
-    in between before its batch is. ``drain_s`` is how long a broker that is told to stop lets its workers finish what they hold.
+    ``switch_delay_s`` is how long a batch waits before a worker with another model switches to its model although that
+    worker's own queue is not empty. A worker that has been idle, or on its last lease, for ``steal_after_s`` steals work
+    from other workers. The broker sends a message to a peer that has been silent for ``probe_s``, to test its connection.
+    A request fails after ``max_crashes_per_request`` processes died while computing it, the last two of them while
+    computing nothing else. A batch fails after ``max_consecutive_crashes`` processes of its model died without an answer
+    in between. ``drain_s`` is how long a stopping broker lets its workers finish their leases.
 
-    ``max_batches_per_client`` and ``max_bytes_per_client`` bound what a client has submitted and what has no answer
-    yet, in bytes as they came. A peer hears of ``max_refusals_in_a_row`` messages that make no sense, then of one a
-    second. The log has ``max_log_lines_at_once`` lines without a pause, then ``max_log_lines_per_s``; of refusals,
-    one a second.
+    ``max_batches_per_client`` and ``max_bytes_per_client`` limit the unanswered work of a client; bytes are counted as
+    received. A peer receives ``max_refusal_burst`` refusals for invalid messages at once, then one per second. The log
+    has ``max_log_burst`` lines at once, then ``max_log_lines_per_s``, and at most one line per second for refusals.
     """
 
     client_timeout_s: float = 30.0
     worker_timeout_s: float = 10.0
     switch_delay_s: float = 30.0
-    share_after_s: float = 1.0
+    steal_after_s: float = 1.0
     probe_s: float = 2.5
-    max_losses: int = 3
-    max_losses_in_a_row: int = 16
+    max_crashes_per_request: int = 3
+    max_consecutive_crashes: int = 16
     max_batches_per_client: int = 1024
     max_bytes_per_client: int = 256 * 2**20
-    max_refusals_in_a_row: int = 16
-    max_log_lines_at_once: int = 100
+    max_refusal_burst: int = 16
+    max_log_burst: int = 100
     max_log_lines_per_s: float = 10.0
     tick_s: float = 0.5
     drain_s: float = 20.0
@@ -57,18 +56,17 @@ class BrokerSettings(_Settings):
 
 @dataclass(frozen=True)
 class AgentSettings(_Settings):
-    """The agent's timeouts.
+    """The agent's timeouts and limits.
 
-    ``capacity`` is how many leases it holds: one that is computed, and the next, so that the model never waits for it.
-    ``terminate_s`` is how long a model process may take to end by itself before it is killed, ``drain_s`` how long the
-    agent itself lets it finish its lease when it is told to stop.
+    ``capacity`` is the number of leases that the agent holds: one in computation and the next one, so that the model never
+    waits. ``terminate_s`` is how long a model process may take to exit before it is killed. ``drain_s`` is how long a
+    stopping agent lets the model process finish its lease.
 
-    A model process is killed if it is silent for ``silence_s``, which a process that lives is not, or while it loads
-    for ``loading_silence_s``, since a page's code may keep Python's lock for long; and if it does not come on: if
-    loading takes longer than ``load_s``, compiling one program longer than ``compile_s``, or one step longer than
-    ``step_s``. One that dies while it loads is started again after ``restart_s``, then after twice that, and
-    ``max_load_crashes`` times at most. Where the memory of its device can be watched, the next one waits for it to be
-    free again, for ``free_s`` at most.
+    A model process is killed if it sends nothing for ``silence_s``, or for ``loading_silence_s`` while it loads, since a
+    user module may hold Python's GIL for long. It is also killed if it makes no progress: if loading takes longer than
+    ``load_s``, one compilation longer than ``compile_s``, or one step longer than ``step_s``. A process that dies while
+    loading is restarted after ``restart_delay_s``, which doubles each time, and at most ``max_load_crashes`` times. If the
+    memory of its device can be watched, the next process waits until it is free, for at most ``memory_wait_s``.
     """
 
     capacity: int = 2
@@ -81,25 +79,25 @@ class AgentSettings(_Settings):
     load_s: float = 3600.0
     compile_s: float = 3600.0
     step_s: float = 900.0
-    restart_s: float = 1.0
+    restart_delay_s: float = 1.0
     max_load_crashes: int = 3
-    free_s: float = 30.0
+    memory_wait_s: float = 30.0
 
 
 @dataclass(frozen=True)
 class ClientSettings(_Settings):
-    """The client's timeouts and the size of its batches.
+    """The client's timeouts and batch sizes.
 
-    ``batch_items`` and ``batch_characters`` bound one message; ``window`` is how many batches are in flight, and
-    ``max_window`` how many where there are many workers, with ``max_characters_in_flight``, of up to four bytes each: both
-    must not be more than the broker lets a client have.
-    ``connect_s`` is how long the broker may take to answer the first greeting, ``greet_s`` how often it is greeted
-    meanwhile, ``broker_timeout_s`` how long a broker that was there may be gone, and ``worker_wait_s`` how long a
-    worker may be missing once there is work. After ``max_failed_items`` the rest of a call is not waited for.
+    ``batch_items`` and ``batch_characters`` limit one message. ``window`` is the number of batches in flight. With many
+    workers it grows to ``max_window``, and the texts in flight to ``max_characters_in_flight``, at up to four bytes a
+    character; both must stay within the broker's limits per client. ``connect_s`` is how long the broker may take to answer
+    the first OpenSession, ``open_retry_s`` the interval at which that message is repeated. ``broker_timeout_s`` is how long
+    a broker may be silent after it has answered once, ``worker_wait_s`` how long the broker may be without a worker while
+    there is work. After ``max_failed_items`` failed items, a call does not wait for the rest.
     """
 
     connect_s: float = 5.0
-    greet_s: float = 1.0
+    open_retry_s: float = 1.0
     worker_wait_s: float = 300.0
     ping_s: float = 1.0
     broker_timeout_s: float = 300.0

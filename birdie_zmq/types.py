@@ -1,7 +1,7 @@
 """The data that every layer shares: model specs, requests, answers, sampling parameters, run statistics.
 
-The protocol knows how to encode these records; the engine computes with them and knows nothing of the protocol. A record
-of requests or answers holds many items, so that numbers travel as arrays, and can be cut down to some of its items.
+The protocol encodes these records; the engine computes with them and does not import the protocol. A record of requests
+or answers holds many items, so that numbers are sent as arrays, and `select` returns the same record for some of its items.
 """
 
 from __future__ import annotations
@@ -21,27 +21,31 @@ PositiveCount = Annotated[int, Meta(gt=0, lt=2**53)]
 Seconds = Annotated[float, Meta(gt=0, lt=1e9)]
 Duration = Annotated[float, Meta(ge=0, lt=1e9)]
 Name = Annotated[str, Meta(max_length=4096)]
-Key = Annotated[int, Meta(ge=0, lt=2**62)]
+RandomKey = Annotated[int, Meta(ge=0, lt=2**62)]
 Temperature = Annotated[float, Meta(gt=0, lt=1e9)]
-Portion = Annotated[float, Meta(gt=0, le=1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 Level = Literal["info", "warning"]
 Indices = npt.NDArray[np.int32]
 Lengths = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
 
-_MOST_ERROR_CHARACTERS = 100_000
+_MAX_ERROR_CHARACTERS = 100_000
 
 
 def _sendable(text: str) -> str:
-    """A text of somebody else's making, which may be of any length and hold what UTF-8 cannot; the end says most."""
-    if len(text) > _MOST_ERROR_CHARACTERS:
-        half = _MOST_ERROR_CHARACTERS // 2
+    """Return an error text in a form that can be sent: valid UTF-8, with the middle cut out of a very long text.
+
+    The text comes from user code or a library, so it may have any length and may hold lone surrogates. The end is kept,
+    since it is the most informative part.
+    """
+    if len(text) > _MAX_ERROR_CHARACTERS:
+        half = _MAX_ERROR_CHARACTERS // 2
         text = f"{text[:half]} … {text[-half:]}"
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An error as it travels; `birdie_zmq.errors` says what each code means."""
+    """An error as it is sent to another process; `birdie_zmq.errors` documents the codes."""
 
     code: Name
     message: str
@@ -49,7 +53,7 @@ class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @classmethod
     def of(cls, error: BirdieError) -> ErrorReport:
-        """Describe an error for another process, with the traceback of what caused it, which is the user's code."""
+        """Describe an error for another process, with the traceback of its cause, which is the user's code."""
         trace = error.remote_traceback
         if trace is None and error.__cause__ is not None:
             trace = "".join(traceback.format_exception(error.__cause__))
@@ -58,12 +62,15 @@ class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         )
 
     def to_error(self) -> BirdieError:
-        """The same error, to be raised in this process."""
+        """Return the same error, to be raised in this process."""
         return BirdieError.from_code(self.code, self.message, self.traceback)
 
 
 class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which model is meant: the tag, and the canonical JSON object of the keywords that reach ``api.py``."""
+    """The specification of a requested model: its tag, and its keyword arguments as a canonical JSON object.
+
+    Both are passed to ``load_model`` in ``api.py``.
+    """
 
     tag: Name
     arguments: str = "{}"
@@ -72,7 +79,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.tag if self.arguments == "{}" else f"{self.tag} {self.arguments}"
 
 
-# --- Work: what is asked. Each kind can be cut down to some of its items, for an answer that was lost half-way. ------
+# --- Work: the requests. `select` returns the unanswered items of a batch, to be retried after a worker died. --------
 
 
 class LogLikelihoodWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="loglikelihood"):
@@ -84,7 +91,7 @@ class LogLikelihoodWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return len(self.pairs)
 
     def select(self, indices: Sequence[int]) -> LogLikelihoodWork:
-        """The same work for some of its items."""
+        """Return the same work for some of its items."""
         return LogLikelihoodWork(pairs=[self.pairs[i] for i in indices])
 
 
@@ -97,30 +104,31 @@ class RollingWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return len(self.texts)
 
     def select(self, indices: Sequence[int]) -> RollingWork:
-        """The same work for some of its items."""
+        """Return the same work for some of its items."""
         return RollingWork(texts=[self.texts[i] for i in indices])
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tokens are drawn, in transformers' words: logits are divided by ``temperature``, then tokens are left out.
+    """Sampling parameters with the names and meanings of transformers.
 
-    Of the rest of the tokens each limit leaves in: ``top_k``, the k most likely ones (0: all); ``top_p``, the fewest
-    of the most likely ones that together are as likely as this; ``min_p``, those at least this times as likely as the
-    most likely one.
+    Logits are divided by ``temperature``, then filtered. ``top_k`` keeps the k most likely tokens (0 keeps all).
+    ``top_p`` keeps the smallest set of most likely tokens whose total probability is at least ``top_p``. ``min_p`` keeps
+    the tokens whose probability is at least ``min_p`` times that of the most likely token. Each filter applies to the
+    tokens that the one before it kept.
     """
 
     temperature: Temperature = 1.0
     top_k: Count = 0
-    top_p: Portion = 1.0
-    min_p: Share = 0.0
+    top_p: PositiveFraction = 1.0
+    min_p: Fraction = 0.0
 
 
 class GenerationParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to continue a prompt.
+    """Generation parameters of a prompt.
 
-    ``until`` holds the stop strings; the text is cut before the first of them. ``think_end_token``, as text or as a
-    token, ends the thoughts of a model: what stands before it is not part of the answer, and no stop string ends it.
-    Without ``sampling`` the most likely token is taken.
+    ``until`` holds the stop strings; the generated text is cut before the first of them. ``think_end_token``, as text or
+    as a token id, ends the model's reasoning: the text before it is not part of the answer, and stop strings are ignored
+    in it. Without ``sampling``, decoding is greedy.
     """
 
     until: tuple[str, ...] = ()
@@ -132,24 +140,24 @@ class GenerationParams(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="generate"):
     """A continuation of each prompt.
 
-    ``keys`` has, where tokens are drawn, a random key for each prompt: all that chance depends on, whatever is computed
-    beside it.
+    ``keys`` holds a random key for each prompt if tokens are sampled, and is empty otherwise. Sampling depends on this key
+    alone, not on the other prompts of a step.
     """
 
     prompts: list[str]
     settings: GenerationParams
-    keys: list[Key] = []
+    keys: list[RandomKey] = []
 
     def __post_init__(self) -> None:
-        wanted = len(self.prompts) if self.settings.sampling else 0
-        if len(self.keys) != wanted:
-            raise ValueError(f"{len(self.prompts)} prompts need {wanted} keys, not {len(self.keys)}")
+        expected = len(self.prompts) if self.settings.sampling else 0
+        if len(self.keys) != expected:
+            raise ValueError(f"{len(self.prompts)} prompts need {expected} keys, not {len(self.keys)}")
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def select(self, indices: Sequence[int]) -> GenerateWork:
-        """The same work for some of its items."""
+        """Return the same work for some of its items."""
         return GenerateWork(
             prompts=[self.prompts[i] for i in indices],
             settings=self.settings,
@@ -158,9 +166,9 @@ class GenerateWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ChatWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="chat"):
-    """Conversations to be rendered by a tokenizer that has a template method of its own and no template text.
+    """Conversations to render with a tokenizer that has its own template method and no template text.
 
-    ``template_args`` is a JSON object of further keywords for that method.
+    ``template_args`` is a JSON object of further keyword arguments for that method.
     """
 
     conversations: list[list[dict[str, str]]]
@@ -171,7 +179,7 @@ class ChatWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
         return len(self.conversations)
 
     def select(self, indices: Sequence[int]) -> ChatWork:
-        """The same work for some of its items."""
+        """Return the same work for some of its items."""
         return ChatWork(
             conversations=[self.conversations[i] for i in indices],
             add_generation_prompt=self.add_generation_prompt,
@@ -180,13 +188,13 @@ class ChatWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
 
 class DescribeWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="describe"):
-    """What the loaded model is, and what its process has done so far; always one item."""
+    """A request for the description of the loaded model and the statistics of its process; always one item."""
 
     def __len__(self) -> int:
         return 1
 
     def select(self, indices: Sequence[int]) -> DescribeWork:
-        """The same work: it has one item."""
+        """Return the same work: it has one item."""
         del indices
         return self
 
@@ -195,17 +203,23 @@ Work = LogLikelihoodWork | RollingWork | GenerateWork | ChatWork | DescribeWork
 
 
 class StepLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a user said about the rows of a step: the most, or a number that is forced; None leaves it to the engine."""
+    """The user's limits on the rows of a step.
+
+    ``max_rows`` is an upper bound, ``rows`` a fixed number; None leaves the choice to the engine.
+    """
 
     max_rows: PositiveCount | None = None
     rows: PositiveCount | None = None
 
 
-# --- Answers: one record for many items, so that numbers travel as arrays. -------------------------------------------
+# --- Answers: one record for many items, so that numbers are sent as arrays. -----------------------------------------
 
 
 class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="scores"):
-    """``loglikelihoods`` float64[n] in nats, and whether each continuation is what greedy decoding gives, bool[n]."""
+    """Scores of continuations.
+
+    ``loglikelihoods`` is float64[n] in nats; ``greedy`` is bool[n], whether greedy decoding gives the same continuation.
+    """
 
     loglikelihoods: npt.NDArray[np.float64]
     greedy: npt.NDArray[np.bool_]
@@ -218,12 +232,12 @@ class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
         return len(self.loglikelihoods)
 
     def select(self, positions: Sequence[int]) -> Scores:
-        """Some of the answers."""
+        """Return some of the answers."""
         return Scores(loglikelihoods=self.loglikelihoods[positions], greedy=self.greedy[positions])
 
 
 class RollingScores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rolling-scores"):
-    """``loglikelihoods`` float64[n] in nats, each of a whole text."""
+    """Scores of whole texts: ``loglikelihoods`` is float64[n] in nats."""
 
     loglikelihoods: npt.NDArray[np.float64]
 
@@ -231,7 +245,7 @@ class RollingScores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return len(self.loglikelihoods)
 
     def select(self, positions: Sequence[int]) -> RollingScores:
-        """Some of the answers."""
+        """Return some of the answers."""
         return RollingScores(loglikelihoods=self.loglikelihoods[positions])
 
 
@@ -244,12 +258,16 @@ class Texts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="
         return len(self.texts)
 
     def select(self, positions: Sequence[int]) -> Texts:
-        """Some of the answers."""
+        """Return some of the answers."""
         return Texts(texts=[self.texts[position] for position in positions])
 
 
 class ChatTemplates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the client needs to render conversations itself; ``templates`` maps a name, or "default", to jinja2 text."""
+    """The chat templates of a tokenizer, so that the client can render conversations itself.
+
+    ``templates`` maps a name, or "default", to jinja2 text. ``has_method`` is set if the tokenizer has its own template
+    method instead.
+    """
 
     templates: dict[str, str] = {}
     special_tokens: dict[str, str] = {}
@@ -257,14 +275,15 @@ class ChatTemplates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class RunStatistics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a model process has computed since it started.
+    """Statistics of everything that a model process has computed since it started.
 
-    ``shapes`` lists each ``(rows, length)`` that was sent to the model; ``shape_bound`` is the most there can be.
-    ``tokens_requested`` counts each request's own input tokens, ``tokens_distinct`` the least that a causal model must
-    compute for the scores of each batch, ``tokens_computed`` all positions of all steps, padding included,
-    ``tokens_padding`` those of them that were padding. ``step_seconds`` leave out ``compile_seconds``; in
-    ``idle_seconds`` the device waited for the host. ``states_evicted`` counts beginnings whose states had to go.
-    ``tokens_generated`` are those that answers were made of; ``tokens_thrown_away`` were decoded behind an answer's end.
+    ``shapes`` lists each ``(rows, length)`` that was sent to the model; ``shape_bound`` is the maximum number of shapes.
+    ``tokens_requested`` counts each request's own input tokens, ``tokens_distinct`` the minimum that a causal model must
+    compute for the scores of each batch, ``tokens_computed`` all positions of all steps, padding included, and
+    ``tokens_padding`` the padding among them. ``step_seconds`` excludes ``compile_seconds``; ``idle_seconds`` is the time
+    in which the device waited for the host. ``states_evicted`` counts shared prefixes evicted from the prefix cache.
+    ``tokens_generated`` counts the tokens that are part of answers, ``tokens_thrown_away`` the tokens that were decoded
+    after the end of an answer.
     """
 
     requests: Count = 0
@@ -284,11 +303,11 @@ class RunStatistics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="description"):
-    """The loaded model, as results record it.
+    """The loaded model, as it is recorded in results.
 
-    ``identity`` is a SHA-256 over the tag, its arguments, the page that loaded it and, where there is one, the
-    fingerprint of its checkpoint: two models with different identities never share answers. ``gives`` names the
-    functions of `birdie_zmq.Model` that load_model gave, or ``callable`` for a bare one.
+    ``identity`` is a SHA-256 over the tag, the arguments, the user module that loaded the model and, if there is one, the
+    fingerprint of the checkpoint: two models with different identities never share answers. ``provides`` names the
+    functions of `birdie_zmq.Model` that load_model returned, or ``callable`` for a bare function.
     """
 
     model: ModelSpec
@@ -314,7 +333,7 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return 1
 
     def select(self, positions: Sequence[int]) -> ModelDescription:
-        """The same: it is one answer."""
+        """Return the same description: it is one answer."""
         del positions
         return self
 
@@ -323,13 +342,14 @@ Answers = Scores | RollingScores | Texts | ModelDescription
 
 
 class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The few counts of a `RunStatistics` that are told while the work goes on.
+    """The counters of a `RunStatistics` that are reported while work is in progress.
 
-    ``tokens`` are those computed, padding included, ``requested`` and ``distinct`` those of the requests that were
-    begun with, ``programs`` how many shapes were called; ``seconds`` of work leave out ``compile_seconds``, which
-    here are all that it takes to have a program, tracing included.
+    ``tokens`` counts computed tokens, padding included; ``requested`` and ``distinct`` count the tokens of started
+    requests; ``executables`` is the number of shapes that were called. ``seconds`` of computation exclude
+    ``compile_seconds``, which here include tracing.
 
-    ``planned`` is what the reading costs that was planned, and ``done`` all that is over, in positions that are read.
+    ``planned`` is the cost of the prefill that was planned, ``done`` the cost of all work that is finished, both in
+    prefilled positions.
     """
 
     tokens: Count = 0
@@ -346,24 +366,25 @@ class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __add__(self, other: ComputeCounters) -> ComputeCounters:
         return ComputeCounters(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
-    def since(self, before: ComputeCounters) -> ComputeCounters:
-        """What has been added to `before`; 0 where it was more, as a process that was replaced leaves it."""
+    def since(self, earlier: ComputeCounters) -> ComputeCounters:
+        """Return the increase since `earlier`; 0 where the earlier count was higher, as after a process was replaced."""
         return ComputeCounters(
-            **{name: max(0, getattr(self, name) - getattr(before, name)) for name in self.__struct_fields__}
+            **{name: max(0, getattr(self, name) - getattr(earlier, name)) for name in self.__struct_fields__}
         )
 
-    def at_most(self, most: int) -> ComputeCounters:
-        """The same, with no count above a number."""
-        return ComputeCounters(**{name: min(most, getattr(self, name)) for name in self.__struct_fields__})
+    def at_most(self, maximum: int) -> ComputeCounters:
+        """Return the same counters, each limited to a maximum."""
+        return ComputeCounters(**{name: min(maximum, getattr(self, name)) for name in self.__struct_fields__})
 
 
 class ProgressDelta(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far a lease has come.
+    """The progress of a lease since its last report.
 
-    ``computed`` is what the model process has computed since it said so last, ``ahead`` the rest of what is planned for
-    this lease, for which ``programs`` have to be compiled yet. Of texts that are continued, ``going`` says how many tokens
-    each of those that go on has so far, and ``ended`` how many those have that ended since it was said last; in a round
-    ``slots`` of them get another token together, at ``round_cost`` in positions, of which each slot takes ``row_cost``.
+    ``computed`` counts the work of the model process since the last report. ``remaining`` is the remaining planned cost of
+    this lease, in prefilled positions, and ``pending_compiles`` the number of executables still to be compiled for it.
+    For generation, ``active_lengths`` holds the tokens so far of each unfinished sequence, and ``finished_lengths`` the
+    tokens of each sequence that finished since the last report. A decode step has ``decode_rows`` rows, each of which can
+    decode one sequence. The step costs ``decode_step_cost`` positions, ``decode_row_cost`` of them for each row.
     """
 
     computed: ComputeCounters = ComputeCounters()

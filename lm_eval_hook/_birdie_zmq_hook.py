@@ -1,12 +1,12 @@
-"""Makes the plain ``lm_eval`` command know ``--model birdie_zmq``.
+"""Registers ``--model birdie_zmq`` with the unmodified ``lm_eval`` command.
 
 lm_eval 0.4.13 reads no entry points for models, so ``birdie_zmq_lm_eval.pth`` imports this module whenever Python
-starts. It waits for ``lm_eval.models`` to be imported and then registers the name there, as a "module:class" string
-which lm_eval imports only when it is asked for. Nothing else is touched, and without lm_eval nothing happens at all.
-Set BIRDIE_ZMQ_NO_HOOK=1 to switch it off.
+starts. When ``lm_eval.models`` is imported, the hook registers the name, as a "module:class" string that lm_eval imports
+only when the model is used. It changes nothing else, and does nothing without lm_eval. Set BIRDIE_ZMQ_NO_HOOK=1 to
+disable it.
 
-It imports two built-in modules and nothing else, since every start of Python pays for it. It must not lie inside the
-package: importing it there would import the installed ``birdie_zmq`` before a checkout's own.
+The hook imports only two built-in modules, since it delays every start of Python. It must not be part of the package:
+importing it from there would import the installed ``birdie_zmq`` even where a checkout has its own.
 """
 
 import os
@@ -23,7 +23,7 @@ TARGET = "harness_model:BirdieZMQ"
 
 
 def register() -> None:
-    """Add the name to lm_eval's registry, unless an entry point has done so already."""
+    """Add the name to lm_eval's registry, unless it is already registered, for instance by an entry point."""
     from lm_eval.api.registry import model_registry
 
     if NAME not in model_registry:
@@ -31,10 +31,10 @@ def register() -> None:
 
 
 class Finder:
-    """Finds ``lm_eval.models`` where it is, and has its loader call `register` when it is done."""
+    """A finder of ``lm_eval.models`` that makes the module's loader call `register` at the end."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> "ModuleSpec | None":
-        """The import system asks for every module that is not imported yet."""
+        """Return the spec of ``lm_eval.models``, None for other modules; called by the import system."""
         if fullname != MODULE:
             return None
         for finder in sys.meta_path:
@@ -59,7 +59,7 @@ class Finder:
 
 
 def install() -> None:
-    """Register at once where ``lm_eval.models`` is imported already, else as soon as it is."""
+    """Register now if ``lm_eval.models`` is already imported, else when it is imported."""
     if MODULE in sys.modules:
         register()
     elif not any(isinstance(finder, Finder) for finder in sys.meta_path):

@@ -1,6 +1,6 @@
-"""Build steps that setup.cfg cannot express: install the hook that tells lm_eval about us, and the demo's tasks.
+"""Build steps that setup.cfg cannot express: install the lm_eval hook and the tasks of the demo.
 
-setup.cfg names both classes under ``cmdclass``. They run while a wheel is built and are not installed.
+setup.cfg lists both classes under ``cmdclass``. They run when a wheel is built, and they are not installed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from setuptools.command.editable_wheel import editable_wheel
 HERE = Path(__file__).resolve().parent
 TASKS = HERE.parent / "examples" / "tasks"
 HOOK = ("birdie_zmq_lm_eval.pth", "_birdie_zmq_hook.py")
-"""The files of the hook, which go to the top of site-packages: Python reads .pth files only there."""
+"""The files of the hook; they are installed at the top of site-packages, where Python reads .pth files."""
 
 
 class BuildPy(build_py):
-    """Copy the hook to the top of the wheel, and the demo's tasks into the package."""
+    """A build step that copies the hook to the top of the wheel, and the demo's tasks into the package."""
 
     def run(self) -> None:
-        """Run setuptools' own step, then copy."""
+        """Run the step of setuptools, then copy the files."""
         super().run()
         if self.editable_mode:
-            return  # EditableWheel writes the wheel of an editable install, and the tasks are in the checkout.
+            return  # EditableWheel adds the hook to an editable install, and the tasks are in the checkout.
         target = Path(self.build_lib)
         for name in HOOK:
             shutil.copyfile(HERE / name, target / name)
         shutil.copytree(TASKS, target / "birdie_zmq" / "demo_tasks", dirs_exist_ok=True)
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        """List the copied files too, so that they are recorded and uninstalled."""
+        """Return the outputs including the copied files, so that they are recorded and uninstalled."""
         target = Path(self.build_lib)
         tasks = [path.relative_to(TASKS) for path in TASKS.rglob("*") if path.is_file()]
         copied = [target / "birdie_zmq" / "demo_tasks" / path for path in tasks]
@@ -41,14 +41,14 @@ class BuildPy(build_py):
 
 
 class EditableWheel(editable_wheel):
-    """Put the hook into the wheel of an editable install, beside the .pth file that setuptools makes."""
+    """A build step that adds the hook to the wheel of an editable install, next to the .pth file of setuptools."""
 
     def _select_strategy(self, *arguments: Any) -> Any:
-        strategy = super()._select_strategy(*arguments)  # type: ignore[misc]  # the stubs lack it
+        strategy = super()._select_strategy(*arguments)  # type: ignore[misc]  # missing in the stubs
         original = strategy.__call__
 
         class WithHook:
-            """Setuptools' strategy, which also writes the hook's files."""
+            """The strategy of setuptools that also writes the files of the hook."""
 
             def __enter__(self) -> Any:
                 return strategy.__enter__()

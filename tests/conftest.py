@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and settings of all tests."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
-# How long an example takes depends on what else the machine does.
+# The duration of an example depends on the load of the machine.
 settings.register_profile("birdie", deadline=None)
 settings.load_profile("birdie")
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class ByWhatIsShared(LoadScopeScheduling):
-    """Which tests pytest-xdist gives to one process together: those that share what is made once for their file.
+class FileScheduling(LoadScopeScheduling):
+    """A scheduler of pytest-xdist that keeps the tests of a file in one process if they share fixtures or compilations.
 
-    Unit tests share what they compile. Of those with real processes, which wait for them, most share nothing, and spread.
+    Unit tests share compilations. Integration tests mostly wait for real processes; without fixtures of module scope
+    they are distributed one by one.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        spreads = "/integration/" in file and 'scope="module"' not in (ROOT / file).read_text(encoding="utf-8")
-        return nodeid if spreads else file
+        distributed = "/integration/" in file and 'scope="module"' not in (ROOT / file).read_text(encoding="utf-8")
+        return nodeid if distributed else file
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByWhatIsShared:
-    """As pytest-xdist asks for one, where it runs tests in several processes."""
-    return ByWhatIsShared(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    """Return the scheduler when pytest-xdist runs tests in several processes."""
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
-def pages() -> Path:
-    """The folder of the api pages that tests load models from."""
+def model_files() -> Path:
+    """The folder of the model files (api.py) for tests."""
     return ROOT / "tests" / "model_files"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let the model processes of all tests share their compiles, which would take most of the time.
+def shared_compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Share a compilation cache among the model processes of all tests, where compilation takes most of the time.
 
-    That the variables reach a model process is part of what is tested.
+    This also tests that JAX's environment variables reach a model process.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent  # that of all workers of this run
+        folder = folder.parent  # the folder of all pytest-xdist workers of this run
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -59,7 +60,7 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in cache}
     os.environ.update(cache)
-    for option in cache:  # This process has read the variables before they were set.
+    for option in cache:  # JAX read the variables of this process before they were set.
         value: str = cache[option]
         jax.config.update(option.lower(), value if option.endswith("DIR") else int(value))  # type: ignore[no-untyped-call]
     yield

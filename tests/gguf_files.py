@@ -1,4 +1,4 @@
-"""GGUF files of the Llama family, written as llama.cpp's converter writes them."""
+"""Write GGUF files of the Llama family in the format of llama.cpp's converter."""
 
 import json
 from collections.abc import Callable
@@ -29,11 +29,11 @@ NAMES = {
     "up": "blk.{}.ffn_up.weight",
     "down": "blk.{}.ffn_down.weight",
 }
-"""llama.cpp's name of each tensor; biases are beside their weights."""
+"""llama.cpp's name of each tensor; a bias has the name of its weight."""
 
 
-def permuted(weight: NDArray[Any], heads: int) -> NDArray[Any]:
-    """The order of rows in llama.cpp, as its convert_hf_to_gguf.py makes it."""
+def to_llama_cpp_order(weight: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Reorder rows as llama.cpp's convert_hf_to_gguf.py does."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
@@ -69,13 +69,13 @@ def add_sizes(writer: gguf.GGUFWriter, model: Llama) -> None:
 def add_weights(
     writer: gguf.GGUFWriter, model: Llama, params: Params, kind: gguf.GGMLQuantizationType, reorder: bool
 ) -> None:
-    for _, (key, layer, stored) in model.layout().places():
+    for _, (key, layer, spec) in model.weight_map().tensors():
         values = np.asarray(params.outer[key] if layer is None else params.layers[key][layer])
-        values = np.ascontiguousarray(values.T if stored.transposed else values)
-        part = key.removesuffix("_bias")
-        if reorder and part in ("query", "key"):
-            values = permuted(values, model.n_heads if part == "query" else model.n_kv_heads)
-        name = NAMES[part].format(layer)
+        values = np.ascontiguousarray(values.T if spec.transposed else values)
+        projection = key.removesuffix("_bias")
+        if reorder and projection in ("query", "key"):
+            values = to_llama_cpp_order(values, model.n_heads if projection == "query" else model.n_kv_heads)
+        name = NAMES[projection].format(layer)
         name = name.removesuffix("weight") + "bias" if key.endswith("_bias") else name
         if values.ndim == 2 and kind != gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
@@ -95,7 +95,7 @@ def write_gguf(
     pre: str | None = "gpt-2",
     more: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
-    """A whole file; the first token is BOS, the second EOS, and `more` may write further keys and tensors."""
+    """Write a complete file; the first token is BOS, the second EOS, and `more` may write further keys and tensors."""
     writer = gguf.GGUFWriter(path, architecture)
     sizes(writer, model)
     while tokenizer.get_vocab_size() < model.vocab_size:

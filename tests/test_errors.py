@@ -1,4 +1,4 @@
-"""Errors keep their class, message and traceback on their way through codes that never change."""
+"""Errors keep their class, message and traceback when they are sent, and their codes are stable."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CODES = {
     "unavailable": "UnavailableError",
     "broker-unavailable": "BrokerUnavailable",
     "worker-unavailable": "WorkerUnavailable",
-    "group-incomplete": "GroupIncomplete",
+    "group-incomplete": "ProcessGroupIncomplete",
     "model": "ModelError",
-    "api-page": "ApiPageError",
+    "api-page": "UserModuleError",
     "engine": "EngineError",
     "unknown-model-tag": "UnknownModelTag",
     "model-load": "ModelLoadError",
     "model-changed": "ModelChanged",
-    "group-mismatch": "GroupMismatch",
+    "group-mismatch": "ProcessGroupMismatch",
     "tokenizer": "TokenizerError",
     "model-call": "ModelCallError",
     "model-output": "ModelOutputError",
@@ -40,22 +40,22 @@ CODES = {
     "unsupported-request": "UnsupportedRequest",
     "internal": "InternalError",
 }
-"""Written out, because a code that has been released stays: add lines here, and change none."""
+"""A literal list, because a released code never changes: add lines here, but do not change any."""
 
 
-def tree(root: type[BirdieError] = BirdieError) -> Iterator[type[BirdieError]]:
-    """All classes below one."""
+def subclasses(root: type[BirdieError] = BirdieError) -> Iterator[type[BirdieError]]:
+    """Yield all subclasses of a class, recursively."""
     for below in root.__subclasses__():
         yield below
-        yield from tree(below)
+        yield from subclasses(below)
 
 
-def test_every_error_has_the_code_that_it_was_released_with() -> None:
-    assert {kind.code: kind.__name__ for kind in tree() if kind.__module__ == errors.__name__} == CODES
+def test_error_codes_are_stable() -> None:
+    assert {kind.code: kind.__name__ for kind in subclasses() if kind.__module__ == errors.__name__} == CODES
 
 
 @pytest.mark.parametrize(("code", "name"), CODES.items())
-def test_a_code_becomes_the_class_again(code: str, name: str) -> None:
+def test_a_code_is_decoded_to_its_class(code: str, name: str) -> None:
     error = BirdieError.from_code(code, "what was wrong", "a traceback")
 
     assert type(error) is getattr(errors, name)
@@ -78,7 +78,7 @@ def test_two_errors_cannot_share_a_code() -> None:
     assert type(BirdieError.from_code("usage", "what was wrong")) is errors.UsageError
 
 
-def test_a_traceback_of_the_worker_is_shown_below_the_error() -> None:
+def test_the_workers_traceback_is_shown_after_the_error() -> None:
     error = errors.ModelCallError("it failed", remote_traceback="Traceback:\n  in explode\n")
 
     shown = "".join(traceback.format_exception(error))
@@ -86,5 +86,5 @@ def test_a_traceback_of_the_worker_is_shown_below_the_error() -> None:
 
 
 @pytest.mark.parametrize("remote_traceback", [None, ""])
-def test_without_a_traceback_nothing_is_added(remote_traceback: str | None) -> None:
+def test_without_a_traceback_there_is_no_note(remote_traceback: str | None) -> None:
     assert not hasattr(BirdieError("it failed", remote_traceback=remote_traceback), "__notes__")

@@ -1,4 +1,4 @@
-"""The hook makes lm_eval know this model, in fresh processes, and touches nothing else."""
+"""The hook registers this model with lm_eval, in new processes, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ HOOK = ROOT / "lm_eval_hook"
 
 
 def run(program: str, *flags: str, **environment: str) -> Any:
-    """Run a program that prints one line of JSON, and give what it printed.
+    """Run a program that prints one line of JSON, and return the decoded JSON.
 
-    Its path is this one's, the checkout first. With -S no .pth file is read, so no hook is there but what it imports.
+    It imports from the folders of this process, the checkout first. With -S no .pth files are read, so the hook is only
+    active if the program imports it.
     """
     path = os.pathsep.join([str(HOOK), str(ROOT), *filter(None, sys.path)])
     done = subprocess.run(
@@ -46,21 +47,21 @@ def built_in() -> set[str]:
     return models
 
 
-def test_the_model_is_registered_beside_all_built_in_ones() -> None:
+def test_model_is_registered_beside_the_built_in_ones() -> None:
     assert set(run(IMPORT_HOOK + IMPORT_MODELS + PRINT_MODELS)) == {"birdie_zmq", *built_in()}
 
 
-def test_it_is_registered_at_once_where_lm_eval_was_imported_before() -> None:
+def test_model_is_registered_if_lm_eval_is_already_imported() -> None:
     assert set(run(IMPORT_MODELS + IMPORT_HOOK + PRINT_MODELS)) == {"birdie_zmq", *built_in()}
 
 
-def test_it_can_be_switched_off() -> None:
+def test_hook_can_be_disabled() -> None:
     models = run(IMPORT_HOOK + IMPORT_MODELS + PRINT_MODELS, BIRDIE_ZMQ_NO_HOOK="1")
 
     assert set(models) == built_in()
 
 
-def test_the_name_leads_to_the_class() -> None:
+def test_registered_name_resolves_to_the_class() -> None:
     program = IMPORT_HOOK + "import json; from lm_eval.api.registry import get_model; kind = get_model('birdie_zmq'); "
 
     assert run(program + "print(json.dumps([kind.__module__, kind.__name__]))") == [
@@ -75,8 +76,8 @@ def test_registering_does_not_import_the_class() -> None:
     assert run(program) is False
 
 
-def test_a_name_that_is_taken_already_is_left_alone() -> None:
-    """Versions of lm_eval that read entry points have registered it themselves."""
+def test_existing_registration_is_kept() -> None:
+    """Versions of lm_eval that read entry points register the model themselves."""
     program = """
 import json
 import lm_eval.models
@@ -89,7 +90,7 @@ print(json.dumps(model_registry._objs["birdie_zmq"]))
     assert run(program) == "somewhere:Else"
 
 
-def test_installing_it_again_changes_nothing() -> None:
+def test_installing_twice_changes_nothing() -> None:
     program = IMPORT_HOOK + "_birdie_zmq_hook.install(); "
     count = "import json, sys; print(json.dumps(sum(type(f).__name__ == 'Finder' for f in sys.meta_path)))"
 
@@ -100,7 +101,7 @@ def test_installing_it_again_changes_nothing() -> None:
     }
 
 
-def test_it_imports_nothing_but_os_and_sys() -> None:
+def test_hook_imports_only_os_and_sys() -> None:
     program = f"""
 import os, sys
 before = set(sys.modules)
@@ -114,7 +115,7 @@ print(json.dumps(sorted(after - before)))
     assert run(program, "-I") == ["_birdie_zmq_hook"]
 
 
-def test_without_lm_eval_nothing_happens() -> None:
+def test_hook_does_nothing_without_lm_eval() -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(HOOK)!r})

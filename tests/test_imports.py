@@ -1,4 +1,4 @@
-"""Who imports jax, torch and zmq, and who must not."""
+"""Which modules import jax, torch and zmq, and which must not."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-ASKED = """
+RECORDING_IMPORT = """
 import json, sys
 
 class Recorder:
-    # Hears of every module that is asked for, also of one that is not installed here.
+    # Records every module that is imported, including modules that are not installed here.
     def __init__(self):
         self.names = set()
 
@@ -31,10 +31,10 @@ print(json.dumps(sorted(recorder.names)))
 """
 
 
-def asked_for_by(module: str) -> set[str]:
-    """The top-level names that importing a module in a fresh process asks for."""
+def modules_imported_by(module: str) -> set[str]:
+    """Return the top-level names that are imported when a fresh process imports a module."""
     done = subprocess.run(
-        [sys.executable, "-c", ASKED.format(module=module)],
+        [sys.executable, "-c", RECORDING_IMPORT.format(module=module)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
         capture_output=True,
         text=True,
@@ -44,11 +44,11 @@ def asked_for_by(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", ["birdie_zmq", "birdie_zmq.client", "harness_model"])
-def test_the_lm_eval_side_asks_for_neither_jax_nor_torch(module: str) -> None:
-    asked = asked_for_by(module)
+def test_the_lm_eval_side_imports_neither_jax_nor_torch(module: str) -> None:
+    imported = modules_imported_by(module)
 
-    assert "birdie_zmq" in asked
-    assert asked.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
+    assert "birdie_zmq" in imported
+    assert imported.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
 
 
 @pytest.mark.parametrize(
@@ -61,29 +61,29 @@ def test_the_lm_eval_side_asks_for_neither_jax_nor_torch(module: str) -> None:
         "birdie_zmq.cli.compare",
     ],
 )
-def test_broker_agent_and_commands_ask_for_no_framework(module: str) -> None:
-    asked = asked_for_by(module)
+def test_broker_agent_and_commands_import_no_framework(module: str) -> None:
+    imported = modules_imported_by(module)
 
-    assert "birdie_zmq" in asked
-    assert asked.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
+    assert "birdie_zmq" in imported
+    assert imported.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
 
 
 @pytest.mark.parametrize(
     "module", ["birdie_zmq.worker.model_server", "birdie_zmq.models", "birdie_zmq.engine.numpy.row_backend"]
 )
-def test_a_model_process_asks_for_a_framework_only_by_its_engine(module: str) -> None:
-    asked = asked_for_by(module)
+def test_a_model_process_imports_a_framework_only_with_its_engine(module: str) -> None:
+    imported = modules_imported_by(module)
 
-    assert "birdie_zmq" in asked
-    assert asked.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
+    assert "birdie_zmq" in imported
+    assert imported.isdisjoint({"jax", "jaxlib", "torch", "transformers"})
 
 
-def test_asking_for_jax_would_be_noticed() -> None:
-    assert "jax" in asked_for_by("birdie_zmq.engine.jax.backend")
+def test_an_import_of_jax_is_detected() -> None:
+    assert "jax" in modules_imported_by("birdie_zmq.engine.jax.backend")
 
 
 def imported_by(path: Path) -> set[str]:
-    """The top-level names of all imports in a file, those inside of functions included."""
+    """Return the top-level names of all imports in a file, including those inside functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
@@ -94,14 +94,14 @@ def imported_by(path: Path) -> set[str]:
     return names
 
 
-FACES = [ROOT / "api.py", ROOT / "broker.py", ROOT / "harness_model.py", *sorted((ROOT / "workers").glob("*.py"))]
+ENTRY_FILES = [ROOT / "api.py", ROOT / "broker.py", ROOT / "harness_model.py", *sorted((ROOT / "workers").glob("*.py"))]
 
 
-@pytest.mark.parametrize("path", FACES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_faces_import_no_framework_and_no_socket(path: Path) -> None:
+@pytest.mark.parametrize("path", ENTRY_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_entry_files_import_neither_a_framework_nor_zmq(path: Path) -> None:
     assert imported_by(path).isdisjoint({"jax", "jaxlib", "torch", "transformers", "zmq"})
 
 
-def test_an_import_in_a_file_would_be_noticed() -> None:
+def test_an_import_in_a_file_is_detected() -> None:
     assert "jax" in imported_by(ROOT / "birdie_zmq" / "engine" / "jax" / "backend.py")
     assert "zmq" in imported_by(ROOT / "birdie_zmq" / "protocol" / "sockets.py")

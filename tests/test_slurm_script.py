@@ -1,6 +1,7 @@
-"""The job script of examples/slurm without Slurm: what it would run, and what it does when it is told to stop.
+"""The job script of examples/slurm without Slurm: the commands that it runs, and its behaviour on SIGTERM.
 
-Commands of Slurm, and our own that would go on, only write down how they are called; keys are made. tests/slurm runs it all.
+The commands of Slurm, and the long-running ones of birdie-zmq, are replaced by scripts that record their calls. Keys are
+really made. tests/slurm runs the script on Slurm.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from tests.integration.conftest import ROOT, wait_until
 
 SCRIPT = ROOT / "examples" / "slurm" / "evaluate.sbatch"
 
-NOTES = 'echo "$(basename "$0") $*" >> "$CALLS"\n'
-STAND_INS = {
-    "birdie-zmq": f'if [ "$1" = keys ]; then exec "{sys.executable}" -m birdie_zmq "$@"; fi\n{NOTES}'
+RECORD_CALL = 'echo "$(basename "$0") $*" >> "$CALLS"\n'
+FAKE_COMMANDS = {
+    "birdie-zmq": f'if [ "$1" = keys ]; then exec "{sys.executable}" -m birdie_zmq "$@"; fi\n{RECORD_CALL}'
     'if [ "$1" = broker ]; then exec sleep 60; fi',
-    "srun": f'{NOTES}while [ "$1" != bash ]; do shift; done\nSLURM_LOCALID=3 "$@"',
-    "lm_eval": f'trap "echo told >> $CALLS; exit 143" TERM\n{NOTES}'
+    "srun": f'{RECORD_CALL}while [ "$1" != bash ]; do shift; done\nSLURM_LOCALID=3 "$@"',
+    "lm_eval": f'trap "echo terminated >> $CALLS; exit 143" TERM\n{RECORD_CALL}'
     'until grep -q " broker " "$CALLS" && grep -q " worker " "$CALLS"; do sleep 0.1; done\n'
-    'while [ -n "${LASTS:-}" ]; do sleep 0.1; done',
-    "scancel": NOTES,
-    "scontrol": NOTES,
+    'while [ -n "${KEEP_RUNNING:-}" ]; do sleep 0.1; done',
+    "scancel": RECORD_CALL,
+    "scontrol": RECORD_CALL,
 }
 
 
@@ -39,7 +40,7 @@ def job(tmp_path: Path) -> dict[str, str]:
     """The environment of a job."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, text in STAND_INS.items():
+    for name, text in FAKE_COMMANDS.items():
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
     return {
@@ -53,15 +54,15 @@ def job(tmp_path: Path) -> dict[str, str]:
 
 
 def calls(job: dict[str, str]) -> dict[str, list[str]]:
-    """How each command was called, and each of birdie-zmq by its own name."""
+    """Return the arguments of each recorded command; subcommands of birdie-zmq are under their own names."""
     lines = Path(job["CALLS"]).read_text().splitlines() if Path(job["CALLS"]).exists() else []
-    return {words[words[0] == "birdie-zmq"]: words[1 + (words[0] == "birdie-zmq") :] for words in map(str.split, lines)}
+    return {call[call[0] == "birdie-zmq"]: call[1 + (call[0] == "birdie-zmq") :] for call in map(str.split, lines)}
 
 
-def test_every_command_of_the_job_is_one_that_there_is(job: dict[str, str], tmp_path: Path) -> None:
+def test_every_command_of_the_job_is_valid(job: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "birdie-zmq-712345"
     folder.mkdir()
-    (folder / "worker.key").write_text("of a time that was killed")
+    (folder / "worker.key").write_text("of a killed attempt")
 
     subprocess.run(["bash", SCRIPT], env=job, cwd=ROOT, check=True, timeout=60)
 
@@ -71,31 +72,31 @@ def test_every_command_of_the_job_is_one_that_there_is(job: dict[str, str], tmp_
     worker = worker_command.parser("worker").parse_args(called["worker"])
     assert worker.device == "3"
     assert worker.key_file == folder / "worker.key"
-    words = dict(
-        word.split("=", 1) for word in called["lm_eval"][called["lm_eval"].index("--model_args") + 1].split(",")
+    arguments = dict(
+        argument.split("=", 1) for argument in called["lm_eval"][called["lm_eval"].index("--model_args") + 1].split(",")
     )
-    assert set(words) <= {word.name for word in model_args.MODEL_ARGS}
-    assert words["endpoint"] == worker.connect
+    assert set(arguments) <= {argument.name for argument in model_args.MODEL_ARGS}
+    assert arguments["endpoint"] == worker.connect
     assert worker.connect.rpartition(":")[2] == broker.bind.rpartition(":")[2]
-    assert words["resume"] == str(folder / "answers.journal")
-    assert not list(folder.rglob("*key*")), "keys of a job that has ended"
+    assert arguments["resume"] == str(folder / "answers.journal")
+    assert not list(folder.rglob("*key*")), "the job left keys behind"
     assert "scontrol" not in called
 
 
-def test_a_job_that_is_told_to_stop_ends_its_run_and_is_queued_again(job: dict[str, str]) -> None:
-    process = subprocess.Popen(["bash", SCRIPT], env={**job, "LASTS": "yes"}, cwd=ROOT)
+def test_stopped_job_ends_its_run_and_is_requeued(job: dict[str, str]) -> None:
+    process = subprocess.Popen(["bash", SCRIPT], env={**job, "KEEP_RUNNING": "yes"}, cwd=ROOT)
     wait_until(lambda: "lm_eval" in calls(job), "the start of lm_eval")
 
     process.send_signal(signal.SIGTERM)
 
     assert process.wait(30) == 0
-    assert "told" in calls(job)
+    assert "terminated" in calls(job)
     assert calls(job)["scontrol"] == ["requeue", "712345"]
 
 
-def test_what_slurm_is_asked_for_stands_before_the_first_command() -> None:
+def test_sbatch_directives_precede_the_first_command() -> None:
     lines = SCRIPT.read_text().splitlines()
 
-    asked = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
-    assert asked
-    assert all(line.startswith("#") for line in lines[: asked[-1]])
+    directives = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    assert directives
+    assert all(line.startswith("#") for line in lines[: directives[-1]])

@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation anew: ``python -m benchmarks.pictures``, from a checkout."""
+"""Redraws the pictures of the documentation: ``python -m benchmarks.pictures``, from a checkout."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PICTURES: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write all pictures."""
     FOLDER.mkdir(exist_ok=True)
     for name, draw in PICTURES.items():
         (FOLDER / f"{name}.svg").write_text(draw(), encoding="utf-8")

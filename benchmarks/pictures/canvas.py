@@ -1,7 +1,6 @@
-"""An SVG that is legible in light and dark, and on a phone: few kinds of boxes and texts, on a ground of its own.
+"""An SVG canvas for light mode, dark mode and phones: a few kinds of boxes and texts on an opaque background.
 
-Widths are those of a narrow screen. Texts of tokens are in a font whose letters are all equally wide, so that boxes fit them
-without a renderer.
+The width suits a narrow screen. Token texts use a monospaced font, so that boxes fit them without a renderer.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from xml.sax.saxutils import escape
 WIDTH = 420
 MARGIN = 14
 LETTER = 7.3
-"""How wide a letter of a token is taken to be, in its 12 px."""
+"""The assumed width of a monospaced letter at 12 px."""
 
 BOX_HEIGHT = 21
 _GAP = 4
@@ -36,24 +35,24 @@ svg { --ground: #fff; --ink: #1b2420; --dim: #58635d; --line: #b9c1bc; --read: #
 """
 
 
-def shown(text: str) -> str:
-    """A token's text with its white space made visible."""
+def visible_text(text: str) -> str:
+    """Return a token's text with visible white space."""
     return text.replace(" ", "\N{MIDDLE DOT}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
 
 
 def token_width(text: str) -> float:
-    """How wide the box of a token is."""
-    return LETTER * len(shown(text)) + 8
+    """Return the width of a token's box."""
+    return LETTER * len(visible_text(text)) + 8
 
 
 class Canvas:
-    """What is drawn, from top to bottom.
+    """A picture that is drawn from top to bottom.
 
     Args:
-        title: What the picture shows, for those who do not see it.
+        title: The description for screen readers.
 
     Attributes:
-        y: Where the next thing begins.
+        y: The vertical position of the next element.
     """
 
     def __init__(self, title: str) -> None:
@@ -62,23 +61,23 @@ class Canvas:
         self.y: float = MARGIN
 
     def text(self, x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> None:
-        """A text whose base line is at y."""
+        """Draw a text with its baseline at y."""
         self._parts.append(
             f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}" xml:space="preserve">{escape(text)}</text>'
         )
 
     def box(self, x: float, y: float, width: float, height: float, kind: str, radius: float = 3) -> None:
-        """A rectangle."""
+        """Draw a rectangle."""
         self._parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}" class="{kind}"/>'
         )
 
     def path(self, points: str, kind: str = "line") -> None:
-        """A line, in SVG's own words."""
+        """Draw a line, given as SVG path data."""
         self._parts.append(f'<path d="{points}" class="{kind}"/>')
 
     def heading(self, text: str, *notes: str) -> None:
-        """A line that says what follows, and lines under it."""
+        """Draw a heading, and notes under it."""
         self.y += 12
         self.text(MARGIN, self.y, text, "head")
         for note in notes:
@@ -87,14 +86,14 @@ class Canvas:
         self.y += 9
 
     def token(self, x: float, y: float, text: str, kind: str) -> float:
-        """A token in a box; how wide that is."""
+        """Draw a token in a box, and return its width."""
         width = token_width(text)
         self.box(x, y, width, BOX_HEIGHT, kind)
-        self.text(x + width / 2, y + 15, shown(text), "token", "middle")
+        self.text(x + width / 2, y + 15, visible_text(text), "token", "middle")
         return width
 
     def tokens(self, tokens: Iterable[tuple[str, str]], x: float = MARGIN) -> list[tuple[float, float]]:
-        """Tokens and their kinds, side by side and on as many lines as they need; the middle of each one's lower edge."""
+        """Draw (token, kind) pairs side by side, wrapped; return the middle of the lower edge of each box."""
         left, at, y = x, x, self.y
         feet = []
         for text, kind in tokens:
@@ -108,16 +107,16 @@ class Canvas:
         return feet
 
     def cells(self, x: float, rows: Iterable[Iterable[tuple[str, str]]], size: float) -> None:
-        """Rows of small squares, each with the first letter of a token, and its kind."""
+        """Draw rows of small squares, one per (token, kind), each with the first letter of its token."""
         for row in rows:
             for number, (text, kind) in enumerate(row):
                 self.box(x + number * size, self.y, size - 1, size - 1, kind, 1.5)
-                letter = shown(text.strip(" "))[:1]
+                letter = visible_text(text.strip(" "))[:1]
                 self.text(x + number * size + (size - 1) / 2, self.y + size / 2 + 2.4, letter, "letter", "middle")
             self.y += size
 
     def legend(self, *kinds: tuple[str, str]) -> None:
-        """What the colours mean."""
+        """Draw a legend of (kind, meaning) pairs."""
         x = float(MARGIN)
         self.y += 10
         for kind, meaning in kinds:
@@ -130,7 +129,7 @@ class Canvas:
         self.y += 12
 
     def svg(self) -> str:
-        """The picture as a file."""
+        """Return the picture as SVG text."""
         height = self.y + MARGIN
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH * 1.2:g}" '

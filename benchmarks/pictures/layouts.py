@@ -1,4 +1,4 @@
-"""The steps in which one batch is computed, by what the model can do: whole rows, copies of a state, trees in a row."""
+"""The steps of one batch by the kind of step: dense rows, forks of a state, token trees."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from birdie_zmq.engine.planning.row_planner import plan_rows
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Step, Tree
 from birdie_zmq.engine.planning.tree_planner import plan_trees
 
-_SIZE = (WIDTH - 2 * MARGIN) / 33
+_CELL_SIZE = (WIDTH - 2 * MARGIN) / 33
 
 
 def draw() -> str:
-    """The picture."""
-    canvas = Canvas("The same four requests as whole rows, as copies of a state, and as one row that holds their tree")
+    """Return the picture."""
+    canvas = Canvas("The same four requests as dense rows, as forks of a state, and as one row with their prefix tree")
     items, buckets = example.requests(), example.buckets()
-    _panel(canvas, "Logits, or hidden states: whole rows", plan_rows(items, buckets))
-    _panel(canvas, "A state (extend): beginnings, then copies that go on", plan_forks(items, buckets))
-    _panel(canvas, "Attention with a mask (branch): trees in a row", plan_trees(items, buckets))
-    canvas.legend(("read", "token"), ("scores", "position that scores"), ("padding", "padding"))
+    _panel(canvas, "Logits, or hidden states: dense rows", plan_rows(items, buckets))
+    _panel(canvas, "A state (extend): shared prefixes, then forks", plan_forks(items, buckets))
+    _panel(canvas, "Attention with a mask (branch): token trees", plan_trees(items, buckets))
+    canvas.legend(("read", "token"), ("scores", "scored position"), ("padding", "padding"))
     return canvas.svg()
 
 
@@ -34,25 +34,25 @@ def _panel(canvas: Canvas, title: str, steps: Sequence[Step]) -> None:
         for number, (row, count) in enumerate(zip(step.tokens, filled(step), strict=True)):
             scored = set(step.positions[step.rows == number].tolist())
             kinds = ("scores" if at in scored else "read" for at in range(count))
-            rows.append(list(zip(example.words(row[:count]), kinds, strict=True)))
+            rows.append(list(zip(example.token_texts(row[:count]), kinds, strict=True)))
             rows[-1] += [(" ", "padding")] * (len(row) - count)
-        canvas.cells(MARGIN, rows, _SIZE)
+        canvas.cells(MARGIN, rows, _CELL_SIZE)
         canvas.y += 6
     canvas.y += 8
 
 
 def filled(step: Step) -> list[int]:
-    """How many positions of each row are no padding."""
-    match step.how:
+    """Return the number of positions of each row that are not padding."""
+    match step.kind:
         case Extend(lengths=lengths) | Fork(lengths=lengths):
             return [int(length) for length in lengths]
         case Tree(ends=ends):
-            # Padding sees itself alone, as the last token of a tree does, but at the depth of a first one.
+            # Padding attends only to itself, as the last token of a tree does, but has the depth of a first token.
             return [_tree_tokens(step, number) for number in range(len(ends))]
         case Dense():
-            tokens = (step.tokens != 0).sum(axis=1)  # the demo's texts do not hold its token 0
+            tokens = (step.tokens != 0).sum(axis=1)  # the demo's texts do not contain token 0
             return [int(count) for count in tokens]
-    raise AssertionError("pairs are not drawn")
+    raise AssertionError("steps of pairs are not drawn")
 
 
 def _tree_tokens(step: Step, number: int) -> int:

@@ -1,33 +1,33 @@
-"""One request: its strings, its tokens, the row that is read, and which position scores which token."""
+"""One request: its strings, its tokens, the model's input row, and the position at which each token is scored."""
 
 from __future__ import annotations
 
 from benchmarks.pictures import example
-from benchmarks.pictures.canvas import MARGIN, Canvas, shown
+from benchmarks.pictures.canvas import MARGIN, Canvas, visible_text
 
 
 def draw() -> str:
-    """The picture."""
+    """Return the picture."""
     canvas = Canvas(
-        "A request as strings, as tokens, as the row that the model reads, and as the scores of its last two"
+        "A request as strings, as tokens, as the model's input row, and as the scores of its last two tokens"
     )
     context, continuation = example.pairs()[2]
     item = example.requests()[2]
-    words = example.words(item.tokens)
+    words = example.token_texts(item.tokens)
     begin = len(words) - item.count
 
-    canvas.heading("1. What lm_eval asks")
+    canvas.heading("1. The request of lm_eval")
     for name, text in (("context", context), ("continuation", continuation)):
         for number, line in enumerate(_wrapped(text)):
             canvas.y += 13
             canvas.text(MARGIN, canvas.y, "" if number else name, "note")
-            canvas.text(MARGIN + 84, canvas.y, shown(line), "token")
+            canvas.text(MARGIN + 84, canvas.y, visible_text(line), "token")
             canvas.y += 4
     canvas.y += 10
 
-    canvas.heading("2. Encoded together, and cut where the context ends")
+    canvas.heading("2. Encoded together, and split at the end of the context")
     canvas.tokens((word, "target" if number >= begin else "read") for number, word in enumerate(words))
-    canvas.legend(("read", "context"), ("target", "continuation: to be scored"))
+    canvas.legend(("read", "context"), ("target", "continuation: scored"))
     canvas.y += 12
 
     canvas.heading("3. The row: all tokens but the last", "The logits at a position are for the token after it.")
@@ -37,7 +37,7 @@ def draw() -> str:
     )
     canvas.y += 26
     x = max(float(MARGIN), min(feet[number][0] for number in scored) - 30)
-    for position, target in zip(item.positions, example.words(item.targets), strict=True):
+    for position, target in zip(item.positions, example.token_texts(item.targets), strict=True):
         foot, y = feet[position]
         width = canvas.token(x, canvas.y, target, "target")
         canvas.path(
@@ -45,11 +45,11 @@ def draw() -> str:
         )
         x += width + 18
     canvas.y += 22
-    canvas.legend(("scores", "position whose logits are used"), ("target", "token that they score"))
+    canvas.legend(("scores", "position whose logits are used"), ("target", "scored token"))
     canvas.y += 12
 
     canvas.heading(
-        "4. The number",
+        "4. The result",
         "log p(\N{MIDDLE DOT}mushroom | context) + log p(\N{MIDDLE DOT}pie | context \N{MIDDLE DOT}mushroom)",
         "and is_greedy: whether each of the two tokens has the",
         "largest logit at its position.",

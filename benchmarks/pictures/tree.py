@@ -1,4 +1,4 @@
-"""The tree of a batch: what requests share stands once, and each position scores what requests ask of it."""
+"""The prefix tree of a batch: shared tokens appear once, and each position scores the targets of its requests."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from benchmarks.pictures import example
 from benchmarks.pictures.canvas import BOX_HEIGHT, MARGIN, WIDTH, Canvas, token_width
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 
-_STEP = 22
+_INDENT = 22
 
 
 def draw() -> str:
-    """The picture."""
+    """Return the picture."""
     items = example.requests()
     tree = PrefixTree(items)
     requested = sum(len(item.row) for item in items)
-    canvas = Canvas("The tree of four requests, with the tokens that they share once, and what is scored where")
+    canvas = Canvas("The prefix tree of four requests: shared tokens appear once, with the targets at each position")
     canvas.heading(
         f"{len(items)} requests of {requested} tokens: {tree.distinct_tokens()} are distinct",
         "Two questions of demo_choice, two answers each",
     )
     _subtree(canvas, tree, 0, len(tree.rows), 0, MARGIN)
     canvas.y += 8
-    canvas.legend(("read", "read once"), ("scores", "scores the tokens under it"), ("target", "token of a request"))
+    canvas.legend(("read", "computed once"), ("scores", "scores the tokens under it"), ("target", "target token"))
     return canvas.svg()
 
 
@@ -32,35 +32,35 @@ def _subtree(canvas: Canvas, tree: PrefixTree, first: int, last: int, base: int,
     for i in range(first, last):
         for owner in tree.owners[i]:
             item = tree.items[owner]
-            for position, word in zip(item.positions, example.words(item.targets), strict=True):
+            for position, word in zip(item.positions, example.token_texts(item.targets), strict=True):
                 if base <= position < depth and word not in targets.setdefault(position, []):
                     targets[position].append(word)
     feet = canvas.tokens(
         (
             (word, "scores" if number in targets else "read")
-            for number, word in enumerate(example.words(row[base:depth]), base)
+            for number, word in enumerate(example.token_texts(row[base:depth]), base)
         ),
         x,
     )
     top = canvas.y
-    _asked(canvas, targets, feet, base, x)
+    _draw_targets(canvas, targets, feet, base, x)
     for begin, end in tree.children(first, last) if last - first > 1 else ():
         if len(tree.rows[begin]) == depth:
             continue  # a row that ends here
         canvas.y += 14
-        canvas.path(f"M{x + 8:g} {top + 2:g} V{canvas.y + BOX_HEIGHT / 2:g} H{x + _STEP:g}")
-        _subtree(canvas, tree, begin, end, depth, x + _STEP)
+        canvas.path(f"M{x + 8:g} {top + 2:g} V{canvas.y + BOX_HEIGHT / 2:g} H{x + _INDENT:g}")
+        _subtree(canvas, tree, begin, end, depth, x + _INDENT)
 
 
-def _asked(
+def _draw_targets(
     canvas: Canvas, targets: dict[int, list[str]], feet: list[tuple[float, float]], base: int, left: float
 ) -> None:
-    """Under the last line of tokens, what each position scores; a line leads from it."""
+    """Draw the targets of each position under the last line of tokens, connected by lines."""
     if not targets:
         return
     canvas.y += 14
     width = sum(token_width(word) + 3 for words in targets.values() for word in words) + 12 * (len(targets) - 1)
-    x = max(left + _STEP, min(feet[position - base][0] for position in targets) - 16)
+    x = max(left + _INDENT, min(feet[position - base][0] for position in targets) - 16)
     x = min(x, WIDTH - MARGIN - width)
     for position, words in sorted(targets.items()):
         foot, y = feet[position - base]

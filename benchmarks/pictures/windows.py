@@ -1,4 +1,4 @@
-"""Rolling windows: a text that is longer than the model, and which tokens each window scores."""
+"""Rolling windows: a text longer than max_length, and the tokens that each window scores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _COUNT, _MAX_LENGTH = 20, 8
 
 
 def draw() -> str:
-    """The picture."""
+    """Return the picture."""
     words, windows = example.windows(_COUNT, _MAX_LENGTH)
-    canvas = Canvas("A text in rolling windows: every token is scored once, the last window reads back")
-    canvas.heading(f"{_COUNT} tokens, and a model that reads {_MAX_LENGTH}")
+    canvas = Canvas("A text in rolling windows: every token is scored once, and the last window overlaps")
+    canvas.heading(f"{_COUNT} tokens, and a model with max_length {_MAX_LENGTH}")
     canvas.tokens((word, "read") for word in words)
     canvas.y += 14
     size = (WIDTH - 2 * MARGIN) / (_COUNT + 1)
@@ -21,9 +21,11 @@ def draw() -> str:
         begin, context = done - (len(window.tokens) - window.count), len(window.tokens) - window.count
         canvas.heading(
             f"Window {number}",
-            f"reads {len(window.row)} tokens, scores {window.count}",
+            f"{len(window.row)} input tokens, {window.count} scored",
         )
-        cells = [(word, "read" if at < context else "target") for at, word in enumerate(example.words(window.tokens))]
+        cells = [
+            (word, "read" if at < context else "target") for at, word in enumerate(example.token_texts(window.tokens))
+        ]
         cells = [("\N{EMPTY SET}" if begin + at < 0 else word, kind) for at, (word, kind) in enumerate(cells)]
         canvas.cells(MARGIN + (begin + 1) * size, [cells], size)
         canvas.y += 8

@@ -1,1 +1,1 @@
-"""The broker: a pure state machine (`state`) and the loop that gives it a socket and a clock (`loop`)."""
+"""The broker: a pure state machine (`core`) and the server that gives it a socket and a clock (`server`)."""

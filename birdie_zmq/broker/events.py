@@ -1,4 +1,4 @@
-"""What can happen to a broker, and what it can want done because of it."""
+"""Events that the broker core handles, and the actions that it returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from birdie_zmq.types import Level
 
 @dataclass(frozen=True)
 class Received:
-    """A peer sent a message, in a frame of ``size_bytes`` and under a key of ``sender``, where there are keys."""
+    """A peer sent a message in a frame of ``size_bytes``; ``sender`` is the principal of its key, if there are keys."""
 
     peer: bytes
     message: m.ClientMessage | m.WorkerMessage
@@ -22,7 +22,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A peer sent bytes that are no message."""
+    """A peer sent bytes that cannot be decoded as a message."""
 
     peer: bytes
     error: ProtocolError
@@ -30,21 +30,21 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Revoked:
-    """The keys of these are let in no more."""
+    """The keys of these principals were removed from the allow list."""
 
-    holders: frozenset[Principal]
+    principals: frozenset[Principal]
 
 
 @dataclass(frozen=True)
 class Unreachable:
-    """A message could not be delivered: the peer's connection is gone."""
+    """A message could not be delivered because the peer's connection is closed."""
 
     peer: bytes
 
 
 @dataclass(frozen=True)
 class Unsendable:
-    """A message cannot be put into a frame: with what was added to it, it is over the limits of one."""
+    """A message cannot be encoded: with the fields that the broker added, it exceeds the limits of a frame."""
 
     peer: bytes
     message: m.BrokerToClient | m.BrokerToWorker | m.Refusal
@@ -53,10 +53,10 @@ class Unsendable:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed.
+    """Time passed.
 
-    ``late_s`` is how much more of it than should have: this process itself was stopped, and no peer is to blame for
-    what it could not hear meanwhile.
+    ``stall_s`` is the delay of this tick beyond its interval, in seconds. The broker's own process was stopped for that
+    time and could not receive messages, so it does not count towards the timeouts of peers.
     """
 
     stall_s: float = 0.0
@@ -64,7 +64,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Drain:
-    """The broker is to stop in good order."""
+    """The broker must let its workers finish their leases, and stop."""
 
 
 Event = Received | Unreadable | Revoked | Unreachable | Unsendable | Tick | Drain
@@ -80,7 +80,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Log:
-    """Tell the person who watches the broker."""
+    """Write a line to the log of the broker."""
 
     level: Level
     text: str
@@ -88,7 +88,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Stop:
-    """Nothing is left to wait for."""
+    """The broker has nothing left to wait for and can exit."""
 
 
 Action = Send | Log | Stop

@@ -1,6 +1,6 @@
-"""What a broker remembers for a person who looks at it: counts, how fast work went lately, and what went wrong last.
+"""Statistics of a broker for its status page: totals, recent throughput, and the latest problems.
 
-Nothing here decides anything, and all of it is bounded, whatever peers send.
+The broker makes no decision from these records, and all of them are bounded, whatever peers send.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from birdie_zmq.types import ComputeCounters
 
 BUCKET_S = 2.0
 BUCKETS = 300
-"""Ten minutes of them."""
+"""Number of buckets, which cover ten minutes."""
 
-_MOST_HAPPENINGS = 50
-_MOST_TEXT = 240
-_MOST_COUNT = 2**53 - 1
-"""What a worker says that it has computed is added up; a number in JSON holds this much."""
+_MAX_ENTRIES = 50
+_MAX_TEXT_CHARS = 240
+_MAX_COUNT = 2**53 - 1
+"""The largest integer that every JSON reader represents exactly; sums of worker counters are limited to it."""
 
-Kind = Literal["lost", "failed", "gone", "refused"]
+Kind = Literal["crashed", "failed", "disconnected", "refused"]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Per second, for each bucket of ``bucket_s``, the oldest first; the bucket that is not over yet is left out."""
+    """Rates per second in each bucket of ``bucket_s`` seconds, oldest first, without the bucket that is still open."""
 
     bucket_s: float
     requests: Sequence[float]
@@ -36,11 +36,11 @@ class Rates:
 
 
 class Throughput:
-    """A ring of counts.
+    """A ring buffer of counts per time bucket.
 
     Args:
-        buckets: How many are remembered.
-        bucket_s: How long each is.
+        buckets: Number of buckets that are kept.
+        bucket_s: Length of a bucket in seconds.
     """
 
     def __init__(self, buckets: int = BUCKETS, bucket_s: float = BUCKET_S) -> None:
@@ -49,31 +49,31 @@ class Throughput:
         self._counts: OrderedDict[int, list[int]] = OrderedDict()
 
     def add(self, now: float, *, requests: int = 0, tokens: int = 0, padding: int = 0) -> None:
-        """Count what has just been done, at a time that never goes back."""
-        number = int(now // self._bucket_s)
-        counts = self._counts.get(number)
+        """Add to the counts of the current bucket; ``now`` must not decrease between calls."""
+        index = int(now // self._bucket_s)
+        counts = self._counts.get(index)
         if counts is None:
-            counts = self._counts[number] = [0, 0, 0]
-            while next(iter(self._counts)) < number - self._buckets:
+            counts = self._counts[index] = [0, 0, 0]
+            while next(iter(self._counts)) < index - self._buckets:
                 self._counts.popitem(last=False)
         counts[0] += requests
         counts[1] += tokens
         counts[2] += padding
 
     def rates(self, now: float) -> Rates:
-        """What was done in each of the last buckets."""
+        """Return the rates of the last buckets."""
         current = int(now // self._bucket_s)
-        nothing = (0, 0, 0)
-        rows = [self._counts.get(number, nothing) for number in range(current - self._buckets, current)]
+        empty = (0, 0, 0)
+        rows = [self._counts.get(index, empty) for index in range(current - self._buckets, current)]
         requests, tokens, padding = (
-            tuple(round(row[kind] / self._bucket_s, 2) for row in rows) for kind in range(len(nothing))
+            tuple(round(row[kind] / self._bucket_s, 2) for row in rows) for kind in range(len(empty))
         )
         return Rates(self._bucket_s, requests, tokens, padding)
 
 
 @dataclass
 class HistoryEntry:
-    """What went wrong, how often, and when last."""
+    """A kind of problem: its text, its number of occurrences, and the time of the last one in monotonic seconds."""
 
     kind: Kind
     text: str
@@ -82,52 +82,55 @@ class HistoryEntry:
 
 
 class History:
-    """Counts since the broker was started, the throughput, and the last happenings, the latest one last."""
+    """Totals since the start of the broker, its throughput, and its latest problems."""
 
     def __init__(self) -> None:
         self.requests_answered = 0
         self.requests_failed = 0
         self.batches_answered = 0
         self.refusals = 0
-        self.total = ComputeCounters()
+        self.compute_total = ComputeCounters()
         self.throughput = Throughput()
-        self._happenings: OrderedDict[tuple[Kind, str], HistoryEntry] = OrderedDict()
+        self._entries: OrderedDict[tuple[Kind, str], HistoryEntry] = OrderedDict()
 
     @property
-    def happenings(self) -> list[HistoryEntry]:
-        """What went wrong; the same again is one of them, with a count."""
-        return list(self._happenings.values())
+    def entries(self) -> list[HistoryEntry]:
+        """The latest problems, newest last; equal problems share one entry with a count."""
+        return list(self._entries.values())
 
-    def happened(self, kind: Kind, text: str, now: float) -> None:
-        """Something went wrong; the text has no text of a request in it."""
-        text = one_line(text, _MOST_TEXT)
-        again = self._happenings.pop((kind, text), None)
-        self._happenings[kind, text] = HistoryEntry(kind, text, now, 1 if again is None else again.count + 1)
-        if len(self._happenings) > _MOST_HAPPENINGS:
-            self._happenings.popitem(last=False)
+    def record(self, kind: Kind, text: str, now: float) -> None:
+        """Record a problem; ``text`` must not contain texts of requests."""
+        text = one_line(text, _MAX_TEXT_CHARS)
+        previous = self._entries.pop((kind, text), None)
+        self._entries[kind, text] = HistoryEntry(kind, text, now, 1 if previous is None else previous.count + 1)
+        if len(self._entries) > _MAX_ENTRIES:
+            self._entries.popitem(last=False)
 
-    def answered(self, requests: int, now: float, *, is_whole: bool) -> None:
-        """Requests were answered; ``is_whole`` if nothing of their batch is left."""
+    def record_answers(self, requests: int, now: float, *, is_batch_complete: bool) -> None:
+        """Count answered requests; ``is_batch_complete`` tells whether they complete their batch."""
         self.requests_answered += requests
-        self.batches_answered += is_whole
+        self.batches_answered += is_batch_complete
         self.throughput.add(now, requests=requests)
 
-    def failed(self, requests: int, text: str, now: float) -> None:
-        """Requests will have no answer."""
+    def record_failure(self, requests: int, text: str, now: float) -> None:
+        """Count failed requests, and record the reason."""
         self.requests_failed += requests
-        self.happened("failed", text, now)
+        self.record("failed", text, now)
 
-    def refused(self, code: str, now: float, *, is_ordinary: bool) -> None:
-        """A message was refused; an ordinary refusal is counted and no more."""
+    def record_refusal(self, code: str, now: float, *, is_expected: bool) -> None:
+        """Count a refused message; an expected refusal is not recorded as a problem."""
         self.refusals += 1
-        if not is_ordinary:
-            self.happened("refused", code, now)
+        if not is_expected:
+            self.record("refused", code, now)
 
-    def computed(self, before: ComputeCounters | None, after: ComputeCounters, now: float) -> None:
-        """A worker says what it has computed; what it had before it came here is another broker's."""
+    def record_compute(self, before: ComputeCounters | None, after: ComputeCounters, now: float) -> None:
+        """Add the increase between two heartbeats of a worker.
+
+        The first heartbeat of a worker adds nothing: its counters may include work for another broker.
+        """
         if before is None:
             return
         added = after.since(before)
-        self.total = (self.total + added).at_most(_MOST_COUNT)
+        self.compute_total = (self.compute_total + added).at_most(_MAX_COUNT)
         if added.tokens or added.padding:
             self.throughput.add(now, tokens=added.tokens, padding=added.padding)

@@ -1,4 +1,4 @@
-"""Who is at a broker: clients, which ask, and workers, which compute."""
+"""Records of the peers of a broker: clients, which submit batches, and workers, which compute them."""
 
 from __future__ import annotations
 
@@ -11,53 +11,55 @@ from birdie_zmq.types import ComputeCounters, ModelSpec
 
 @dataclass
 class Client:
-    """One session.
+    """A client session.
 
-    ``number`` counts the sessions of this broker, ``answered`` the requests that were answered in it; ``batches`` are those
-    that are not settled, by the client's own numbers.
+    ``number`` is the number of the session at this broker, counted from 1. ``requests_answered`` counts the answered
+    requests of the session. ``batches`` maps the client's own batch numbers to the batches that are not settled.
     """
 
     peer: bytes
-    seen_at: float
+    last_seen_at: float
     number: int
-    since: float
-    answered: int = 0
+    connected_at: float
+    requests_answered: int = 0
     batches: dict[int, Batch] = field(default_factory=dict)
 
 
 @dataclass
 class Worker:
-    """One worker. ``phase`` is what it last said that it does, ``doing`` what follows from that and its leases.
+    """A registered worker.
 
-    ``served`` counts the requests that it has answered, ``computed`` what it says that it has computed. ``beginning``
-    is what the last texts that it was given all begin with, if that has a name. ``idle_since`` is since when it was seen to
-    hold nothing, ``at_last_since`` since when to hold one lease alone.
+    ``phase`` is the phase of its last heartbeat; ``displayed_phase`` follows from that and from its leases.
+    ``requests_answered`` counts the requests that it has answered. ``computed`` holds the counters of its last
+    heartbeat, None before the first. ``prefix`` names the common prefix of its last leased batch for its current model;
+    batches without a common prefix do not change it. ``idle_since`` is the start of the time in which it has held no
+    lease, ``last_lease_since`` the start of the time in which it has held exactly one. Times are in monotonic seconds.
     """
 
     peer: bytes
-    seen_at: float
+    last_seen_at: float
     registration: m.RegisterWorker
-    since: float
+    connected_at: float
     model: ModelSpec | None = None
     model_since: float = 0.0
     leases: dict[int, SubBatch] = field(default_factory=dict)
-    drains: bool = False
+    is_draining: bool = False
     phase: str = ""
-    doing: str = ""
-    doing_since: float = 0.0
-    served: int = 0
+    displayed_phase: str = ""
+    displayed_phase_since: float = 0.0
+    requests_answered: int = 0
     computed: ComputeCounters | None = None
     prefix: str | None = None
     idle_since: float | None = None
-    at_last_since: float | None = None
+    last_lease_since: float | None = None
 
     @property
-    def has_room(self) -> bool:
-        """Whether it may be given another lease; a suspect has its worker for itself."""
-        suspected = any(part.is_suspect for part in self.leases.values())
-        return not self.drains and not suspected and len(self.leases) < self.registration.capacity
+    def has_capacity(self) -> bool:
+        """Whether the worker may be granted another lease; a suspect sub-batch shares its worker with no other lease."""
+        has_suspect = any(sub_batch.is_suspect for sub_batch in self.leases.values())
+        return not self.is_draining and not has_suspect and len(self.leases) < self.registration.capacity
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Name of the worker in log lines and error messages."""
         return f"{self.registration.engine} worker {self.registration.process_id} on {self.registration.host}"

@@ -1,8 +1,9 @@
-"""How much others can make the broker say: to themselves in refusals, and to a person in its log.
+"""Rate limits on the refusals that the broker sends and on the log lines that peers cause.
 
-A peer is told what is wrong with each of its first messages that make no sense, then once a second for as long as none
-does: a flood gets no flood of answers, and one whose messages crossed with a restart of the broker still learns of it.
-The log has lines for what happens first, then so many a second, which say how many there would have been.
+A peer gets a Refusal for each of its first invalid messages, then one a second until it sends a valid message. So a
+flood of invalid messages causes no flood of refusals, and a peer whose messages crossed with a restart of the broker
+still learns of the restart. The log takes a burst of lines, then a limited number of lines per second; a line
+after suppressed lines states their number.
 """
 
 from __future__ import annotations
@@ -11,88 +12,88 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
-_MOST_LINE = 500
-_MOST_PEERS = 4096
-"""Peers that are remembered for what they sent; whoever makes connections without end is forgotten for others."""
+_MAX_LINE_CHARS = 500
+_MAX_PEERS = 4096
+"""Maximum number of peers whose invalid messages are counted; the least recently counted peer is dropped first."""
 
 
 @dataclass
-class _Sender:
-    in_a_row: int = 0
-    told_at: float = -math.inf
+class _PeerRefusals:
+    consecutive: int = 0
+    sent_at: float = -math.inf
 
 
 class RefusalLimiter:
-    """Whom to answer.
+    """A rate limit on the refusals that are sent to each peer.
 
     Args:
-        most_in_a_row: How many refusals in a row a peer gets at once.
-        pause_s: How far apart those after them are.
+        burst: Number of consecutive invalid messages of a peer that are each answered.
+        interval_s: Seconds between later refusals.
     """
 
-    def __init__(self, most_in_a_row: int, pause_s: float = 1.0) -> None:
-        self._most_in_a_row = most_in_a_row
-        self._pause_s = pause_s
-        self._senders: OrderedDict[bytes, _Sender] = OrderedDict()
+    def __init__(self, burst: int, interval_s: float = 1.0) -> None:
+        self._burst = burst
+        self._interval_s = interval_s
+        self._peers: OrderedDict[bytes, _PeerRefusals] = OrderedDict()
 
-    def tells(self, peer: bytes, now: float) -> bool:
-        """Take in that a message of a peer makes no sense; whether the peer is told."""
-        sender = self._senders.setdefault(peer, _Sender())
-        self._senders.move_to_end(peer)
-        if len(self._senders) > _MOST_PEERS:
-            self._senders.popitem(last=False)
-        sender.in_a_row += 1
-        if sender.in_a_row > self._most_in_a_row and now - sender.told_at < self._pause_s:
+    def allow(self, peer: bytes, now: float) -> bool:
+        """Count an invalid message of a peer, and return whether to send a refusal."""
+        state = self._peers.setdefault(peer, _PeerRefusals())
+        self._peers.move_to_end(peer)
+        if len(self._peers) > _MAX_PEERS:
+            self._peers.popitem(last=False)
+        state.consecutive += 1
+        if state.consecutive > self._burst and now - state.sent_at < self._interval_s:
             return False
-        sender.told_at = now
+        state.sent_at = now
         return True
 
-    def made_sense(self, peer: bytes) -> None:
-        """Take in that a message of a peer was taken."""
-        self._senders.pop(peer, None)
+    def reset(self, peer: bytes) -> None:
+        """Forget the invalid messages of a peer, because it has sent a valid one."""
+        self._peers.pop(peer, None)
 
 
 class LogLimiter:
-    """Which lines to write.
+    """A rate limit on the lines that are written to the log, as a token bucket.
 
     Args:
-        at_once: How many may be written without a pause between them.
-        per_s: How many a second after that.
+        burst: Number of lines that may be written without a pause between them.
+        per_s: Number of lines per second after the burst.
     """
 
-    def __init__(self, at_once: int, per_s: float) -> None:
-        self._at_once = at_once
+    def __init__(self, burst: int, per_s: float) -> None:
+        self._burst = burst
         self._per_s = per_s
-        self._left = float(at_once)
-        self._counted_at = 0.0
-        self._held_back = 0
+        self._tokens = float(burst)
+        self._refilled_at = 0.0
+        self._suppressed = 0
 
-    def write(self, text: str, now: float) -> str | None:
-        """The line to write now, None if it is held back; it says how many were before it."""
-        if not self._take(now):
-            self._held_back += 1
+    def admit(self, text: str, now: float) -> str | None:
+        """Return the line to write, with the number of lines suppressed before it, or None if this one is suppressed."""
+        if not self._take_token(now):
+            self._suppressed += 1
             return None
-        held_back, self._held_back = self._held_back, 0
+        suppressed, self._suppressed = self._suppressed, 0
         line = one_line(text)
-        return f"{line} (and {held_back} lines before it that were not written)" if held_back else line
+        return f"{line} (suppressed {suppressed} lines before it)" if suppressed else line
 
-    def rest(self, now: float) -> str | None:
-        """What to write of the lines that were held back, if it is time to; None if it is not, or none was."""
-        if not self._held_back or not self._take(now):
+    def suppressed(self, now: float) -> str | None:
+        """Return a line with the number of suppressed lines, or None if there are none or the limit still holds."""
+        if not self._suppressed or not self._take_token(now):
             return None
-        held_back, self._held_back = self._held_back, 0
-        return f"{held_back} more lines were not written"
+        suppressed, self._suppressed = self._suppressed, 0
+        return f"suppressed {suppressed} more lines"
 
-    def _take(self, now: float) -> bool:
-        self._left = min(self._at_once, self._left + max(0.0, now - self._counted_at) * self._per_s)
-        self._counted_at = now
-        if self._left < 1:
+    def _take_token(self, now: float) -> bool:
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._refilled_at) * self._per_s)
+        self._refilled_at = now
+        if self._tokens < 1:
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True
 
 
-def one_line(text: str, most: int = _MOST_LINE) -> str:
-    """A text that others had a part in, such as the name of a host: no more lines than one, and nothing for a terminal."""
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
-    return shown if len(shown) <= most else f"{shown[:most]} …"
+def one_line(text: str, max_chars: int = _MAX_LINE_CHARS) -> str:
+    """Return a text from a peer, such as a host name, as one line of bounded length without control characters."""
+    shown = "".join(character if character.isprintable() else "?" for character in text[: max_chars + 1])
+    return shown if len(shown) <= max_chars else f"{shown[:max_chars]} …"

@@ -1,38 +1,42 @@
-"""What becomes of a part whose worker or model process died while it was at it.
+"""The retry policy: how often a sub-batch is computed again after a crash, and when it is split.
 
-Most deaths have nothing to do with what was computed: somebody killed a process, or a machine went away. So the part is
-first tried once more as it is. A part that is lost again is halved, and halved again, until the request that kills
-processes is alone; when it has done so often enough, it is given up, and all others have their answers.
+Most crashes of a worker or model process have nothing to do with its sub-batch: the process was killed, or its machine
+went down. So the sub-batch is first retried as it is. After a second crash it is split in halves, and these are split
+again, until the request that kills processes (the poison request) is alone. That request is abandoned after a limited
+number of crashes, and all other requests get their answers.
 
-One half is halved to the end before the other is tried: so an answer comes after as many losses as halving takes, however
-many such requests there are, and a model that dies at anything can be told from requests that kill it.
+The halves are searched depth-first: one half is split to the end before the other half is tried. So at most one descent
+of crashes passes without an answer, however many poison requests there are. A longer series of crashes means that the
+model dies at every request.
 """
 
 from __future__ import annotations
 
 from birdie_zmq.broker.scheduler import SubBatch
 
-_LEAST_LOSSES_ALONE = 2
-"""A request that was lost in company before is not given up for one death that it may have met by chance."""
+_MIN_CRASHES_ALONE = 2
+"""Minimum number of crashes with a request alone before it is abandoned, since a single crash may be a coincidence."""
 
 
-def split_for_retry(part: SubBatch, max_losses: int) -> list[SubBatch]:
-    """Count a loss against a part that is not settled: the parts to be tried next.
+def split_for_retry(sub_batch: SubBatch, max_crashes: int) -> list[SubBatch]:
+    """Count a crash against a sub-batch that is not settled, and return the sub-batches to try next.
 
     Args:
-        part: What was lost.
-        max_losses: How often a request may be lost before it is given up.
+        sub_batch: The sub-batch whose worker or model process died.
+        max_crashes: Number of crashes after which a request is abandoned.
 
     Returns:
-        The same part once more, or its halves, in the order in which they are to be tried; nothing where it is one
-        request that has to be given up.
+        The same sub-batch, or its halves in the order in which to try them; an empty list if its only unsettled request
+        is abandoned.
     """
-    part.losses += 1
-    items = [item for item in part.items if item not in part.batch.settled]
+    sub_batch.crashes += 1
+    items = [item for item in sub_batch.items if item not in sub_batch.batch.settled]
     if len(items) == 1:
-        part.losses_alone += 1
-        return [] if part.losses >= max_losses and part.losses_alone >= _LEAST_LOSSES_ALONE else [part]
-    if part.losses == 1:
-        return [part]
+        sub_batch.crashes_alone += 1
+        is_poison = sub_batch.crashes >= max_crashes and sub_batch.crashes_alone >= _MIN_CRASHES_ALONE
+        return [] if is_poison else [sub_batch]
+    if sub_batch.crashes == 1:
+        return [sub_batch]
     middle = len(items) // 2
-    return [SubBatch(part.batch, half, part.attempts, part.losses) for half in (items[:middle], items[middle:])]
+    halves = items[:middle], items[middle:]
+    return [SubBatch(sub_batch.batch, half, sub_batch.attempts, sub_batch.crashes) for half in halves]

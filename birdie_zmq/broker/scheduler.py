@@ -1,14 +1,16 @@
-"""Batches, their parts, the queues that these wait in, and which of them a worker gets next.
+"""The scheduler: queues of sub-batches by model, and the choice of the next sub-batch of a worker.
 
-One queue a model, in which the clients take turns: each one's batches in their order, and one of each before the next
-of any, so that a client that submits much makes another wait for one batch at a time.
+Each model has a queue, in which clients take turns round-robin. The batches of one client keep their order, and each
+client gets one batch before any client gets the next. So a client that submits many batches delays another client by
+one batch at a time.
 
-A worker stays with the model it has loaded, because changing it means a new process; it changes when its own queue is
-empty, or when another model's batch has waited longer than the patience *and* its own model has been served for that
-long. So two runs that never let their queues drain take turns, and at most one change a patience is spent on it.
+A worker keeps the model that it has loaded, because a switch means a new process. It switches if the queue of its model
+is empty, or if a batch of another model has waited longer than the switch delay *and* the worker's own model has been
+loaded for that long. So two runs that keep their queues filled take turns, with at most one model switch per switch delay.
 
-Batches whose texts have a long beginning in common go to the worker that has computed it, and one that has to begin with
-another takes what nobody is at; but only among the batches of the client whose turn it is.
+Prefix affinity: batches whose texts share a long prefix go to the worker that has computed that prefix. A worker that
+finds no batch with its own prefix takes one without a prefix, or with a prefix that no worker has. Both rules choose
+only among the batches of the client whose turn it is.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from birdie_zmq.types import ModelSpec, StepLimits, Work
 
 @dataclass(eq=False)
 class Batch:
-    """What one client submitted once, in a message of ``size_bytes``, and how far it has come.
+    """The work of one Submit message, of ``size_bytes``, and its progress.
 
-    ``submitted_at`` is in monotonic seconds. ``settled`` holds the indices that need no further work, because they have
-    an answer or will have none.
+    ``number`` is the client's own number of the batch. ``submitted_at`` is in monotonic seconds. ``settled`` holds the
+    indices of the items that need no further work, because they are answered or have failed.
     """
 
     client: bytes
@@ -42,97 +44,97 @@ class Batch:
 
 @dataclass(eq=False)
 class SubBatch:
-    """Items of one batch that go to a worker together: all of them, until the batch is suspected of killing processes.
+    """Items of one batch that are leased together: all, unless crashes or work stealing have split the batch.
 
-    ``items`` are indices of the batch. ``attempts`` counts how often they were handed out, ``losses`` how often whoever
-    worked on them was lost meanwhile, ``losses_alone`` how often of those there was one item only. ``turn`` is the round
-    of its queue in which it is its client's. Of one that ``is_shared`` some items are also in another part. ``answered``
-    are those that this attempt has answered.
+    ``items`` are indices of the batch. ``attempts`` counts the leases of these items, ``crashes`` the leases during
+    which the worker or model process died, and ``crashes_alone`` the crashes with one unsettled item. ``turn`` is the
+    round of the round-robin in which the client of the batch gets it. If ``is_duplicated``, some of the items are also
+    in another leased sub-batch. ``answered`` holds the indices that the current attempt has answered.
     """
 
     batch: Batch
     items: list[int]
     attempts: int = 0
-    losses: int = 0
-    losses_alone: int = 0
+    crashes: int = 0
+    crashes_alone: int = 0
     turn: int = 0
-    is_shared: bool = False
+    is_duplicated: bool = False
     answered: set[int] = field(default_factory=set)
 
     @classmethod
     def whole(cls, batch: Batch) -> SubBatch:
-        """All items of a batch."""
+        """Return a sub-batch of all items of a batch."""
         return cls(batch, list(range(len(batch.work))))
 
     @property
     def is_suspect(self) -> bool:
-        """Whether it may be what killed a process. It is then handed out alone, so that no other is suspected with it."""
-        return self.losses > 0
+        """Whether it may have killed a process. A suspect is leased alone, so that no other sub-batch becomes suspect."""
+        return self.crashes > 0
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is left to be done."""
+        """Whether all its items are settled."""
         return self.batch.settled.issuperset(self.items)
 
     def next_attempt(self) -> Work:
-        """Begin another attempt, with the items that are not settled: their work."""
+        """Start another attempt with the unsettled items, and return their work."""
         self.attempts += 1
         self.answered.clear()
         self.items = [item for item in self.items if item not in self.batch.settled]
         return self.batch.work if len(self.items) == len(self.batch.work) else self.batch.work.select(self.items)
 
 
-class _Turns:
-    """The rounds in which clients take turns. ``at`` is the one that is served."""
+class _RoundRobin:
+    """The rounds in which the clients of one model take turns. ``current`` is the round that is being served."""
 
     def __init__(self) -> None:
-        self.at = 0
+        self.current = 0
         self._last: dict[bytes, int] = {}
 
-    def next_for(self, client: bytes) -> int:
-        """The first round that is not over and in which a client has no part yet."""
-        turn = max(self.at, self._last.get(client, -1) + 1)
+    def next_turn(self, client: bytes) -> int:
+        """Reserve the next free turn of a client: the first round from ``current`` on in which it has none."""
+        turn = max(self.current, self._last.get(client, -1) + 1)
         self._last[client] = turn
         return turn
 
-    def serve(self, turn: int) -> None:
-        """Go on to a round; what was before it is forgotten."""
-        if turn > self.at:
-            self.at = turn
+    def advance(self, turn: int) -> None:
+        """Advance to a round, and forget the turns of earlier rounds."""
+        if turn > self.current:
+            self.current = turn
             self._last = {client: last for client, last in self._last.items() if last >= turn}
 
 
 @dataclass(frozen=True)
 class PrefixAffinity:
-    """What texts begin with, by names: those that a worker was given last, and those that any was, itself included."""
+    """Prefix names: ``own`` is the prefix of a worker's last batch, ``all`` the prefixes of all workers' last batches."""
 
     own: str | None = None
     all: Collection[str] = ()
 
 
-def _best_place(queue: Sequence[SubBatch], prefixes: PrefixAffinity) -> int:
-    """Where the part stands that a worker should have, of those of the client whose turn it is."""
+def _preferred_index(queue: Sequence[SubBatch], prefixes: PrefixAffinity) -> int:
+    """Return the index of the sub-batch that a worker prefers, among the sub-batches of the client whose turn it is."""
     first = queue[0]
     free = None
-    for place, part in enumerate(queue):
-        prefix = part.batch.prefix
-        if part.batch.client != first.batch.client or part.is_suspect != first.is_suspect:
+    for index, sub_batch in enumerate(queue):
+        prefix = sub_batch.batch.prefix
+        if sub_batch.batch.client != first.batch.client or sub_batch.is_suspect != first.is_suspect:
             continue
         if prefix is not None and prefix == prefixes.own:
-            return place
+            return index
         if free is None and (prefix is None or prefix not in prefixes.all):
-            free = place
+            free = index
             if prefixes.own is None:
                 break
     return free or 0
 
 
 class Scheduler:
-    """Waiting parts, by model. Each item is in at most one place: in a part here, or leased to one worker."""
+    """The waiting sub-batches, by model. An item is either in one sub-batch here or leased."""
 
     def __init__(self) -> None:
         self._waiting: dict[ModelSpec, deque[SubBatch]] = {}
-        self._turns: dict[ModelSpec, _Turns] = {}
+        self._turns: dict[ModelSpec, _RoundRobin] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -142,95 +144,95 @@ class Scheduler:
             yield from queue
 
     @property
-    def wants_idle(self) -> bool:
-        """Whether only a worker that holds nothing may be given what comes next: a suspect, of each model."""
+    def needs_idle_worker(self) -> bool:
+        """Whether the next sub-batch of each model is a suspect, which only a worker without leases may get."""
         return all(queue[0].is_suspect for queue in self._waiting.values())
 
-    def append(self, part: SubBatch) -> None:
-        """Queue a part behind all that its client has for the same model, and in turn with those of others."""
-        model = part.batch.model
+    def append(self, sub_batch: SubBatch) -> None:
+        """Queue a sub-batch for its model: behind its client's other sub-batches, in turn with other clients."""
+        model = sub_batch.batch.model
         queue = self._waiting.setdefault(model, deque())
-        part.turn = self._turns.setdefault(model, _Turns()).next_for(part.batch.client)
-        place = len(queue)
-        while place and queue[place - 1].turn > part.turn:
-            place -= 1
-        queue.insert(place, part)
+        sub_batch.turn = self._turns.setdefault(model, _RoundRobin()).next_turn(sub_batch.batch.client)
+        index = len(queue)
+        while index and queue[index - 1].turn > sub_batch.turn:
+            index -= 1
+        queue.insert(index, sub_batch)
 
-    def put_back(self, part: SubBatch) -> None:
-        """Queue a part whose lease was lost before all others for the same model."""
-        self._waiting.setdefault(part.batch.model, deque()).appendleft(part)
+    def requeue(self, sub_batch: SubBatch) -> None:
+        """Queue a sub-batch whose lease has ended ahead of all others for the same model."""
+        self._waiting.setdefault(sub_batch.batch.model, deque()).appendleft(sub_batch)
 
     def drop(self, batch: Batch) -> None:
-        """Take out every part of a batch."""
+        """Remove all sub-batches of a batch."""
         queue = self._waiting.get(batch.model, deque())
-        self._replace(batch.model, deque(part for part in queue if part.batch is not batch))
+        self._replace(batch.model, deque(sub_batch for sub_batch in queue if sub_batch.batch is not batch))
 
     def clear(self) -> None:
-        """Take out everything."""
+        """Remove all sub-batches."""
         self._waiting.clear()
         self._turns.clear()
 
-    def take(self, model: ModelSpec, *, alone: bool, prefixes: PrefixAffinity = PrefixAffinity()) -> SubBatch | None:
-        """The next part for a model, None where none waits.
+    def take(self, model: ModelSpec, *, is_idle: bool, prefixes: PrefixAffinity = PrefixAffinity()) -> SubBatch | None:
+        """Remove and return the next sub-batch for a model, or None if none may be taken.
 
         Args:
             model: The model.
-            alone: Whether the worker holds nothing else; to one that does, a suspect is not given.
-            prefixes: Who is at which.
+            is_idle: Whether the worker holds no leases. A worker with leases does not get a suspect.
+            prefixes: The prefixes of this worker and of all workers.
         """
         queue = self._waiting.get(model)
-        if not queue or (queue[0].is_suspect and not alone):
+        if not queue or (queue[0].is_suspect and not is_idle):
             return None
-        place = _best_place(queue, prefixes)
-        if place:  # Another of the same client has its turn.
-            first, better = queue[0], queue[place]
+        index = _preferred_index(queue, prefixes)
+        if index:  # It swaps turns with the first sub-batch of the same client.
+            first, better = queue[0], queue[index]
             first.turn, better.turn = better.turn, first.turn
-            queue[0], queue[place] = better, first
-        part = queue.popleft()
+            queue[0], queue[index] = better, first
+        sub_batch = queue.popleft()
         if (turns := self._turns.get(model)) is not None:
-            turns.serve(part.turn)
+            turns.advance(sub_batch.turn)
         self._replace(model, queue)
-        return part
+        return sub_batch
 
     def oldest(self, *, other_than: ModelSpec | None) -> SubBatch | None:
-        """The part for another model that has waited longest; it stays queued."""
-        others = (part for model, queue in self._waiting.items() if model != other_than for part in queue)
-        return min(others, key=lambda part: part.batch.submitted_at, default=None)
+        """Return the sub-batch of another model that has waited longest; it stays queued."""
+        others = (sub_batch for model, queue in self._waiting.items() if model != other_than for sub_batch in queue)
+        return min(others, key=lambda sub_batch: sub_batch.batch.submitted_at, default=None)
 
     def choose(
         self,
-        loaded: ModelSpec | None,
-        loaded_at: float,
+        loaded_model: ModelSpec | None,
+        model_since: float,
         now: float,
         switch_delay_s: float,
         *,
-        alone: bool,
-        may_change: bool,
+        is_idle: bool,
+        may_switch: bool,
         prefixes: PrefixAffinity = PrefixAffinity(),
     ) -> SubBatch | None:
-        """Take the part that a worker is to work on next, by the rule at the top of this module.
+        """Remove and return the next sub-batch for a worker by the rules of this module, or None.
 
         Args:
-            loaded: The model that the worker has, or is loading.
-            loaded_at: Since when.
-            now: The current time.
-            switch_delay_s: How long a batch of another model waits before it is worth a change.
-            alone: Whether the worker holds nothing that it would have to finish first.
-            may_change: Whether it may be given another model, if it holds nothing.
-            prefixes: Who is at which.
+            loaded_model: The model that the worker has loaded or is loading.
+            model_since: The time at which it switched to that model, in monotonic seconds.
+            now: The current time, in monotonic seconds.
+            switch_delay_s: Seconds that a batch of another model waits before a worker with queued work switches to it.
+            is_idle: Whether the worker holds no leases that it has to finish first.
+            may_switch: Whether the worker may switch models if it is idle.
+            prefixes: The prefixes of this worker and of all workers.
         """
-        other = self.oldest(other_than=loaded)
-        waits = loaded is not None and loaded in self._waiting
+        other = self.oldest(other_than=loaded_model)
+        has_waiting = loaded_model is not None and loaded_model in self._waiting
         if other is None:
-            change = False
-        elif waits:
-            change = now - max(other.batch.submitted_at, loaded_at) > switch_delay_s
+            switch = False
+        elif has_waiting:
+            switch = now - max(other.batch.submitted_at, model_since) > switch_delay_s
         else:
-            change = True
-        if change and other is not None:
-            # A worker that still holds leases of its model is let run dry first.
-            return self.take(other.batch.model, alone=True, prefixes=prefixes) if alone and may_change else None
-        return self.take(loaded, alone=alone, prefixes=prefixes) if loaded is not None else None
+            switch = True
+        if switch and other is not None:
+            # A worker that still holds leases of its model finishes these first.
+            return self.take(other.batch.model, is_idle=True, prefixes=prefixes) if is_idle and may_switch else None
+        return self.take(loaded_model, is_idle=is_idle, prefixes=prefixes) if loaded_model is not None else None
 
     def _replace(self, model: ModelSpec, queue: deque[SubBatch]) -> None:
         if queue:

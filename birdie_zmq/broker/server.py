@@ -1,4 +1,4 @@
-"""The broker's loop: bytes in, the state machine, bytes out. All decisions are in `state`."""
+"""The server of the broker: it decodes frames, passes events to the core, and carries out the actions of the core."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from birdie_zmq.errors import BirdieError, NotAllowed, ProtocolError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.messages import ClientMessage, WorkerMessage
-from birdie_zmq.protocol.sockets import Arrival, Router, wait
+from birdie_zmq.protocol.sockets import ReceivedFrame, Router, wait
 from birdie_zmq.settings import BrokerSettings
 
 logger = logging.getLogger("birdie_zmq.broker")
 
-_STOPPED_S = 3.0
-"""A loop that comes round so much too late was stopped, or its machine was."""
+_MIN_STALL_S = 3.0
+"""A tick that is later than this means that the broker's own process, or its machine, was stopped."""
 
-_GIVEN_BY_ROUTER = b"\0"
-"""How a routing id begins that the ROUTER has made up."""
+_GENERATED_ID_PREFIX = b"\0"
+"""First byte of a routing id that the ROUTER generated; libzmq reserves it."""
 
 _decode = decoder(ClientMessage | WorkerMessage)
 
@@ -43,81 +43,87 @@ def serve(
     router: Router,
     settings: BrokerSettings,
     stop: StopSignals,
-    lifeline: int | None = None,
-    look: Callable[[BrokerCore, float], None] | None = None,
+    parent_pipe: int | None = None,
+    on_tick: Callable[[BrokerCore, float], None] | None = None,
 ) -> bool:
-    """Serve until a stop signal, and then as long as workers finish what they hold; or until the lifeline closes.
+    """Serve until a stop signal and until workers have finished their leases, or until the parent process is gone.
 
     Args:
         router: The bound socket; it stays open.
-        settings: Timeouts and bounds.
-        stop: Entered by the caller, in the main thread. A second signal ends the process at once.
-        lifeline: A descriptor that becomes readable when the parent is gone; None for a broker of its own.
-        look: Called each tick with the broker, which it may look at until it returns, and the time.
+        settings: Timeouts and limits.
+        stop: Stop signals, entered by the caller in the main thread. A second signal ends the process at once.
+        parent_pipe: A descriptor that becomes readable when the parent process is gone; None for a standalone broker.
+        on_tick: Called at each tick with the core, which it may read until it returns, and the monotonic time.
 
     Returns:
-        Whether the lifeline closed.
+        Whether the parent process is gone.
     """
-    broker = BrokerCore(settings)
-    ends = {stop.descriptor} if lifeline is None else {stop.descriptor, lifeline}
+    core = BrokerCore(settings)
+    stop_descriptors = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
     next_tick = time.monotonic()
     while True:
-        ready = wait(router, next_tick - time.monotonic(), readable=ends)
-        if lifeline in ready:
+        ready = wait(router, next_tick - time.monotonic(), readable=stop_descriptors)
+        if parent_pipe in ready:
             return True
         if stop.descriptor in ready:
-            ends.discard(stop.descriptor)
-            if _act(router, broker, Drain()):
+            stop_descriptors.discard(stop.descriptor)
+            if _dispatch(router, core, Drain()):
                 return False
         while (arrival := router.receive()) is not None:
-            if _act(router, broker, _read(router, arrival)):
+            if _dispatch(router, core, _to_event(router, arrival)):
                 return False
             if time.monotonic() >= next_tick:
-                break  # However much comes, the clock goes on and a signal is heard.
+                break  # Ticks and stop signals must not starve, however many messages arrive.
         stall_s = time.monotonic() - next_tick
         if stall_s >= 0:
             next_tick = time.monotonic() + settings.tick_s
-            _watch_keys(router, broker)
-            if _act(router, broker, Tick(stall_s if stall_s > _STOPPED_S else 0.0)):
+            _poll_keys(router, core)
+            if _dispatch(router, core, Tick(stall_s if stall_s > _MIN_STALL_S else 0.0)):
                 return False
-            if look is not None:
-                look(broker, time.monotonic())
+            if on_tick is not None:
+                on_tick(core, time.monotonic())
 
 
-def _read(router: Router, arrival: Arrival) -> Event:
+def _to_event(router: Router, arrival: ReceivedFrame) -> Event:
+    """Decode a received frame, and find the principal of its key."""
     peer, frame, key = arrival
     try:
-        sender = None if router.keys is None else router.keys.holder(key)
-        if sender is not None and not peer.startswith(_GIVEN_BY_ROUTER):
+        sender = None if router.keys is None else router.keys.principal(key)
+        if sender is not None and not peer.startswith(_GENERATED_ID_PREFIX):
             raise NotAllowed(f"{sender} may not choose the routing id of its connection, which could be another's")
         return Received(peer, _decode(frame), len(frame), sender)
     except ProtocolError as error:
         return Unreadable(peer, error)
     except MemoryError:
-        return Unreadable(peer, ProtocolError("the broker has no memory left to read this message (--memory-limit)"))
+        return Unreadable(
+            peer, ProtocolError("the broker has no memory left to read this message; its --memory-limit is reached")
+        )
 
 
-def _watch_keys(router: Router, broker: BrokerCore) -> None:
-    """Say who was not let in, and let the broker forget whose key is gone."""
+def _poll_keys(router: Router, core: BrokerCore) -> None:
+    """Log connections that were refused, and pass revoked keys to the core."""
     if (line := router.refused_connections()) is not None:
         logger.warning(line)
     if router.keys is not None and (revoked := router.keys.take_revoked()):
-        _act(router, broker, Revoked(revoked))
+        _dispatch(router, core, Revoked(revoked))
 
 
-def _act(router: Router, broker: BrokerCore, event: Event) -> bool:
-    """Let the broker handle an event, and whatever follows from carrying out what it says; whether it is to stop."""
+def _dispatch(router: Router, core: BrokerCore, event: Event) -> bool:
+    """Pass an event to the core and carry out the actions that it returns; return whether the broker is to stop.
+
+    A failed send is an event of its own, which is handled in turn.
+    """
     events = deque([event])
-    stops = False
+    is_stopped = False
     while events:
-        for action in broker.handle(events.popleft(), time.monotonic()):
+        for action in core.handle(events.popleft(), time.monotonic()):
             match action:
                 case Log("warning", text):
                     logger.warning(text)
                 case Log(_, text):
                     logger.info(text)
                 case Stop():
-                    stops = True
+                    is_stopped = True
                 case Send(peer, message):
                     try:
                         frame = encode(message)
@@ -126,4 +132,4 @@ def _act(router: Router, broker: BrokerCore, event: Event) -> bool:
                         continue
                     if not router.send(peer, frame):
                         events.append(Unreachable(peer))
-    return stops
+    return is_stopped

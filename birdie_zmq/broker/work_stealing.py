@@ -1,11 +1,14 @@
-"""What workers that have nothing to do take over from those that have much: how the end of a run is shared out.
+"""Work stealing: at the end of a run, idle workers take over leased items of busy workers.
 
-A worker is given a batch while it is at another, so that it never waits. When nothing is left to be given, a slow worker
-would be waited for with all that it holds. So an idle one takes from whoever has most left: of a batch that was not begun
-with, so much that both have as much to do; of one that is being computed, the later half, which is then computed twice: the
-first answer counts, as with the backup tasks of MapReduce (Dean and Ghemawat, 2004). Nothing is shared a third time.
+A worker holds the next batch while it computes one, so that its model never waits. When the queue is empty, a run would
+wait until a slow worker has computed all of its leases. So an idle worker (the thief) steals from the worker with the
+most unsettled items (the victim). From a lease that the victim has not started, it takes enough items to give both the
+same number. From a lease that the victim is computing, it duplicates the second half: both compute these items and the
+first answer counts, as with the backup tasks of MapReduce (Dean and Ghemawat, 2004). An item has at most two leases at a
+time.
 
-A worker that is at its last batch for a second, while another has one more, need not become idle first: it takes its part of that.
+A worker that has been on its last lease for ``steal_after_s`` steals early, before it is idle: it takes a share of a
+lease that another worker has not started.
 """
 
 from __future__ import annotations
@@ -18,84 +21,90 @@ from birdie_zmq.broker.peers import Worker
 from birdie_zmq.broker.scheduler import SubBatch
 from birdie_zmq.types import ModelSpec
 
-_LEAST_SHARED = 2
+_MIN_DUPLICATED = 2
 
-_LEAST_TAKEN = 32
-"""Who still has something to do takes no fewer: they hardly fill a step, and what texts share is computed in each lease."""
+_MIN_EARLY_STEAL = 32
+"""Fewer items hardly fill a step, and each lease computes the prefixes of its texts again."""
 
 
 @dataclass(frozen=True)
 class Steal:
-    """For ``idle``, take ``items`` from a lease of ``worker``; ``is_begun`` says that it goes on with them as well."""
+    """Items of a lease of ``victim`` that ``thief`` takes over; if ``is_duplicate``, the victim computes them as well."""
 
-    idle: Worker
-    worker: Worker
+    thief: Worker
+    victim: Worker
     lease: int
     items: list[int]
-    is_begun: bool
+    is_duplicate: bool
 
 
 def plan_steals(idle: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Steal]:
-    """What idle workers should take over, each from another one.
+    """Plan the steals of idle workers, each from a different victim.
 
-    A worker takes work for the model that it has, or, if it has none, for any.
+    A worker steals work for the model that it has loaded or, if it has none, for any model.
     """
     by_model: dict[ModelSpec | None, list[tuple[int, int, Worker]]] = {}
     for number, worker in enumerate(workers):
         if worker.leases:
-            entry = -_left_of(worker), number, worker
+            entry = -_unsettled_count(worker), number, worker
             for model in (worker.model, None):
                 by_model.setdefault(model, []).append(entry)
     for heap in by_model.values():
         heapq.heapify(heap)
-    helped: set[int] = set()
-    for one in idle:
-        heap = by_model.get(one.model, [])
+    victims: set[int] = set()
+    for thief in idle:
+        heap = by_model.get(thief.model, [])
         while heap:
-            _, number, worker = heapq.heappop(heap)
-            if number not in helped and (taken := _from(worker)) is not None:
-                helped.add(number)
-                lease, items, is_begun = taken
-                yield Steal(one, worker, lease, items, is_begun)
+            _, number, victim = heapq.heappop(heap)
+            if number not in victims and (stealable := _stealable(victim)) is not None:
+                victims.add(number)
+                lease, items, is_duplicate = stealable
+                yield Steal(thief, victim, lease, items, is_duplicate)
                 break
 
 
-def plan_early_steals(at_last: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Steal]:
-    """What workers that are at their last lease should have next, of leases that others have not begun with.
+def plan_early_steals(on_last_lease: Iterable[Worker], workers: Iterable[Worker]) -> Iterator[Steal]:
+    """Plan the steals of workers on their last lease, from leases that other workers have not started.
 
-    Both then have as much to do. Each worker gives once, and little is left where it is.
+    Thief and victim then have the same number of items left. A victim gives once, and a small share is not worth a
+    lease.
     """
-    more: dict[ModelSpec | None, list[tuple[int, int, Worker]]] = {}
+    victims: dict[ModelSpec | None, list[tuple[int, int, Worker]]] = {}
     for number, worker in enumerate(workers):
         if len(worker.leases) > 1:
-            more.setdefault(worker.model, []).append((-_left_of(worker), number, worker))
-    for heap in more.values():
+            victims.setdefault(worker.model, []).append((-_unsettled_count(worker), number, worker))
+    for heap in victims.values():
         heapq.heapify(heap)
-    takers = ((_left_of(worker), number, worker) for number, worker in enumerate(at_last) if len(worker.leases) == 1)
-    for left, _, taker in sorted(takers):
-        if heap := more.get(taker.model, []):
-            negative, _, giver = heapq.heappop(heap)
-            lease, part = next(reversed(giver.leases.items()))
-            items = [] if part.is_suspect or part.is_shared else _left(part)
-            count = min(len(items), (-negative - left) // 2)
-            if count >= _LEAST_TAKEN:
-                yield Steal(taker, giver, lease, items[len(items) - count :], is_begun=False)
+    thieves = (
+        (_unsettled_count(worker), number, worker)
+        for number, worker in enumerate(on_last_lease)
+        if len(worker.leases) == 1
+    )
+    for thief_left, _, thief in sorted(thieves):
+        if heap := victims.get(thief.model, []):
+            negative_left, _, victim = heapq.heappop(heap)
+            lease, sub_batch = next(reversed(victim.leases.items()))
+            items = [] if sub_batch.is_suspect or sub_batch.is_duplicated else _unsettled(sub_batch)
+            count = min(len(items), (-negative_left - thief_left) // 2)
+            if count >= _MIN_EARLY_STEAL:
+                yield Steal(thief, victim, lease, items[len(items) - count :], is_duplicate=False)
 
 
-def _left_of(worker: Worker) -> int:
-    return sum(len(_left(part)) for part in worker.leases.values())
+def _unsettled_count(worker: Worker) -> int:
+    return sum(len(_unsettled(sub_batch)) for sub_batch in worker.leases.values())
 
 
-def _from(worker: Worker) -> tuple[int, list[int], bool] | None:
-    lease, part = next(reversed(worker.leases.items()))
-    if part.is_suspect or part.is_shared:
+def _stealable(worker: Worker) -> tuple[int, list[int], bool] | None:
+    """Return a lease of a worker, the items to steal from it, and whether they are duplicated; None if there are none."""
+    lease, sub_batch = next(reversed(worker.leases.items()))
+    if sub_batch.is_suspect or sub_batch.is_duplicated:
         return None
-    items = _left(part)
+    items = _unsettled(sub_batch)
     if len(worker.leases) == 1:
-        return (lease, items[(len(items) + 1) // 2 :], True) if len(items) >= _LEAST_SHARED else None
-    count = min(len(items), _left_of(worker) // 2)
+        return (lease, items[(len(items) + 1) // 2 :], True) if len(items) >= _MIN_DUPLICATED else None
+    count = min(len(items), _unsettled_count(worker) // 2)
     return (lease, items[len(items) - count :], False) if count else None
 
 
-def _left(part: SubBatch) -> list[int]:
-    return [item for item in part.items if item not in part.batch.settled]
+def _unsettled(sub_batch: SubBatch) -> list[int]:
+    return [item for item in sub_batch.items if item not in sub_batch.batch.settled]

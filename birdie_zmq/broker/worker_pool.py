@@ -1,4 +1,4 @@
-"""The workers, what each holds, and who has room: kept so that one message needs no look at all of them."""
+"""The workers of a broker with indexes by free capacity and by batch, so that a message needs no scan of all workers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from birdie_zmq.broker.scheduler import Batch, SubBatch
 
 
 class ActiveLease(NamedTuple):
-    """A lease, its worker, and the part that it is for."""
+    """A lease: its worker, its number and its sub-batch."""
 
     worker: Worker
     lease: int
-    part: SubBatch
+    sub_batch: SubBatch
 
 
 class WorkerPool:
-    """Workers by their peers. What a worker holds, or whether it drains, changes through this class alone."""
+    """The workers of a broker, by peer. Only this class changes leases and draining of workers, and updates its indexes."""
 
     def __init__(self) -> None:
         self._workers: dict[bytes, Worker] = {}
-        self._with_room: dict[int, dict[bytes, Worker]] = {}
-        self._held: dict[Batch, dict[int, Worker]] = {}
+        self._by_lease_count: dict[int, dict[bytes, Worker]] = {}
+        self._workers_by_batch: dict[Batch, dict[int, Worker]] = {}
         self._prefixes: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -37,74 +37,77 @@ class WorkerPool:
         return peer in self._workers
 
     def get(self, peer: bytes) -> Worker | None:
-        """The worker that a peer is."""
+        """Return the worker of a peer, or None."""
         return self._workers.get(peer)
 
     @property
     def prefixes(self) -> Mapping[str, int]:
-        """What the texts begin with that workers were given last, and how many workers are at each."""
+        """Names of the prefixes of the last batches of all workers, with the number of workers for each."""
         return self._prefixes
 
-    def with_room(self, *, idle_only: bool = False) -> list[Worker]:
-        """Those that may be given a lease, those that hold least first; or those that hold nothing alone."""
-        counts = self._with_room.keys() & {0} if idle_only else sorted(self._with_room)
-        return [worker for count in counts for worker in self._with_room[count].values()]
+    def with_capacity(self, *, idle_only: bool = False) -> list[Worker]:
+        """Return the workers that may be granted a lease, fewest leases first; with ``idle_only``, workers without leases."""
+        counts = self._by_lease_count.keys() & {0} if idle_only else sorted(self._by_lease_count)
+        return [worker for count in counts for worker in self._by_lease_count[count].values()]
 
     def leases_of(self, batch: Batch) -> list[ActiveLease]:
-        """Who holds parts of a batch."""
-        return [ActiveLease(worker, lease, worker.leases[lease]) for lease, worker in self._held.get(batch, {}).items()]
+        """Return the leases of the sub-batches of a batch."""
+        return [
+            ActiveLease(worker, lease, worker.leases[lease])
+            for lease, worker in self._workers_by_batch.get(batch, {}).items()
+        ]
 
     def add(self, worker: Worker) -> None:
-        """A worker has come, which holds nothing."""
+        """Add a worker that holds no leases."""
         self._workers[worker.peer] = worker
-        self._sort_in(worker)
+        self._add_to_index(worker)
 
     def remove(self, peer: bytes) -> Worker | None:
-        """A worker has gone; what it held is still to be read from it."""
+        """Remove and return the worker of a peer, or None; its leases can still be read from the returned worker."""
         worker = self._workers.pop(peer, None)
         if worker is not None:
-            self._sort_out(worker)
-            self._begins(worker, None)
-            for lease, part in worker.leases.items():
-                self._no_longer_held(lease, part)
+            self._remove_from_index(worker)
+            self._set_prefix(worker, None)
+            for lease, sub_batch in worker.leases.items():
+                self._forget_lease(lease, sub_batch)
         return worker
 
-    def give(self, worker: Worker, lease: int, part: SubBatch) -> None:
-        """A worker is given a lease."""
-        self._sort_out(worker)
-        worker.leases[lease] = part
-        self._held.setdefault(part.batch, {})[lease] = worker
-        if part.batch.prefix is not None:
-            self._begins(worker, part.batch.prefix)
-        self._sort_in(worker)
+    def assign(self, worker: Worker, lease: int, sub_batch: SubBatch) -> None:
+        """Record that a worker was granted a lease."""
+        self._remove_from_index(worker)
+        worker.leases[lease] = sub_batch
+        self._workers_by_batch.setdefault(sub_batch.batch, {})[lease] = worker
+        if sub_batch.batch.prefix is not None:
+            self._set_prefix(worker, sub_batch.batch.prefix)
+        self._add_to_index(worker)
 
-    def take_back(self, worker: Worker, lease: int) -> SubBatch | None:
-        """A worker no longer has a lease; None where it did not have it."""
-        part = worker.leases.get(lease)
-        if part is not None:
-            self._sort_out(worker)
+    def release(self, worker: Worker, lease: int) -> SubBatch | None:
+        """Remove a lease from a worker and return its sub-batch, or None if the worker does not hold it."""
+        sub_batch = worker.leases.get(lease)
+        if sub_batch is not None:
+            self._remove_from_index(worker)
             del worker.leases[lease]
-            self._no_longer_held(lease, part)
-            self._sort_in(worker)
-        return part
+            self._forget_lease(lease, sub_batch)
+            self._add_to_index(worker)
+        return sub_batch
 
-    def load(self, worker: Worker, model_of: SubBatch, now: float) -> None:
-        """A worker changes to the model of a part; what its last texts began with is of no use any more."""
+    def switch_model(self, worker: Worker, model_of: SubBatch, now: float) -> None:
+        """Switch a worker to the model of a sub-batch; the prefix that it has computed is lost with the old model."""
         worker.model, worker.model_since = model_of.batch.model, now
-        self._begins(worker, None)
+        self._set_prefix(worker, None)
 
     def drain(self, worker: Worker) -> None:
-        """A worker takes on nothing more."""
-        self._sort_out(worker)
-        worker.drains = True
+        """Stop granting leases to a worker."""
+        self._remove_from_index(worker)
+        worker.is_draining = True
 
-    def suspect(self, held: ActiveLease) -> None:
-        """A part has become one that may kill: its worker gets nothing beside it."""
-        self._sort_out(held.worker)
-        held.part.losses += 1
-        self._sort_in(held.worker)
+    def mark_suspect(self, active: ActiveLease) -> None:
+        """Mark the sub-batch of a lease as suspect, so that its worker gets no other lease beside it."""
+        self._remove_from_index(active.worker)
+        active.sub_batch.crashes += 1
+        self._add_to_index(active.worker)
 
-    def _begins(self, worker: Worker, prefix: str | None) -> None:
+    def _set_prefix(self, worker: Worker, prefix: str | None) -> None:
         if worker.prefix is not None:
             self._prefixes[worker.prefix] -= 1
             if not self._prefixes[worker.prefix]:
@@ -113,17 +116,17 @@ class WorkerPool:
         if prefix is not None:
             self._prefixes[prefix] += 1
 
-    def _no_longer_held(self, lease: int, part: SubBatch) -> None:
-        of_batch = self._held[part.batch]
-        del of_batch[lease]
-        if not of_batch:
-            del self._held[part.batch]
+    def _forget_lease(self, lease: int, sub_batch: SubBatch) -> None:
+        workers = self._workers_by_batch[sub_batch.batch]
+        del workers[lease]
+        if not workers:
+            del self._workers_by_batch[sub_batch.batch]
 
-    def _sort_in(self, worker: Worker) -> None:
-        if worker.has_room:
-            self._with_room.setdefault(len(worker.leases), {})[worker.peer] = worker
+    def _add_to_index(self, worker: Worker) -> None:
+        if worker.has_capacity:
+            self._by_lease_count.setdefault(len(worker.leases), {})[worker.peer] = worker
 
-    def _sort_out(self, worker: Worker) -> None:
-        alike = self._with_room.get(len(worker.leases))
-        if alike is not None and alike.pop(worker.peer, None) is not None and not alike:
-            del self._with_room[len(worker.leases)]
+    def _remove_from_index(self, worker: Worker) -> None:
+        bucket = self._by_lease_count.get(len(worker.leases))
+        if bucket is not None and bucket.pop(worker.peer, None) is not None and not bucket:
+            del self._by_lease_count[len(worker.leases)]

@@ -1,4 +1,4 @@
-"""``birdie-zmq bench``: its arguments, which are a run's own, and the order of its parts."""
+"""The command ``birdie-zmq bench``: its arguments, which match those of a run, and its steps."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from rich.text import Text
 from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.errors import BirdieError, UsageError
-from birdie_zmq.harness.model_args import read_arguments
-from birdie_zmq.sanitize import printable
+from birdie_zmq.harness.model_args import parse_model_args
+from birdie_zmq.sanitize import sanitize
 from birdie_zmq.tools.bench import terminal
 from birdie_zmq.tools.bench.advice import advise
-from birdie_zmq.tools.bench.figures import LeftOut, Measured
+from birdie_zmq.tools.bench.figures import Measurement, SkippedWorkload
 from birdie_zmq.tools.bench.measuring import Bench
-from birdie_zmq.tools.bench.workloads import KINDS, USUAL, Kind
+from birdie_zmq.tools.bench.workloads import DEFAULT_WORKLOADS, WORKLOADS, Workload
 from birdie_zmq.types import ModelDescription
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    """The parser of the command's arguments; those of lm_eval are read by lm_eval's own rules."""
-    whole = argparse.ArgumentParser(
+    """Return the argument parser of the command; lm_eval's arguments are parsed by lm_eval's own rules."""
+    arg_parser = argparse.ArgumentParser(
         prog=prog,
-        description="Measure how fast a model answers what lm_eval asks, and say what would make it faster.",
+        description="Measure the throughput of a model on lm_eval workloads, and advise how to improve it.",
     )
-    whole.add_argument(
+    arg_parser.add_argument(
         "--model_args",
         "-a",
         nargs="+",
@@ -38,68 +38,77 @@ def parser(prog: str) -> argparse.ArgumentParser:
         required=True,
         action=MergeDictAction,
         metavar="ARG",
-        help="as lm_eval takes them: model_tag=mine,size=large,api=page.py; with port= or endpoint=, of a broker that runs",
+        help="as in lm_eval: model_tag=mine,size=large,api=api.py; port= or endpoint= selects a running broker",
     )
-    whole.add_argument("--device", metavar="cpu|cuda:N", help="of the bench's own worker; default: what there is")
-    whole.add_argument(
-        "--batch_size", metavar="N", help="above 1: the most rows of a step; default: the engine chooses"
+    arg_parser.add_argument(
+        "--device", metavar="cpu|cuda:N", help="device of the embedded worker; default: the first available"
     )
-    whole.add_argument(
+    arg_parser.add_argument(
+        "--batch_size", metavar="N", help="maximum rows per step, if above 1; default: chosen by the engine"
+    )
+    arg_parser.add_argument(
         "--seconds",
         type=_seconds,
         default=10.0,
-        help="how long the timed pass of a workload takes, about; finding its size and compiling come on top; default: "
+        help="approximate duration of the timed pass of a workload, without warm-up and compilation; default: "
         "%(default).0f",
     )
-    whole.add_argument(
-        "--limit", type=_count, metavar="N", help="the most documents of a pass; default: what time allows"
+    arg_parser.add_argument(
+        "--limit",
+        type=_count,
+        metavar="N",
+        help="maximum number of documents per pass; default: limited by --seconds only",
     )
-    whole.add_argument(
+    arg_parser.add_argument(
         "--workloads",
-        type=_kinds,
-        default=USUAL,
+        type=_workloads,
+        default=DEFAULT_WORKLOADS,
         metavar="NAMES",
-        help=f"of {','.join(KINDS)}; default: {','.join(USUAL)}",
+        help=f"comma-separated, from {','.join(WORKLOADS)}; default: {','.join(DEFAULT_WORKLOADS)}",
     )
-    whole.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
-    return whole
+    arg_parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to this file")
+    return arg_parser
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print, and write; 0 if all went well.
+    """Run the workloads, print the figures, and write them to a file if requested; return 0.
 
     Raises:
-        UsageError: An argument cannot be used as given, or the file cannot be written.
-        ModelError: The model cannot be loaded or does not compute; its traceback has been printed.
+        UsageError: An argument is invalid, or the file cannot be written.
+        ModelError: The model cannot be loaded or fails to compute; its traceback has been printed.
         UnavailableError: No broker or no worker answers.
     """
-    arguments = read_arguments(options.model_args, batch_size=options.batch_size, device=options.device)
+    arguments = parse_model_args(options.model_args, batch_size=options.batch_size, device=options.device)
     if options.json is not None and not options.json.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {options.json.absolute().parent} for --json")
+        raise UsageError(f"--json {options.json}: there is no folder {options.json.absolute().parent}")
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
-    results: list[Measured | LeftOut] = []
+    results: list[Measurement | SkippedWorkload] = []
     try:
         with (
             errors.status("starting") as status,
-            Bench(arguments, options.seconds, options.limit, lambda text: status.update(printable(text))) as bench,
+            Bench(arguments, options.seconds, options.limit, lambda text: status.update(sanitize(text))) as bench,
         ):
-            results.extend(bench.measure(kind) for kind in options.workloads)
+            results.extend(bench.measure(workload) for workload in options.workloads)
             description, load_s = bench.description, bench.load_s
     except BirdieError as error:
         if error.remote_traceback:
-            errors.print(Text(printable(error.remote_traceback.rstrip(), lines=True)), soft_wrap=True)
+            errors.print(Text(sanitize(error.remote_traceback.rstrip(), lines=True)), soft_wrap=True)
         raise
-    measured = [each for each in results if isinstance(each, Measured)]
+    measured = [each for each in results if isinstance(each, Measurement)]
     advice = advise(description, arguments.limits, measured)
     terminal.show(description, load_s, results, advice, console)
     if options.json is not None:
         _write(options.json, description, load_s, results, advice)
-        console.print(Text(f"written: {printable(str(options.json))}"), soft_wrap=True)
+        console.print(Text(f"written: {sanitize(str(options.json))}"), soft_wrap=True)
     return 0
 
 
 def _write(
-    path: Path, description: ModelDescription, load_s: float, results: list[Measured | LeftOut], advice: list[str]
+    path: Path,
+    description: ModelDescription,
+    load_s: float,
+    results: list[Measurement | SkippedWorkload],
+    advice: list[str],
 ) -> None:
     record = {
         "birdie_zmq": __version__,
@@ -114,20 +123,20 @@ def _write(
         "model_versions": description.versions,
         "model_gives": description.provides,
         "load_seconds": load_s,
-        "workloads": [each.as_record() for each in results if isinstance(each, Measured)],
-        "left_out": {each.kind: each.why for each in results if isinstance(each, LeftOut)},
+        "workloads": [each.as_record() for each in results if isinstance(each, Measurement)],
+        "left_out": {each.workload: each.reason for each in results if isinstance(each, SkippedWorkload)},
         "advice": advice,
     }
     try:
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"--json {path} cannot be written: {error}") from error
+        raise UsageError(f"cannot write the --json file {path}: {error}") from error
 
 
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value <= 3_600:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 3600")
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 3600 seconds")
     return value
 
 
@@ -138,15 +147,15 @@ def _count(text: str) -> int:
     return value
 
 
-def _kinds(text: str) -> tuple[Kind, ...]:
+def _workloads(text: str) -> tuple[Workload, ...]:
     names = text.split(",")
-    unknown = [name for name in names if name not in KINDS]
+    unknown = [name for name in names if name not in WORKLOADS]
     if unknown:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: the workloads are {', '.join(KINDS)}")
-    return tuple(kind for kind in KINDS if kind in names)
+        raise argparse.ArgumentTypeError(f"unknown workload {', '.join(unknown)}; supported: {', '.join(WORKLOADS)}")
+    return tuple(workload for workload in WORKLOADS if workload in names)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq bench") -> int:
-    """Measure how fast a model answers what lm_eval asks, and say what would make it faster."""
+    """Run ``birdie-zmq bench``."""
     options = parser(prog).parse_args(arguments)
     return run_guarded(prog, True, lambda: run(options))

@@ -1,4 +1,4 @@
-"""``python broker.py`` and ``birdie-zmq broker``: run a broker."""
+"""The commands ``python broker.py`` and ``birdie-zmq broker``: run a broker."""
 
 from __future__ import annotations
 
@@ -17,40 +17,44 @@ from birdie_zmq.settings import DEFAULT_STATUS_PORT, BrokerSettings
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    """The parser of a broker's arguments."""
-    found = argparse.ArgumentParser(prog=prog, description="Pass work from lm_eval runs to workers.")
-    found.add_argument("--bind", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
-    found.add_argument(
+    """Return the argument parser of the command."""
+    arg_parser = argparse.ArgumentParser(
+        prog=prog, description="Run a broker that distributes the requests of lm_eval runs over workers."
+    )
+    arg_parser.add_argument(
+        "--bind", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="endpoint to listen on; default: %(default)s"
+    )
+    arg_parser.add_argument(
         "--keys",
         nargs="?",
         type=Path,
         const=default_folder(),
         metavar="FOLDER",
-        help="let in only holders of a key made with birdie-zmq keys new; default: %(const)s",
+        help="require keys made with birdie-zmq keys new; FOLDER is the key folder, default: %(const)s",
     )
-    found.add_argument(
+    arg_parser.add_argument(
         "--memory-limit",
         type=int,
         default=default_limit_mib(),
         metavar="MIB",
-        help="take no more memory than this, whatever peers send; on Linux; default: half of the machine's, %(default)s",
+        help="memory limit of the broker process, on Linux; default: half of the machine's memory, %(default)s",
     )
-    found.add_argument(
+    arg_parser.add_argument(
         "--status-port",
         type=int,
         nargs="?",
         const=DEFAULT_STATUS_PORT,
         metavar="PORT",
-        help="show what goes on at http://127.0.0.1:PORT, to every user of this machine; 0 takes a free port; default: "
-        "no page, and %(const)s if no number is given",
+        help="serve a status page at http://127.0.0.1:PORT, readable by every user of this machine; 0 selects a free "
+        "port, no number means %(const)s; default: no page",
     )
-    add_common(found)
-    found.add_argument("--remove-folder", action="store_true", help=argparse.SUPPRESS)
-    return found
+    add_common(arg_parser)
+    arg_parser.add_argument("--remove-folder", action="store_true", help=argparse.SUPPRESS)
+    return arg_parser
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "broker.py") -> int:
-    """Run a broker until it is told to stop."""
+    """Run a broker until a stop signal."""
     options = parser(prog).parse_args(arguments)
     return run_guarded(prog, options.quiet, lambda: _serve(options))
 
@@ -67,16 +71,16 @@ def _serve(options: argparse.Namespace) -> int:
     limit_memory(options.memory_limit)
     allowed = None if options.keys is None else AllowList(options.keys.absolute())
     with StopSignals() as stop:
-        with Router(endpoint, allowed) as router, contextlib.ExitStack() as page:
+        with Router(endpoint, allowed) as router, contextlib.ExitStack() as stack:
             if not options.quiet:
-                who = "" if allowed is None else f", for the keys in {allowed.folder}"
-                print(f"birdie-zmq {__version__} from {PACKAGE}: broker at {router.endpoint}{who}", flush=True)
-            look = None
+                keys = "" if allowed is None else f", for the keys in {allowed.folder}"
+                print(f"birdie-zmq {__version__} from {PACKAGE}: broker at {router.endpoint}{keys}", flush=True)
+            update_status = None
             if options.status_port is not None:
-                shown = page.enter_context(StatusServer(options.status_port, router.endpoint))
-                look = shown.look
-                print(f"status page at {shown.address}", flush=True)
-            orphaned = serve(router, BrokerSettings(), stop, STDIN if options.lifeline else None, look)
+                status_server = stack.enter_context(StatusServer(options.status_port, router.endpoint))
+                update_status = status_server.update_status
+                print(f"status page at {status_server.address}", flush=True)
+            orphaned = serve(router, BrokerSettings(), stop, STDIN if options.lifeline else None, update_status)
         if orphaned and options.remove_folder and isinstance(endpoint, IpcEndpoint):
             shutil.rmtree(endpoint.path.parent, ignore_errors=True)
     return 0

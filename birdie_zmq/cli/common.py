@@ -1,4 +1,4 @@
-"""What the commands share: logging, errors as one line, and the options that every process has."""
+"""Shared by the commands: logging, one-line errors, and the options of long-running processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STDIN = 0
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every long-running process."""
-    parser.add_argument("--quiet", action="store_true", help="write down only what goes wrong")
-    parser.add_argument("--lifeline", action="store_true", help="end when standard input is closed")
+    parser.add_argument("--quiet", action="store_true", help="log only warnings and errors")
+    parser.add_argument("--lifeline", action="store_true", help="exit when standard input is closed")
 
 
 def run_guarded(prog: str, quiet: bool, function: Callable[[], int]) -> int:
-    """Run a command with logging set up; print an error that a person can cause as one line and return 2."""
+    """Set up logging and run a command; print a `BirdieError` as one line and return 2."""
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",

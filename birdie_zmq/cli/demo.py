@@ -1,4 +1,4 @@
-"""``birdie-zmq demo``: evaluate the demo model on its own tasks."""
+"""The command ``birdie-zmq demo``: evaluate the demo model on its own tasks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from birdie_zmq.errors import UsageError
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    """The parser of a run of the demo, which leaves all arguments but --help to lm_eval."""
+    """Return the argument parser of the command, which passes all arguments but --help on to lm_eval."""
     return argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} [-h] [ARGUMENT OF LM_EVAL ...]",
-        description="Evaluate the demo model on its three tasks. All further arguments are lm_eval's.",
+        description="Evaluate the demo model on its three tasks. All other arguments are passed on to lm_eval.",
         allow_abbrev=False,
     )
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq demo") -> int:
-    """Evaluate the demo model on its three tasks, in a broker and worker of the run's own."""
+    """Evaluate the demo model on its three tasks, with an embedded broker and worker."""
     _, rest = parser(prog).parse_known_args(arguments)
     tasks = _demo_tasks()
     names = ",".join(sorted(path.stem for path in tasks.glob("demo_*.yaml")))
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq demo") 
 
 
 def _demo_tasks() -> Path:
-    """The folder of the demo's tasks: in a checkout, or where the installation copied it."""
+    """Return the folder of the demo's tasks, in a checkout or in the installed package."""
     for folder in (PACKAGE.parent / "examples" / "tasks", PACKAGE / "demo_tasks"):
         if folder.is_dir():
             return folder
-    raise UsageError(f"the demo's tasks are missing from {PACKAGE}; install birdie-zmq again")
+    raise UsageError(f"the tasks of the demo are missing from {PACKAGE}; reinstall birdie-zmq")

@@ -1,4 +1,4 @@
-"""``birdie-zmq lm_eval``: lm_eval's own command, where Python reads no .pth files."""
+"""The command ``birdie-zmq lm_eval``: lm_eval's own command, for environments where Python reads no .pth files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq lm_eval") -> int:
-    """Run lm_eval's own command with the model birdie_zmq registered, where no .pth file could do that."""
+    """Register the model birdie_zmq and run lm_eval's own command; needed if Python does not read our .pth file."""
     import _birdie_zmq_hook
 
-    del prog  # lm_eval names itself in its help
+    del prog  # lm_eval sets its own name in its help.
     from lm_eval.__main__ import cli_evaluate
 
     _birdie_zmq_hook.install()

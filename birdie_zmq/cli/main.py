@@ -1,4 +1,4 @@
-"""The command ``birdie-zmq``: it hands the arguments to a subcommand, one module of this package each."""
+"""The command ``birdie-zmq``: passes the arguments on to a subcommand, which is a module of this package."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import PACKAGE
 
 COMMANDS = ("broker", "worker", "keys", "status", "demo", "doctor", "compare", "bench", "ray", "lm_eval")
-"""The subcommands; each is imported only when it is called, since some import much."""
+"""The subcommands. Each is imported only when it is called, since some have slow imports."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of what stands before a subcommand's own arguments."""
-    found = argparse.ArgumentParser(
+    """Return the argument parser of the arguments up to the name of the subcommand."""
+    arg_parser = argparse.ArgumentParser(
         prog="birdie-zmq", description="Evaluate language models in JAX, PyTorch and others with lm_eval."
     )
-    found.add_argument("--version", action="version", version=f"birdie-zmq {__version__} from {PACKAGE}")
-    found.add_argument("command", choices=COMMANDS, help="each has a --help of its own")
-    return found
+    arg_parser.add_argument("--version", action="version", version=f"birdie-zmq {__version__} from {PACKAGE}")
+    arg_parser.add_argument("command", choices=COMMANDS, help="see COMMAND --help")
+    return arg_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    # Only what stands before the subcommand is ours: the rest is the subcommand's.
-    command = parser().parse_args(given[:1]).command
-    status: int = import_module(f"birdie_zmq.cli.{command}").main(given[1:], f"birdie-zmq {command}")
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    # All arguments after the name belong to the subcommand.
+    command = parser().parse_args(argv[:1]).command
+    status: int = import_module(f"birdie_zmq.cli.{command}").main(argv[1:], f"birdie-zmq {command}")
     return status

@@ -1,4 +1,4 @@
-"""``birdie-zmq ray up``: its arguments, and the loop that does what the supervisor says."""
+"""The command ``birdie-zmq ray up``: its options, and the loop around the state machine of `birdie_zmq.cluster.core`."""
 
 from __future__ import annotations
 
@@ -30,124 +30,129 @@ if TYPE_CHECKING:
 logger = logging.getLogger("birdie_zmq.ray")
 
 _STDIN = 0
-_LOOK_S = 0.25
-_BROKERS = ("bind", "keys", "memory_limit", "status_port")
-"""The options of a broker that are those of the command's own broker."""
-_AGENT = AgentSettings()
-_STOP_S = _AGENT.drain_s + _AGENT.terminate_s + 2.0
-"""How long a worker may take to end in good order: what it is at, its model process, and a little."""
+_POLL_S = 0.25
+_BROKER_OPTIONS = ("bind", "keys", "memory_limit", "status_port")
+"""The options of a broker that the command accepts for its embedded broker."""
+_AGENT_SETTINGS = AgentSettings()
+_STOP_S = _AGENT_SETTINGS.drain_s + _AGENT_SETTINGS.terminate_s + 2.0
+"""Seconds that a worker may take to stop: for its running lease and its model process, with a margin."""
 _BROKER_END_S = 5.0
 
 
 def parser(prog: str, broker: argparse.ArgumentParser, worker: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The parser of the command's arguments.
+    """Return the parser of the command.
 
     Args:
-        prog: Its name.
-        broker: The parser of a broker, whose options are those of the command's own broker; made for this call.
-        worker: The parser of a worker, without --help; its options are passed on. Made for this call.
+        prog: The name of the program.
+        broker: The parser of a broker, for the options of the embedded broker. It is modified: pass a new one.
+        worker: The parser of a worker, without --help; its options are passed on to the workers. It is modified: pass a
+            new one.
     """
-    whole = argparse.ArgumentParser(prog=prog, description="Let workers run on a Ray cluster.")
-    actions = whole.add_subparsers(dest="action", required=True, metavar="up")
+    result = argparse.ArgumentParser(prog=prog, description="Run workers on a Ray cluster.")
+    actions = result.add_subparsers(dest="action", required=True, metavar="up")
     up = actions.add_parser(
         "up",
-        help="place workers, and bring back those that are lost, until Ctrl-C",
+        help="run workers, and replace workers that die, until Ctrl-C",
         parents=[worker],
         conflict_handler="resolve",
     )
-    up.add_argument("--workers", type=int, required=True, metavar="N", help="how many workers")
+    up.add_argument("--workers", type=int, required=True, metavar="N", help="number of workers")
     up.add_argument(
-        "--cpus-per-worker", type=float, default=1.0, metavar="X", help="what Ray reserves; default: %(default)g"
+        "--cpus-per-worker",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="CPUs that Ray reserves for each worker; default: %(default)g",
     )
     up.add_argument(
         "--gpus-per-worker",
         type=float,
         default=0.0,
         metavar="X",
-        help="what Ray reserves, and the GPUs that a worker is shown; a part of one, such as 0.5, is shared; default: 0",
+        help="GPUs that Ray reserves for each worker, which sees no others; a fraction, such as 0.5, shares one; default: 0",
     )
     up.add_argument(
         "--address",
         metavar="auto|local|HOST:PORT|ray://HOST:PORT",
-        help="the cluster; default: that of RAY_ADDRESS, else the one of this machine, else a local one for this command",
+        help="address of the cluster; default: RAY_ADDRESS, else a cluster on this machine, else a local one for this command",
     )
     up.add_argument(
-        "--wait", action="store_true", help="wait for room that the cluster does not have yet, since it grows by itself"
+        "--wait", action="store_true", help="wait for capacity that the cluster does not have yet (autoscaling)"
     )
     up.add_argument(
         "--working-dir",
         type=Path,
         metavar="FOLDER",
-        help="a folder that Ray copies to each node, such as one with api.py; workers start in it, and relative paths "
-        "of pages and checkpoints begin there; default: none, and nodes read paths as they are here",
+        help="folder that Ray copies to each node, such as one with your api.py; workers start in it, and the paths of --api "
+        "and --checkpoints are relative to it; default: none, and nodes use the same paths as this machine",
     )
     up.add_argument(
         "--env",
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
-        help="a variable that workers are given; without a value, that of here; may be given again",
+        help="environment variable for the workers; without a value, the value in this environment; may be repeated",
     )
     up.add_argument(
         "--connect",
         metavar="ENDPOINT",
-        help="a broker that runs; default: one of the command's own, which ends with it",
+        help="endpoint of a running broker; default: an embedded broker, which ends with the command",
     )
-    up.add_argument("--device", metavar="cpu", help="the CPU; which GPU a worker has is for Ray to choose")
-    own = up.add_argument_group("its own broker, without --connect")
+    up.add_argument("--device", metavar="cpu", help="use the CPU; GPUs are assigned by Ray")
+    embedded = up.add_argument_group("embedded broker, without --connect")
     for action in broker._actions:
-        if action.dest in _BROKERS:
-            action.help = f"of its own broker: {action.help}"
-            own._add_action(action)
-    return whole
+        if action.dest in _BROKER_OPTIONS:
+            action.help = f"embedded broker: {action.help}"
+            embedded._add_action(action)
+    return result
 
 
 def run(options: argparse.Namespace, worker: argparse.ArgumentParser) -> int:
-    """Keep workers on a cluster until a stop signal.
+    """Run workers on a cluster until a stop signal arrives.
 
     Args:
-        options: What `parser` made of the command line.
+        options: The parsed options of `parser`.
         worker: The parser of a worker alone.
 
     Raises:
-        UsageError: Something cannot be used as given, or is more than the cluster has; or all workers said so of theirs.
-        UnavailableError: There is no such cluster.
+        UsageError: An option cannot be used as given, or exceeds the cluster; or every worker failed with a usage error.
+        UnavailableError: The cluster cannot be reached, or the embedded broker exited.
     """
     if importlib.util.find_spec("ray") is None:
-        raise UsageError("birdie-zmq ray needs Ray: pip install 'birdie-zmq[ray]', here and on each node")
+        raise UsageError("birdie-zmq ray needs Ray: pip install 'birdie-zmq[ray]', on this machine and on each node")
     if options.workers < 1:
         raise UsageError(f"--workers must be 1 or more, not {options.workers}")
-    need = capacity.need_of(options.cpus_per_worker, options.gpus_per_worker)
+    per_worker = capacity.worker_resources(options.cpus_per_worker, options.gpus_per_worker)
     bound = _bound(options)
-    folders = _folders(options.working_dir)
+    folders = _base_folders(options.working_dir)
     variables = {
-        **worker_command.memory_variables(options.gpus_per_worker, os.environ),
+        **worker_command.gpu_memory_variables(options.gpus_per_worker, os.environ),
         **worker_command.variables(options.env, os.environ),
     }
-    # So that what is wrong with the worker's own options is said before Ray is started.
+    # Reports errors in the worker's own options before Ray is started.
     worker_command.worker_arguments(worker, options, bound, folders)
 
     from birdie_zmq.cluster.ray_cluster import Cluster
 
-    cluster = Cluster(options.address, folders.shipped, options.quiet)
+    cluster = Cluster(options.address, folders.working_dir, options.quiet)
     try:
         nodes = cluster.nodes
-        endpoint = bound if options.connect is not None else worker_command.reachable(bound, cluster.address)
-        worker_command.check_reach(endpoint, nodes)
+        endpoint = bound if options.connect is not None else worker_command.endpoint_for_workers(bound, cluster.address)
+        worker_command.check_reachable(endpoint, nodes)
         if not options.wait:
-            capacity.check_room(nodes, need, options.workers)
+            capacity.check_capacity(nodes, per_worker, options.workers)
         kind = "a local Ray cluster" if cluster.is_local else "the Ray cluster"
-        logger.info("%s has %s; workers connect to %s", kind, capacity.described(nodes), endpoint)
+        logger.info("%s has %s; workers connect to %s", kind, capacity.describe_nodes(nodes), endpoint)
         command = worker_command.worker_arguments(worker, options, endpoint, folders)
-        # Ray has handlers of its own for signals, so ours come after it.
-        with StopSignals() as stop, contextlib.ExitStack() as left:
-            broker = None if options.connect is not None else left.enter_context(_own_broker(options))
-            _supervise(cluster, options, command, variables, need, stop, broker)
-            logger.info("workers are told to finish what they are at; again, and nothing is waited for")
+        # Ray installs signal handlers of its own, so these must come after it.
+        with StopSignals() as stop, contextlib.ExitStack() as stack:
+            broker = None if options.connect is not None else stack.enter_context(_embedded_broker(options))
+            _supervise(cluster, options, command, variables, per_worker, stop, broker)
+            logger.info("stopping; workers finish their running leases (a second signal ends the command at once)")
             cluster.stop(_STOP_S)
         return 0
     finally:
-        cluster.leave()
+        cluster.disconnect()
 
 
 def _bound(options: argparse.Namespace) -> Endpoint:
@@ -156,21 +161,21 @@ def _bound(options: argparse.Namespace) -> Endpoint:
     endpoint = parse_endpoint(options.bind)
     check_bindable(endpoint, options.keys is not None)
     if isinstance(endpoint, TcpEndpoint) and endpoint.port == 0:
-        raise UsageError(f"--bind {options.bind} takes any port, and workers must be told one: name it")
+        raise UsageError(f"--bind {options.bind} picks any free port, but workers must know it: give a port number")
     if options.keys is not None and options.key_file is None:
-        raise UsageError("--keys lets in holders of a key only: give the workers theirs with --key-file FILE")
+        raise UsageError("--keys requires every worker to have a key: give the workers theirs with --key-file FILE")
     return endpoint
 
 
-def _folders(working_dir: Path | None) -> worker_command.Folders:
+def _base_folders(working_dir: Path | None) -> worker_command.BaseFolders:
     if working_dir is not None and not working_dir.is_dir():
-        raise UsageError(f"there is no folder at {working_dir.absolute()}, which --working-dir names")
-    return worker_command.Folders(Path.cwd(), None if working_dir is None else working_dir.absolute())
+        raise UsageError(f"--working-dir: there is no folder at {working_dir.absolute()}")
+    return worker_command.BaseFolders(Path.cwd(), None if working_dir is None else working_dir.absolute())
 
 
 @contextlib.contextmanager
-def _own_broker(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
-    """A broker of the command's own, which ends with it, kill -9 included."""
+def _embedded_broker(options: argparse.Namespace) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an embedded broker, which ends with this command, even if that is killed by SIGKILL."""
     command = ["broker", "--bind", options.bind, "--memory-limit", str(options.memory_limit), "--lifeline"]
     command += [] if options.keys is None else ["--keys", str(options.keys.absolute())]
     command += [] if options.status_port is None else ["--status-port", str(options.status_port)]
@@ -187,48 +192,50 @@ def _supervise(
     options: argparse.Namespace,
     command: Sequence[str],
     variables: dict[str, str],
-    need: dict[str, float],
+    per_worker: dict[str, float],
     stop: StopSignals,
     broker: subprocess.Popen[bytes] | None,
 ) -> None:
-    crew = core.ClusterCore(options.workers)
-    ends = [stop.descriptor, *([_STDIN] if options.lifeline else [])]
-    actions = crew.begin(time.monotonic())
+    cluster_core = core.ClusterCore(options.workers)
+    stops = [stop.descriptor, *([_STDIN] if options.lifeline else [])]
+    actions = cluster_core.start(time.monotonic())
     while True:
         for action in actions:
             match action:
-                case core.Place(number):
-                    cluster.place(number, command, variables, need)
-                case core.Say(level, text):
+                case core.PlaceWorker(number):
+                    cluster.place(number, command, variables, per_worker)
+                case core.Log(level, text):
                     logger.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
-                case core.SayWaiting(numbers):
-                    logger.warning("%s", _waiting(numbers, need, cluster))
-        if crew.is_given_up:
-            raise UsageError(f"no worker can work as it was told to: {crew.last_words}")
-        if select.select(ends, [], [], _LOOK_S)[0]:
+                case core.LogWaiting(numbers):
+                    logger.warning("%s", _waiting_text(numbers, per_worker, cluster))
+        if cluster_core.has_failed:
+            raise UsageError(f"all workers failed with an error of their options: {cluster_core.last_line}")
+        if select.select(stops, [], [], _POLL_S)[0]:
             return
         if broker is not None and (status := broker.poll()) is not None:
-            raise UnavailableError(f"the command's own broker ended with status {status}; what it wrote is above")
+            raise UnavailableError(f"the embedded broker exited with status {status}; see its output above")
         actions = [
-            action for event in (*cluster.events(), core.Tick()) for action in crew.handle(event, time.monotonic())
+            action
+            for event in (*cluster.events(), core.Tick())
+            for action in cluster_core.handle(event, time.monotonic())
         ]
 
 
-def _waiting(numbers: Sequence[int], need: dict[str, float], cluster: Cluster) -> str:
-    who = f"worker{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))} wait{'s' * (len(numbers) == 1)} for room"
+def _waiting_text(numbers: Sequence[int], per_worker: dict[str, float], cluster: Cluster) -> str:
+    names = f"worker{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"
     free = {name: cluster.free.get(name, 0.0) for name in ("CPU", "GPU")}
     return (
-        f"{who} ({capacity.amounts(need)} each): Ray says that the cluster has {capacity.described(cluster.nodes)}, of which "
-        f"{capacity.amounts(free)} is free"
+        f"waiting for a placement of {names} ({capacity.format_resources(per_worker)} each): Ray reports "
+        f"{capacity.describe_nodes(cluster.nodes)}, with {capacity.format_resources(free)} free"
     )
 
 
 def full_parser(prog: str = "birdie-zmq ray") -> argparse.ArgumentParser:
-    """The parser of the arguments of ``birdie-zmq ray``, with those of a broker and of a worker."""
+    """Return the parser of ``birdie-zmq ray``, with the options of a broker and of a worker."""
     return parser(prog, broker_parser(prog), worker_parser(prog, add_help=False))
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq ray") -> int:
-    """Let workers run on a Ray cluster."""
+    """Run ``birdie-zmq ray`` and return the exit status."""
     options = full_parser(prog).parse_args(arguments)
     return run_guarded(f"{prog} {options.action}", options.quiet, lambda: run(options, worker_parser(prog)))

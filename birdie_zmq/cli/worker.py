@@ -1,4 +1,4 @@
-"""``python -m workers.jax_worker`` and ``birdie-zmq worker``: serve models to a broker."""
+"""The commands ``python -m workers.jax_worker`` and ``birdie-zmq worker``: serve models to a broker."""
 
 from __future__ import annotations
 
@@ -9,80 +9,87 @@ from pathlib import Path
 
 from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import PACKAGE, STDIN, add_common, run_guarded
-from birdie_zmq.engine.distributed.process_group import DEFAULT_TIMEOUT_S, PAGE_VARIABLE, find_rank
+from birdie_zmq.engine.distributed.process_group import DEFAULT_TIMEOUT_S, USER_MODULE_VARIABLE, find_rank
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models.checkpoint_policy import CheckpointPolicy
 from birdie_zmq.protocol.endpoints import DEFAULT_ENDPOINT
 from birdie_zmq.settings import ENGINE_VARIABLE, AgentSettings
 from birdie_zmq.worker import engine_registry
 
-_AGENT = AgentSettings()
-_DEADLINES = {"load": _AGENT.load_s, "compile": _AGENT.compile_s, "step": _AGENT.step_s, "silence": _AGENT.silence_s}
-_SLOW = {
-    "load": "loads its model",
-    "compile": "compiles one program",
-    "step": "computes one step",
-    "silence": "gives no sign of life",
+_AGENT_SETTINGS = AgentSettings()
+_TIMEOUTS = {
+    "load": (_AGENT_SETTINGS.load_s, "loading the model"),
+    "compile": (_AGENT_SETTINGS.compile_s, "one compilation"),
+    "step": (_AGENT_SETTINGS.step_s, "one step"),
+    "silence": (_AGENT_SETTINGS.silence_s, "the time without a heartbeat"),
 }
 
 
 def parser(prog: str, engine: str = engine_registry.DEFAULT, add_help: bool = True) -> argparse.ArgumentParser:
-    """The parser of a worker's arguments; `engine` is the default of its ``--engine``."""
-    found = argparse.ArgumentParser(prog=prog, description="Serve models to a broker.", add_help=add_help)
-    found.add_argument("--connect", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
-    found.add_argument(
+    """Return the parser of a worker.
+
+    Args:
+        prog: The name of the program.
+        engine: The default of ``--engine``.
+        add_help: Whether to add ``--help``.
+    """
+    result = argparse.ArgumentParser(prog=prog, description="Serve models to a broker.", add_help=add_help)
+    result.add_argument("--connect", default=DEFAULT_ENDPOINT, metavar="ENDPOINT", help="default: %(default)s")
+    result.add_argument(
         "--engine",
         default=engine,
         metavar=f"{'|'.join(engine_registry.BUILT_IN)}|PATH",
-        help="what computes: a framework, or a Python file with make_backend; default: %(default)s",
+        help="the framework that computes, or a Python file with make_backend; default: %(default)s",
     )
-    page = found.add_mutually_exclusive_group()
-    page.add_argument("--api", type=Path, help="the page that loads models; default: ./api.py, else the built-in one")
-    page.add_argument("--built-in", action="store_true", help="use the built-in page even if there is an ./api.py")
-    found.add_argument("--key-file", type=Path, metavar="FILE", help="this worker's key, for a broker with --keys")
-    found.add_argument(
+    module = result.add_mutually_exclusive_group()
+    module.add_argument("--api", type=Path, help="path of your api.py; default: ./api.py, else the built-in models")
+    module.add_argument("--built-in", action="store_true", help="use the built-in models even if there is an ./api.py")
+    result.add_argument("--key-file", type=Path, metavar="FILE", help="this worker's key, for a broker with --keys")
+    result.add_argument(
         "--checkpoints",
         type=Path,
         action="append",
         metavar="FOLDER",
-        help="let tags of the built-in page name only the demo and checkpoints in this folder; may be given again; "
-        "default: any path and the hub, but with --key-file the demo only",
+        help="allow only the demo and checkpoints in this folder as tags of the built-in models; may be repeated; "
+        "default: any path and the Hugging Face hub, but with --key-file the demo only",
     )
-    found.add_argument("--hub", action="store_true", help="let them name repositories of the Hugging Face hub as well")
-    found.add_argument("--device", metavar="cpu|N", help="the CPU, or GPU number N; default: what there is")
-    group = found.add_argument_group(
+    result.add_argument("--hub", action="store_true", help="also allow repositories of the Hugging Face hub")
+    result.add_argument(
+        "--device", metavar="cpu|N", help="cpu, or the number of a GPU; default: the framework's choice"
+    )
+    group = result.add_argument_group(
         "one model on several hosts",
-        "Each host runs this command, with --process-id of its own; process 0 alone connects to the broker.",
+        "Each host runs this command, with its own --process-id; only process 0 connects to the broker.",
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is met, by its host and a free port")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many processes there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="the number of this one, from 0")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="the host of process 0 and a free port on it")
+    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
     group.add_argument(
-        "--distributed", action="store_true", help="take what is not given of these from Slurm, and the rest from JAX"
+        "--distributed", action="store_true", help="take missing values from Slurm, and a missing coordinator from JAX"
     )
     group.add_argument(
         "--initialization-timeout",
         type=float,
         default=DEFAULT_TIMEOUT_S,
         metavar="SECONDS",
-        help="how long the processes wait for each other; default: %(default).0f",
+        help="how long the processes wait for each other to connect; default: %(default).0f",
     )
-    for what, default in _DEADLINES.items():
-        found.add_argument(
-            f"--{what}-timeout",
+    for name, (default, limited) in _TIMEOUTS.items():
+        result.add_argument(
+            f"--{name}-timeout",
             type=float,
             default=default,
             metavar="SECONDS",
-            help=f"kill a model process that {_SLOW[what]} for longer; default: %(default).0f",
+            help=f"kill the model process when {limited} exceeds this; default: %(default).0f",
         )
-    add_common(found)
-    return found
+    add_common(result)
+    return result
 
 
 def main(
     arguments: Sequence[str] | None = None, prog: str = "workers.jax_worker", engine: str = engine_registry.DEFAULT
 ) -> int:
-    """Run a worker until it is told to stop; `engine` is that of its models where nothing else is said."""
+    """Run a worker until a stop signal arrives, and return the exit status; `engine` is the default of ``--engine``."""
     options = parser(prog, engine).parse_args(arguments)
     return run_guarded(prog, options.quiet, lambda: _run(options))
 
@@ -93,11 +100,11 @@ def _run(options: argparse.Namespace) -> int:
     from birdie_zmq.protocol.security.keys import read_peer_key
     from birdie_zmq.protocol.sockets import Dealer
     from birdie_zmq.worker.agent import Agent
-    from birdie_zmq.worker.device_memory import DeviceMemory, command_for
+    from birdie_zmq.worker.device_memory import DeviceMemory, memory_command
     from birdie_zmq.worker.devices import device_environment
     from birdie_zmq.worker.distributed.agent import FollowerAgent
 
-    place = find_rank(
+    rank = find_rank(
         options.coordinator,
         options.num_processes,
         options.process_id,
@@ -108,75 +115,74 @@ def _run(options: argparse.Namespace) -> int:
     endpoint = parse_endpoint(options.connect)
     key = None if options.key_file is None else read_peer_key(options.key_file)
     engine = engine_registry.find_engine(options.engine)
-    offer = _offer(options)
+    policy = _checkpoint_policy(options)
     environment = {
         **device_environment(options.device, os.environ),
-        **offer.as_variable(),
+        **policy.as_variable(),
         ENGINE_VARIABLE: engine,
     }
-    if place is not None:
+    if rank is not None:
         if engine != engine_registry.DEFAULT:
             raise UsageError(
-                f"a group of processes holds models in JAX, and this worker's engine is {engine_registry.name_of(engine)}"
+                "a process group (--coordinator, --distributed) needs the engine jax, and this worker's engine is "
+                f"{engine_registry.engine_name(engine)}"
             )
-        environment |= place.as_variable()
-    memory = command_for(environment)
+        environment |= rank.as_variable()
+    memory = memory_command(environment)
     settings = AgentSettings(
         load_s=options.load_timeout,
         compile_s=options.compile_timeout,
         step_s=options.step_timeout,
         silence_s=options.silence_timeout,
     )
-    api = None if options.built_in else _find_page(options.api)
+    api = None if options.built_in else _find_user_module(options.api)
     if not options.quiet:
-        page = api or "the built-in page"
-        where = (
-            "" if place is None else f", {place} that meet at {place.coordinator or 'the coordinator that JAX finds'}"
-        )
-        what = f"worker for {endpoint}" if place is None or place.leads else "worker that follows"
+        module = api or "the built-in models"
+        group = "" if rank is None else f", {rank}, coordinator {rank.coordinator or 'found by JAX'}"
+        role = f"worker for {endpoint}" if rank is None or rank.is_leader else "follower worker"
         print(
-            f"birdie-zmq {__version__} from {PACKAGE}: {what}, engine {engine}, models from {page}{where}", flush=True
+            f"birdie-zmq {__version__} from {PACKAGE}: {role}, engine {engine}, models from {module}{group}", flush=True
         )
-        if offer.folders is not None:
-            print(f"checkpoints that tags of the built-in page may name: {offer}", flush=True)
-    if place is not None and not place.leads:
+        if policy.folders is not None:
+            print(f"checkpoints allowed as tags of the built-in models: {policy}", flush=True)
+    if rank is not None and not rank.is_leader:
         if api is not None:
-            environment[PAGE_VARIABLE] = str(api)
-        with StopSignals() as stop, FollowerAgent(place, environment, settings) as follower:
+            environment[USER_MODULE_VARIABLE] = str(api)
+        with StopSignals() as stop, FollowerAgent(rank, environment, settings) as follower:
             follower.run(stop, STDIN if options.lifeline else None)
         return 0
     with StopSignals() as stop, Dealer(endpoint, key) as dealer:
-        loop = Agent(
+        agent = Agent(
             dealer,
             settings,
-            engine=engine_registry.name_of(engine),
+            engine=engine_registry.engine_name(engine),
             process_module="birdie_zmq.worker.model_server",
             environment=environment,
             api=api,
             memory=None if memory is None else DeviceMemory(memory),
-            processes=1 if place is None else place.num_processes,
+            num_processes=1 if rank is None else rank.num_processes,
         )
-        with loop:
-            loop.run(stop, STDIN if options.lifeline else None)
+        with agent:
+            agent.run(stop, STDIN if options.lifeline else None)
     return 0
 
 
-def _offer(options: argparse.Namespace) -> CheckpointPolicy:
-    """What the built-in page offers: whoever is let in by a key chooses only from what was said to be open."""
+def _checkpoint_policy(options: argparse.Namespace) -> CheckpointPolicy:
+    """Return the policy for the built-in models; a worker with a key serves only the checkpoints that its options allow."""
     if options.checkpoints is None and options.key_file is None:
         if options.hub:
-            raise UsageError("--hub adds to --checkpoints; a worker without both offers the hub already")
+            raise UsageError("--hub adds to --checkpoints or --key-file; a worker without them allows the hub already")
         return CheckpointPolicy()
     missing = [str(folder) for folder in options.checkpoints or [] if not folder.is_dir()]
     if missing:
-        raise UsageError(f"there is no folder at {', '.join(missing)}, which --checkpoints names")
+        raise UsageError(f"--checkpoints: there is no folder at {', '.join(missing)}")
     return CheckpointPolicy.limited(options.checkpoints or [], hub=options.hub)
 
 
-def _find_page(given: Path | None) -> Path | None:
-    page = given or Path("api.py")
-    if page.is_file():
-        return page.resolve()
+def _find_user_module(given: Path | None) -> Path | None:
+    path = given or Path("api.py")
+    if path.is_file():
+        return path.resolve()
     if given is not None:
-        raise UsageError(f"there is no page at {given.absolute()}; --api names an api.py")
+        raise UsageError(f"there is no user module at {given.absolute()}; --api takes the path of your api.py")
     return None

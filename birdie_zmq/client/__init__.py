@@ -1,4 +1,4 @@
-"""The synchronous client: a pure state machine (`state`) and the socket under it (`client`)."""
+"""The synchronous client: a pure state machine (`core`) and the I/O around it (`client`)."""
 
 from birdie_zmq.client.client import Client
 

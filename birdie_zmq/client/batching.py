@@ -1,10 +1,10 @@
-"""From the requests of one lm_eval call to jobs: what belongs together stands together, in messages of bounded size.
+"""Batching: turns the requests of one lm_eval call into jobs of bounded size, with related requests in the same job.
 
-Texts to be scored are sorted by length, longest first, so that one that does not fit shows early; equal contexts stay
-neighbours, so that the worker can compute them once. Those with a long beginning in common, such as the few-shot examples
-of a task, come one group after another, and many of them get jobs of their own, whose beginning has a name: so a worker
-computes it for all of them, and where there are several workers the broker gives each its own beginnings. Prompts are sorted as
-texts: those that begin alike are neighbours.
+Texts to be scored are sorted by length, longest first, so that a text that is too long fails early. Equal contexts are
+neighbours, so that the worker computes each of them once. Texts with a long common prefix, such as the few-shot examples of a task,
+are grouped. A large group gets its own jobs, which name the prefix: a worker then computes the prefix once for all of them,
+and with several workers the broker sends each prefix to the same worker. Prompts are sorted alphabetically, so that prompts
+with a common prefix are neighbours.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, RollingWork
 
 _LONG_PREFIX = 512
-"""Characters, that is some hundred tokens: less is read again faster than it is looked for."""
+"""Characters, about a hundred tokens: a shorter prefix is cheaper to compute again than to look up."""
 
-_SMALL_GROUPS = 4
-"""So many groups at most share a job."""
+_MAX_GROUPS_PER_JOB = 4
+"""A group smaller than ``batch_items`` divided by this number shares a job with other groups."""
 
 
 def loglikelihood_jobs(pairs: Sequence[tuple[str, str]], settings: ClientSettings) -> Iterator[Job]:
-    """Jobs for ``(context, continuation)`` pairs."""
+    """Yield jobs for ``(context, continuation)`` pairs."""
     order = sorted(range(len(pairs)), key=lambda i: (-len(pairs[i][0]), pairs[i][0], -len(pairs[i][1])))
     for prefix, group in _groups(order, lambda i: pairs[i][0], settings):
-        for items, characters in _cut(group, lambda i: sum(map(len, pairs[i])), settings):
+        for items, characters in _split(group, lambda i: sum(map(len, pairs[i])), settings):
             yield Job(LogLikelihoodWork(pairs=[pairs[i] for i in items]), items, prefix, characters)
 
 
 def rolling_jobs(texts: Sequence[str], settings: ClientSettings) -> Iterator[Job]:
-    """Jobs for whole texts."""
+    """Yield jobs for whole texts."""
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    for items, characters in _cut(order, lambda i: len(texts[i]), settings):
+    for items, characters in _split(order, lambda i: len(texts[i]), settings):
         yield Job(RollingWork(texts=[texts[i] for i in items]), items, characters=characters)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be continued, how, and by what random key where tokens are drawn."""
+    """A prompt with its generation parameters, and its random key if tokens are sampled."""
 
     text: str
     settings: GenerationParams
     key: int | None = None
 
 
-def keyed(prompts: Sequence[tuple[str, GenerationParams]], seed: int) -> list[Prompt]:
-    """Give each prompt that is sampled its key: of the seed, what it asks, and how often that was asked before.
+def assign_random_keys(prompts: Sequence[tuple[str, GenerationParams]], seed: int) -> list[Prompt]:
+    """Return the prompts, each with its random key if it is sampled.
 
-    The same request then has the same answer wherever it stands in a run, and its repeats have others.
+    The key depends on the seed, the request, and how often the same request occurred before. A request therefore has the
+    same answer wherever it is in a run, and repeats of it have different answers.
     """
     seen = Counter[tuple[str, GenerationParams]]()
-    found = []
+    keyed_prompts = []
     for text, settings in prompts:
         key = None
         if settings.sampling is not None:
@@ -66,59 +67,61 @@ def keyed(prompts: Sequence[tuple[str, GenerationParams]], seed: int) -> list[Pr
             digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
             key = int.from_bytes(digest[:8], "big") >> 2
             seen[text, settings] += 1
-        found.append(Prompt(text, settings, key))
-    return found
+        keyed_prompts.append(Prompt(text, settings, key))
+    return keyed_prompts
 
 
 def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterator[Job]:
-    """Jobs for prompts, those with the same settings together, and in them those that begin alike."""
+    """Yield jobs for prompts, grouped by generation parameters and, among these, by common prefix."""
     by_settings: dict[GenerationParams, list[int]] = {}
     for i, prompt in enumerate(prompts):
         by_settings.setdefault(prompt.settings, []).append(i)
-    for how, group in by_settings.items():
+    for params, group in by_settings.items():
         order = sorted(group, key=lambda i: prompts[i].text)
-        for prefix, alike in _groups(order, lambda i: prompts[i].text, settings):
-            for items, characters in _cut(alike, lambda i: len(prompts[i].text), settings):
+        for prefix, same_prefix in _groups(order, lambda i: prompts[i].text, settings):
+            for items, characters in _split(same_prefix, lambda i: len(prompts[i].text), settings):
                 keys = [key for i in items if (key := prompts[i].key) is not None]
-                work = GenerateWork(prompts=[prompts[i].text for i in items], settings=how, keys=keys)
+                work = GenerateWork(prompts=[prompts[i].text for i in items], settings=params, keys=keys)
                 yield Job(work, items, prefix, characters)
 
 
 def _groups(
     order: Sequence[int], text: Callable[[int], str], settings: ClientSettings
 ) -> Iterator[tuple[str | None, list[int]]]:
-    """Groups of texts with a long beginning in common, and its name; what is in no large group is in one without a name.
+    """Yield groups of texts with a long common prefix, each with the prefix's name; small groups share one without a name.
 
-    A group stands where its first item stood in the order, and its items keep theirs.
+    A group takes the place of its first item in the order, and its items keep their order.
     """
-    alike: dict[str, list[int]] = {}
+    by_prefix: dict[str, list[int]] = {}
     for i in order:
-        alike.setdefault(text(i)[:_LONG_PREFIX], []).append(i)
-    few: list[int] = []
-    for prefix, items in alike.items():
-        if len(prefix) < _LONG_PREFIX or len(items) * _SMALL_GROUPS < settings.batch_items:
-            few += items
+        by_prefix.setdefault(text(i)[:_LONG_PREFIX], []).append(i)
+    ungrouped: list[int] = []
+    for prefix, items in by_prefix.items():
+        if len(prefix) < _LONG_PREFIX or len(items) * _MAX_GROUPS_PER_JOB < settings.batch_items:
+            ungrouped += items
             continue
-        if few:
-            yield None, few
-            few = []
+        if ungrouped:
+            yield None, ungrouped
+            ungrouped = []
         yield hashlib.sha256(prefix.encode(errors="surrogatepass")).hexdigest(), items
-    if few:
-        yield None, few
+    if ungrouped:
+        yield None, ungrouped
 
 
-def _cut(order: Sequence[int], size: Callable[[int], int], settings: ClientSettings) -> Iterator[tuple[list[int], int]]:
-    """Cut numbers into runs that stay within a message's items and characters; one that is over by itself goes alone.
+def _split(
+    order: Sequence[int], size: Callable[[int], int], settings: ClientSettings
+) -> Iterator[tuple[list[int], int]]:
+    """Yield chunks of the items that stay within the limits of a message; an item above the limit is a chunk by itself.
 
-    Each run comes with its characters.
+    Each chunk comes with its characters.
     """
-    run: list[int] = []
+    chunk: list[int] = []
     characters = 0
     for i in order:
-        if run and (len(run) >= settings.batch_items or characters + size(i) > settings.batch_characters):
-            yield run, characters
-            run, characters = [], 0
-        run.append(i)
+        if chunk and (len(chunk) >= settings.batch_items or characters + size(i) > settings.batch_characters):
+            yield chunk, characters
+            chunk, characters = [], 0
+        chunk.append(i)
         characters += size(i)
-    if run:
-        yield run, characters
+    if chunk:
+        yield chunk, characters

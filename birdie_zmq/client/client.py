@@ -12,8 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from birdie_zmq.client.core import Action, ClientCore, Deliver, Fail, FailItem, Follow, Job, Send, Tell
-from birdie_zmq.client.progress import Estimate, Progress
+from birdie_zmq.client.core import Action, ClientCore, Deliver, FailCall, FailItem, Job, Log, ReportProgress, Send
+from birdie_zmq.client.progress import Progress, ProgressEstimator
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
@@ -42,16 +42,16 @@ OnAnswer = Callable[[int, Answer], None]
 OnProgress = Callable[[Progress], None]
 NameOf = Callable[[int], str]
 _POLL_S = 0.25
-_STOPPED_S = 3.0
-"""A loop that comes round so much too late was stopped, or its machine was."""
+_MIN_STALL_S = 3.0
+"""A poll that takes this much longer than its timeout means that the process, or its machine, was stopped."""
 
 
 @dataclass(frozen=True)
-class Pulse:
-    """How the broker and the workers seem from here.
+class Liveness:
+    """The liveness of the broker and its workers, as this client observes it.
 
-    ``broker_silent_s`` and ``worker_missing_s`` are how long nothing was heard of the one and of any of the others, 0
-    while nothing is waited for; ``answered`` counts all answers so far.
+    ``broker_silent_s`` is the time since the broker's last message, ``worker_missing_s`` how long the broker has had no
+    worker; both are 0 while no item waits for an answer. ``answered`` counts all answers so far.
     """
 
     broker_silent_s: float
@@ -60,27 +60,27 @@ class Pulse:
 
 
 class Supervisor(Protocol):
-    """Whoever keeps the broker and the worker of a run alive."""
+    """The interface of an object that keeps the broker and the worker of a run alive."""
 
-    def check(self, pulse: Pulse) -> None:
-        """Start again what has ended or hangs; raise if that does not help."""
+    def check(self, liveness: Liveness) -> None:
+        """Restart processes that have ended or hang; raise if that does not help."""
         ...
 
 
 class Client:
-    """A session with a broker, for one model. Calls from several threads follow one another.
+    """A session with a broker, for one model. Calls from several threads run one after another.
 
     Args:
-        endpoint: Where the broker is, such as ``tcp://127.0.0.1:5555``.
+        endpoint: The broker's endpoint, such as ``tcp://127.0.0.1:5555``.
         model: The model that all work is for.
-        limits: What the user said of the rows of a step.
-        settings: Timeouts and the size of batches.
-        supervisor: Asked while waiting, if the run has a broker and worker of its own.
-        log: Where lines for the person at the prompt go.
-        key_file: The private key file that this client was given, for a broker with keys.
+        limits: The user's limits on the rows of a step.
+        settings: Timeouts and batch sizes.
+        supervisor: Checked while waiting, if the run has an embedded broker and worker.
+        log: The logger for messages to the user.
+        key_file: The client's private key file, for a broker with keys.
 
     Raises:
-        UsageError: The endpoint or the key file cannot be read.
+        UsageError: The endpoint or the key file is invalid or cannot be read.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Client:
         key_file: Path | None = None,
     ) -> None:
         self._settings = settings or ClientSettings()
-        self._session = ClientCore(model, limits or StepLimits(), self._settings, endpoint)
+        self._core = ClientCore(model, limits or StepLimits(), self._settings, endpoint)
         self._dealer = Dealer(parse_endpoint(endpoint), None if key_file is None else read_peer_key(key_file))
         self._supervisor = supervisor
         self._lock = threading.Lock()
         self._log = log
         self._closed = False
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -111,40 +111,42 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Say goodbye, so that the broker drops what is still queued, and close the socket; a second time, do nothing.
+        """Close the session, so that the broker drops queued work, and close the socket; a second call does nothing.
 
-        A call that another thread is waiting in is given up.
+        A call that is waiting in another thread fails with a UsageError.
         """
         if self._closed:
             return
         self._closed = True
         with self._lock:
-            if self._session.is_open:
+            if self._core.is_open:
                 with contextlib.suppress(BirdieError):
                     self._dealer.send(encode(m.CloseSession()))
             self._dealer.close()
 
     def describe(self) -> ModelDescription:
-        """The model, which is loaded for this if it is not yet. From then on no other answers this client.
+        """Return the description of the model, which is loaded if necessary.
+
+        From then on, only a model with the same identity may answer this client.
 
         Raises:
-            ModelChanged: It is another one than at the first call.
+            ModelChanged: The model is not the same as at the first call.
             BirdieError: As for `run`.
         """
         (description,) = self.run([Job(DescribeWork(), [0])], 1)
         assert isinstance(description, ModelDescription)
-        self._session.identity = description.identity
+        self._core.identity = description.identity
         return description
 
     @property
     def model_switches(self) -> int:
-        """How often a worker of the broker has changed from one model to another while this client waited."""
-        return self._session.model_switches
+        """Number of model switches of the broker's workers while this client waited."""
+        return self._core.model_switches
 
     @property
     def retries(self) -> int:
-        """How often a worker or a model process has died at its work while this client waited."""
-        return self._session.retries
+        """Number of retries after the death of a worker or model process while this client waited."""
+        return self._core.retries
 
     def run(
         self,
@@ -157,11 +159,11 @@ class Client:
         """Send jobs and wait for the answers to all their items.
 
         Args:
-            jobs: The work, of one kind, whose items are numbered 0 to ``count`` - 1 altogether.
-            count: How many items there are.
-            on_answer: Called with the number and the answer of each item as soon as it is there.
-            name_of: What a person calls an item, for what is said of one that fails.
-            on_progress: Told how far the call has come, some times a second.
+            jobs: The work, all of one kind; its items are numbered 0 to ``count`` - 1 across all jobs.
+            count: The number of items.
+            on_answer: Called with the number and the answer of each item as soon as it arrives.
+            name_of: Returns the user's name for an item, for messages about an item that fails.
+            on_progress: Called with the progress of the call several times per second.
 
         Returns:
             The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
@@ -169,17 +171,17 @@ class Client:
         Raises:
             UsageError: The client has been closed.
             BrokerUnavailable: No broker answers.
-            NotAllowed: The broker does not let this client's key in, or wants one.
-            WorkerUnavailable: The broker has no worker for too long.
-            ModelError: The model cannot be loaded or does not compute; the worker's traceback is attached.
-            RequestError: One of the items cannot be answered as asked.
+            NotAllowed: The broker does not allow this client's key, or requires one.
+            WorkerUnavailable: The broker has had no worker for too long.
+            ModelError: The model cannot be loaded or fails; the worker's traceback is attached.
+            RequestError: One of the items cannot be answered.
 
-        An error that concerns one item alone is raised after all others have been answered.
+        An error of a single item is raised after all other items have been answered.
         """
         answers: dict[int, Answer] = {}
         failures: dict[int, BirdieError] = {}
-        jobs = self._session.cut(list(jobs))
-        estimate = Estimate(jobs, time.monotonic())
+        jobs = self._core.split_jobs(list(jobs))
+        estimate = ProgressEstimator(jobs, time.monotonic())
 
         def act(actions: list[Action]) -> None:
             for action in actions:
@@ -193,52 +195,52 @@ class Client:
                             answers[item] = values[position]
                             if on_answer is not None:
                                 on_answer(item, values[position])
-                    case Follow(item, advance):
-                        estimate.advanced(item, advance, time.monotonic())
-                    case Tell(level, text, once):
-                        self._tell(level, text, once=once)
+                    case ReportProgress(item, progress):
+                        estimate.progressed(item, progress, time.monotonic())
+                    case Log(level, text, once):
+                        self._log_line(level, text, once=once)
                     case FailItem(item, error):
                         failures[item] = error
                         estimate.answered([item])
                         if count > 1:
-                            self._tell("warning", f"{name_of(item)} has no answer: {error.message}")
-                    case Fail(BrokerUnavailable() as error) if (doubt := self._dealer.doubt) is not None:
-                        raise BrokerUnavailable(f"{error.message}; {doubt}")
-                    case Fail(error):
+                            self._log_line("warning", f"{name_of(item)} has no answer: {error.message}")
+                    case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.handshake_hint) is not None:
+                        raise BrokerUnavailable(f"{error.message}; {hint}")
+                    case FailCall(error):
                         raise error
 
         with self._lock:
             if self._closed:
                 raise UsageError("this client has been closed")
             try:
-                act(self._session.begin(jobs, time.monotonic()))
-                while not self._session.is_idle:
+                act(self._core.begin(jobs, time.monotonic()))
+                while not self._core.is_idle:
                     self._wait(act)
                     if on_progress is not None:
                         on_progress(estimate.at(time.monotonic()))
                     if self._closed:
                         raise UsageError("this client was closed while it was waiting for answers")
             except BaseException:
-                act(self._session.abandon())
+                act(self._core.abandon())
                 raise
         if failures:
-            raise failure_of(failures, count, len(answers), name_of)
+            raise combine_failures(failures, count, len(answers), name_of)
         if len(answers) != count:
-            raise ProtocolError(f"{count} items were asked and {len(answers)} answered")
+            raise ProtocolError(f"the broker answered {len(answers)} of {count} items")
         return [answers[item] for item in range(count)]
 
     def _wait(self, act: Callable[[list[Action]], None]) -> None:
-        """Wait for whatever comes next, and let it be acted upon."""
-        began = time.monotonic()
+        """Wait for messages for at most one poll interval, and pass the resulting actions to `act`."""
+        started_at = time.monotonic()
         wait(self._dealer, _POLL_S)
         while (frame := self._dealer.receive()) is not None:
-            act(self._session.received(self._decoded(frame), time.monotonic()))
+            act(self._core.received(self._decoded(frame), time.monotonic()))
         now = time.monotonic()
-        stall_s = now - began - _POLL_S
-        act(self._session.tick(now, stall_s if stall_s > _STOPPED_S else 0.0))
+        stall_s = now - started_at - _POLL_S
+        act(self._core.tick(now, stall_s if stall_s > _MIN_STALL_S else 0.0))
         if self._supervisor is not None:
-            silent_s, missing_s = self._session.broker_silent_s(now), self._session.worker_missing_s()
-            self._supervisor.check(Pulse(silent_s, missing_s, self._session.answered))
+            silent_s, missing_s = self._core.broker_silent_s(now), self._core.worker_missing_s()
+            self._supervisor.check(Liveness(silent_s, missing_s, self._core.answered))
 
     def _decoded(self, frame: bytes) -> m.BrokerToClient | m.Refusal:
         try:
@@ -246,28 +248,28 @@ class Client:
         except VersionMismatch:
             raise
         except ProtocolError as error:
-            raise ProtocolError(f"the broker sent what this client cannot read: {error}") from error
+            raise ProtocolError(f"the broker sent an invalid message: {error}") from error
         return message
 
-    def _tell(self, level: Level, text: str, *, once: bool = False) -> None:
-        """Log a line; once, however many batches say it, where that is asked for."""
-        if not once or text not in self._told:
-            self._told.add(text)
+    def _log_line(self, level: Level, text: str, *, once: bool = False) -> None:
+        """Log a line; with `once`, only the first time, however many batches report it."""
+        if not once or text not in self._logged:
+            self._logged.add(text)
             self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
 
 
-def failure_of(failures: dict[int, BirdieError], count: int, answered: int, name_of: NameOf) -> BirdieError:
-    """One error for all items that failed: the first one's, which says how many there are."""
+def combine_failures(failures: dict[int, BirdieError], count: int, answered: int, name_of: NameOf) -> BirdieError:
+    """Return one error for all items that failed: the error of the first one, with the number of the others."""
     item, first = next(iter(failures.items()))
     if count == 1:
         return first
-    others = f", and {len(failures) - 1} more like it (see above)" if len(failures) > 1 else ""
-    text = f"{name_of(item)} has no answer{others}; {answered} of {count} requests have theirs. {first.message}"
+    others = f", and {len(failures) - 1} more failed (see above)" if len(failures) > 1 else ""
+    text = f"{name_of(item)} has no answer{others}; {answered} of {count} requests were answered. {first.message}"
     return type(first)(text, remote_traceback=first.remote_traceback)
 
 
 def answer_values(answers: Answers) -> Sequence[Answer]:
-    """One answer an item, as `Client.run` gives them."""
+    """Return one answer per item, as `Client.run` returns them."""
     match answers:
         case Scores(loglikelihoods=loglikelihoods, greedy=greedy):
             return list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True))

@@ -1,10 +1,10 @@
-"""A broker and a worker that belong to one run.
+"""The embedded broker and worker of one run.
 
-They talk over a Unix socket in a folder that only this user may enter. They end with the run in any case: in good
-order by `close`, which also runs at the interpreter's exit; and when the run is killed, because the kernel then closes
-the pipe that is their standard input. The broker, which outlives a killed run for that moment, removes the folder.
+They communicate over a Unix socket in a folder that only this user may enter. They always end with the run: `close` shuts
+them down cleanly and also runs at the interpreter's exit; if the run is killed, the kernel closes the parent-death
+pipe that is their standard input. In that case the broker removes the folder before it exits.
 
-While the run waits, it starts again what has ended, and ends and starts again what is there but does not answer.
+While the run waits for answers, it restarts a process that has ended, and kills and restarts a process that hangs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from birdie_zmq.client.client import Pulse
+from birdie_zmq.client.client import Liveness
 from birdie_zmq.errors import UnavailableError
 from birdie_zmq.processes.spawn import kill_group, module_command, package_environment, start
 from birdie_zmq.protocol.endpoints import MAX_IPC_PATH_BYTES
@@ -28,19 +28,19 @@ from birdie_zmq.worker.engine_registry import DEFAULT
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
 CONNECT_S = 60.0
-"""How long a run's own broker may take to start, on a machine that is busy."""
+"""Seconds that an embedded broker may take to start on a busy machine."""
 _END_S = 10.0
-_MOST_STARTS = 3
-"""How often a child is started without an answer in between."""
+_MAX_STARTS = 3
+"""Maximum number of starts of a child without an answer in between."""
 _SILENT_S = 10.0
-"""How long the broker may be silent, or have no worker, before the child is taken to hang."""
+"""Seconds that the broker may be silent, or have no worker, before the child is considered to hang."""
 _STARTING_S = 60.0
-"""How long a child may take to start on a busy machine, while nothing can be said of it."""
+"""Seconds that a child may take to start on a busy machine before it is considered to hang."""
 
 
 @dataclass
 class _Child:
-    """One of the two processes, and how to start it again. ``answered`` is what it was when it was started last."""
+    """One of the two processes with its command. ``answered`` is the number of answers when it was last started."""
 
     name: str
     command: list[str]
@@ -51,13 +51,13 @@ class _Child:
 
 
 class EmbeddedProcesses:
-    """Starts a broker and a worker, and keeps them running until `close`.
+    """An embedded broker and worker, which are kept running until `close`.
 
     Args:
-        api: The page that the worker loads models from, None for the built-in one.
-        device: The worker's device, as `birdie_zmq.worker.devices` reads it.
-        verbose: Whether both write down what they do, and not only what goes wrong.
-        engine: The worker's engine, as `birdie_zmq.worker.engine_registry.find_engine` gives it.
+        api: The user module that the worker loads models from, None for the built-in one.
+        device: The worker's device, in the form that `birdie_zmq.worker.devices` parses.
+        verbose: Whether both processes also log information, and not only warnings and errors.
+        engine: The worker's engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
         status_port: The port of the broker's status page, None for no page.
     """
 
@@ -79,9 +79,9 @@ class EmbeddedProcesses:
         broker = ["broker", "--bind", self.endpoint, *common, "--remove-folder"]
         broker += [] if status_port is None else ["--status-port", str(status_port)]
         self._environment = environment
-        # Nobody writes to this pipe. Its writing end is only here, so it closes with this process, however that ends.
-        reading, writing = os.pipe()
-        self._reading = reading
+        # The parent-death pipe. Nobody writes to it. Only this process has its write end, which closes when this process ends.
+        read_end, write_end = os.pipe()
+        self._read_end = read_end
         self._children = [
             _Child(name, command, self._start(command))
             for name, command in (
@@ -89,53 +89,53 @@ class EmbeddedProcesses:
                 ("worker", module_command("birdie_zmq", *worker)),
             )
         ]
-        self._finalizer = weakref.finalize(self, _close, os.getpid(), self._children, reading, writing, folder)
+        self._finalizer = weakref.finalize(self, _close, os.getpid(), self._children, read_end, write_end, folder)
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        return start(command, self._environment, stdin=self._reading)
+        return start(command, self._environment, stdin=self._read_end)
 
-    def check(self, pulse: Pulse) -> None:
-        """Start a child again that has ended, or that hangs.
+    def check(self, liveness: Liveness) -> None:
+        """Restart a child that has ended or hangs.
 
         Raises:
-            UnavailableError: It has ended too often, without an answer in between.
+            UnavailableError: A child has ended too often without an answer in between.
         """
         broker, worker = self._children
-        self._check(broker, pulse, pulse.broker_silent_s)
-        self._check(worker, pulse, pulse.worker_missing_s)
+        self._check(broker, liveness, liveness.broker_silent_s)
+        self._check(worker, liveness, liveness.worker_missing_s)
 
-    def _check(self, child: _Child, pulse: Pulse, silent_s: float) -> None:
+    def _check(self, child: _Child, liveness: Liveness, silent_s: float) -> None:
         status = child.process.poll()
         age_s = time.monotonic() - child.started_at
-        patience_s = _SILENT_S if pulse.answered > child.answered else _STARTING_S
-        if status is None and silent_s > _SILENT_S and age_s > patience_s:
-            logger.warning("the run's own %s does not answer; it is ended and started again", child.name)
+        limit_s = _SILENT_S if liveness.answered > child.answered else _STARTING_S
+        if status is None and silent_s > _SILENT_S and age_s > limit_s:
+            logger.warning("the embedded %s does not answer; restarting it", child.name)
             kill_group(child.process)
             status = child.process.wait()
         if status is None:
             return
-        if pulse.answered > child.answered:
+        if liveness.answered > child.answered:
             child.starts = 0
-        if child.starts >= _MOST_STARTS:
+        if child.starts >= _MAX_STARTS:
             raise UnavailableError(
-                f"the run's own {child.name} ended {child.starts} times without an answer in between, the last time "
-                f"with status {status}; what it wrote is above"
+                f"the embedded {child.name} ended {child.starts} times without an answer in between, the last time "
+                f"with exit status {status}; see its output above"
             )
-        logger.warning("the run's own %s ended with status %d; it is started again", child.name, status)
+        logger.warning("the embedded %s ended with exit status %d; restarting it", child.name, status)
         child.starts += 1
-        child.started_at, child.answered = time.monotonic(), pulse.answered
+        child.started_at, child.answered = time.monotonic(), liveness.answered
         child.process = self._start(child.command)
 
     def close(self) -> None:
-        """End both, and whatever they have started; called twice, it does nothing."""
+        """Shut down both processes and their children; a second call does nothing."""
         self._finalizer()
 
 
-def _close(owner: int, children: list[_Child], reading: int, writing: int, folder: Path) -> None:
+def _close(owner: int, children: list[_Child], read_end: int, write_end: int, folder: Path) -> None:
     if os.getpid() != owner:
-        return  # A fork of the run, which ends by itself and owns nothing.
-    os.close(writing)
-    os.close(reading)
+        return  # This process is a fork of the run: it does not own the children.
+    os.close(write_end)
+    os.close(read_end)
     for child in children:
         try:
             child.process.wait(_END_S)
@@ -146,7 +146,7 @@ def _close(owner: int, children: list[_Child], reading: int, writing: int, folde
 
 
 def _private_folder() -> Path:
-    """A new folder of mode 0700 whose name is short enough for a socket in it."""
+    """Create a folder of mode 0700 whose path is short enough for a Unix socket in it."""
     folder = Path(tempfile.mkdtemp(prefix="birdie-"))
     if len(bytes(folder / "broker")) > MAX_IPC_PATH_BYTES:
         folder.rmdir()

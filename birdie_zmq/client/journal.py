@@ -1,8 +1,8 @@
-"""A file of answers that outlives a killed run: what is in it need not be asked again.
+"""A file of answers that persists when a run is killed, so that its requests need not be sent again.
 
-Every answer is a line of its own (`records`), and is in the file before anybody else is told of it. Runs may share a
-file: each append is one write behind the end, under a lock that the kernel takes from a process that dies. Whoever has
-the lock next cuts off the half of a line that such a process may have left.
+Every answer is one line (`journal_records`), and is written to the file before it is delivered to the caller. Runs may share
+a file: each append is one write at the end of the file, under a lock that the kernel releases when its owner dies. The next
+writer removes an incomplete line that a killed writer may have left.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from birdie_zmq.client.journal_records import HEADER, Recorded, encode_record, fault_of_beginning, scan
+from birdie_zmq.client.journal_records import HEADER, RecordedAnswer, encode_record, header_error, scan
 from birdie_zmq.errors import UsageError
 
 logger = logging.getLogger("birdie_zmq.client")
 
 _BLOCK_BYTES = 1 << 20
 _SYNC_S = 5.0
-"""How often the disk is waited for, at most. Until then a crash of the machine, not of the run, may take answers."""
+"""Minimum seconds between syncs. A crash of the machine (not of the run) may lose the answers since the last sync."""
 
 # Darwin has no fdatasync.
 _sync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
 
 class Journal:
-    """An open journal, which is made if there is none. Threads and processes may share it.
+    """An open journal, which is created if it does not exist. Threads and processes may share it.
 
     Args:
-        path: The file. A new one can be read by this user only; the mode of one that is there stays.
-        clock: Seconds that only grow.
-        log: Where lines for the person at the prompt go.
+        path: The file. A new file can be read by this user only; an existing file keeps its mode.
+        clock: A monotonic clock, in seconds.
+        log: The logger for messages to the user.
 
     Raises:
-        UsageError: It cannot be read and written, or is no journal of this version; it is as it was then.
+        UsageError: The file cannot be read and written, or is not a journal of this version; the file is unchanged then.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, log: logging.Logger = logger) -> None:
         self.path = path
         self._clock = clock
         self._log = log
-        self._thread_lock = threading.Lock()  # flock does not keep the threads of one process apart.
+        self._thread_lock = threading.Lock()  # flock does not exclude threads of the same process.
         self._damaged = 0
         self._failed = False
-        with self._usable():
+        with self._usage_errors():
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._finalizer = weakref.finalize(self, _close, self._file)
         try:
-            with self._usable():
+            with self._usage_errors():
                 if not stat.S_ISREG(os.fstat(self._file).st_mode):
-                    raise UsageError(f"resume={path} in model_args is no regular file; give another path")
+                    raise UsageError(f"resume={path} in model_args is not a regular file; give another path")
                 with self._locked():
-                    fault = fault_of_beginning(os.pread(self._file, 64, 0))
-                    if fault is not None:
+                    error = header_error(os.pread(self._file, 64, 0))
+                    if error is not None:
                         raise UsageError(
-                            f"resume={path} in model_args {fault}; it was left as it is: give another path, or move it away"
+                            f"resume={path} in model_args {error}; the file is unchanged: give another path, or move it away"
                         )
-                    self._end_of_whole_lines()
+                    self._end_of_complete_lines()
                 _sync(self._file)
         except BaseException:
             self.close()
@@ -71,36 +71,37 @@ class Journal:
         self._synced_at = clock()
 
     def close(self) -> None:
-        """Wait until all is on the disk, and close the file; a second time, do nothing.
+        """Sync the file to disk and close it; a second call does nothing.
 
-        It also happens when the journal is forgotten, and at the interpreter's exit.
+        This also happens when the journal is garbage-collected, and at the interpreter's exit.
         """
         self._finalizer()
 
-    def find(self, wanted: Collection[str]) -> dict[str, Recorded]:
-        """The answers under these keys that are there, whoever wrote them.
+    def find(self, keys: Collection[str]) -> dict[str, RecordedAnswer]:
+        """Return the recorded answers for these keys, whichever process wrote them.
 
         Raises:
             UsageError: The file can no longer be read, or has been closed.
         """
-        with self._usable():
+        with self._usage_errors():
             with self._locked():
-                size = self._end_of_whole_lines()
-            # Whole lines never change, so no lock is needed to read them.
-            found = scan(self._blocks(size), wanted)
+                size = self._end_of_complete_lines()
+            # Complete lines never change, so no lock is needed to read them.
+            found = scan(self._blocks(size), keys)
         if found.damaged > self._damaged:
             self._log.warning(
-                "%s: damaged lines: %d; they are passed over, and what they answered is asked again",
+                "%s: damaged lines: %d; they are skipped, and their requests are sent again",
                 self.path,
                 found.damaged,
             )
             self._damaged = found.damaged
         return found.answers
 
-    def append(self, key: str, answer: Recorded) -> None:
-        """Write down an answer; it is safe from the end of this process when this returns.
+    def append(self, key: str, answer: RecordedAnswer) -> None:
+        """Append an answer; when this returns, the answer survives the death of this process.
 
-        If that fails, as on a full disk, a line is logged and nothing is written down any more: the run is worth more.
+        If the write fails, for example on a full disk, a warning is logged and nothing more is recorded: the run is worth
+        more than its journal.
 
         Raises:
             UsageError: The journal has been closed.
@@ -110,7 +111,7 @@ class Journal:
         line = encode_record(key, answer)
         try:
             with self._locked():
-                self._write_behind(self._end_of_whole_lines(), line)
+                self._append_at(self._end_of_complete_lines(), line)
             now = self._clock()
             if now - self._synced_at >= _SYNC_S:
                 self._synced_at = now
@@ -118,19 +119,19 @@ class Journal:
         except OSError as error:
             self._failed = True
             self._log.warning(
-                "%s cannot be written (%s): the run goes on, and its further answers are not written down",
+                "%s cannot be written (%s): the run continues, and further answers are not recorded",
                 self.path,
                 error.strerror,
             )
 
     @contextlib.contextmanager
-    def _usable(self) -> Iterator[None]:
+    def _usage_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise UsageError(
                 f"resume={self.path} in model_args cannot be used ({error.strerror}); give a file that can be read and written, "
-                "or a new name in a directory that exists"
+                "or a new name in an existing directory"
             ) from error
 
     @contextlib.contextmanager
@@ -144,21 +145,21 @@ class Journal:
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def _end_of_whole_lines(self) -> int:
-        """Where the next line goes, once what a killed writer left is cut off. Needs the lock."""
+    def _end_of_complete_lines(self) -> int:
+        """Return the offset of the next line, after removing an incomplete line of a killed writer. Needs the lock."""
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) == b"\n":
             return size
-        end = self._behind_last_newline(size)
+        end = self._after_last_newline(size)
         if end < size:
-            self._log.warning("%s: the last %d bytes are half of a line, and are cut off", self.path, size - end)
+            self._log.warning("%s: the last %d bytes are an incomplete line; removing them", self.path, size - end)
             os.ftruncate(self._file, end)
         if end == 0:
-            self._write_behind(0, HEADER)
+            self._append_at(0, HEADER)
             end = len(HEADER)
         return end
 
-    def _behind_last_newline(self, size: int) -> int:
+    def _after_last_newline(self, size: int) -> int:
         while size:
             start = max(0, size - _BLOCK_BYTES)
             at = os.pread(self._file, size - start, start).rfind(b"\n")
@@ -167,8 +168,8 @@ class Journal:
             size = start
         return 0
 
-    def _write_behind(self, end: int, line: bytes) -> None:
-        """Append a line; where there is room for a part of it only, not even that."""
+    def _append_at(self, end: int, line: bytes) -> None:
+        """Append a line at offset `end`; if the disk has no space for the whole line, append nothing."""
         try:
             while line:
                 line = line[os.write(self._file, line) :]
@@ -185,7 +186,7 @@ class Journal:
 
 def _close(file: int) -> None:
     try:
-        # A disk that fails here takes answers that the run has used already; there is nothing to be done about it.
+        # A disk that fails here loses answers that the run has already used; nothing can be done about it.
         with contextlib.suppress(OSError):
             _sync(file)
     finally:

@@ -1,4 +1,4 @@
-"""How far a call has come and how long it will take, from answers and a clock that is passed in."""
+"""Progress of a call and its remaining time, estimated from answers, progress reports and a clock that is passed in."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from birdie_zmq.types import ComputeCounters, GenerateWork, LogLikelihoodWork, P
 
 @dataclass(frozen=True)
 class Progress:
-    """What a person may want to know of a call that goes on.
+    """The progress of a call, as it is shown to the user.
 
-    ``tokens_per_second`` counts computed tokens, padding included, while nothing is compiled; the shares are of 1;
-    ``distinct_share`` is of the tokens of texts to be scored. What is not known yet is None.
+    ``tokens_per_second`` counts computed tokens, padding included, and excludes compile time. ``padding_share`` and
+    ``distinct_share`` are between 0 and 1; ``distinct_share`` refers to the tokens of texts to be scored. Values that are
+    not known yet are None.
     """
 
     tokens_per_second: float | None = None
@@ -26,359 +27,377 @@ class Progress:
     seconds_left: float | None = None
 
 
-_EARLIER = 0.4
-"""Of what is done, so much is too long ago to tell the pace."""
+_OLD_SHARE = 0.4
+"""The rate ignores the oldest samples, up to this share of the finished cost."""
 
-_LEAST_STRETCHES = 4
-"""However little is done."""
+_MIN_SAMPLES = 4
+"""The rate uses at least this many samples, however old they are."""
 
-_MOST_COMPILING = 1.0
-"""As long as it was at work, a stretch may have been compiling, as where programs are only read from disk."""
+_MAX_COMPILE_RATIO = 1.0
+"""A sample with compile time of up to this multiple of its step time still counts as clean, as with a compilation cache."""
 
-_SPARE = 1.3
-"""So many slots there are, about, for each text that goes on, where fewer and fewer do: slots are halved at a time."""
+_ROWS_PER_SEQUENCE = 1.3
+"""Approximate number of decode rows per active sequence at the end of a job, where the rows are halved step by step."""
 
-_MOST_LENGTHS = 1_000
-"""The last ones; more of them say nothing new, and later prompts may be others."""
-
-
-class _Work(Protocol):
-    """An estimate for one kind of work, in the positions that workers tell of."""
-
-    def advanced(self, job: int, advance: ProgressDelta, computed: ComputeCounters) -> None: ...
-
-    def over(self, job: int) -> None: ...
-
-    def cost_left(self) -> float | None: ...
+_MAX_LENGTHS = 1_000
+"""Only the latest lengths are kept: more add no information, and later prompts may have other lengths."""
 
 
-class Estimate:
-    """Follows one call.
+class _WorkEstimate(Protocol):
+    """An estimate for one kind of work, in the cost units of workers' reports (prefilled positions)."""
+
+    def progressed(self, job: int, delta: ProgressDelta, computed: ComputeCounters) -> None: ...
+
+    def finished(self, job: int) -> None: ...
+
+    def remaining_cost(self) -> float | None: ...
+
+
+class ProgressEstimator:
+    """An estimator of the progress and the remaining time of one call.
 
     Args:
-        jobs: All its work, of one kind, in the order in which it is sent.
-        now: Seconds on a monotonic clock, as everywhere here.
+        jobs: All jobs of the call, of one kind, in the order in which they are sent.
+        now: Seconds on a monotonic clock, as in all methods.
     """
 
     def __init__(self, jobs: Sequence[Job], now: float) -> None:
-        self._latest = now
+        self._reported_at = now
         self._active_s = 0.0
         self._computed = ComputeCounters()
-        self._pace = _Pace()
-        self._compiling = _Compiling(len(jobs))
+        self._rate = _CostRate()
+        self._compile_time = _CompileTimeEstimate(len(jobs))
         self._job_of = {item: number for number, job in enumerate(jobs) for item in job.items}
-        self._open = [len(job.items) for job in jobs]
-        self._work: _Work | None = None
+        self._unanswered = [len(job.items) for job in jobs]
+        self._work: _WorkEstimate | None = None
         if jobs and isinstance(jobs[0].work, GenerateWork):
-            self._work = _Continuing(jobs, self._open)
+            self._work = _GenerationEstimate(jobs, self._unanswered)
         elif jobs and isinstance(jobs[0].work, LogLikelihoodWork | RollingWork):
-            self._work = _Scoring(jobs, self._open)
+            self._work = _ScoringEstimate(jobs, self._unanswered)
 
     def answered(self, items: Sequence[int]) -> None:
-        """Some items, by the caller's numbers, have their answers."""
+        """Record that some items, by the caller's numbers, have answers."""
         for job, count in Counter(self._job_of[item] for item in items).items():
-            self._open[job] -= count
-            if self._open[job] == 0:
-                self._compiling.over(job)
+            self._unanswered[job] -= count
+            if self._unanswered[job] == 0:
+                self._compile_time.finished(job)
                 if self._work is not None:
-                    self._work.over(job)
+                    self._work.finished(job)
 
-    def advanced(self, item: int, advance: ProgressDelta, now: float) -> None:
-        """The job that has this item has come on."""
-        computed = advance.computed
-        busy = computed.seconds + computed.compile_seconds
-        passed_s, active = now - self._latest, computed.seconds / busy if busy else 1.0
-        self._latest = now
-        self._active_s += passed_s * active
+    def progressed(self, item: int, delta: ProgressDelta, now: float) -> None:
+        """Record a progress report of the job that contains this item."""
+        computed = delta.computed
+        busy_s = computed.seconds + computed.compile_seconds
+        passed_s, active_share = now - self._reported_at, computed.seconds / busy_s if busy_s else 1.0
+        self._reported_at = now
+        self._active_s += passed_s * active_share
         job = self._job_of[item]
-        self._compiling.advanced(job, advance, passed_s * (1.0 - active))
-        if self._open[job] == 0:
-            self._compiling.over(job)
+        self._compile_time.progressed(job, delta, passed_s * (1.0 - active_share))
+        if self._unanswered[job] == 0:
+            self._compile_time.finished(job)
         self._computed += computed
-        self._pace.advanced(
-            self._computed.done, self._active_s, is_clean=computed.compile_seconds <= _MOST_COMPILING * computed.seconds
+        self._rate.update(
+            self._computed.done,
+            self._active_s,
+            is_clean=computed.compile_seconds <= _MAX_COMPILE_RATIO * computed.seconds,
         )
         if self._work is not None:
-            self._work.advanced(job, advance, self._computed)
+            self._work.progressed(job, delta, self._computed)
 
     def at(self, now: float) -> Progress:
-        """How it stands."""
+        """Return the progress at a time."""
         computed = self._computed
-        cost, seconds_each = None if self._work is None else self._work.cost_left(), self._pace.seconds_each
-        left = None if cost is None or seconds_each is None else cost * seconds_each + self._compiling.left()
+        cost, seconds_per_cost = (
+            None if self._work is None else self._work.remaining_cost(),
+            self._rate.seconds_per_cost,
+        )
+        left_s = (
+            None
+            if cost is None or seconds_per_cost is None
+            else cost * seconds_per_cost + self._compile_time.remaining_seconds()
+        )
         return Progress(
             tokens_per_second=computed.tokens / self._active_s if computed.tokens and self._active_s else None,
             padding_share=computed.padding / computed.tokens if computed.tokens else None,
             distinct_share=computed.distinct / computed.requested if computed.distinct and computed.requested else None,
-            seconds_left=None if left is None else max(0.0, left - (now - self._latest)),
+            seconds_left=None if left_s is None else max(0.0, left_s - (now - self._reported_at)),
         )
 
 
 @dataclass(frozen=True)
-class _Size:
-    """The size of texts in characters: all of them, and what is new behind the text that is sent before."""
+class _TextSize:
+    """The size of texts in characters: in total, and without the prefix that each shares with the text before it."""
 
-    whole: int = 0
-    new: int = 0
+    total: int = 0
+    distinct: int = 0
 
-    def __add__(self, other: _Size) -> _Size:
-        return _Size(self.whole + other.whole, self.new + other.new)
+    def __add__(self, other: _TextSize) -> _TextSize:
+        return _TextSize(self.total + other.total, self.distinct + other.distinct)
 
-    def __sub__(self, other: _Size) -> _Size:
-        return _Size(self.whole - other.whole, self.new - other.new)
+    def __sub__(self, other: _TextSize) -> _TextSize:
+        return _TextSize(self.total - other.total, self.distinct - other.distinct)
 
-    def shared(self, share: float) -> float:
-        """What has to be read where this share of what texts have in common is read once."""
-        return self.whole - share * (self.whole - self.new)
+    def prefill_size(self, reuse: float) -> float:
+        """Return the characters to prefill if this share of the common prefixes is computed once."""
+        return self.total - reuse * (self.total - self.distinct)
 
 
-class _Reading:
-    """What is left to be read, in the positions that workers tell of.
+class _PrefillEstimate:
+    """The remaining cost of prefill, in the cost units of workers' reports.
 
-    Of jobs that have begun they have told it. Others are taken to cost as much for what their texts add to those before
-    them; or, where the model shares nothing, for their whole texts. What was planned so far tells which.
+    Workers report the remaining cost of jobs that have started. The cost of the other jobs is estimated from the characters
+    of their texts without common prefixes or, if the model does not share prefixes, from all their characters. The cost
+    planned so far shows how much is shared.
     """
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self._unbegun: dict[int, _Size] = {}
-        before = ""
+        self._not_started: dict[int, _TextSize] = {}
+        previous = ""
         for number, job in enumerate(jobs):
-            size = _Size()
+            size = _TextSize()
             for text in _texts(job.work):
-                size += _Size(len(text), len(text) - common_characters(before, text))
-                before = text
-            self._unbegun[number] = size
-        self._waiting = sum(self._unbegun.values(), _Size())
-        self._begun = _Size()
-        self._ahead: dict[int, int] = {}
-        self._share = 1.0
+                size += _TextSize(len(text), len(text) - common_characters(previous, text))
+                previous = text
+            self._not_started[number] = size
+        self._waiting_size = sum(self._not_started.values(), _TextSize())
+        self._started_size = _TextSize()
+        self._remaining: dict[int, int] = {}
+        self._reuse = 1.0
         self._planned = 0
 
     @property
-    def unbegun(self) -> int:
-        """How many jobs have not begun."""
-        return len(self._unbegun)
+    def jobs_not_started(self) -> int:
+        """Number of jobs that have not started."""
+        return len(self._not_started)
 
-    def advanced(self, job: int, remaining: int, computed: ComputeCounters) -> None:
-        size = self._unbegun.pop(job, _Size())
-        self._begun += size
-        self._waiting -= size
-        self._ahead[job] = remaining
+    def progressed(self, job: int, remaining: int, computed: ComputeCounters) -> None:
+        size = self._not_started.pop(job, _TextSize())
+        self._started_size += size
+        self._waiting_size -= size
+        self._remaining[job] = remaining
         self._planned = computed.planned
-        common = self._begun.whole - self._begun.new
+        common = self._started_size.total - self._started_size.distinct
         if common and computed.requested:
-            read = computed.planned * self._begun.whole / computed.requested
-            self._share = min(1.0, max(0.0, (self._begun.whole - read) / common))
+            prefilled = computed.planned * self._started_size.total / computed.requested
+            self._reuse = min(1.0, max(0.0, (self._started_size.total - prefilled) / common))
 
-    def over(self, job: int) -> None:
-        """A job is answered, whatever was planned for it."""
-        self._ahead.pop(job, None)
-        self._waiting -= self._unbegun.pop(job, _Size())
+    def finished(self, job: int) -> None:
+        """Drop what was planned for a job that is answered."""
+        self._remaining.pop(job, None)
+        self._waiting_size -= self._not_started.pop(job, _TextSize())
 
-    def left(self) -> float:
-        begun = self._begun.shared(self._share)
-        return sum(self._ahead.values()) + (self._waiting.shared(self._share) * self._planned / begun if begun else 0.0)
+    def remaining_cost(self) -> float:
+        started = self._started_size.prefill_size(self._reuse)
+        waiting = self._waiting_size.prefill_size(self._reuse) * self._planned / started if started else 0.0
+        return sum(self._remaining.values()) + waiting
 
 
-class _Pace:
-    """Seconds for what costs one, by what was done lately, since the longest texts come first.
+class _CostRate:
+    """The recent rate in seconds per unit of cost. Old samples are ignored, because the longest texts come first.
 
-    A stretch in which much was compiled tells little of it: a step may have been computed meanwhile. It counts only
-    where there are no others.
+    A sample with much compile time is inaccurate, since steps may have run meanwhile. Such samples count only if there are no
+    others.
     """
 
     def __init__(self) -> None:
-        self._stretches = _Stretches()
-        self._any_stretches = _Stretches()
-        self._latest = (0.0, 0)
+        self._clean_samples = _RateWindow()
+        self._all_samples = _RateWindow()
+        self._last = (0.0, 0)
 
-    def advanced(self, done: int, active_s: float, *, is_clean: bool) -> None:
-        """So much is done altogether, after so many seconds."""
-        cost, seconds = done - self._latest[1], active_s - self._latest[0]
-        self._latest = (active_s, done)
-        self._any_stretches.add(cost, seconds)
+    def update(self, done: int, active_s: float, *, is_clean: bool) -> None:
+        """Add a sample from the total finished cost and the total active seconds."""
+        cost, seconds = done - self._last[1], active_s - self._last[0]
+        self._last = (active_s, done)
+        self._all_samples.add(cost, seconds)
         if is_clean:
-            self._stretches.add(cost, seconds)
+            self._clean_samples.add(cost, seconds)
 
     @property
-    def seconds_each(self) -> float | None:
-        """None where it is not known yet."""
-        if self._stretches.count:
-            return self._stretches.seconds_each
-        return self._any_stretches.seconds_each if self._any_stretches.count >= _LEAST_STRETCHES else None
+    def seconds_per_cost(self) -> float | None:
+        """Seconds per unit of cost, None if it is not known yet."""
+        if self._clean_samples.count:
+            return self._clean_samples.seconds_per_cost
+        return self._all_samples.seconds_per_cost if self._all_samples.count >= _MIN_SAMPLES else None
 
 
-class _Stretches:
-    """What was done, and how long it took."""
+class _RateWindow:
+    """A window of the latest samples of cost and time."""
 
     def __init__(self) -> None:
-        self._ends = deque([(0.0, 0)])
+        self._totals = deque([(0.0, 0)])
         self._seconds = 0.0
 
     @property
     def count(self) -> int:
-        return len(self._ends) - 1
+        return len(self._totals) - 1
 
     @property
-    def seconds_each(self) -> float:
-        (since_s, before), (until_s, done) = self._ends[0], self._ends[-1]
-        return (until_s - since_s) / (done - before)
+    def seconds_per_cost(self) -> float:
+        (start_s, start_cost), (end_s, end_cost) = self._totals[0], self._totals[-1]
+        return (end_s - start_s) / (end_cost - start_cost)
 
     def add(self, cost: int, seconds: float) -> None:
         self._seconds += seconds
         if cost <= 0:
             return
-        done = self._ends[-1][1] + cost
-        self._ends.append((self._seconds, done))
-        while len(self._ends) > _LEAST_STRETCHES + 1 and self._ends[1][1] <= _EARLIER * done:
-            self._ends.popleft()
+        done = self._totals[-1][1] + cost
+        self._totals.append((self._seconds, done))
+        while len(self._totals) > _MIN_SAMPLES + 1 and self._totals[1][1] <= _OLD_SHARE * done:
+            self._totals.popleft()
 
 
-class _Compiling:
-    """Seconds in which programs are still to be compiled.
+class _CompileTimeEstimate:
+    """The remaining compile time.
 
-    Workers tell how many of what they have planned. Jobs that have not begun are taken to want as many new ones as those
-    did that began after the first, and one for each before there are any.
+    Workers report the pending compilations of the jobs that have started. A job that has not started is expected to need the
+    mean number of new compilations of the started jobs, where the first job counts as one compilation: it compiles more than
+    later jobs.
 
     Args:
-        jobs: How many there are.
+        jobs: The number of jobs.
     """
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-        self._ahead: dict[int, int] = {}
-        self._wanted: dict[int, int] = {}
+        self._pending: dict[int, int] = {}
+        self._compiled_by_job: dict[int, int] = {}
         self._compiled = 0
         self._seconds = 0.0
 
-    def advanced(self, job: int, advance: ProgressDelta, seconds: float) -> None:
-        """A job has come on, and it was compiled for so long."""
-        programs = advance.computed.executables
-        self._compiled += programs
+    def progressed(self, job: int, delta: ProgressDelta, seconds: float) -> None:
+        """Record a progress report and the compile seconds in it."""
+        compiled = delta.computed.executables
+        self._compiled += compiled
         self._seconds += seconds
-        self._ahead[job] = advance.pending_compiles
-        self._wanted[job] = self._wanted.get(job, 0) + programs
+        self._pending[job] = delta.pending_compiles
+        self._compiled_by_job[job] = self._compiled_by_job.get(job, 0) + compiled
 
-    def over(self, job: int) -> None:
-        """A job is answered, whatever was planned for it."""
-        self._ahead[job] = 0
-        self._wanted.setdefault(job, 0)
+    def finished(self, job: int) -> None:
+        """Drop what was planned for a job that is answered."""
+        self._pending[job] = 0
+        self._compiled_by_job.setdefault(job, 0)
 
-    def left(self) -> float:
-        """0 where nothing was compiled yet."""
+    def remaining_seconds(self) -> float:
+        """Return the remaining compile seconds, 0 if nothing was compiled yet."""
         if not self._compiled:
             return 0.0
-        wanted = [known + self._ahead[job] for job, known in self._wanted.items()]
-        each = (sum(wanted[1:]) + 1) / len(wanted)
-        programs = sum(self._ahead.values()) + each * (self._jobs - len(wanted))
-        return programs * self._seconds / self._compiled
+        needed = [compiled + self._pending[job] for job, compiled in self._compiled_by_job.items()]
+        mean_needed = (sum(needed[1:]) + 1) / len(needed)
+        compilations = sum(self._pending.values()) + mean_needed * (self._jobs - len(needed))
+        return compilations * self._seconds / self._compiled
 
 
-class _Scoring:
-    """Texts to be scored: what is left to be read.
-
-    Args:
-        jobs: All of them.
-        still_open: How many items of each have no answer yet, which others keep up to date.
-    """
-
-    def __init__(self, jobs: Sequence[Job], still_open: Sequence[int]) -> None:
-        self._reading = _Reading(jobs)
-        self._open = still_open
-
-    def over(self, job: int) -> None:
-        self._reading.over(job)
-
-    def advanced(self, job: int, advance: ProgressDelta, computed: ComputeCounters) -> None:
-        if self._open[job]:
-            self._reading.advanced(job, advance.remaining, computed)
-
-    def cost_left(self) -> float | None:
-        return self._reading.left()
-
-
-class _Continuing:
-    """Texts that are continued end when they end; some go on side by side, and one that ends makes room for another.
-
-    Their lengths are counted in rounds, each of which gives another token to all that go on. What reading their prompts
-    costs comes on top.
+class _ScoringEstimate:
+    """The remaining cost of texts to be scored, which is the cost of their prefill.
 
     Args:
-        jobs: All of them.
-        still_open: How many items of each have no answer yet, which others keep up to date.
+        jobs: All jobs.
+        unanswered: The number of unanswered items of each job, which the caller keeps up to date.
     """
 
-    def __init__(self, jobs: Sequence[Job], still_open: Sequence[int]) -> None:
-        self._reading = _Reading(jobs)
-        self._open = still_open
-        self._longest = max(self._open)
-        self._most = [job.work.settings.max_gen_toks for job in jobs if isinstance(job.work, GenerateWork)]
-        self._going: dict[int, tuple[int, ...]] = {}
-        self._ended = deque[int](maxlen=_MOST_LENGTHS)
-        self._cut = deque[int](maxlen=_MOST_LENGTHS)
-        self._slots = 1
-        self._round_cost = 0
+    def __init__(self, jobs: Sequence[Job], unanswered: Sequence[int]) -> None:
+        self._prefill = _PrefillEstimate(jobs)
+        self._unanswered = unanswered
+
+    def finished(self, job: int) -> None:
+        self._prefill.finished(job)
+
+    def progressed(self, job: int, delta: ProgressDelta, computed: ComputeCounters) -> None:
+        if self._unanswered[job]:
+            self._prefill.progressed(job, delta.remaining, computed)
+
+    def remaining_cost(self) -> float | None:
+        return self._prefill.remaining_cost()
+
+
+class _GenerationEstimate:
+    """The remaining cost of generation, where the lengths of the answers are not known in advance.
+
+    Sequences are decoded in parallel, and a finished sequence frees its row for the next prompt. Lengths are counted in
+    decode steps, each of which adds a token to every active sequence. The cost of prefill is added.
+
+    Args:
+        jobs: All jobs.
+        unanswered: The number of unanswered items of each job, which the caller keeps up to date.
+    """
+
+    def __init__(self, jobs: Sequence[Job], unanswered: Sequence[int]) -> None:
+        self._prefill = _PrefillEstimate(jobs)
+        self._unanswered = unanswered
+        self._largest_job = max(self._unanswered)
+        self._limits = [job.work.settings.max_gen_toks for job in jobs if isinstance(job.work, GenerateWork)]
+        self._active_lengths: dict[int, tuple[int, ...]] = {}
+        self._finished_lengths = deque[int](maxlen=_MAX_LENGTHS)
+        self._truncated_lengths = deque[int](maxlen=_MAX_LENGTHS)
+        self._rows = 1
+        self._step_cost = 0
         self._row_cost = 0
 
-    def over(self, job: int) -> None:
-        self._reading.over(job)
-        self._going.pop(job, None)
+    def finished(self, job: int) -> None:
+        self._prefill.finished(job)
+        self._active_lengths.pop(job, None)
 
-    def advanced(self, job: int, advance: ProgressDelta, computed: ComputeCounters) -> None:
-        for length in advance.finished_lengths:
-            (self._ended if length < self._most[job] else self._cut).append(length)
-        if advance.decode_rows >= self._slots and advance.decode_step_cost:  # Where few go on, so do fewer slots.
-            self._slots, self._round_cost = min(advance.decode_rows, self._longest), advance.decode_step_cost
-            self._row_cost = min(advance.decode_row_cost, advance.decode_step_cost // advance.decode_rows)
-        if self._open[job]:
-            self._reading.advanced(job, advance.remaining, computed)
-            self._going[job] = advance.active_lengths[: self._open[job]]
+    def progressed(self, job: int, delta: ProgressDelta, computed: ComputeCounters) -> None:
+        for length in delta.finished_lengths:
+            (self._finished_lengths if length < self._limits[job] else self._truncated_lengths).append(length)
+        if (
+            delta.decode_rows >= self._rows and delta.decode_step_cost
+        ):  # With few active sequences there are fewer rows.
+            self._rows, self._step_cost = min(delta.decode_rows, self._largest_job), delta.decode_step_cost
+            self._row_cost = min(delta.decode_row_cost, delta.decode_step_cost // delta.decode_rows)
+        if self._unanswered[job]:
+            self._prefill.progressed(job, delta.remaining, computed)
+            self._active_lengths[job] = delta.active_lengths[: self._unanswered[job]]
 
-    def cost_left(self) -> float | None:
-        active_lengths = [(length, self._most[job]) for job, lengths in self._going.items() for length in lengths]
-        if not self._round_cost:
+    def remaining_cost(self) -> float | None:
+        active = [(length, self._limits[job]) for job, lengths in self._active_lengths.items() for length in lengths]
+        if not self._step_cost:
             return None
-        survival = SurvivalCurve(self._ended, [*self._cut, *(length for length, _ in active_lengths)])
+        curve = SurvivalCurve(self._finished_lengths, [*self._truncated_lengths, *(length for length, _ in active)])
         waiting = Counter[int]()
-        for job, count in enumerate(self._open):
-            waiting[self._most[job]] += count - len(self._going.get(job, ()))
-        rounds = sum(count * survival.mean(most) for most, count in waiting.items()) / self._slots
-        if self._slots == 1:
-            rounds += sum(survival.mean(most, length) for length, most in active_lengths)
-            return rounds * self._round_cost + self._reading.left()
-        cost = rounds * self._round_cost + self._ending_cost(survival, active_lengths)
-        # Where a job ends, fewer and fewer go on, until the last one lets the next job begin.
-        if self._reading.unbegun:
-            most = self._most[-1]
-            ending = self._ending_cost(survival, [(0, most)] * self._slots)
-            cost += self._reading.unbegun * max(0.0, ending - survival.mean(most) * self._round_cost)
-        return cost + self._reading.left()
+        for job, count in enumerate(self._unanswered):
+            waiting[self._limits[job]] += count - len(self._active_lengths.get(job, ()))
+        steps = sum(count * curve.mean_remaining(limit) for limit, count in waiting.items()) / self._rows
+        if self._rows == 1:
+            steps += sum(curve.mean_remaining(limit, length) for length, limit in active)
+            return steps * self._step_cost + self._prefill.remaining_cost()
+        cost = steps * self._step_cost + self._drain_cost(curve, active)
+        # At the end of a job fewer and fewer sequences are active, and the next job starts only after the last one.
+        if self._prefill.jobs_not_started:
+            limit = self._limits[-1]
+            drain_cost = self._drain_cost(curve, [(0, limit)] * self._rows)
+            extra = max(0.0, drain_cost - curve.mean_remaining(limit) * self._step_cost)
+            cost += self._prefill.jobs_not_started * extra
+        return cost + self._prefill.remaining_cost()
 
-    def _ending_cost(self, survival: SurvivalCurve, active_lengths: Sequence[tuple[int, int]]) -> float:
-        """Of the rounds until all these texts have ended, which have fewer slots as there are fewer texts."""
-        rounds = survival.until_all_end(active_lengths)
-        tokens = sum(survival.mean(most, length) for length, most in active_lengths)
-        narrowed = rounds * (self._round_cost - self._slots * self._row_cost) + _SPARE * tokens * self._row_cost
-        return min(rounds * self._round_cost, narrowed)
+    def _drain_cost(self, curve: SurvivalCurve, active: Sequence[tuple[int, int]]) -> float:
+        """Return the cost of the decode steps until all active sequences have finished.
+
+        The rows of a step decrease with the number of active sequences.
+        """
+        steps = curve.mean_until_last(active)
+        tokens = sum(curve.mean_remaining(limit, length) for length, limit in active)
+        cost = steps * (self._step_cost - self._rows * self._row_cost) + _ROWS_PER_SEQUENCE * tokens * self._row_cost
+        return min(steps * self._step_cost, cost)
 
 
 def common_characters(one: str, other: str) -> int:
-    """How many characters two texts begin with in common."""
-    most = min(len(one), len(other))
-    if one[:most] == other[:most]:
-        return most
-    least = 0
-    while most - least > 1:  # They agree on `least` characters, and not on `most`.
-        middle = (least + most) // 2
-        if one[least:middle] == other[least:middle]:
-            least = middle
+    """Return the length of the common prefix of two texts, in characters."""
+    upper = min(len(one), len(other))
+    if one[:upper] == other[:upper]:
+        return upper
+    lower = 0
+    while upper - lower > 1:  # The texts agree on `lower` characters, but not on `upper`.
+        middle = (lower + upper) // 2
+        if one[lower:middle] == other[lower:middle]:
+            lower = middle
         else:
-            most = middle
-    return least
+            upper = middle
+    return lower
 
 
 def _texts(work: Work) -> list[str]:
-    """What is to be read."""
+    """Return the texts to prefill."""
     match work:
         case LogLikelihoodWork(pairs=pairs):
             return [context + continuation for context, continuation in pairs]

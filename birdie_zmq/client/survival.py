@@ -1,10 +1,10 @@
-"""How long things last, from those that have ended and those that go on still.
+"""A survival curve: expected remaining lengths from finished (observed) and unfinished (censored) durations.
 
-The first of a crowd to end are the short ones: their mean would make the rest look shorter than it is. So the survival
-function is estimated from both, by Kaplan and Meier (Nonparametric Estimation from Incomplete Observations, 1958). Beyond
-the longest it has an exponential tail, as that of Brown, Hollander and Korwar (Nonparametric Tests of Independence for
-Censored Data, 1974), but with the hazard of the last third of what has ended: lifetimes whose hazard grows, as that of texts
-does, would have too long a tail by the hazard of all.
+The first sequences of a batch to finish are the short ones, so their mean would underestimate the rest. The survival function
+is therefore estimated from both finished and unfinished durations, by the method of Kaplan and Meier (Nonparametric Estimation
+from Incomplete Observations, 1958). Beyond the longest duration the curve has an exponential tail, as in Brown, Hollander and
+Korwar (Nonparametric Tests of Independence for Censored Data, 1974), but with the hazard of the last third of the finished
+durations: the hazard of text lengths grows, so the hazard of all durations would give too long a tail.
 """
 
 from __future__ import annotations
@@ -15,79 +15,86 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 _STEPS = 128
-"""Of an integral over time."""
+"""Number of steps of the numerical integration over time."""
 
 _TAIL = 6
-"""Of an exponential tail, what lies behind so many of its means is left out: 0.2%."""
+"""The exponential tail is cut off at this multiple of its mean; 0.2% of it lies beyond."""
 
 
 class SurvivalCurve:
-    """The survival function of durations, of which some are not over.
+    """The survival function of durations, some of which are censored.
 
     Args:
-        ended: Durations that are over by themselves.
-        going: How long others have lasted so far, or had lasted when they were cut off.
+        durations: Complete durations.
+        censored: Incomplete durations: the time so far, or until the cut-off.
     """
 
-    def __init__(self, ended: Iterable[float], going: Iterable[float] = ()) -> None:
-        over = sorted(ended)
-        events = sorted([(duration, True) for duration in over] + [(age, False) for age in going])
+    def __init__(self, durations: Iterable[float], censored: Iterable[float] = ()) -> None:
+        complete = sorted(durations)
+        events = sorted([(duration, True) for duration in complete] + [(age, False) for age in censored])
         self._longest = events[-1][0] if events else 0.0
         self._times = [0.0]
-        self._survives = [1.0]
+        self._survival = [1.0]
         at_risk = len(events)
         for time, group in groupby(events, key=lambda event: event[0]):
-            outcomes = [is_over for _, is_over in group]
+            outcomes = [is_complete for _, is_complete in group]
             self._times.append(time)
-            self._survives.append(self._survives[-1] * (1 - sum(outcomes) / at_risk))
+            self._survival.append(self._survival[-1] * (1 - sum(outcomes) / at_risk))
             at_risk -= len(outcomes)
-        self._hazard = _late_hazard(over, [time for time, _ in events])
+        self._hazard = _tail_hazard(complete, [time for time, _ in events])
 
     def at(self, time: float) -> float:
-        """The share that lasts longer."""
+        """Return the probability that a duration is longer than `time`."""
         if time < self._longest:
-            return self._survives[bisect_right(self._times, time) - 1]
-        return self._survives[-1] * math.exp((self._longest - time) * self._hazard)
+            return self._survival[bisect_right(self._times, time) - 1]
+        return self._survival[-1] * math.exp((self._longest - time) * self._hazard)
 
-    def mean(self, most: float, age: float = 0.0) -> float:
-        """How much longer one lasts that has lasted so long, if it is cut off at `most`; 0 where none has lasted so long."""
-        here = self.at(age)
-        if age >= most or here <= 0:
+    def mean_remaining(self, limit: float, age: float = 0.0) -> float:
+        """Return the expected remaining duration after `age`, cut off at `limit`; 0 if no duration reaches that age."""
+        alive = self.at(age)
+        if age >= limit or alive <= 0:
             return 0.0
         area = 0.0
         begin = max(age, self._longest)
-        if begin < most:
-            area += self.at(begin) * self._tail(most - begin)
-        upper = min(most, self._longest)
-        for time, survives in zip(reversed(self._times), reversed(self._survives), strict=True):
+        if begin < limit:
+            area += self.at(begin) * self._tail_integral(limit - begin)
+        upper = min(limit, self._longest)
+        for time, survival in zip(reversed(self._times), reversed(self._survival), strict=True):
             if time < upper:
-                area += survives * (upper - max(time, age))
+                area += survival * (upper - max(time, age))
                 upper = time
             if time <= age:
                 break
-        return area / here
+        return area / alive
 
-    def until_all_end(self, going: Sequence[tuple[float, float]]) -> float:
-        """How long it is expected to take until the last has ended of some that have lasted so long, and are cut off then."""
-        alive = [(age, most, self.at(age)) for age, most in going if age < most and self.at(age) > 0]
+    def mean_until_last(self, active: Sequence[tuple[float, float]]) -> float:
+        """Return the expected time until the last of several durations ends.
+
+        Args:
+            active: The age and the limit of each duration.
+        """
+        alive = [(age, limit, self.at(age)) for age, limit in active if age < limit and self.at(age) > 0]
         end = self._longest + _TAIL / self._hazard if self._hazard else math.inf
-        step = max((min(most, max(end, age)) - age for age, most, _ in alive), default=0.0) / _STEPS
+        step = max((min(limit, max(end, age)) - age for age, limit, _ in alive), default=0.0) / _STEPS
         total = 0.0
         for number in range(_STEPS):
             time = (number + 0.5) * step
-            total += 1 - math.prod(1 - self.at(age + time) / now for age, most, now in alive if age + time < most)
+            total += 1 - math.prod(1 - self.at(age + time) / now for age, limit, now in alive if age + time < limit)
         return total * step
 
-    def _tail(self, length: float) -> float:
-        """The integral of the exponential tail."""
+    def _tail_integral(self, length: float) -> float:
+        """Return the integral of the exponential tail, relative to its start."""
         return -math.expm1(-length * self._hazard) / self._hazard if self._hazard else length
 
 
-def _late_hazard(ended: Sequence[float], lasted: Sequence[float]) -> float:
-    """How many end in a unit of the time in which the last third of them did, for each that lasted; 0 where none has."""
-    since = ended[len(ended) * 2 // 3 - 1] if len(ended) >= 3 else 0.0
-    ends = sum(time > since for time in ended)
+def _tail_hazard(complete: Sequence[float], all_durations: Sequence[float]) -> float:
+    """Return the hazard in the time span in which the last third of the durations ended; 0 if none has ended.
+
+    The hazard is the number of ends per unit of time and per duration that is still at risk.
+    """
+    since = complete[len(complete) * 2 // 3 - 1] if len(complete) >= 3 else 0.0
+    ends = sum(time > since for time in complete)
     if not ends:
-        since, ends = 0.0, len(ended)
-    exposed = sum(max(0.0, time - since) for time in lasted)
-    return ends / exposed if exposed else 0.0
+        since, ends = 0.0, len(complete)
+    exposure = sum(max(0.0, time - since) for time in all_durations)
+    return ends / exposure if exposure else 0.0

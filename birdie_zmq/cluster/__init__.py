@@ -1,1 +1,1 @@
-"""``birdie-zmq ray up``: workers as actors of a Ray cluster. Only `cluster` imports ray, which an extra brings."""
+"""``birdie-zmq ray up``: workers as Ray actors. Only `ray_cluster` imports ray, which is an optional extra."""

@@ -1,4 +1,4 @@
-"""How many workers a cluster has room for, and saying what it has. Pure."""
+"""The number of workers that fit on a Ray cluster, and descriptions of its resources. Pure."""
 
 from __future__ import annotations
 
@@ -13,62 +13,71 @@ _SHOWN = ("CPU", "GPU")
 
 @dataclass(frozen=True)
 class Node:
-    """A living node, and all that Ray lets be reserved there, such as ``{"CPU": 8.0, "GPU": 2.0}``."""
+    """A live node.
+
+    Attributes:
+        name: Its host name.
+        is_local: Whether it is this machine.
+        resources: The total resources that Ray can reserve there, such as ``{"CPU": 8.0, "GPU": 2.0}``.
+    """
 
     name: str
-    is_here: bool
+    is_local: bool
     resources: Mapping[str, float]
 
 
-def need_of(cpus: float, gpus: float) -> dict[str, float]:
-    """What one worker reserves.
+def worker_resources(cpus: float, gpus: float) -> dict[str, float]:
+    """Return the resources that one worker reserves.
 
     Raises:
-        UsageError: Ray reserves no such amount.
+        UsageError: Ray cannot reserve such an amount.
     """
     if cpus < 0 or gpus < 0:
-        raise UsageError("--cpus-per-worker and --gpus-per-worker cannot be below 0")
+        raise UsageError("--cpus-per-worker and --gpus-per-worker must not be below 0")
     if gpus > 1 and gpus != int(gpus):
-        raise UsageError(f"--gpus-per-worker {gpus:g} is not possible: Ray gives whole GPUs, or a part of one")
+        raise UsageError(
+            f"--gpus-per-worker {gpus:g} is not possible: Ray gives whole GPUs, or a fraction of one; give a whole number, "
+            "or a number below 1"
+        )
     return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
 
 
-def room_for(nodes: Sequence[Node], need: Mapping[str, float]) -> float:
-    """The number of workers that all nodes together could hold if nothing else were there; infinite for no need."""
-    return sum(_on(node, need) for node in nodes)
+def worker_capacity(nodes: Sequence[Node], per_worker: Mapping[str, float]) -> float:
+    """Return the number of workers that fit on all nodes of an idle cluster; infinite if a worker reserves nothing."""
+    return sum(_node_capacity(node, per_worker) for node in nodes)
 
 
-def check_room(nodes: Sequence[Node], need: Mapping[str, float], workers: int) -> None:
-    """Refuse what the cluster could not hold even if it were idle.
+def check_capacity(nodes: Sequence[Node], per_worker: Mapping[str, float], workers: int) -> None:
+    """Check that the cluster could hold the workers if it were idle.
 
     Raises:
-        UsageError: It has too little; the text says what Ray says it has.
+        UsageError: The cluster is too small; the message has the resources that Ray reports.
     """
-    room = room_for(nodes, need)
-    if room < workers:
+    capacity = worker_capacity(nodes, per_worker)
+    if capacity < workers:
         raise UsageError(
-            f"{workers} worker{'s' * (workers != 1)} of {amounts(need)} each do not fit: Ray says that the cluster has "
-            f"{described(nodes)}, which is room for {room:.0f}. Ask for less by --workers, --cpus-per-worker or "
-            "--gpus-per-worker, add nodes (ray start --address=…), or give --wait for a cluster that grows by itself"
+            f"{workers} worker{'s' * (workers != 1)} of {format_resources(per_worker)} each do not fit: Ray reports "
+            f"{describe_nodes(nodes)}, which is enough for {capacity:.0f}. Lower --workers, --cpus-per-worker or "
+            "--gpus-per-worker, add nodes (ray start --address=…), or pass --wait for a cluster with autoscaling"
         )
 
 
-def described(nodes: Sequence[Node]) -> str:
-    """All nodes with their resources, such as ``a (CPU 8, GPU 2) and b (CPU 4)``."""
-    shown = [f"{node.name} ({amounts(_named(node.resources)) or 'nothing'})" for node in nodes]
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    """Describe all nodes with their resources, such as ``a (CPU 8, GPU 2) and b (CPU 4)``."""
+    shown = [f"{node.name} ({format_resources(_shown_resources(node.resources)) or 'nothing'})" for node in nodes]
     return " and ".join(shown) or "no nodes"
 
 
-def amounts(resources: Mapping[str, float]) -> str:
-    """Such as ``CPU 8, GPU 0.5``."""
+def format_resources(resources: Mapping[str, float]) -> str:
+    """Format resources, such as ``CPU 8, GPU 0.5``."""
     return ", ".join(f"{name} {amount:g}" for name, amount in resources.items())
 
 
-def _named(resources: Mapping[str, float]) -> dict[str, float]:
+def _shown_resources(resources: Mapping[str, float]) -> dict[str, float]:
     return {name: resources.get(name, 0.0) for name in _SHOWN}
 
 
-def _on(node: Node, need: Mapping[str, float]) -> float:
-    if not need:
+def _node_capacity(node: Node, per_worker: Mapping[str, float]) -> float:
+    if not per_worker:
         return float("inf")
-    return min(int(node.resources.get(name, 0.0) / amount + _ROUNDING) for name, amount in need.items())
+    return min(int(node.resources.get(name, 0.0) / amount + _ROUNDING) for name, amount in per_worker.items())

@@ -1,7 +1,8 @@
-"""When a worker is placed again. Pure: events come in with the time, and what is to be done goes out.
+"""The placement of workers on a Ray cluster, as a state machine without Ray or a clock.
 
-Ray could restart an actor by itself, but it would not see that the worker's own process has died, nor say where the next
-one is. So one place decides for both. Of the work it knows nothing: what was lost with a worker, the broker hands out again.
+Ray could restart an actor by itself, but it would not notice that the worker's own process has died, and it would not
+report the location of the next actor. So this module decides when to place a worker again, both after the loss of an actor
+and after the exit of a process. It knows nothing of requests: the broker retries the leases of a dead worker.
 """
 
 from __future__ import annotations
@@ -12,174 +13,190 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 USAGE_STATUS = 2
-"""The exit status of a worker that a person must help: another try would end alike."""
+"""The exit status of a worker with a usage error, which another attempt would not fix."""
 
-_LONGEST_PAUSE_S = 60.0
-_STEADY_S = 60.0
-"""A worker that has stood so long is placed again at once if it is lost."""
-_PENDING_S = 10.0
-"""How long a worker may wait for its place until that is said."""
-_SAY_AGAIN_S = 60.0
+_MAX_PAUSE_S = 60.0
+_STABLE_S = 60.0
+"""A worker that has run for this many seconds is placed again at once after it is lost."""
+_REPORT_WAITING_AFTER_S = 10.0
+"""Seconds that a worker waits for its placement before the wait is logged."""
+_REPORT_WAITING_INTERVAL_S = 60.0
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A worker's process runs at a place, such as ``node-3, GPU 0, process 411``."""
+    """A worker's process runs at a location, such as ``node-3, GPU 0, process 411``."""
 
     worker: int
-    place: str
+    location: str
 
 
 @dataclass(frozen=True)
-class Ended:
-    """A worker's process has ended by itself, with an exit status (below 0: by that signal) and what it wrote last."""
+class WorkerExited:
+    """A worker's process exited by itself.
+
+    Attributes:
+        worker: The number of the worker.
+        status: The exit status, negative for a signal.
+        last_line: The last line of its output.
+    """
 
     worker: int
     status: int
-    last_words: str
+    last_line: str
 
 
 @dataclass(frozen=True)
-class Lost:
-    """A worker's actor is gone, or its node, or it could not be made."""
+class ActorLost:
+    """A worker's actor or its node is gone, or the actor could not be created."""
 
     worker: int
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed."""
+    """Time passed."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Ask Ray for a place for a worker."""
+class PlaceWorker:
+    """Request an actor for a worker from Ray."""
 
     worker: int
 
 
 @dataclass(frozen=True)
-class Say:
-    """A line for the person who watches."""
+class Log:
+    """Write a line to the log."""
 
     level: Literal["info", "warning"]
     text: str
 
 
 @dataclass(frozen=True)
-class SayWaiting:
-    """Say that workers have waited for a place for some time, with what Ray has."""
+class LogWaiting:
+    """Log that workers have waited for their placement for some time, with the resources that Ray reports."""
 
     workers: tuple[int, ...]
 
 
-Event = Placed | Ended | Lost | Tick
-Action = Place | Say | SayWaiting
+Event = Placed | WorkerExited | ActorLost | Tick
+Action = PlaceWorker | Log | LogWaiting
 
 
 @dataclass
 class _Worker:
-    """Where one is. ``asked_at`` is set while Ray looks for a place, ``due_at`` while it is not asked yet."""
+    """The state of a worker.
 
-    asked_at: float | None = None
-    due_at: float | None = None
+    ``requested_at`` is set while Ray looks for a placement, ``retry_at`` while the next request is delayed.
+    """
+
+    requested_at: float | None = None
+    retry_at: float | None = None
     placed_at: float | None = None
-    place: str | None = None
-    quick_losses: int = 0
-    is_given_up: bool = False
+    location: str | None = None
+    quick_failures: int = 0
+    has_failed: bool = False
 
 
 @dataclass
 class ClusterCore:
-    """Workers by their numbers, 1 and up.
+    """The workers by their numbers, from 1.
 
     Attributes:
-        last_words: What the last worker that was given up wrote last, None while there is none.
+        size: The number of workers.
+        last_line: The last output line of the latest worker that failed for good, None while there is none.
     """
 
     size: int
-    last_words: str | None = None
+    last_line: str | None = None
     _workers: dict[int, _Worker] = field(init=False)
-    _said_at: float = field(init=False, default=float("-inf"))
+    _waiting_reported_at: float = field(init=False, default=float("-inf"))
 
     def __post_init__(self) -> None:
         self._workers = {number: _Worker() for number in range(1, self.size + 1)}
 
     @property
-    def is_given_up(self) -> bool:
-        """Whether no worker is left that another try could help."""
-        return all(worker.is_given_up for worker in self._workers.values())
+    def has_failed(self) -> bool:
+        """Whether every worker has failed with a usage error, which another attempt would not fix."""
+        return all(worker.has_failed for worker in self._workers.values())
 
-    def begin(self, now: float) -> list[Action]:
-        """What is to be done first."""
-        return [self._ask(number, now) for number in self._workers]
+    def start(self, now: float) -> list[Action]:
+        """Return the first actions: one placement request per worker."""
+        return [self._request(number, now) for number in self._workers]
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """What an event asks for; `now` is in seconds of a clock that never goes back."""
+        """Handle one event and return the actions to take, in order.
+
+        Args:
+            event: The event.
+            now: The time in monotonic seconds.
+        """
         match event:
-            case Placed(number, place):
-                return self._placed(number, place, now)
-            case Ended(number, status, last_words) if status == USAGE_STATUS:
-                return self._give_up(number, last_words)
-            case Ended(number, status, _):
-                return self._again(number, f"its process ended {_how(status)}", now)
-            case Lost(number, why):
-                return self._again(number, why, now)
+            case Placed(number, location):
+                return self._on_placed(number, location, now)
+            case WorkerExited(number, status, last_line) if status == USAGE_STATUS:
+                return self._fail(number, last_line)
+            case WorkerExited(number, status, _):
+                return self._place_again(number, f"its process exited {_describe_exit(status)}", now)
+            case ActorLost(number, reason):
+                return self._place_again(number, reason, now)
             case Tick():
-                return self._tick(now)
+                return self._on_tick(now)
 
-    def _ask(self, number: int, now: float) -> Place:
+    def _request(self, number: int, now: float) -> PlaceWorker:
         worker = self._workers[number]
-        worker.asked_at, worker.due_at, worker.placed_at = now, None, None
-        return Place(number)
+        worker.requested_at, worker.retry_at, worker.placed_at = now, None, None
+        return PlaceWorker(number)
 
-    def _placed(self, number: int, place: str, now: float) -> list[Action]:
+    def _on_placed(self, number: int, location: str, now: float) -> list[Action]:
         worker = self._workers[number]
-        again = "" if worker.place is None else " again"
-        worker.asked_at, worker.placed_at, worker.place = None, now, place
-        return [Say("info", f"worker {number} is placed{again}: {place}")]
+        again = "" if worker.location is None else " again"
+        worker.requested_at, worker.placed_at, worker.location = None, now, location
+        return [Log("info", f"worker {number} is placed{again}: {location}")]
 
-    def _give_up(self, number: int, last_words: str) -> list[Action]:
+    def _fail(self, number: int, last_line: str) -> list[Action]:
         worker = self._workers[number]
-        worker.is_given_up, worker.asked_at, worker.due_at = True, None, None
-        self.last_words = last_words
-        return [Say("warning", f"worker {number}{_at(worker)} cannot work and is not placed again: {last_words}")]
+        worker.has_failed, worker.requested_at, worker.retry_at = True, None, None
+        self.last_line = last_line
+        return [Log("warning", f"worker {number}{_at(worker)} failed and is not placed again: {last_line}")]
 
-    def _again(self, number: int, why: str, now: float) -> list[Action]:
+    def _place_again(self, number: int, reason: str, now: float) -> list[Action]:
         worker = self._workers[number]
         where = _at(worker)
-        stood_s = 0.0 if worker.placed_at is None else now - worker.placed_at
-        worker.quick_losses = 1 if stood_s >= _STEADY_S else worker.quick_losses + 1
-        worker.asked_at, worker.placed_at = None, None
+        uptime_s = 0.0 if worker.placed_at is None else now - worker.placed_at
+        worker.quick_failures = 1 if uptime_s >= _STABLE_S else worker.quick_failures + 1
+        worker.requested_at, worker.placed_at = None, None
         # At once the first time, then after 1, 2, 4, … seconds.
-        pause_s = 0.0 if worker.quick_losses == 1 else min(2.0 ** min(worker.quick_losses - 2, 16), _LONGEST_PAUSE_S)
+        pause_s = 0.0 if worker.quick_failures == 1 else min(2.0 ** min(worker.quick_failures - 2, 16), _MAX_PAUSE_S)
         if pause_s == 0.0:
-            said = Say("warning", f"worker {number}{where} is lost: {why}; Ray is asked for another place")
-            return [said, self._ask(number, now)]
-        worker.due_at = now + pause_s
-        return [Say("warning", f"worker {number}{where} is lost: {why}; another place is asked for in {pause_s:.0f} s")]
+            log = Log("warning", f"worker {number}{where} is gone: {reason}; requesting a new placement from Ray")
+            return [log, self._request(number, now)]
+        worker.retry_at = now + pause_s
+        text = f"worker {number}{where} is gone: {reason}; requesting a new placement in {pause_s:.0f} s"
+        return [Log("warning", text)]
 
-    def _tick(self, now: float) -> list[Action]:
-        due = [n for n, worker in self._workers.items() if worker.due_at is not None and worker.due_at <= now]
-        actions: list[Action] = [self._ask(number, now) for number in due]
-        pending = tuple(self._waiting(now))
-        if pending and now - self._said_at >= _SAY_AGAIN_S:
-            self._said_at = now
-            actions.append(SayWaiting(pending))
+    def _on_tick(self, now: float) -> list[Action]:
+        due = [n for n, worker in self._workers.items() if worker.retry_at is not None and worker.retry_at <= now]
+        actions: list[Action] = [self._request(number, now) for number in due]
+        waiting = tuple(self._waiting(now))
+        if waiting and now - self._waiting_reported_at >= _REPORT_WAITING_INTERVAL_S:
+            self._waiting_reported_at = now
+            actions.append(LogWaiting(waiting))
         return actions
 
     def _waiting(self, now: float) -> Iterable[int]:
         for number, worker in self._workers.items():
-            if worker.asked_at is not None and now - worker.asked_at >= _PENDING_S:
+            if worker.requested_at is not None and now - worker.requested_at >= _REPORT_WAITING_AFTER_S:
                 yield number
 
 
 def _at(worker: _Worker) -> str:
-    return "" if worker.placed_at is None else f" ({worker.place})"
+    return "" if worker.placed_at is None else f" ({worker.location})"
 
 
-def _how(status: int) -> str:
+def _describe_exit(status: int) -> str:
     if status >= 0:
         return f"with status {status}"
     try:

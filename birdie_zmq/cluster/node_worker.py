@@ -1,8 +1,9 @@
-"""A worker's ordinary command as a child of an actor's process.
+"""A worker's ordinary command as a child of a Ray actor's process.
 
-A child rather than the agent's loop in the actor: the loop wants the main thread and its signals, which are Ray's; the
-memory of a GPU is given back when processes end; and what a worker is stays one thing, whoever starts it. The child's
-standard input is a pipe from this process, so it ends if this one does, however that happens.
+The worker is a child process, and the agent does not run in the actor, for three reasons: the agent needs the main thread
+and its signals, which belong to Ray in an actor; GPU memory is freed only when a process exits; and a worker is the same
+command, however it is started. The child's standard input is a pipe from this process, so the child ends when this process
+ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from collections.abc import Mapping, Sequence
 
 from birdie_zmq.processes.spawn import kill_group, module_command, package_environment, start
 
-_MOST_LINES = 20
-_MOST_CHARACTERS = 2_000
+_MAX_LINES = 20
+_MAX_CHARACTERS = 2_000
 
 
 class NodeWorker:
-    """One worker process. `wait` and `stop` may be called from several threads.
+    """One worker process. `wait` and `stop` may be called from different threads.
 
     Args:
-        number: The worker's, for the lines of the log.
-        arguments: Of ``birdie-zmq worker``; ``--lifeline`` must be among them.
-        variables: What is added to the environment of this process.
+        number: The worker's number, for the log.
+        arguments: The arguments of ``birdie-zmq worker``, which must include ``--lifeline``.
+        variables: Variables to add to the environment of this process.
     """
 
     def __init__(self, number: int, arguments: Sequence[str], variables: Mapping[str, str]) -> None:
         self._number = number
         self._arguments = list(arguments)
         self._variables = dict(variables)
-        self._lines: collections.deque[str] = collections.deque(maxlen=_MOST_LINES)
+        self._lines: collections.deque[str] = collections.deque(maxlen=_MAX_LINES)
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -43,7 +44,7 @@ class NodeWorker:
         return f"worker {self._number}"
 
     def start(self) -> int:
-        """Start it, and give its process id."""
+        """Start the process and return its process id."""
         environment = package_environment({**os.environ, **self._variables})
         command = module_command("birdie_zmq", "worker", *self._arguments)
         self._process = start(command, environment, stdin=subprocess.PIPE, output=subprocess.PIPE)
@@ -53,25 +54,25 @@ class NodeWorker:
         return self._process.pid
 
     def wait(self) -> tuple[int, str]:
-        """Wait until it has ended: its exit status, below 0 for a signal, and the last line that it wrote."""
-        self._started.wait()  # Ray may make this call first.
+        """Wait for the exit, and return the exit status, negative for a signal, and the last line that was written."""
+        self._started.wait()  # Ray may run this call before `start`.
         assert self._process is not None
         assert self._reader is not None
         status = self._process.wait()
-        # The pipe is open for as long as something that it started lives; that is not waited for.
+        # The pipe stays open while a process that the worker started still has it; do not wait for such processes.
         self._reader.join(1.0)
         if self._process.stdin is not None:
             self._process.stdin.close()
-        return status, self._lines[-1][:_MOST_CHARACTERS] if self._lines else "it wrote nothing"
+        return status, self._lines[-1][:_MAX_CHARACTERS] if self._lines else "it wrote nothing"
 
-    def stop(self, patience_s: float) -> None:
-        """Tell it to finish what it is at and end, and kill it if that takes longer than `patience_s`."""
+    def stop(self, timeout_s: float) -> None:
+        """Let the worker finish its running lease and exit; kill it if that takes longer than `timeout_s` seconds."""
         process = self._process
         if process is None:
             return
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(patience_s)
+            process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             kill_group(process)
 

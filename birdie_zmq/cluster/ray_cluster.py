@@ -1,4 +1,4 @@
-"""A Ray cluster, and the workers that stand on it. The only module that imports ray."""
+"""A Ray cluster and its worker actors. The only module that imports ray."""
 
 from __future__ import annotations
 
@@ -14,165 +14,164 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from birdie_zmq.cluster.capacity import Node
-from birdie_zmq.cluster.core import Ended, Event, Lost, Placed
+from birdie_zmq.cluster.core import ActorLost, Event, Placed, WorkerExited
 from birdie_zmq.cluster.node_worker import NodeWorker
 from birdie_zmq.errors import UnavailableError
 
 logger = logging.getLogger("birdie_zmq.ray")
 
 _CALLS_AT_ONCE = 3
-"""Of one actor: its start, the wait for its end, and its stop."""
+"""Number of concurrent calls of one actor: start, wait and stop."""
 _MARGIN_S = 5.0
 _LOCAL = "local"
 
 
 class RayWorker(NodeWorker):
-    """The actor. Ray makes it on the node that it has chosen."""
+    """The actor class. Ray creates the actor on a node that it chooses."""
 
     def begin(self) -> str:
-        """Start the worker's process, and say where it is."""
+        """Start the worker's process and return its location."""
         process_id = self.start()
         node = ray.get_runtime_context().get_node_id()[:8]
         gpus = ", ".join(f"GPU {number}" for number in ray.get_gpu_ids())
-        place = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}, {node})"
-        return f"{place}{f', {gpus}' if gpus else ''}, process {process_id}"
+        location = f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}, {node})"
+        return f"{location}{f', {gpus}' if gpus else ''}, process {process_id}"
 
 
 @dataclass(frozen=True)
-class _Standing:
-    """An actor with its calls that have no result yet."""
+class _Placement:
+    """An actor with the references of its pending calls; ``started`` is None once that call has returned."""
 
     actor: Any
-    begun: Any
-    ended: Any
+    started: Any
+    exited: Any
 
 
 class Cluster:
-    """A connection to a cluster, or a local one that ends with it.
+    """A connection to a Ray cluster, or a local cluster that ends with the connection.
 
     Args:
-        address: As Ray takes it; None for ``RAY_ADDRESS``, else for the cluster of this machine, else for a local one.
-        working_dir: A folder that Ray takes to each node, in which workers are started; None for none.
-        quiet: Whether what workers write stays in Ray's logs.
+        address: An address as Ray takes it. None tries ``RAY_ADDRESS``, then a cluster on this machine, then starts a local
+            one.
+        working_dir: A folder that Ray copies to each node, in which workers are started; None for none.
+        quiet: Whether the output of workers stays in Ray's logs only.
 
     Raises:
-        UnavailableError: No cluster answers there, or it does not take this process.
+        UnavailableError: No cluster answers at the address, or it refuses this process.
     """
 
     def __init__(self, address: str | None, working_dir: Path | None, quiet: bool) -> None:
-        self._standing: dict[int, _Standing] = {}
-        how: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
+        self._placements: dict[int, _Placement] = {}
+        options: dict[str, Any] = {"log_to_driver": not quiet, "logging_level": logging.WARNING}
         if working_dir is not None:
-            how["runtime_env"] = {"working_dir": str(working_dir)}
+            options["runtime_env"] = {"working_dir": str(working_dir)}
         address = address or os.environ.get("RAY_ADDRESS")
         if address is None:
             try:
-                self._connect("auto", how)
+                self._connect("auto", options)
                 return
             except UnavailableError:
                 address = _LOCAL
-        self._connect(address, how)
+        self._connect(address, options)
 
-    def _connect(self, address: str, how: Mapping[str, Any]) -> None:
+    def _connect(self, address: str, options: Mapping[str, Any]) -> None:
         self.is_local = address == _LOCAL
-        # A dashboard of a cluster that lives for one command would only take a port.
-        more = {"include_dashboard": False} if self.is_local else {}
+        # A cluster that lives for one command needs no dashboard, which would take a port.
+        extra = {"include_dashboard": False} if self.is_local else {}
         logger.info(
-            "%s", "starting a local Ray cluster" if self.is_local else f"looking for the Ray cluster: {address}"
+            "%s", "starting a local Ray cluster" if self.is_local else f"connecting to the Ray cluster at {address}"
         )
         try:
-            ray.init(address=address, **how, **more)
+            ray.init(address=address, **options, **extra)
         except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
             raise UnavailableError(
-                f"there is no way to the Ray cluster at {address}: {str(error).strip()}. ray status says whether it is "
-                "there; one that was started with a token wants RAY_AUTH_MODE=token in the environment as well; without "
-                "--address and RAY_ADDRESS a local one is started"
+                f"cannot connect to the Ray cluster at {address}: {str(error).strip()}. Check it with: ray status. A cluster "
+                "that was started with a token also needs RAY_AUTH_MODE=token in the environment. Without --address and "
+                "RAY_ADDRESS, a local cluster is started"
             ) from error
 
     @property
     def nodes(self) -> list[Node]:
-        """The nodes that live."""
-        here = {self.address, "127.0.0.1"}
+        """The live nodes."""
+        local = {self.address, "127.0.0.1"}
         return [
-            Node(node["NodeManagerHostname"], node["NodeManagerAddress"] in here, dict(node["Resources"]))
+            Node(node["NodeManagerHostname"], node["NodeManagerAddress"] in local, dict(node["Resources"]))
             for node in ray.nodes()
             if node["Alive"]
         ]
 
     @property
     def address(self) -> str:
-        """The address of this machine as others see it."""
+        """The address of this machine in the cluster's network."""
         return str(ray.util.get_node_ip_address())
 
     @property
     def free(self) -> dict[str, float]:
-        """What is not reserved by anybody."""
+        """The resources that are not reserved."""
         return dict(ray.available_resources())
 
     def place(
-        self, number: int, arguments: Sequence[str], variables: Mapping[str, str], need: Mapping[str, float]
+        self, number: int, arguments: Sequence[str], variables: Mapping[str, str], per_worker: Mapping[str, float]
     ) -> None:
-        """Ask for an actor for a worker. Where it comes to be is heard from `events`."""
-        made = ray.remote(
-            num_cpus=need.get("CPU", 0.0),
-            num_gpus=need.get("GPU", 0.0),
-            # Whatever is lost, the supervisor sees and decides; a request is the broker's to try again.
+        """Request an actor for a worker. `events` reports its location once it runs."""
+        actor_class = ray.remote(
+            num_cpus=per_worker.get("CPU", 0.0),
+            num_gpus=per_worker.get("GPU", 0.0),
+            # ClusterCore decides about lost actors, and the broker retries requests.
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=_CALLS_AT_ONCE,
             scheduling_strategy="SPREAD",
         )(RayWorker)
-        actor = made.remote(number, list(arguments), dict(variables))
-        self._standing[number] = _Standing(actor, *_calls(actor))
+        actor = actor_class.remote(number, list(arguments), dict(variables))
+        self._placements[number] = _Placement(actor, actor.begin.remote(), actor.wait.remote())
 
     def events(self) -> Iterator[Event]:
-        """What has happened since the last look; it does not wait."""
-        for number, standing in list(self._standing.items()):
-            refs = [ref for ref in (standing.begun, standing.ended) if ref is not None]
+        """Yield the events since the last call, without waiting."""
+        for number, placement in list(self._placements.items()):
+            refs = [ref for ref in (placement.started, placement.exited) if ref is not None]
             ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
             try:
-                if standing.begun in ready:
-                    self._standing[number] = _Standing(standing.actor, None, standing.ended)
-                    yield Placed(number, ray.get(standing.begun))
-                if standing.ended in ready:
-                    status, last_words = ray.get(standing.ended)
-                    self._forget(number)
-                    yield Ended(number, status, last_words)
+                if placement.started in ready:
+                    self._placements[number] = _Placement(placement.actor, None, placement.exited)
+                    yield Placed(number, ray.get(placement.started))
+                if placement.exited in ready:
+                    status, last_line = ray.get(placement.exited)
+                    self._kill(number)
+                    yield WorkerExited(number, status, last_line)
             except RayActorError as error:
-                self._forget(number)
-                yield Lost(number, _short(error))
+                self._kill(number)
+                yield ActorLost(number, _reason(error))
             except RayError as error:
-                self._forget(number)
-                yield Lost(number, f"it could not be started: {_short(error)}")
+                self._kill(number)
+                yield ActorLost(number, f"it could not be started: {_reason(error)}")
 
-    def _forget(self, number: int) -> None:
-        # An actor that is only out of reach must not come back beside the one that takes its place.
-        ray.kill(self._standing.pop(number).actor)
+    def _kill(self, number: int) -> None:
+        # An actor that is only unreachable must not come back beside its replacement.
+        ray.kill(self._placements.pop(number).actor)
 
-    def stop(self, patience_s: float) -> None:
-        """Tell all workers to finish what they are at and end, wait, and leave the cluster."""
-        asked = [
-            standing.actor.stop.remote(patience_s) for standing in self._standing.values() if standing.begun is None
+    def stop(self, timeout_s: float) -> None:
+        """Let all workers finish their running leases and exit, within `timeout_s` seconds, then disconnect."""
+        stops = [
+            placement.actor.stop.remote(timeout_s)
+            for placement in self._placements.values()
+            if placement.started is None
         ]
-        if asked:
-            ray.wait(asked, num_returns=len(asked), timeout=patience_s + _MARGIN_S)
-        for number in list(self._standing):
-            self._forget(number)
-        self.leave()
+        if stops:
+            ray.wait(stops, num_returns=len(stops), timeout=timeout_s + _MARGIN_S)
+        for number in list(self._placements):
+            self._kill(number)
+        self.disconnect()
 
     @staticmethod
-    def leave() -> None:
-        """End the connection; actors that are left end with it, and a local cluster too."""
+    def disconnect() -> None:
+        """Close the connection, which ends remaining actors, and a local cluster too."""
         ray.shutdown()
 
 
-def _calls(actor: Any) -> tuple[Any, Any]:
-    return actor.begin.remote(), actor.wait.remote()
-
-
-def _short(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ActorUnavailableError):
-        return "Ray does not reach its node"
+        return "Ray cannot reach its node"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reasons = [line for line in lines if line.lower().startswith(("the actor died", "the actor is dead", "the node"))]
     return (reasons or lines or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""From what a person typed to the command of a worker on its node. Pure but for looking which files there are."""
+"""The command of a worker on its node, from the options of ``birdie-zmq ray up``. Pure, except for checks of files."""
 
 from __future__ import annotations
 
@@ -12,75 +12,91 @@ from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.endpoints import Endpoint, TcpEndpoint
 from birdie_zmq.worker.engine_registry import BUILT_IN
 
-_ALL_INTERFACES = ("0.0.0.0", "[::]")  # noqa: S104 - it is looked for, not bound
-_SHARE_OF_A_PART = 0.9
-"""What JAX is given of its part of a GPU that several workers share; the rest is left to CUDA itself."""
+_ALL_INTERFACES = ("0.0.0.0", "[::]")  # noqa: S104 - compared with, not bound
+_JAX_MEMORY_SHARE = 0.9
+"""The share of a worker's fraction of a GPU that JAX may reserve; the rest is left to CUDA itself."""
 
 
 @dataclass(frozen=True)
-class Folders:
-    """Where relative paths begin: `here`, and in the copy of `shipped` if Ray takes that folder to the nodes."""
+class BaseFolders:
+    """The folders that relative paths are relative to.
 
-    here: Path
-    shipped: Path | None = None
+    Attributes:
+        cwd: The working directory of the command.
+        working_dir: The folder that Ray copies to the nodes; None for none. If set, a worker's relative paths are relative
+            to its copy.
+    """
+
+    cwd: Path
+    working_dir: Path | None = None
 
     def on_node(self, path: Path) -> Path:
-        """A path as a worker on a node is to be told it; nodes share the file system, or have the folder's copy."""
-        return path if self.shipped is not None else self.here / path.expanduser()
+        """Return the path for a worker on a node: nodes share the file system, or have a copy of the working directory."""
+        return path if self.working_dir is not None else self.cwd / path.expanduser()
 
     @property
     def start(self) -> Path:
-        """The folder that holds what relative paths name, on this machine."""
-        return self.here if self.shipped is None else self.shipped
+        """The folder on this machine that relative paths are relative to."""
+        return self.cwd if self.working_dir is None else self.working_dir
 
 
 def worker_arguments(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, endpoint: Endpoint, folders: Folders
+    parser: argparse.ArgumentParser, options: argparse.Namespace, endpoint: Endpoint, folders: BaseFolders
 ) -> list[str]:
-    """The arguments of a worker: what differs from the defaults of its own parser.
+    """Return the arguments of a worker that differ from the defaults of its own parser.
+
+    Args:
+        parser: The worker's own parser.
+        options: The options of ``birdie-zmq ray up``.
+        endpoint: The broker's endpoint.
+        folders: The folders of relative paths.
 
     Raises:
-        UsageError: The options name a device, a group of processes, a page that is not there, or a key that Ray would copy.
+        UsageError: The options name a GPU, a process group, a user module that does not exist, or a key that Ray would
+            copy.
     """
     if options.distributed or options.coordinator or options.num_processes or options.process_id is not None:
         raise UsageError(
-            "--distributed, --coordinator, --num-processes and --process-id are for one model on several hosts, and each worker "
-            "that Ray places holds a model of its own; start the processes of a group yourself (docs/many_hosts.md)"
+            "--distributed, --coordinator, --num-processes and --process-id are for one model on several hosts, but each worker "
+            "that Ray places holds a model of its own; start the workers of a process group yourself "
+            "(docs/how_to/many_hosts.md)"
         )
     if options.device is not None and options.device != "cpu":
         raise UsageError(
-            "--device N is for Ray to choose: give --gpus-per-worker 1, and each worker is shown its own GPU"
+            "--device N cannot be used, since Ray assigns the GPUs: pass --gpus-per-worker 1, and each worker sees its own GPU"
         )
     _check_key(options.key_file, folders)
     chosen = argparse.Namespace(**vars(options))
     chosen.connect, chosen.lifeline = str(endpoint), True
     if chosen.key_file is not None:
-        chosen.key_file = folders.here / chosen.key_file.expanduser()
+        chosen.key_file = folders.cwd / chosen.key_file.expanduser()
     if chosen.engine not in BUILT_IN:
         chosen.engine = str(folders.on_node(Path(chosen.engine)))
     if not chosen.built_in:
-        page = options.api or Path("api.py")
-        if (folders.start / page).is_file():
-            chosen.api = page
+        api = options.api or Path("api.py")
+        if (folders.start / api).is_file():
+            chosen.api = api
         elif options.api is not None:
-            raise UsageError(f"there is no page at {folders.start / page}; --api names an api.py")
+            raise UsageError(f"there is no user module at {folders.start / api}; --api takes the path of your api.py")
         else:
-            # The folder in which Ray starts an actor may have an api.py of somebody else.
+            # The folder in which Ray starts an actor may contain an unrelated api.py.
             chosen.built_in = True
-    return list(_typed(parser, chosen, folders))
+    return list(_changed_options(parser, chosen, folders))
 
 
-def _check_key(key_file: Path | None, folders: Folders) -> None:
-    if key_file is None or folders.shipped is None:
+def _check_key(key_file: Path | None, folders: BaseFolders) -> None:
+    if key_file is None or folders.working_dir is None:
         return
-    if (folders.here / key_file.expanduser()).resolve().is_relative_to(folders.shipped.resolve()):
+    if (folders.cwd / key_file.expanduser()).resolve().is_relative_to(folders.working_dir.resolve()):
         raise UsageError(
-            f"the key {key_file} lies in --working-dir, which Ray copies to the cluster's store, where others may read it. "
-            "Put it at the same absolute path on each node instead (scp, mode 0600), or on a file system that they share"
+            f"the key {key_file} is in --working-dir, which Ray copies to the cluster's store, where others may read it. "
+            "Put it at the same absolute path on each node instead (scp, mode 0600), or on a shared file system"
         )
 
 
-def _typed(parser: argparse.ArgumentParser, options: argparse.Namespace, folders: Folders) -> Iterator[str]:
+def _changed_options(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, folders: BaseFolders
+) -> Iterator[str]:
     for action in parser._actions:
         value = getattr(options, action.dest, None)
         if not action.option_strings or value is None or value == action.default:
@@ -95,10 +111,10 @@ def _typed(parser: argparse.ArgumentParser, options: argparse.Namespace, folders
 
 
 def variables(given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that ``--env NAME`` and ``--env NAME=VALUE`` ask for.
+    """Return the variables of ``--env NAME`` and ``--env NAME=VALUE``.
 
     Raises:
-        UsageError: A name without a value is not set here.
+        UsageError: A variable given without a value is not set in this environment.
     """
     result = {}
     for each in given:
@@ -106,39 +122,44 @@ def variables(given: Sequence[str], environment: Mapping[str, str]) -> dict[str,
         if not equals:
             if name not in environment:
                 raise UsageError(
-                    f"--env {name} names a variable that is not set here; set it, or write --env {name}=VALUE"
+                    f"--env {name}: this variable is not set in the environment; set it, or pass --env {name}=VALUE"
                 )
             value = environment[name]
         result[name] = value
     return result
 
 
-def memory_variables(gpus: float, environment: Mapping[str, str]) -> dict[str, str]:
-    """What lets several JAX processes share one GPU, each of which would else reserve three quarters of it."""
+def gpu_memory_variables(gpus: float, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for JAX processes that share one GPU; each would otherwise reserve three quarters of it."""
     name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    return {name: f"{gpus * _SHARE_OF_A_PART:.3f}"} if 0 < gpus < 1 and name not in environment else {}
+    return {name: f"{gpus * _JAX_MEMORY_SHARE:.3f}"} if 0 < gpus < 1 and name not in environment else {}
 
 
-def reachable(bound: Endpoint, address: str) -> Endpoint:
-    """Where workers find a broker of this machine, whose address on the cluster's network is given."""
+def endpoint_for_workers(bound: Endpoint, address: str) -> Endpoint:
+    """Return the endpoint at which workers reach a broker on this machine.
+
+    Args:
+        bound: The endpoint that the broker binds.
+        address: The address of this machine in the cluster's network.
+    """
     if isinstance(bound, TcpEndpoint) and bound.host in _ALL_INTERFACES:
         return TcpEndpoint(f"[{address}]" if ":" in address else address, bound.port)
     return bound
 
 
-def check_reach(endpoint: Endpoint, nodes: Sequence[Node]) -> None:
-    """Refuse an endpoint that workers on other nodes could not reach.
+def check_reachable(endpoint: Endpoint, nodes: Sequence[Node]) -> None:
+    """Check that workers on all nodes can reach an endpoint.
 
     Raises:
-        UsageError: It is of this machine alone, and there are other nodes.
+        UsageError: The endpoint is local to this machine, and there are other nodes.
     """
     if isinstance(endpoint, TcpEndpoint) and not endpoint.is_loopback:
         return
-    others = [node.name for node in nodes if not node.is_here]
+    others = [node.name for node in nodes if not node.is_local]
     if others:
         raise UsageError(
-            f"{endpoint} is of this machine alone, and the cluster has other nodes ({', '.join(others)}), whose workers "
-            "could not reach it. Make a key for the workers and one for each client (birdie-zmq keys new worker ray, "
-            "birdie-zmq keys new client NAME), put the worker's at the same path on each node, mode 0600, and give "
-            "--bind tcp://0.0.0.0:5555 --keys --key-file FILE; or --connect with a broker that all of them reach"
+            f"{endpoint} is local to this machine, but the cluster has other nodes ({', '.join(others)}), whose workers "
+            "cannot reach it. Make a key for the workers and one for each client (birdie-zmq keys new worker ray, "
+            "birdie-zmq keys new client NAME), put the worker's key at the same path on each node, mode 0600, and pass "
+            "--bind tcp://0.0.0.0:5555 --keys --key-file FILE; or pass --connect with a broker that all nodes can reach"
         )

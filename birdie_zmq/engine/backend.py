@@ -1,4 +1,38 @@
-"""What the engine asks of a framework. `jax_backend` answers it for JAX; another framework is another such file."""
+"""The interface between the engine and a framework: a `Backend` is a loaded model that computes steps.
+
+The engine plans *steps*: padded arrays of tokens, with the positions at which a score or the next token is needed. A
+backend runs the model on each step and returns one number per position, not the logits. The engine calls it from one
+thread at a time.
+
+There are two ways to plug in another framework:
+
+- Subclass `birdie_zmq.engine.numpy.row_backend.RowBackend`, which suits models that compute whole rows without a state.
+  A subclass says how its framework calls the model on a padded batch (`forward`) and how it gathers logits at some
+  positions (`logits_at`). Everything else has a default in NumPy on the host; override the parts that the framework
+  does better on its device. `birdie_zmq.engine.torch.backend` is an example.
+- Implement `Backend` directly, as `birdie_zmq.engine.jax.backend` does. This is needed for models with a state (a KV
+  cache or a recurrent state): the backend caches the states of prefixes across steps.
+
+In both cases the module of the engine has ``make_backend(model: LoadedModel, max_length: int) -> Backend``. Two further
+functions are optional: ``prepare() -> None`` is called before the user module is imported, and
+``make_mesh(shape: MeshShape)`` makes a mesh of devices, which ``make_backend`` then receives as ``mesh=``.
+
+The planner chooses the steps by the backend's execution mode. Each step says what kind it is
+(`birdie_zmq.engine.planning.steps`), and a backend only receives the kinds of its mode:
+
+======== ============== ==============================================================================
+mode     kinds          the model
+======== ============== ==============================================================================
+rows     Dense          has `logits`, or `hidden` with `unembed`: every step computes whole rows
+forks    Extend, Fork   has a state that can be extended and copied, whether it has attention or not
+branches Extend, Tree   has attention and computes trees of sequences that continue one state
+pairs    Pairs          only scores pairs of a context and a continuation, by a function of its own
+======== ============== ==============================================================================
+
+A backend with ``scores_pairs`` receives Pairs steps for log-likelihood requests in every mode.
+
+Shape letters: q positions of a step.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +49,17 @@ from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.types import SamplingParams
 
 ExecutionMode = Literal["rows", "forks", "branches", "pairs"]
-"""How a model reads, and so how its work is planned: whole rows, in steps from a state, trees behind a state, or pairs of
-a context and a continuation, which its own function scores."""
+"""How a model computes, and therefore how its requests are planned; the module's docstring describes each mode."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What stands at the places of a step.
+    """The scores at the positions of a step.
 
-    ``logprobs`` float32[q] are the targets' log-probabilities in nats, ``greedy`` bool[q] says whether each target is
-    the most likely token, ``finite`` bool[q] whether both its logit and the normaliser are finite.
+    Attributes:
+        logprobs: float32[q], the log-probability of each target token, in nats.
+        greedy: bool[q], whether each target is the most likely token.
+        finite: bool[q], whether both the target's logit and the normaliser are finite.
     """
 
     logprobs: npt.NDArray[np.float32]
@@ -34,7 +69,12 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class NextTokens:
-    """The token that comes next at each place, int32[q], and whether the logits are finite enough to say, bool[q]."""
+    """The next token at each position of a step.
+
+    Attributes:
+        tokens: int32[q], the chosen tokens.
+        finite: bool[q], whether the logits are finite enough to choose a token.
+    """
 
     tokens: npt.NDArray[np.int32]
     finite: npt.NDArray[np.bool_]
@@ -42,115 +82,157 @@ class NextTokens:
 
 @dataclass(frozen=True)
 class SamplingMetadata:
-    """How tokens are drawn at each place of a step: by a random key, and by how many it has drawn before, int32[q]."""
+    """How to sample a token at each position of a step.
+
+    Attributes:
+        sampling: Temperature, top-k, top-p and min-p, the same at all positions.
+        keys: The random key of each position.
+        sampled: int32[q], the number of tokens that were sampled with each key before.
+    """
 
     sampling: SamplingParams
     keys: Sequence[int]
-    drawn: npt.NDArray[np.int32]
+    sampled: npt.NDArray[np.int32]
 
 
 class PendingScores(Protocol):
     """The scores of a step that the device may still be computing."""
 
     def result(self) -> TokenScores:
-        """Wait for them."""
+        """Wait for the scores and return them."""
         ...
 
 
 class Decoding(Protocol):
-    """Rows that are continued side by side, each until it is taken out."""
+    """A batch of rows that are decoded together; each row stays until its sequence ends."""
 
-    def put(self, row: int, prompt: Tokens, pieces: Sequence[PrefillChunk], key: int = 0, drawn: int = 0) -> list[int]:
-        """Read a prompt int32[n] in pieces, and let a row continue it; the lengths of the steps that it took.
+    def put(
+        self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
+    ) -> list[int]:
+        """Prefill a prompt and let a row continue it.
 
-        Where tokens are drawn, they are by the key and by how many were `drawn` of this prompt before.
+        Args:
+            row: The row; it is free.
+            prompt: The tokens int32[n], n > 0.
+            chunks: The prefill chunks. They leave out the last token, because decoding begins with it.
+            key: The random key of the row, if tokens are sampled.
+            sampled: The number of tokens of this prompt that were sampled before.
+
+        Returns:
+            The lengths of the prefill steps that were computed. Chunks within a cached prefix need none.
         """
         ...
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
-        """The next tokens [rows, k] of the active rows, k of them at once."""
+        """Decode the next k tokens of each active row; the result has the shape [rows, k]."""
         ...
 
     def narrow(self, rows: Sequence[int]) -> None:
-        """Go on with some rows alone, which are numbered anew in this order."""
+        """Keep only some rows, and renumber them in this order."""
         ...
 
 
 class Backend(Protocol):
     """A loaded model in some framework.
 
-    Methods that compute raise ModelCallError when the model's own function raises, ModelOutputError when what it
-    returns is not of the right form, and OutOfDeviceMemory when the device has no room for a step.
+    Methods that compute raise ModelCallError if the model's own function raises, ModelOutputError if the function
+    returns an array of the wrong shape or dtype, and OutOfDeviceMemory if a step does not fit into device memory.
     """
 
     name: str
-    ability: ExecutionMode
-    """``pairs`` where the model gives nothing but its own score."""
+    """The name of the engine, for results."""
+    execution_mode: ExecutionMode
+    """``pairs`` if the model provides only its own score."""
     scores_pairs: bool
     """Whether the model scores a continuation after its context by a function of its own."""
     makes_logits: bool
-    """Whether a step holds logits of all its positions, because the model does not give its head apart."""
+    """Whether a step computes the logits of all its positions, because the model's head is not a separate function."""
     vocab_size: int
-    """0 where a model that only scores pairs does not name it."""
+    """The number of tokens; 0 if a model that only scores pairs does not name it."""
     budget: StepBudget
+    """The limits of a step on this device."""
     num_parameters: int | None
+    """The number of parameters, for results; None if the backend cannot see the weights."""
     dtype: str | None
+    """The dtype of most weights, for results; None if the backend cannot see the weights."""
     devices: list[str]
+    """The devices that compute, for results."""
     versions: dict[str, str]
-    trial_shapes: frozenset[tuple[int, int]]
-    """The ``(rows, length)`` that the model was called with while it was loaded, if it had to be called."""
+    """The versions of the framework's packages, for results."""
+    probe_shapes: frozenset[tuple[int, int]]
+    """The ``(rows, length)`` of the calls that were made while the model was loaded; empty if none was necessary."""
 
     @property
     def compile_seconds(self) -> float:
-        """How long compiling took."""
+        """Seconds spent on compilation so far."""
         ...
 
     @property
     def tracing_seconds(self) -> float:
-        """How long it took beyond that to have programs, before they were compiled."""
+        """Seconds spent on preparing executables other than compilation, such as tracing."""
         ...
 
     @property
     def states_evicted(self) -> int:
-        """How many states of beginnings had to go because of the bound."""
+        """Number of states that were evicted from the prefix cache because of its size limit."""
         ...
 
-    def known(self, room: int) -> Collection[bytes]:
-        """The beginnings whose states are there and have this many slots a row, by the bytes of their tokens."""
+    def cached_prefixes(self, capacity: int) -> Collection[bytes]:
+        """Return the prefixes with a cached state of at least this capacity in tokens, as the bytes of their tokens."""
         ...
 
-    def open(self, steps: Sequence[Step]) -> None:
-        """Make ready for a plan, whose steps are submitted next, in order."""
+    def start_plan(self, steps: Sequence[Step]) -> None:
+        """Prepare for a plan; its steps are submitted next, in order."""
         ...
 
     def submit(self, step: Step) -> PendingScores:
-        """Begin to compute the log-probabilities of a step's targets at its places."""
+        """Start to compute the log-probabilities of a step's targets at its positions."""
         ...
 
-    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
-        """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
+    def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        """Choose the next token at each position of a step of whole rows.
+
+        Args:
+            step: The step; its kind is Dense.
+            metadata: How to sample; None takes the most likely token.
+        """
         ...
 
-    def decoding_rows(self, capacity: int, wanted: int) -> int:
-        """How many rows of so many tokens there is room for beside one that is being read and one that is kept.
+    def decoding_rows(self, capacity: int, max_rows: int) -> int:
+        """Return how many rows can be decoded together.
+
+        Memory is left for one further row that is being prefilled and one that is cached.
+
+        Args:
+            capacity: The capacity of each row in tokens.
+            max_rows: The maximum number to return.
 
         Raises:
-            OutOfDeviceMemory: For none. It says how many tokens there is room for.
+            OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
         """
         ...
 
     def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
-        """Rows with room for `capacity` tokens each, for models with a state."""
+        """Create a batch of rows to decode, with a capacity in tokens for each; only for models with a state.
+
+        Args:
+            rows: The number of rows.
+            capacity: The capacity of each row in tokens.
+            sampling: How to sample; None takes the most likely token.
+        """
         ...
 
     def update(self, params: Any) -> None:
-        """Compute with other weights of the same form from now on; None where they are no argument of the functions.
+        """Replace the weights by others with the same tree, shapes and dtypes.
+
+        Args:
+            params: The new weights; None if the model's functions take no params.
 
         Raises:
-            UsageError: They have another form.
+            UsageError: The tree, a shape or a dtype differs.
         """
         ...
 
     def halve_budget(self) -> bool:
-        """Make later steps smaller, and forget all states; False if they are as small as can be."""
+        """Halve the size of later steps and clear the prefix cache; return False if steps are as small as possible."""
         ...

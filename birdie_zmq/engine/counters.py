@@ -1,4 +1,4 @@
-"""What an evaluator has computed so far."""
+"""Counters of the work that an evaluator has done, and of the work that is left."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from birdie_zmq.types import RunStatistics
 
 Shape = tuple[int, int]
-"""The rows and the length of a step."""
+"""The number of rows and the length of a step."""
 
 
 @dataclass
 class Counters:
-    """Counts; `birdie_zmq.protocol.messages.RunStatistics` says what each means."""
+    """The counters of one evaluator; `birdie_zmq.types.RunStatistics` documents those without a description here."""
 
     requests: int = 0
     steps: int = 0
@@ -24,64 +24,81 @@ class Counters:
     tokens_generated: int = 0
     tokens_thrown_away: int = 0
     planned: int = 0
-    """The cost of all that was planned to be read, by `costs`."""
+    """The cost of all steps planned for scoring or prefill so far, by `birdie_zmq.engine.planning.cost_model`."""
     done: int = 0
-    """The cost of what was read and decoded."""
+    """The cost of all scoring, prefill and decode steps so far."""
     remaining: int = 0
-    """What is planned at this moment and not done."""
+    """The cost of the current plan's steps that are not done yet."""
     active_lengths: list[int] = field(default_factory=list)
-    """How many tokens each of the texts has that are being continued at this moment."""
+    """The number of generated tokens of each sequence that is being decoded now."""
     finished_lengths: list[int] = field(default_factory=list)
-    """And those that have ended since somebody took note of it."""
+    """The number of generated tokens of each sequence that ended since the last progress report."""
     decode_rows: int = 1
-    """Of these texts, so many get another token together."""
+    """Number of sequences decoded per step."""
     decode_step_cost: int = 0
+    """The cost of a decode step."""
     decode_row_cost: int = 0
-    """The part of it that each of them has."""
+    """The share of a decode step's cost that is due to each row."""
     pending_shapes: set[Shape] = field(default_factory=set)
-    """Of the steps that are planned."""
+    """The shapes of the steps that are planned now."""
     seconds: float = 0.0
+    """Seconds of work, without compilation."""
     shapes: set[Shape] = field(default_factory=set)
-    possible: set[Shape] = field(default_factory=set)
+    """The shapes that were sent to the model."""
+    possible_shapes: set[Shape] = field(default_factory=set)
+    """All shapes that a step may have."""
 
     @property
     def pending_compiles(self) -> int:
-        """How many shapes are coming that the model was not called with yet."""
+        """Number of planned shapes that the model has not been called with yet."""
         return len(self.pending_shapes - self.shapes)
 
     def plan(self, cost: int, shapes: Iterable[Shape]) -> None:
-        """So much is to be read, in steps of these shapes, and nothing else of what was planned before."""
+        """Record a new plan with this cost and these shapes, in place of the previous plan."""
         self.planned += cost
         self.remaining = cost
         self.pending_shapes = set(shapes)
 
-    def read(self, cost: int) -> None:
-        """So much of that is done."""
+    def complete(self, cost: int) -> None:
+        """Record that a part of the plan is done."""
         self.done += cost
         self.remaining = max(0, self.remaining - cost)
 
-    def came_on(self, cost: int, active_lengths: list[int], finished_lengths: list[int]) -> None:
-        """Texts that are continued have more tokens at such a cost: those that go on so many each, as those that ended."""
+    def decode_progress(self, cost: int, active_lengths: list[int], finished_lengths: list[int]) -> None:
+        """Record that decoding has added tokens to sequences.
+
+        Args:
+            cost: The cost of these tokens.
+            active_lengths: The number of generated tokens of each sequence that continues.
+            finished_lengths: The number of generated tokens of each sequence that has just ended.
+        """
         self.done += cost
         self.active_lengths = active_lengths
         self.finished_lengths += finished_lengths
 
-    def over(self) -> None:
-        """Nothing is being computed any more."""
+    def clear_pending(self) -> None:
+        """Record that nothing is being computed any more."""
         self.remaining = 0
         self.active_lengths = []
         self.pending_shapes = set()
 
-    def step(self, shape: Shape, used: int) -> None:
-        """One call of the model, with so many positions that are not padding."""
+    def add_step(self, shape: Shape, used: int) -> None:
+        """Count one call of the model, with this number of positions that are not padding."""
         rows, length = shape
         self.shapes.add(shape)
         self.steps += 1
         self.tokens_computed += rows * length
         self.tokens_padding += rows * length - used
 
-    def decode(self, rows: int, tokens: int, active: int, used: int) -> None:
-        """One call that decodes so many tokens for each of so many rows; answers use some of those of active rows."""
+    def add_decode_step(self, rows: int, tokens: int, active: int, used: int) -> None:
+        """Count one call of the model that decodes tokens for each row.
+
+        Args:
+            rows: The number of rows.
+            tokens: The number of tokens that the call decodes for each row.
+            active: The number of rows that hold a sequence.
+            used: The number of tokens of the active rows that became part of an answer.
+        """
         self.shapes.add((rows, 1))
         self.steps += 1
         self.tokens_computed += rows * tokens
@@ -89,12 +106,12 @@ class Counters:
         self.tokens_generated += used
         self.tokens_thrown_away += active * tokens - used
 
-    def allow(self, shapes: Iterable[Shape]) -> None:
-        """Steps may have these shapes."""
-        self.possible.update(shapes)
+    def allow_shapes(self, shapes: Iterable[Shape]) -> None:
+        """Add shapes that a step may have."""
+        self.possible_shapes.update(shapes)
 
-    def report(self, *, compile_seconds: float, idle_seconds: float, states_evicted: int) -> RunStatistics:
-        """All of it, as it travels."""
+    def statistics(self, *, compile_seconds: float, idle_seconds: float, states_evicted: int) -> RunStatistics:
+        """Return all counts as the record that is sent to the client."""
         return RunStatistics(
             requests=self.requests,
             steps=self.steps,
@@ -105,7 +122,7 @@ class Counters:
             tokens_generated=self.tokens_generated,
             tokens_thrown_away=self.tokens_thrown_away,
             shapes=sorted(self.shapes),
-            shape_bound=len(self.possible),
+            shape_bound=len(self.possible_shapes),
             step_seconds=self.seconds,
             compile_seconds=compile_seconds,
             idle_seconds=idle_seconds,

@@ -1,7 +1,7 @@
-"""From work to answers: encode, plan, run the steps, give each answer as soon as it is known.
+"""The evaluator of a loaded model, which encodes requests, plans and runs their steps, and reports each answer.
 
-Everything here is the same for every framework; the `Backend` does the arithmetic. No shape is sent to the model that
-is not among the buckets, so the number of compiles is known beforehand.
+Everything here is the same for every framework; the `Backend` does the arithmetic. Every step has one of the
+bucket shapes, so the number of compilations is bounded beforehand.
 """
 
 from __future__ import annotations
@@ -52,35 +52,35 @@ from birdie_zmq.types import (
 
 
 class Listener(Protocol):
-    """Who hears of answers while the work goes on."""
+    """Receives the answers, notices and progress of an evaluator while it computes."""
 
     def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Some items of the work have their answers."""
+        """Receive the answers of some items of the work."""
         ...
 
     def notice(self, level: Level, text: str) -> None:
-        """Something that the person at the prompt should read, once in a run."""
+        """Receive a message that the user should see once per run."""
         ...
 
     def compiling(self, detail: str) -> None:
-        """Programs are compiled, which may take long; ``detail`` names their shapes."""
+        """Note that executables are being compiled, which may take long; ``detail`` lists their shapes."""
         ...
 
     def running(self) -> None:
-        """Nothing is compiled any more."""
+        """Note that compilation has finished."""
         ...
 
     def step(self) -> None:
-        """The model is about to be called; may raise, where nobody waits for the work any more."""
+        """Note that the model is about to be called; may raise if the work has been cancelled."""
         ...
 
 
 Encoded = Sequence[ScoredSequence | None] | Sequence[Sequence[ScoredSequence]]
-"""The tokens of pairs, or the windows of whole texts."""
+"""For pairs, one sequence each, or None if there is nothing to score; for whole texts, the windows of each text."""
 
 
 class ItemFailed(Exception):
-    """One item of the work has no answer, for a reason that has a name."""
+    """One item of the work cannot be answered; ``error`` says why."""
 
     def __init__(self, index: int, error: BirdieError) -> None:
         super().__init__(f"item {index}: {error}")
@@ -89,13 +89,13 @@ class ItemFailed(Exception):
 
 
 class Evaluator:
-    """Answers work for one loaded model.
+    """Computes the answers of one loaded model.
 
     Args:
         tokenizer: The model's tokenizer.
         backend: The model.
-        max_length: The most tokens of a row.
-        clock: Gives seconds; monotonic.
+        max_length: The maximum length of a row, in tokens.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -109,17 +109,17 @@ class Evaluator:
         self._backend = backend
         self._max_length = max_length
         self._clock = clock
-        # A device whose program is compiled has nothing to do either, but that is counted as compiling.
+        # A device that waits for a compilation is idle too, but that time is counted as compilation.
         self._idle = IdleClock(self._seconds_now)
-        self._tally = Counters(shapes=set(backend.trial_shapes), possible=set(backend.trial_shapes))
-        self._has_advised = False
+        self._counters = Counters(shapes=set(backend.probe_shapes), possible_shapes=set(backend.probe_shapes))
+        self._has_noted_recompute = False
         self._busy_since: float | None = None
         self._traced_before = backend.tracing_seconds
 
     @property
     def report(self) -> RunStatistics:
-        """What has been computed so far."""
-        return self._tally.report(
+        """All counts since the model was loaded."""
+        return self._counters.statistics(
             compile_seconds=self._backend.compile_seconds,
             idle_seconds=self._idle.seconds,
             states_evicted=self._backend.states_evicted,
@@ -127,42 +127,46 @@ class Evaluator:
 
     @property
     def computed(self) -> ComputeCounters:
-        """The counts that are told while the work goes on; may be asked for in another thread."""
-        tally, since = self._tally, self._busy_since
+        """The counts to report while work is in progress; may be read in another thread."""
+        counters, since = self._counters, self._busy_since
         tracing = self._backend.tracing_seconds - self._traced_before
-        seconds = tally.seconds + (0.0 if since is None else self._seconds_now() - since)
+        seconds = counters.seconds + (0.0 if since is None else self._seconds_now() - since)
         return ComputeCounters(
-            tokens=tally.tokens_computed,
-            padding=tally.tokens_padding,
-            generated=tally.tokens_generated,
-            executables=len(tally.shapes),
+            tokens=counters.tokens_computed,
+            padding=counters.tokens_padding,
+            generated=counters.tokens_generated,
+            executables=len(counters.shapes),
             seconds=max(0.0, seconds - tracing),
             compile_seconds=self._backend.compile_seconds + tracing,
-            requested=tally.tokens_requested,
-            distinct=tally.tokens_distinct,
-            planned=tally.planned,
-            done=tally.done,
+            requested=counters.tokens_requested,
+            distinct=counters.tokens_distinct,
+            planned=counters.planned,
+            done=counters.done,
         )
 
-    def advance(self, computed: ComputeCounters) -> ProgressDelta:
-        """How far the work has come by computing what is new; tells of each text once that it has ended."""
-        tally = self._tally
-        finished_lengths, tally.finished_lengths = tuple(tally.finished_lengths), []
+    def progress(self, computed: ComputeCounters) -> ProgressDelta:
+        """Return the progress of the current work; each sequence that has ended is reported once.
+
+        Args:
+            computed: The counts since the last report.
+        """
+        counters = self._counters
+        finished_lengths, counters.finished_lengths = tuple(counters.finished_lengths), []
         return ProgressDelta(
             computed=computed,
-            remaining=tally.remaining,
-            active_lengths=tuple(tally.active_lengths),
+            remaining=counters.remaining,
+            active_lengths=tuple(counters.active_lengths),
             finished_lengths=finished_lengths,
-            decode_rows=tally.decode_rows,
-            decode_step_cost=tally.decode_step_cost,
-            decode_row_cost=tally.decode_row_cost,
-            pending_compiles=tally.pending_compiles,
+            decode_rows=counters.decode_rows,
+            decode_step_cost=counters.decode_step_cost,
+            decode_row_cost=counters.decode_row_cost,
+            pending_compiles=counters.pending_compiles,
         )
 
     def encode(self, work: Work) -> Encoded | None:
-        """The tokens of work that is to be scored; None for other work.
+        """Return the token sequences of log-likelihood work; None for other work.
 
-        May be called in another thread while this evaluator computes, so that the device need not wait for it.
+        May be called in another thread while this evaluator computes, so that the device does not wait for it.
 
         Raises:
             TokenizerError: The tokenizer failed.
@@ -174,9 +178,9 @@ class Evaluator:
                 return encode_rolling(self._tokenizer, texts, self._max_length)
         return None
 
-    def rest(self) -> None:
-        """There is no work: that nothing is computed from now on is not the engine's fault."""
-        self._idle.rest()
+    def pause_idle_clock(self) -> None:
+        """Stop counting idle seconds until the next step, because there is no work."""
+        self._idle.pause()
 
     def loglikelihood(
         self,
@@ -189,9 +193,9 @@ class Evaluator:
 
         Args:
             work: The texts.
-            limits: What the user said of the rows of a step.
-            listener: Hears of the answers.
-            items: What `encode` gave for this work, if it was called before.
+            limits: The limits that the user set for the rows of a step.
+            listener: Receives the answers.
+            items: The result of `encode` for this work, if it was called before.
 
         Raises:
             ItemFailed: One of the items cannot be scored; the others may have been.
@@ -199,17 +203,17 @@ class Evaluator:
         if items is None:
             items = encode_pairs(self._tokenizer, work.pairs, self._max_length)
         self._check_lengths(items, listener)
-        nothing = [index for index, item in enumerate(items) if item is None]
-        if nothing:
-            # The probability of saying nothing is one, and nothing is what greedy decoding gives for no steps.
-            scores = Scores(loglikelihoods=np.zeros(len(nothing)), greedy=np.ones(len(nothing), dtype=np.bool_))
-            listener.answered(nothing, scores)
-        kept = [(index, item) for index, item in enumerate(items) if item is not None]
-        owners = [index for index, _ in kept]
-        self._tally.requests += len(items)
+        empty = [index for index, item in enumerate(items) if item is None]
+        if empty:
+            # The empty continuation has probability one, and greedy decoding of no tokens generates it.
+            scores = Scores(loglikelihoods=np.zeros(len(empty)), greedy=np.ones(len(empty), dtype=np.bool_))
+            listener.answered(empty, scores)
+        to_score = [(index, item) for index, item in enumerate(items) if item is not None]
+        owners = [index for index, _ in to_score]
+        self._counters.requests += len(items)
         as_pairs = self._backend.scores_pairs
         for numbers, loglikelihoods, greedy in self._score(
-            [item for _, item in kept], owners, limits, listener, as_pairs=as_pairs
+            [item for _, item in to_score], owners, limits, listener, as_pairs=as_pairs
         ):
             indices = [owners[number] for number in numbers]
             listener.answered(indices, Scores(loglikelihoods=loglikelihoods, greedy=greedy))
@@ -221,19 +225,19 @@ class Evaluator:
         listener: Listener,
         texts: Sequence[Sequence[ScoredSequence]] | None = None,
     ) -> None:
-        """Score each whole text; an empty one scores 0. The windows of all texts share steps.
+        """Score each whole text; the windows of all texts share steps. The score of an empty text is 0.
 
         Args:
             work: The texts.
-            limits: What the user said of the rows of a step.
-            listener: Hears of the answers.
-            texts: What `encode` gave for this work, if it was called before.
+            limits: The limits that the user set for the rows of a step.
+            listener: Receives the answers.
+            texts: The result of `encode` for this work, if it was called before.
 
         Raises:
             UnsupportedRequest: The model only scores pairs.
             ItemFailed: One of the items cannot be scored; the others may have been.
         """
-        self._check_reads("whole texts (loglikelihood_rolling, as for perplexity)")
+        self._check_not_pairs_only("whole texts (loglikelihood_rolling, as for perplexity)")
         if texts is None:
             texts = encode_rolling(self._tokenizer, work.texts, self._max_length)
         windows = [window for text in texts for window in text]
@@ -243,7 +247,7 @@ class Evaluator:
         empty = [index for index, text in enumerate(texts) if not text]
         if empty:
             listener.answered(empty, RollingScores(loglikelihoods=np.zeros(len(empty))))
-        self._tally.requests += len(texts)
+        self._counters.requests += len(texts)
         for numbers, loglikelihoods, _ in self._score(windows, owners, limits, listener):
             for number, loglikelihood in zip(numbers, loglikelihoods, strict=True):
                 totals[owners[number]] += loglikelihood
@@ -253,40 +257,45 @@ class Evaluator:
                 listener.answered(done, RollingScores(loglikelihoods=totals[done]))
 
     def generate(self, work: GenerateWork, limits: StepLimits, listener: Listener) -> None:
-        """Continue each prompt until its own end.
+        """Generate a continuation of each prompt, until that continuation ends.
+
+        Args:
+            work: The prompts and the generation parameters.
+            limits: The limits that the user set for the rows of a step.
+            listener: Receives the answers.
 
         Raises:
             UnsupportedRequest: The model only scores pairs.
             ItemFailed: One of the prompts cannot be continued; others may have been.
-            OutOfDeviceMemory: There is no room for the state of one prompt.
+            OutOfDeviceMemory: The state of one prompt does not fit into device memory.
         """
-        self._check_reads("prompts that are to be continued (generate_until)")
+        self._check_not_pairs_only("continuations of prompts (generate_until)")
         rows = self._prompts(work, listener)
-        ends = StopConditions(self._tokenizer.eos_token_ids, work.settings.max_gen_toks)
+        stop = StopConditions(self._tokenizer.eos_token_ids, work.settings.max_gen_toks)
         backend, sampling = self._backend, work.settings.sampling
 
-        def called(shapes: Sequence[Shape]) -> AbstractContextManager[None]:
-            return self._announced(shapes, listener)
+        def on_call(shapes: Sequence[Shape]) -> AbstractContextManager[None]:
+            return self._report_compilation(shapes, listener)
 
         def fewer(error: OutOfDeviceMemory, count: int) -> None:
-            listener.notice("warning", f"{error}; at most {count} prompts are continued side by side")
+            listener.notice("warning", f"{error}; at most {count} prompts are decoded together from now on")
 
-        self._tally.requests += len(rows)
-        if backend.ability == "rows":
-            self._advise(listener)
-            buckets = self._buckets(limits, backend.ability)
-            finished = decode_without_cache(backend, rows, ends, sampling, buckets, called, self._tally)
+        self._counters.requests += len(rows)
+        if backend.execution_mode == "rows":
+            self._note_recompute(listener)
+            buckets = self._buckets(limits, backend.execution_mode)
+            finished = decode_without_cache(backend, rows, stop, sampling, buckets, on_call, self._counters)
         else:
-            finished = decode_with_cache(backend, rows, ends, sampling, limits, called, self._tally, fewer)
+            finished = decode_with_cache(backend, rows, stop, sampling, limits, on_call, self._counters, fewer)
         with self._timed():
             try:
                 for row in finished:
                     listener.answered([row.index], Texts(texts=[row.answer.text()]))
             except NonFiniteScore as failure:
-                raise ItemFailed(failure.number, _not_finite()) from None
+                raise ItemFailed(failure.number, _non_finite_logits()) from None
 
     def render_chat(self, work: ChatWork, listener: Listener) -> None:
-        """Render conversations by the tokenizer's own method.
+        """Render conversations with the tokenizer's own ``apply_chat_template``.
 
         Raises:
             TokenizerError: The tokenizer has no such method, or it failed.
@@ -296,7 +305,7 @@ class Evaluator:
             text = self._tokenizer.apply_chat_template(conversation, work.add_generation_prompt, template_args)
             listener.answered([index], Texts(texts=[text]))
 
-    # --- Scoring -----------------------------------------------------------------------------------------------------
+    # --- Scoring ------------------------------------------------------------------------------------------------------
 
     def _score(
         self,
@@ -307,38 +316,36 @@ class Evaluator:
         *,
         as_pairs: bool = False,
     ) -> Iterator[FinishedSequences]:
-        """Run the items' steps; after each, the numbers of the items that are done and their results."""
+        """Run the steps of the items; after each step, yield the finished items, by number, and their scores."""
         for item, owner in zip(items, owners, strict=True):
             self._check_vocabulary(item.tokens, owner)
-        self._tally.tokens_requested += sum(len(item.row) for item in items)
-        self._tally.tokens_distinct += (
+        self._counters.tokens_requested += sum(len(item.row) for item in items)
+        self._counters.tokens_distinct += (
             sum(len(items[numbers[0]].row) for numbers in distinct_pairs(items))
             if as_pairs
             else PrefixTree(items).distinct_tokens()
         )
 
         def smaller(error: OutOfDeviceMemory) -> None:
-            listener.notice(
-                "warning", f"{error}; steps are made smaller, of {self._backend.budget.tokens} tokens at most"
-            )
+            listener.notice("warning", f"{error}; retrying with steps of at most {self._backend.budget.tokens} tokens")
 
         with self._timed():
             try:
                 yield from score(
                     self._backend,
                     items,
-                    lambda: self._buckets(limits, "pairs" if as_pairs else self._backend.ability),
-                    lambda step: self._counted(step, listener),
-                    self._tally,
+                    lambda: self._buckets(limits, "pairs" if as_pairs else self._backend.execution_mode),
+                    lambda step: self._count_step(step, listener),
+                    self._counters,
                     self._idle,
                     smaller,
                     as_pairs=as_pairs,
                 )
             except NonFiniteScore as failure:
-                raise ItemFailed(owners[failure.number], _not_finite()) from None
+                raise ItemFailed(owners[failure.number], _non_finite_logits()) from None
 
     def _check_lengths(self, items: Sequence[ScoredSequence | None], listener: Listener) -> None:
-        cut = 0
+        truncated = 0
         longest = 0
         for index, item in enumerate(items):
             if item is None:
@@ -351,72 +358,72 @@ class Evaluator:
                         f"{self._max_length}; no window of the model can score it"
                     ),
                 )
-            if item.cut:
-                cut += 1
-                longest = max(longest, len(item.tokens) + item.cut)
-        if cut:
+            if item.truncated:
+                truncated += 1
+                longest = max(longest, len(item.tokens) + item.truncated)
+        if truncated:
             listener.notice(
                 "warning",
-                f"{cut} of {len(items)} requests are longer than the model's max_length of {self._max_length} (the "
-                f"longest has {longest} tokens): of each the last {self._max_length + 1} tokens were kept",
+                f"{truncated} of {len(items)} requests are longer than the model's max_length of {self._max_length} (the "
+                f"longest has {longest} tokens); only the last {self._max_length + 1} tokens of each are used",
             )
 
-    # --- Generation --------------------------------------------------------------------------------------------------
+    # --- Generation ---------------------------------------------------------------------------------------------------
 
     def _prompts(self, work: GenerateWork, listener: Listener) -> list[Row]:
-        room = self._max_length - work.settings.max_gen_toks
-        if room <= 0:
+        longest_prompt = self._max_length - work.settings.max_gen_toks
+        if longest_prompt <= 0:
             raise ItemFailed(
                 0,
                 RequestError(
                     f"max_gen_toks is {work.settings.max_gen_toks}, which leaves no room for a prompt in the model's "
-                    f"max_length of {self._max_length}; ask for fewer with --gen_kwargs max_gen_toks=N"
+                    f"max_length of {self._max_length}; lower it with --gen_kwargs max_gen_toks=N"
                 ),
             )
         rows = []
         longest = 0
-        cut = 0
-        answer = AnswerExtractor(self._tokenizer, work.settings)
+        truncated = 0
+        extractor = AnswerExtractor(self._tokenizer, work.settings)
         for index, ids in enumerate(self._tokenizer.encode(work.prompts)):
-            if len(ids) > room:
-                cut += 1
+            if len(ids) > longest_prompt:
+                truncated += 1
                 longest = max(longest, len(ids))
-            prompt = np.array(ids[-room:] or [self._tokenizer.prefix_token_id], dtype=np.int32)
+            prompt = np.array(ids[-longest_prompt:] or [self._tokenizer.prefix_token_id], dtype=np.int32)
             self._check_vocabulary(prompt, index)
-            rows.append(Row(index, prompt, work.keys[index] if work.keys else 0, answer.begin()))
-        if cut:
+            rows.append(Row(index, prompt, work.keys[index] if work.keys else 0, extractor.begin()))
+        if truncated:
             listener.notice(
                 "warning",
-                f"{cut} of {len(rows)} prompts do not leave max_gen_toks={work.settings.max_gen_toks} tokens of the "
-                f"model's max_length of {self._max_length} (the longest has {longest} tokens): of each the last {room} "
-                "tokens were kept",
+                f"{truncated} of {len(rows)} prompts do not leave max_gen_toks={work.settings.max_gen_toks} tokens of the "
+                f"model's max_length of {self._max_length} (the longest has {longest} tokens); only the last "
+                f"{longest_prompt} tokens of each are used",
             )
         return rows
 
-    def _advise(self, listener: Listener) -> None:
-        if not self._has_advised:
-            self._has_advised = True
+    def _note_recompute(self, listener: Listener) -> None:
+        if not self._has_noted_recompute:
+            self._has_noted_recompute = True
             listener.notice(
                 "info",
-                "the model gives no state, so every token that it generates reads the whole text before it again; with "
-                "init_state and extend of birdie_zmq.Model it would read each token once",
+                "the model has no state, so each generated token computes the whole text before it again; a "
+                "birdie_zmq.Model with init_state and extend computes each token once",
             )
 
-    # --- Steps -------------------------------------------------------------------------------------------------------
+    # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def _buckets(self, limits: StepLimits, ability: ExecutionMode) -> Buckets:
+    def _buckets(self, limits: StepLimits, execution_mode: ExecutionMode) -> Buckets:
         backend = self._backend
-        # A model's own score may well make logits of all its positions.
-        vocab_size = backend.vocab_size if backend.makes_logits or ability == "pairs" else 0
+        # A model's own score may compute the logits of all positions.
+        vocab_size = backend.vocab_size if backend.makes_logits or execution_mode == "pairs" else 0
         buckets = Buckets(self._max_length, vocab_size, backend.budget, limits)
-        self._tally.possible |= possible_shapes(ability, buckets)
+        self._counters.allow_shapes(possible_shapes(execution_mode, buckets))
         return buckets
 
-    def _check_reads(self, what: str) -> None:
-        if self._backend.ability == "pairs":
+    def _check_not_pairs_only(self, requested: str) -> None:
+        if self._backend.execution_mode == "pairs":
             raise UnsupportedRequest(
-                f"the model gives score alone, which cannot read {what}: that needs logits, or hidden and unembed, or "
-                "init_state, extend and unembed in the birdie_zmq.Model that load_model returns"
+                f"the model provides only score, which cannot compute {requested}: the birdie_zmq.Model that load_model "
+                "returns needs logits, or hidden and unembed, or init_state, extend and unembed too"
             )
 
     def _check_vocabulary(self, tokens: Tokens, index: int) -> None:
@@ -425,37 +432,39 @@ class Evaluator:
             raise ItemFailed(
                 index,
                 TokenOutOfVocabulary(
-                    f"the tokenizer made the token {highest}, but the model has logits for {self._backend.vocab_size} "
-                    "tokens only; load_model and load_tokenizer do not fit together"
+                    f"the tokenizer returned the token {highest}, but the model has logits for {self._backend.vocab_size} "
+                    "tokens only; load_model and load_tokenizer must use the same checkpoint"
                 ),
             )
 
     def _seconds_now(self) -> float:
-        """A clock that stands still while programs are compiled."""
+        """Return the time of a clock that stops during compilation."""
         return self._clock() - self._backend.compile_seconds
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Count what is done here as the seconds of work."""
-        self._busy_since = began = self._seconds_now()
+        """Count the time within the context as seconds of work."""
+        self._busy_since = started = self._seconds_now()
         try:
             yield
         finally:
-            self._tally.seconds += self._seconds_now() - began
+            self._counters.seconds += self._seconds_now() - started
             self._busy_since = None
-            self._tally.over()
+            self._counters.clear_pending()
 
     @contextmanager
-    def _counted(self, step: Step, listener: Listener) -> Iterator[None]:
-        with self._announced([step.shape], listener):
+    def _count_step(self, step: Step, listener: Listener) -> Iterator[None]:
+        with self._report_compilation([step.shape], listener):
             yield
-        self._tally.step(step.shape, step.used_tokens)
+        self._counters.add_step(step.shape, step.used_tokens)
 
     @contextmanager
-    def _announced(self, shapes: Sequence[Shape], listener: Listener) -> Iterator[None]:
-        """Say that programs are compiled, if these shapes were never called before."""
+    def _report_compilation(self, shapes: Sequence[Shape], listener: Listener) -> Iterator[None]:
+        """Report a compilation to the listener, if the model was not called with these shapes before."""
         new = [
-            f"{rows} x {length}" for rows, length in dict.fromkeys(shapes) if (rows, length) not in self._tally.shapes
+            f"{rows} x {length}"
+            for rows, length in dict.fromkeys(shapes)
+            if (rows, length) not in self._counters.shapes
         ]
         listener.step()
         if new:
@@ -465,7 +474,7 @@ class Evaluator:
             listener.running()
 
 
-def _not_finite() -> NonFiniteLogits:
+def _non_finite_logits() -> NonFiniteLogits:
     return NonFiniteLogits(
         "the model returned NaN or infinity where a token is scored; check the weights and the dtype (float16 "
         "overflows where bfloat16 and float32 do not)"

@@ -1,19 +1,19 @@
-"""How much memory there is for what is about to be computed."""
+"""The free memory of the host."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_GROUP = Path("/sys/fs/cgroup")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
-def host_free_bytes(meminfo: Path = Path("/proc/meminfo"), group: Path = _GROUP) -> int | None:
-    """What this process may still take of the host's memory, within its control group's limit; None if nobody says."""
-    found = [free for free in (_available(meminfo), _left(group)) if free is not None]
+def host_free_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = _CGROUP) -> int | None:
+    """Return the bytes that this process may still allocate on the host, within its cgroup's limit; None if unknown."""
+    found = [free for free in (_meminfo_available(meminfo), _cgroup_available(cgroup)) if free is not None]
     return min(found, default=None)
 
 
-def _available(meminfo: Path) -> int | None:
+def _meminfo_available(meminfo: Path) -> int | None:
     try:
         lines = meminfo.read_text().splitlines()
     except OSError:
@@ -25,11 +25,11 @@ def _available(meminfo: Path) -> int | None:
     return None
 
 
-def _left(group: Path) -> int | None:
-    """What version 2 of control groups leaves of the limit, where there is one."""
+def _cgroup_available(cgroup: Path) -> int | None:
+    """Return the bytes that a cgroup of version 2 leaves of its limit; None if it has no limit."""
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
     except (OSError, ValueError):
         return None
     return max(0, int(limit) - used) if limit.isdecimal() else None

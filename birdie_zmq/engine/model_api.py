@@ -1,7 +1,13 @@
-"""What ``load_model`` may return, and how it is told apart.
+"""The model API: what ``load_model`` may return, and how the engine resolves it.
 
-A callable gives logits. A pair is ``(apply, params)``. Everything that needs more words is a `Model`. Each further
-function that a model gives lets the engine compute less; docs/how_to/your_model.md shows them at work.
+``load_model`` returns one of three things:
+
+- a callable from tokens to logits;
+- a pair ``(apply, params)`` with ``apply(params, tokens)``;
+- a `Model`, which names the functions of a model separately.
+
+Each further function of a `Model` lets the engine compute less, with the same results. docs/how_to/your_model.md shows
+examples.
 """
 
 from __future__ import annotations
@@ -17,47 +23,60 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Model:
-    """A language model given by named parts.
+    """A language model, given as its functions and its params.
 
-    All functions take `params` first and are jitted by the engine. Letters: b rows, t tokens of a row, d the width of a
-    hidden state, v vocabulary, q any number of positions. Rows are padded on the right with token 0.
+    The engine jits all functions, and calls each with `params` as the first argument. In the shapes b is the number of
+    rows, t the number of tokens of a row, d the width of a hidden state, v the size of the vocabulary, and q any number
+    of positions. Rows are padded on the right with token 0.
 
-    One way to compute is needed: `logits`; or `hidden` with `unembed`; or `init_state`, `extend` and `unembed`; or
-    `score`. The engine takes the one that computes least: `branch`, else `extend`, else `hidden`, else `logits`. Where there
-    is `score`, a continuation after its context is scored by it alone.
+    A model needs one of these ways to compute:
+
+    - `logits`;
+    - `hidden` and `unembed`;
+    - `init_state`, `extend` and `unembed`, and for models with attention also `branch`;
+    - `score`, which is enough for log-likelihoods only.
+
+    The engine uses the way that computes least: `branch`, else `extend`, else `hidden`, else `logits`. If there is
+    `score`, the log-likelihood of a continuation after its context is computed by `score` alone.
 
     Attributes:
-        logits: ``logits(params, tokens int32[b, t]) -> float[b, t, v]``, the scores at position i being for the token
-            after i. A causal model needs no mask for the padding.
-        params: The first argument of every function, any pytree of arrays.
-        max_length: The most tokens of a row, if the model has such a bound.
-        vocab_size: The size of v, if it is known without a call; the rest of a padded vocabulary is left out.
-        hidden: ``hidden(params, tokens int32[b, t]) -> float[b, t, d]``, what the head reads. With `unembed` it saves
-            the head at all positions that are not scored, and their logits.
-        unembed: ``unembed(params, hidden float[q, d]) -> float[q, v]``, the head.
+        logits: ``logits(params, tokens int32[b, t]) -> float[b, t, v]``. The logits at position i predict the token at
+            i + 1. A causal model needs no mask for the padding.
+        params: The first argument of every function: any pytree of arrays.
+        max_length: The maximum length of a row in tokens, if the model has a limit.
+        vocab_size: The number of tokens v. If it is smaller than the last axis of the logits, the logits beyond
+            it are padding of the vocabulary and are ignored. None takes the size of the logits.
+        hidden: ``hidden(params, tokens int32[b, t]) -> float[b, t, d]``, the hidden states that `unembed` takes. With
+            `hidden` and `unembed` the engine computes the head only at positions that are scored, and never holds the
+            logits of the other positions in memory.
+        unembed: ``unembed(params, hidden float[q, d]) -> float[q, v]``, the language-model head.
         unembed_part: ``unembed_part(params, hidden float[q, d], begin int32[], size) -> float[q, size]``, the head for
-            the tokens from `begin` to ``begin + size - 1`` alone; `size` is static. Logits of the whole vocabulary then
-            never exist while texts are scored.
-        init_state: ``init_state(params, batch, capacity) -> state``, of rows that have read nothing and will read
-            `capacity` tokens at most, padding counted. Any pytree of arrays whose first axis is the batch: keys and values, or the
-            state of a recurrent model. Both numbers are static.
-        extend: ``extend(params, tokens int32[b, t], lengths int32[b], state) -> (hidden float[b, t, d], state)`` lets
-            each row read on. Of row i only the first ``lengths[i]`` tokens are real, perhaps none: the others must
-            leave no trace in the state. Beginnings that texts share are then read once, and long texts in steps.
+            the tokens from `begin` to ``begin + size - 1``. `size` is static. With it the engine scores in blocks of
+            the vocabulary, and never holds the logits of the whole vocabulary in memory.
+        init_state: ``init_state(params, batch, capacity) -> state``, the state of `batch` empty rows, each with
+            capacity for `capacity` tokens, padding included. The state is any pytree of arrays whose first axis is the
+            batch: a KV cache, or the state of a recurrent model. Both numbers are static.
+        extend: ``extend(params, tokens int32[b, t], lengths int32[b], state) -> (hidden float[b, t, d], state)``, the
+            hidden states of the next tokens of each row, and the state after them. In row i only the first
+            ``lengths[i]`` tokens are real, possibly none; the others are padding, which must not change the state. With
+            a state the engine computes shared prefixes once, computes long texts in chunks, and decodes one position
+            per generated token.
         branch: ``branch(params, tokens int32[b, t], depths int32[b, t], ends int32[b, t], state) -> float[b, t, d]``,
-            for models of attention: a row holds trees of texts in depth-first order. Its token i sees its token j if
-            ``j <= i < ends[i, j]``, and stands ``depths[i, j]`` tokens behind the state. The state has one row, which
-            all texts continue, or is None; it is not changed. Padding sees itself. Whole trees are then computed in one step, without
-            copies of states.
+            the hidden states of trees of sequences that continue one state; only for models with attention. Each row
+            holds its trees in depth-first order. In row r, token i attends to the whole state, and to token j if
+            ``j <= i < ends[r, j]``; its position is ``depths[r, i]`` tokens after the end of the state. The state has a
+            batch of one, which all rows share, or is None; `branch` does not change it. Padding attends to itself. The
+            engine then computes a whole tree of continuations in one step, without copies of the state.
         score: ``score(params, input_ids int32[b, t], label_ids int32[b, t], loss_mask int32[b, t]) -> (loglikelihood
-            float[b], is_greedy bool[b])``, for what is no plain causal decoder: the log-likelihood in nats of each row's
-            continuation, and whether it is what the model would say. A row is a context and its continuation without
-            its last token; ``label_ids[i, j]`` is the token after ``input_ids[i, j]``, and ``loss_mask[i, j]`` is 1 where
-            it belongs to the continuation, else 0. So the context is ``input_ids`` up to the first 1, that position
-            included, and what follows the last 1 is padding. A row of zeros has no meaning, and its result is not used.
-            Rolling log-likelihood and generation need one of the other ways.
-        fingerprint: What tells these weights from others of the same tag, such as a hash or the step of a training run;
-            a part of the model's identity, by which journals and caches keep answers apart.
+            float[b], is_greedy bool[b])``, for models other than causal decoders. It returns the log-likelihood of the
+            continuation of each row in nats, and whether greedy decoding would generate it. A row is a context and its
+            continuation without the last token. ``label_ids[i, j]`` is the token after ``input_ids[i, j]``, and
+            ``loss_mask[i, j]`` is 1 if that token belongs to the continuation, else 0. The context is therefore
+            ``input_ids`` up to and including the position of the first 1 of ``loss_mask``, and everything after the
+            last 1 is padding. A row of zeros is padding too: its result is ignored. Rolling log-likelihood and
+            generation need one of the other ways to compute.
+        fingerprint: A text that distinguishes these weights from others with the same tag, such as a hash or the step
+            of a training run. It becomes part of the model's identity, by which journals and caches keep answers apart.
     """
 
     logits: Function | None = None
@@ -76,10 +95,12 @@ class Model:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in the one form that engines take.
+    """A model in the form that engines take.
 
-    ``jit`` is whether the engine may trace the functions together with the params. A bare callable is not traced:
-    weights closed over would become constants of the program, and it may not be traceable at all.
+    Attributes:
+        parts: The functions and params.
+        jit: Whether the engine may trace the functions together with the params. A bare callable is not traced: the
+            weights in its closure would become constants of the executable, and it may not be traceable at all.
     """
 
     parts: Model
@@ -87,17 +108,17 @@ class LoadedModel:
 
     @property
     def max_length(self) -> int | None:
-        """The most tokens of a row, if the model has such a bound."""
+        """The maximum length of a row in tokens, if the model has a limit."""
         return self.parts.max_length
 
     @property
     def has_state(self) -> bool:
-        """Whether texts can be read in steps."""
+        """Whether the model has a state that tokens can be appended to."""
         return self.parts.extend is not None
 
     @property
-    def gives(self) -> list[str]:
-        """The functions that the model gives, by their names in `Model`; ``callable`` for a bare one."""
+    def provides(self) -> list[str]:
+        """The names in `Model` of the functions that the model provides; ``callable`` for a bare callable."""
         return [name for name in _FUNCTIONS if getattr(self.parts, name)] if self.jit else ["callable"]
 
 
@@ -112,13 +133,14 @@ _NEEDS = {
 
 
 def resolve(returned: object) -> LoadedModel:
-    """Bring what ``load_model`` returned into one form.
+    """Convert the return value of ``load_model`` into a `LoadedModel`.
 
     Raises:
-        ModelLoadError: It is none of a callable, a pair and a Model, or a Model lacks a part that it needs.
+        ModelLoadError: The value is not a callable, a pair or a Model; or the Model lacks a function that another one
+            needs.
     """
     if isinstance(returned, Model):
-        return LoadedModel(_complete(returned))
+        return LoadedModel(_check_functions(returned))
     if isinstance(returned, tuple) and len(returned) == 2 and callable(returned[0]):
         return LoadedModel(Model(logits=returned[0], params=returned[1]))
     if callable(returned):
@@ -129,17 +151,17 @@ def resolve(returned: object) -> LoadedModel:
     )
 
 
-def _complete(model: Model) -> Model:
-    given = {name for name in _FUNCTIONS if getattr(model, name)}
-    for name in sorted(given):
-        missing = [needed for needed in _NEEDS.get(name, ()) if needed not in given]
+def _check_functions(model: Model) -> Model:
+    provided = {name for name in _FUNCTIONS if getattr(model, name)}
+    for name in sorted(provided):
+        missing = [needed for needed in _NEEDS.get(name, ()) if needed not in provided]
         if missing:
             raise ModelLoadError(
                 f"the Model that load_model returned has {name}, which needs {' and '.join(missing)} too"
             )
-    if not given & {"logits", "hidden", "extend", "score"}:
+    if not provided & {"logits", "hidden", "extend", "score"}:
         raise ModelLoadError(
-            "the Model that load_model returned cannot compute anything: give it logits; or hidden and unembed; or "
+            "the Model that load_model returned cannot compute anything: provide logits; or hidden and unembed; or "
             "init_state, extend and unembed; or score"
         )
     return model

@@ -1,4 +1,4 @@
-"""What is said when a model's own function fails."""
+"""Errors that the model's own function raises, turned into errors of this package."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from birdie_zmq.errors import BirdieError, ModelCallError, OutOfDeviceMemory
 
 
 @contextmanager
-def named(what: str, has_no_room: Callable[[Exception], bool]) -> Iterator[None]:
-    """Say of an error of the model's own function what it was called with.
+def model_call(inputs: str, is_out_of_memory: Callable[[Exception], bool]) -> Iterator[None]:
+    """Convert the errors of a call of the model, and name the call's inputs in them.
 
     Args:
-        what: What it was called with.
-        has_no_room: Whether an error of the framework says that the device has no room.
+        inputs: A description of the inputs, such as their dtype and shape.
+        is_out_of_memory: Returns whether an error of the framework means that the device is out of memory.
 
     Raises:
-        OutOfDeviceMemory: The device has no room for it.
-        ModelCallError: Any other error that is not ours.
+        OutOfDeviceMemory: The call does not fit into device memory.
+        ModelCallError: The call raised any other error that is not a BirdieError.
     """
     try:
         yield
     except BirdieError:
         raise
     except Exception as error:
-        if has_no_room(error):
+        if is_out_of_memory(error):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OutOfDeviceMemory(f"the device has no room for {what}: {reason}") from error
-        raise ModelCallError(f"the model's function failed on {what}: {type(error).__name__}: {error}") from error
+            raise OutOfDeviceMemory(f"the device is out of memory for {inputs}: {reason}") from error
+        raise ModelCallError(f"the model's function failed on {inputs}: {type(error).__name__}: {error}") from error

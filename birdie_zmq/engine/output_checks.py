@@ -1,4 +1,4 @@
-"""What a model's function returned, held against what it must return; the same for every framework."""
+"""Checks of what a model's function returned; they are the same for every framework."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from birdie_zmq.errors import ModelOutputError
 
 
-def described(value: Any) -> str:
-    """An array by its dtype and shape, anything else by its type."""
+def describe_output(value: Any) -> str:
+    """Describe an array by its dtype and shape, and anything else by its type."""
     found, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     return f"a {type(value).__name__}" if found is None or dtype is None else f"{dtype}{list(found)}"
 
 
-def vocabulary_of(returned: Any, shape: tuple[int, ...], is_floating: Callable[[Any], bool]) -> int:
-    """The last axis of what must be logits for tokens of this shape.
+def logits_vocab_size(returned: Any, shape: tuple[int, ...], is_floating: Callable[[Any], bool]) -> int:
+    """Check the logits for tokens of a shape, and return the size of their last axis.
 
     Args:
         returned: What the model returned.
         shape: Rows and length of the tokens.
-        is_floating: Whether an array of the framework holds floating-point numbers.
+        is_floating: Returns whether an array of the framework holds floating-point numbers.
 
     Raises:
-        ModelOutputError: It is not a floating-point array [*shape, vocabulary].
+        ModelOutputError: The value is not a floating-point array [*shape, vocabulary].
     """
     found, dtype = getattr(returned, "shape", None), getattr(returned, "dtype", None)
     if found is None or dtype is None:
@@ -34,42 +34,49 @@ def vocabulary_of(returned: Any, shape: tuple[int, ...], is_floating: Callable[[
     if len(found) != 3 or tuple(found[:2]) != tuple(shape) or found[2] < 1:
         raise ModelOutputError(
             f"for tokens int32{list(shape)} the model must return logits float[{shape[0]}, {shape[1]}, vocabulary], "
-            f"but returned {described(returned)}"
+            f"but returned {describe_output(returned)}"
         )
     if not is_floating(returned):
-        raise ModelOutputError(f"the model must return floating-point logits, but returned {described(returned)}")
+        raise ModelOutputError(f"the model must return floating-point logits, but returned {describe_output(returned)}")
     return int(found[2])
 
 
-def wrong_score(columns: Sequence[Any], shape: tuple[int, ...]) -> ModelOutputError:
-    """What to say where these are not the scores of rows int32[b, t]."""
+def score_output_error(columns: Sequence[Any], shape: tuple[int, ...]) -> ModelOutputError:
+    """Return the error for a `score` function that did not return the scores of rows int32[b, t].
+
+    Args:
+        columns: What the function returned.
+        shape: Rows and length of the inputs.
+    """
     rows = shape[0]
     return ModelOutputError(
         f"for int32{list(shape)} score must return (loglikelihood float[{rows}], is_greedy bool[{rows}]), but returned "
-        f"{', '.join(map(described, columns))}"
+        f"{', '.join(map(describe_output, columns))}"
     )
 
 
 def check_hidden(returned: Any, shape: tuple[int, ...]) -> None:
-    """Hold what must be hidden states for tokens of this shape against their form.
+    """Check the hidden states for tokens of a shape.
 
     Raises:
-        ModelOutputError: It is no array [*shape, width].
+        ModelOutputError: The value is not an array [*shape, width].
     """
     found = getattr(returned, "shape", ())
     if tuple(found[:2]) != tuple(shape) or len(found) != 3:
         raise ModelOutputError(
             f"for tokens int32{list(shape)} the model must return hidden states float[{shape[0]}, {shape[1]}, width], "
-            f"but returned {described(returned)}"
+            f"but returned {describe_output(returned)}"
         )
 
 
-def chosen_vocabulary(named: int | None, found: int) -> int:
-    """How many tokens there are: as many as the model names, else as many as its logits have.
+def resolve_vocab_size(declared: int | None, found: int) -> int:
+    """Return the number of tokens: the one that the model declares, or else the size of its logits.
 
     Raises:
-        ModelOutputError: It names more than its logits have.
+        ModelOutputError: The model declares more tokens than its logits have.
     """
-    if named is not None and named > found:
-        raise ModelOutputError(f"the model names vocab_size {named}, but its logits have {found}")
-    return named or found
+    if declared is not None and declared > found:
+        raise ModelOutputError(
+            f"the model declares vocab_size {declared}, but its logits have {found}; set vocab_size to {found} or less"
+        )
+    return declared or found

@@ -1,4 +1,4 @@
-"""States of beginnings, kept across batches within a bound of bytes; the least recently used go first."""
+"""The prefix cache: states of prefixes, kept across batches, bounded in bytes, evicted least recently used first."""
 
 from __future__ import annotations
 
@@ -12,65 +12,75 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class CachedPrefix(Generic[S]):
-    """A state of one row, its slots, and its size."""
+    """A cached state of one row after a prefix.
+
+    Attributes:
+        state: The state.
+        capacity: Its capacity in tokens.
+        size_bytes: Its size in bytes.
+    """
 
     state: S
-    room: int
+    capacity: int
     size_bytes: int
 
 
 class PrefixCache(Generic[S]):
-    """States by the bytes of the tokens that they have read.
+    """A cache of states, by the bytes of the tokens of their prefixes.
 
     Args:
-        limit_bytes: How much may be kept beyond what is in use.
+        limit_bytes: The size to which `trim` reduces the cache; entries in use may exceed it.
 
     Attributes:
-        evicted: How many states had to go.
+        evicted: The number of states that were evicted.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._kept: OrderedDict[bytes, CachedPrefix[S]] = OrderedDict()
+        self._entries: OrderedDict[bytes, CachedPrefix[S]] = OrderedDict()
         self.evicted = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
-    def get(self, name: bytes) -> CachedPrefix[S]:
-        """The state of a beginning, which is used now.
+    def get(self, key: bytes) -> CachedPrefix[S]:
+        """Return the entry of a prefix, and mark it as used now.
 
         Raises:
-            KeyError: It is not there.
+            KeyError: The prefix is not cached.
         """
-        self._kept.move_to_end(name)
-        return self._kept[name]
+        self._entries.move_to_end(key)
+        return self._entries[key]
 
-    def put(self, name: bytes, kept: CachedPrefix[S]) -> None:
-        """Keep a state."""
-        self._kept[name] = kept
-        self._kept.move_to_end(name)
+    def put(self, key: bytes, entry: CachedPrefix[S]) -> None:
+        """Add or replace the entry of a prefix, and mark it as used now."""
+        self._entries[key] = entry
+        self._entries.move_to_end(key)
 
-    def known(self, room: int, *, exactly: bool = False) -> Collection[bytes]:
-        """The beginnings whose states have so many slots, or more unless the number is meant exactly."""
-        return [name for name, kept in self._kept.items() if kept.room == room or (kept.room > room and not exactly)]
+    def cached_prefixes(self, capacity: int, *, exactly: bool = False) -> Collection[bytes]:
+        """Return the prefixes whose states have at least this capacity, or exactly this one."""
+        return [
+            key
+            for key, entry in self._entries.items()
+            if entry.capacity == capacity or (entry.capacity > capacity and not exactly)
+        ]
 
     def trim(self, in_use: Collection[bytes] = ()) -> None:
-        """Let go of what is over the bound, but of nothing that is in use."""
-        total = sum(kept.size_bytes for kept in self._kept.values())
-        for name in [name for name in self._kept if name not in in_use]:
+        """Evict the least recently used entries that are not in use, until the cache is within its limit."""
+        total = sum(entry.size_bytes for entry in self._entries.values())
+        for key in [key for key in self._entries if key not in in_use]:
             if total <= self._limit_bytes:
                 break
-            total -= self._kept.pop(name).size_bytes
+            total -= self._entries.pop(key).size_bytes
             self.evicted += 1
 
     def clear(self) -> None:
-        """Let go of everything."""
-        self._kept.clear()
+        """Remove all entries; they do not count as evicted."""
+        self._entries.clear()
 
 
-def capacity_for(room: int) -> int:
-    """Slots for so many tokens; few numbers, since each is compiled for."""
-    if room > 4096:
-        return -(-room // 4096) * 4096
-    return max(256, 1 << max(0, room - 1).bit_length())
+def capacity_for(tokens: int) -> int:
+    """Round a number of tokens up to one of a few capacities, because each capacity is compiled separately."""
+    if tokens > 4096:
+        return -(-tokens // 4096) * 4096
+    return max(256, 1 << max(0, tokens - 1).bit_length())

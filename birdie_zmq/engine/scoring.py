@@ -1,7 +1,8 @@
-"""Runs the steps of a plan, one ahead of the device, and adds up what each request scores.
+"""Scoring: run the steps of a plan, one ahead of the device, and sum the log-probabilities of each request.
 
-A step is submitted before the scores of the one before it are fetched, so that the device does not wait for the host.
-If the device has no room for a step, later steps are half as large, and what has no score yet is planned again.
+Each step is submitted before the scores of the previous one are fetched, so that the device does not wait for the host.
+If a step does not fit into device memory, the budget of steps is halved, and the requests without a score are planned
+again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from birdie_zmq.engine.backend import Backend, ExecutionMode, PendingScores, TokenScores
 from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.planning.cost_model import step_cost
-from birdie_zmq.engine.planning.fork_planner import piece_lengths, plan_forks
+from birdie_zmq.engine.planning.fork_planner import chunk_lengths, plan_forks
 from birdie_zmq.engine.planning.row_planner import plan_pairs, plan_rows
 from birdie_zmq.engine.planning.shape_buckets import Buckets
 from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step
@@ -26,7 +27,13 @@ from birdie_zmq.errors import OutOfDeviceMemory
 
 
 class FinishedSequences(NamedTuple):
-    """Requests whose scores are complete: their numbers, sums in nats float64[n], and greediness bool[n]."""
+    """Sequences whose scores are complete.
+
+    Attributes:
+        numbers: The indices of n sequences.
+        loglikelihoods: float64[n], the sum of the log-probabilities of each sequence's scored tokens, in nats.
+        greedy: bool[n], whether greedy decoding generates all scored tokens of a sequence.
+    """
 
     numbers: list[int]
     loglikelihoods: npt.NDArray[np.float64]
@@ -34,7 +41,7 @@ class FinishedSequences(NamedTuple):
 
 
 class NonFiniteScore(Exception):
-    """What a request is scored by is NaN or infinite."""
+    """The logits of a scored or generated token hold NaN or infinity."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"request {number}")
@@ -42,10 +49,10 @@ class NonFiniteScore(Exception):
 
 
 class IdleClock:
-    """Adds up the seconds in which the device had nothing to do between a first and a last step.
+    """Sums the seconds in which the device was idle between two steps.
 
     Args:
-        clock: Gives seconds; monotonic.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,46 +61,46 @@ class IdleClock:
         self.seconds = 0.0
 
     def busy(self) -> None:
-        """A step was submitted."""
+        """Note that a step was submitted."""
         if self._since is not None:
             self.seconds += self._clock() - self._since
             self._since = None
 
     def idle(self) -> None:
-        """The last step that was submitted is done."""
+        """Note that the last submitted step is done."""
         self._since = self._clock()
 
-    def rest(self) -> None:
-        """There is no work: nobody waits."""
+    def pause(self) -> None:
+        """Stop counting until the next step, because there is no work."""
         self._since = None
 
 
-def plan_for(backend: Backend, items: Sequence[ScoredSequence], buckets: Buckets) -> list[Step]:
-    """The steps for requests, by what the model can do, from the states that are there."""
-    if backend.ability == "rows":
+def plan_scoring(backend: Backend, items: Sequence[ScoredSequence], buckets: Buckets) -> list[Step]:
+    """Plan the steps that score sequences, by the backend's execution mode and its cached prefixes."""
+    if backend.execution_mode == "rows":
         return plan_rows(items, buckets)
-    planner = plan_trees if backend.ability == "branches" else plan_forks
-    room = 0
-    while True:  # a plan may start only from states that have the room for what it reads
-        steps = planner(items, buckets, backend.known(room))
-        needed = max((step.how.room for step in steps if isinstance(step.how, Extend | Fork)), default=0)
-        if needed <= room or not any(isinstance(step.how, Extend) and step.how.before for step in steps):
+    planner = plan_trees if backend.execution_mode == "branches" else plan_forks
+    capacity = 0
+    while True:  # a plan may only start from states with capacity for all tokens that it appends to them
+        steps = planner(items, buckets, backend.cached_prefixes(capacity))
+        needed = max((step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)), default=0)
+        if needed <= capacity or not any(isinstance(step.kind, Extend) and step.kind.before for step in steps):
             return steps
-        room = needed
+        capacity = needed
 
 
-def possible_shapes(ability: ExecutionMode, buckets: Buckets) -> frozenset[tuple[int, int]]:
-    """Every ``(rows, length)`` that a step of scoring can have."""
-    if ability in ("rows", "pairs"):
+def possible_shapes(execution_mode: ExecutionMode, buckets: Buckets) -> frozenset[tuple[int, int]]:
+    """Return every ``(rows, length)`` that a scoring step can have."""
+    if execution_mode in ("rows", "pairs"):
         return buckets.shapes
-    if ability == "branches":
+    if execution_mode == "branches":
         lengths = row_lengths(buckets)
-        most = {(length, buckets.rows_for(length)) for length in lengths}
-    else:  # stems of any length are read in these pieces
-        lengths = piece_lengths(buckets)
-        most = {(length, max(map(buckets.rows_for, buckets.grown_lengths))) for length in lengths}
+        row_limits = {(length, buckets.rows_for(length)) for length in lengths}
+    else:  # a prefix of any length is computed in chunks of these lengths
+        lengths = chunk_lengths(buckets)
+        row_limits = {(length, max(map(buckets.rows_for, buckets.geometric_lengths))) for length in lengths}
     shapes = {(1, length) for length in lengths}
-    for length, rows in most:
+    for length, rows in row_limits:
         shapes |= {(rows, length)} if buckets.limits.rows else {(count, length) for count in buckets.row_counts(rows)}
     return frozenset(shapes)
 
@@ -102,42 +109,42 @@ def score(
     backend: Backend,
     items: Sequence[ScoredSequence],
     make_buckets: Callable[[], Buckets],
-    counted: Callable[[Step], AbstractContextManager[None]],
-    tally: Counters,
+    on_step: Callable[[Step], AbstractContextManager[None]],
+    counters: Counters,
     idle: IdleClock,
     out_of_memory: Callable[[OutOfDeviceMemory], None],
     *,
     as_pairs: bool = False,
 ) -> Iterator[FinishedSequences]:
-    """Score requests; after each step, those that are complete.
+    """Score sequences; after each step, yield those that are complete.
 
     Args:
         backend: The model.
-        items: The requests.
-        make_buckets: The shapes of steps by the backend's budget as it is now.
-        counted: Entered around the submission of each step.
-        tally: Counts what is planned and what is done.
-        idle: Told when the device begins and ceases to be busy.
-        out_of_memory: Told when steps are made smaller.
-        as_pairs: Whether the model's own function scores the requests, whole.
+        items: The sequences.
+        make_buckets: Returns the shapes of steps for the backend's current budget.
+        on_step: Makes the context that is entered around the submission of each step.
+        counters: Counts what is planned and what is done.
+        idle: Measures the device's idle time.
+        out_of_memory: Called after the budget of steps has been halved.
+        as_pairs: Whether the model's own function scores each sequence as a whole.
 
     Raises:
-        NotFinite: A request cannot be scored.
-        OutOfDeviceMemory: The device has no room even for the smallest steps.
+        NonFiniteScore: A sequence cannot be scored.
+        OutOfDeviceMemory: Not even the smallest steps fit into device memory.
     """
     remaining = np.array([1 if as_pairs else item.count for item in items])
     while (remaining > 0).any():
         numbers = np.flatnonzero(remaining)
-        chosen = [items[int(number)] for number in numbers]
-        sums = np.zeros(len(chosen))
-        greedy = np.ones(len(chosen), np.bool_)
+        pending_items = [items[int(number)] for number in numbers]
+        sums = np.zeros(len(pending_items))
+        greedy = np.ones(len(pending_items), np.bool_)
         left = remaining[numbers]
         buckets = make_buckets()
-        steps = plan_pairs(chosen, buckets) if as_pairs else plan_for(backend, chosen, buckets)
-        tally.plan(sum(step_cost(step, backend.budget) for step in steps), (step.shape for step in steps))
+        steps = plan_pairs(pending_items, buckets) if as_pairs else plan_scoring(backend, pending_items, buckets)
+        counters.plan(sum(step_cost(step, backend.budget) for step in steps), (step.shape for step in steps))
         try:
-            for step, scores in _pipelined(backend, steps, counted, idle):
-                tally.read(step_cost(step, backend.budget))
+            for step, scores in _pipelined(backend, steps, on_step, idle):
+                counters.complete(step_cost(step, backend.budget))
                 if not scores.finite.all():
                     raise NonFiniteScore(int(numbers[step.owners[int(np.argmin(scores.finite))]]))
                 np.add.at(sums, step.owners, scores.logprobs)  # summed in float64
@@ -157,19 +164,19 @@ def score(
 def _pipelined(
     backend: Backend,
     steps: Sequence[Step],
-    counted: Callable[[Step], AbstractContextManager[None]],
+    on_step: Callable[[Step], AbstractContextManager[None]],
     idle: IdleClock,
 ) -> Iterator[tuple[Step, TokenScores]]:
-    backend.open(steps)
-    before: tuple[Step, PendingScores] | None = None
+    backend.start_plan(steps)
+    previous: tuple[Step, PendingScores] | None = None
     for step in steps:
-        with counted(step):
+        with on_step(step):
             pending = backend.submit(step)
         idle.busy()
-        if before is not None:
-            yield before[0], before[1].result()
-        before = step, pending
-    if before is not None:
-        scores = before[1].result()
+        if previous is not None:
+            yield previous[0], previous[1].result()
+        previous = step, pending
+    if previous is not None:
+        scores = previous[1].result()
         idle.idle()
-        yield before[0], scores
+        yield previous[0], scores

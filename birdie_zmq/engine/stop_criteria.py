@@ -1,4 +1,4 @@
-"""Where generated text ends: the first stop string, wherever its tokens begin and end."""
+"""Stop strings: generated text ends before the first one, which may begin or end within a token."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from collections.abc import Sequence
 
 
 def cut_at_first(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the earliest stop string in it, and whether there was one. An empty stop string stops nothing."""
+    """Return the text before the earliest stop string, and whether there is one; empty stop strings are ignored."""
     found = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
     return (text[: min(found)], True) if found else (text, False)

@@ -1,8 +1,8 @@
-"""Any tokenizer, seen through one small face.
+"""One small interface to any tokenizer.
 
-Three kinds come from ``load_tokenizer``: one of transformers, a ``tokenizers.Tokenizer``, and any object with
-``encode`` (of a string or of a list of strings) and ``decode``. They are told apart by what they can do, so that
-neither library need be installed.
+``load_tokenizer`` may return a tokenizer of transformers, a ``tokenizers.Tokenizer``, or any object with ``encode`` (of
+a string or of a list of strings) and ``decode``. The adapter distinguishes them by their methods, so that neither
+library needs to be installed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from birdie_zmq.errors import BirdieError, TokenizerError
 from birdie_zmq.types import ChatTemplates
 
 _HF_INFINITY = 10**20
-"""transformers writes int(1e30) where a tokenizer names no length."""
+"""A length of this or more means no limit: transformers uses int(1e30) for a tokenizer without a maximum length."""
 
-EMPTY: Mapping[str, Any] = MappingProxyType({})
+NO_TEMPLATE_ARGS: Mapping[str, Any] = MappingProxyType({})
 
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "[BOS]")
 _EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "<|im_end|>")
@@ -29,20 +29,22 @@ _SPECIAL_ATTRIBUTES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_
 
 
 class TokenizerAdapter:
-    """A user's tokenizer behind one face.
+    """A user's tokenizer behind one interface; it may be called from several threads.
 
     Args:
-        tokenizer: What ``load_tokenizer`` returned.
-        add_bos: Whether texts are encoded behind a BOS token: None leaves it to a transformers tokenizer's own
-            habit, and is False for the others.
-        prefix_token_id: What stands before a text that has no context; None for BOS, else EOS.
+        tokenizer: The tokenizer that ``load_tokenizer`` returned.
+        add_bos: Whether a BOS token is added before texts. None keeps the default of a transformers tokenizer, and is
+            False for the others.
+        prefix_token_id: The token that precedes a text without context; None takes BOS, or EOS if there is no BOS.
 
     Attributes:
-        eos_token_ids: Every token at which generation ends: EOS, and what the tokenizer lists under the same name, as a
-            model with a turn of its own to end does.
+        bos_token_id: The BOS token; None if there is none.
+        eos_token_id: The EOS token; None if there is none.
+        eos_token_ids: All tokens that end generation: EOS, and the tokenizer's own ``eos_token_ids``, which chat models
+            use to end a turn.
 
     Raises:
-        TokenizerError: It has no ``encode`` or no ``decode``, or names no token to stand before a text.
+        TokenizerError: The tokenizer has no ``encode`` or no ``decode``, or no token to use as the prefix token.
     """
 
     def __init__(self, tokenizer: Any, add_bos: bool | None = None, prefix_token_id: int | None = None) -> None:
@@ -53,7 +55,7 @@ class TokenizerAdapter:
                     "encode(str) -> list[int] and decode(list[int]) -> str"
                 )
         self._tokenizer = tokenizer
-        # The next batch is encoded while answers of this one are decoded, and not every tokenizer bears that.
+        # The next batch is encoded while answers of this one are decoded, and not every tokenizer is thread-safe.
         self._lock = threading.Lock()
         self._add_bos = add_bos
         self._is_transformers = hasattr(tokenizer, "all_special_ids") and callable(tokenizer)
@@ -65,41 +67,41 @@ class TokenizerAdapter:
         self._prefix_token_id = prefix_token_id
         if prefix_token_id is None and self.bos_token_id is None and self.eos_token_id is None:
             raise TokenizerError(
-                f"the {type(tokenizer).__name__} names neither bos_token_id nor eos_token_id; one of them is needed "
-                "to score a text without context, so set the attribute in load_tokenizer, or say prefix_token_id=N in "
+                f"the {type(tokenizer).__name__} has neither bos_token_id nor eos_token_id; one of them is needed "
+                "to score a text without context, so set the attribute in load_tokenizer, or set prefix_token_id=N in "
                 "model_args"
             )
-        further = getattr(tokenizer, "eos_token_ids", None) or ()
-        self.eos_token_ids = frozenset(int(id) for id in (self.eos_token_id, *further) if id is not None)
+        more_eos = getattr(tokenizer, "eos_token_ids", None) or ()
+        self.eos_token_ids = frozenset(int(id) for id in (self.eos_token_id, *more_eos) if id is not None)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context."""
+        """The token that precedes a text without context."""
         prefix = next(id for id in (self._prefix_token_id, self.bos_token_id, self.eos_token_id) if id is not None)
-        assert prefix is not None  # the constructor has refused a tokenizer without any
+        assert prefix is not None  # the constructor has rejected a tokenizer without any
         return prefix
 
     @property
     def fingerprint(self) -> str | None:
-        """What the tokenizer says of the checkpoint that it lies in, if it says anything."""
+        """The fingerprint of the checkpoint that the tokenizer was loaded from, if it has one."""
         found = getattr(self._tokenizer, "fingerprint", None)
         return found if isinstance(found, str) else None
 
     @property
     def max_length(self) -> int | None:
-        """The length that the tokenizer names for its model, if it names one."""
+        """The maximum length of the model in tokens, if the tokenizer has one."""
         length = getattr(self._tokenizer, "model_max_length", None)
         return int(length) if isinstance(length, int | float) and 0 < length < _HF_INFINITY else None
 
     def encode(self, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
-        """Token ids of each text.
+        """Encode each text into token ids.
 
         Args:
             texts: Any number of texts.
-            special: Whether BOS is added as `add_bos` says; False for a text that follows on another.
+            special: Whether BOS may be added, by `add_bos`; False for a text that continues another.
 
         Raises:
-            TokenizerError: The tokenizer raised, or gave what are no token ids.
+            TokenizerError: The tokenizer raised, or returned something other than token ids.
         """
         if not texts:
             return []
@@ -109,20 +111,24 @@ class TokenizerAdapter:
         except BirdieError:
             raise
         except Exception as error:
-            raise TokenizerError(f"the tokenizer failed to encode a text: {_kind(error)}") from error
+            raise TokenizerError(f"the tokenizer failed to encode a text: {_describe_error(error)}") from error
         bos = self.bos_token_id
         if special and self._add_bos and bos is not None:
             encoded = [[bos, *ids] for ids in encoded]
         if special and bos is not None and (self._add_bos or (self._is_transformers and self._add_bos is None)):
-            # A text that begins with BOS itself, as chat templates write it, needs no second one.
+            # A text that already begins with BOS, as chat templates write it, gets no second one.
             encoded = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]
         return encoded
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of token ids; special tokens are left out where the tokenizer knows them and is asked to.
+        """Decode token ids into text.
+
+        Args:
+            ids: The token ids.
+            skip_special: Whether to leave out special tokens, if the tokenizer can do that.
 
         Raises:
-            TokenizerError: The tokenizer raised, or gave no string.
+            TokenizerError: The tokenizer raised, or did not return a string.
         """
         try:
             with self._lock:
@@ -131,13 +137,15 @@ class TokenizerAdapter:
                 else:
                     text = self._tokenizer.decode(list(ids))
         except Exception as error:
-            raise TokenizerError(f"the tokenizer failed to decode {len(ids)} tokens: {_kind(error)}") from error
+            raise TokenizerError(
+                f"the tokenizer failed to decode {len(ids)} tokens: {_describe_error(error)}"
+            ) from error
         if not isinstance(text, str):
-            raise TokenizerError(f"the tokenizer's decode gave a {type(text).__name__}, not a string")
+            raise TokenizerError(f"the tokenizer's decode returned a {type(text).__name__}, not a string")
         return text
 
     def chat_templates(self) -> ChatTemplates:
-        """The templates and special tokens that a client needs to render conversations itself."""
+        """Return the chat templates and special tokens that a client needs to render conversations itself."""
         template = getattr(self._tokenizer, "chat_template", None)
         if isinstance(template, str):
             templates = {"default": template}
@@ -156,12 +164,18 @@ class TokenizerAdapter:
         self,
         conversation: list[dict[str, str]],
         add_generation_prompt: bool,
-        template_args: Mapping[str, Any] = EMPTY,
+        template_args: Mapping[str, Any] = NO_TEMPLATE_ARGS,
     ) -> str:
-        """Render one conversation by the tokenizer's own method, which is given further words for the template.
+        """Render one conversation with the tokenizer's own ``apply_chat_template``.
+
+        Args:
+            conversation: The messages.
+            add_generation_prompt: Whether the text ends with the start of the assistant's turn; if not, the last
+                message is left open to be continued.
+            template_args: Further keyword arguments for the template.
 
         Raises:
-            TokenizerError: There is no such method, it raised, or it gave no string.
+            TokenizerError: There is no such method, it raised, or it did not return a string.
         """
         method = getattr(self._tokenizer, "apply_chat_template", None)
         if not callable(method):
@@ -178,12 +192,12 @@ class TokenizerAdapter:
                     **template_args,
                 )
         except Exception as error:
-            raise TokenizerError(f"apply_chat_template failed: {_kind(error)}") from error
+            raise TokenizerError(f"apply_chat_template failed: {_describe_error(error)}") from error
         if not isinstance(text, str):
-            raise TokenizerError(f"apply_chat_template gave a {type(text).__name__}, not a string")
+            raise TokenizerError(f"apply_chat_template returned a {type(text).__name__}, not a string")
         return text
 
-    # --- The three kinds ---------------------------------------------------------------------------------------------
+    # --- The three kinds of tokenizer ---------------------------------------------------------------------------------
 
     def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
         if self._is_transformers:
@@ -193,21 +207,21 @@ class TokenizerAdapter:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
             return _checked([encoding.ids for encoding in encodings], texts)
         if self._takes_lists is None:
-            self._takes_lists = self._try_list()
+            self._takes_lists = self._probe_lists()
         if self._takes_lists:
             return _checked(self._tokenizer.encode(texts), texts)
         return _checked([self._tokenizer.encode(text) for text in texts], texts)
 
-    def _try_list(self) -> bool:
-        """Whether a plain ``encode`` takes a list of strings: alone, or besides one string with the same result."""
+    def _probe_lists(self) -> bool:
+        """Return whether ``encode`` takes a list of strings and, if it also takes single strings, encodes both alike."""
         probe = ["a b", "c"]
         try:
             together = _checked(self._tokenizer.encode(list(probe)), probe)
-        except Exception:  # noqa: BLE001 - a tokenizer that takes no list may say so in any way
+        except Exception:  # noqa: BLE001 - a tokenizer may reject a list with any error
             return False
         try:
             alone = _checked([self._tokenizer.encode(text) for text in probe], probe)
-        except Exception:  # noqa: BLE001 - nor need one that takes lists take a string
+        except Exception:  # noqa: BLE001 - one that takes lists may reject a string
             return True
         return together == alone
 
@@ -218,17 +232,17 @@ class TokenizerAdapter:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-            raise TokenizerError(f"the tokenizer's {attribute} is {value!r}, which is no token id")
+            raise TokenizerError(f"the tokenizer's {attribute} is {value!r}, which is not a token id")
         return int(value)
 
 
-def _kind(error: Exception) -> str:
-    """An error without its own words, which may repeat a text; they are in its traceback, for the run that caused it."""
-    return f"{type(error).__name__} (its own words are in the traceback)"
+def _describe_error(error: Exception) -> str:
+    """Describe an error without its message, which may repeat a text; the run that caused it gets it in the traceback."""
+    return f"{type(error).__name__} (its message is in the traceback)"
 
 
 def _takes_skip_special(decode: Any) -> bool:
-    """Whether a ``decode`` can be told to leave special tokens out."""
+    """Return whether a ``decode`` has the parameter ``skip_special_tokens``."""
     try:
         return "skip_special_tokens" in inspect.signature(decode).parameters
     except (TypeError, ValueError):
@@ -236,10 +250,14 @@ def _takes_skip_special(decode: Any) -> bool:
 
 
 def _checked(encoded: Any, texts: list[str]) -> list[list[int]]:
-    """The ids as plain lists of ints, one list a text."""
+    """Return the ids as one plain list of ints per text.
+
+    Raises:
+        TokenizerError: The ids are not one list of ints from 0 to 2**31 - 1 for each text.
+    """
     if len(encoded) != len(texts):
         raise TokenizerError(
-            f"the tokenizer's encode must give a list of token ids for each text, but gave {len(encoded)} for {len(texts)}"
+            f"the tokenizer's encode must return a list of token ids for each text, but returned {len(encoded)} for {len(texts)}"
         )
     result: list[list[int]] = []
     for ids in encoded:
@@ -253,7 +271,7 @@ def _checked(encoded: Any, texts: list[str]) -> list[list[int]]:
             result.append(array.tolist())
         else:
             raise TokenizerError(
-                "the tokenizer's encode must give a list of token ids from 0 to 2**31 - 1, but gave a "
+                "the tokenizer's encode must return a list of token ids from 0 to 2**31 - 1, but returned a "
                 f"{type(ids).__name__} of something else"
             )
     return result

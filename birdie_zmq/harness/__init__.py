@@ -1,1 +1,1 @@
-"""The lm_eval side: the model class, its arguments, generation kwargs, chat templates, response cache and progress bar."""
+"""The lm_eval side: model class, model arguments, generation kwargs, chat templates, response cache and progress bar."""

@@ -1,8 +1,8 @@
-"""Chat templates, rendered where the conversations are: in the lm_eval process.
+"""Chat templates, rendered in the lm_eval process.
 
-Templates are jinja2 text written for transformers, which the worker sends once. They come from checkpoints that
-anybody may have made, so they run in jinja2's immutable sandbox, with the same few extras that transformers gives them
-(transformers' documentation, "Writing a chat template").
+Templates are jinja2 text written for transformers. The worker sends them once. They come from untrusted checkpoints,
+so they run in jinja2's immutable sandbox, with the extras that transformers provides (transformers' documentation,
+"Writing a chat template").
 """
 
 from __future__ import annotations
@@ -22,33 +22,37 @@ from birdie_zmq.types import ChatTemplates, ModelSpec
 
 Conversation = Sequence[Mapping[str, str]]
 
-_MARK = "birdieMarkZMQ"
+_PLACEHOLDER = "birdieMarkZMQ"
+"""Replaces the last message to find the text that a template writes after it; occurs in no template."""
 
 
-def choose(chat: ChatTemplates, name: str | None, model: ModelSpec) -> str | None:
-    """One of a tokenizer's templates; None where a method of its own is to be called.
+def select_template(chat: ChatTemplates, name: str | None, model: ModelSpec) -> str | None:
+    """Select one of a tokenizer's chat templates.
 
     Args:
-        chat: What the tokenizer has.
+        chat: The chat templates of the tokenizer.
         name: The template's name, None for the default one.
-        model: Whose tokenizer it is, for messages.
+        model: The model that the tokenizer belongs to, for error messages.
+
+    Returns:
+        The jinja2 text; None if the tokenizer has an ``apply_chat_template`` method instead of a template.
 
     Raises:
-        UsageError: It has no such template, or none at all.
+        UsageError: The tokenizer has no template of this name, or no template at all.
     """
-    wanted = name or "default"
-    if wanted in chat.templates:
-        return chat.templates[wanted]
+    requested = name or "default"
+    if requested in chat.templates:
+        return chat.templates[requested]
     if len(chat.templates) == 1 and name is None:
         return next(iter(chat.templates.values()))
     if chat.templates:
         known = ", ".join(sorted(chat.templates))
-        raise UsageError(f"the tokenizer has no chat template named {wanted!r}; it has {known}")
+        raise UsageError(f"the tokenizer has no chat template named {requested!r}; it has {known}")
     if chat.has_method:
         return None
     raise UsageError(
-        f"the tokenizer of {model} has no chat template; run without --apply_chat_template, or set chat_template on what "
-        "load_tokenizer returns"
+        f"the tokenizer of {model} has no chat template; run without --apply_chat_template, or set chat_template on the "
+        "tokenizer that load_tokenizer returns"
     )
 
 
@@ -66,43 +70,43 @@ def render(
         template: The jinja2 text.
         conversation: Messages with ``role`` and ``content``.
         special_tokens: Names such as ``bos_token`` that templates use.
-        add_generation_prompt: Whether to end with what opens the model's turn; if not, the last message is left open,
-            so that the model goes on with it.
+        add_generation_prompt: Whether to end with the start of the model's turn. If not, the last message is left open,
+            so that the model continues it.
         template_args: Further variables of the template, such as ``enable_thinking``.
 
     Raises:
-        jinja2.TemplateError: The template refuses the conversation, for instance its system role.
-        UsageError: The last message cannot be found in what was rendered, so it cannot be left open.
+        jinja2.TemplateError: The template rejects the conversation, for instance its system role.
+        UsageError: The last message does not occur in the rendered text, so it cannot be left open.
     """
     messages = [dict(message) for message in conversation]
     variables = {**special_tokens, **(template_args or {})}
     if add_generation_prompt:
-        return _rendered(template, messages, variables, True)
-    return _left_open(template, messages, variables)
+        return _render(template, messages, variables, True)
+    return _render_open_ended(template, messages, variables)
 
 
-def _rendered(
+def _render(
     template: str, messages: list[dict[str, str]], variables: Mapping[str, Any], add_generation_prompt: bool
 ) -> str:
-    given = {"tools": None, "documents": None, **variables}
-    return _compile(template).render({**given, "messages": messages, "add_generation_prompt": add_generation_prompt})
+    context = {"tools": None, "documents": None, **variables}
+    return _compile(template).render({**context, "messages": messages, "add_generation_prompt": add_generation_prompt})
 
 
-def _left_open(template: str, messages: list[dict[str, str]], variables: Mapping[str, Any]) -> str:
-    """The text up to the end of the last message.
+def _render_open_ended(template: str, messages: list[dict[str, str]], variables: Mapping[str, Any]) -> str:
+    """Render the conversation up to the end of the last message.
 
-    What the template writes behind a message is seen by rendering another one in its place that occurs nowhere else.
-    Spaces at the message's end stay where the template keeps them.
+    To find the text that the template writes after a message, the last message is replaced by a unique placeholder and
+    the conversation is rendered again. Trailing spaces of the message are kept if the template keeps them.
     """
-    text = _rendered(template, messages, variables, False)
+    text = _render(template, messages, variables, False)
     last = messages[-1]["content"]
     spaces = last[len(last.rstrip()) :] if last.strip() else ""
-    marked = [*messages[:-1], {**messages[-1], "content": _MARK + spaces}]
-    _, found, behind = _rendered(template, marked, variables, False).rpartition(_MARK)
-    behind = behind.removeprefix(spaces)
-    if not found or not text.endswith(behind):
+    marked = [*messages[:-1], {**messages[-1], "content": _PLACEHOLDER + spaces}]
+    _, found, suffix = _render(template, marked, variables, False).rpartition(_PLACEHOLDER)
+    suffix = suffix.removeprefix(spaces)
+    if not found or not text.endswith(suffix):
         raise UsageError("the chat template changes the last message, so it cannot be continued")
-    return text.removesuffix(behind)
+    return text.removesuffix(suffix)
 
 
 @functools.lru_cache(maxsize=8)
@@ -117,9 +121,9 @@ def _compile(template: str) -> jinja2.Template:
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %} … {% endgeneration %}`` marks the assistant's words for training; here it is transparent."""
+    """The block ``{% generation %} … {% endgeneration %}``: it marks the assistant's text for training; ignored here."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+    tags = {"generation"}  # noqa: RUF012 - declared this way by jinja2
 
     def parse(self, parser: Any) -> Any:
         next(parser.stream)
@@ -133,7 +137,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is; jinja2's own filter would escape it for HTML."""
+    """Return JSON without HTML escapes, unlike jinja2's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""A task's ``generation_kwargs`` and lm_eval's ``--gen_kwargs``: what they say of how tokens are chosen."""
+"""Parses a task's ``generation_kwargs`` and lm_eval's ``--gen_kwargs`` into generation and sampling parameters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from birdie_zmq.types import GenerationParams, SamplingParams
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
-_READ_ELSEWHERE = frozenset({"until", "max_gen_toks", "do_sample"})
+_PARSED_ELSEWHERE = frozenset({"until", "max_gen_toks", "do_sample"})
 
-_WITHOUT_EFFECT: Mapping[str, object] = {
+_NEUTRAL_VALUES: Mapping[str, object] = {
     "num_beams": 1,
     "num_return_sequences": 1,
     "repetition_penalty": 1,
@@ -30,24 +30,24 @@ _WITHOUT_EFFECT: Mapping[str, object] = {
     "eta_cutoff": 0,
     "penalty_alpha": 0,
 }
-"""What would change the answer, and with what value it does not."""
+"""Unsupported options, each with the value that does not change the answer."""
 
 _warned: set[str] = set()
 
 
-def read_settings(
+def parse_generation_params(
     gen_kwargs: Mapping[str, Any], max_gen_toks: int, think_end_token: str | int | None
 ) -> GenerationParams:
-    """How a prompt is continued.
+    """Parse the ``generation_kwargs`` of a request.
 
     Args:
-        gen_kwargs: A request's, which stay as they are.
-        max_gen_toks: How much is generated where they do not say.
-        think_end_token: What ends the model's thoughts, as text or as a token.
+        gen_kwargs: The ``generation_kwargs``; they are not modified.
+        max_gen_toks: Maximum number of generated tokens if they do not set one.
+        think_end_token: End of the model's reasoning, as text or as a token id.
 
     Raises:
-        UnsupportedRequest: As `read_sampling`.
-        UsageError: A value is not possible.
+        UnsupportedRequest: As `parse_sampling_params`.
+        UsageError: A value is invalid.
     """
     given = copy.deepcopy(dict(gen_kwargs))
     until = given.pop("until", None)
@@ -59,40 +59,40 @@ def read_settings(
         until=tuple(stops),
         max_gen_toks=normal["max_gen_toks"],
         think_end_token=think_end_token,
-        sampling=read_sampling(normal),
+        sampling=parse_sampling_params(normal),
     )
 
 
-def read_sampling(normal: Mapping[str, Any]) -> SamplingParams | None:
-    """How tokens are drawn; None where the most likely one is taken.
+def parse_sampling_params(normal: Mapping[str, Any]) -> SamplingParams | None:
+    """Parse sampling parameters; None for greedy decoding.
 
     Args:
-        normal: As lm_eval's ``normalize_gen_kwargs`` returns it.
+        normal: ``generation_kwargs`` as lm_eval's ``normalize_gen_kwargs`` returns them.
 
     Raises:
-        UnsupportedRequest: Something is asked for that would change the answer and is not there, such as beam search.
-        UsageError: A value is not possible.
+        UnsupportedRequest: An unsupported option would change the answer, such as beam search.
+        UsageError: A value is invalid.
     """
-    for name, neutral in _WITHOUT_EFFECT.items():
+    for name, neutral in _NEUTRAL_VALUES.items():
         value = normal.get(name)
         if value is not None and value != neutral:
             raise UnsupportedRequest(
-                f"the task asks for {name}={value}, which is not supported; run with --gen_kwargs {name}={neutral} to do "
-                "without"
+                f"the task requests {name}={value}, which is not supported; run with --gen_kwargs {name}={neutral} to "
+                "turn it off"
             )
     known = {field.name for field in msgspec.structs.fields(SamplingParams)}
-    for name in sorted(set(normal) - known - _READ_ELSEWHERE - set(_WITHOUT_EFFECT) - _warned):
+    for name in sorted(set(normal) - known - _PARSED_ELSEWHERE - set(_NEUTRAL_VALUES) - _warned):
         _warned.add(name)
-        logger.warning("generation_kwargs hold %s=%r, which means nothing here and is left out", name, normal[name])
+        logger.warning("generation_kwargs contain the unknown option %s=%r; it is ignored", name, normal[name])
     if not normal.get("do_sample"):
         return None
     given = {name: normal[name] for name in sorted(known) if normal.get(name) is not None}
     if given.get("top_k") == -1:
-        given["top_k"] = 0  # vllm's word for all
+        given["top_k"] = 0  # vLLM writes -1 for no limit
     if not float(given.get("temperature") or 0.0):
         return None
     try:
         return msgspec.convert(given, SamplingParams, strict=False)
     except msgspec.ValidationError as error:
-        asked = ", ".join(f"{name}={value}" for name, value in given.items())
-        raise UsageError(f"tokens cannot be drawn by {asked}: {error}") from error
+        shown = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise UsageError(f"invalid sampling parameters {shown}: {error}") from error

@@ -1,7 +1,7 @@
-"""The model class of lm_eval's ``--model birdie_zmq``: requests out over ZeroMQ, answers back in order.
+"""The model class of lm_eval's ``--model birdie_zmq``: it sends requests over ZeroMQ and returns answers in order.
 
-It imports neither jax nor torch. With ``port=`` or ``endpoint=`` in model_args it talks to a broker that runs already;
-with neither it starts a broker and a worker of its own and ends them with the run.
+It imports neither jax nor torch. With ``port=`` or ``endpoint=`` in model_args it connects to a running broker. Without
+them it starts an embedded broker and worker and stops them at the end of the run.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.batching import generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.batching import assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.client import Answer
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
-from birdie_zmq.harness.chat_template import choose, render
-from birdie_zmq.harness.generation_kwargs import read_settings
-from birdie_zmq.harness.model_args import RunArguments, read_arguments
+from birdie_zmq.harness.chat_template import render, select_template
+from birdie_zmq.harness.generation_kwargs import parse_generation_params
+from birdie_zmq.harness.model_args import RunArguments, parse_model_args
 from birdie_zmq.harness.progress_bar import ProgressBar
-from birdie_zmq.harness.response_cache import claim, is_passed_over, refuse_repeats
-from birdie_zmq.harness.run_report import as_record, as_text
+from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, reject_sampled_repeats
+from birdie_zmq.harness.run_report import format_statistics, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import ChatWork
@@ -41,30 +41,45 @@ from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
-A = TypeVar("A", tuple[float, bool], float, str)
-C = TypeVar("C")
+AnswerT = TypeVar("AnswerT", tuple[float, bool], float, str)
+ItemT = TypeVar("ItemT")
 
 
 class BirdieZMQ(LM):
-    """A language model in another process, or one of this process that is given as it is.
+    """An lm_eval model whose forward passes run in a birdie-zmq worker process, or in the calling process.
+
+    lm_eval creates it for ``--model birdie_zmq``. In programs, notebooks and training loops it is used as an object, as
+    the ``model`` of ``lm_eval.simple_evaluate``. Three cases differ in where the model runs:
+
+    - ``BirdieZMQ(model_tag="demo")`` starts an embedded broker and an embedded worker, and stops them in `close`.
+    - ``BirdieZMQ(model_tag="demo", port=5555)``, or ``endpoint="tcp://host:port"``, connects to a running broker.
+    - ``BirdieZMQ(model=…, tokenizer=…)`` evaluates a model of this process and starts no other process.
+
+    Requests travel to the worker as text, and answers come back in the order of the requests. Use it as a context
+    manager, or call `close`. Example::
+
+        with BirdieZMQ(model_tag="demo", device="cpu") as lm:
+            results = lm_eval.simple_evaluate(lm, tasks=["demo_choice"], …)
 
     Args:
-        batch_size: As lm_eval passes it: a number above 1 is the most rows of a step.
-        max_batch_size: The most rows of a step.
-        device: ``cpu`` or ``cuda:N``, for the worker that the run starts.
-        model: A model of this process, for use inside a program that has one: whatever a page's ``load_model`` may
-            return. Then no other process is started.
-        tokenizer: Beside `model`, whatever a page's ``load_tokenizer`` may return; else one of the model_args.
-        client_settings: Timeouts and the size of batches.
-        **model_args: ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``, ``key_file``, ``api``,
-            ``engine``, ``batch_rows``, ``resume``, ``status_port``; everything else reaches ``load_model`` and
-            ``load_tokenizer``, ``mesh`` as a `jax.sharding.Mesh` that only ``load_model`` is given. Beside
-            `model`, ``model_tag`` is what results call it.
+        batch_size: The ``--batch_size`` of lm_eval. A number above 1 is the maximum number of rows per step; 1 (lm_eval's
+            default), ``auto`` and None leave it to the engine.
+        max_batch_size: Maximum number of rows per step.
+        device: ``cpu`` or ``cuda:N``, the device of the embedded worker.
+        model: A model of this process: any value that ``load_model`` of an ``api.py`` may return. It needs `tokenizer`
+            and excludes `device` and the arguments ``endpoint``, ``port``, ``key_file``, ``api`` and ``status_port``.
+        tokenizer: With `model`, any value that ``load_tokenizer`` of an ``api.py`` may return. Without `model`, the
+            argument ``tokenizer`` of model_args.
+        client_settings: Timeouts and batch sizes of the client.
+        **model_args: The same keys as ``--model_args``. ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``,
+            ``key_file``, ``api``, ``engine``, ``batch_rows``, ``resume`` and ``status_port`` configure the run. All other
+            keys are forwarded to ``load_model`` and ``load_tokenizer``, except ``mesh``, which only ``load_model``
+            receives, as a ``jax.sharding.Mesh``. With `model`, ``model_tag`` is the name of the model in results.
 
     Raises:
-        UsageError: model_args cannot be used as given.
+        UsageError: model_args are invalid.
         UnavailableError: No broker or no worker answers.
-        NotAllowed: The broker wants a key, or another one.
+        NotAllowed: The broker requires a key, or rejects this one.
         ModelError: The model cannot be loaded; the worker's traceback is attached.
     """
 
@@ -81,10 +96,10 @@ class BirdieZMQ(LM):
     ) -> None:
         super().__init__()
         if model is not None:
-            model_args = _beside_a_model(model, tokenizer, device, model_args)
+            model_args = _in_process_model_args(model, tokenizer, device, model_args)
         elif tokenizer is not None:
             model_args["tokenizer"] = tokenizer
-        self._arguments: RunArguments = read_arguments(
+        self._arguments: RunArguments = parse_model_args(
             model_args, batch_size=batch_size, max_batch_size=max_batch_size, device=device
         )
         self._settings = client_settings or ClientSettings()
@@ -92,16 +107,18 @@ class BirdieZMQ(LM):
         self._journal = None if resume is None else Journal(resume, log=logger)
         self._embedded: EmbeddedProcesses | None = None
         try:
-            self._client = self._served(device, client_settings) if model is None else self._here(model, tokenizer)
+            self._client = (
+                self._connect(device, client_settings) if model is None else self._in_process_client(model, tokenizer)
+            )
             try:
                 self._description = self._client.describe()
             except BaseException:
                 self._client.close()
                 raise
         except BaseException:
-            self._let_go()
+            self._release()
             raise
-        self._asking = ResumableClient(self._client, self._journal, self._settings, logger)
+        self._resumable_client = ResumableClient(self._client, self._journal, self._settings, logger)
         logger.info(
             "%s is loaded in process %d on %s",
             self._arguments.model,
@@ -109,17 +126,19 @@ class BirdieZMQ(LM):
             ", ".join(self._description.devices),
         )
 
-    def _served(self, device: str | None, given: ClientSettings | None) -> Client:
-        """A client of the broker that model_args name, or of one of the run's own."""
+    def _connect(self, device: str | None, client_settings: ClientSettings | None) -> Client:
+        """Return a client of the broker in model_args, or of an embedded broker."""
         arguments = self._arguments
         endpoint = arguments.endpoint
         if endpoint is None:
             verbose = logger.isEnabledFor(logging.DEBUG)
-            # lm_eval names one GPU where nobody named any, and a mesh wants to see all of them.
-            one = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
-            self._embedded = EmbeddedProcesses(arguments.api, one, verbose, arguments.engine, arguments.status_port)
+            # lm_eval fills in one GPU if --device is not given, but a mesh needs to see all GPUs.
+            worker_device = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
+            self._embedded = EmbeddedProcesses(
+                arguments.api, worker_device, verbose, arguments.engine, arguments.status_port
+            )
             endpoint = self._embedded.endpoint
-            if given is None:
+            if client_settings is None:
                 self._settings = ClientSettings(connect_s=CONNECT_S)
         return Client(
             endpoint,
@@ -131,53 +150,57 @@ class BirdieZMQ(LM):
             key_file=arguments.key_file,
         )
 
-    def _here(self, model: Any, tokenizer: Any) -> InProcessClient:
-        """A model of this process."""
-        arguments, most_failures = self._arguments, self._settings.max_failed_items
+    def _in_process_client(self, model: Any, tokenizer: Any) -> InProcessClient:
+        """Return a client of a model of this process."""
+        arguments, max_failed_items = self._arguments, self._settings.max_failed_items
         client = InProcessClient(
-            arguments.model, model, tokenizer, arguments.limits, most_failures, arguments.engine, logger
+            arguments.model, model, tokenizer, arguments.limits, max_failed_items, arguments.engine, logger
         )
         if self._journal is not None and not client.has_fingerprint:
             raise UsageError(
-                "resume= keeps answers for a later run, which must be told that the weights are the same: give "
+                "resume= stores answers for later runs, which must know that the weights are the same: pass "
                 "birdie_zmq.Model(…, fingerprint=…)"
             )
         return client
 
     def update(self, params: Any = None, fingerprint: str | None = None) -> None:
-        """Go on with other weights of the same form, as in a training loop: nothing is compiled anew.
+        """Replace the weights of a model of this process, as in a training loop; nothing is recompiled.
+
+        The prefix cache is cleared, since its states depend on the weights.
 
         Args:
-            params: The new params of a model that was given to the constructor with params; None where its function sees
-                its own weights, which have changed.
-            fingerprint: What tells them from others; None says that they are like none before.
+            params: The new params, with the tree structure, shapes and dtypes of those passed to the constructor. None if
+                the model's function reads its weights itself and they have changed.
+            fingerprint: A string that identifies these weights, such as the training step. None: the weights equal no
+                earlier weights.
 
         Raises:
-            UsageError: The model is in another process, or the params have another form.
+            UsageError: The model runs in another process, the params have another structure, or the fingerprint that
+                ``resume`` needs is missing.
         """
         if not isinstance(self._client, InProcessClient):
-            raise UsageError("update() is for a model of this process, as BirdieZMQ(model=…, tokenizer=…) takes one")
+            raise UsageError("update() is for a model of this process, created with BirdieZMQ(model=…, tokenizer=…)")
         if self._journal is not None and fingerprint is None:
             raise UsageError(
-                "update() needs a fingerprint here, by which resume= keeps the answers of these weights apart"
+                "update() needs a fingerprint with resume=, to store the answers of these weights separately"
             )
         self._client.update(params, fingerprint)
         self._description = self._client.describe()
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
-        """As lm_eval builds a model by name: the GPUs then belong to the worker, not to this process."""
-        return super().create_from_arg_obj(arg_dict, additional_config)._without_gpus()
+        """Create the model for lm_eval, and leave the GPUs to the embedded worker."""
+        return super().create_from_arg_obj(arg_dict, additional_config)._hide_gpus()
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
-        """As `create_from_arg_obj`, from ``a=b,c=d``."""
-        return super().create_from_arg_string(arg_string, additional_config)._without_gpus()
+        """Create the model for lm_eval from ``a=b,c=d``, as `create_from_arg_obj` does."""
+        return super().create_from_arg_string(arg_string, additional_config)._hide_gpus()
 
-    def _without_gpus(self) -> Self:
-        """Hide the GPUs from this process, where metrics may import torch or jax and take what the worker needs.
+    def _hide_gpus(self) -> Self:
+        """Hide the GPUs from this process: a metric may import torch or jax and take memory that the worker needs.
 
-        The worker has the environment as it was before.
+        The embedded worker has already started, with the unchanged environment.
         """
         if self._embedded is not None:
             for variable in VISIBLE_DEVICES:
@@ -193,11 +216,11 @@ class BirdieZMQ(LM):
         self.close()
 
     def close(self) -> None:
-        """End the session, and the broker and worker if they are the run's own."""
+        """Close the session with the broker, and stop the embedded broker and worker if there are any."""
         self._client.close()
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._journal is not None:
             self._journal.close()
         if self._embedded is not None:
@@ -206,22 +229,37 @@ class BirdieZMQ(LM):
     # --- Requests ----------------------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood in nats of each continuation after its context, and whether greedy decoding gives it.
+        """Return the log-likelihood of each continuation given its context, and whether greedy decoding produces it.
+
+        Args:
+            requests: Requests with the arguments ``(context, continuation)``.
+            disable_tqdm: Whether to hide the progress bar.
+
+        Returns:
+            For each request, in order: the log-likelihood in nats, and whether each token of the continuation is the most
+            likely one.
 
         Raises:
-            UsageError: The model was told to think, which a log-likelihood does not let it do.
+            UsageError: ``enable_thinking=True`` is set, but a log-likelihood leaves the model no tokens to think.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
-        if self._arguments.thinks:
+        if self._arguments.enable_thinking:
             tasks = ", ".join(sorted({request.task_name for request in requests if request.task_name}))
             raise UsageError(
-                f"enable_thinking=True is for tasks that generate; a log-likelihood leaves no room to think ({tasks})"
+                f"enable_thinking=True is for tasks that generate text; these score log-likelihoods: {tasks}"
             )
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
         return self._run("loglikelihood", requests, pairs, loglikelihood_jobs, tuple, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood in nats of each whole text, by lm_eval's rolling windows.
+        """Return the log-likelihood of each whole text, computed with lm_eval's rolling windows.
+
+        Args:
+            requests: Requests with the arguments ``(text,)``.
+            disable_tqdm: Whether to hide the progress bar.
+
+        Returns:
+            The log-likelihood in nats of each text, in order.
 
         Raises:
             BirdieError: As `birdie_zmq.client.Client.run`.
@@ -230,37 +268,47 @@ class BirdieZMQ(LM):
         return self._run("loglikelihood_rolling", requests, texts, rolling_jobs, float, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each prompt, cut at the first stop string.
+        """Generate a continuation of each prompt, cut before the first stop string.
 
-        It is greedy unless a temperature is asked for. A request that is repeated and sampled has different answers,
-        the same in every run with the same ``seed`` in model_args.
+        Decoding is greedy unless the request sets a temperature. Repeats of a sampled request get different answers,
+        which are the same in every run with the same ``seed`` in model_args.
+
+        Args:
+            requests: Requests with the arguments ``(prompt, generation_kwargs)``.
+            disable_tqdm: Whether to hide the progress bar.
+
+        Returns:
+            The generated text of each request, in order, without the prompt and without the model's reasoning.
 
         Raises:
-            UnsupportedRequest: A request asks for what this model cannot do, such as beam search.
-            UsageError: Its settings contradict themselves, or ``--use_cache`` would give repeats one answer.
+            UnsupportedRequest: A request needs an unsupported option, such as beam search.
+            UsageError: Generation kwargs are invalid, or ``--use_cache`` would return one answer for all repeats.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
-        most, end = self._arguments.max_gen_toks, self._arguments.think_end_token
-        asked = [(str(request.args[0]), read_settings(request.args[1], most, end)) for request in requests]
-        prompts = keyed(asked, self._arguments.seed)
+        max_gen_toks, think_end_token = self._arguments.max_gen_toks, self._arguments.think_end_token
+        items = [
+            (str(request.args[0]), parse_generation_params(request.args[1], max_gen_toks, think_end_token))
+            for request in requests
+        ]
+        prompts = assign_random_keys(items, self._arguments.seed)
         if self._cache is not None:
-            refuse_repeats(prompts, [request.args[1] for request in requests])
+            reject_sampled_repeats(prompts, [request.args[1] for request in requests])
         return self._run("generate_until", requests, prompts, generate_jobs, str, disable_tqdm)
 
     def _run(
         self,
         kind: str,
         requests: Sequence[Instance],
-        asked: Sequence[C],
-        jobs_of: Callable[[Sequence[C], ClientSettings], Iterable[Job]],
-        expected: type[A],
+        items: Sequence[ItemT],
+        make_jobs: Callable[[Sequence[ItemT], ClientSettings], Iterable[Job]],
+        answer_type: type[AnswerT],
         disable_tqdm: bool,
-    ) -> list[A]:
+    ) -> list[AnswerT]:
         with ProgressBar(f"Running {kind} requests", len(requests), disable=disable_tqdm) as bar:
 
             def on_answer(item: int, answer: Answer) -> None:
-                # The key of lm_eval's cache is the request's own arguments, untouched.
-                if not is_passed_over(kind, requests[item].args):
+                # lm_eval's cache key is made of the unmodified arguments of the request.
+                if not is_never_cached(kind, requests[item].args):
                     self.cache_hook.add_partial(kind, requests[item].args, answer)
                 bar.answered()
 
@@ -269,55 +317,64 @@ class BirdieZMQ(LM):
                 return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {item}"
 
             identity = self._description.identity
-            answers = self._asking.run(identity, kind, asked, jobs_of, expected, on_answer, name_of, bar.progress)
-        fitting: list[A] = [answer for answer in answers if isinstance(answer, expected)]
-        if len(fitting) != len(answers):
-            raise ProtocolError(f"the worker answered {kind} requests with another kind of answer")
-        return fitting
+            answers = self._resumable_client.run(
+                identity, kind, items, make_jobs, answer_type, on_answer, name_of, bar.progress
+            )
+        typed: list[AnswerT] = [answer for answer in answers if isinstance(answer, answer_type)]
+        if len(typed) != len(answers):
+            raise ProtocolError(f"the worker answered {kind} requests with answers of another type")
+        return typed
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """As lm_eval hands over its ``--use_cache``, which from then on is this model's.
+        """Set the hook that fills lm_eval's ``--use_cache``, and bind that cache to this model.
 
         Raises:
-            UsageError: The cache has answers of another model, or does not say of which.
+            UsageError: The cache has answers of another model, or does not record the model of its answers.
         """
         super().set_cache_hook(cache_hook)
         if self._cache is not None:
-            claim(self._cache, self._description.identity)
+            bind_cache(self._cache, self._description.identity)
 
     @property
     def _cache(self) -> Any:
-        """The cache that lm_eval has opened, None if there is none."""
+        """The response cache that lm_eval has opened, None without ``--use_cache``."""
         return getattr(self.cache_hook, "dbdict", None)
 
     # --- Chat --------------------------------------------------------------------------------------------------------
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The prompt for a conversation; without a generation prompt the last message is left open.
+        """Render a conversation as a prompt.
+
+        A template that rejects the system message gets the conversation without it, after a warning.
+
+        Args:
+            chat_history: Messages with ``role`` and ``content``.
+            add_generation_prompt: Whether to end with the start of the model's turn. If not, the last message is left
+                open, so that the model continues it.
 
         Raises:
-            UsageError: The tokenizer has no template.
-            TokenizerError: Its own method failed.
+            UsageError: The tokenizer has no chat template, or its template rejects the conversation.
+            TokenizerError: The tokenizer's own ``apply_chat_template`` method failed.
         """
         try:
             return self._render(chat_history, add_generation_prompt)
         except jinja2.TemplateError as error:
-            without = [message for message in chat_history if message["role"] != "system"]
-            if len(without) == len(chat_history):
-                raise UsageError(f"the chat template refuses a conversation: {error}") from error
-            logger.warning("the chat template refuses the system message, which is left out: %s", error)
-            return self._render(without, add_generation_prompt)
+            without_system = [message for message in chat_history if message["role"] != "system"]
+            if len(without_system) == len(chat_history):
+                raise UsageError(f"the chat template rejects a conversation: {error}") from error
+            logger.warning("the chat template rejects the system message, which is left out: %s", error)
+            return self._render(without_system, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that is used, which lm_eval records; a string picks one by its name."""
+        """Select the chat template and return its text, which lm_eval records; a string selects a template by name."""
         if chat_template is False or chat_template is None:
             return None
-        self._template = self._choose(None if chat_template is True else chat_template)
+        self._template = self._select_template(None if chat_template is True else chat_template)
         return self._template or ""
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for the tokenizer and its template, under which lm_eval caches rendered requests."""
+        """A name for the tokenizer and its chat template; lm_eval caches rendered requests under it."""
         spec = self._arguments.model
         chat = json.dumps([spec.tag, spec.arguments, self._description.api_sha256, self._template], sort_keys=True)
         readable = Path(spec.tag).name or spec.tag
@@ -325,11 +382,11 @@ class BirdieZMQ(LM):
 
     @functools.cached_property
     def _template(self) -> str | None:
-        return self._choose(None)
+        return self._select_template(None)
 
-    def _choose(self, name: str | None) -> str | None:
-        """One of the tokenizer's templates; None where a method of its own is to be called."""
-        return choose(self._description.chat, name, self._arguments.model)
+    def _select_template(self, name: str | None) -> str | None:
+        """Return one of the tokenizer's templates; None if the tokenizer has a method instead."""
+        return select_template(self._description.chat, name, self._arguments.model)
 
     def _render(self, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
         template = self._template
@@ -350,39 +407,38 @@ class BirdieZMQ(LM):
         (text,) = self._client.run([Job(work, [0])], 1)
         return str(text)
 
-    # --- What results record -----------------------------------------------------------------------------------------
+    # --- Results and metadata ----------------------------------------------------------------------------------------
 
     @property
     def max_length(self) -> int:
-        """The most tokens that the model reads at once."""
+        """Maximum number of tokens in one forward pass of the model."""
         return self._description.max_length
 
     @property
     def eot_token_id(self) -> int | None:
-        """The token at which generation stops."""
+        """The token id at which generation stops, None if there is none."""
         return self._description.eos_token_id
 
     @property
     def batch_sizes(self) -> dict[int, int]:
-        """The rows of a step for each length in tokens that was used."""
+        """Rows per step, for each step length in tokens that was used."""
         return {length: rows for rows, length in self._description.report.shapes}
 
     def get_model_info(self) -> dict[str, Any]:
-        """What is needed to do this again: model, arguments, weights, devices, versions, and what was computed.
+        """Return the metadata that a results file needs to reproduce the run, and its statistics.
 
-        lm_eval asks for it when all has been answered: nothing that goes wrong here may cost the answers.
+        The keys cover model, arguments, weights, devices, versions and computation. lm_eval calls it after the last
+        answer, so an error of the worker is logged and not raised: the answers must not be lost.
         """
         try:
             self._description = self._client.describe()
         except BirdieError as error:
-            logger.warning(
-                "what the worker has computed is not known, and results say what was known before: %s", error
-            )
+            logger.warning("the worker's final statistics are not available, results contain earlier ones: %s", error)
         description = self._description
         report = description.report
-        logger.info("%s: %s", description.model, as_text(report))
+        logger.info("%s: %s", description.model, format_statistics(report))
         if self._client.retries:
-            logger.info("what was being computed was lost and done again %d times", self._client.retries)
+            logger.info("retried work %d times after a worker died", self._client.retries)
         return {
             "model_tag": description.model.tag,
             "model_keywords": json.loads(description.model.arguments),
@@ -396,26 +452,28 @@ class BirdieZMQ(LM):
             "model_devices": description.devices,
             "model_engine": description.engine,
             "model_versions": description.versions,
-            "model_steps": as_record(report),
+            "model_steps": statistics_record(report),
             "model_losses": self._client.retries,
             "model_switches": self._client.model_switches,
-            "model_resumed_answers": self._asking.resumed,
+            "model_resumed_answers": self._resumable_client.resumed,
         }
 
 
-def _beside_a_model(model: Any, tokenizer: Any, device: str | None, model_args: dict[str, Any]) -> dict[str, Any]:
-    """model_args for a model of this process.
+def _in_process_model_args(
+    model: Any, tokenizer: Any, device: str | None, model_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the model_args for a model of this process.
 
     Raises:
-        UsageError: Something is missing, or is said that only means something for another process.
+        UsageError: The tokenizer is missing, or an argument concerns other processes.
     """
     if isinstance(model, str):
-        raise UsageError(f"model= takes a model of this process; to name one that a page loads, say model_tag={model}")
+        raise UsageError(f"model= takes a model of this process; to load one with an api.py, pass model_tag={model}")
     if tokenizer is None:
-        raise UsageError("model= needs tokenizer= beside it: whatever load_tokenizer of a page may return")
-    processes = ("endpoint", "port", "key_file", "api", "status_port")
-    elsewhere: list[str] = [name for name in processes if name in model_args]
-    elsewhere += [] if device is None else ["device"]
-    if elsewhere:
-        raise UsageError(f"{', '.join(elsewhere)} beside model= mean nothing: the model is in this process")
+        raise UsageError("model= needs tokenizer=: any value that load_tokenizer of an api.py may return")
+    process_args = ("endpoint", "port", "key_file", "api", "status_port")
+    excluded: list[str] = [name for name in process_args if name in model_args]
+    excluded += [] if device is None else ["device"]
+    if excluded:
+        raise UsageError(f"{', '.join(excluded)} cannot be used with model=: the model runs in this process")
     return model_args if {"model_tag", "pretrained"} & model_args.keys() else {"model_tag": "in-process", **model_args}

@@ -1,4 +1,4 @@
-"""The bar of a call that goes on: how much is answered, how fast, and how much longer."""
+"""The progress bar of a running call: answered requests, throughput and time left."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from birdie_zmq.client.progress import Progress
 
-_BETWEEN_S = 0.5
-_BETWEEN_LINES_S = 10.0
-"""Where the bar goes into a file, which keeps each state of it."""
+_REFRESH_S = 0.5
+_FILE_REFRESH_S = 10.0
+"""Interval if standard error is not a terminal: a file keeps every state of the bar."""
 
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 class ProgressBar:
-    """A bar on standard error; what is logged meanwhile stands above it.
+    """A progress bar on standard error; log lines are printed above it.
 
     Args:
-        title: What is done.
-        total: How many answers there will be.
-        disable: Show nothing.
+        title: The text before the bar.
+        total: Number of answers to expect.
+        disable: Whether to show nothing.
     """
 
     def __init__(self, title: str, total: int, *, disable: bool = False) -> None:
-        self._between_s = _BETWEEN_S if sys.stderr.isatty() else _BETWEEN_LINES_S
-        self._bar = tqdm(desc=title, total=total, disable=disable, mininterval=self._between_s, bar_format=_FORMAT)
-        self._drawn_at = time.monotonic()
+        self._refresh_s = _REFRESH_S if sys.stderr.isatty() else _FILE_REFRESH_S
+        self._bar = tqdm(desc=title, total=total, disable=disable, mininterval=self._refresh_s, bar_format=_FORMAT)
+        self._refreshed_at = time.monotonic()
         self._progress = Progress()
         self._redirects = contextlib.ExitStack()
         if not disable:
@@ -50,24 +50,24 @@ class ProgressBar:
         self._bar.close()
 
     def answered(self) -> None:
-        """One more answer."""
+        """Count one more answer."""
         self._bar.update(1)
 
     def progress(self, progress: Progress) -> None:
-        """How far it has come."""
+        """Show new progress figures, at most once per refresh interval."""
         self._show(progress)
         now = time.monotonic()
-        if now - self._drawn_at >= self._between_s:
-            self._drawn_at = now
+        if now - self._refreshed_at >= self._refresh_s:
+            self._refreshed_at = now
             self._bar.refresh()
 
     def _show(self, progress: Progress) -> None:
         self._progress = progress
-        self._bar.set_postfix_str(as_text(progress), refresh=False)
+        self._bar.set_postfix_str(format_progress(progress), refresh=False)
 
 
-def as_text(progress: Progress) -> str:
-    """What is known, in few words."""
+def format_progress(progress: Progress) -> str:
+    """Return the known figures as a short text."""
     parts = []
     if progress.seconds_left is not None:
         parts.append(f"{tqdm.format_interval(progress.seconds_left)} left")

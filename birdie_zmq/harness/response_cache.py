@@ -1,7 +1,7 @@
-"""lm_eval's ``--use_cache``, kept to one model and away from answers that are drawn.
+"""lm_eval's ``--use_cache``, bound to one model and kept away from sampled answers.
 
-The keys of that cache are made of the request alone, so by itself the cache of one model answers for another. It
-therefore holds one more entry: the identity of the model whose answers it has.
+The keys of that cache depend on the request alone, so a cache could return the answers of another model. One more entry
+therefore records the identity of the model that the cache belongs to.
 """
 
 from __future__ import annotations
@@ -13,53 +13,53 @@ from typing import Any
 from birdie_zmq.client.batching import Prompt
 from birdie_zmq.errors import UsageError
 
-MARK = "birdie_zmq: model identity"
-"""The key of that entry; lm_eval's own are hexadecimal digits."""
+IDENTITY_KEY = "birdie_zmq: model identity"
+"""The key of that entry. lm_eval's own keys are hexadecimal digits, so they cannot collide with it."""
 
 
-def claim(cache: Any, identity: str) -> None:
-    """Mark a new cache as a model's; a cache that is marked so already stays as it is.
+def bind_cache(cache: Any, identity: str) -> None:
+    """Bind a new cache to a model; leave a cache that is bound to this model unchanged.
 
     Args:
         cache: The ``SqliteDict`` that lm_eval has opened.
-        identity: The model's, as its description gives it.
+        identity: The identity of the model, from its description.
 
     Raises:
-        UsageError: It has another model's answers, or those of nobody knows which.
+        UsageError: The cache has answers of another model, or does not record the model of its answers.
     """
-    if MARK in cache:
-        if cache[MARK] == identity:
+    if IDENTITY_KEY in cache:
+        if cache[IDENTITY_KEY] == identity:
             return
-        whose = "holds the answers of another model, or of this one with other model_args or weights"
+        reason = "holds the answers of another model, or of this model with other model_args or weights"
     elif cache:
-        whose = "does not say which model its answers are of (another backend made it, or an older birdie-zmq)"
+        reason = "does not say which model its answers belong to (another backend or an older birdie-zmq wrote it)"
     else:
-        cache[MARK] = identity
-        cache.commit()  # and wait, so that no answer is on the disk before it
+        cache[IDENTITY_KEY] = identity
+        cache.commit()  # Blocks until the entry is on disk, so that no answer can be written before it.
         return
-    raise UsageError(f"the cache {cache.filename} {whose}: give another path to --use_cache, or delete that file")
+    raise UsageError(f"the cache {cache.filename} {reason}: give another path to --use_cache, or delete this file")
 
 
-def is_passed_over(kind: str, arguments: Sequence[Any]) -> bool:
-    """Whether lm_eval never reads its cache for a request, so that nothing should be put there."""
+def is_never_cached(kind: str, arguments: Sequence[Any]) -> bool:
+    """Return whether lm_eval never reads its cache for a request, so that the answer must not be stored."""
     return kind == "generate_until" and bool(arguments[1].get("do_sample", False))
 
 
-def refuse_repeats(prompts: Sequence[Prompt], settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse equal prompts whose answers are drawn and would be cached: the next run would have one answer for all.
+def reject_sampled_repeats(prompts: Sequence[Prompt], settings: Sequence[Mapping[str, Any]]) -> None:
+    """Reject repeated prompts with sampled answers that would be cached: the next run would get one answer for all.
 
     Args:
-        prompts: All of one call.
-        settings: The ``generation_kwargs`` of each, as the task gave them.
+        prompts: All prompts of one call.
+        settings: The ``generation_kwargs`` of each prompt, as the task gave them.
 
     Raises:
-        UsageError: There are such prompts.
+        UsageError: A sampled prompt occurs more than once, and lm_eval would cache its answer.
     """
-    drawn = Counter((prompt.text, prompt.settings) for prompt in prompts if prompt.key is not None)
+    repeats = Counter((prompt.text, prompt.settings) for prompt in prompts if prompt.key is not None)
     for prompt, given in zip(prompts, settings, strict=True):
-        if not given.get("do_sample", False) and drawn[prompt.text, prompt.settings] > 1:
+        if not given.get("do_sample", False) and repeats[prompt.text, prompt.settings] > 1:
             raise UsageError(
-                "--use_cache would give the repeats of a request one and the same answer, since the task draws tokens "
-                "by a temperature alone: add do_sample=true to its generation_kwargs (or to --gen_kwargs), and resume=FILE "
-                "to --model_args, which keeps the answers of repeats apart"
+                "--use_cache would return the same answer for all repeats of a request, since the task samples with a "
+                "temperature but without do_sample: add do_sample=true to its generation_kwargs (or to --gen_kwargs), and "
+                "resume=FILE to --model_args, which stores each repeat separately"
             )

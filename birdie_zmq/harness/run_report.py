@@ -1,4 +1,4 @@
-"""What a run has cost, for results and for people."""
+"""Formats the statistics of a run: a record for the results file and a line for the log."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from birdie_zmq.types import RunStatistics
 
 
-def as_record(report: RunStatistics) -> dict[str, Any]:
-    """The report as results keep it; shares are of 1, seconds as they say."""
+def statistics_record(report: RunStatistics) -> dict[str, Any]:
+    """Return the statistics as the results file stores them; shares are between 0 and 1, times in seconds."""
     return {
         "requests": report.requests,
         "steps": report.steps,
@@ -28,18 +28,18 @@ def as_record(report: RunStatistics) -> dict[str, Any]:
     }
 
 
-def as_text(report: RunStatistics) -> str:
-    """The report in one line."""
-    record = as_record(report)
-    asked = f"{record['tokens_requested']:,} tokens asked"
+def format_statistics(report: RunStatistics) -> str:
+    """Return the statistics in one line."""
+    record = statistics_record(report)
+    tokens = f"{record['tokens_requested']:,} tokens requested"
     if report.tokens_distinct:
-        asked += f" ({report.tokens_distinct:,} distinct to be scored)"
+        tokens += f" ({report.tokens_distinct:,} distinct tokens to score)"
     if report.tokens_generated:
         share = report.tokens_thrown_away / (report.tokens_generated + report.tokens_thrown_away)
-        asked += f", {report.tokens_generated:,} generated ({share:.0%} of what was decoded was thrown away)"
+        tokens += f", {report.tokens_generated:,} generated ({share:.0%} of decoded tokens discarded)"
     return (
-        f"{report.requests:,} requests, {asked}, {report.tokens_computed:,} computed in {report.steps:,} steps of "
+        f"{report.requests:,} requests, {tokens}, {report.tokens_computed:,} computed in {report.steps:,} steps of "
         f"{len(report.shapes)} shapes ({record['padding_share']:.0%} padding): {report.step_seconds:.1f} s, "
-        f"{record['tokens_per_second']:,.0f} tokens a second, device idle {record['idle_share']:.0%}, and "
-        f"{report.compile_seconds:.1f} s of compiling"
+        f"{record['tokens_per_second']:,.0f} tokens/s, device idle {record['idle_share']:.0%}, "
+        f"{report.compile_seconds:.1f} s of compilation"
     )

@@ -1,4 +1,7 @@
-"""A model of the caller's own process, asked as a client asks one behind a broker: the same engine, no other process."""
+"""A client of a model in the caller's own process: the interface of `birdie_zmq.client.Client`, without broker or worker.
+
+The same engine computes the answers.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,33 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, answer_values, failure_of
+from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, answer_values, combine_failures
 from birdie_zmq.client.core import Job
-from birdie_zmq.client.progress import Estimate
+from birdie_zmq.client.progress import ProgressEstimator
 from birdie_zmq.engine.evaluator import ItemFailed
-from birdie_zmq.engine.progress_delta import ProgressReporter
+from birdie_zmq.engine.progress_reporter import ProgressReporter
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.types import Answers, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
-from birdie_zmq.worker.model_loader import ModelSource, ServedModel, assemble, mesh_for, text_tokenizer
+from birdie_zmq.worker.model_loader import ModelSource, ServedModel, adapt_tokenizer, assemble, mesh_for
 
 ORIGIN = "the caller's process"
 
-_BETWEEN_S = 0.25
-"""Between two looks at how far a call has come."""
+_PROGRESS_INTERVAL_S = 0.25
+"""Minimum seconds between two progress reports of a call."""
 
 
 class InProcessClient:
-    """Answers work in this process. Calls from several threads follow one another.
+    """A client that answers requests in this process. Calls from several threads run one after another.
 
     Args:
-        spec: What results call the model, and the model_args that the engine reads.
-        model: What a page's load_model may return.
-        tokenizer: What a page's load_tokenizer may return.
-        limits: What the user said of the rows of a step.
-        max_failed_items: After so many items without an answer, the rest of a call is not waited for.
-        engine: The engine, as `birdie_zmq.worker.engine_registry.find_engine` gives it.
-        log: Where lines for the person at the prompt go.
+        spec: The name of the model in results, and the model_args that the engine reads.
+        model: Any value that ``load_model`` of a user module may return.
+        tokenizer: Any value that ``load_tokenizer`` of a user module may return.
+        limits: Limits of the rows per step.
+        max_failed_items: Number of failed items after which the rest of a call is not computed.
+        engine: The engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
+        log: Logger for messages to the user.
 
     Raises:
         ModelError: The model or the tokenizer cannot be used.
@@ -60,40 +63,40 @@ class InProcessClient:
         self._max_failed_items = max_failed_items
         self._log = log or logging.getLogger(__name__)
         self._lock = threading.Lock()
-        self._told: set[str] = set()
-        # Compiled programs stay with this process: where its own are kept is for the caller to say.
-        texts = text_tokenizer(spec, tokenizer)
+        self._logged: set[str] = set()
+        # No compile cache directory is set: in its own process, the caller decides where executables are cached.
+        adapter = adapt_tokenizer(spec, tokenizer)
         imported = import_engine(engine)
-        loaded = assemble(spec, imported, ModelSource(ORIGIN, ""), texts, model, mesh=mesh_for(spec, imported))
-        self._loaded: ServedModel | None = _told_apart(loaded, loaded.fingerprint)
+        served = assemble(spec, imported, ModelSource(ORIGIN, ""), adapter, model, mesh=mesh_for(spec, imported))
+        self._served: ServedModel | None = _with_fingerprint(served, served.fingerprint)
 
     @property
     def has_fingerprint(self) -> bool:
-        """Whether the weights are told from others by what the caller said, and not by chance."""
-        return self._open().fingerprint is not None
+        """Whether the caller identified the weights with a fingerprint; otherwise their identity is random."""
+        return self._served_model().fingerprint is not None
 
     def describe(self) -> ModelDescription:
-        """The model, with what has been computed so far."""
-        loaded = self._open()
-        for text in loaded.warnings:
-            self._tell("warning", text)
-        return loaded.describe()
+        """Return the description of the model, with the statistics so far."""
+        served = self._served_model()
+        for text in served.warnings:
+            self._log_once("warning", text)
+        return served.describe()
 
     def update(self, params: Any, fingerprint: str | None) -> None:
-        """Go on with other weights of the same form.
+        """Replace the weights by others with the same tree structure, shapes and dtypes.
 
         Raises:
-            UsageError: They have another form, or the client is closed.
+            UsageError: The params have another structure, or the client is closed.
         """
         with self._lock:
-            loaded = self._open()
-            loaded.backend.update(params)
-            self._loaded = _told_apart(loaded, fingerprint)
+            served = self._served_model()
+            served.backend.update(params)
+            self._served = _with_fingerprint(served, fingerprint)
 
     def close(self) -> None:
-        """Let go of the model; a second time, do nothing."""
+        """Release the model. Further calls do nothing."""
         with self._lock:
-            self._loaded = None
+            self._served = None
 
     def run(
         self,
@@ -103,14 +106,14 @@ class InProcessClient:
         name_of: NameOf = "item {}".format,
         on_progress: OnProgress | None = None,
     ) -> list[Answer]:
-        """The answers to all items of some jobs, as `birdie_zmq.client.Client.run` gives them.
+        """Return the answers to all items of the jobs, as `birdie_zmq.client.Client.run`.
+
+        An error of a single item is raised after all other items have been answered.
 
         Raises:
             UsageError: The client is closed.
-            ModelError: The model does not compute.
-            RequestError: One of the items cannot be answered as asked.
-
-        An error that concerns one item alone is raised after all others have been answered.
+            ModelError: The model fails to compute.
+            RequestError: An item cannot be answered.
         """
         answers: dict[int, Answer] = {}
         failures: dict[int, BirdieError] = {}
@@ -118,76 +121,78 @@ class InProcessClient:
         jobs = list(jobs)
 
         with self._lock:
-            loaded = self._open()
-            estimate = Estimate(jobs, time.monotonic())
-            advances = ProgressReporter(loaded.evaluator)
-            asked_at = 0.0
+            served = self._served_model()
+            estimate = ProgressEstimator(jobs, time.monotonic())
+            reporter = ProgressReporter(served.evaluator)
+            reported_at = 0.0
 
-            def deliver(given: dict[int, Answer]) -> None:
-                estimate.answered(list(given))
-                answers.update(given)
+            def deliver(batch: dict[int, Answer]) -> None:
+                estimate.answered(list(batch))
+                answers.update(batch)
                 if on_answer is not None:
-                    for item, answer in given.items():
+                    for item, answer in batch.items():
                         on_answer(item, answer)
 
-            def come_on(item: int, *, at_once: bool = False) -> None:
-                nonlocal asked_at
+            def report_progress(item: int, *, force: bool = False) -> None:
+                nonlocal reported_at
                 now = time.monotonic()
-                if on_progress is not None and (at_once or now - asked_at >= _BETWEEN_S):
-                    asked_at = now
-                    estimate.advanced(item, advances.since_last(), now)
+                if on_progress is not None and (force or now - reported_at >= _PROGRESS_INTERVAL_S):
+                    reported_at = now
+                    estimate.progressed(item, reporter.since_last(), now)
                     on_progress(estimate.at(now))
 
             for job in jobs:
-                left = job
-                while left.items and len(failures) < self._max_failed_items:
-                    listener = _Listener(left.items, deliver, come_on, self._tell)
+                remaining = job
+                while remaining.items and len(failures) < self._max_failed_items:
+                    listener = _Listener(remaining.items, deliver, report_progress, self._log_once)
                     try:
-                        loaded.answer(left.work, self._limits, listener)
+                        served.answer(remaining.work, self._limits, listener)
                     except ItemFailed as failure:
-                        item = left.items[failure.index]
+                        item = remaining.items[failure.index]
                         failures[item] = failure.error
                         if count > 1:
-                            self._tell("warning", f"{name_of(item)} has no answer: {failure.error.message}")
-                    waiting = [i for i, item in enumerate(left.items) if item not in answers and item not in failures]
-                    left = Job(left.work.select(waiting), [left.items[i] for i in waiting])
-                come_on(job.items[0], at_once=True)
-            loaded.evaluator.rest()
+                            self._log_once("warning", f"{name_of(item)} has no answer: {failure.error.message}")
+                    unanswered = [
+                        i for i, item in enumerate(remaining.items) if item not in answers and item not in failures
+                    ]
+                    remaining = Job(remaining.work.select(unanswered), [remaining.items[i] for i in unanswered])
+                report_progress(job.items[0], force=True)
+            served.evaluator.pause_idle_clock()
         if failures:
-            raise failure_of(failures, count, len(answers), name_of)
+            raise combine_failures(failures, count, len(answers), name_of)
         return [answers[item] for item in range(count)]
 
-    def _open(self) -> ServedModel:
-        if self._loaded is None:
+    def _served_model(self) -> ServedModel:
+        if self._served is None:
             raise UsageError("this model has been closed")
-        return self._loaded
+        return self._served
 
-    def _tell(self, level: Level, text: str) -> None:
-        """Log a line once, however often it is said."""
-        if text not in self._told:
-            self._told.add(text)
+    def _log_once(self, level: Level, text: str) -> None:
+        """Log a message unless it has been logged before."""
+        if text not in self._logged:
+            self._logged.add(text)
             self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
 
 
 class _Listener:
-    """Passes answers on by the numbers of their items."""
+    """A listener that maps indices of the remaining work to item numbers, and passes answers and progress on."""
 
     def __init__(
         self,
         items: Sequence[int],
         deliver: Callable[[dict[int, Answer]], None],
-        come_on: Callable[[int], None],
-        tell: Callable[[Level, str], None],
+        report_progress: Callable[[int], None],
+        log: Callable[[Level, str], None],
     ) -> None:
         self._items = items
         self._deliver = deliver
-        self._come_on = come_on
-        self.notice = tell
+        self._report_progress = report_progress
+        self.notice = log
 
     def answered(self, indices: Sequence[int], answers: Answers) -> None:
         items = [self._items[index] for index in indices]
         self._deliver(dict(zip(items, answer_values(answers), strict=True)))
-        self._come_on(self._items[0])
+        self._report_progress(self._items[0])
 
     def compiling(self, detail: str) -> None:
         pass
@@ -196,10 +201,10 @@ class _Listener:
         pass
 
     def step(self) -> None:
-        self._come_on(self._items[0])
+        self._report_progress(self._items[0])
 
 
-def _told_apart(loaded: ServedModel, fingerprint: str | None) -> ServedModel:
-    """The same model, known by the fingerprint of its weights, or where there is none by chance: no two are the same."""
-    origin = ModelSource(ORIGIN, "" if fingerprint is not None else uuid.uuid4().hex)
-    return replace(loaded, origin=origin, fingerprint=fingerprint)
+def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedModel:
+    """Return the model identified by a fingerprint of its weights; without one, by a random unique identity."""
+    source = ModelSource(ORIGIN, "" if fingerprint is not None else uuid.uuid4().hex)
+    return replace(served, source=source, fingerprint=fingerprint)

@@ -1,6 +1,7 @@
-"""The models that the default ``api.py`` knows: the demo, and checkpoints as they lie on disk.
+"""The built-in models: the demo, checkpoint directories, GGUF files and hub repositories.
 
-`load_model` and `load_tokenizer` here are what the page falls through to, and what a worker uses without a page.
+The default ``api.py`` falls back to `load_model` and `load_tokenizer` here. A worker without a user module uses them
+directly.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Any
 
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
-from birdie_zmq.models.resolution import BUILT_IN, fingerprint_of, locate
+from birdie_zmq.models.resolution import BUILT_IN, checkpoint_fingerprint, resolve_checkpoint
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
-_OWN = {"dtype", "revision", "tokenizer"}
-_ENGINE = {
+_MODEL_ARGS = {"dtype", "revision", "tokenizer"}
+_ENGINE_ARGS = {
     "max_length",
     "max_gen_toks",
     "add_bos_token",
@@ -29,85 +30,87 @@ _ENGINE = {
     "think_end_token",
     "seed",
 }
-_WITHOUT_EFFECT = {"trust_remote_code", "truncation", "use_fast_tokenizer", "logits_cache", "softmax_dtype"}
-"""What lm_eval's hf backend takes and what needs no saying here; docs/reference/model_args.md says why of each."""
+_IGNORED_ARGS = {"trust_remote_code", "truncation", "use_fast_tokenizer", "logits_cache", "softmax_dtype"}
+"""Arguments of lm_eval's hf backend that have no effect here; docs/reference/model_args.md gives the reasons."""
 
 
 def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
-    """The model of a tag, for the engine of this process: in JAX, its weights on the default device or over a mesh, or in PyTorch.
+    """Load the model of a tag for the engine of this process.
+
+    In JAX, the weights are put on the default device or sharded over a mesh.
 
     Args:
-        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or ``organisation/name`` of the hub. In PyTorch it
-            is a directory or a repository, which transformers reads.
-        mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``; its devices share the weights.
-        **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 where the checkpoint is, else float32.
-            ``revision`` is one of the hub's repository.
+        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or ``organisation/name`` of the hub. In PyTorch
+            it is a directory or a repository, which transformers reads.
+        mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
+        **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
+            ``revision`` is a revision of the hub repository.
 
     Raises:
         UnknownModelTag: The tag is none of those.
-        UsageError: A keyword is not known or has a wrong value, or the engine is none for this model.
-        ModelLoadError: The checkpoint is damaged, or its architecture is not known.
+        UsageError: An argument is unknown or has a wrong value, or the engine does not support this model.
+        ModelLoadError: The checkpoint is damaged, or its architecture is unknown.
     """
-    path = locate(model_tag, keywords.get("revision"))
-    dtype = _checked(model_tag, keywords)
+    path = resolve_checkpoint(model_tag, keywords.get("revision"))
+    dtype = _check_arguments(model_tag, keywords)
     engine = os.environ.get(ENGINE_VARIABLE, "jax")
     if engine != "jax":
-        return _of_another_engine(engine, model_tag, path, dtype)
-    # Here, so that the agent and load_tokenizer do without jax.
-    from birdie_zmq.models.decoder import model_of
+        return _load_for_other_engine(engine, model_tag, path, dtype)
+    # Imported here, so that the agent and load_tokenizer work without jax.
+    from birdie_zmq.models.decoder import build_model
     from birdie_zmq.models.loader import load_checkpoint
 
     try:
         architecture, params = load_checkpoint(path, dtype, mesh)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
-    asked = keywords.get("max_length")
-    if "positions" in params.outer and isinstance(asked, int) and asked > architecture.max_length:
+    requested = keywords.get("max_length")
+    if "positions" in params.outer and isinstance(requested, int) and requested > architecture.max_length:
         raise UsageError(
-            f"max_length={asked} is more than the {architecture.max_length} positions that the model {model_tag!r} has "
-            "learned; it has none for what comes after them"
+            f"max_length={requested} is more than the {architecture.max_length} learned positions of the model "
+            f"{model_tag!r}; lower max_length"
         )
-    return model_of(architecture, params, mesh)
+    return build_model(architecture, params, mesh)
 
 
-def _of_another_engine(engine: str, model_tag: str, path: Path, dtype: str) -> Model:
+def _load_for_other_engine(engine: str, model_tag: str, path: Path, dtype: str) -> Model:
     if engine != "torch":
         raise UsageError(
             f"the built-in models are for the engines jax and torch; for {engine}, write load_model and load_tokenizer in "
             "an api.py, and name it with --api of the worker or api= in model_args"
         )
     if model_tag in BUILT_IN or path.is_file():
-        what = (
-            f"the model {model_tag!r} that comes with birdie-zmq" if model_tag in BUILT_IN else f"the GGUF file {path}"
-        )
+        source = f"the built-in model {model_tag!r}" if model_tag in BUILT_IN else f"the GGUF file {path}"
         raise UsageError(
-            f"{what} is read for the engine jax only, and this worker's is torch; say engine=jax, or leave engine= out, or "
-            "start workers.jax_worker; the engine torch reads Hugging Face directories"
+            f"{source} needs the engine jax, and the engine of this worker is torch; set engine=jax, omit engine=, "
+            "or start workers.jax_worker; the engine torch loads Hugging Face directories"
         )
     try:
-        # Here, so that nothing else of the package imports torch.
+        # Imported here, so that nothing else of the package imports torch.
         from birdie_zmq.models.transformers_model import load_checkpoint
     except ModuleNotFoundError as error:
         raise ModelLoadError(
-            f"the engine torch reads {path} by transformers, and {error.name} is not installed; "
-            "pip install 'birdie-zmq[torch]'"
+            f"the engine torch loads {path} with transformers, but {error.name} is not installed; "
+            "run: pip install 'birdie-zmq[torch]'"
         ) from error
     return load_checkpoint(path, dtype)
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
-    """The tokenizer of a tag, or of the checkpoint that ``tokenizer=`` names.
+    """Load the tokenizer of a tag, or of the checkpoint that ``tokenizer=`` names.
 
     Raises:
-        UnknownModelTag: The tag is none that `load_model` takes.
-        UsageError: A keyword is not known or has a wrong value.
+        UnknownModelTag: `load_model` would not accept the tag.
+        UsageError: An argument is unknown or has a wrong value.
         TokenizerError: The checkpoint has no tokenizer that can be read.
     """
-    model = locate(model_tag, keywords.get("revision"), weights=False)
-    _checked(model_tag, keywords)
+    model = resolve_checkpoint(model_tag, keywords.get("revision"), weights=False)
+    _check_arguments(model_tag, keywords)
     given = keywords.get("tokenizer")
-    path = model if given is None else locate(str(given), weights=False)
-    fingerprint = fingerprint_of(model) if path == model else f"{fingerprint_of(model)} {fingerprint_of(path)}"
+    path = model if given is None else resolve_checkpoint(str(given), weights=False)
+    fingerprint = checkpoint_fingerprint(model)
+    if path != model:
+        fingerprint = f"{fingerprint} {checkpoint_fingerprint(path)}"
     if path.is_dir():
         return read_tokenizer(path, fingerprint)
     from birdie_zmq.models.gguf_file import GgufFile
@@ -118,20 +121,23 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
         raise TokenizerError(str(error)) from error
 
 
-def _checked(model_tag: str, keywords: Mapping[str, Any]) -> str:
-    """The dtype, once all keywords are seen to be known."""
-    known = _OWN | _ENGINE | _WITHOUT_EFFECT
+def _check_arguments(model_tag: str, keywords: Mapping[str, Any]) -> str:
+    """Check that all arguments are known, and return the dtype."""
+    known = _MODEL_ARGS | _ENGINE_ARGS | _IGNORED_ARGS
     unknown = sorted(set(keywords) - known)
     if unknown:
         raise UsageError(
-            f"the model {model_tag!r} does not know {', '.join(unknown)} in model_args; it knows "
+            f"the model {model_tag!r} has no argument {', '.join(unknown)} in model_args; known arguments: "
             f"{', '.join(sorted(known))}"
         )
     if str(keywords.get("softmax_dtype", "float32")) != "float32":
-        raise UsageError(f"softmax_dtype={keywords['softmax_dtype']!r}: scores are always normalised in float32")
+        raise UsageError(
+            f"softmax_dtype={keywords['softmax_dtype']!r} is not supported: scores are always normalised in float32"
+        )
     dtype = str(keywords.get("dtype", "auto"))
     if dtype not in _DTYPES:
         raise UsageError(
-            f"dtype={dtype!r} in model_args is none of {', '.join(_DTYPES)} (float16 overflows where these do not)"
+            f"dtype={dtype!r} in model_args is not supported; use one of {', '.join(_DTYPES)} "
+            "(float16 overflows where these do not)"
         )
     return dtype

@@ -1,8 +1,7 @@
-"""Which checkpoints the built-in page offers: all that a tag can name, or what a worker was started with.
+"""The checkpoint policy: which paths and hub repositories the built-in models may load.
 
-Whoever asks for a model chooses its tag. A worker that serves others says by its options what they may choose from; they
-reach its model process through the environment, so that a page that falls through to `birdie_zmq.models` is held to
-them as well.
+The client chooses the model tag. By default it may name any of them; options of the worker restrict it. They reach the
+model process through the environment, so an ``api.py`` that falls back to `birdie_zmq.models` is restricted as well.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ VARIABLE = "BIRDIE_ZMQ_OFFER"
 
 @dataclass(frozen=True)
 class CheckpointPolicy:
-    """What tags may name beside the built-in models.
+    """What tags may name in addition to the built-in models.
 
     Attributes:
-        folders: The folders in which checkpoints are offered, absolute; None for the whole machine.
-        hub: Whether a repository of the Hugging Face hub may be named, and so be downloaded.
+        folders: The folders from which checkpoints may be loaded, absolute; None for the whole machine.
+        hub: Whether a tag may name a repository of the Hugging Face hub, which may be downloaded.
     """
 
     folders: tuple[Path, ...] | None = None
     hub: bool = True
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> CheckpointPolicy:
-        """What an environment says; everything, where it says nothing."""
-        said = environment.get(VARIABLE)
-        if said is None:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> CheckpointPolicy:
+        """Return the policy in an environment; if it has none, everything is allowed."""
+        value = environment.get(VARIABLE)
+        if value is None:
             return cls()
-        words = json.loads(said)
-        return cls(tuple(map(Path, words["folders"])), words["hub"])
+        fields = json.loads(value)
+        return cls(tuple(map(Path, fields["folders"])), fields["hub"])
 
     @classmethod
     def limited(cls, folders: Sequence[Path], *, hub: bool) -> CheckpointPolicy:
-        """What lies in these folders, and the hub or not."""
+        """Return a policy that allows only checkpoints in these folders and, with `hub`, hub repositories."""
         return cls(tuple(Path(os.path.normpath(folder.absolute())) for folder in folders), hub)
 
     def as_variable(self) -> dict[str, str]:
-        """What to put into the environment of a model process."""
+        """Return the environment variable that passes this policy to a model process; empty without restrictions."""
         if self.folders is None:
             return {}
         return {VARIABLE: json.dumps({"folders": [str(folder) for folder in self.folders], "hub": self.hub})}
@@ -52,17 +51,17 @@ class CheckpointPolicy:
     def __str__(self) -> str:
         if self.folders is None:
             return "all"
-        places = [f"those in {folder}" for folder in self.folders] + ["repositories of the hub"] * self.hub
-        return ", ".join(["the demo", *places])
+        sources = [f"those in {folder}" for folder in self.folders] + ["repositories of the hub"] * self.hub
+        return ", ".join(["the demo", *sources])
 
     def find(self, tag: str) -> Path | None:
-        """The offered path that a tag names, whether or not anything is there; None if it names none.
+        """Return the allowed path that a tag names, whether or not it exists; None if the tag names no allowed path.
 
-        Where folders are offered, a tag is one of them or a path in it, from the folder on or from the root. Dots are
-        resolved in the words alone, so that no link on the way can lead them elsewhere; a link that lies in such a
-        folder was put there by whoever offers it.
+        With restricted folders, a tag is one of the folders or a path inside one, relative to the folder or absolute.
+        Dots are resolved lexically, so no symbolic link on the way can redirect them. A link inside an allowed folder
+        is followed: the administrator of the folder put it there.
         """
-        path = expanded(tag)
+        path = expand_tag(tag)
         if self.folders is None:
             return path
         inside = [
@@ -73,8 +72,8 @@ class CheckpointPolicy:
         return next(filter(Path.exists, inside), inside[0] if inside else None)
 
 
-def expanded(tag: str) -> Path:
-    """A tag as a path, its ``~`` the home directory; the user of a ``~user`` may be unknown, and then it stays."""
+def expand_tag(tag: str) -> Path:
+    """Return a tag as a path with ``~`` expanded to the home directory; ``~user`` stays if the user is unknown."""
     path = Path(tag)
     with contextlib.suppress(RuntimeError):
         return path.expanduser()

@@ -1,4 +1,4 @@
-"""Typed reading of a ``config.json``: a value that is missing or of the wrong type is named, never guessed."""
+"""Typed access to a ``config.json``: a missing value or one of the wrong type is an error that names the key."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It holds no JSON object; the message names it.
+        ValueError: The file does not hold a JSON object; the message names the file.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what UTF-8 raises
-        raise ValueError(f"{path} is no JSON: {error}") from error
+    except ValueError as error:  # UnicodeDecodeError is one as well
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} does not hold a JSON object")
     return values
 
 
-class Fields:
-    """The keys of a Hugging Face ``config.json``; a null one counts as missing unless a method says otherwise.
+class ConfigReader:
+    """The keys of a Hugging Face ``config.json``; a null value counts as missing unless a method says otherwise.
 
-    Every method raises ValueError, naming the key, for a value of the wrong type, or for a key that is missing where
-    there is no default.
+    Every method raises ValueError, naming the key, if the value has the wrong type, or if the key is missing and has no
+    default.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -39,43 +39,43 @@ class Fields:
         return key in self._values
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number."""
+        """Return an integer."""
         value = self._values.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"{key} must be an integer, not {value!r}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number, whole or not."""
+        """Return a number, as a float."""
         value = self._values.get(key, default)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError(f"{key} must be a number, not {value!r}")
         return float(value)
 
     def optional_number(self, key: str, default: float | None = None) -> float | None:
-        """A number; None where the key is null, or where it is missing and has no default."""
+        """Return a number; None if the key is null, or if it is missing and has no default."""
         return None if key in self._null or (key not in self and default is None) else self.number(key, default)
 
     def optional_integer(self, key: str, default: int | None = None) -> int | None:
-        """A whole number; None where the key is null, or where it is missing and has no default."""
+        """Return an integer; None if the key is null, or if it is missing and has no default."""
         return None if key in self._null or (key not in self and default is None) else self.integer(key, default)
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or False."""
+        """Return a boolean."""
         value = self._values.get(key, default)
         if not isinstance(value, bool):
             raise ValueError(f"{key} must be true or false, not {value!r}")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string."""
+        """Return a string."""
         value = self._values.get(key, default)
         if not isinstance(value, str):
             raise ValueError(f"{key} must be a string, not {value!r}")
         return value
 
     def texts(self, key: str, count: int) -> tuple[str, ...] | None:
-        """A list of exactly `count` strings, or None where the key is missing."""
+        """Return a list of exactly `count` strings, or None if the key is missing."""
         value = self._values.get(key)
         if value is None:
             return None
@@ -83,27 +83,27 @@ class Fields:
             raise ValueError(f"{key} must be a list of {count} strings, not {value!r}")
         return tuple(value)
 
-    def record(self, key: str) -> Fields:
-        """A JSON object; an empty one where the key is missing."""
+    def record(self, key: str) -> ConfigReader:
+        """Return a JSON object; an empty one if the key is missing."""
         value = self._values.get(key, {})
         if not isinstance(value, dict):
             raise ValueError(f"{key} must be an object, not {value!r}")
-        return Fields(value)
+        return ConfigReader(value)
 
     def require(self, key: str, supported: Sequence[object]) -> None:
-        """Refuse any value but those supported; the first of them is what a missing key means.
+        """Check that a value is supported; the first supported value is the default of a missing key.
 
         Raises:
-            ValueError: The value is another, which would change what is computed.
+            ValueError: The value is not supported, and would change what is computed.
         """
         value = self._values.get(key, supported[0])
         if value not in supported:
-            known = " or ".join(repr(choice) for choice in supported)
-            raise ValueError(f"{key}={value!r} is not supported, only {known}")
+            choices = " or ".join(repr(choice) for choice in supported)
+            raise ValueError(f"{key}={value!r} is not supported, only {choices}")
 
 
-def positive(**sizes: int) -> None:
-    """Raise ValueError, naming the size, unless each is at least 1."""
+def require_positive(**sizes: int) -> None:
+    """Raise ValueError, naming the size, if one of them is below 1."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")

@@ -1,9 +1,9 @@
-"""The functions of `birdie_zmq.Model`, for a decoder of any family.
+"""The functions of `birdie_zmq.Model` for a decoder of any family.
 
-Matrices are multiplied in full float32 where the weights are float32: GPUs and TPUs would otherwise round their inputs
-to fewer bits (TF32, bfloat16), and scores would differ from those of other machines.
+Matrices are multiplied in full float32 if the weights are float32: GPUs and TPUs would otherwise round their inputs to
+fewer bits (TF32, bfloat16), and scores would differ from those of other machines.
 
-Shape letters: b rows, t position in a row, d width of the residual stream, v vocabulary; those of a state are in
+Shape letters: b rows, t position in a row, d width of the residual stream, v vocabulary; those of the KV cache are in
 `attention`.
 """
 
@@ -15,20 +15,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from birdie_zmq.engine.jax.sharding import lying
+from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.engine.model_api import Model
-from birdie_zmq.models.attention import Reading, State, whole_blocks, written
+from birdie_zmq.models.attention import AttentionMetadata, KVCache, append_tokens, round_up_to_blocks
 from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
-from birdie_zmq.models.weight_map import Architecture, Params, Read
+from birdie_zmq.models.weight_map import Architecture, BackboneOutput, Params
 
 
 def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
-    """The logits of the next token at every position.
+    """Compute the logits of the next token at every position.
 
     Args:
-        architecture: static under `jax.jit`.
-        params: all of one floating dtype.
-        tokens: integer [b, t], ids in [0, vocab_size).
+        architecture: Static under `jax.jit`.
+        params: All of one floating dtype.
+        tokens: Integer [b, t], ids in [0, vocab_size).
 
     Returns:
         float32 [b, t, v]; ``[:, i]`` scores the token at position i + 1.
@@ -40,19 +40,18 @@ def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax
 
 
 def hidden(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
-    """Final hidden states [b, t, d] of int [b, t], each row a text from its first position on.
+    """Compute final hidden states [b, t, d] of tokens int [b, t]; each row is one sequence from position 0 on.
 
-    Attention is causal, so what stands to the right of a row's end cannot reach the positions before it: padding there
-    needs no mask.
+    Attention is causal, so padding to the right of a sequence does not reach its positions and needs no mask.
 
     Raises:
         ValueError: As for `logits`.
     """
-    return _read(architecture, params, tokens, Reading(_positions(tokens)[None])).hidden
+    return _forward(architecture, params, tokens, AttentionMetadata(_positions(tokens)[None])).hidden
 
 
 def unembed(architecture: Architecture, params: Params, hidden: jax.Array) -> jax.Array:
-    """Float32 logits [..., v] of hidden states [..., d]."""
+    """Compute float32 logits [..., v] of hidden states [..., d]."""
     with jax.default_matmul_precision("highest"):
         return architecture.unembed(params, hidden)
 
@@ -60,7 +59,7 @@ def unembed(architecture: Architecture, params: Params, hidden: jax.Array) -> ja
 def unembed_part(
     architecture: Architecture, params: Params, hidden: jax.Array, begin: jax.Array | int, size: int
 ) -> jax.Array:
-    """As `unembed`, for the `size` tokens from `begin` on: float32 [..., size]."""
+    """Compute the logits of the `size` tokens from `begin` on: float32 [..., size]."""
     outer = dict(params.outer)
     if "head" in outer:
         outer["head"] = jax.lax.dynamic_slice_in_dim(outer["head"], begin, size, axis=1)
@@ -71,12 +70,12 @@ def unembed_part(
 
 def init_state(
     architecture: Architecture, params: Params, batch: int, capacity: int, *, mesh: Mesh | None = None
-) -> State:
-    """The state of rows that have read nothing, with room for `capacity` tokens each."""
+) -> KVCache:
+    """Create an empty KV cache of `batch` rows with a capacity of `capacity` tokens each."""
     layers, groups, width = architecture.state_shape
-    shape, dtype = (batch, layers, groups, whole_blocks(capacity), width), params.outer["embedding"].dtype
-    state = State(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
-    return _spread(state, mesh)
+    shape, dtype = (batch, layers, groups, round_up_to_blocks(capacity), width), params.outer["embedding"].dtype
+    state = KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+    return _constrain_state(state, mesh)
 
 
 def extend(
@@ -84,18 +83,21 @@ def extend(
     params: Params,
     tokens: jax.Array,
     lengths: jax.Array,
-    state: State,
+    state: KVCache,
     *,
     mesh: Mesh | None = None,
-) -> tuple[jax.Array, State]:
-    """Let each row read on: hidden states [b, t, d] of int [b, t], and the state after `lengths` int32 [b] of them.
+) -> tuple[jax.Array, KVCache]:
+    """Extend each row by tokens int [b, t], of which the first `lengths` int32 [b] are real.
+
+    Returns:
+        Hidden states [b, t, d], and the state after the real tokens.
 
     Raises:
         ValueError: As for `logits`.
     """
-    reading = Reading(state.lengths[:, None] + _positions(tokens)[None], state=state)
-    read = _read(architecture, params, tokens, reading)
-    return read.hidden, _spread(written(state, read.keys, read.values, lengths), mesh)
+    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None], state=state)
+    output = _forward(architecture, params, tokens, metadata)
+    return output.hidden, _constrain_state(append_tokens(state, output.keys, output.values, lengths), mesh)
 
 
 def branch(
@@ -104,52 +106,52 @@ def branch(
     tokens: jax.Array,
     depths: jax.Array,
     ends: jax.Array,
-    state: State | None,
+    state: KVCache | None,
     *,
     mesh: Mesh | None = None,
 ) -> jax.Array:
-    """Hidden states [b, t, d] of trees of texts, as `birdie_zmq.Model.branch` describes them.
+    """Compute hidden states [b, t, d] of trees of sequences, as `birdie_zmq.Model.branch` describes them.
 
     Raises:
         ValueError: As for `logits`.
     """
-    before = 0 if state is None else state.lengths[0]
-    reading = Reading(depths + before, ends, state, are_dealt_out=mesh is not None)
-    return _read(architecture, params, tokens, reading).hidden
+    prefix_length = 0 if state is None else state.lengths[0]
+    metadata = AttentionMetadata(depths + prefix_length, ends, state, rows_sharded=mesh is not None)
+    return _forward(architecture, params, tokens, metadata).hidden
 
 
-def model_of(architecture: Architecture, params: Params, mesh: Mesh | None = None) -> Model:
-    """The model in the form that engines take; over a mesh, where its params lie on one."""
+def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = None) -> Model:
+    """Build the `Model` that engines run; `mesh` is the mesh that holds the params, if any."""
 
-    def bound(function: Any, **keywords: Any) -> Any:
+    def bind(function: Any, **keywords: Any) -> Any:
         def call(*arguments: Any) -> Any:
             return function(architecture, *arguments, **keywords)
 
         return call
 
-    # A part of a vocabulary that is divided already would be gathered from all devices first.
-    in_parts = mesh is None or not divides_vocabulary(architecture.vocab_size, mesh)
+    # A slice of a sharded vocabulary would first be gathered from all devices.
+    slices_vocabulary = mesh is None or not divides_vocabulary(architecture.vocab_size, mesh)
 
     return Model(
         params=params,
-        logits=bound(logits),
-        hidden=bound(hidden),
-        unembed=bound(unembed),
-        unembed_part=bound(unembed_part) if in_parts else None,
-        init_state=bound(init_state, mesh=mesh),
-        extend=bound(extend, mesh=mesh),
-        branch=bound(branch, mesh=mesh),
+        logits=bind(logits),
+        hidden=bind(hidden),
+        unembed=bind(unembed),
+        unembed_part=bind(unembed_part) if slices_vocabulary else None,
+        init_state=bind(init_state, mesh=mesh),
+        extend=bind(extend, mesh=mesh),
+        branch=bind(branch, mesh=mesh),
         max_length=architecture.max_length,
         vocab_size=architecture.vocab_size,
     )
 
 
-def _spread(state: State, mesh: Mesh | None) -> State:
-    """A state whose heads lie where the matrices that make their keys and values do."""
+def _constrain_state(state: KVCache, mesh: Mesh | None) -> KVCache:
+    """Shard a state by rows, and by heads like the matrices that compute its keys and values."""
     if mesh is None:
         return state
-    where = state_sharding(state.keys.shape[0], state.keys.shape[2], mesh)
-    keys, values = (lying(x, where) for x in (state.keys, state.values))
+    sharding = state_sharding(state.keys.shape[0], state.keys.shape[2], mesh)
+    keys, values = (sharded(x, sharding) for x in (state.keys, state.values))
     return state._replace(keys=keys, values=values)
 
 
@@ -157,10 +159,12 @@ def _positions(tokens: jax.Array) -> jax.Array:
     return jnp.arange(tokens.shape[-1], dtype=jnp.int32)
 
 
-def _read(architecture: Architecture, params: Params, tokens: jax.Array, reading: Reading) -> Read:
+def _forward(
+    architecture: Architecture, params: Params, tokens: jax.Array, metadata: AttentionMetadata
+) -> BackboneOutput:
     if tokens.ndim != 2:
         raise ValueError(f"tokens must have the shape [batch, length], not {list(tokens.shape)}")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, not {tokens.dtype}")
     with jax.default_matmul_precision("highest"):
-        return architecture.backbone(params, tokens, reading)
+        return architecture.backbone(params, tokens, metadata)

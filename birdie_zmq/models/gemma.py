@@ -1,8 +1,9 @@
 """Gemma 2 and Gemma 3 (text).
 
-What sets them apart from Llama: embeddings scaled by sqrt(d), norms that multiply by 1 + weight, a norm behind each
-sub-layer as well as before it, layers that see a window between layers that see everything, scores and logits bent by
-tanh (2), norms of queries and keys and two RoPE bases (3). Gemma Team, 2024, arXiv:2408.00118; 2025, arXiv:2503.19786.
+Differences from Llama: embeddings are scaled by sqrt(d), norms multiply by 1 + weight, each sub-layer has a norm after
+it as well as before it, and sliding-window layers alternate with full-attention layers. Gemma 2 caps scores and logits
+by tanh. Gemma 3 normalises queries and keys and has two RoPE bases. Gemma Team, 2024, arXiv:2408.00118; 2025,
+arXiv:2503.19786.
 """
 
 from __future__ import annotations
@@ -16,11 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import UNLIMITED, Reading, attention
-from birdie_zmq.models.config_fields import Fields, positive
-from birdie_zmq.models.llama import windows_of
+from birdie_zmq.models.attention import NO_WINDOW, AttentionMetadata, attention
+from birdie_zmq.models.config_fields import ConfigReader, require_positive
+from birdie_zmq.models.llama import windows_from_layer_types
 from birdie_zmq.models.rope import Rope, read_rope, rotate
-from birdie_zmq.models.weight_map import Layout, Params, Read, TensorSpec, embedding_of, gated_layer, head_of
+from birdie_zmq.models.weight_map import (
+    BackboneOutput,
+    Params,
+    TensorSpec,
+    WeightMap,
+    embedding_spec,
+    gated_layer_specs,
+    head_spec,
+)
 
 
 @dataclass(frozen=True)
@@ -28,12 +37,12 @@ class Gemma:
     """A decoder of the Gemma family.
 
     Attributes:
-        windows: For each layer how many positions it sees, or empty where every layer sees all.
+        windows: Attention window of each layer in positions; empty if every layer has full attention.
         query_scalar: Attention scores are divided by its square root.
         score_cap: Bound of the attention scores, None for none.
         logit_cap: Bound of the logits, None for none.
-        rope: How heads are turned in layers that see everything, and in Gemma 2 in all of them.
-        window_rope: How heads are turned in layers that see a window.
+        rope: Rotary embedding of full-attention layers, and in Gemma 2 of all layers.
+        window_rope: Rotary embedding of sliding-window layers.
         query_key_norm: Whether queries and keys are normalised (Gemma 3).
     """
 
@@ -62,23 +71,23 @@ class Gemma:
         """Read a ``config.json`` of model_type gemma2 or gemma3_text.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file asks for what is not computed here.
+            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
         """
-        config = Fields(values)
+        config = ConfigReader(values)
         config.require("use_bidirectional_attention", (False,))
-        third = config.text("model_type") == "gemma3_text"
+        is_gemma3 = config.text("model_type") == "gemma3_text"
         n_layers = config.integer("num_hidden_layers")
         n_heads, n_kv_heads = config.integer("num_attention_heads"), config.integer("num_key_value_heads")
         head_width = config.integer("head_dim", 256)
-        positive(num_hidden_layers=n_layers, num_attention_heads=n_heads, num_key_value_heads=n_kv_heads)
+        require_positive(num_hidden_layers=n_layers, num_attention_heads=n_heads, num_key_value_heads=n_kv_heads)
         if n_heads % n_kv_heads:
-            raise ValueError(f"num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}")
-        # Of every `period` layers the last sees everything; old files say only the period.
-        period = config.integer("sliding_window_pattern", 6) if third else 2
+            raise ValueError(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
+        # The last of every `period` layers has full attention; old files give only the period.
+        period = config.integer("sliding_window_pattern", 6) if is_gemma3 else 2
         types = config.texts("layer_types", n_layers) or tuple(
             "sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(n_layers)
         )
-        if not third:
+        if not is_gemma3:
             rope = window_rope = read_rope(config, head_width)
         elif "full_attention" in config.record("rope_parameters"):
             rope = read_rope(config, head_width, section="full_attention", theta=1e6)
@@ -100,20 +109,20 @@ class Gemma:
             attention_bias=config.flag("attention_bias", False),
             tied_head=config.flag("tie_word_embeddings", True),
             query_scalar=config.number("query_pre_attn_scalar", 256),
-            score_cap=config.optional_number("attn_logit_softcapping", None if third else 50.0),
-            logit_cap=config.optional_number("final_logit_softcapping", None if third else 30.0),
-            windows=windows_of(types, config.integer("sliding_window", 4096)),
+            score_cap=config.optional_number("attn_logit_softcapping", None if is_gemma3 else 50.0),
+            logit_cap=config.optional_number("final_logit_softcapping", None if is_gemma3 else 30.0),
+            windows=windows_from_layer_types(types, config.integer("sliding_window", 4096)),
             rope=rope,
             window_rope=window_rope,
-            query_key_norm=third,
+            query_key_norm=is_gemma3,
         )
 
-    def layout(self) -> Layout:
-        """The tensors of a Hugging Face checkpoint."""
+    def weight_map(self) -> WeightMap:
+        """Return the tensors of a Hugging Face checkpoint."""
         d, f = self.d_model, self.d_ff
         layer = "model.layers.{}."
         biased = ("query", "key", "value", "output") if self.attention_bias else ()
-        layers = gated_layer(layer, d, (self.n_heads, self.n_kv_heads), self.head_width, f, biased) | {
+        layers = gated_layer_specs(layer, d, (self.n_heads, self.n_kv_heads), self.head_width, f, biased) | {
             "attention_norm": TensorSpec(layer + "input_layernorm.weight", (d,)),
             "after_attention_norm": TensorSpec(layer + "post_attention_layernorm.weight", (d,)),
             "feed_forward_norm": TensorSpec(layer + "pre_feedforward_layernorm.weight", (d,)),
@@ -123,25 +132,25 @@ class Gemma:
             layers["query_norm"] = TensorSpec(layer + "self_attn.q_norm.weight", (self.head_width,))
             layers["key_norm"] = TensorSpec(layer + "self_attn.k_norm.weight", (self.head_width,))
         outer = {
-            "embedding": embedding_of("model.embed_tokens.weight", self.vocab_size, d),
+            "embedding": embedding_spec("model.embed_tokens.weight", self.vocab_size, d),
             "final_norm": TensorSpec("model.norm.weight", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
-        return Layout(outer, layers, self.n_layers, "model.", ("lm_head.weight",) * self.tied_head)
+            outer["head"] = head_spec("lm_head.weight", self.vocab_size, d)
+        return WeightMap(outer, layers, self.n_layers, "model.", ("lm_head.weight",) * self.tied_head)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """Layers, key/value heads, and the width of a head."""
+        """Number of layers, number of key/value heads and width of a head."""
         return self.n_layers, self.n_kv_heads, self.head_width
 
-    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
-        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
-        full, windowed = self.rope.tables(reading.positions), self.window_rope.tables(reading.positions)
-        windows = jnp.asarray(np.array(self.windows or (UNLIMITED,) * self.n_layers, np.int32))
+    def backbone(self, params: Params, tokens: jax.Array, metadata: AttentionMetadata) -> BackboneOutput:
+        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer."""
+        full, windowed = self.rope.tables(metadata.positions), self.window_rope.tables(metadata.positions)
+        windows = jnp.asarray(np.array(self.windows or (NO_WINDOW,) * self.n_layers, np.int32))
 
         def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
-            # Weights are stored less one. The product is rounded once, after the scale (Llama rounds before it).
+            # Weights are stored minus one. The product is rounded once, after the scale (Llama rounds before it).
             wide = layers.rms_norm(x.astype(jnp.float32), 1.0 + weight.astype(jnp.float32), self.norm_epsilon)
             return wide.astype(x.dtype)
 
@@ -153,11 +162,11 @@ class Gemma:
             query, key, value = layers.query_key_value(y, w, self.n_heads, self.n_kv_heads)
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
-            everything = window == UNLIMITED
-            cos, sin = (jnp.where(everything, here, there) for here, there in zip(full, windowed, strict=True))
+            is_full = window == NO_WINDOW
+            cos, sin = (jnp.where(is_full, *tables) for tables in zip(full, windowed, strict=True))
             query, key = rotate(query, (cos, sin)), rotate(key, (cos, sin))
             scale = self.query_scalar**-0.5
-            y = attention(query, key, value, reading, number, scale=scale, window=window, softcap=self.score_cap)
+            y = attention(query, key, value, metadata, number, scale=scale, window=window, softcap=self.score_cap)
             x = x + norm(layers.linear(y, w, "output"), w["after_attention_norm"])
             y = norm(x, w["feed_forward_norm"])
             y = layers.gated_feed_forward(y, w, self.activation)
@@ -168,9 +177,9 @@ class Gemma:
         x = embedding[tokens] * jnp.asarray(self.d_model**0.5, embedding.dtype)
         numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
         x, (keys, values) = jax.lax.scan(layer, x, (numbers, params.layers, windows))
-        return Read(norm(x, params.outer["final_norm"]), keys, values)
+        return BackboneOutput(norm(x, params.outer["final_norm"]), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Float32 logits [..., v] of hidden states [..., d]."""
+        """Compute float32 logits [..., v] of hidden states [..., d]."""
         logits = layers.unembed(hidden, params.outer)
         return logits if self.logit_cap is None else jnp.tanh(logits / self.logit_cap) * self.logit_cap

@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, layer norms, biases everywhere (Radford et al., 2019)."""
+"""GPT-2: learned positions, layer norms, biases in every layer (Radford et al., 2019)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import Reading, attention
-from birdie_zmq.models.config_fields import Fields, positive
+from birdie_zmq.models.attention import AttentionMetadata, attention
+from birdie_zmq.models.config_fields import ConfigReader, require_positive
 from birdie_zmq.models.weight_map import (
-    Layout,
+    BackboneOutput,
     Params,
-    Read,
     TensorSpec,
-    bias_of,
-    by_inputs,
-    by_outputs,
-    embedding_of,
-    head_of,
+    WeightMap,
+    bias_spec,
+    column_parallel,
+    embedding_spec,
+    head_spec,
+    row_parallel,
 )
 
 
 @dataclass(frozen=True)
 class Gpt2:
-    """A GPT-2.
+    """A decoder of the GPT-2 family.
 
     Attributes:
-        max_length: The rows of the table of positions; there is nothing beyond it.
+        max_length: Number of learned positions, and so the maximum length of a text.
         scaled_scores: Whether attention scores are divided by the square root of the head's width.
-        scaled_by_layer: Whether they are divided by the layer's number as well, counted from 1.
+        scaled_by_layer: Whether they are also divided by the layer's number, counted from 1.
     """
 
     vocab_size: int
@@ -52,12 +52,12 @@ class Gpt2:
         """Read a ``config.json`` of model_type gpt2.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file asks for what is not computed here.
+            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
         """
-        config = Fields(values)
+        config = ConfigReader(values)
         config.require("add_cross_attention", (False,))
         d_model, n_heads, n_layers = config.integer("n_embd"), config.integer("n_head"), config.integer("n_layer")
-        positive(n_embd=d_model, n_head=n_heads, n_layer=n_layers)
+        require_positive(n_embd=d_model, n_head=n_heads, n_layer=n_layers)
         if d_model % n_heads:
             raise ValueError(f"n_embd {d_model} is not a multiple of n_head {n_heads}")
         return cls(
@@ -74,51 +74,53 @@ class Gpt2:
             scaled_by_layer=config.flag("scale_attn_by_inverse_layer_idx", False),
         )
 
-    def layout(self) -> Layout:
-        """The tensors of a Hugging Face checkpoint, whose layers store matrices as [in, out]."""
+    def weight_map(self) -> WeightMap:
+        """Return the tensors of a Hugging Face checkpoint, whose layers store matrices as [in, out]."""
         d, f = self.d_model, self.d_ff
         layer = "transformer.h.{}."
-        of_heads = by_outputs(self.n_heads)
+        by_head = column_parallel(self.n_heads)
         layers = {
             "attention_norm": TensorSpec(layer + "ln_1.weight", (d,)),
             "attention_norm_bias": TensorSpec(layer + "ln_1.bias", (d,)),
-            # Queries, keys and values stand one after another, so a part of all is not whole heads: devices exchange those.
-            "query_key_value": TensorSpec(layer + "attn.c_attn.weight", (d, 3 * d), cut=of_heads),
-            "query_key_value_bias": bias_of(layer + "attn.c_attn.bias", 3 * d, of_heads),
-            "output": TensorSpec(layer + "attn.c_proj.weight", (d, d), cut=by_inputs(self.n_heads)),
+            # Queries, keys and values are concatenated: a shard does not have whole heads, so devices exchange them.
+            "query_key_value": TensorSpec(layer + "attn.c_attn.weight", (d, 3 * d), shard=by_head),
+            "query_key_value_bias": bias_spec(layer + "attn.c_attn.bias", 3 * d, by_head),
+            "output": TensorSpec(layer + "attn.c_proj.weight", (d, d), shard=row_parallel(self.n_heads)),
             "output_bias": TensorSpec(layer + "attn.c_proj.bias", (d,)),
             "feed_forward_norm": TensorSpec(layer + "ln_2.weight", (d,)),
             "feed_forward_norm_bias": TensorSpec(layer + "ln_2.bias", (d,)),
-            "up": TensorSpec(layer + "mlp.c_fc.weight", (d, f), cut=by_outputs(f)),
-            "up_bias": bias_of(layer + "mlp.c_fc.bias", f, by_outputs(f)),
-            "down": TensorSpec(layer + "mlp.c_proj.weight", (f, d), cut=by_inputs(f)),
+            "up": TensorSpec(layer + "mlp.c_fc.weight", (d, f), shard=column_parallel(f)),
+            "up_bias": bias_spec(layer + "mlp.c_fc.bias", f, column_parallel(f)),
+            "down": TensorSpec(layer + "mlp.c_proj.weight", (f, d), shard=row_parallel(f)),
             "down_bias": TensorSpec(layer + "mlp.c_proj.bias", (d,)),
         }
         outer = {
-            "embedding": embedding_of("transformer.wte.weight", self.vocab_size, d),
+            "embedding": embedding_spec("transformer.wte.weight", self.vocab_size, d),
             "positions": TensorSpec("transformer.wpe.weight", (self.max_length, d)),
             "final_norm": TensorSpec("transformer.ln_f.weight", (d,)),
             "final_norm_bias": TensorSpec("transformer.ln_f.bias", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
+            outer["head"] = head_spec("lm_head.weight", self.vocab_size, d)
         redundant = (".attn.bias", ".attn.masked_bias") + ("lm_head.weight",) * self.tied_head
-        return Layout(outer, layers, self.n_layers, "transformer.", redundant)
+        return WeightMap(outer, layers, self.n_layers, "transformer.", redundant)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """Layers, key/value heads, and the width of a head."""
+        """Number of layers, number of key/value heads and width of a head."""
         return self.n_layers, self.n_heads, self.d_model // self.n_heads
 
-    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
-        """Normalised final hidden states of int [b, t], and the keys and values of every layer.
+    def backbone(self, params: Params, tokens: jax.Array, metadata: AttentionMetadata) -> BackboneOutput:
+        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer.
 
         Raises:
-            ValueError: There are more tokens than positions.
+            ValueError: A row has more tokens than there are learned positions.
         """
         length = tokens.shape[1]
-        if reading.ends is None and length > self.max_length:
-            raise ValueError(f"GPT-2 learned {self.max_length} positions, and {length} are asked for; lower max_length")
+        if metadata.ends is None and length > self.max_length:
+            raise ValueError(
+                f"{length} tokens exceed the {self.max_length} learned positions of this GPT-2; lower max_length"
+            )
         activate = layers.ACTIVATIONS[self.activation]
         scale = (self.d_model // self.n_heads) ** -0.5 if self.scaled_scores else 1.0
         scales = jnp.full((self.n_layers,), scale, jnp.float32)
@@ -131,15 +133,15 @@ class Gpt2:
             number, w, scale = scanned
             y = layers.linear(layers.layer_norm(x, w, "attention_norm", self.norm_epsilon), w, "query_key_value")
             query, key, value = (layers.split_heads(part, self.n_heads) for part in jnp.split(y, 3, axis=-1))
-            x = x + layers.linear(attention(query, key, value, reading, number, scale=scale), w, "output")
+            x = x + layers.linear(attention(query, key, value, metadata, number, scale=scale), w, "output")
             y = layers.linear(layers.layer_norm(x, w, "feed_forward_norm", self.norm_epsilon), w, "up")
             return x + layers.linear(activate(y), w, "down"), layers.heads_first(key, value)
 
-        x = params.outer["embedding"][tokens] + params.outer["positions"][reading.positions]
+        x = params.outer["embedding"][tokens] + params.outer["positions"][metadata.positions]
         numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
         x, (keys, values) = jax.lax.scan(layer, x, (numbers, params.layers, scales))
-        return Read(layers.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
+        return BackboneOutput(layers.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Float32 logits [..., v] of hidden states [..., d]."""
+        """Compute float32 logits [..., v] of hidden states [..., d]."""
         return layers.unembed(hidden, params.outer)

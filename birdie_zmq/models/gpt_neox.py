@@ -1,4 +1,4 @@
-"""GPT-NeoX, the architecture of Pythia: parallel sub-layers and partly rotated heads (Black et al., arXiv:2204.06745)."""
+"""GPT-NeoX, the architecture of Pythia: parallel sub-layers, partly rotated heads (Black et al., arXiv:2204.06745)."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import Reading, attention
-from birdie_zmq.models.config_fields import Fields, positive
+from birdie_zmq.models.attention import AttentionMetadata, attention
+from birdie_zmq.models.config_fields import ConfigReader, require_positive
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 from birdie_zmq.models.weight_map import (
-    Layout,
+    BackboneOutput,
     Params,
-    Read,
     TensorSpec,
-    bias_of,
-    by_inputs,
-    by_outputs,
-    embedding_of,
-    head_of,
-    linear,
+    WeightMap,
+    bias_spec,
+    column_parallel,
+    embedding_spec,
+    head_spec,
+    linear_spec,
+    row_parallel,
 )
 
 
 @dataclass(frozen=True)
 class GptNeoX:
-    """A GPT-NeoX.
+    """A decoder of the GPT-NeoX family.
 
     Attributes:
-        parallel: Whether attention and feed-forward layer both read the layer's input.
-        rope: How the first dimensions of a head are turned.
+        parallel: Whether attention and feed-forward layer both take the layer's input.
+        rope: Rotary embedding of the first dimensions of each head.
     """
 
     vocab_size: int
@@ -54,11 +54,11 @@ class GptNeoX:
         """Read a ``config.json`` of model_type gpt_neox.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file asks for what is not computed here.
+            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
         """
-        config = Fields(values)
+        config = ConfigReader(values)
         d_model, n_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-        positive(
+        require_positive(
             hidden_size=d_model, num_attention_heads=n_heads, num_hidden_layers=config.integer("num_hidden_layers")
         )
         if d_model % n_heads:
@@ -80,44 +80,44 @@ class GptNeoX:
             rope=read_rope(config, width, theta=config.number("rotary_emb_base", 10_000.0)),
         )
 
-    def layout(self) -> Layout:
-        """The tensors of a Hugging Face checkpoint."""
+    def weight_map(self) -> WeightMap:
+        """Return the tensors of a Hugging Face checkpoint."""
         d, f = self.d_model, self.d_ff
         layer = "gpt_neox.layers.{}."
-        of_heads, of_inner = by_outputs(self.n_heads), by_outputs(f)
+        by_head, by_inner = column_parallel(self.n_heads), column_parallel(f)
         layers = {
             "attention_norm": TensorSpec(layer + "input_layernorm.weight", (d,)),
             "attention_norm_bias": TensorSpec(layer + "input_layernorm.bias", (d,)),
-            "query_key_value": linear(layer + "attention.query_key_value.weight", d, 3 * d, of_heads),
-            "output": linear(layer + "attention.dense.weight", d, d, by_inputs(self.n_heads)),
+            "query_key_value": linear_spec(layer + "attention.query_key_value.weight", d, 3 * d, by_head),
+            "output": linear_spec(layer + "attention.dense.weight", d, d, row_parallel(self.n_heads)),
             "feed_forward_norm": TensorSpec(layer + "post_attention_layernorm.weight", (d,)),
             "feed_forward_norm_bias": TensorSpec(layer + "post_attention_layernorm.bias", (d,)),
-            "up": linear(layer + "mlp.dense_h_to_4h.weight", d, f, of_inner),
-            "up_bias": bias_of(layer + "mlp.dense_h_to_4h.bias", f, of_inner),
-            "down": linear(layer + "mlp.dense_4h_to_h.weight", f, d, by_inputs(f)),
+            "up": linear_spec(layer + "mlp.dense_h_to_4h.weight", d, f, by_inner),
+            "up_bias": bias_spec(layer + "mlp.dense_h_to_4h.bias", f, by_inner),
+            "down": linear_spec(layer + "mlp.dense_4h_to_h.weight", f, d, row_parallel(f)),
             "down_bias": TensorSpec(layer + "mlp.dense_4h_to_h.bias", (d,)),
         }
         if self.attention_bias:
-            layers["query_key_value_bias"] = bias_of(layer + "attention.query_key_value.bias", 3 * d, of_heads)
+            layers["query_key_value_bias"] = bias_spec(layer + "attention.query_key_value.bias", 3 * d, by_head)
             layers["output_bias"] = TensorSpec(layer + "attention.dense.bias", (d,))
         outer = {
-            "embedding": embedding_of("gpt_neox.embed_in.weight", self.vocab_size, d),
+            "embedding": embedding_spec("gpt_neox.embed_in.weight", self.vocab_size, d),
             "final_norm": TensorSpec("gpt_neox.final_layer_norm.weight", (d,)),
             "final_norm_bias": TensorSpec("gpt_neox.final_layer_norm.bias", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = head_of("embed_out.weight", self.vocab_size, d)
+            outer["head"] = head_spec("embed_out.weight", self.vocab_size, d)
         redundant = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
-        return Layout(outer, layers, self.n_layers, "gpt_neox.", redundant + ("embed_out.weight",) * self.tied_head)
+        return WeightMap(outer, layers, self.n_layers, "gpt_neox.", redundant + ("embed_out.weight",) * self.tied_head)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """Layers, key/value heads, and the width of a head."""
+        """Number of layers, number of key/value heads and width of a head."""
         return self.n_layers, self.n_heads, self.d_model // self.n_heads
 
-    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
-        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
-        tables = self.rope.tables(reading.positions)
+    def backbone(self, params: Params, tokens: jax.Array, metadata: AttentionMetadata) -> BackboneOutput:
+        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer."""
+        tables = self.rope.tables(metadata.positions)
         activate = layers.ACTIVATIONS[self.activation]
         width = self.d_model // self.n_heads
 
@@ -126,11 +126,11 @@ class GptNeoX:
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             number, w = scanned
             y = layers.layer_norm(x, w, "attention_norm", self.norm_epsilon)
-            # One matrix gives, head by head, query, key and value one after another.
+            # The outputs of the matrix are the query, key and value of each head in turn.
             heads = layers.split_heads(layers.linear(y, w, "query_key_value"), self.n_heads)
             query, key, value = (heads[..., i * width : (i + 1) * width] for i in range(3))
             query, key = rotate(query, tables), rotate(key, tables)
-            y = attention(query, key, value, reading, number, scale=width**-0.5)
+            y = attention(query, key, value, metadata, number, scale=width**-0.5)
             attended = x + layers.linear(y, w, "output")
             y = x if self.parallel else attended
             y = layers.linear(layers.layer_norm(y, w, "feed_forward_norm", self.norm_epsilon), w, "up")
@@ -138,8 +138,8 @@ class GptNeoX:
 
         numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
         x, (keys, values) = jax.lax.scan(layer, params.outer["embedding"][tokens], (numbers, params.layers))
-        return Read(layers.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
+        return BackboneOutput(layers.layer_norm(x, params.outer, "final_norm", self.norm_epsilon), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Float32 logits [..., v] of hidden states [..., d]."""
+        """Compute float32 logits [..., v] of hidden states [..., d]."""
         return layers.unembed(hidden, params.outer)

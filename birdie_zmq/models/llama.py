@@ -1,9 +1,9 @@
 """The Llama family: Llama 1 to 3, SmolLM, Mistral, Qwen 2 and Qwen 3.
 
-Pre-normalised with RMSNorm, rotary positions, grouped-query attention and a gated feed-forward layer (Touvron et al.,
-2023, arXiv:2302.13971; Shazeer, 2020, arXiv:2002.05202). Members differ in biases, in norms of queries and keys, and in
-layers that see only a window. The conventions are those of Hugging Face's classes, so that one set of weights means the
-same model there and here.
+Pre-normalisation with RMSNorm, rotary positions, grouped-query attention and a gated feed-forward layer (Touvron et
+al., 2023, arXiv:2302.13971; Shazeer, 2020, arXiv:2002.05202). Members differ in biases, in norms of queries and keys,
+and in sliding-window layers. The conventions are those of Hugging Face's classes, so that the same weights give the
+same logits in both.
 """
 
 from __future__ import annotations
@@ -18,10 +18,18 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import UNLIMITED, Reading, attention
-from birdie_zmq.models.config_fields import Fields, positive
+from birdie_zmq.models.attention import NO_WINDOW, AttentionMetadata, attention
+from birdie_zmq.models.config_fields import ConfigReader, require_positive
 from birdie_zmq.models.rope import Rope, read_rope, rotate
-from birdie_zmq.models.weight_map import Layout, Params, Read, TensorSpec, embedding_of, gated_layer, head_of
+from birdie_zmq.models.weight_map import (
+    BackboneOutput,
+    Params,
+    TensorSpec,
+    WeightMap,
+    embedding_spec,
+    gated_layer_specs,
+    head_spec,
+)
 
 _WINDOWED = "sliding_attention"
 _FULL = "full_attention"
@@ -32,8 +40,8 @@ class Llama:
     """A decoder of the Llama family.
 
     Attributes:
-        windows: For each layer how many positions it sees, or empty where every layer sees all.
-        rope: How heads are turned; plain by default.
+        windows: Attention window of each layer in positions; empty if every layer has full attention.
+        rope: Rotary embedding of the heads; without scaling by default.
         head_width: Dimensions of a head; d_model / n_heads by default.
 
     Raises:
@@ -59,7 +67,7 @@ class Llama:
     windows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        positive(
+        require_positive(
             vocab_size=self.vocab_size,
             d_model=self.d_model,
             n_layers=self.n_layers,
@@ -84,13 +92,13 @@ class Llama:
         Keys that have a default in transformers may be missing or null.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file asks for what is not computed here.
+            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
         """
-        config = Fields(values)
+        config = ConfigReader(values)
         kind = config.text("model_type", "llama")
         n_heads, n_layers = config.integer("num_attention_heads"), config.integer("num_hidden_layers")
-        positive(num_attention_heads=n_heads, num_hidden_layers=n_layers)
-        # Only Qwen 3 names a width when the file does not; Mistral's default of 8 groups is that of its 7B.
+        require_positive(num_attention_heads=n_heads, num_hidden_layers=n_layers)
+        # Only Qwen 3 has a default head width of its own. Mistral's default of 8 key/value heads is that of its 7B.
         head_width = config.integer("head_dim", 128 if kind == "qwen3" else config.integer("hidden_size") // n_heads)
         attention_bias = config.flag("attention_bias", False)
         return cls(
@@ -110,19 +118,19 @@ class Llama:
             output_bias=attention_bias and kind in ("llama", "qwen3"),
             feed_forward_bias=kind == "llama" and config.flag("mlp_bias", False),
             query_key_norm=kind == "qwen3",
-            windows=_windows(config, kind, n_layers),
+            windows=_layer_windows(config, kind, n_layers),
         )
 
     def to_hugging_face(self) -> dict[str, Any]:
         """Return the ``config.json`` of a plain Llama; `from_hugging_face` reads it back.
 
         Raises:
-            ValueError: This decoder has a part that is not a plain Llama's.
+            ValueError: This decoder has a feature that a plain Llama lacks.
         """
         assert self.rope is not None
         plain = (self.rope.kind, self.qkv_bias, self.output_bias, self.feed_forward_bias, self.query_key_norm)
         if plain != ("default", False, False, False, False) or self.windows:
-            raise ValueError("only a plain Llama is written as a config.json")
+            raise ValueError("only a plain Llama can be written as a config.json")
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -142,13 +150,13 @@ class Llama:
             "tie_word_embeddings": self.tied_head,
         }
 
-    def layout(self) -> Layout:
-        """The tensors of a Hugging Face checkpoint."""
+    def weight_map(self) -> WeightMap:
+        """Return the tensors of a Hugging Face checkpoint."""
         d, f = self.d_model, self.d_ff
         layer = "model.layers.{}."
         biased = ["query", "key", "value"] * self.qkv_bias + ["output"] * self.output_bias
         biased += ["gate", "up", "down"] * self.feed_forward_bias
-        layers = gated_layer(layer, d, (self.n_heads, self.n_kv_heads), self.head_width, f, biased) | {
+        layers = gated_layer_specs(layer, d, (self.n_heads, self.n_kv_heads), self.head_width, f, biased) | {
             "attention_norm": TensorSpec(layer + "input_layernorm.weight", (d,)),
             "feed_forward_norm": TensorSpec(layer + "post_attention_layernorm.weight", (d,)),
         }
@@ -156,23 +164,23 @@ class Llama:
             layers["query_norm"] = TensorSpec(layer + "self_attn.q_norm.weight", (self.head_width,))
             layers["key_norm"] = TensorSpec(layer + "self_attn.k_norm.weight", (self.head_width,))
         outer = {
-            "embedding": embedding_of("model.embed_tokens.weight", self.vocab_size, d),
+            "embedding": embedding_spec("model.embed_tokens.weight", self.vocab_size, d),
             "final_norm": TensorSpec("model.norm.weight", (d,)),
         }
         if not self.tied_head:
-            outer["head"] = head_of("lm_head.weight", self.vocab_size, d)
+            outer["head"] = head_spec("lm_head.weight", self.vocab_size, d)
         redundant = (".rotary_emb.inv_freq",) + ("lm_head.weight",) * self.tied_head
-        return Layout(outer, layers, self.n_layers, "model.", redundant)
+        return WeightMap(outer, layers, self.n_layers, "model.", redundant)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """Layers, key/value heads, and the width of a head."""
+        """Number of layers, number of key/value heads and width of a head."""
         return self.n_layers, self.n_kv_heads, self.head_width
 
-    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
-        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
+    def backbone(self, params: Params, tokens: jax.Array, metadata: AttentionMetadata) -> BackboneOutput:
+        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer."""
         assert self.rope is not None
-        tables = self.rope.tables(reading.positions)
+        tables = self.rope.tables(metadata.positions)
         windows = jnp.asarray(np.array(self.windows, np.int32)) if self.windows else None
 
         def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -187,39 +195,39 @@ class Llama:
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             query, key = rotate(query, tables), rotate(key, tables)
-            y = attention(query, key, value, reading, number, scale=self.head_width**-0.5, window=window)
+            y = attention(query, key, value, metadata, number, scale=self.head_width**-0.5, window=window)
             x = x + layers.linear(y, w, "output")
             y = norm(x, w["feed_forward_norm"])
             return x + layers.gated_feed_forward(y, w, self.activation), layers.heads_first(key, value)
 
         numbers = jnp.arange(self.n_layers, dtype=jnp.int32)
         x, (keys, values) = jax.lax.scan(layer, params.outer["embedding"][tokens], (numbers, params.layers, windows))
-        return Read(norm(x, params.outer["final_norm"]), keys, values)
+        return BackboneOutput(norm(x, params.outer["final_norm"]), keys, values)
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Float32 logits [..., v] of hidden states [..., d]."""
+        """Compute float32 logits [..., v] of hidden states [..., d]."""
         return layers.unembed(hidden, params.outer)
 
     def init_params(self, key: jax.Array, dtype: DTypeLike = "float32") -> Params:
-        """Draw random weights.
+        """Initialise random weights.
 
-        Matrices are normal with the standard deviation of a variance-preserving map, 1 / sqrt(in); those that write
+        Matrices are normal with the standard deviation of a variance-preserving map, 1 / sqrt(in). Matrices that write
         into the residual stream are smaller by 1 / sqrt(2 * layers), as in GPT-2 (Radford et al., 2019). Norms start at
         one, biases at zero.
 
         Args:
-            key: a JAX random key; the same key gives the same weights.
-            dtype: floating dtype of every array.
+            key: A JAX random key; the same key gives the same weights.
+            dtype: Floating dtype of every array.
         """
-        layout = self.layout()
+        weight_map = self.weight_map()
         outer: dict[str, jax.Array] = {}
         layers: dict[str, jax.Array] = {}
-        matrices = sum(len(stored.shape) == 2 for stored in (*layout.outer.values(), *layout.layers.values()))
+        matrices = sum(len(spec.shape) == 2 for spec in (*weight_map.outer.values(), *weight_map.layers.values()))
         keys = iter(jax.random.split(key, matrices))
-        for params, stored_of, stack in ((outer, layout.outer, ()), (layers, layout.layers, (self.n_layers,))):
-            for name, stored in stored_of.items():
-                shape = (*stack, *stored.loaded_shape)
-                if len(stored.shape) == 1:
+        for params, specs, stack in ((outer, weight_map.outer, ()), (layers, weight_map.layers, (self.n_layers,))):
+            for name, spec in specs.items():
+                shape = (*stack, *spec.loaded_shape)
+                if len(spec.shape) == 1:
                     params[name] = jnp.full(shape, 0.0 if name.endswith("_bias") else 1.0, dtype)
                     continue
                 deviation = (self.d_model if name == "embedding" else shape[-2]) ** -0.5
@@ -229,8 +237,8 @@ class Llama:
         return Params(outer, layers)
 
 
-def _windows(config: Fields, kind: str, n_layers: int) -> tuple[int, ...]:
-    """How far each layer sees. Mistral limits all of its layers, Qwen some of the later ones, Llama none."""
+def _layer_windows(config: ConfigReader, kind: str, n_layers: int) -> tuple[int, ...]:
+    """Return the attention window of each layer: Mistral limits all layers, Qwen some of the later ones, Llama none."""
     if kind == "mistral":
         window = config.optional_integer("sliding_window", 4096)
         return () if window is None else (window,) * n_layers
@@ -241,18 +249,18 @@ def _windows(config: Fields, kind: str, n_layers: int) -> tuple[int, ...]:
     types = config.texts("layer_types", n_layers) or tuple(
         _WINDOWED if layer >= first else _FULL for layer in range(n_layers)
     )
-    return windows_of(types, window)
+    return windows_from_layer_types(types, window)
 
 
-def windows_of(types: tuple[str, ...], window: int) -> tuple[int, ...]:
-    """How far each layer sees, by Hugging Face's ``layer_types``.
+def windows_from_layer_types(types: tuple[str, ...], window: int) -> tuple[int, ...]:
+    """Return the attention window of each layer from Hugging Face's ``layer_types``.
 
     Raises:
         ValueError: A type is neither sliding_attention nor full_attention.
     """
     unknown = sorted(set(types) - {_WINDOWED, _FULL})
     if unknown:
-        raise ValueError(f"layer_types has {unknown[0]!r}, which is neither {_WINDOWED} nor {_FULL}")
+        raise ValueError(f"layer_types has the unknown type {unknown[0]!r}; supported: {_WINDOWED}, {_FULL}")
     if _WINDOWED not in types:
         return ()
-    return tuple(window if kind == _WINDOWED else UNLIMITED for kind in types)
+    return tuple(window if kind == _WINDOWED else NO_WINDOW for kind in types)

@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to a decoder and its weights on the device."""
+"""Load a checkpoint from disk: its architecture, and its weights on the device."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from typing import Any
 from jax.sharding import Mesh
 
 from birdie_zmq.models.gguf_file import GgufFile
-from birdie_zmq.models.registry import architecture_of
+from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.weight_map import Architecture, Params
 from birdie_zmq.models.weights import SafetensorsDirectory, TensorSource, load_params, read_config
 
 
 def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -> tuple[Architecture, Params]:
-    """Read a Hugging Face directory or a GGUF file.
+    """Load a Hugging Face directory or a GGUF file.
 
     Args:
         path: The directory or the file.
-        dtype: float32, bfloat16 or auto: of all weights in memory, whatever it is on disk. ``auto`` is bfloat16 where the
-            checkpoint is, else float32: float16 overflows in many models where bfloat16 and float32 do not.
-        mesh: Devices over which the weights are divided.
+        dtype: float32, bfloat16 or auto: the dtype of all weights in memory, whatever it is on disk. ``auto`` is
+            bfloat16 if the checkpoint is bfloat16, else float32, also for float16: it overflows in many models where
+            bfloat16 and float32 do not.
+        mesh: Devices over which the weights are sharded.
 
     Raises:
-        UsageError: The mesh divides nothing of this model.
+        UsageError: The mesh divides none of this model's weights.
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, the architecture is not known, or weights do not fit it. The message names the
+        ValueError: A file is damaged, the architecture is unknown, or the weights do not fit it. The message names the
             file, and the tensor or the key.
     """
     source: TensorSource
     if path.is_file():
         file = GgufFile(path)
         config = file.config()
-        architecture = architecture_of(config, str(path))
-        source = file.source(architecture.layout())
+        architecture = build_architecture(config, str(path))
+        source = file.source(architecture.weight_map())
     else:
         config = read_config(path)
-        architecture = architecture_of(config, str(path / "config.json"))
+        architecture = build_architecture(config, str(path / "config.json"))
         source = SafetensorsDirectory(path)
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
-    return architecture, load_params(architecture.layout(), source, chosen, mesh)
+    return architecture, load_params(architecture.weight_map(), source, chosen, mesh)
 
 
 def _stored_dtype(config: Mapping[str, Any], source: TensorSource) -> str:
-    """The dtype that a checkpoint asks for, by its config, else by its tensors."""
+    """Return the dtype that a checkpoint requests: that of its config, else that of its tensors."""
     named = config.get("dtype") or config.get("torch_dtype")
     stored = {header.dtype for header in source.headers.values()}
     return "bfloat16" if named == "bfloat16" or (named is None and stored == {"BF16"}) else "float32"

@@ -1,6 +1,6 @@
-"""The families that checkpoints may belong to, by the model_type of their ``config.json``.
+"""The supported model families, by the model_type of their ``config.json``.
 
-A family stands here once it agrees with transformers on the same weights (tests/parity), and not before.
+A family is listed here only once tests/parity shows that it agrees with transformers on the same weights.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
 }
 
 
-def architecture_of(config: Mapping[str, Any], where: str) -> Architecture:
-    """The decoder that a ``config.json`` describes.
+def build_architecture(config: Mapping[str, Any], source: str) -> Architecture:
+    """Build the decoder that a ``config.json`` describes.
+
+    Args:
+        config: The keys of the file.
+        source: The path that error messages name.
 
     Raises:
-        ValueError: Its model_type is not known, it is quantised, or it asks for a variant that is not computed. The
-            message says `where`.
+        ValueError: The model_type is unknown, the weights are quantised, or the config requests an unsupported variant.
     """
-    kind = config.get("model_type")
-    if kind not in FAMILIES:
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
         raise ValueError(
-            f"{where}: the model_type {kind!r} is not known; known are {', '.join(sorted(FAMILIES))}. Another "
-            "architecture needs an api.py of its own, whose load_model returns its function"
+            f"{source}: the model_type {model_type!r} is not known; supported: {', '.join(sorted(FAMILIES))}. For "
+            "another architecture, write an api.py whose load_model returns the model"
         )
     if config.get("quantization_config") is not None:
-        raise ValueError(f"{where}: the weights are quantised (quantization_config), which is not read")
+        raise ValueError(f"{source}: quantised weights (quantization_config) are not supported")
     try:
-        return FAMILIES[kind](config)
+        return FAMILIES[model_type](config)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{source}: {error}") from error

@@ -1,4 +1,4 @@
-"""Where the checkpoint of a tag lies: the demo, a directory, a GGUF file, or a repository of the Hugging Face hub."""
+"""Resolve a model tag to a checkpoint: the demo, a directory, a GGUF file, or a Hugging Face hub repository."""
 
 from __future__ import annotations
 
@@ -7,70 +7,70 @@ import re
 from pathlib import Path
 
 from birdie_zmq.errors import UnknownModelTag
-from birdie_zmq.models.checkpoint_policy import CheckpointPolicy, expanded
+from birdie_zmq.models.checkpoint_policy import CheckpointPolicy, expand_tag
 
 DEMO = "demo"
 BUILT_IN = {DEMO: Path(__file__).parent / "demo"}
-"""The tags of the models that come with the package, and where each lies."""
+"""The directory of each model that comes with the package, by tag."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_TEXTS = ["*.json", "*.jinja"]
-_WEIGHTS = ["*.safetensors"]
-_LEFT_OUT = ["original/*", "onnx/*", "consolidated*"]
-"""Copies of the same weights in other forms, which some repositories hold as well."""
+_METADATA_PATTERNS = ["*.json", "*.jinja"]
+_WEIGHT_PATTERNS = ["*.safetensors"]
+_IGNORED_PATTERNS = ["original/*", "onnx/*", "consolidated*"]
+"""Copies of the same weights in other formats, which some repositories also hold."""
 
 
-def locate(
-    tag: str, revision: str | None = None, *, weights: bool = True, offer: CheckpointPolicy | None = None
+def resolve_checkpoint(
+    tag: str, revision: str | None = None, *, weights: bool = True, policy: CheckpointPolicy | None = None
 ) -> Path:
-    """The directory or the GGUF file that a tag stands for, on this machine.
+    """Return the local directory or GGUF file of a model tag, after a download from the hub if necessary.
 
     Args:
         tag: A built-in tag, a path, or ``organisation/name`` of the hub.
-        revision: A branch, tag or commit of the hub's repository.
-        weights: Whether the weights are wanted too, or only the small files beside them.
-        offer: What tags may name; by default, what this process's environment says.
+        revision: A branch, tag or commit of the hub repository.
+        weights: Whether to download the weights as well, or only the JSON and Jinja files.
+        policy: The checkpoint policy; by default, the one in the environment of this process.
 
     Raises:
-        UnknownModelTag: It is none of these, the hub does not give it, or it is not offered.
+        UnknownModelTag: The tag is none of these, the download fails, or the policy does not allow the tag.
     """
     if tag in BUILT_IN:
         return BUILT_IN[tag]
-    offer = CheckpointPolicy.of() if offer is None else offer
-    path = offer.find(tag) if tag else None
+    policy = CheckpointPolicy.from_environment() if policy is None else policy
+    path = policy.find(tag) if tag else None
     if path is not None and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
         return path.resolve()
     if path is not None and path.is_file():
         raise UnknownModelTag(f"{path.resolve()} is neither a checkpoint directory nor a .gguf file")
-    if offer.hub and _HUB_NAME.fullmatch(tag) and Path(tag).suffix != ".gguf":
+    if policy.hub and _HUB_NAME.fullmatch(tag) and Path(tag).suffix != ".gguf":
         return _from_hub(tag, revision, weights)
-    raise UnknownModelTag(_unknown(tag, offer))
+    raise UnknownModelTag(_unknown_tag_message(tag, policy))
 
 
-def _unknown(tag: str, offer: CheckpointPolicy) -> str:
-    """What may be asked for instead. Of what is not offered it does not say whether it is there."""
-    may_be = [", ".join(sorted(BUILT_IN))]
-    if offer.folders is None:
-        where = expanded(tag).absolute()
-        may_be.append(
-            f"the path of a checkpoint directory or of a .gguf file (there is none at {where} on the worker's machine)"
+def _unknown_tag_message(tag: str, policy: CheckpointPolicy) -> str:
+    """Return a message that lists valid tags, without disclosing whether a path outside the policy exists."""
+    choices = [", ".join(sorted(BUILT_IN))]
+    if policy.folders is None:
+        path = expand_tag(tag).absolute()
+        choices.append(
+            f"the path of a checkpoint directory or of a .gguf file (there is none at {path} on the worker's machine)"
         )
-    elif offer.folders:
-        folders = " or ".join(map(str, offer.folders))
-        may_be.append(f"a checkpoint directory or .gguf file in {folders} on the worker's machine")
-    if offer.hub:
-        may_be.append("organisation/name of the Hugging Face hub")
-    or_else = (
+    elif policy.folders:
+        folders = " or ".join(map(str, policy.folders))
+        choices.append(f"a checkpoint directory or .gguf file in {folders} on the worker's machine")
+    if policy.hub:
+        choices.append("organisation/name of the Hugging Face hub")
+    advice = (
         "For a model of your own, write load_model and load_tokenizer in an api.py and name it with --api of the "
         "worker, or with api= in model_args"
-        if offer.folders is None
-        else "Whoever starts the worker says what it offers, with --checkpoints FOLDER and --hub"
+        if policy.folders is None
+        else "The options --checkpoints FOLDER and --hub of the worker set which checkpoints it serves"
     )
-    return f"no model is known by the tag {tag!r}. It may be {'; or '.join(may_be)}. {or_else}"
+    return f"unknown model tag {tag!r}. It may be {'; or '.join(choices)}. {advice}"
 
 
-def fingerprint_of(path: Path) -> str:
-    """What tells a checkpoint from another at the same path, without reading it: its files' names, sizes and times."""
+def checkpoint_fingerprint(path: Path) -> str:
+    """Return a hash that changes with a checkpoint: of its files' names, sizes and times, not their contents."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
@@ -82,19 +82,19 @@ def fingerprint_of(path: Path) -> str:
 
 
 def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download  # late: it is slow to import, and few need it
+    from huggingface_hub import snapshot_download  # imported late: it is slow to import, and few runs need it
 
     try:
         directory = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=_TEXTS + _WEIGHTS * weights,
-            ignore_patterns=_LEFT_OUT,
+            allow_patterns=_METADATA_PATTERNS + _WEIGHT_PATTERNS * weights,
+            ignore_patterns=_IGNORED_PATTERNS,
         )
     except Exception as error:
         at = f" at revision {revision}" if revision else ""
         raise UnknownModelTag(
-            f"there is no directory {name}, and the Hugging Face hub does not give {name}{at}: "
+            f"there is no directory {name}, and downloading {name}{at} from the Hugging Face hub failed: "
             f"{type(error).__name__}: {error}"
         ) from error
     return Path(directory)

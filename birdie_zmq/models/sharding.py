@@ -1,7 +1,8 @@
-"""Over which devices of a mesh the weights and states of the built-in models lie.
+"""How the weights and states of the built-in models are sharded over a mesh.
 
-Weights are divided over the axis ``model`` as their layout says, where their number of parts is a multiple of it; what
-is not divided is whole on each device, so that any size of the axis which divides something can be asked for.
+A weight is sharded over the axis ``model`` as its `ShardSpec` allows, if its number of parts is a multiple of the size
+of that axis. All other weights are replicated on every device, so any size that divides at least one weight is
+accepted.
 """
 
 from __future__ import annotations
@@ -10,56 +11,63 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh, NamedSharding
 
-from birdie_zmq.engine.jax.sharding import on
+from birdie_zmq.engine.jax.sharding import mesh_sharding
 from birdie_zmq.errors import UsageError
-from birdie_zmq.models.weight_map import Layout, TensorSpec
+from birdie_zmq.models.weight_map import TensorSpec, WeightMap
 
-AXIS = "model"
-_ROWS = "data"
+MODEL_AXIS = "model"
+_DATA_AXIS = "data"
 
 
-class Shardings(NamedTuple):
-    """Where a tensor lies: as it is read, as it is in memory, and where it is one of a stack [l, ...]."""
+class TensorShardings(NamedTuple):
+    """The shardings of a tensor: in its form in the file, in its form in memory, and in a stack of layers [l, ...]."""
 
-    read: NamedSharding
-    alone: NamedSharding
+    in_file: NamedSharding
+    in_memory: NamedSharding
     stacked: NamedSharding
 
 
-def shardings_of(stored: TensorSpec, mesh: Mesh) -> Shardings:
-    """Where a tensor of a layout lies."""
-    axes: list[str | None] = [None] * len(stored.shape)
-    if stored.cut is not None and stored.cut.parts % _size(mesh, AXIS) == 0:
-        axes[stored.cut.axis] = AXIS
-    read = axes[::-1] if stored.transposed else axes
-    return Shardings(on(mesh, *read), on(mesh, *axes), on(mesh, None, *axes))
+def tensor_shardings(spec: TensorSpec, mesh: Mesh) -> TensorShardings:
+    """Return the shardings of a tensor of a weight map."""
+    axes: list[str | None] = [None] * len(spec.shape)
+    if spec.shard is not None and spec.shard.parts % _size(mesh, MODEL_AXIS) == 0:
+        axes[spec.shard.axis] = MODEL_AXIS
+    file_axes = axes[::-1] if spec.transposed else axes
+    return TensorShardings(
+        mesh_sharding(mesh, *file_axes), mesh_sharding(mesh, *axes), mesh_sharding(mesh, None, *axes)
+    )
 
 
 def state_sharding(rows: int, heads: int, mesh: Mesh) -> NamedSharding:
-    """Where keys and values [r, l, k, c, h] lie: rows over one axis, heads over the other, where they are multiples."""
-    row_axis = _ROWS if rows % _size(mesh, _ROWS) == 0 else None
-    head_axis = AXIS if heads % _size(mesh, AXIS) == 0 else None
-    return on(mesh, row_axis, None, head_axis, None, None)
+    """Return the sharding of keys and values [r, l, k, c, h].
+
+    Rows are sharded over the axis ``data`` and heads over the axis ``model``, if their numbers are multiples of its
+    size.
+    """
+    row_axis = _DATA_AXIS if rows % _size(mesh, _DATA_AXIS) == 0 else None
+    head_axis = MODEL_AXIS if heads % _size(mesh, MODEL_AXIS) == 0 else None
+    return mesh_sharding(mesh, row_axis, None, head_axis, None, None)
 
 
 def divides_vocabulary(vocab_size: int, mesh: Mesh) -> bool:
-    """Whether a device has the head of some tokens only."""
-    return _size(mesh, AXIS) > 1 and vocab_size % _size(mesh, AXIS) == 0
+    """Return whether the LM head is sharded over the vocabulary."""
+    return _size(mesh, MODEL_AXIS) > 1 and vocab_size % _size(mesh, MODEL_AXIS) == 0
 
 
-def check(layout: Layout, mesh: Mesh) -> None:
-    """See that the axis ``model`` is of use.
+def check_mesh(weight_map: WeightMap, mesh: Mesh) -> None:
+    """Check that the axis ``model`` divides some weight of the model.
 
     Raises:
-        UsageError: It divides nothing of the model. The sizes that would are named.
+        UsageError: The axis divides none. The message names sizes that would.
     """
-    asked = _size(mesh, AXIS)
-    parts = {stored.cut.parts for stored in (*layout.outer.values(), *layout.layers.values()) if stored.cut}
-    if not any(count % asked == 0 for count in parts):
-        fitting = [str(size) for size in range(2, 2 * asked) if any(count % size == 0 for count in parts)]
+    requested = _size(mesh, MODEL_AXIS)
+    specs = (*weight_map.outer.values(), *weight_map.layers.values())
+    parts = {spec.shard.parts for spec in specs if spec.shard}
+    if not any(count % requested == 0 for count in parts):
+        fitting = [str(size) for size in range(2, 2 * requested) if any(count % size == 0 for count in parts)]
         raise UsageError(
-            f"mesh= in model_args has model:{asked}, which divides none of this model's weights (their parts are "
-            f"{', '.join(map(str, sorted(parts)))}); {', '.join(fitting) or 'no size near it'} would"
+            f"mesh= in model_args has model:{requested}, which divides none of this model's weights (they can be "
+            f"divided into {', '.join(map(str, sorted(parts)))} parts); {', '.join(fitting) or 'no size near it'} would"
         )
 
 

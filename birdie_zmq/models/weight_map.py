@@ -1,7 +1,7 @@
-"""Which tensors a checkpoint of a family holds, and the pytree that they become.
+"""How the tensors of a checkpoint map to the parameters of a model.
 
 Weights of equal layers are stacked on a leading axis for `jax.lax.scan`, so that a deep model compiles as fast as a
-shallow one. Matrices are applied as ``x @ w``: those that PyTorch's ``Linear`` stores as [out, in] are transposed.
+shallow one. Matrices are applied as ``x @ w``: matrices that PyTorch's ``Linear`` stores as [out, in] are transposed.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import NamedTuple, Protocol
 
 import jax
 
-from birdie_zmq.models.attention import Reading
+from birdie_zmq.models.attention import AttentionMetadata
 
 
 class Params(NamedTuple):
-    """All weights of a model, a pytree of dicts from our names to arrays; those of `layers` are stacked, [l, ...]."""
+    """All weights of a model: a pytree of dicts from parameter names to arrays; the arrays of `layers` are stacked, [l, ...]."""
 
     outer: dict[str, jax.Array]
     layers: dict[str, jax.Array]
 
 
 class ShardSpec(NamedTuple):
-    """How a tensor may be divided among devices: an axis, in memory, and into how many parts at most.
+    """How a tensor may be sharded: the axis, counted in memory, and the maximum number of parts.
 
-    A matrix of queries may be cut between heads, never within one: then each device has whole heads of its own.
+    A query matrix may be split between heads, never within one, so that each device has whole heads.
     """
 
     axis: int
@@ -34,96 +34,97 @@ class ShardSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor as it lies in a checkpoint.
+    """A tensor of a checkpoint.
 
     Attributes:
         name: Its name in the file, with ``{}`` for the number of the layer.
         shape: Its shape in the file.
-        transposed: Whether its two axes are swapped when it is loaded.
-        cut: How it may be divided among devices; None where each has all of it.
+        transposed: Whether its two axes are swapped on loading.
+        shard: How it may be sharded; None if it is replicated on every device.
     """
 
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
-    cut: ShardSpec | None = None
+    shard: ShardSpec | None = None
 
     @property
     def loaded_shape(self) -> tuple[int, ...]:
-        """Its shape in memory."""
+        """The shape in memory."""
         return self.shape[::-1] if self.transposed else self.shape
 
 
-def linear(name: str, inputs: int, outputs: int, cut: ShardSpec | None = None) -> TensorSpec:
-    """The weight of a PyTorch ``Linear``: [outputs, inputs] in the file, [inputs, outputs] in memory."""
-    return TensorSpec(name, (outputs, inputs), transposed=True, cut=cut)
+def linear_spec(name: str, inputs: int, outputs: int, shard: ShardSpec | None = None) -> TensorSpec:
+    """Return the spec of a PyTorch ``Linear`` weight: [outputs, inputs] in the file, [inputs, outputs] in memory."""
+    return TensorSpec(name, (outputs, inputs), transposed=True, shard=shard)
 
 
-def by_inputs(parts: int) -> ShardSpec:
-    """A matrix [inputs, outputs] whose inputs are divided; what devices make of their own is then added up.
+def row_parallel(parts: int) -> ShardSpec:
+    """Shard a matrix [inputs, outputs] along its inputs; the devices' partial results are summed.
 
-    With `by_outputs` before it, one sum among the devices is all there is for attention, and one for the feed-forward
+    After a `column_parallel` matrix, attention needs one sum across devices, and so does the feed-forward layer
     (Shoeybi et al., 2019, arXiv:1909.08053).
     """
     return ShardSpec(0, parts)
 
 
-def by_outputs(parts: int) -> ShardSpec:
-    """A matrix [inputs, outputs] whose outputs are divided, and with them its bias."""
+def column_parallel(parts: int) -> ShardSpec:
+    """Shard a matrix [inputs, outputs] along its outputs, and with them its bias."""
     return ShardSpec(1, parts)
 
 
-def bias_of(name: str, outputs: int, cut: ShardSpec | None) -> TensorSpec:
-    """The bias [outputs] of a matrix that is cut so: divided as its outputs are."""
-    return TensorSpec(name, (outputs,), cut=ShardSpec(0, cut.parts) if cut is not None and cut.axis == 1 else None)
+def bias_spec(name: str, outputs: int, shard: ShardSpec | None) -> TensorSpec:
+    """Return the spec of a bias [outputs], which is sharded like the outputs of a matrix with the spec `shard`."""
+    bias_shard = ShardSpec(0, shard.parts) if shard is not None and shard.axis == 1 else None
+    return TensorSpec(name, (outputs,), shard=bias_shard)
 
 
-def embedding_of(name: str, vocab_size: int, width: int) -> TensorSpec:
-    """An embedding [v, d], which may be divided between tokens."""
-    return TensorSpec(name, (vocab_size, width), cut=ShardSpec(0, vocab_size))
+def embedding_spec(name: str, vocab_size: int, width: int) -> TensorSpec:
+    """Return the spec of an embedding [v, d], which may be sharded along the vocabulary."""
+    return TensorSpec(name, (vocab_size, width), shard=ShardSpec(0, vocab_size))
 
 
-def head_of(name: str, vocab_size: int, width: int) -> TensorSpec:
-    """The weight of an output layer, [v, d] in the file and [d, v] in memory, which may be divided between tokens."""
-    return linear(name, width, vocab_size, by_outputs(vocab_size))
+def head_spec(name: str, vocab_size: int, width: int) -> TensorSpec:
+    """Return the spec of an LM head, [v, d] in the file and [d, v] in memory, which may be sharded along the vocabulary."""
+    return linear_spec(name, width, vocab_size, column_parallel(vocab_size))
 
 
-def gated_layer(
+def gated_layer_specs(
     prefix: str, width: int, heads: tuple[int, int], head_width: int, inner: int, biased: Collection[str] = ()
 ) -> dict[str, TensorSpec]:
-    """The matrices of a layer with grouped-query attention and a gated feed-forward, by Llama's names.
+    """Return the matrices of a layer with grouped-query attention and a gated feed-forward layer, with Llama's names.
 
     Args:
-        prefix: What stands before the names, with ``{}`` for the number of the layer.
-        width: The residual stream's.
-        heads: How many query heads there are, and how many key heads, or value heads.
-        head_width: The width of each.
-        inner: The feed-forward layer's.
-        biased: Our names of the matrices that have a bias.
+        prefix: Precedes the names in the file, with ``{}`` for the number of the layer.
+        width: Width of the residual stream.
+        heads: Number of query heads, and number of key/value heads.
+        head_width: Width of a head.
+        inner: Width of the feed-forward layer.
+        biased: Parameter names of the matrices that have a bias.
     """
     queries, groups = (count * head_width for count in heads)
-    of_queries, of_groups = (by_outputs(count) for count in heads)
+    by_query_head, by_kv_head = (column_parallel(count) for count in heads)
     matrices = {
-        "query": linear(prefix + "self_attn.q_proj.weight", width, queries, of_queries),
-        "key": linear(prefix + "self_attn.k_proj.weight", width, groups, of_groups),
-        "value": linear(prefix + "self_attn.v_proj.weight", width, groups, of_groups),
-        "output": linear(prefix + "self_attn.o_proj.weight", queries, width, by_inputs(heads[0])),
-        "gate": linear(prefix + "mlp.gate_proj.weight", width, inner, by_outputs(inner)),
-        "up": linear(prefix + "mlp.up_proj.weight", width, inner, by_outputs(inner)),
-        "down": linear(prefix + "mlp.down_proj.weight", inner, width, by_inputs(inner)),
+        "query": linear_spec(prefix + "self_attn.q_proj.weight", width, queries, by_query_head),
+        "key": linear_spec(prefix + "self_attn.k_proj.weight", width, groups, by_kv_head),
+        "value": linear_spec(prefix + "self_attn.v_proj.weight", width, groups, by_kv_head),
+        "output": linear_spec(prefix + "self_attn.o_proj.weight", queries, width, row_parallel(heads[0])),
+        "gate": linear_spec(prefix + "mlp.gate_proj.weight", width, inner, column_parallel(inner)),
+        "up": linear_spec(prefix + "mlp.up_proj.weight", width, inner, column_parallel(inner)),
+        "down": linear_spec(prefix + "mlp.down_proj.weight", inner, width, row_parallel(inner)),
     }
     biases = {
-        f"{key}_bias": bias_of(matrix.name.removesuffix("weight") + "bias", matrix.shape[0], matrix.cut)
+        f"{key}_bias": bias_spec(matrix.name.removesuffix("weight") + "bias", matrix.shape[0], matrix.shard)
         for key, matrix in matrices.items()
         if key in biased
     }
     return matrices | biases
 
 
-class Read(NamedTuple):
-    """What a step of tokens [b, t] gives.
+class BackboneOutput(NamedTuple):
+    """The output of the backbone for a step of tokens [b, t].
 
-    ``hidden`` [b, t, d] is in the dtype of the params; ``keys`` and ``values`` are [l, b, k, t, h].
+    ``hidden`` [b, t, d] has the dtype of the params; ``keys`` and ``values`` are [l, b, k, t, h].
     """
 
     hidden: jax.Array
@@ -131,24 +132,25 @@ class Read(NamedTuple):
     values: jax.Array
 
 
-class Place(NamedTuple):
-    """Where a tensor goes: a key of `Params.outer`, or a key of `Params.layers` and the number of the layer."""
+class ParamSlot(NamedTuple):
+    """The destination of a tensor: a key of `Params.outer`, or a key of `Params.layers` and the number of the layer."""
 
     key: str
     layer: int | None
-    stored: TensorSpec
+    spec: TensorSpec
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightMap:
     """The tensors of one model.
 
     Attributes:
-        outer: Our names of the tensors outside the layers.
-        layers: Our names of the tensors of each layer.
-        n_layers: How many layers there are.
-        base: The prefix that all names but the head's have, and that files of a bare trunk leave out.
-        redundant: Ends of names which may stand in a file although they say nothing new: buffers of old versions.
+        outer: Specs of the tensors outside the layers, by parameter name.
+        layers: Specs of the tensors of each layer, by parameter name.
+        n_layers: Number of layers.
+        base: The prefix of all names but the head's. Files of a backbone without its head omit it.
+        redundant: Suffixes of tensor names that a file may contain and that are ignored, such as buffers of old
+            versions.
     """
 
     outer: Mapping[str, TensorSpec]
@@ -157,17 +159,17 @@ class Layout:
     base: str
     redundant: tuple[str, ...] = field(default=())
 
-    def places(self) -> Iterator[tuple[str, Place]]:
-        """Each tensor's name in the file, and where it goes."""
-        for key, stored in self.outer.items():
-            yield stored.name, Place(key, None, stored)
-        for key, stored in self.layers.items():
+    def tensors(self) -> Iterator[tuple[str, ParamSlot]]:
+        """Yield each tensor's name in the file, and its destination."""
+        for key, spec in self.outer.items():
+            yield spec.name, ParamSlot(key, None, spec)
+        for key, spec in self.layers.items():
             for layer in range(self.n_layers):
-                yield stored.name.format(layer), Place(key, layer, stored)
+                yield spec.name.format(layer), ParamSlot(key, layer, spec)
 
 
 class Architecture(Protocol):
-    """A family's decoder of certain sizes: hashable, and static under `jax.jit`.
+    """A decoder of a model family with given sizes: hashable, and static under `jax.jit`.
 
     Shape letters: b batch, t position, d width of the residual stream, v vocabulary.
     """
@@ -179,22 +181,22 @@ class Architecture(Protocol):
 
     @property
     def max_length(self) -> int:
-        """The most tokens of a row that the model was made for."""
+        """The maximum length of a row in tokens that the model was trained for."""
         ...
 
-    def layout(self) -> Layout:
-        """Its tensors."""
+    def weight_map(self) -> WeightMap:
+        """Return the tensors of its checkpoints."""
         ...
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """Layers, key/value heads and the width of a head, of which a state is made."""
+        """Number of layers, number of key/value heads and width of a head: the sizes of the KV cache."""
         ...
 
-    def backbone(self, params: Params, tokens: jax.Array, reading: Reading) -> Read:
-        """Normalised final hidden states of int [b, t], and the keys and values of every layer."""
+    def backbone(self, params: Params, tokens: jax.Array, metadata: AttentionMetadata) -> BackboneOutput:
+        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer."""
         ...
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Float32 logits [..., v] of hidden states [..., d]."""
+        """Compute float32 logits [..., v] of hidden states [..., d]."""
         ...

@@ -1,9 +1,9 @@
-"""Weights on disk: a Hugging Face directory of one or many safetensors files, read straight onto the device.
+"""Read and write weights: a Hugging Face directory of one or many safetensors files, loaded directly onto the device.
 
-All names and shapes are checked from the files' headers before the first weight is read. Then one tensor after another
-goes to the device, where it is turned, brought to its dtype and put into its place among the stacked layers. So the
-host holds one tensor at a time, beside the pages of the one file that is open. Over a mesh each device is given its part
-of a tensor, read by itself. Nothing is unpickled.
+All names and shapes are checked from the files' headers before the first weight is read. Then each tensor in turn goes
+to the device, where it is transposed, converted to its dtype and inserted into the stacked layers. The host holds one
+tensor at a time, in addition to the memory pages of the one file that is open. Over a mesh, each device's shard of a
+tensor is read separately. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from birdie_zmq.engine.jax.sharding import lying
+from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.sharding import Shardings, check, shardings_of
-from birdie_zmq.models.weight_map import Layout, Params, Place, TensorSpec
+from birdie_zmq.models.sharding import TensorShardings, check_mesh, tensor_shardings
+from birdie_zmq.models.weight_map import Params, ParamSlot, TensorSpec, WeightMap
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 STORED_DTYPES = ("float16", "float32")
-"""What `save_checkpoint` writes."""
+"""The dtypes that `save_checkpoint` writes."""
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-class Header(NamedTuple):
-    """What is known of a stored tensor before it is read; `floating` is whether it holds plain numbers."""
+class TensorHeader(NamedTuple):
+    """The header of a stored tensor, known before it is read; `floating` says whether its values are floating-point."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -49,26 +49,26 @@ class Header(NamedTuple):
 Index = tuple[slice, ...]
 
 
-class Take(Protocol):
-    """Reads a tensor, or a part of it."""
+class TensorReader(Protocol):
+    """A function that reads a tensor, or a slice of it."""
 
     def __call__(self, index: Index | None = None) -> NDArray[Any]:
-        """What lies at an index; all of it by default."""
+        """Read the slice at an index; by default the whole tensor."""
         ...
 
 
 class TensorSource(Protocol):
-    """The tensors of a checkpoint, under Hugging Face's names."""
+    """The tensors of a checkpoint, under Hugging Face's names; `location` is its path, for error messages."""
 
-    where: str
+    location: str
 
     @property
-    def headers(self) -> Mapping[str, Header]:
-        """What is known of each tensor before it is read."""
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """The header of each tensor, by name."""
         ...
 
-    def read(self) -> Iterator[tuple[str, Take]]:
-        """Each tensor, in the order in which they lie, to be taken before the next one."""
+    def read(self) -> Iterator[tuple[str, TensorReader]]:
+        """Yield each tensor's name and its reader, in file order; call the reader before the next iteration."""
         ...
 
 
@@ -76,188 +76,198 @@ class SafetensorsDirectory:
     """A directory with ``model.safetensors``, or with the shards that ``model.safetensors.index.json`` names.
 
     Raises:
-        FileNotFoundError: There are no such files.
-        ValueError: One of them is damaged, or a tensor lies in two of them.
+        FileNotFoundError: One of these files does not exist.
+        ValueError: One of them is damaged, or a tensor is in two of them.
     """
 
     def __init__(self, directory: Path) -> None:
-        self.where = str(directory)
-        self._shards = _shards(directory)
-        self.headers: dict[str, Header] = {}
-        for shard in self._shards:
-            with _opened(shard) as file:
+        self.location = str(directory)
+        self._shard_files = _shard_files(directory)
+        self.headers: dict[str, TensorHeader] = {}
+        for shard in self._shard_files:
+            with _open_file(shard) as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
                     if name in self.headers:
-                        raise ValueError(f"the tensor {name} lies in {shard} and in another file of {directory}")
-                    part = file.get_slice(name)
-                    dtype = part.get_dtype()
-                    self.headers[name] = Header(tuple(part.get_shape()), dtype, dtype in _FLOATS)
+                        raise ValueError(f"the tensor {name} is in {shard} and in another file of {directory}")
+                    tensor = file.get_slice(name)
+                    dtype = tensor.get_dtype()
+                    self.headers[name] = TensorHeader(tuple(tensor.get_shape()), dtype, dtype in _FLOATS)
 
-    def read(self) -> Iterator[tuple[str, Take]]:
-        """Each tensor, shard by shard; a part of one is read without the rest."""
-        for shard in self._shards:
-            with _opened(shard) as file:
+    def read(self) -> Iterator[tuple[str, TensorReader]]:
+        """Yield each tensor, file by file; a slice of a tensor is read without the rest."""
+        for shard in self._shard_files:
+            with _open_file(shard) as file:
                 for name in file.keys():  # noqa: SIM118 - not a dict
 
-                    def take(index: Index | None = None, name: str = name, file: Any = file) -> NDArray[Any]:
+                    def read_tensor(index: Index | None = None, name: str = name, file: Any = file) -> NDArray[Any]:
                         values: NDArray[Any] = file.get_tensor(name) if index is None else file.get_slice(name)[index]
                         return values
 
-                    yield name, take
+                    yield name, read_tensor
 
 
-def load_params(layout: Layout, source: TensorSource, dtype: DTypeLike, mesh: Mesh | None = None) -> Params:
-    """Read weights onto the default device, or divided over a mesh.
+def load_params(weight_map: WeightMap, source: TensorSource, dtype: DTypeLike, mesh: Mesh | None = None) -> Params:
+    """Load weights onto the default device, or sharded over a mesh.
 
     Args:
-        layout: The tensors that the model needs.
-        source: Where they are.
-        dtype: floating dtype of all arrays in memory, whatever it is on disk.
-        mesh: Devices, of which each is given its part and nothing else.
+        weight_map: The tensors that the model needs.
+        source: The checkpoint that holds them.
+        dtype: Floating dtype of all arrays in memory, whatever it is on disk.
+        mesh: Devices over which the weights are sharded; each receives only its shard.
 
     Raises:
-        UsageError: The mesh divides nothing of this model.
-        ValueError: The checkpoint lacks a tensor, has one that there is no place for, or has one of another shape or
-            of a type that is no plain number. The message names the checkpoint and the tensor.
+        UsageError: The mesh divides none of this model's weights.
+        ValueError: The checkpoint lacks a tensor, has one that the model does not use, or has one of another shape or
+            of a quantised type. The message names the checkpoint and the tensor.
     """
-    places = _matched(layout, source)
+    slots = _match_tensors(weight_map, source)
     if mesh is not None:
-        check(layout, mesh)
+        check_mesh(weight_map, mesh)
     outer: dict[str, jax.Array] = {}
     layers = {
         key: jnp.zeros(
-            (layout.n_layers, *stored.loaded_shape), dtype, device=mesh and shardings_of(stored, mesh).stacked
+            (weight_map.n_layers, *spec.loaded_shape), dtype, device=mesh and tensor_shardings(spec, mesh).stacked
         )
-        for key, stored in layout.layers.items()
+        for key, spec in weight_map.layers.items()
     }
-    for name, take in source.read():
-        place = places.get(name)
-        if place is None:
+    for name, read_tensor in source.read():
+        slot = slots.get(name)
+        if slot is None:
             continue
-        stored = place.stored
-        where = None if mesh is None else shardings_of(stored, mesh)
-        # Waiting for each step keeps the host from running ahead with copies of what is not placed yet.
-        array = _read(take, stored, where).block_until_ready()
-        if place.layer is None:
-            alone = where and where.alone
-            outer[place.key] = _bring(array, jnp.dtype(dtype), stored.transposed, alone).block_until_ready()
+        spec = slot.spec
+        shardings = None if mesh is None else tensor_shardings(spec, mesh)
+        # Waiting for each step keeps the host from reading ahead of the device and holding several tensors.
+        array = _to_device(read_tensor, spec, shardings).block_until_ready()
+        if slot.layer is None:
+            in_memory = shardings and shardings.in_memory
+            outer[slot.key] = _convert(array, jnp.dtype(dtype), spec.transposed, in_memory).block_until_ready()
         else:
-            stack = _insert(layers[place.key], array, place.layer, stored.transposed, where and where.stacked)
-            layers[place.key] = stack.block_until_ready()
+            stack = _insert(layers[slot.key], array, slot.layer, spec.transposed, shardings and shardings.stacked)
+            layers[slot.key] = stack.block_until_ready()
     return Params(outer, layers)
 
 
-def _read(take: Take, stored: TensorSpec, where: Shardings | None) -> jax.Array:
-    """A tensor as it lies in the file, on the device, or each part of it on those that want it."""
-    if where is None:
-        array: jax.Array = jax.device_put(take())
+def _to_device(read_tensor: TensorReader, spec: TensorSpec, shardings: TensorShardings | None) -> jax.Array:
+    """Put a tensor onto the device as it is in the file, or each shard of it onto its devices."""
+    if shardings is None:
+        array: jax.Array = jax.device_put(read_tensor())
         return array
-    return jax.make_array_from_callback(stored.shape, where.read, take)
+    return jax.make_array_from_callback(spec.shape, shardings.in_file, read_tensor)
 
 
 def save_checkpoint(directory: str | Path, model: Llama, params: Params, dtype: DTypeLike = "float32") -> None:
-    """Write a plain Llama; the directory is made if need be, and files of an earlier one are replaced.
+    """Write a plain Llama to a directory, which is created if necessary; files of an earlier checkpoint are replaced.
 
     Args:
-        directory: where the two files go.
-        model: the sizes of `params`.
-        params: the weights, in any floating dtype.
+        directory: Where the two files are written.
+        model: The sizes of `params`.
+        params: The weights, in any floating dtype.
         dtype: float16 or float32, the dtype on disk.
 
     Raises:
-        ValueError: another dtype, params that do not fit the model, or a weight that is not finite in `dtype`.
+        ValueError: The dtype is not one of these, the params do not fit the model, or a weight is not finite in
+            `dtype`.
     """
     stored_dtype = np.dtype(dtype)
     if stored_dtype.name not in STORED_DTYPES:
-        raise ValueError(f"checkpoints are stored as one of {STORED_DTYPES}, not {stored_dtype.name}")
-    layout = model.layout()
-    if params.outer.keys() != layout.outer.keys() or params.layers.keys() != layout.layers.keys():
-        raise ValueError(f"the params have {sorted((*params.outer, *params.layers))}, the model needs others")
+        raise ValueError(
+            f"dtype {stored_dtype.name} is not supported; checkpoints are stored as one of {STORED_DTYPES}"
+        )
+    weight_map = model.weight_map()
+    if params.outer.keys() != weight_map.outer.keys() or params.layers.keys() != weight_map.layers.keys():
+        raise ValueError(f"the params {sorted((*params.outer, *params.layers))} are not those of the model")
     tensors: dict[str, NDArray[Any]] = {}
-    for name, (key, layer, stored) in layout.places():
+    for name, (key, layer, spec) in weight_map.tensors():
         values = np.asarray(params.outer[key] if layer is None else params.layers[key][layer], np.float32)
-        if values.shape != stored.loaded_shape:
-            raise ValueError(f"tensor {name} has the shape {values.shape}, not {stored.loaded_shape}")
-        with np.errstate(over="ignore"):  # reported below, with the tensor's name
-            tensors[name] = np.ascontiguousarray((values.T if stored.transposed else values).astype(stored_dtype))
+        if values.shape != spec.loaded_shape:
+            raise ValueError(f"tensor {name} has the shape {values.shape}, not {spec.loaded_shape}")
+        with np.errstate(over="ignore"):  # reported below with the tensor's name
+            tensors[name] = np.ascontiguousarray((values.T if spec.transposed else values).astype(stored_dtype))
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"tensor {name} has values that are not finite in {stored_dtype.name}")
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     description = model.to_hugging_face() | {"torch_dtype": stored_dtype.name}
     (path / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    (path / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))  # "pt": transformers asks for it
+    (path / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))  # transformers requires "pt"
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint.
+    """Read the ``config.json`` of a checkpoint.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is no JSON object.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file does not hold a JSON object.
     """
     path = directory / CONFIG_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {CONFIG_FILE} in {directory}, so it is no checkpoint directory")
+        raise FileNotFoundError(f"there is no {CONFIG_FILE} in {directory}, so it is not a checkpoint directory")
     return read_json_object(path)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _bring(array: jax.Array, dtype: Any, transposed: bool, where: NamedSharding | None) -> jax.Array:
-    return _kept(jnp.asarray(array.T if transposed else array, dtype), where)
+def _convert(array: jax.Array, dtype: Any, transposed: bool, sharding: NamedSharding | None) -> jax.Array:
+    """Convert a tensor from its form in the file to its form in memory."""
+    return _with_sharding(jnp.asarray(array.T if transposed else array, dtype), sharding)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
-def _insert(stack: jax.Array, array: jax.Array, layer: int, transposed: bool, where: NamedSharding | None) -> jax.Array:
-    """The stack [l, ...] with one layer replaced, in the memory of the old one."""
-    brought = _bring(array, stack.dtype, transposed, None)
-    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(stack, brought, layer, 0)
-    return _kept(updated, where)
+def _insert(
+    stack: jax.Array, array: jax.Array, layer: int, transposed: bool, sharding: NamedSharding | None
+) -> jax.Array:
+    """Replace one layer of a stack [l, ...], whose memory is donated."""
+    converted = _convert(array, stack.dtype, transposed, None)
+    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(stack, converted, layer, 0)
+    return _with_sharding(updated, sharding)
 
 
-def _kept(array: jax.Array, where: NamedSharding | None) -> jax.Array:
-    """The array, lying where it should."""
-    return array if where is None else lying(array, where)
+def _with_sharding(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
+    """Constrain the sharding of an array inside a compiled function, if one is given."""
+    return array if sharding is None else sharded(array, sharding)
 
 
-def _matched(layout: Layout, source: TensorSource) -> dict[str, Place]:
-    """Where each stored tensor goes; those that say nothing new are left out."""
+def _match_tensors(weight_map: WeightMap, source: TensorSource) -> dict[str, ParamSlot]:
+    """Return the destination of each stored tensor that is not redundant.
+
+    Raises:
+        ValueError: As for `load_params`.
+    """
     headers = source.headers
-    # A file of the bare trunk, without its head, leaves the common prefix out.
-    bare = not any(name.startswith(layout.base) for name in headers)
-    places: dict[str, Place] = {}
-    for full_name, place in layout.places():
-        name = full_name.removeprefix(layout.base) if bare else full_name
+    # A file of the backbone without its head omits the common prefix.
+    bare = not any(name.startswith(weight_map.base) for name in headers)
+    slots: dict[str, ParamSlot] = {}
+    for full_name, slot in weight_map.tensors():
+        name = full_name.removeprefix(weight_map.base) if bare else full_name
         if name not in headers:
-            raise ValueError(f"{source.where} lacks the tensor {full_name}")
-        _check(name, headers[name], place.stored, source.where)
-        places[name] = place
-    for name in headers.keys() - places.keys():
-        if not f".{name}".endswith(tuple(f".{end.lstrip('.')}" for end in layout.redundant)):
-            raise ValueError(f"{source.where} has the tensor {name}, for which this architecture has no place")
-    return places
+            raise ValueError(f"{source.location} lacks the tensor {full_name}")
+        _check(name, headers[name], slot.spec, source.location)
+        slots[name] = slot
+    for name in headers.keys() - slots.keys():
+        if not f".{name}".endswith(tuple(f".{end.lstrip('.')}" for end in weight_map.redundant)):
+            raise ValueError(f"{source.location} has the tensor {name}, which this architecture does not use")
+    return slots
 
 
-def _check(name: str, header: Header, stored: TensorSpec, where: str) -> None:
+def _check(name: str, header: TensorHeader, spec: TensorSpec, location: str) -> None:
     if not header.floating:
-        raise ValueError(f"{where}: the tensor {name} is {header.dtype}; quantised weights are not read")
-    if header.shape != stored.shape:
+        raise ValueError(f"{location}: the tensor {name} is {header.dtype}; quantised weights are not supported")
+    if header.shape != spec.shape:
         raise ValueError(
-            f"{where}: the tensor {name} has the shape {header.shape}, but the config asks for {stored.shape}"
+            f"{location}: the tensor {name} has the shape {header.shape}, but the config requires {spec.shape}"
         )
 
 
-def _shards(directory: Path) -> list[Path]:
+def _shard_files(directory: Path) -> list[Path]:
     index = directory / INDEX_FILE
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is no index of safetensors files: {error!r}") from error
-        # An index that somebody made must not reach outside its own directory.
+            raise ValueError(f"{index} is not an index of safetensors files: {error!r}") from error
+        # An untrusted index must not name files outside its directory.
         outside = [name for name in names if Path(str(name)).name != name]
         if outside:
-            raise ValueError(f"{index} names {outside[0]!r}, which is no file name")
+            raise ValueError(f"{index} names {outside[0]!r}, which is not a plain file name")
         shards = [directory / name for name in names]
     else:
         shards = [directory / WEIGHTS_FILE]
@@ -265,7 +275,7 @@ def _shards(directory: Path) -> list[Path]:
         if not shard.is_file():
             pickled = sorted(path.name for path in directory.glob("*.bin"))
             reason = (
-                f"; {pickled[0]} is a pickle, which could run any code and is not read: save the model with "
+                f"; {pickled[0]} is a pickle, which can run arbitrary code and is not read: save the model with "
                 "transformers' save_pretrained, which writes safetensors"
                 if pickled
                 else ""
@@ -274,8 +284,8 @@ def _shards(directory: Path) -> list[Path]:
     return shards
 
 
-def _opened(path: Path) -> Any:
+def _open_file(path: Path) -> Any:
     try:
         return safe_open(path, framework="np")
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

@@ -1,9 +1,9 @@
-"""Ending with the parent, however the parent ends.
+"""Ending a child process when its parent ends, however the parent ends.
 
-A run's own broker and worker are given the reading end of a pipe as standard input; nobody writes to it, and the kernel
-closes the writing end when the parent is gone, kill -9 included. Their poll loops wait for that. A model process may be
-deep in compiled code, so it has two more ways: a thread that waits for the agent's socket to close, and on Linux the
-kernel's own signal at the parent's death.
+An embedded broker or worker gets the read end of a parent-death pipe as standard input. Nobody writes to the pipe, and the
+kernel closes its write end when the parent ends, even after kill -9, which wakes the child's poll loop. A model process
+may be busy in compiled code, so it has two more mechanisms: a thread that waits for the agent's socket to close, and on Linux
+the kernel's parent-death signal.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent(parent_pid: int) -> None:
     """Ask the kernel for SIGKILL when the parent dies (Linux; elsewhere nothing happens).
 
-    The signal also comes when the *thread* that started this process ends, so the parent must start it from its main
-    thread (prctl(2), PR_SET_PDEATHSIG).
+    The kernel also sends the signal when the *thread* that started this process ends, so the parent must start it from its
+    main thread (prctl(2), PR_SET_PDEATHSIG).
 
     Args:
-        parent_pid: The parent as it was known before this process began; if it is gone already, this process ends.
+        parent_pid: The parent's process id, taken before this process started; if that parent is gone, this process exits.
     """
     if sys.platform != "linux":
         return

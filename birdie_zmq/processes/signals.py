@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM as something that a poll loop can wait for.
+"""SIGINT and SIGTERM as a file descriptor that a poll loop can wait for.
 
-The handler only notes the signal and wakes the loop, which then ends in its own time.
+The handler only records the signal and wakes the loop, which then shuts down cleanly.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Self
 
 
 class StopSignals:
-    """While entered, SIGINT and SIGTERM make `descriptor` readable instead of ending the process.
+    """A context manager in which SIGINT and SIGTERM make `descriptor` readable instead of ending the process.
 
-    A second signal finds the default action again, so that an impatient person can force the end. Only the main thread
-    may enter.
+    A second signal has the default action again, so that a person can force the process to end. Only the main thread may
+    enter.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self.descriptor, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
+        self.descriptor, self._wake_descriptor = os.pipe()
+        os.set_blocking(self._wake_descriptor, False)
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
@@ -33,10 +33,10 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         os.close(self.descriptor)
-        os.close(self._wake)
+        os.close(self._wake_descriptor)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.received = signal.Signals(number)
         signal.signal(number, signal.SIG_DFL)
-        os.write(self._wake, b"\0")
+        os.write(self._wake_descriptor, b"\0")

@@ -1,4 +1,4 @@
-"""Starting a Python process of this same package, and ending one for certain."""
+"""Starting a Python process of this package, and ending it reliably."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PACKAGE_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def module_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of this package with the interpreter of this process.
+    """Return the command that runs a module of this package with the interpreter of this process.
 
-    ``-P`` keeps the current directory off the import path: a stray ``json.py`` there must not be run by a worker.
+    ``-P`` keeps the current directory off the import path: a worker must not import a stray ``json.py`` from it.
     """
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def package_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment in which a child imports the same birdie_zmq as this process.
+    """Return the environment in which a child imports the same birdie_zmq as this process.
 
-    A checkout from which somebody runs ``python broker.py`` is on nobody's path but theirs, so it is put first on the
-    child's PYTHONPATH; an installed package is found anyway.
+    If this process runs from a checkout, as with ``python broker.py``, a child would not find the package, so the checkout
+    is put first on its PYTHONPATH. An installed package is found anyway.
     """
     result = dict(environment)
     installed = {Path(directory).resolve() for directory in [*site.getsitepackages(), site.getusersitepackages()]}
@@ -45,10 +45,11 @@ def start(
     pass_fds: Sequence[int] = (),
     output: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a child in a process group of its own, writing to this process's standard error, or to `output` if given.
+    """Start a child in its own process group, writing to this process's standard error, or to `output` if given.
 
-    The group keeps a Ctrl-C at the terminal away from the child, so that its parent decides how it ends. Standard
-    output goes to standard error as well: the parent's own output is lm_eval's table, or a person's.
+    The process group keeps a Ctrl-C at the terminal away from the child, so that the parent decides how it ends. The
+    child's standard output goes to standard error too: the parent's standard output is reserved for its own results, such
+    as lm_eval's table.
     """
     return subprocess.Popen(
         command,
@@ -61,18 +62,18 @@ def start(
     )
 
 
-def end(process: subprocess.Popen[bytes], patience_s: float) -> None:
-    """Ask a child to end, wait, and kill it with its whole group if it does not; the child is reaped."""
+def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Send SIGTERM to a child, wait for `timeout_s`, and kill its process group if it is still running; reap the child."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(patience_s)
+            process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             kill_group(process)
             process.wait()
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child of `start` and whatever it has started itself."""
+    """Kill a child of `start` together with its own children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

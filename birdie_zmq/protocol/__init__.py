@@ -1,1 +1,1 @@
-"""What travels between processes: messages, their bytes, and the sockets that carry them."""
+"""The wire protocol: messages, their encoding, and the ZeroMQ sockets."""

@@ -1,12 +1,12 @@
-"""Messages to bytes and back, with nothing believed on the way in.
+"""Encoding and decoding of messages; received frames are untrusted.
 
-A frame is msgpack of ``[wire version, {"type": name, field: value, …}]``. The version stands first and in every
-version, so that two that differ can still tell each other so. Decoding bounds what a frame may hold (bytes, elements,
-map sizes, the length of a text), accepts no extension type and no key twice, reads arrays through `arrays`, and lets
-msgspec hold every field against the types in `messages`; whatever does not fit is a MalformedMessage that names the
-field. Encoding holds what it has made against the same rules, so that a sender hears of it and not a receiver.
+A frame is msgpack of ``[wire version, {"type": name, field: value, …}]``. The version comes first in every wire version, so
+that peers with different versions can report the mismatch. Decoding limits the contents of a frame (bytes, elements, map
+sizes, text lengths), rejects extension types and duplicate keys, decodes arrays with `arrays`, and validates every field
+against the types in `messages` with msgspec. Anything invalid raises a MalformedMessage that names the field. Encoding applies
+the same rules, so that the sender gets the error, not the receiver.
 
-What is said of a frame quotes only words of the protocol: anything else in it may be a prompt.
+Error messages about a frame quote only names of the protocol: anything else in the frame may be part of a prompt.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ MAX_ELEMENTS = 2**20
 """List items, map entries and array elements of one frame: a megabyte of nested empty lists would take 70 MB."""
 MAX_MAP_ENTRIES = 4096
 MAX_TEXT_BYTES = 16 * 2**20
-"""UTF-8 of one text: one letter beyond the Basic Multilingual Plane makes Python keep four bytes for each of the others."""
+"""UTF-8 bytes of one text: with one character beyond the Basic Multilingual Plane, Python stores four bytes per character."""
 MAX_BINARY_BYTES = 8 * MAX_ELEMENTS
-"""Bytes of one array: as many float64 as a frame may have elements."""
+"""Bytes of one array: MAX_ELEMENTS float64 values."""
 
 M = TypeVar("M")
 
 
 def encode(message: Message) -> bytes:
-    """Pack a message into one frame.
+    """Encode a message as one frame.
 
     Raises:
-        MessageTooLarge: The frame would be over MAX_FRAME_BYTES.
-        MalformedMessage: A text holds what UTF-8 cannot (a lone surrogate), or anything else that a receiver would
-            refuse: too many elements, a text that is too long, a number that does not fit its field.
+        MessageTooLarge: The frame would be larger than MAX_FRAME_BYTES.
+        MalformedMessage: A text is not valid UTF-8 (a lone surrogate), or a receiver would reject the message: too many
+            elements, a text that is too long, a number outside the range of its field.
     """
     kind = type(message).__name__
     try:
@@ -51,7 +51,7 @@ def encode(message: Message) -> bytes:
         raise MalformedMessage(f"this {kind} cannot be sent: {error}") from None
     if len(frame) > MAX_FRAME_BYTES:
         raise MessageTooLarge(
-            f"a {kind} of {len(frame):,} bytes is over the limit of {MAX_FRAME_BYTES:,} bytes a message"
+            f"a {kind} of {len(frame):,} bytes is over the limit of {MAX_FRAME_BYTES:,} bytes per message"
         )
     try:
         _convert(_unpack(frame)[1], type(message))
@@ -61,12 +61,12 @@ def encode(message: Message) -> bytes:
 
 
 def decoder(expected: Any) -> Callable[[bytes], Any]:
-    """A function that decodes one frame into one of the expected message types (a union of records).
+    """Return a function that decodes one frame into one of the expected message types (a union of records).
 
     The function raises:
-        MessageTooLarge: The frame is over MAX_FRAME_BYTES.
-        VersionMismatch: The frame is of another wire version.
-        MalformedMessage: Anything else that is not one of the expected messages.
+        MessageTooLarge: The frame is larger than MAX_FRAME_BYTES.
+        VersionMismatch: The frame has another wire version.
+        MalformedMessage: The frame is not one of the expected messages.
     """
     records = {record.__struct_config__.tag: record for record in get_args(expected) or (expected,)}
 
@@ -77,14 +77,14 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
         if not isinstance(envelope, list) or len(envelope) != 2 or type(envelope[0]) is not int:
             raise MalformedMessage("a frame must be a list of the wire version and a message")
         version, body = envelope
-        # A refusal is read whatever its version, since it is how the other side says that versions differ.
+        # A refusal is decoded whatever its version, since the other side reports a version mismatch with it.
         kind = body.get("type") if isinstance(body, dict) else None
         if version != WIRE_VERSION and not (isinstance(kind, str) and kind == "refusal"):
             raise VersionMismatch(
-                f"a message of wire version {version} came to birdie-zmq with wire version {WIRE_VERSION}; "
+                f"received a message of wire version {version}, but this birdie-zmq has wire version {WIRE_VERSION}; "
                 "install the same birdie-zmq on both sides"
             )
-        # msgspec would look through the whole union at each call, which takes ten times as long as the rest.
+        # With the whole union, msgspec would inspect every record at each call, which takes ten times as long as the rest.
         return _convert(body, records.get(kind, expected) if isinstance(kind, str) else expected)
 
     return decode
@@ -98,20 +98,20 @@ def _to_plain(value: Any) -> Any:
         return fields if tag is None else {"type": tag, **fields}
     if isinstance(value, np.ndarray):
         return pack_array(value)
-    raise TypeError(f"a {type(value).__name__} does not travel")
+    raise TypeError(f"a {type(value).__name__} cannot be encoded")
 
 
 def _convert(body: Any, expected: Any) -> Any:
     try:
         return msgspec.convert(body, expected, dec_hook=_to_array, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
-        text = _without_values(str(error))
-    # Outside of the except clause: the error that caused this one may quote what a stranger sent, and would travel along.
-    raise MalformedMessage(f"a message has a wrong field: {text}")
+        text = _redacted(str(error))
+    # Raised outside of the except clause: the original error may quote untrusted input, and would be sent as the cause.
+    raise MalformedMessage(f"a message has an invalid field: {text}")
 
 
 def _to_array(expected: Any, value: Any) -> Any:
-    """Accept an array where the record asks for one of that dtype and one dimension (msgspec's hook)."""
+    """Accept an array if it has one dimension and the dtype of the record's field (msgspec's hook)."""
     dtype = expected.__args__[1].__args__[0]
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
         # msgspec adds the path of the field to a TypeError.
@@ -119,24 +119,24 @@ def _to_array(expected: Any, value: Any) -> Any:
     return value
 
 
-def _words() -> Iterator[str]:
+def _protocol_names() -> Iterator[str]:
     for record in (*get_args(Message), *get_args(Work), *get_args(Answers)):
         yield str(record.__struct_config__.tag)
         yield from record.__struct_encode_fields__
 
 
-_WORDS = frozenset(_words())
+_PROTOCOL_NAMES = frozenset(_protocol_names())
 _QUOTING = re.compile(r"(Invalid value|Invalid enum value|Object contains unknown field) (.*)", re.DOTALL)
 _PATH = re.compile(r" - at `(\$(?:\.\w+|\[\.\.\.\]|\[\d+\])*)`\Z", re.ASCII)
 
 
-def _without_values(text: str) -> str:
-    """What msgspec says, without the values that it quotes, unless they are words of the protocol."""
+def _redacted(text: str) -> str:
+    """Return msgspec's error text without the values that it quotes, unless they are names of the protocol."""
     path = _PATH.search(text)
     what = text if path is None else text[: path.start()]
     quoting = _QUOTING.fullmatch(what)
-    if quoting is not None and quoting[2][1:-1] not in _WORDS:
-        what = f"{quoting[1]} (it is not shown)"
+    if quoting is not None and quoting[2][1:-1] not in _PROTOCOL_NAMES:
+        what = f"{quoting[1]} (not shown)"
     return what if path is None else f"{what} - at `{path[1]}`"
 
 
@@ -174,20 +174,20 @@ def _unpack(frame: bytes) -> Any:
             ext_hook=_refuse_extension,
             max_str_len=MAX_TEXT_BYTES,
             max_bin_len=MAX_BINARY_BYTES,
-            # Room is made for a list before its items are read, and each item is a byte at least.
+            # msgpack allocates a list before it reads the items, and each item takes at least one byte.
             max_array_len=min(MAX_ELEMENTS, len(frame)),
             max_map_len=MAX_MAP_ENTRIES,
             max_ext_len=0,
         )
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        text = _short(error)
+        text = _error_text(error)
     else:
         return envelope
-    raise MalformedMessage(f"a frame is not msgpack as it is used here: {text}")
+    raise MalformedMessage(f"a frame is not valid msgpack for this protocol: {text}")
 
 
-def _short(error: Exception) -> str:
-    """What msgpack says; where bytes are no UTF-8, it names one byte of them and its place."""
+def _error_text(error: Exception) -> str:
+    """Return msgpack's error text; for invalid UTF-8 it names one byte and its position."""
     return str(error)[:400] or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""The lock of a Unix socket's path, which only one broker may have."""
+"""The lock of a Unix socket path, so that only one broker can bind it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from birdie_zmq.protocol.endpoints import IpcEndpoint
 
 
 def lock_ipc_path(endpoint: IpcEndpoint) -> int:
-    """Take the lock beside an ipc path: zmq would let a second broker bind the same path, and steal the first one's peers.
+    """Acquire the lock file beside an ipc path, and remove a stale socket.
+
+    Without the lock, ZeroMQ would let a second broker bind the same path and take over the first one's peers.
 
     Returns:
         The descriptor that holds the lock until it is closed.
 
     Raises:
-        UsageError: Another broker has the lock, or something else than a socket is there.
+        UsageError: Another broker holds the lock, or the path is not a socket.
     """
     try:
         descriptor = os.open(f"{endpoint.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -26,10 +28,10 @@ def lock_ipc_path(endpoint: IpcEndpoint) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise UsageError(f"cannot bind {endpoint}: another broker is bound there") from error
+        raise UsageError(f"cannot bind {endpoint}: another broker is bound to it") from error
     if endpoint.path.is_socket():
         endpoint.path.unlink()
     elif endpoint.path.exists():
         os.close(descriptor)
-        raise UsageError(f"cannot bind {endpoint}: there is something else than a socket")
+        raise UsageError(f"cannot bind {endpoint}: the path exists and is not a socket")
     return descriptor

@@ -1,17 +1,20 @@
-"""Every message that crosses a process border, as a typed, frozen record.
+"""The messages between processes, as typed, frozen records.
 
-Four conversations use them::
+There are four conversations::
 
-    client ⇄ broker     OpenSession Submit Ping CloseSession ⇄ SessionOpened Answered Advanced ItemFailed BatchFailed Notice Pong
-    worker ⇄ broker     RegisterWorker Heartbeat DrainWorker CloseWorker Lease… ⇄ WorkerRegistered Lease CancelLease Pong
-    agent ⇄ model process    LoadModel Lease CancelLease ⇄ ModelLoaded ModelRefused PhaseChanged Beat Lease…
-    broker → anybody    Refusal
+    client ⇄ broker          OpenSession Submit Ping CloseSession
+                             ⇄ SessionOpened Answered Progressed ItemFailed BatchFailed Notice Pong
+    worker ⇄ broker          RegisterWorker Heartbeat DrainWorker CloseWorker Lease…
+                             ⇄ WorkerRegistered Lease CancelLease Pong
+    agent ⇄ model process    LoadModel Lease CancelLease
+                             ⇄ ModelLoaded ModelLoadFailed ModelNotice PhaseChanged ModelHeartbeat Lease…
+    broker → any peer        Refusal
 
-A *batch* is what a client submits under a number of its own. A *lease* is one attempt at a batch or a part of one,
-numbered by the broker, held by one worker. Indices always count the items of the work in the same message or, in an answer, of the
-batch or lease that it answers.
+A *batch* is the work of one Submit, numbered by the client. A *lease* is one attempt at a batch or a sub-batch, numbered by
+the broker and held by one worker. Indices count the items of the work in the same message; in an answer, they count the
+items of the batch or lease that it answers.
 
-This module knows neither bytes nor sockets: `codec` turns messages into bytes.
+This module has no encoding and no sockets: `codec` encodes messages.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from birdie_zmq.types import (
 )
 
 WIRE_VERSION = 11
-"""Raised whenever a message changes so that an older peer would misread it."""
+"""Increased whenever a message changes so that an older peer would misread it."""
 
 # --- Client to broker ------------------------------------------------------------------------------------------------
 
@@ -49,10 +52,10 @@ class OpenSession(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="submit"):
-    """Work for a model, under a number of the client's own.
+    """A batch of work for a model, numbered by the client.
 
-    ``identity`` is that of the model as the client knows it, None before it does: no other model may answer.
-    ``beginning`` names what all its texts begin with, where a worker that has computed it should have the others too.
+    ``identity`` is the model's identity if the client knows it, else None: no other model may answer. ``prefix`` names the
+    common prefix of all texts, so that the broker prefers a worker that has already computed this prefix.
     """
 
     batch: Count
@@ -64,11 +67,11 @@ class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ping"):
-    """The client is still there, and asks whether the broker is."""
+    """A heartbeat of the client; the broker answers with Pong."""
 
 
 class CloseSession(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="close-session"):
-    """The client wants nothing more; what it has queued is dropped."""
+    """The client ends its session; the broker drops its queued work."""
 
 
 ClientMessage = OpenSession | Submit | Ping | CloseSession
@@ -78,14 +81,14 @@ ClientMessage = OpenSession | Submit | Ping | CloseSession
 
 
 class SessionOpened(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="session-opened"):
-    """The greeting's answer. A client that is silent for ``timeout_s`` while it has work loses that work."""
+    """The answer to OpenSession. The broker drops the work of a client that is silent for ``timeout_s``."""
 
     package_version: Name
     timeout_s: Seconds
 
 
 class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="answered"):
-    """Answers to some items of a batch; ``indices`` int32[n] says to which."""
+    """Answers to some items of a batch; ``indices`` int32[n] names the items."""
 
     batch: Count
     indices: Indices
@@ -94,14 +97,14 @@ class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
 
 class Progressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="advanced"):
-    """A batch, or a part of it, has come on, though nothing new is answered."""
+    """Progress of a batch or a sub-batch without new answers."""
 
     batch: Count
     progress: ProgressDelta = field(name="advance")
 
 
 class ItemFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="item-failed"):
-    """One item of a batch will not be answered; the others are still worked on."""
+    """One item of a batch failed; the other items are still computed."""
 
     batch: Count
     index: Count
@@ -109,14 +112,14 @@ class ItemFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 
 
 class BatchFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="batch-failed"):
-    """Whatever of a batch has no answer yet will have none."""
+    """All unanswered items of a batch failed."""
 
     batch: Count
     error: ErrorReport
 
 
 class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="notice"):
-    """A line that a person should see while their batch is worked on; ``once`` in a run, however many batches say it."""
+    """A log line for the user while the batch is computed; with ``once``, shown once per run however many batches send it."""
 
     batch: Count
     level: Level
@@ -125,10 +128,10 @@ class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pong"):
-    """The answer to a Ping or a Heartbeat: the broker is there, with this many workers.
+    """The answer to a Ping or a Heartbeat, with the number of workers.
 
-    Since the broker was started, ``switches`` counts how often a worker changed from one model to another, ``losses``
-    how often what a worker or its model process was working on was lost and had to be done again.
+    ``model_switches`` counts the model switches of workers since the broker started, ``retries`` the leases that were retried
+    because a worker or its model process died.
     """
 
     workers: Count
@@ -145,8 +148,8 @@ BrokerToClient = SessionOpened | Answered | Progressed | ItemFailed | BatchFaile
 class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="register-worker"):
     """The first message of a worker.
 
-    ``capacity`` is how many leases it may hold at once, ``model`` what it has loaded already: it may have served a
-    broker before this one.
+    ``capacity`` is the number of leases that it may hold at once. ``model`` is the model that it has loaded already, for
+    example if the broker was restarted.
     """
 
     package_version: Name
@@ -158,9 +161,9 @@ class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="heartbeat"):
-    """The agent is there; what its model process does, and the model it is for.
+    """A heartbeat of the agent, with the phase and the model of its model process.
 
-    ``computed`` is what all model processes of this agent have computed.
+    ``computed`` counts the work of all model processes of this agent.
     """
 
     phase: Name
@@ -178,14 +181,14 @@ class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class LeaseProgressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-advanced"):
-    """A lease has come on, though nothing new is answered: said where no answer was for half a second."""
+    """Progress of a lease without new answers, sent if there was no answer for half a second."""
 
     lease: Count
     progress: ProgressDelta = field(name="advance")
 
 
 class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-failed"):
-    """A lease ends with an error; ``index`` names the item at fault where one is, and the others are not."""
+    """A lease ends with an error; ``index`` names the item at fault if it is a single one."""
 
     lease: Count
     error: ErrorReport
@@ -193,14 +196,14 @@ class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class LeaseCrashed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-crashed"):
-    """The model process died while it was at this lease, which may be the cause; ``error`` says how it died."""
+    """The model process died while computing this lease, which may be the cause; ``error`` describes how it died."""
 
     lease: Count
     error: ErrorReport
 
 
 class LeaseReturned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-returned"):
-    """A lease ends through no fault of its own: what is unanswered is to be given to somebody again."""
+    """A lease ends for a reason unrelated to it; the broker assigns its unanswered items again."""
 
     lease: Count
 
@@ -212,7 +215,7 @@ class LeaseDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 
 class LeaseNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-notice"):
-    """A line for the person whose lease this is; ``once`` as in `Notice`."""
+    """A log line for the user of this lease; ``once`` as in `Notice`."""
 
     lease: Count
     level: Level
@@ -221,11 +224,11 @@ class LeaseNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
 
 class DrainWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="drain-worker"):
-    """The worker will go away once it has finished what it is working on; it wants no more leases."""
+    """The worker will exit after its current leases; the broker sends it no more leases."""
 
 
 class CloseWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="close-worker"):
-    """The worker goes away in good order; its leases are to be given to another."""
+    """The worker shuts down cleanly; the broker assigns its leases to other workers."""
 
 
 LeaseMessage = LeaseAnswered | LeaseProgressed | LeaseFailed | LeaseDone | LeaseNotice
@@ -236,14 +239,14 @@ WorkerMessage = RegisterWorker | Heartbeat | LeaseMessage | LeaseCrashed | Lease
 
 
 class WorkerRegistered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="worker-registered"):
-    """The greeting's answer; a worker that sends no heartbeat for ``timeout_s`` is given up."""
+    """The answer to RegisterWorker. The broker removes a worker that sends no heartbeat for ``timeout_s``."""
 
     package_version: Name
     timeout_s: Seconds
 
 
 class Lease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease"):
-    """Work handed to one worker; ``attempt`` counts from 1 how often it, or more that it was part of, was handed out."""
+    """Work assigned to one worker; ``attempt`` counts from 1 how often it, or a larger lease that contained it, was sent."""
 
     lease: Count
     attempt: PositiveCount
@@ -254,7 +257,7 @@ class Lease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="
 
 
 class CancelLease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cancel-lease"):
-    """Nobody waits for a lease any more: it may be dropped, and no word of it is expected."""
+    """No client waits for a lease any more: the worker may drop it and need not answer."""
 
     lease: Count
 
@@ -263,7 +266,7 @@ BrokerToWorker = WorkerRegistered | Lease | CancelLease | Pong
 
 
 class Refusal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="refusal"):
-    """The broker will not take a message, and says why. Its form is the same in every wire version."""
+    """The broker refuses a message for this reason. This record is the same in every wire version."""
 
     error: ErrorReport
 
@@ -272,7 +275,7 @@ class Refusal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 class LoadModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="load-model"):
-    """The first message to a model process; ``api`` is the page to load, None for the built-in one."""
+    """The first message to a model process; ``api`` is the path of the user module, None for the built-in one."""
 
     model: ModelSpec
     api: Name | None
@@ -292,21 +295,21 @@ class ModelLoadFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ModelNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-notice"):
-    """A line for whoever waits until the model is loaded."""
+    """A log line for the users who wait until the model is loaded."""
 
     level: Level
     text: str
 
 
 class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase-changed"):
-    """What the model process is doing now; ``detail`` says more, such as the shapes of what is compiled."""
+    """The current phase of the model process; ``detail`` says more, such as the shapes that are compiled."""
 
     phase: Literal["compiling", "running"]
     detail: Name = ""
 
 
 class ModelHeartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="beat"):
-    """The model process is there; ``steps`` grows with everything that it computes, so standing still shows."""
+    """A heartbeat of the model process; ``steps`` grows with every computation, so that a stall can be detected."""
 
     steps: Count
     computed: ComputeCounters = ComputeCounters()

@@ -1,8 +1,9 @@
-"""The ZeroMQ sockets, and the one place that waits on them.
+"""The ZeroMQ sockets, and the poll loop that waits on them.
 
-A ROUTER serves the broker, a DEALER everybody else. Both have bounded linger, a bounded frame size and ZMTP heartbeats
-that notice a vanished host. With keys, both are encrypted by CURVE, and each side knows who the other one is. Nothing
-above this module sees zmq.
+The broker has a ROUTER socket, clients and workers a DEALER socket. Both have a limited linger time and a limited frame size.
+The DEALER sends ZMTP heartbeats, which detect a vanished host. The ROUTER has ZMTP heartbeats disabled (see `Router`); it uses
+TCP keepalive, and the broker relies on the peers' own heartbeat messages. With keys, CURVE encrypts both and authenticates
+each side to the other. No module above this one uses zmq.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from birdie_zmq.protocol.endpoints import Endpoint, IpcEndpoint, TcpEndpoint, ch
 from birdie_zmq.protocol.ipc_lock import lock_ipc_path
 from birdie_zmq.protocol.security.allow_list import AllowList
 from birdie_zmq.protocol.security.authentication import Authentication
-from birdie_zmq.protocol.security.handshake_monitor import Handshakes
+from birdie_zmq.protocol.security.handshake_monitor import HandshakeMonitor
 from birdie_zmq.protocol.security.keys import PeerKey
 
 LINGER_MS = 1_000
-"""How long closing waits for what was just sent, such as a goodbye."""
+"""Milliseconds that closing waits for unsent messages, such as CloseSession."""
 MAX_UNREAD_BY_BROKER = 1_000
-"""Messages of one peer that wait in the broker; with more, its connection is not read any further. Ours never have so many."""
+"""Unread messages of one peer, above which the broker stops reading its connection. Our own peers never send that many."""
 MAX_UNREAD_BY_PEER = 16_384
-"""Messages for one peer that it does not read, before it counts as gone."""
+"""Unread messages for one peer, above which the peer is considered gone."""
 ZMTP_HEARTBEAT_MS = 5_000
 ZMTP_TIMEOUT_MS = 15_000
 
 
 class _Transport:
     def __init__(self, kind: int) -> None:
-        # A context of its own, so that closing this socket cannot disturb another user of zmq in the process.
+        # A separate context, so that closing this socket cannot disturb other users of zmq in the process.
         self._context = zmq.Context()
         self._kind = kind
         self._monitor: zmq.Socket[bytes] | None = None
@@ -50,7 +51,7 @@ class _Transport:
         opened.maxmsgsize = MAX_FRAME_BYTES
         opened.heartbeat_ivl = ZMTP_HEARTBEAT_MS
         opened.heartbeat_timeout = ZMTP_TIMEOUT_MS
-        # What we have in flight ourselves is bounded by credit and windows; a high-water mark would only block or drop.
+        # Credit and windows already limit our messages in flight; a high-water mark would only block or drop.
         opened.sndhwm = 0
         opened.rcvhwm = 0
         return opened
@@ -64,36 +65,36 @@ class _Transport:
         self.close()
 
     def close(self) -> None:
-        """Close the socket, waiting at most LINGER_MS for what was sent."""
-        self._stop_watching()
+        """Close the socket, waiting at most LINGER_MS for unsent messages."""
+        self._stop_monitor()
         self._socket.close()
         self._context.term()
 
-    def _watch(self, events: int) -> None:
-        """Have `_happened` called, from `wait`, for events of the socket's connections."""
+    def _start_monitor(self, events: int) -> None:
+        """Monitor the socket's connections; `wait` calls `_on_event` for each event."""
         self._monitor = self._socket.get_monitor_socket(events)
 
-    def _stop_watching(self) -> None:
+    def _stop_monitor(self) -> None:
         if self._monitor is not None:
             self._socket.disable_monitor()
             self._monitor.close()
             self._monitor = None
 
-    def _take_events(self) -> None:
-        """Read all events that are there: libzmq's own thread would wait for room if they were left."""
+    def _read_events(self) -> None:
+        """Read all pending events: libzmq's I/O thread would block on a full monitor socket."""
         while self._monitor is not None:
             try:
                 event = recv_monitor_message(self._monitor, zmq.DONTWAIT)
             except zmq.Again:
                 return
-            self._happened(event["event"], event["value"])
+            self._on_event(event["event"], event["value"])
 
-    def _happened(self, event: int, value: int) -> None:
+    def _on_event(self, event: int, value: int) -> None:
         raise NotImplementedError
 
 
-class Arrival(NamedTuple):
-    """A frame, who sent it, and the public key that they have proved to hold the secret of, where there are keys."""
+class ReceivedFrame(NamedTuple):
+    """A received frame with its sender's routing id and, with keys, the public key that the sender authenticated with."""
 
     peer: bytes
     frame: bytes
@@ -101,14 +102,17 @@ class Arrival(NamedTuple):
 
 
 class Router(_Transport):
-    """The broker's socket: bound, and addressing each peer by its routing id.
+    """The broker's socket, which is bound and addresses each peer by its routing id.
+
+    ZMTP heartbeats are disabled on it: libzmq would abort the process on certain broken connections. The peers' own heartbeat
+    messages show which peers are alive, and TCP keepalive closes dead connections.
 
     Args:
         endpoint: Where to bind; port 0 takes any free port.
-        keys: Who may connect, None for everybody.
+        keys: The keys that may connect, None to allow every peer.
 
     Raises:
-        UsageError: The address is in use, not this machine's, or open to others without keys.
+        UsageError: The address is in use, does not belong to this machine, or is reachable by others without keys.
     """
 
     def __init__(self, endpoint: Endpoint, keys: AllowList | None = None) -> None:
@@ -118,32 +122,32 @@ class Router(_Transport):
         self._authentication: Authentication | None = None
         self._socket.router_mandatory = True
         self._socket.rcvhwm = MAX_UNREAD_BY_BROKER
-        # libzmq aborts the process where a heartbeat is due on a connection that broke while it was not read any further
-        # (its issue 4364). Here the peers' own beats tell who is gone, and TCP's keepalive ends the connection.
+        # libzmq aborts the process if a heartbeat is due on a connection that broke while it was no longer read (libzmq issue
+        # 4364). The peers' own heartbeat messages show which peers are gone, and TCP keepalive closes the connection.
         self._socket.heartbeat_ivl = 0
         self._socket.tcp_keepalive = 1
         self._socket.tcp_keepalive_idle = 60
         self._socket.sndhwm = MAX_UNREAD_BY_PEER
-        # With IPv6 switched on, an IPv4 address would be reported back as an IPv6 one.
+        # With IPv6 enabled, libzmq would report an IPv4 address as an IPv6 address.
         self._socket.ipv6 = isinstance(endpoint, TcpEndpoint) and endpoint.host.startswith("[")
         self._lock: int | None = None
         try:
             if keys is not None:
                 self._authentication = Authentication(self._context, self._socket, keys)
-                self._watch(Authentication.EVENTS)
+                self._start_monitor(Authentication.EVENTS)
             if isinstance(endpoint, IpcEndpoint):
                 self._lock = lock_ipc_path(endpoint)
             self._socket.bind(str(endpoint))
         except zmq.ZMQError as error:
             self.close()
-            raise UsageError(_why_not_bound(endpoint, error)) from error
+            raise UsageError(_bind_error(endpoint, error)) from error
         except UsageError:
             self.close()
             raise
         self.endpoint: str = cast(bytes, self._socket.last_endpoint).decode().rstrip("\0")
 
     def send(self, peer: bytes, frame: bytes) -> bool:
-        """Send one frame to a peer; False where there is no such peer any more."""
+        """Send one frame to a peer; return False if the peer is gone."""
         try:
             self._socket.send_multipart([peer, frame], flags=zmq.DONTWAIT)
         except zmq.ZMQError as error:
@@ -152,37 +156,37 @@ class Router(_Transport):
             raise
         return True
 
-    def receive(self) -> Arrival | None:
-        """The next frame and who sent it, None if there is none; an empty frame stands for a wrong number of frames."""
+    def receive(self) -> ReceivedFrame | None:
+        """Return the next frame and its sender, None if there is none; a message with a wrong number of frames is empty."""
         try:
             if self.keys is None:
                 peer, *frames = self._socket.recv_multipart(flags=zmq.DONTWAIT)
-                return Arrival(peer, frames[0] if len(frames) == 1 else b"", None)
-            # What libzmq knows of a frame is on the frame alone, which takes more time than its bytes.
+                return ReceivedFrame(peer, frames[0] if len(frames) == 1 else b"", None)
+            # Only a zmq.Frame has the key of its connection; receiving frames is slower than receiving bytes.
             sender, *signed = self._socket.recv_multipart(flags=zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return None
-        key = _key_of(signed[-1]) if signed else None
-        return Arrival(sender.bytes, signed[0].bytes if len(signed) == 1 else b"", key)
+        key = _key_for(signed[-1]) if signed else None
+        return ReceivedFrame(sender.bytes, signed[0].bytes if len(signed) == 1 else b"", key)
 
     def refused_connections(self) -> str | None:
-        """A line about who was not let in, at most one a second; None if there is nothing to say.
+        """Return a log line about refused connections, at most one per second; None if there is nothing to report.
 
         Raises:
-            InternalError: Nobody can be let in any more.
+            InternalError: The authenticator has ended, so no peer can connect any more.
         """
-        return None if self._authentication is None else self._authentication.told()
+        return None if self._authentication is None else self._authentication.refusal_summary()
 
-    def _happened(self, event: int, value: int) -> None:
+    def _on_event(self, event: int, value: int) -> None:
         if self._authentication is not None:
             self._authentication.handshake_failed(event, value)
 
     def close(self) -> None:
-        """Close the socket, and give up the lock of an ipc path."""
-        self._stop_watching()
+        """Close the socket and release the lock of an ipc path."""
+        self._stop_monitor()
         self._socket.close()
         if self._authentication is not None:
-            self._authentication.stop()  # Before the context ends, which waits for its sockets.
+            self._authentication.stop()  # Before the context terminates, which waits for its sockets.
             self._authentication = None
         super().close()
         if self._lock is not None:
@@ -191,60 +195,60 @@ class Router(_Transport):
 
 
 class Dealer(_Transport):
-    """A client's or worker's socket: it connects, now or whenever the broker appears.
+    """The socket of a client or worker, which connects as soon as the broker is up.
 
     Args:
-        endpoint: Where the broker is.
-        key: Who this is, and the key that the broker must have; None for a broker without keys.
+        endpoint: The broker's endpoint.
+        key: This peer's key pair and the public key that the broker must have; None for a broker without keys.
     """
 
     def __init__(self, endpoint: Endpoint, key: PeerKey | None = None) -> None:
         if isinstance(endpoint, TcpEndpoint) and not endpoint.port:
-            raise UsageError(f"{endpoint} names no port to connect to")
+            raise UsageError(f"{endpoint} has no port to connect to; give the port of the broker")
         super().__init__(zmq.DEALER)
         self._endpoint = endpoint
         self._key = key
         self._connect()
 
     def _connect(self) -> None:
-        self._handshakes = Handshakes(self._endpoint, self._key)
-        self._watch(Handshakes.EVENTS)
+        self._handshake_monitor = HandshakeMonitor(self._endpoint, self._key)
+        self._start_monitor(HandshakeMonitor.EVENTS)
         if self._key is not None:
             self._socket.curve_publickey = self._key.pair.public.encode()
             self._socket.curve_secretkey = self._key.pair.secret.encode()
             self._socket.curve_serverkey = self._key.broker.encode()
-        # Fast enough for a broker that is just starting, slow enough to be no load while there is none.
+        # Fast enough for a broker that is just starting, slow enough to cause no load while there is no broker.
         self._socket.ipv6 = True
         self._socket.reconnect_ivl = 50
         self._socket.reconnect_ivl_max = 2_000
         self._socket.connect(str(self._endpoint))
 
     def reconnect(self) -> None:
-        """Begin again as a new peer, dropping what was not delivered: it was meant for a broker that is gone."""
-        self._stop_watching()
+        """Reconnect as a new peer, and drop undelivered messages: they were meant for a broker that is gone."""
+        self._stop_monitor()
         self._socket.close(linger=0)
-        # Closing goes on in libzmq's own thread, which may still deliver what is to be dropped; this waits for its end.
+        # Closing continues in libzmq's I/O thread, which may still deliver messages; terminating the context waits for it.
         self._context.term()
         self._context = zmq.Context()
         self._socket = self._open()
         self._connect()
 
     def send(self, frame: bytes) -> None:
-        """Queue one frame; it leaves as soon as there is a broker. After a refusal, begin again."""
-        if self._handshakes.refusal is not None:
+        """Queue one frame, which is sent as soon as there is a broker; after a refused handshake, reconnect first."""
+        if self._handshake_monitor.refusal is not None:
             self.reconnect()
-        # The connection is given up at a handshake that makes no sense, which `receive` or a time-out tells.
+        # libzmq drops the connection at an invalid handshake; `receive` or a timeout reports that.
         with contextlib.suppress(zmq.Again):
             self._socket.send(frame, flags=zmq.DONTWAIT)
 
     def receive(self) -> bytes | None:
-        """The next frame, None if there is none; an empty frame stands for a wrong number of frames.
+        """Return the next frame, None if there is none; a message with a wrong number of frames is empty.
 
         Raises:
-            NotAllowed: The broker does not let this key in, or wants one, or has none.
+            NotAllowed: The broker refuses this key, requires a key, or has no keys itself.
         """
-        if self._handshakes.refusal is not None:
-            raise self._handshakes.refusal
+        if self._handshake_monitor.refusal is not None:
+            raise self._handshake_monitor.refusal
         try:
             frames = self._socket.recv_multipart(flags=zmq.DONTWAIT)
         except zmq.Again:
@@ -252,20 +256,20 @@ class Dealer(_Transport):
         return frames[0] if len(frames) == 1 else b""
 
     @property
-    def doubt(self) -> str | None:
-        """Why there may be a broker although none answers, None if nothing speaks for it."""
-        return self._handshakes.doubt
+    def handshake_hint(self) -> str | None:
+        """The probable cause if a broker may be running although it does not answer, None if there is no sign of one."""
+        return self._handshake_monitor.handshake_hint
 
-    def _happened(self, event: int, value: int) -> None:
-        self._handshakes.happened(event, value)
+    def _on_event(self, event: int, value: int) -> None:
+        self._handshake_monitor.on_event(event, value)
 
 
 def wait(
     transport: Router | Dealer, timeout_s: float, readable: Iterable[int] = (), writable: Iterable[int] = ()
 ) -> frozenset[int]:
-    """Sleep until the transport has a frame, a descriptor is ready or the time is over; the descriptors that are ready.
+    """Wait until the transport has a frame, a descriptor is ready or the timeout is over; return the ready descriptors.
 
-    The transport itself need not be asked for: its ``receive`` says None where there is nothing.
+    The transport is not part of the result: its ``receive`` returns None if there is no frame.
     """
     interest = dict.fromkeys(readable, zmq.POLLIN)
     for descriptor in writable:
@@ -277,19 +281,19 @@ def wait(
     for descriptor, events in interest.items():
         poller.register(descriptor, events)
     ready = poller.poll(max(0, round(timeout_s * 1000)))
-    transport._take_events()
+    transport._read_events()
     return frozenset(source for source, _ in ready if isinstance(source, int))
 
 
-def _key_of(frame: zmq.Frame) -> str | None:
-    """The key that libzmq attaches to all that comes over a connection, once the authenticator has let it in."""
+def _key_for(frame: zmq.Frame) -> str | None:
+    """Return the public key that libzmq attaches to every frame of an authenticated connection, or None."""
     try:
         return cast(str, frame.get("User-Id"))
     except zmq.ZMQError:
         return None
 
 
-def _why_not_bound(endpoint: Endpoint, error: zmq.ZMQError) -> str:
+def _bind_error(endpoint: Endpoint, error: zmq.ZMQError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"cannot bind {endpoint}: the port is in use; stop what uses it, or choose another with --bind"
     if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):

@@ -1,4 +1,4 @@
-"""The agent's loop: the broker's socket, the model process, the clock. All decisions are in `state`."""
+"""The agent's I/O: the broker's socket, the model process and the clock. `core` makes all decisions."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from birdie_zmq.worker.model_process import ModelProcess
 
 logger = logging.getLogger("birdie_zmq.worker")
 
-_STOPPED_S = 3.0
-"""A loop that comes round so much too late was stopped, or its machine was."""
+_MIN_STALL_S = 3.0
+"""An iteration of the loop that is later than this was delayed because the process, or its machine, was stopped."""
 
 _REGISTER_S = 5.0
-"""How long a registration may take before it is sent again: it may have gone to a broker that died."""
+"""Seconds to wait for an answer before a registration is sent again: the broker may have died meanwhile."""
 
-_MOST_PHASE = 1_000
+_MAX_PHASE_CHARACTERS = 1_000
 
 _decode_from_broker = decoder(m.BrokerToWorker | m.Refusal)
 
 
 class Agent:
-    """Runs one worker.
+    """The process that connects a broker and one model process.
 
     Args:
-        dealer: The socket to the broker; it stays open.
-        settings: Timeouts and bounds.
-        engine: The name that the broker shows, such as ``jax``.
+        dealer: The socket to the broker; the caller closes it.
+        settings: Timeouts and limits.
+        engine: The engine's name as the broker shows it, such as ``jax``.
         process_module: The main module of the model process.
         environment: The environment of the model process.
-        api: The page to load models from, None for the built-in one.
-        memory: Watches the memory of the devices, None where it cannot be watched.
-        processes: How many processes hold the model, of which this worker's is the first.
+        api: The path of the user module that loads models, None for the built-in models.
+        memory: The watcher of device memory, None where it cannot be watched.
+        num_processes: The number of ranks of the process group that holds the model; this worker's process is rank 0.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Agent:
         environment: Mapping[str, str],
         api: Path | None,
         memory: DeviceMemory | None = None,
-        processes: int = 1,
+        num_processes: int = 1,
     ) -> None:
         self._dealer = dealer
         self._settings = settings
@@ -69,12 +69,12 @@ class Agent:
         self._environment = environment
         self._api = api
         self._memory = memory
-        self._agent = core.AgentCore(settings, watches_memory=memory is not None, processes=processes)
+        self._core = core.AgentCore(settings, watches_memory=memory is not None, num_processes=num_processes)
         self._process: ModelProcess | None = None
         self._registered = False
         self._registered_at = 0.0
         self._is_done = False
-        self._heard_at = time.monotonic()
+        self._broker_seen_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -86,38 +86,42 @@ class Agent:
             self._process.close(self._settings.terminate_s)
             self._process = None
 
-    def run(self, stop: StopSignals, lifeline: int | None = None) -> None:
-        """Work until a stop signal, and then until the lease at work is done; or until the lifeline closes.
+    def run(self, stop: StopSignals, parent_pipe: int | None = None) -> None:
+        """Run until a stop signal arrives and the running lease is done, or until the parent-death pipe closes.
 
-        Then say goodbye and end the model process. Must run in the main thread, since the model process ends with the
-        thread that started it. A second signal ends the agent at once.
+        Then deregister from the broker and end the model process. Must run in the main thread, since the model process
+        ends with the thread that started it. A second signal ends the agent at once.
+
+        Args:
+            stop: The stop signals.
+            parent_pipe: The descriptor of the parent-death pipe, None for a worker that does not end with its parent.
 
         Raises:
             VersionMismatch: The broker speaks another version of the protocol.
-            NotAllowed: The broker does not let this worker's key in, or no longer, or wants one.
+            NotAllowed: The broker requires a key, does not authorise this worker's key, or has revoked it.
         """
-        ends = {stop.descriptor} if lifeline is None else {stop.descriptor, lifeline}
+        stops = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
         self._register()
-        next_beat = time.monotonic() + self._settings.heartbeat_s
+        next_heartbeat = time.monotonic() + self._settings.heartbeat_s
         while not self._is_done:
-            readable, writable = list(ends), []
+            readable, writable = list(stops), []
             if self._process is not None:
                 readable.append(self._process.channel.fileno())
                 if self._process.channel.has_unsent:
                     writable.append(self._process.channel.fileno())
-            ready = wait(self._dealer, next_beat - time.monotonic(), readable, writable)
-            if lifeline in ready:
+            ready = wait(self._dealer, next_heartbeat - time.monotonic(), readable, writable)
+            if parent_pipe in ready:
                 break
             if stop.descriptor in ready:
-                ends.discard(stop.descriptor)
+                stops.discard(stop.descriptor)
                 self._handle(core.Drain())
             while (frame := self._dealer.receive()) is not None:
-                self._from_broker(frame)
-            self._from_process(ready)
-            stall_s = time.monotonic() - next_beat
+                self._handle_broker_frame(frame)
+            self._poll_process(ready)
+            stall_s = time.monotonic() - next_heartbeat
             if stall_s >= 0:
-                next_beat = time.monotonic() + self._settings.heartbeat_s
-                self._beat(stall_s if stall_s > _STOPPED_S else 0.0)
+                next_heartbeat = time.monotonic() + self._settings.heartbeat_s
+                self._tick(stall_s if stall_s > _MIN_STALL_S else 0.0)
         if self._registered:
             self._dealer.send(encode(m.CloseWorker()))
 
@@ -132,41 +136,46 @@ class Agent:
             host=socket.gethostname(),
             process_id=os.getpid(),
             capacity=self._settings.capacity,
-            model=self._agent.model,
+            model=self._core.model,
         )
         self._dealer.send(encode(registration))
 
-    def _beat(self, stall_s: float) -> None:
+    def _tick(self, stall_s: float) -> None:
+        """Advance the core's clock, then send a heartbeat, or register again where that is needed."""
         self._handle(core.Tick(stall_s))
-        if self._agent.waits_for_memory and self._memory is not None and self._memory.is_free():
+        if self._core.waits_for_memory and self._memory is not None and self._memory.is_free():
             self._handle(core.MemoryFreed())
-        self._heard_at += stall_s
-        if time.monotonic() - self._heard_at > self._settings.broker_timeout_s:
-            doubt = self._dealer.doubt
-            logger.warning("the broker is silent; trying to reach it again%s", "" if doubt is None else f"; {doubt}")
-            self._heard_at = time.monotonic()
-            self._handle(core.LeasesLost())
+        self._broker_seen_at += stall_s
+        if time.monotonic() - self._broker_seen_at > self._settings.broker_timeout_s:
+            handshake_hint = self._dealer.handshake_hint
+            logger.warning(
+                "the broker sent nothing for %.0f s; reconnecting%s",
+                self._settings.broker_timeout_s,
+                "" if handshake_hint is None else f"; {handshake_hint}",
+            )
+            self._broker_seen_at = time.monotonic()
+            self._handle(core.LeasesRevoked())
             self._dealer.reconnect()
             self._register()
         elif not self._registered:
             if time.monotonic() - self._registered_at > _REGISTER_S:
-                if (doubt := self._dealer.doubt) is not None:
-                    logger.warning("there is no broker to register with: %s", doubt)
+                if (handshake_hint := self._dealer.handshake_hint) is not None:
+                    logger.warning("cannot register with the broker: %s", handshake_hint)
                 self._register()
         else:
-            agent = self._agent
-            beat = m.Heartbeat(phase=agent.phase[:_MOST_PHASE], model=agent.model, computed=agent.computed)
-            self._dealer.send(encode(beat))
+            phase = self._core.phase[:_MAX_PHASE_CHARACTERS]
+            heartbeat = m.Heartbeat(phase=phase, model=self._core.model, computed=self._core.computed)
+            self._dealer.send(encode(heartbeat))
 
-    def _from_broker(self, frame: bytes) -> None:
+    def _handle_broker_frame(self, frame: bytes) -> None:
         try:
             message = _decode_from_broker(frame)
         except VersionMismatch:
             raise
         except ProtocolError as error:
-            logger.warning("ignored a message of the broker: %s", error)
+            logger.warning("ignored a malformed message of the broker: %s", error)
             return
-        self._heard_at = time.monotonic()
+        self._broker_seen_at = time.monotonic()
         match message:
             case m.WorkerRegistered():
                 self._registered = True
@@ -178,9 +187,9 @@ class Agent:
             case m.Refusal(error=report):
                 refusal = report.to_error()
                 if isinstance(refusal, UnknownPeer):
-                    # Whatever was sent before the new registration is refused as well: one registration is enough.
+                    # The messages before the new registration are refused as well, but one new registration is enough.
                     if self._registered:
-                        self._handle(core.LeasesLost())
+                        self._handle(core.LeasesRevoked())
                         self._register()
                 elif isinstance(refusal, VersionMismatch | NotAllowed):
                     raise refusal
@@ -189,7 +198,7 @@ class Agent:
 
     # --- The model process -------------------------------------------------------------------------------------------
 
-    def _from_process(self, ready: frozenset[int]) -> None:
+    def _poll_process(self, ready: frozenset[int]) -> None:
         process = self._process
         if process is None:
             return
@@ -200,51 +209,51 @@ class Agent:
             try:
                 messages = process.channel.receive()
             except ProtocolError as error:
-                logger.warning("the model process sent what is no message: %s", error)
+                logger.warning("the model process sent a malformed message: %s", error)
                 messages = None
             hung_up = messages is None
             for message in messages or ():
-                self._handle(core.ProcessSaid(message))
+                self._handle(core.ModelMessageReceived(message))
         returncode = process.reap(hung_up=hung_up)
         if returncode is not None:
-            self._read_rest(process)
-            trace = process.trace()
+            self._receive_rest(process)
+            trace = process.crash_trace()
             process.close(self._settings.terminate_s)
             self._process = None
-            self._handle(core.ProcessExited(returncode, trace))
+            self._handle(core.ModelProcessExited(returncode, trace))
 
-    def _read_rest(self, process: ModelProcess) -> None:
-        """Hear what the process said last: an exit can be noticed before the message that explains it is read."""
+    def _receive_rest(self, process: ModelProcess) -> None:
+        """Handle the last messages of the process: its exit can be noticed before the message that explains it is read."""
         try:
             for message in process.channel.receive_rest():
-                self._handle(core.ProcessSaid(message))
+                self._handle(core.ModelMessageReceived(message))
         except ProtocolError as error:
-            logger.warning("the model process ended in the middle of a message: %s", error)
+            logger.warning("the last message of the model process is malformed: %s", error)
 
     def _handle(self, event: core.Event) -> None:
-        for action in self._agent.handle(event, time.monotonic()):
+        for action in self._core.handle(event, time.monotonic()):
             match action:
                 case core.Log("warning", text):
                     logger.warning(text)
                 case core.Log(_, text):
                     logger.info(text)
-                case core.TellBroker(message):
+                case core.SendToBroker(message):
                     self._dealer.send(encode(message))
-                case core.TellProcess(message):
+                case core.SendToModel(message):
                     if self._process is not None:
                         self._process.channel.send(message)
-                case core.EndProcess(kill):
+                case core.StopModelProcess(kill):
                     if self._process is not None:
                         self._process.end(kill)
-                case core.StartProcess(model, started):
-                    self._start(model, started)
+                case core.StartModelProcess(model, start_count):
+                    self._start(model, start_count)
                 case core.Stop():
                     self._is_done = True
 
-    def _start(self, model: ModelSpec, started: int) -> None:
+    def _start(self, model: ModelSpec, start_count: int) -> None:
         if self._memory is not None:
-            self._memory.note()
+            self._memory.record_baseline()
         self._process = ModelProcess(self._process_module, self._environment)
-        logger.info("model process %d is for %s", self._process.pid, model)
-        load = m.LoadModel(model=model, api=None if self._api is None else str(self._api), start_count=started)
+        logger.info("started model process %d for %s", self._process.pid, model)
+        load = m.LoadModel(model=model, api=None if self._api is None else str(self._api), start_count=start_count)
         self._process.channel.send(load)

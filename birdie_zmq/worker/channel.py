@@ -1,7 +1,7 @@
-"""The socket pair between the agent and its model process: messages with a length before them.
+"""The socket pair between the agent and its model process, which carries length-prefixed messages.
 
-A socket pair has no name that a stranger could connect to, ends with its processes, and tells each side at once when
-the other is gone. The agent's side never blocks: a model process that does not read must not silence the agent.
+A socket pair has no name that another process could connect to, it ends with its processes, and each side learns at once
+that the other is gone. The agent's side never blocks: a model process that does not read must not block the agent.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _LENGTH_BYTES = 4
 _READ_BYTES = 1 << 16
 
 
-class Frames:
-    """Cuts a stream of bytes into frames; each stands behind its length, 4 bytes, big-endian."""
+class FrameDecoder:
+    """A splitter of a byte stream into frames, each prefixed by its length in 4 bytes, big-endian."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes in; the frames that are complete now.
+        """Add bytes and return the frames that are now complete.
 
         Raises:
             MalformedMessage: A length is over the limit of a frame.
@@ -48,36 +48,36 @@ class Channel:
     """One end of the socket pair.
 
     Args:
-        end: A connected stream socket, owned by the channel from now on.
-        decode: Makes a message of a frame, as `birdie_zmq.protocol.codec.decoder` gives it.
+        sock: A connected stream socket, which the channel owns from now on.
+        decode: Decodes a frame into a message, as returned by `birdie_zmq.protocol.codec.decoder`.
     """
 
-    def __init__(self, end: socket.socket, decode: Callable[[bytes], Any]) -> None:
-        self._end = end
+    def __init__(self, sock: socket.socket, decode: Callable[[bytes], Any]) -> None:
+        self._sock = sock
         self._decode = decode
-        self._frames = Frames()
+        self._frames = FrameDecoder()
         self._unsent = bytearray()
 
     def fileno(self) -> int:
-        """The descriptor to wait on."""
-        return self._end.fileno()
+        """Return the descriptor to poll."""
+        return self._sock.fileno()
 
     @property
     def has_unsent(self) -> bool:
-        """Whether `flush` has something to do once the descriptor is writable."""
+        """Whether `flush` must be called once the descriptor is writable."""
         return bool(self._unsent)
 
     def send(self, message: Message) -> None:
-        """Queue a message, and send what can be sent. A peer that is gone is not noticed here but by `receive`."""
+        """Queue a message, and send as much as possible. A closed peer is reported by `receive` only."""
         frame = encode(message)
         self._unsent += len(frame).to_bytes(_LENGTH_BYTES, "big") + frame
         self.flush()
 
     def flush(self) -> None:
-        """Send what can be sent now; everything, on a blocking socket."""
+        """Send as much as possible without blocking; on a blocking socket, send everything."""
         while self._unsent:
             try:
-                sent = self._end.send(self._unsent)
+                sent = self._sock.send(self._unsent)
             except BlockingIOError:
                 return
             except (BrokenPipeError, ConnectionResetError):
@@ -86,7 +86,7 @@ class Channel:
             del self._unsent[:sent]
 
     def receive(self) -> list[Any] | None:
-        """The messages that have come, perhaps none; None once the peer is gone.
+        """Return the messages that have arrived, possibly none; None once the peer has closed its end.
 
         A blocking socket waits for the first bytes.
         """
@@ -96,21 +96,21 @@ class Channel:
         return [self._decode(frame) for frame in self._frames.feed(data)] if data else None
 
     def receive_rest(self) -> list[Any]:
-        """All messages that are still to be read, on a socket that does not block."""
+        """Return all messages that are still unread, on a non-blocking socket."""
         messages = []
         while data := self._read():
             messages += [self._decode(frame) for frame in self._frames.feed(data)]
         return messages
 
     def _read(self) -> bytes | None:
-        """Some bytes; none at the end of the stream, and None where a socket would block."""
+        """Read some bytes: empty at the end of the stream, None where the socket would block."""
         try:
-            return self._end.recv(_READ_BYTES)
+            return self._sock.recv(_READ_BYTES)
         except BlockingIOError:
             return None
         except ConnectionResetError:
             return b""
 
     def close(self) -> None:
-        """Close this end; the peer sees it."""
-        self._end.close()
+        """Close this end, which the peer notices."""
+        self._sock.close()

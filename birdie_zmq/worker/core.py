@@ -1,15 +1,15 @@
-"""What the agent does, with no socket, process or clock in it.
+"""The agent's decisions, as a state machine without sockets, processes or a clock.
 
-The agent holds leases in the order in which they came, and one model process, or none, which is in one of these phases::
+The agent keeps its leases in order of arrival, and at most one model process, which is in one of these phases::
 
     ABSENT ──start──▶ LOADING ──ModelLoaded──▶ READY
-       ▲                 │                       │   a lease for another model, and nothing of this one left
+       ▲                 │                       │   a lease for another model arrives, and none of this model is left
        │                 ▼                       ▼
-    FREEING ◀──exit── ENDING ◀───────────────────┘   (terminated, and killed if it does not go in time)
+    FREEING ◀──exit── ENDING ◀───────────────────┘   (SIGTERM, then SIGKILL if it does not exit in time)
 
-A process that ends by itself, or is killed because it stands still, takes nothing with it: the lease that it was at goes
-back to the broker as a suspect, those behind it go back as they are. While it loads there is no suspect but the model,
-so the leases stay, and loading is tried again after a while.
+When a model process exits unexpectedly, or is killed because it makes no progress, no lease is lost: the running lease
+goes back to the broker as a suspect, and the leases behind it go back unchanged. While the process loads, only the model
+itself can be the cause, so the agent keeps the leases and restarts the process after a pause.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import ComputeCounters, ErrorReport, Level, ModelSpec
 
-_TELL_OF_COMPILING_S = 2.0
+_REPORT_COMPILE_AFTER_S = 2.0
 
 
 class Phase(Enum):
-    """Where the model process is in its life."""
+    """The phase of the model process."""
 
     ABSENT = "no model"
     LOADING = "loading"
@@ -43,35 +43,36 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class LeaseReceived:
-    """The broker handed out work."""
+    """The broker sent a lease."""
 
     lease: m.Lease
 
 
 @dataclass(frozen=True)
 class LeaseCancelled:
-    """Nobody waits for this lease any more."""
+    """The broker cancelled a lease, because no client waits for it."""
 
     lease: int
 
 
 @dataclass(frozen=True)
-class LeasesLost:
-    """The broker no longer knows this worker; what it handed out is somebody else's now."""
+class LeasesRevoked:
+    """The broker no longer knows this worker, and has given its leases to other workers."""
 
 
 @dataclass(frozen=True)
-class ProcessSaid:
+class ModelMessageReceived:
     """The model process sent a message."""
 
     message: m.ModelProcessMessage
 
 
 @dataclass(frozen=True)
-class ProcessExited:
-    """The model process is gone.
+class ModelProcessExited:
+    """The model process exited.
 
-    ``returncode`` is as in subprocess, negative for a signal; ``trace`` says what it was at, if it could still tell.
+    ``returncode`` is as in subprocess, negative for a signal. ``trace`` is the traceback at a fault, None if the process
+    could not write one.
     """
 
     returncode: int
@@ -80,48 +81,60 @@ class ProcessExited:
 
 @dataclass(frozen=True)
 class MemoryFreed:
-    """The device has the memory back that the last process had."""
+    """The device memory of the last model process is free again."""
 
 
 @dataclass(frozen=True)
 class Drain:
-    """The agent is to stop in good order."""
+    """The agent must finish its running lease and stop."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed; ``late_s`` is how much more of it than should have, because this process was stopped."""
+    """Time passed.
+
+    ``stall_s`` is the excess over the usual interval, in seconds, if this process itself was stopped; else 0.
+    """
 
     stall_s: float = 0.0
 
 
-Event = LeaseReceived | LeaseCancelled | LeasesLost | ProcessSaid | ProcessExited | MemoryFreed | Drain | Tick
+Event = (
+    LeaseReceived
+    | LeaseCancelled
+    | LeasesRevoked
+    | ModelMessageReceived
+    | ModelProcessExited
+    | MemoryFreed
+    | Drain
+    | Tick
+)
 
 
 @dataclass(frozen=True)
-class StartProcess:
-    """Start a model process for this model; ``started`` counts the starts of this agent."""
+class StartModelProcess:
+    """Start a process for this model; ``start_count`` is the number of processes that this agent has started."""
 
     model: ModelSpec
-    started: int
+    start_count: int
 
 
 @dataclass(frozen=True)
-class TellProcess:
+class SendToModel:
     """Send a message to the model process."""
 
     message: m.Lease | m.CancelLease
 
 
 @dataclass(frozen=True)
-class EndProcess:
-    """End the model process: ask it to (SIGTERM), or kill it."""
+class StopModelProcess:
+    """Stop the model process: by SIGTERM, or by SIGKILL if ``kill``."""
 
     kill: bool
 
 
 @dataclass(frozen=True)
-class TellBroker:
+class SendToBroker:
     """Send a message to the broker."""
 
     message: m.LeaseMessage | m.LeaseCrashed | m.LeaseReturned | m.DrainWorker
@@ -129,7 +142,7 @@ class TellBroker:
 
 @dataclass(frozen=True)
 class Log:
-    """Tell the person who watches the worker."""
+    """Write a line to the worker's log."""
 
     level: Level
     text: str
@@ -137,18 +150,19 @@ class Log:
 
 @dataclass(frozen=True)
 class Stop:
-    """Nothing is left to wait for."""
+    """End the agent: no lease is left."""
 
 
-Action = StartProcess | TellProcess | EndProcess | TellBroker | Log | Stop
+Action = StartModelProcess | SendToModel | StopModelProcess | SendToBroker | Log | Stop
 
 
 @dataclass(eq=False)
 class _ActiveLease:
-    """A lease in hand.
+    """A lease that the agent has and the broker waits for.
 
-    ``ticket`` is the number under which the process was given it, None before: a broker that was started again counts
-    its leases from the beginning, while the process may still speak of old ones.
+    ``ticket`` is the number under which the model process knows the lease; None before it is sent. The broker's own
+    numbers are not unique: a restarted broker counts its leases from the start again, while the process may still answer
+    old ones.
     """
 
     lease: m.Lease
@@ -162,404 +176,418 @@ class _ActiveLease:
 
 @dataclass(frozen=True)
 class _LoadCrashes:
-    """How often a model's process died while it was loading, and when the next may be started."""
+    """The number of processes of a model that died while loading, and the time of the next start."""
 
     count: int
-    again_at: float
+    retry_at: float
 
 
 class AgentCore:
-    """The agent's whole behaviour.
+    """The agent's state machine.
 
     Args:
-        settings: Timeouts and bounds.
-        watches_memory: Whether a MemoryFreed is to be expected after a process has ended.
-        processes: How many processes hold the model, of which this agent's is the first.
+        settings: Timeouts and limits.
+        watches_memory: Whether to wait for MemoryFreed after a model process has exited.
+        num_processes: The number of ranks of the process group that holds the model; this agent's process is rank 0.
     """
 
-    def __init__(self, settings: AgentSettings, *, watches_memory: bool = False, processes: int = 1) -> None:
-        self._processes = processes
+    def __init__(self, settings: AgentSettings, *, watches_memory: bool = False, num_processes: int = 1) -> None:
+        self._num_processes = num_processes
         self._settings = settings
         self._watches_memory = watches_memory
-        self._held: dict[int, _ActiveLease] = {}
+        self._leases: dict[int, _ActiveLease] = {}
         self._phase = Phase.ABSENT
         self._phase_since = 0.0
         self._activity: m.PhaseChanged | None = None
-        self._untold_since: float | None = None
+        self._unreported_compile_since: float | None = None
         self._replaced: ModelSpec | None = None
         self._model: ModelSpec | None = None
         self._kill_at: float | None = None
-        self._verdict: str | None = None
-        self._beat_at = 0.0
+        self._kill_reason: str | None = None
+        self._heartbeat_at = 0.0
         self._progress_at = 0.0
         self._steps = 0
         self._computed_before = ComputeCounters()
         self._computed = ComputeCounters()
         self._load_crashes: dict[ModelSpec, _LoadCrashes] = {}
-        self._drains_until: float | None = None
-        self._started = 0
+        self._drain_until: float | None = None
+        self._start_count = 0
         self._next_ticket = 1
         self._actions: list[Action] = []
         self._now = 0.0
 
     @property
     def phase(self) -> str:
-        """What the model process does, for the heartbeat."""
+        """The current activity of the model process, for the heartbeat."""
         if self._activity is None:
             return self._phase.value
         return f"{self._activity.phase} {self._activity.detail}".rstrip()
 
     @property
     def model(self) -> ModelSpec | None:
-        """The model that is loaded, or on its way in or out."""
+        """The model of the model process, also while it loads or ends; None without a process."""
         return self._model
 
     @property
     def computed(self) -> ComputeCounters:
-        """What this agent's model processes have computed, all together."""
+        """The sum of the counters of all model processes of this agent."""
         return self._computed_before + self._computed
 
     @property
     def waits_for_memory(self) -> bool:
-        """Whether a MemoryFreed would let it go on."""
+        """Whether the next model process waits for MemoryFreed."""
         return self._phase is Phase.FREEING
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take one event in; what must be done because of it, in order."""
+        """Handle one event and return the actions to take, in order.
+
+        Args:
+            event: The event.
+            now: The time in monotonic seconds.
+        """
         self._now = now
         match event:
             case LeaseReceived(lease):
-                self._received(lease)
+                self._on_lease(lease)
             case LeaseCancelled(number):
-                if (held := self._held.get(number)) is not None:
-                    self._drop(held)
-            case LeasesLost():
-                for held in list(self._held.values()):
-                    self._drop(held)
-            case ProcessSaid(message):
-                self._beat_at = now
+                if (active := self._leases.get(number)) is not None:
+                    self._drop(active)
+            case LeasesRevoked():
+                for active in list(self._leases.values()):
+                    self._drop(active)
+            case ModelMessageReceived(message):
+                self._heartbeat_at = now
                 if not isinstance(message, m.ModelHeartbeat):
                     self._progress_at = now
-                _FROM_PROCESS[type(message)](self, message)
-            case ProcessExited(returncode, trace):
-                self._exited(returncode, trace)
+                _HANDLERS[type(message)](self, message)
+            case ModelProcessExited(returncode, trace):
+                self._on_exit(returncode, trace)
             case MemoryFreed():
                 if self._phase is Phase.FREEING:
                     self._enter(Phase.ABSENT)
             case Drain():
                 self._drain()
             case Tick(stall_s):
-                self._watch(stall_s)
-        self._advance()
-        if self._drains_until is not None:
-            self._stop_when_done(self._drains_until)
+                self._check_timeouts(stall_s)
+        self._serve_first_lease()
+        if self._drain_until is not None:
+            self._stop_when_drained(self._drain_until)
         actions, self._actions = self._actions, []
         return actions
 
     # --- Leases ------------------------------------------------------------------------------------------------------
 
-    def _received(self, lease: m.Lease) -> None:
-        if self._drains_until is None:
-            self._held[lease.lease] = _ActiveLease(lease)
-        else:  # It was on its way before the broker knew.
-            self._actions.append(TellBroker(m.LeaseReturned(lease=lease.lease)))
+    def _on_lease(self, lease: m.Lease) -> None:
+        if self._drain_until is None:
+            self._leases[lease.lease] = _ActiveLease(lease)
+        else:  # The broker sent it before it received DrainWorker.
+            self._actions.append(SendToBroker(m.LeaseReturned(lease=lease.lease)))
 
-    def _drop(self, held: _ActiveLease) -> None:
-        """Forget a lease; what the process still says of it is not listened to."""
-        del self._held[held.lease.lease]
-        if held.ticket is not None:
-            self._actions.append(TellProcess(m.CancelLease(lease=held.ticket)))
+    def _drop(self, active: _ActiveLease) -> None:
+        """Forget a lease and cancel it at the model process, whose further messages about it are ignored."""
+        del self._leases[active.lease.lease]
+        if active.ticket is not None:
+            self._actions.append(SendToModel(m.CancelLease(lease=active.ticket)))
 
-    def _return(self, held: _ActiveLease) -> None:
-        self._drop(held)
-        self._actions.append(TellBroker(m.LeaseReturned(lease=held.lease.lease)))
+    def _return(self, active: _ActiveLease) -> None:
+        self._drop(active)
+        self._actions.append(SendToBroker(m.LeaseReturned(lease=active.lease.lease)))
 
     def _drain(self) -> None:
-        """Take nothing on, and finish only what the process is at."""
-        self._drains_until = self._now + self._settings.drain_s
-        self._actions.append(TellBroker(m.DrainWorker()))
+        """Accept no more leases, and return all but the running one."""
+        self._drain_until = self._now + self._settings.drain_s
+        self._actions.append(SendToBroker(m.DrainWorker()))
         running = self._running()
-        for held in [held for held in self._held.values() if held is not running]:
-            self._return(held)
+        for active in [active for active in self._leases.values() if active is not running]:
+            self._return(active)
         if running is not None:
-            self._log("info", f"stopping; the lease at work is waited for, {self._settings.drain_s:.0f} s at most")
+            self._log("info", f"stopping; waiting up to {self._settings.drain_s:.0f} s for the running lease")
 
-    def _stop_when_done(self, deadline: float) -> None:
+    def _stop_when_drained(self, deadline: float) -> None:
         if self._now >= deadline:
-            for held in list(self._held.values()):
-                self._return(held)
-        if not self._held:
+            for active in list(self._leases.values()):
+                self._return(active)
+        if not self._leases:
             self._actions.append(Stop())
 
     def _running(self) -> _ActiveLease | None:
-        """The lease that the process is at: it takes them in their order."""
-        return next((held for held in self._held.values() if held.ticket is not None and not held.is_answered), None)
+        """Return the lease that the model process computes, which is the first unanswered one, or None."""
+        return next(
+            (active for active in self._leases.values() if active.ticket is not None and not active.is_answered), None
+        )
 
     # --- The model process -------------------------------------------------------------------------------------------
 
     def _enter(self, phase: Phase) -> None:
         self._phase, self._phase_since, self._activity = phase, self._now, None
-        self._untold_since = None
+        self._unreported_compile_since = None
 
-    def _advance(self) -> None:
-        """Bring the process nearer to what the first lease needs."""
+    def _serve_first_lease(self) -> None:
+        """Take the next action that the first lease needs: start, stop or kill a process, or send leases to it."""
         if self._phase is Phase.ENDING:
             if self._kill_at is not None and self._now >= self._kill_at:
-                self._log("warning", f"the process of {self._model} did not end when asked to; it is killed")
-                self._actions.append(EndProcess(kill=True))
+                self._log(
+                    "warning",
+                    f"the model process of {self._model} did not exit within {self._settings.terminate_s:g} s of "
+                    "SIGTERM; killing it",
+                )
+                self._actions.append(StopModelProcess(kill=True))
                 self._kill_at = None
             return
-        wanted = next(iter(self._held.values()), None)
-        if wanted is None:
+        first = next(iter(self._leases.values()), None)
+        if first is None:
             return
         if self._phase is Phase.ABSENT:
-            crashes = self._load_crashes.get(wanted.lease.model)
-            if crashes is None or self._now >= crashes.again_at:
-                self._start(wanted)
+            crashes = self._load_crashes.get(first.lease.model)
+            if crashes is None or self._now >= crashes.retry_at:
+                self._start(first)
         elif self._phase is Phase.FREEING:
             return
-        elif self._model != wanted.lease.model:
-            # The process finishes what it was given; what came since waits behind the other model's lease.
-            if not any(held.ticket is not None for held in self._held.values()):
+        elif self._model != first.lease.model:
+            # The process finishes the leases it was sent; later ones for its model wait behind the other model's lease.
+            if not any(active.ticket is not None for active in self._leases.values()):
                 self._replaced = self._model
-                self._end()
+                self._stop_process()
         elif self._phase is Phase.READY:
-            self._hand_over()
+            self._send_leases()
 
-    def _start(self, wanted: _ActiveLease) -> None:
-        self._started += 1
-        self._model = wanted.lease.model
+    def _start(self, first: _ActiveLease) -> None:
+        self._start_count += 1
+        self._model = first.lease.model
         self._enter(Phase.LOADING)
-        self._beat_at = self._progress_at = self._now
-        self._steps, self._verdict = 0, None
+        self._heartbeat_at = self._progress_at = self._now
+        self._steps, self._kill_reason = 0, None
         in_place = "" if self._replaced is None else f", in place of {self._replaced}"
         self._replaced = None
-        self._tell(wanted.lease.lease, "info", f"loading {self._model}{in_place}")
-        self._actions.append(StartProcess(self._model, self._started))
+        self._notify(first.lease.lease, "info", f"loading {self._model}{in_place}")
+        self._actions.append(StartModelProcess(self._model, self._start_count))
 
-    def _hand_over(self) -> None:
-        for held in self._held.values():
-            if held.ticket is not None or held.lease.model != self._model:
+    def _send_leases(self) -> None:
+        for active in self._leases.values():
+            if active.ticket is not None or active.lease.model != self._model:
                 continue
             if self._running() is None:
                 self._progress_at = self._now
-            held.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-            self._actions.append(TellProcess(msgspec.structs.replace(held.lease, lease=held.ticket)))
+            active.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+            self._actions.append(SendToModel(msgspec.structs.replace(active.lease, lease=active.ticket)))
 
-    def _spoken_of(self, ticket: int) -> _ActiveLease | None:
-        """The lease that the process means, None if it is forgotten."""
-        return next((held for held in self._held.values() if held.ticket == ticket), None)
+    def _by_ticket(self, ticket: int) -> _ActiveLease | None:
+        """Return the lease of a ticket, or None if it was dropped."""
+        return next((active for active in self._leases.values() if active.ticket == ticket), None)
 
-    def _end(self) -> None:
+    def _stop_process(self) -> None:
         self._enter(Phase.ENDING)
         self._kill_at = self._now + self._settings.terminate_s
-        self._actions.append(EndProcess(kill=False))
+        self._actions.append(StopModelProcess(kill=False))
 
-    def _watch(self, stall_s: float) -> None:
-        """Kill a process that does not come on, and go on without memory that does not come back."""
-        self._beat_at += stall_s
+    def _check_timeouts(self, stall_s: float) -> None:
+        """Kill a process that exceeds a timeout, and stop waiting for memory that is not freed in time."""
+        self._heartbeat_at += stall_s
         self._progress_at += stall_s
         self._phase_since += stall_s
-        self._tell_of_compiling(stall_s)
-        if self._phase is Phase.FREEING and self._now - self._phase_since >= self._settings.free_s:
+        self._report_long_compile(stall_s)
+        if self._phase is Phase.FREEING and self._now - self._phase_since >= self._settings.memory_wait_s:
             self._log(
-                "warning", f"the device's memory is not free {self._settings.free_s:.0f} s after its process ended"
+                "warning",
+                f"the device's memory is still in use {self._settings.memory_wait_s:.0f} s after the model process exited; no "
+                "longer waiting for it",
             )
             self._enter(Phase.ABSENT)
-        if self._verdict is None and (verdict := self._overdue()) is not None:
-            self._verdict = verdict
-            self._log("warning", f"the process of {self._model} {verdict}; it is killed")
-            self._actions.append(EndProcess(kill=True))
+        if self._kill_reason is None and (reason := self._timeout_reason()) is not None:
+            self._kill_reason = reason
+            self._log("warning", f"the model process of {self._model} {reason}; killing it")
+            self._actions.append(StopModelProcess(kill=True))
 
-    def _tell_of_compiling(self, stall_s: float) -> None:
-        """Say what is compiled while nothing comes, unless that is over before anybody wonders."""
-        if self._untold_since is None or self._activity is None:
+    def _report_long_compile(self, stall_s: float) -> None:
+        """Report the shape that is being compiled, unless compilation ends within a few seconds."""
+        if self._unreported_compile_since is None or self._activity is None:
             return
-        self._untold_since += stall_s
+        self._unreported_compile_since += stall_s
         running = self._running()
-        if running is not None and self._now - self._untold_since >= _TELL_OF_COMPILING_S:
-            self._untold_since = None
-            self._tell(running.lease.lease, "info", f"compiling {self._activity.detail} for {self._model}")
+        if running is not None and self._now - self._unreported_compile_since >= _REPORT_COMPILE_AFTER_S:
+            self._unreported_compile_since = None
+            self._notify(running.lease.lease, "info", f"compiling {self._activity.detail} for {self._model}")
 
-    def _overdue(self) -> str | None:
-        """What the process has failed to do in time; None if it may go on."""
+    def _timeout_reason(self) -> str | None:
+        """Describe the timeout that the process has exceeded; return None if there is none."""
         settings = self._settings
         if self._phase is Phase.LOADING:
             if self._now - self._phase_since > settings.load_s:
                 return f"did not load within {settings.load_s:.0f} s"
             silence_s = settings.loading_silence_s
         elif self._phase is Phase.READY:
-            compiles = self._activity is not None and self._activity.phase == "compiling"
-            limit_s = settings.compile_s if compiles else settings.step_s
+            is_compiling = self._activity is not None and self._activity.phase == "compiling"
+            limit_s = settings.compile_s if is_compiling else settings.step_s
             if self._running() is not None and self._now - self._progress_at > limit_s:
-                return f"did not come on for {limit_s:.0f} s while {self.phase}"
+                return f"made no progress for {limit_s:.0f} s while {self.phase}"
             silence_s = settings.silence_s
         else:
             return None
-        if self._now - self._beat_at > silence_s:
-            return f"gave no sign of life for {silence_s:.0f} s"
+        if self._now - self._heartbeat_at > silence_s:
+            return f"sent no heartbeat for {silence_s:.0f} s"
         return None
 
-    def _exited(self, returncode: int, trace: str | None) -> None:
-        before, model = self._phase, self._model
+    def _on_exit(self, returncode: int, trace: str | None) -> None:
+        phase, model = self._phase, self._model
         self._model = self._kill_at = None
         self._computed_before, self._computed = self.computed, ComputeCounters()
         self._enter(Phase.FREEING if self._watches_memory else Phase.ABSENT)
-        if before is Phase.ENDING or model is None:
+        if phase is Phase.ENDING or model is None:
             return
-        how = _describe(returncode) if self._verdict is None else f"killed because it {self._verdict}"
-        if self._processes > 1:
-            how += (
-                f" (it leads a group of {self._processes} processes: when one of them ends, all end and start again; the "
-                "worker of the one that ended first says why)"
+        cause = _describe_exit(returncode) if self._kill_reason is None else f"killed because it {self._kill_reason}"
+        if self._num_processes > 1:
+            cause += (
+                f" (it is rank 0 of a process group of {self._num_processes}: when one rank ends, all end and restart; the "
+                "worker of the rank that ended first logs the reason)"
             )
-        self._log("warning", f"the process of {model} ended by itself: {how}")
-        if before is Phase.LOADING:
-            self._died_loading(model, how, trace)
+        self._log("warning", f"the model process of {model} exited unexpectedly: {cause}")
+        if phase is Phase.LOADING:
+            self._on_load_crash(model, cause, trace)
             return
-        concerned = [held for held in self._held.values() if held.lease.model == model]
-        for held in [held for held in concerned if held.is_answered]:
-            concerned.remove(held)
-            self._finish(held)
+        affected = [active for active in self._leases.values() if active.lease.model == model]
+        for active in [active for active in affected if active.is_answered]:
+            affected.remove(active)
+            self._finish(active)
         running = self._running()
-        for held in concerned:
-            held.ticket = None  # There is no process any more that would have to hear of it.
-            if held is running:
-                text = f"the process of the model {model} ended by itself, {how}; its standard error is the worker's"
+        for active in affected:
+            active.ticket = None  # The process is gone, so there is nothing to cancel.
+            if active is running:
+                text = (
+                    f"the model process of {model} exited unexpectedly, {cause}; its standard error goes to the "
+                    "worker's"
+                )
                 error = ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
-                del self._held[held.lease.lease]
-                self._actions.append(TellBroker(m.LeaseCrashed(lease=held.lease.lease, error=error)))
+                del self._leases[active.lease.lease]
+                self._actions.append(SendToBroker(m.LeaseCrashed(lease=active.lease.lease, error=error)))
             else:
-                self._return(held)
+                self._return(active)
 
-    def _died_loading(self, model: ModelSpec, how: str, trace: str | None) -> None:
-        before = self._load_crashes.pop(model, None)
-        count = 1 if before is None else before.count + 1
-        concerned = [held for held in self._held.values() if held.lease.model == model]
+    def _on_load_crash(self, model: ModelSpec, cause: str, trace: str | None) -> None:
+        previous = self._load_crashes.pop(model, None)
+        count = 1 if previous is None else previous.count + 1
+        affected = [active for active in self._leases.values() if active.lease.model == model]
         if count >= self._settings.max_load_crashes:
             text = (
-                f"the process of the model {model} ended by itself {count} times while it was loading, the last time "
-                f"{how}; what it wrote before is on the worker's standard error"
+                f"the model process of {model} exited unexpectedly {count} times while loading, the last time {cause}; "
+                "see the worker's standard error for its output"
             )
             error = ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
-            for held in concerned:
-                self._fail(held, error, None)
+            for active in affected:
+                self._fail(active, error, None)
             return
-        pause_s = self._settings.restart_s * 2 ** (count - 1)
+        pause_s = self._settings.restart_delay_s * 2 ** (count - 1)
         self._load_crashes[model] = _LoadCrashes(count, self._now + pause_s)
-        for held in concerned[:1]:
-            text = (
-                f"the process that was loading {model} ended by itself, {how}; the next one starts in {pause_s:.0f} s"
-            )
-            self._tell(held.lease.lease, "warning", text)
+        for active in affected[:1]:
+            text = f"the model process of {model} exited unexpectedly while loading, {cause}; restarting in {pause_s:.0f} s"
+            self._notify(active.lease.lease, "warning", text)
 
-    # --- What the process says ---------------------------------------------------------------------------------------
+    # --- Messages of the model process -------------------------------------------------------------------------------
 
-    def _loaded(self, message: m.ModelLoaded) -> None:
+    def _on_loaded(self, message: m.ModelLoaded) -> None:
         if self._phase is not Phase.LOADING or self._model is None:
             return
         self._load_crashes.pop(self._model, None)
         self._enter(Phase.READY)
-        for held in self._held.values():
-            if held.lease.model == self._model:
-                self._tell(held.lease.lease, "info", f"loaded {self._model} in {message.seconds:.1f} s")
+        for active in self._leases.values():
+            if active.lease.model == self._model:
+                self._notify(active.lease.lease, "info", f"loaded {self._model} in {message.seconds:.1f} s")
                 break
 
-    def _refused(self, message: m.ModelLoadFailed) -> None:
+    def _on_load_failed(self, message: m.ModelLoadFailed) -> None:
         if self._phase is not Phase.LOADING or self._model is None:
             return
         self._load_crashes.pop(self._model, None)
-        for held in [held for held in self._held.values() if held.lease.model == self._model]:
-            self._fail(held, message.error, None)
-        self._end()
+        for active in [active for active in self._leases.values() if active.lease.model == self._model]:
+            self._fail(active, message.error, None)
+        self._stop_process()
 
-    def _noticed(self, message: m.ModelNotice) -> None:
+    def _on_notice(self, message: m.ModelNotice) -> None:
         if self._phase is not Phase.LOADING or self._model is None:
             return
-        for held in self._held.values():
-            if held.lease.model == self._model:
-                self._tell(held.lease.lease, message.level, message.text)
+        for active in self._leases.values():
+            if active.lease.model == self._model:
+                self._notify(active.lease.lease, message.level, message.text)
                 break
 
-    def _phase_changed(self, message: m.PhaseChanged) -> None:
+    def _on_phase_changed(self, message: m.PhaseChanged) -> None:
         if self._phase is Phase.READY:
             self._activity = message
-            self._untold_since = self._now if message.phase == "compiling" else None
+            self._unreported_compile_since = self._now if message.phase == "compiling" else None
 
-    def _beat(self, message: m.ModelHeartbeat) -> None:
+    def _on_heartbeat(self, message: m.ModelHeartbeat) -> None:
         self._computed = message.computed
         if message.steps != self._steps:
             self._steps, self._progress_at = message.steps, self._now
 
-    def _answered(self, message: m.LeaseAnswered) -> None:
-        held = self._spoken_of(message.lease)
-        if held is None:
+    def _on_answered(self, message: m.LeaseAnswered) -> None:
+        active = self._by_ticket(message.lease)
+        if active is None:
             return
         items = message.indices.tolist()
-        if not all(0 <= item < len(held.lease.work) for item in items):
-            self._log("warning", "the model process answered an item that it was not given; that is ignored")
+        if not all(0 <= item < len(active.lease.work) for item in items):
+            self._log("warning", "ignored an answer of the model process: its lease has no item of that index")
             return
-        held.answered.update(items)
-        self._actions.append(TellBroker(msgspec.structs.replace(message, lease=held.lease.lease)))
+        active.answered.update(items)
+        self._actions.append(SendToBroker(msgspec.structs.replace(message, lease=active.lease.lease)))
 
-    def _failed(self, message: m.LeaseFailed) -> None:
-        held = self._spoken_of(message.lease)
-        if held is not None:
-            known = message.index is not None and message.index < len(held.lease.work)
-            self._fail(held, message.error, message.index if known else None)
+    def _on_failed(self, message: m.LeaseFailed) -> None:
+        active = self._by_ticket(message.lease)
+        if active is not None:
+            is_known = message.index is not None and message.index < len(active.lease.work)
+            self._fail(active, message.error, message.index if is_known else None)
 
-    def _done(self, message: m.LeaseDone) -> None:
-        held = self._spoken_of(message.lease)
-        if held is not None:
-            self._finish(held)
+    def _on_done(self, message: m.LeaseDone) -> None:
+        active = self._by_ticket(message.lease)
+        if active is not None:
+            self._finish(active)
 
-    def _pass_on(self, message: m.LeaseNotice | m.LeaseProgressed) -> None:
-        held = self._spoken_of(message.lease)
-        if held is not None:
-            self._actions.append(TellBroker(msgspec.structs.replace(message, lease=held.lease.lease)))
+    def _forward(self, message: m.LeaseNotice | m.LeaseProgressed) -> None:
+        active = self._by_ticket(message.lease)
+        if active is not None:
+            self._actions.append(SendToBroker(msgspec.structs.replace(message, lease=active.lease.lease)))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, held: _ActiveLease) -> None:
-        del self._held[held.lease.lease]
-        self._actions.append(TellBroker(m.LeaseDone(lease=held.lease.lease)))
+    def _finish(self, active: _ActiveLease) -> None:
+        del self._leases[active.lease.lease]
+        self._actions.append(SendToBroker(m.LeaseDone(lease=active.lease.lease)))
 
-    def _fail(self, held: _ActiveLease, error: ErrorReport, index: int | None) -> None:
-        del self._held[held.lease.lease]
-        # What the error says is for the run alone: it may repeat a text of its requests.
-        self._log("info", f"a batch for {held.lease.model} failed: {error.code}")
-        self._actions.append(TellBroker(m.LeaseFailed(lease=held.lease.lease, error=error, index=index)))
+    def _fail(self, active: _ActiveLease, error: ErrorReport, index: int | None) -> None:
+        del self._leases[active.lease.lease]
+        # The error's message goes to the run only, not to the log: it may quote a text of the requests.
+        self._log("info", f"a batch for {active.lease.model} failed: {error.code}")
+        self._actions.append(SendToBroker(m.LeaseFailed(lease=active.lease.lease, error=error, index=index)))
 
-    def _tell(self, lease: int, level: Level, text: str) -> None:
+    def _notify(self, lease: int, level: Level, text: str) -> None:
         self._log(level, text)
-        self._actions.append(TellBroker(m.LeaseNotice(lease=lease, level=level, text=text)))
+        self._actions.append(SendToBroker(m.LeaseNotice(lease=lease, level=level, text=text)))
 
     def _log(self, level: Level, text: str) -> None:
         self._actions.append(Log(level, text))
 
 
-def _describe(returncode: int) -> str:
+def _describe_exit(returncode: int) -> str:
     if returncode < 0:
         try:
             name = signal.Signals(-returncode).name
         except ValueError:
             name = f"signal {-returncode}"
-        hint = " (SIGKILL is often the system's answer to a machine out of memory)" if name == "SIGKILL" else ""
+        hint = " (often sent by the system when the machine is out of memory)" if name == "SIGKILL" else ""
         return f"by {name}{hint}"
     return f"with exit status {returncode}"
 
 
-_FROM_PROCESS: Mapping[type, Callable[[AgentCore, Any], None]] = MappingProxyType(
+_HANDLERS: Mapping[type, Callable[[AgentCore, Any], None]] = MappingProxyType(
     {
-        m.ModelLoaded: AgentCore._loaded,
-        m.ModelLoadFailed: AgentCore._refused,
-        m.ModelNotice: AgentCore._noticed,
-        m.PhaseChanged: AgentCore._phase_changed,
-        m.ModelHeartbeat: AgentCore._beat,
-        m.LeaseAnswered: AgentCore._answered,
-        m.LeaseFailed: AgentCore._failed,
-        m.LeaseDone: AgentCore._done,
-        m.LeaseNotice: AgentCore._pass_on,
-        m.LeaseProgressed: AgentCore._pass_on,
+        m.ModelLoaded: AgentCore._on_loaded,
+        m.ModelLoadFailed: AgentCore._on_load_failed,
+        m.ModelNotice: AgentCore._on_notice,
+        m.PhaseChanged: AgentCore._on_phase_changed,
+        m.ModelHeartbeat: AgentCore._on_heartbeat,
+        m.LeaseAnswered: AgentCore._on_answered,
+        m.LeaseFailed: AgentCore._on_failed,
+        m.LeaseDone: AgentCore._on_done,
+        m.LeaseNotice: AgentCore._forward,
+        m.LeaseProgressed: AgentCore._forward,
     }
 )

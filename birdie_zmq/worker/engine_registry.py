@@ -1,9 +1,9 @@
-"""Engines: which there are, finding one by what a person said, and importing it in the model process.
+"""The engines: the built-in ones, how an engine's name or path is resolved, and its import in the model process.
 
-An engine is a module with ``make_backend(model: LoadedModel, max_length: int) -> Backend``, and where something must be
-done before a page is imported, with ``prepare() -> None``. One that spreads a model over devices has
-``make_mesh(shape: MeshShape)`` too, and its ``make_backend`` takes the result as ``mesh=``. It is one of this package, or a
-file of somebody's own.
+An engine is a module with ``make_backend(model: LoadedModel, max_length: int) -> Backend``. It may also have
+``prepare() -> None``, which is called before the user module is imported. An engine that shards a model over devices has
+``make_mesh(shape: MeshShape)`` too, and its ``make_backend`` takes the result as ``mesh=``. The module is part of this
+package, or a file of the user.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from birdie_zmq.errors import EngineError, UsageError
 DEFAULT = "jax"
 
 BUILT_IN = {"jax": "birdie_zmq.engine.jax.backend", "torch": "birdie_zmq.engine.torch.backend"}
-"""The module of each engine that comes with the package."""
+"""The module of each built-in engine."""
 
 MakeBackend = Callable[..., Backend]
 
@@ -36,8 +36,9 @@ class Engine:
     """An imported engine.
 
     Attributes:
-        name: That of a built-in engine, or of the file without its suffix.
-        identity: What tells its answers from those of other engines; None for JAX, whose answers were there first.
+        name: The name of a built-in engine, or the name of the file without its suffix.
+        identity: Distinguishes its answers from those of other engines in a model's identity. None for JAX, whose answers
+            are older than this field.
         module: The module.
     """
 
@@ -46,30 +47,36 @@ class Engine:
     module: ModuleType
 
     def prepare(self) -> None:
-        """Do what the engine wants done before a page is imported."""
+        """Call the engine's ``prepare``, if it has one; must happen before the user module is imported."""
         function: Callable[[], None] | None = getattr(self.module, "prepare", None)
         if function is not None:
             function()
 
     def make_mesh(self, shape: MeshShape) -> object:
-        """The devices of a mesh, as the engine's framework has them.
+        """Return a mesh of devices, in the form of the engine's framework.
 
         Raises:
-            UsageError: There are too few devices, or the engine knows no meshes.
+            UsageError: There are too few devices, or the engine does not support meshes.
         """
         function: Callable[[MeshShape], object] | None = getattr(self.module, "make_mesh", None)
         if function is None:
-            raise UsageError(f"mesh= in model_args is for the engine jax, and this model's is {self.name}")
+            raise UsageError(f"mesh= in model_args needs the engine jax, and this worker's engine is {self.name}")
         return function(shape)
 
     def make_backend(self, model: LoadedModel, max_length: int, mesh: object = None) -> Backend:
-        """A backend of a resolved model and its longest row; only engines that make meshes are given one."""
+        """Return a backend for a resolved model.
+
+        Args:
+            model: The model.
+            max_length: The maximum length of a row, in tokens.
+            mesh: The mesh that `make_mesh` returned, which the engine receives as ``mesh=``; None passes no such argument.
+        """
         function: MakeBackend = self.module.make_backend
         return function(model, max_length) if mesh is None else function(model, max_length, mesh=mesh)
 
 
 def find_engine(given: str) -> str:
-    """The engine that a person named: a built-in one by its name, else the absolute path of its file.
+    """Resolve ``--engine`` or ``engine=``: the name of a built-in engine, else the absolute path of its file.
 
     Raises:
         UsageError: There is no such engine.
@@ -80,23 +87,23 @@ def find_engine(given: str) -> str:
     if path.is_file() and path.suffix == ".py":
         return str(path.resolve())
     raise UsageError(
-        f"there is no engine {given!r}: it may be {', '.join(BUILT_IN)}, or the path of a Python file with "
-        f"make_backend(model, max_length) (there is none at {path.absolute()})"
+        f"there is no engine {given!r}; give {', '.join(BUILT_IN)}, or the path of a Python file with "
+        f"make_backend(model, max_length) (no such file: {path.absolute()})"
     )
 
 
-def name_of(engine: str) -> str:
-    """A short name for what `find_engine` gave."""
+def engine_name(engine: str) -> str:
+    """Return the short name of an engine that `find_engine` returned."""
     return engine if engine in BUILT_IN else Path(engine).stem
 
 
 def import_engine(engine: str) -> Engine:
-    """Import what `find_engine` gave. A file may import what lies beside it, as a script may.
+    """Import an engine that `find_engine` returned. A file may import modules from its own directory, as a script may.
 
     Raises:
-        EngineError: Its import raised, such as where its framework is not installed, or it has no make_backend.
+        EngineError: Its import raised, for example because its framework is not installed, or it has no make_backend.
     """
-    name = name_of(engine)
+    name = engine_name(engine)
     try:
         if engine in BUILT_IN:
             return Engine(name, None if engine == DEFAULT else engine, importlib.import_module(BUILT_IN[engine]))
@@ -118,12 +125,12 @@ def import_engine(engine: str) -> Engine:
 
 
 def _import_file(source: Path) -> ModuleType:
-    name = f"birdie_zmq_engine_{source.stem}"  # no name that a page could mean
+    name = f"birdie_zmq_engine_{source.stem}"  # cannot clash with a name in the user module
     spec = importlib.util.spec_from_file_location(name, source)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{source} is no Python file")
+        raise ImportError(f"{source} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look there for their annotations
+    sys.modules[name] = module  # dataclasses look up their annotations there
     sys.path.insert(0, str(source.parent))
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""From a model's spec to an evaluator: the page, the tokenizer, the model, and what results record of them."""
+"""Loading a model: from its spec to an evaluator, and the description of the model that results record."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.distributed.leader import BroadcastingBackend, Leader, check_mesh
 from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.engine.evaluator import Evaluator, Listener
-from birdie_zmq.engine.mesh_shape import take_mesh
+from birdie_zmq.engine.mesh_shape import pop_mesh
 from birdie_zmq.engine.model_api import LoadedModel, resolve
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import ModelChanged, UsageError
@@ -39,12 +39,12 @@ from birdie_zmq.worker.engine_registry import Engine
 from birdie_zmq.worker.user_module import import_user_module
 
 DEFAULT_MAX_LENGTH = 2048
-"""lm_eval's own default for a model that names no length."""
+"""lm_eval's own default for a model without a maximum length."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Who has loaded a model: a page, by its name and the hash of its text, or whatever stands for one."""
+    """The code that loaded a model: a user module, by its name and the SHA-256 of its source, or the in-process client."""
 
     name: str
     sha256: str
@@ -52,47 +52,61 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that is ready to answer; ``started`` counts the processes of its agent."""
+    """A loaded model with its evaluator, ready to answer.
+
+    Attributes:
+        spec: The tag and the model_args.
+        start_count: The number of model processes that the agent has started, this one included.
+        engine: The engine.
+        source: The code that loaded it.
+        fingerprint: The fingerprint that the model itself has, such as its checkpoint's; None if it has none.
+        tokenizer: The tokenizer.
+        backend: The backend that computes.
+        evaluator: The evaluator, which answers.
+        max_length: The maximum length of a row, in tokens.
+        warnings: Warnings about the arguments, for the user.
+        provides: The functions that the model provides, by their names in ``Model``.
+    """
 
     spec: ModelSpec
-    started: int
+    start_count: int
     engine: Engine
-    origin: ModelSource
+    source: ModelSource
     fingerprint: str | None
     tokenizer: TokenizerAdapter
     backend: Backend
     evaluator: Evaluator
     max_length: int
     warnings: list[str]
-    gives: list[str]
+    provides: list[str]
 
     @functools.cached_property
     def identity(self) -> str:
-        """A SHA-256 over the tag, its arguments, its page, its fingerprints, and any engine but JAX."""
-        parts = [self.spec.tag, json.loads(self.spec.arguments), self.origin.sha256, self.tokenizer.fingerprint]
+        """A SHA-256 over the tag, its arguments, its source, its fingerprints, and its engine unless that is JAX."""
+        parts = [self.spec.tag, json.loads(self.spec.arguments), self.source.sha256, self.tokenizer.fingerprint]
         parts += [] if self.engine.identity is None else [self.engine.identity]
         parts += [] if self.fingerprint is None else [{"fingerprint": self.fingerprint}]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def check(self, identity: str | None) -> None:
-        """Hold this model against the identity that somebody expects, if they do.
+        """Compare this model's identity with the expected one; None expects none.
 
         Raises:
-            ModelChanged: It is another.
+            ModelChanged: They differ.
         """
         if identity is not None and identity != self.identity:
             raise ModelChanged(
-                f"{self.spec} is another model now than when the run began: its page ({self.origin.name}) or its "
-                "checkpoint has changed, and was read again by a new process; start the run again"
+                f"{self.spec} has changed since the run began: a new process has loaded a changed user module "
+                f"({self.source.name}) or checkpoint; start the run again"
             )
 
     def describe(self) -> ModelDescription:
-        """The model as results record it, with what has been computed so far."""
+        """Describe the model for the results, with the counters so far."""
         return ModelDescription(
             model=self.spec,
             identity=self.identity,
-            api=self.origin.name,
-            api_sha256=self.origin.sha256,
+            api=self.source.name,
+            api_sha256=self.source.sha256,
             num_parameters=self.backend.num_parameters,
             dtype=self.backend.dtype,
             vocab_size=self.backend.vocab_size or None,
@@ -110,8 +124,8 @@ class ServedModel:
             chat=self.tokenizer.chat_templates(),
             report=self.evaluator.report,
             process_id=os.getpid(),
-            start_count=self.started,
-            provides=self.gives,
+            start_count=self.start_count,
+            provides=self.provides,
         )
 
     def answer(self, work: Work, limits: StepLimits, listener: Listener, encoded: Any = None) -> None:
@@ -119,13 +133,13 @@ class ServedModel:
 
         Args:
             work: The work.
-            limits: What the user said of the rows of a step.
-            listener: Hears of the answers.
-            encoded: What the evaluator's `encode` gave for this work, if it was called before.
+            limits: The user's limits on the rows of a step.
+            listener: Receives the answers.
+            encoded: The result of the evaluator's `encode` for this work, if it was called before.
 
         Raises:
-            ItemFailed: One of the items has no answer; others may have theirs.
-            BirdieError: The model does not compute.
+            ItemFailed: One item has no answer; other items may have been answered.
+            BirdieError: The model cannot compute.
         """
         match work:
             case LogLikelihoodWork():
@@ -143,113 +157,119 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
-class Group:
-    """The group of processes that hold a model together, as the first one has it.
+class ProcessGroup:
+    """The process group that holds a model, as rank 0 sees it.
 
     Attributes:
-        leader: Tells the others.
-        place: This process's place.
-        devices: How many devices all have together; asked for once the page is there.
-        is_of_runtime: Whether an error is of the framework's runtime.
+        leader: Sends to the follower ranks.
+        rank: The rank of this process.
+        device_count: Returns the number of devices of all ranks; called after the import of the user module, which may
+            set it.
+        is_runtime_error: Returns whether an error comes from the framework's runtime.
     """
 
     leader: Leader
-    place: RankInfo
-    devices: Callable[[], int]
-    is_of_runtime: Callable[[BaseException], bool]
+    rank: RankInfo
+    device_count: Callable[[], int]
+    is_runtime_error: Callable[[BaseException], bool]
 
     def backend(self, engine: Engine, model: LoadedModel, max_length: int, mesh: object) -> Backend:
-        """A backend that all make, and that the others follow."""
-        self.leader.prepared(max_length)
-        backend = engine.make_backend(jitted(model), max_length, mesh)
-        self.leader.loaded(backend)
-        return BroadcastingBackend(backend, self.leader, self.is_of_runtime)
+        """Return a backend that every rank makes, and whose calls the follower ranks repeat."""
+        self.leader.send_max_length(max_length)
+        backend = engine.make_backend(require_params(model), max_length, mesh)
+        self.leader.wait_until_loaded(backend)
+        return BroadcastingBackend(backend, self.leader, self.is_runtime_error)
 
 
-def jitted(model: LoadedModel) -> LoadedModel:
-    """The same model, if a group can hold it.
+def require_params(model: LoadedModel) -> LoadedModel:
+    """Return the model unchanged, after checking that a process group can hold it.
 
     Raises:
-        UsageError: It is a bare callable, to which arrays of several processes mean nothing.
+        UsageError: It is a bare callable, which cannot take arrays that span processes.
     """
     if not model.jit:
         raise UsageError(
-            "load_model returned a bare callable, and this worker is a group of processes, which need to know the params; "
-            "return (apply, params) or a birdie_zmq.Model"
+            "load_model returned a bare callable, but this worker is a process group, which must have the params; return "
+            "(apply, params) or a birdie_zmq.Model"
         )
     return model
 
 
-def load(request: m.LoadModel, engine: Engine, group: Group | None = None) -> ServedModel:
-    """Load a model by its page.
+def load(request: m.LoadModel, engine: Engine, group: ProcessGroup | None = None) -> ServedModel:
+    """Load a model with its user module.
 
     Args:
-        request: Which model, by which page.
-        engine: What makes a backend of it.
-        group: The processes that hold it together with this one.
+        request: The model and the path of the user module.
+        engine: The engine that makes a backend for it.
+        group: The process group that holds it; None for this process alone.
 
     Raises:
-        ModelError: The page, the tokenizer or the model is at fault.
+        ModelError: The user module, the tokenizer or the model is at fault.
         UsageError: A model_arg that the engine reads has a wrong value.
     """
     if group is None:
         engine.prepare()
-    page = import_user_module(request.api)
+    user_module = import_user_module(request.api)
     if group is not None:
-        # The others load at the same time. Programs are not kept: who finds one does not take part in making it.
-        group.leader.load(calls.Load(version=__version__, model=request.model, page=page.name, sha256=page.sha256))
-        shape = take_mesh(json.loads(request.model.arguments))
-        check_mesh(None if shape is None else shape.size, group.devices(), group.place)
-    mesh = mesh_for(request.model, engine)  # once the page is there, which may have said how many devices there are
-    tokenizer = text_tokenizer(request.model, page.load_tokenizer(request.model))
-    model = page.load_model(request.model, mesh)
-    origin = ModelSource(page.name, page.sha256)
-    return assemble(request.model, engine, origin, tokenizer, model, request.start_count, mesh=mesh, group=group)
+        # All ranks load at the same time. There is no compilation cache: a rank that finds an executable there would not
+        # take part in compiling it.
+        group.leader.load(
+            calls.Load(
+                version=__version__, model=request.model, user_module=user_module.name, sha256=user_module.sha256
+            )
+        )
+        shape = pop_mesh(json.loads(request.model.arguments))
+        check_mesh(None if shape is None else shape.size, group.device_count(), group.rank)
+    mesh = mesh_for(request.model, engine)  # after the import, which may have set the number of devices
+    tokenizer = adapt_tokenizer(request.model, user_module.load_tokenizer(request.model))
+    model = user_module.load_model(request.model, mesh)
+    source = ModelSource(user_module.name, user_module.sha256)
+    return assemble(request.model, engine, source, tokenizer, model, request.start_count, mesh=mesh, group=group)
 
 
 def mesh_for(spec: ModelSpec, engine: Engine) -> object:
-    """The devices that model_args ask for by ``mesh=``; None where they do not.
+    """Return the mesh of devices that ``mesh=`` in model_args requests; None without it.
 
     Raises:
-        UsageError: The word has a wrong value, there are too few devices, or the engine knows no meshes.
+        UsageError: The argument has a wrong value, there are too few devices, or the engine does not support meshes.
     """
-    shape = take_mesh(json.loads(spec.arguments))
+    shape = pop_mesh(json.loads(spec.arguments))
     return None if shape is None else engine.make_mesh(shape)
 
 
-def text_tokenizer(spec: ModelSpec, given: object) -> TokenizerAdapter:
-    """What a page's load_tokenizer may return, as the engine uses it.
+def adapt_tokenizer(spec: ModelSpec, given: object) -> TokenizerAdapter:
+    """Adapt the result of a user module's load_tokenizer to the engine.
 
     Raises:
-        TokenizerError: It is no tokenizer.
-        UsageError: A model_arg that says how texts are encoded has a wrong value.
+        TokenizerError: It is not a tokenizer.
+        UsageError: A model_arg that controls how texts are encoded has a wrong value.
     """
     arguments: dict[str, Any] = json.loads(spec.arguments)
-    return TokenizerAdapter(given, _add_bos(arguments), _whole(arguments, "prefix_token_id", 0))
+    return TokenizerAdapter(given, _add_bos(arguments), _integer(arguments, "prefix_token_id", 0))
 
 
 def assemble(
     spec: ModelSpec,
     engine: Engine,
-    origin: ModelSource,
+    source: ModelSource,
     tokenizer: TokenizerAdapter,
     given_model: object,
-    started: int = 1,
+    start_count: int = 1,
     *,
     mesh: object = None,
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> ServedModel:
-    """Make a model ready that is there already.
+    """Make an evaluator for a model that is already in memory.
 
     Args:
-        spec: Its tag, and the model_args, some of which the engine reads.
-        engine: What makes a backend of it.
-        origin: Who has loaded it.
+        spec: Its tag and the model_args; the engine reads some of them.
+        engine: The engine that makes a backend for it.
+        source: The code that loaded it.
         tokenizer: Its tokenizer.
-        given_model: What a page's load_model may return.
-        started: Which of its agent's processes this is.
-        mesh: What `mesh_for` gives.
-        group: The processes that hold it together with this one.
+        given_model: The model, as a user module's load_model may return it.
+        start_count: The number of model processes that the agent has started, this one included.
+        mesh: The mesh that `mesh_for` returned.
+        group: The process group that holds it; None for this process alone.
 
     Raises:
         ModelError: The model is at fault.
@@ -258,52 +278,52 @@ def assemble(
     arguments: dict[str, Any] = json.loads(spec.arguments)
     model = resolve(given_model)
     warnings: list[str] = []
-    asked = _whole(arguments, "max_length", 1)
-    max_length = asked or model.max_length or tokenizer.max_length
+    requested = _integer(arguments, "max_length", 1)
+    max_length = requested or model.max_length or tokenizer.max_length
     if max_length is None:
         max_length = DEFAULT_MAX_LENGTH
         warnings.append(
-            f"neither the model nor its tokenizer names a max_length; {DEFAULT_MAX_LENGTH} is taken "
-            "(say max_length=N in model_args)"
+            f"neither the model nor its tokenizer has a max_length; using {DEFAULT_MAX_LENGTH} (set max_length=N in "
+            "model_args)"
         )
-    elif asked and model.max_length and asked > model.max_length:
-        warnings.append(f"max_length={asked} is over the {model.max_length} tokens that the model names")
+    elif requested and model.max_length and requested > model.max_length:
+        warnings.append(f"max_length={requested} exceeds the model's own max_length of {model.max_length} tokens")
     if group is None:
         backend = engine.make_backend(model, max_length, mesh)
     else:
         backend = group.backend(engine, model, max_length, mesh)
     if not backend.vocab_size:
         warnings.append(
-            "the model gives score alone and no vocab_size, so a token that it does not know is not noticed (give "
+            "the model provides only score and has no vocab_size, so a token out of its vocabulary is not detected (set "
             "vocab_size in birdie_zmq.Model)"
         )
     evaluator = Evaluator(tokenizer, backend, max_length)
     return ServedModel(
         spec,
-        started,
+        start_count,
         engine,
-        origin,
+        source,
         model.parts.fingerprint,
         tokenizer,
         backend,
         evaluator,
         max_length,
         warnings,
-        model.gives,
+        model.provides,
     )
 
 
-def _whole(arguments: dict[str, Any], name: str, least: int) -> int | None:
+def _integer(arguments: dict[str, Any], name: str, minimum: int) -> int | None:
     value = arguments.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name}={value!r} in model_args must be a whole number, {least} or above")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise UsageError(f"{name}={value!r} in model_args must be an integer of at least {minimum}")
     return value
 
 
 def _add_bos(arguments: dict[str, Any]) -> bool | None:
     value = arguments.get("add_bos_token")
     if value is not None and not isinstance(value, bool):
-        raise UsageError(f"add_bos_token={value!r} in model_args must be True, False or left out")
+        raise UsageError(f"add_bos_token={value!r} in model_args must be True or False; leave it out for the default")
     return value

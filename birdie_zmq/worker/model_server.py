@@ -1,8 +1,8 @@
-"""The model process: it holds one model in its framework for as long as it lives, and ends with its agent.
+"""The model process: it holds one model in its framework until it exits, and it ends with its agent.
 
-Started by the agent with a connected socket. One thread listens, so that the socket is always read and the agent's
-end is noticed at once; one beats, so that a process that is stopped or does not come on can be told from one that works;
-another encodes the texts of the next lease; the main thread computes.
+The agent starts it with a connected socket. Four threads work: one reads the socket at all times, so that the agent's end
+is noticed at once; one sends heartbeats, so that the agent can tell a process that is stopped or makes no progress from a
+working process; one encodes the texts of the next lease; the main thread computes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from birdie_zmq.engine.distributed.leader import Leader
-from birdie_zmq.engine.distributed.process_group import GROUP_ENDED, GroupBroken, RankInfo
+from birdie_zmq.engine.distributed.process_group import GROUP_ENDED_EXIT_STATUS, ProcessGroupError, RankInfo
 from birdie_zmq.engine.evaluator import ItemFailed
-from birdie_zmq.engine.progress_delta import ProgressReporter
+from birdie_zmq.engine.progress_reporter import ProgressReporter
 from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
 from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
@@ -37,27 +37,27 @@ from birdie_zmq.types import Answers, ComputeCounters, ErrorReport, Level, Progr
 from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
-from birdie_zmq.worker.model_loader import Group, ServedModel, load
+from birdie_zmq.worker.model_loader import ProcessGroup, ServedModel, load
 
 logger = logging.getLogger(__name__)
 
 _decode_from_agent = decoder(m.AgentMessage)
 
 
-_BEAT_S = 1.0
-_ADVANCE_S = 0.5
-"""How far a lease has come is said so often, where nothing was answered."""
+_HEARTBEAT_S = 1.0
+_PROGRESS_S = 0.5
+"""Seconds between progress reports for a lease while it has no new answers."""
 
-_MOST_DETAIL = 1_000
-"""Characters; a list of shapes has no bound of its own."""
+_MAX_DETAIL_CHARACTERS = 1_000
+"""Maximum length of the detail of a phase, since a list of shapes is unbounded."""
 
 
 class _Cancelled(Exception):
-    """Nobody waits any more for the lease that is being computed."""
+    """The lease that is being computed was cancelled."""
 
 
-class _Voice:
-    """What the process says to its agent: whole messages, whichever thread says them."""
+class _AgentConnection:
+    """The sending side of the channel to the agent; thread-safe."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -65,225 +65,238 @@ class _Voice:
         self._steps = 0
         self.computed: Callable[[], ComputeCounters] = ComputeCounters
 
-    def say(self, message: m.ModelProcessMessage) -> None:
-        """Send a message."""
+    def send(self, message: m.ModelProcessMessage) -> None:
+        """Send a whole message."""
         with self._lock:
             self._channel.send(message)
 
-    def step(self) -> None:
-        """Something is computed."""
+    def count_step(self) -> None:
+        """Count a step, which the next heartbeat reports as progress."""
         self._steps += 1
 
-    def beat(self) -> None:
-        """Say for ever that the process is there, and how far it has come."""
+    def send_heartbeats(self) -> None:
+        """Send heartbeats with the number of steps and the counters, for as long as the process runs."""
         while True:
-            self.say(m.ModelHeartbeat(steps=self._steps, computed=self.computed()))
-            time.sleep(_BEAT_S)
+            self.send(m.ModelHeartbeat(steps=self._steps, computed=self.computed()))
+            time.sleep(_HEARTBEAT_S)
 
 
 class _LeaseListener:
-    """Passes on what the evaluator says, under the number of the lease that it works on.
+    """The evaluator's listener, which forwards answers, notices and progress to the agent for one lease.
 
     Raises:
         _Cancelled: From any method, when the lease has been cancelled.
     """
 
-    def __init__(self, voice: _Voice, lease: int, cancelled: set[int], advances: ProgressReporter) -> None:
-        self._voice = voice
+    def __init__(
+        self, connection: _AgentConnection, lease: int, cancelled: set[int], progress: ProgressReporter
+    ) -> None:
+        self._connection = connection
         self._lease = lease
         self._cancelled = cancelled
-        self._advances = advances
-        self._advanced_at = -math.inf
+        self._progress = progress
+        self._reported_at = -math.inf
 
     def answered(self, indices: Sequence[int], answers: Answers) -> None:
         where = np.asarray(indices, dtype=np.int32)
-        self._say(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers, progress=self._advance()))
+        delta = self._progress_delta()
+        self._send(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers, progress=delta))
 
     def notice(self, level: Level, text: str) -> None:
-        self._say(m.LeaseNotice(lease=self._lease, level=level, text=text, once=True))
+        self._send(m.LeaseNotice(lease=self._lease, level=level, text=text, once=True))
 
     def compiling(self, detail: str) -> None:
-        self._say(m.PhaseChanged(phase="compiling", detail=detail[:_MOST_DETAIL]))
+        self._send(m.PhaseChanged(phase="compiling", detail=detail[:_MAX_DETAIL_CHARACTERS]))
 
     def running(self) -> None:
-        self._say(m.PhaseChanged(phase="running"))
+        self._send(m.PhaseChanged(phase="running"))
 
     def begin(self) -> None:
-        self._voice.step()
-        self._stop_if_cancelled()
+        self._connection.count_step()
+        self._raise_if_cancelled()
 
     def step(self) -> None:
-        self._voice.step()
-        if time.monotonic() - self._advanced_at >= _ADVANCE_S:
-            self._say(m.LeaseProgressed(lease=self._lease, progress=self._advance()))
-        self._stop_if_cancelled()
+        self._connection.count_step()
+        if time.monotonic() - self._reported_at >= _PROGRESS_S:
+            self._send(m.LeaseProgressed(lease=self._lease, progress=self._progress_delta()))
+        self._raise_if_cancelled()
 
-    def _advance(self) -> ProgressDelta:
-        self._advanced_at = time.monotonic()
-        return self._advances.since_last()
+    def _progress_delta(self) -> ProgressDelta:
+        self._reported_at = time.monotonic()
+        return self._progress.since_last()
 
-    def _say(self, message: m.ModelProcessMessage) -> None:
-        self._stop_if_cancelled()
-        self._voice.say(message)
+    def _send(self, message: m.ModelProcessMessage) -> None:
+        self._raise_if_cancelled()
+        self._connection.send(message)
 
-    def _stop_if_cancelled(self) -> None:
+    def _raise_if_cancelled(self) -> None:
         if self._lease in self._cancelled:
             raise _Cancelled
 
 
-def run(channel: Channel, engine: str, place: RankInfo | None = None) -> int:
-    """Load the model that the agent names, then answer leases until the agent is gone; the exit status.
+def run(channel: Channel, engine: str, rank: RankInfo | None = None) -> int:
+    """Load the model that the agent names, then answer leases until the agent is gone; return the exit status.
 
-    The engine is imported here, once the process can say what went wrong with it. Where there is a place, this process
-    leads a group of them.
+    The engine is imported here, where the process can already report an error of the import to the agent.
+
+    Args:
+        channel: The channel to the agent.
+        engine: The engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
+        rank: The rank of this process, which leads a process group; None where it holds the model alone.
     """
     inbox: queue.SimpleQueue[m.LoadModel | m.Lease] = queue.SimpleQueue()
     cancelled: set[int] = set()
-    voice = _Voice(channel)
-    threading.Thread(target=_listen, args=(channel, inbox, cancelled), daemon=True).start()
-    threading.Thread(target=voice.beat, daemon=True).start()
+    connection = _AgentConnection(channel)
+    threading.Thread(target=_read_messages, args=(channel, inbox, cancelled), daemon=True).start()
+    threading.Thread(target=connection.send_heartbeats, daemon=True).start()
     request = inbox.get()
     if not isinstance(request, m.LoadModel):
-        raise InternalError(f"the first message to a model process was a {type(request).__name__}")
+        raise InternalError(f"the first message to a model process was a {type(request).__name__}, not LoadModel")
     began = time.monotonic()
     try:
         imported = import_engine(engine)
-        loaded = load(request, imported, None if place is None else _gather(place, voice))
-    except GroupBroken as broken:
-        _end_group(broken)
+        served = load(request, imported, None if rank is None else _join_process_group(rank, connection))
+    except ProcessGroupError as broken:
+        _exit_group(broken)
     except BirdieError as error:
-        voice.say(m.ModelLoadFailed(error=ErrorReport.of(error)))
-        return _status(1, place)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
-        voice.say(m.ModelLoadFailed(error=_internal(error)))
-        return _status(1, place)
-    voice.computed = lambda: loaded.evaluator.computed
-    advances = ProgressReporter(loaded.evaluator)
-    voice.say(m.ModelLoaded(seconds=time.monotonic() - began))
-    ready: queue.Queue[_Ready] = queue.Queue(maxsize=1)
-    threading.Thread(target=_encode_ahead, args=(loaded, inbox, ready), daemon=True).start()
+        connection.send(m.ModelLoadFailed(error=ErrorReport.of(error)))
+        return _exit_status(1, rank)
+    except Exception as error:  # noqa: BLE001 - any error must reach the user
+        connection.send(m.ModelLoadFailed(error=_internal_error(error)))
+        return _exit_status(1, rank)
+    connection.computed = lambda: served.evaluator.computed
+    progress = ProgressReporter(served.evaluator)
+    connection.send(m.ModelLoaded(seconds=time.monotonic() - began))
+    encoded: queue.Queue[_EncodedLease] = queue.Queue(maxsize=1)
+    threading.Thread(target=_encode_leases, args=(served, inbox, encoded), daemon=True).start()
     while True:
-        if inbox.empty() and ready.empty():
-            loaded.evaluator.rest()
-        _answer(loaded, ready.get(), voice, cancelled, advances)
+        if inbox.empty() and encoded.empty():
+            served.evaluator.pause_idle_clock()
+        _answer(served, encoded.get(), connection, cancelled, progress)
 
 
-def _gather(place: RankInfo, voice: _Voice) -> Group:
-    """Meet the other processes of the group that this one leads."""
+def _join_process_group(rank: RankInfo, connection: _AgentConnection) -> ProcessGroup:
+    """Wait for the follower ranks of the process group that this process leads, and connect to them."""
     from birdie_zmq.engine.jax import distributed_runtime
 
-    def give_up(error: BirdieError) -> NoReturn:
-        voice.say(m.ModelLoadFailed(error=ErrorReport.of(error)))
+    def fail(error: BirdieError) -> NoReturn:
+        connection.send(m.ModelLoadFailed(error=ErrorReport.of(error)))
         os._exit(1)
 
-    def hear_of_refusal() -> None:
+    def wait_for_refusal() -> None:
         try:
-            error = leader.refusal()
-        except GroupBroken as broken:
-            _end_group(broken)
+            error = leader.wait_for_load_failure()
+        except ProcessGroupError as broken:
+            _exit_group(broken)
         if error is not None:
-            give_up(error)
+            fail(error)
 
-    coordinator = distributed_runtime.settle(place)
-    with Rendezvous(place, coordinator, lambda text: voice.say(m.ModelNotice(level="info", text=text)), give_up):
-        store = distributed_runtime.join(place, coordinator)
-    leader = Leader(store, place)
-    # Another process may be unable to load the model while this one waits for it in a step of loading.
-    threading.Thread(target=hear_of_refusal, daemon=True).start()
-    return Group(leader, place, distributed_runtime.device_count, distributed_runtime.is_of_runtime)
-
-
-def _end_group(error: GroupBroken) -> NoReturn:
-    """End this process, and so the group: the agent starts it anew, and what was at work is computed again."""
-    logger.warning("the group of processes cannot go on: %s", (str(error).splitlines() or [""])[0])
-    os._exit(GROUP_ENDED)
+    coordinator = distributed_runtime.resolve_coordinator(rank)
+    with Rendezvous(rank, coordinator, lambda text: connection.send(m.ModelNotice(level="info", text=text)), fail):
+        store = distributed_runtime.join(rank, coordinator)
+    leader = Leader(store, rank)
+    # A follower rank may fail to load the model while this process waits for it in a collective step of loading.
+    threading.Thread(target=wait_for_refusal, daemon=True).start()
+    return ProcessGroup(leader, rank, distributed_runtime.device_count, distributed_runtime.is_runtime_error)
 
 
-def _status(status: int, place: RankInfo | None) -> int:
-    if place is not None:
-        os._exit(status)  # A clean exit would wait for the others.
+def _exit_group(error: ProcessGroupError) -> NoReturn:
+    """Exit this process, which ends the process group: the agent restarts it, and the running lease is computed again."""
+    logger.warning("the process group cannot continue: %s", (str(error).splitlines() or [""])[0])
+    os._exit(GROUP_ENDED_EXIT_STATUS)
+
+
+def _exit_status(status: int, rank: RankInfo | None) -> int:
+    if rank is not None:
+        os._exit(status)  # A clean exit would wait for the other ranks.
     return status
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A lease whose texts are encoded already, where they are to be scored; or why they cannot be."""
+class _EncodedLease:
+    """A lease with its encoded texts, if they are to be scored, or the error of encoding them."""
 
     lease: m.Lease
     encoded: Any = None
     error: Exception | None = None
 
 
-def _encode_ahead(
-    loaded: ServedModel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], ready: queue.Queue[_Ready]
+def _encode_leases(
+    served: ServedModel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], encoded: queue.Queue[_EncodedLease]
 ) -> None:
-    """Encode the next lease while the main thread computes, unless it is for another model than this."""
+    """Encode the next lease while the main thread computes, after checking that it is for this model."""
     while True:
         lease = inbox.get()
         if not isinstance(lease, m.Lease):
             continue
         try:
-            loaded.check(lease.identity)
-            ready.put(_Ready(lease, encoded=loaded.evaluator.encode(lease.work)))
-        except Exception as error:  # noqa: BLE001 - the main thread raises it again, and tells of it
-            ready.put(_Ready(lease, error=error))
+            served.check(lease.identity)
+            encoded.put(_EncodedLease(lease, encoded=served.evaluator.encode(lease.work)))
+        except Exception as error:  # noqa: BLE001 - the main thread raises it again and reports it
+            encoded.put(_EncodedLease(lease, error=error))
 
 
-def _answer(loaded: ServedModel, ready: _Ready, voice: _Voice, cancelled: set[int], advances: ProgressReporter) -> None:
-    lease = ready.lease
-    listener = _LeaseListener(voice, lease.lease, cancelled, advances)
+def _answer(
+    served: ServedModel,
+    encoded: _EncodedLease,
+    connection: _AgentConnection,
+    cancelled: set[int],
+    progress: ProgressReporter,
+) -> None:
+    lease = encoded.lease
+    listener = _LeaseListener(connection, lease.lease, cancelled, progress)
     try:
         listener.begin()
-        if ready.error is not None:
-            raise ready.error
-        loaded.answer(lease.work, lease.limits, listener, ready.encoded)
+        if encoded.error is not None:
+            raise encoded.error
+        served.answer(lease.work, lease.limits, listener, encoded.encoded)
     except _Cancelled:
         cancelled.discard(lease.lease)
-    except GroupBroken as broken:
-        _end_group(broken)
+    except ProcessGroupError as broken:
+        _exit_group(broken)
     except ItemFailed as failure:
         report = ErrorReport.of(failure.error)
-        voice.say(m.LeaseFailed(lease=lease.lease, error=report, index=failure.index))
+        connection.send(m.LeaseFailed(lease=lease.lease, error=report, index=failure.index))
     except BirdieError as error:
-        voice.say(m.LeaseFailed(lease=lease.lease, error=ErrorReport.of(error)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the person at the prompt must hear of it
-        voice.say(m.LeaseFailed(lease=lease.lease, error=_internal(error)))
+        connection.send(m.LeaseFailed(lease=lease.lease, error=ErrorReport.of(error)))
+    except Exception as error:  # noqa: BLE001 - any error must reach the user
+        connection.send(m.LeaseFailed(lease=lease.lease, error=_internal_error(error)))
     else:
-        voice.say(m.LeaseDone(lease=lease.lease))
+        connection.send(m.LeaseDone(lease=lease.lease))
 
 
-def _internal(error: Exception) -> ErrorReport:
-    # What the error says may repeat a text: that is in the traceback alone, which goes to the run and into no log.
-    text = f"birdie-zmq failed in the model process, by {type(error).__name__}; the traceback says more"
+def _internal_error(error: Exception) -> ErrorReport:
+    # The error's message may quote a text of a request, so it is in the traceback only, which goes to the run and no log.
+    text = f"birdie-zmq failed in the model process with {type(error).__name__}; see the traceback"
     return ErrorReport.of(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))
 
 
-def _listen(channel: Channel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], cancelled: set[int]) -> None:
-    with contextlib.suppress(ProtocolError):  # Whoever sends what is no message is not the agent that we were made by.
+def _read_messages(channel: Channel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], cancelled: set[int]) -> None:
+    with contextlib.suppress(ProtocolError):  # A peer that sends malformed messages is not this process's agent.
         while (messages := channel.receive()) is not None:
             for message in messages:
                 if isinstance(message, m.CancelLease):
                     cancelled.add(message.lease)
                 else:
                     inbox.put(message)
-    # The agent is gone, and nobody is left to answer. A clean exit could wait for ever on compiled code.
+    # The agent is gone, so nobody reads the answers. A clean exit could wait forever on compiled code.
     os._exit(0)
 
 
 def main(arguments: Sequence[str], engine: str) -> int:
-    """Run as a process of its own.
+    """Run the model server as a process of its own, and return the exit status.
 
     Args:
-        arguments: The descriptor of the connected socket, that of the file in which to write down what the process was
-            at when a fault ends it, and the process id of the agent.
-        engine: What computes, as `birdie_zmq.worker.engine_registry.find_engine` gives it.
+        arguments: The descriptor of the connected socket, the descriptor of the file to which faulthandler writes a
+            traceback when a fault ends the process, and the process id of the agent.
+        engine: The engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
     """
     descriptor, trace, agent = map(int, arguments)
     die_with_parent(agent)
     faulthandler.enable(trace, all_threads=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s model process %(process)d: %(message)s")
     channel = Channel(socket.socket(fileno=descriptor), _decode_from_agent)
-    return run(channel, engine, RankInfo.of_environment(os.environ))
+    return run(channel, engine, RankInfo.from_environment(os.environ))
 
 
 if __name__ == "__main__":

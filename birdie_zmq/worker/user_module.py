@@ -1,4 +1,4 @@
-"""The page that a user edits: finding it, importing it, and calling its two functions with their errors made readable."""
+"""The user module, usually ``api.py``: its import, and calls of its two functions with readable errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from birdie_zmq.engine.mesh_shape import WORD
+from birdie_zmq.engine.mesh_shape import MESH_ARGUMENT
 from birdie_zmq.errors import BirdieError, ModelLoadError, UserModuleError
 from birdie_zmq.types import ModelSpec
 
@@ -23,35 +23,41 @@ BUILT_IN = "birdie_zmq.models"
 
 @dataclass(frozen=True)
 class UserModule:
-    """An imported page. ``name`` is its path, or the name of the built-in module; ``sha256`` is that of its text."""
+    """An imported user module.
+
+    Attributes:
+        name: Its path, or the name of the built-in module.
+        sha256: The SHA-256 of its source.
+        module: The module.
+    """
 
     name: str
     sha256: str
     module: ModuleType
 
     def load_model(self, model: ModelSpec, mesh: object = None) -> object:
-        """What the page's ``load_model`` returns for a model, which is told of a mesh only where there is one.
+        """Call the module's ``load_model`` for a model, with ``mesh=`` only if there is a mesh, and return the result.
 
         Raises:
-            ModelLoadError: It raised; the traceback of the page is attached.
+            ModelLoadError: It raised; the traceback within the user module is attached.
             BirdieError: It raised one of this package's own errors.
         """
-        return self._call("load_model", model, {} if mesh is None else {WORD: mesh})
+        return self._call("load_model", model, {} if mesh is None else {MESH_ARGUMENT: mesh})
 
     def load_tokenizer(self, model: ModelSpec) -> object:
-        """What the page's ``load_tokenizer`` returns for a model.
+        """Call the module's ``load_tokenizer`` for a model, and return the result.
 
         Raises:
-            ModelLoadError: It raised; the traceback of the page is attached.
+            ModelLoadError: It raised; the traceback within the user module is attached.
             BirdieError: It raised one of this package's own errors.
         """
         return self._call("load_tokenizer", model, {})
 
-    def _call(self, name: str, model: ModelSpec, more: dict[str, Any]) -> object:
+    def _call(self, name: str, model: ModelSpec, extra: dict[str, Any]) -> object:
         function: Callable[..., object] = getattr(self.module, name)
         keywords: dict[str, Any] = json.loads(model.arguments)
-        keywords.pop(WORD, None)  # The sizes are of no use beside the mesh itself, nor to a tokenizer.
-        keywords |= more
+        keywords.pop(MESH_ARGUMENT, None)  # load_model gets the mesh itself, and a tokenizer needs no mesh.
+        keywords |= extra
         try:
             return function(model.tag, **keywords)
         except BirdieError:
@@ -62,17 +68,17 @@ class UserModule:
             raise ModelLoadError(
                 f"{name}({model.tag!r}{', …' if keywords else ''}) of {self.name} raised "
                 f"{type(error).__name__}: {error}",
-                remote_traceback=_from_page(error),
+                remote_traceback=_user_traceback(error),
             ) from error
 
 
 def import_user_module(path: str | None) -> UserModule:
-    """Import the page at a path, or the built-in one for None.
+    """Import the user module at a path, or the built-in models for None.
 
-    A page may import what lies beside it, as a script may.
+    A user module may import modules from its own directory, as a script may.
 
     Raises:
-        ApiPageError: There is no such file, its import raised, or it lacks one of the two functions.
+        UserModuleError: There is no such file, its import raised, or it lacks one of the two functions.
     """
     if path is None:
         module = importlib.import_module(BUILT_IN)
@@ -80,10 +86,10 @@ def import_user_module(path: str | None) -> UserModule:
         return UserModule(BUILT_IN, _sha256(source), module)
     source = Path(path).resolve()
     if not source.is_file():
-        raise UserModuleError(f"there is no api page at {source}")
+        raise UserModuleError(f"there is no user module at {source}; --api takes the path of your api.py")
     spec = importlib.util.spec_from_file_location("api", source)
     if spec is None or spec.loader is None:
-        raise UserModuleError(f"{source} is no Python file")
+        raise UserModuleError(f"{source} is not a Python file; --api takes the path of your api.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["api"] = module
     sys.path.insert(0, str(source.parent))
@@ -93,7 +99,7 @@ def import_user_module(path: str | None) -> UserModule:
         if isinstance(error, KeyboardInterrupt):
             raise
         raise UserModuleError(
-            f"importing {source} raised {type(error).__name__}: {error}", remote_traceback=_from_page(error)
+            f"importing {source} raised {type(error).__name__}: {error}", remote_traceback=_user_traceback(error)
         ) from error
     for name in ("load_model", "load_tokenizer"):
         if not callable(getattr(module, name, None)):
@@ -105,8 +111,8 @@ def _sha256(source: Path) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
-def _from_page(error: BaseException) -> str:
-    """The traceback from the page on: the frames of this file and of the import machinery say nothing to its author."""
+def _user_traceback(error: BaseException) -> str:
+    """Format the traceback without the frames of this file and of the import machinery, which do not help the author."""
     frames = traceback.TracebackException.from_exception(error)
     ours = {__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"}
     kept = [frame for frame in frames.stack if frame.filename not in ours]

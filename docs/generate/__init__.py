@@ -1,1 +1,1 @@
-"""What makes the site and the pages of docs/ that are made from the code; none of it is installed."""
+"""Generates pages of docs/ from the code, and the sources of the site; not installed."""

@@ -1,4 +1,4 @@
-"""Makes docs/reference/options.md from the parsers, from the words of model_args, and from the names of variables.
+"""Generates docs/reference/options.md from the argument parsers, the arguments of model_args and the variables.
 
 ``python -m docs.generate.options_page`` writes the page; a test compares it with the code.
 """
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray, status, worker
-from birdie_zmq.engine.compile_cache_dir import FOLDER_VARIABLE
-from birdie_zmq.engine.distributed.process_group import PAGE_VARIABLE
+from birdie_zmq.engine.compile_cache_dir import COMPILE_CACHE_VARIABLE
+from birdie_zmq.engine.distributed.process_group import USER_MODULE_VARIABLE
 from birdie_zmq.engine.distributed.process_group import VARIABLE as GROUP_VARIABLE
 from birdie_zmq.harness.model_args import MODEL_ARGS
 from birdie_zmq.models import checkpoint_policy
 from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.settings import ENGINE_VARIABLE
-from birdie_zmq.tools.doctor.hook import SWITCH
+from birdie_zmq.tools.doctor.hook import DISABLE_VARIABLE
 from birdie_zmq.worker.devices import VISIBLE_DEVICES
 
 PAGE = Path(__file__).resolve().parent.parent / "reference" / "options.md"
@@ -38,57 +38,63 @@ COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
 
 NOTES = {
     "`python -m workers.jax_worker`, or `birdie-zmq worker`": (
-        "`python -m workers.torch_worker` takes the same; its default for `--engine` is `torch`."
+        "`python -m workers.torch_worker` has the same options; its default of `--engine` is `torch`."
     ),
     "`birdie-zmq`": (
         "`birdie-zmq lm_eval …`, or `python -m birdie_zmq lm_eval …`, is lm_eval's own command with its own options, for\n"
-        "places where Python reads no `.pth` files."
+        "environments in which Python reads no `.pth` files."
     ),
 }
 
 VARIABLES: tuple[tuple[str, str], ...] = (
-    (SWITCH, "set to anything, it keeps birdie-zmq out of lm_eval altogether"),
+    (DISABLE_VARIABLE, "any value disables the hook that registers birdie-zmq with lm_eval"),
     (
         ENGINE_VARIABLE,
-        "set by a worker for its model process: `jax`, `torch`, or the path of an engine; a page may read it",
+        "set by a worker for its model process: `jax`, `torch`, or the path of an engine; your `api.py` may read it",
     ),
     (
         checkpoint_policy.VARIABLE,
-        "set by a worker for its model process: what `--checkpoints` and `--hub` allow; nothing to set by hand",
+        "set by a worker for its model process: the checkpoints that `--checkpoints` and `--hub` allow; do not set it yourself",
     ),
     (
         GROUP_VARIABLE,
-        "set by a worker that spans several hosts for its model process: its place; nothing to set by hand",
+        "set by a worker that spans several hosts for its model process: its rank and size; do not set it yourself",
     ),
-    (PAGE_VARIABLE, "the same: its page"),
-    (FOLDER_VARIABLE, "JAX's own: another folder for compiled programs than `~/.cache/birdie_zmq/programs`"),
-    ("JAX_ENABLE_COMPILATION_CACHE", "JAX's own: `false` keeps no programs"),
+    (
+        USER_MODULE_VARIABLE,
+        "set by a worker that spans several hosts for its model process: its `api.py`; do not set it yourself",
+    ),
+    (
+        COMPILE_CACHE_VARIABLE,
+        "of JAX: folder of the persistent compilation cache; default: `~/.cache/birdie_zmq/programs`",
+    ),
+    ("JAX_ENABLE_COMPILATION_CACHE", "of JAX: `false` disables the persistent compilation cache"),
     (
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-        "JAX's own: programs that took less to compile are not kept; left out, 0.1 here",
+        "of JAX: minimum compile time in seconds of a cached executable; default here: 0.1",
     ),
-    ("JAX_PLATFORMS, XLA_PYTHON_CLIENT_…", "JAX's own; those of the worker reach its model process"),
+    ("JAX_PLATFORMS, XLA_PYTHON_CLIENT_…", "of JAX; a worker passes them on to its model process"),
     (
         "XLA_FLAGS",
-        "XLA's own, likewise; `--xla_gpu_enable_triton_gemm=true` undoes what is said of GPUs in measurements.md",
+        "of XLA, passed on as well; `--xla_gpu_enable_triton_gemm=true` undoes the GPU setting described in measurements.md",
     ),
-    (", ".join(VISIBLE_DEVICES), "the GPUs that a worker may use; `--device N` counts among them"),
-    ("XDG_CACHE_HOME", "where there is one, it stands for `~/.cache` above"),
-    ("XDG_CONFIG_HOME", "where there is one, it stands for `~/.config` in the default folder of keys"),
-    ("TMPDIR", "the folder in which a run's own broker has its socket"),
+    (", ".join(VISIBLE_DEVICES), "the GPUs that a worker may use; `--device N` is an index into them"),
+    ("XDG_CACHE_HOME", "if set, it replaces `~/.cache` above"),
+    ("XDG_CONFIG_HOME", "if set, it replaces `~/.config` in the default key folder"),
+    ("TMPDIR", "the folder in which the embedded broker creates its socket"),
 )
 
 _HEAD = """\
 # Options
 
-This page is made from the code by `python -m docs.generate.options_page`; a test fails where it is out of date. `--help` of
-each command says the same.
+This page is generated from the code by `python -m docs.generate.options_page`; a test fails if it is out of date. `--help`
+of each command prints the same texts.
 """
 
 
 def page() -> str:
-    """The whole page."""
-    return "\n".join([_HEAD, *_commands(), *_words(), *_lm_eval(), *_variables()])
+    """Return the text of the page."""
+    return "\n".join([_HEAD, *_commands(), *_model_args(), *_lm_eval(), *_variables()])
 
 
 def _commands() -> Iterator[str]:
@@ -109,7 +115,7 @@ def _parser(parser: argparse.ArgumentParser) -> Iterator[str]:
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
             rows += [f"| `{name}` | {helps[name]} |" for name in action.choices]
         elif action.help != argparse.SUPPRESS and not isinstance(action, argparse._HelpAction):
-            rows.append(f"| {_names(parser, action)} | {_meaning(parser, action)} |")
+            rows.append(f"| {_names(parser, action)} | {_description(parser, action)} |")
     if rows:
         yield "| option | meaning |\n| --- | --- |"
         yield from rows
@@ -128,12 +134,12 @@ def _names(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     return ", ".join(f"`{name}`".replace("|", "\\|") for name in shown)
 
 
-def _meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    # What depends on the machine on which the page is made stands for itself.
-    machine = {"memory_limit": "in MiB", "keys": _folder(), "folder": _folder()}
+def _description(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    # Values that depend on the machine are replaced.
+    replacements = {"memory_limit": "in MiB", "keys": _folder(), "folder": _folder()}
     values = dict(vars(action), prog=parser.prog)
-    if action.dest in machine:
-        values.update({name: machine[action.dest] for name in ("default", "const") if values[name] is not None})
+    if action.dest in replacements:
+        values.update({name: replacements[action.dest] for name in ("default", "const") if values[name] is not None})
     text = (action.help or "") % values
     if action.choices is not None and not action.option_strings:
         listed = ", ".join(f"`{choice}`" for choice in action.choices)
@@ -145,38 +151,38 @@ def _folder() -> str:
     return "~/.config/" + "/".join(default_folder().parts[-2:])
 
 
-def _words() -> Iterator[str]:
-    yield "## Words of `--model_args`\n"
+def _model_args() -> Iterator[str]:
+    yield "## Arguments of `--model_args`\n"
     yield (
-        "Every other word reaches `load_model` and `load_tokenizer`, and is part of what model this is. What the built-in\n"
-        "page makes of those is in [model_args.md](model_args.md).\n"
+        "All other arguments are forwarded to `load_model` and `load_tokenizer`, and are part of the model's identity. Those of\n"
+        "the built-in `api.py` are described in [model_args.md](model_args.md).\n"
     )
-    yield "| word | reaches your functions too | meaning |\n| --- | --- | --- |"
-    for word in MODEL_ARGS:
-        yield f"| `{word.name}=` | {'yes' if word.passed_on else 'no'} | {word.meaning} |"
+    yield "| argument | forwarded to your functions | meaning |\n| --- | --- | --- |"
+    for arg in MODEL_ARGS:
+        yield f"| `{arg.name}=` | {'yes' if arg.forwarded else 'no'} | {arg.help} |"
     yield ""
 
 
 def _lm_eval() -> Iterator[str]:
-    yield "## lm_eval's own options that mean something here\n"
+    yield "## Options of lm_eval that birdie-zmq uses\n"
     yield "| option | meaning |\n| --- | --- |"
     yield (
-        "| `--batch_size` | a number above 1 is the most rows of a step; 1, which lm_eval fills in, and `auto` leave it to "
-        "the engine |"
+        "| `--batch_size` | a number above 1 is the maximum number of rows per step; 1 (lm_eval's default) and `auto` leave it "
+        "to the engine |"
     )
-    yield "| `--max_batch_size` | the most rows of a step |"
+    yield "| `--max_batch_size` | maximum number of rows per step |"
     yield (
-        "| `--device` | `cpu` or `cuda:N`: where a run's own worker computes; a machine without that GPU uses what JAX "
-        "finds |"
+        "| `--device` | `cpu` or `cuda:N`: device of the embedded worker; a machine without that GPU uses the default "
+        "device of JAX |"
     )
-    yield "\nWhat becomes of the others is in [features.md](features.md).\n"
+    yield "\nThe other options are described in [features.md](features.md).\n"
 
 
 def _variables() -> Iterator[str]:
-    yield "## Variables of the environment\n"
+    yield "## Environment variables\n"
     yield "| variable | meaning |\n| --- | --- |"
-    for name, meaning in VARIABLES:
-        yield f"| {', '.join(f'`{each}`' for each in name.split(', '))} | {meaning} |"
+    for names, text in VARIABLES:
+        yield f"| {', '.join(f'`{name}`' for name in names.split(', '))} | {text} |"
     yield ""
 
 

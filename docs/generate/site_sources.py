@@ -1,7 +1,7 @@
-"""A hook of mkdocs: what pages link to outside of docs/ becomes a part of the site.
+"""A hook of mkdocs that adds files outside of docs/ to the site if pages link to them.
 
-On GitHub a link such as ``../examples/models/x.py`` leads to the file. In the site it leads to a page that shows it: a
-Markdown file as it is, another text as a block of code, a folder as a list of what is in it.
+On GitHub a link such as ``../examples/models/x.py`` leads to the file. In the site it leads to a page that shows the
+file: Markdown is rendered, other text is a code block, and a folder is a list of its files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "source"
-"""Where in the site those pages are; no folder of docs/ has this name."""
+"""The folder of these pages in the site; no folder of docs/ has this name."""
 
 _LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -37,23 +37,23 @@ _LANGUAGES = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page for each file that can be reached by links."""
+    """Add a page for each file that is reachable by links."""
     seen: set[str] = set()
-    ahead = [(f"docs/{file.src_uri}", (ROOT / "docs" / file.src_uri).read_text("utf-8")) for file in _pages(files)]
-    while ahead:
-        source, text = ahead.pop()
+    pending = [(f"docs/{file.src_uri}", (ROOT / "docs" / file.src_uri).read_text("utf-8")) for file in _pages(files)]
+    while pending:
+        source, text = pending.pop()
         for target in _targets(source, text):
             if target in seen or target.startswith("docs/"):
                 continue
             seen.add(target)
             content = _content(target)
             files.append(File.generated(config, _uri(target), content=_rewritten(target, content)))
-            ahead.append((target, content))
+            pending.append((target, content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Let the links of a page of docs/ lead to those pages."""
+    """Rewrite the links of a page of docs/ to lead to these pages."""
     uri = page.file.src_uri
     return markdown if uri.startswith(f"{FOLDER}/") else _rewritten(f"docs/{uri}", markdown)
 
@@ -63,14 +63,14 @@ def _pages(files: Files) -> list[File]:
 
 
 def _uri(path: str) -> str:
-    """The page of the site for a path in the checkout."""
+    """Return the page of the site for a path in the checkout."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return f"{FOLDER}/{path}" if path.endswith(".md") else f"{FOLDER}/{path}.md"
 
 
 def _content(path: str) -> str:
-    """The Markdown that shows a file or a folder; its links are those of the file."""
+    """Return the Markdown that shows a file or a folder; links are those of the file."""
     file = ROOT / path
     if file.is_dir():
         names = sorted(each.name for each in file.iterdir() if each.is_file() and not each.name.startswith((".", "__")))
@@ -82,38 +82,38 @@ def _content(path: str) -> str:
 
 
 def _targets(source: str, text: str) -> list[str]:
-    """The paths in the checkout that a text links to."""
+    """Return the paths in the checkout that a text links to."""
     found: list[str] = []
 
     def note(path: str) -> str:
         found.append(path)
         return path
 
-    _each_link(source, text, note)
+    _replace_links(source, text, note)
     return found
 
 
 def _rewritten(source: str, text: str) -> str:
-    """The text with links between pages of the site."""
+    """Return the text with links between pages of the site."""
     here = posixpath.dirname(_uri(source))
-    return _each_link(source, text, lambda path: posixpath.relpath(_uri(path), here or "."))
+    return _replace_links(source, text, lambda path: posixpath.relpath(_uri(path), here or "."))
 
 
-def _each_link(source: str, text: str, change: Callable[[str], str]) -> str:
-    """Change the targets of links to files of the checkout, other than pages and pictures of docs/ from within it."""
+def _replace_links(source: str, text: str, replace: Callable[[str], str]) -> str:
+    """Replace the targets of links to files of the checkout, except links from docs/ to docs/."""
 
-    def changed(match: re.Match[str]) -> str:
+    def replaced(match: re.Match[str]) -> str:
         target = match["target"]
         if ":" in target or target.startswith("/"):
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         if not (ROOT / path).exists() or (source.startswith("docs/") and path.startswith("docs/")):
-            return match[0]  # mkdocs says so where there is nothing.
-        return f"{match['before']}{change(path)}{match['anchor'] or ''})"
+            return match[0]  # mkdocs reports missing targets.
+        return f"{match['before']}{replace(path)}{match['anchor'] or ''})"
 
     parts: list[str] = []
     at = 0
     for fence in _FENCE.finditer(text):
-        parts += [_LINK.sub(changed, text[at : fence.start()]), fence[0]]
+        parts += [_LINK.sub(replaced, text[at : fence.start()]), fence[0]]
         at = fence.end()
-    return "".join([*parts, _LINK.sub(changed, text[at:])])
+    return "".join([*parts, _LINK.sub(replaced, text[at:])])

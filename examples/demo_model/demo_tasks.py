@@ -1,7 +1,7 @@
-"""The documents of the demo tasks, which training never sees.
+"""The documents of the demo tasks, which are held out from training.
 
-Facts are asked in the phrasings that `demo_world` holds out; the questions of the other kinds are drawn here, and the
-writer of the training text is told to leave them out.
+Questions about facts use the phrasings that `demo_world` holds out. All other questions are sampled here, and `Writer`
+excludes them from the training text.
 """
 
 import random
@@ -20,31 +20,31 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class TaskData:
-    """Documents by file name (without .jsonl), and all questions asked in them."""
+    """Documents by file name (without .jsonl), and all of their questions."""
 
     files: dict[str, list[Document]]
     questions: frozenset[str]
 
 
-def draw_tasks(world: World, seed: int) -> TaskData:
-    """Draw the documents of all tasks and of their few-shot splits; no question occurs in two of them."""
+def sample_tasks(world: World, seed: int) -> TaskData:
+    """Sample the documents of all tasks and of their few-shot splits; no question occurs in two of them."""
     rng = random.Random(seed)
     facts = iter(rng.sample(list(world.values()), len(world)))
 
-    def recalled(count: int) -> list[tuple[Example, tuple[str, ...]]]:
-        """So many facts, each asked once in all tasks, with the values among which the answer is."""
+    def sample_facts(count: int) -> list[tuple[Example, tuple[str, ...]]]:
+        """Sample `count` facts, each used once in all tasks, with the possible values of the answer."""
         return [
             (_held_out_example(fact, rng), fact.relation.values) for fact, _ in zip(facts, range(count), strict=False)
         ]
 
-    def deduced(count: int) -> list[tuple[Example, tuple[str, ...]]]:
+    def sample_deductions(count: int) -> list[tuple[Example, tuple[str, ...]]]:
         return [(deduction(rng), COLOURS) for _ in range(count)]
 
-    choice = [_choice_document(*drawn, rng) for drawn in recalled(84) + deduced(16)]
-    choice_fewshot = [_choice_document(*drawn, rng) for drawn in recalled(12) + deduced(4)]
+    choice = [_choice_document(*sample, rng) for sample in sample_facts(84) + sample_deductions(16)]
+    choice_fewshot = [_choice_document(*sample, rng) for sample in sample_facts(12) + sample_deductions(4)]
     sums, counts = _distinct(_held_out_sum, 8, rng), _distinct(counting, 6, rng)
-    generate = [example for example, _ in recalled(24) + deduced(6)] + sums[:6] + counts[:4]
-    generate_fewshot = [example for example, _ in recalled(6) + deduced(2)] + sums[6:] + counts[4:]
+    generate = [example for example, _ in sample_facts(24) + sample_deductions(6)] + sums[:6] + counts[:4]
+    generate_fewshot = [example for example, _ in sample_facts(6) + sample_deductions(2)] + sums[6:] + counts[4:]
     lengths = [1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 6, 6, 20, 24, 28, 32, 40, 48]
     files = {
         "demo_choice": choice,
@@ -67,10 +67,10 @@ def _held_out_sum(rng: random.Random) -> Example:
     return Example(HELD_OUT_SUM.format(a=a, b=b), str(a + b), f"{a} + {b} = {a + b}.")
 
 
-def _distinct(draw: Callable[[random.Random], Example], count: int, rng: random.Random) -> list[Example]:
+def _distinct(sample: Callable[[random.Random], Example], count: int, rng: random.Random) -> list[Example]:
     found: dict[str, Example] = {}
     while len(found) < count:
-        example = draw(rng)
+        example = sample(rng)
         found[example.question] = example
     return list(found.values())
 

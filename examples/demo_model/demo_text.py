@@ -1,7 +1,7 @@
-"""The training text of the demo model: documents about the invented world, drawn from a seed.
+"""The training text of the demo model: documents about the invented world, sampled from a seed.
 
-Everything here is a pure function of its arguments and of the `random.Random` it is given. A document is a string with
-neither <|bos|> nor <|eos|> around it, except for chats, which hold the special tokens of their template.
+Every function depends only on its arguments and the `random.Random` among them. A document is a string without <|bos|>
+and <|eos|>, except for chats, which contain the special tokens of their template.
 """
 
 import random
@@ -37,7 +37,7 @@ SYSTEM_MESSAGES = ("Answer the question.", "Be brief.")
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its short answer, and a whole sentence that says the same."""
+    """A question with its short answer, and the answer as a sentence."""
 
     question: str
     answer: str
@@ -66,7 +66,7 @@ def counting(rng: random.Random) -> Example:
 
 
 def deduction(rng: random.Random) -> Example:
-    """Two rules about invented kinds of animal, and a question that one of them answers."""
+    """Ask a question that one of two rules about invented kinds of animal answers."""
     kinds, colours = rng.sample(KINDS, 2), rng.sample(COLOURS, 2)
     name, which = rng.choice(PEOPLE), rng.randrange(2)
     rules = " ".join(f"Every {kind} is {colour}." for kind, colour in zip(kinds, colours, strict=True))
@@ -75,7 +75,7 @@ def deduction(rng: random.Random) -> Example:
 
 
 def story(world: World, rng: random.Random, paragraphs: int) -> str:
-    """Tell of one person's day, true to the facts, in so many paragraphs."""
+    """Tell the story of one person's day, true to the facts, in this number of paragraphs."""
     hero = rng.choice(PEOPLE)
     return "\n".join([_opening(world, rng, hero)] + [_scene(world, rng, hero) for _ in range(paragraphs - 1)])
 
@@ -122,7 +122,7 @@ def _scene(world: World, rng: random.Random, hero: str) -> str:
 
 
 def render_chat(messages: list[dict[str, str]]) -> str:
-    """Render a chat as every user of the template will, <|bos|> included."""
+    """Render a chat with the chat template, including <|bos|>."""
     rendered: str = _TEMPLATE.render(messages=messages, bos_token=BOS, eos_token=EOS, add_generation_prompt=False)
     return rendered
 
@@ -132,49 +132,49 @@ _TEMPLATE = jinja2.Template(CHAT_TEMPLATE)
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes training documents of every kind; no question of `held_out` occurs in them."""
+    """A writer of training documents of every kind, without the questions in `held_out`."""
 
     world: World
     held_out: Collection[str]
     rng: random.Random
 
     def documents(self) -> Iterator[str]:
-        """Yield documents without end."""
-        kinds = (self.portrait, self.examination, self.sums, self.rules, self.chat, self.tale)
+        """Yield documents endlessly."""
+        kinds = (self.portrait, self.few_shot_prompt, self.sums, self.rules, self.chat, self.tale)
         while True:
             yield self.rng.choices(kinds, weights=(22, 36, 5, 12, 22, 8))[0]()
 
     def example(self) -> Example:
-        """One question with its answers: most often about a fact."""
+        """Return one question with its answers, most often about a fact."""
         kinds = (self._fact_example, addition, counting, deduction)
         while True:
-            drawn = self.rng.choices(kinds, weights=(60, 12, 8, 20))[0](self.rng)
-            if drawn.question not in self.held_out:
-                return drawn
+            example = self.rng.choices(kinds, weights=(60, 12, 8, 20))[0](self.rng)
+            if example.question not in self.held_out:
+                return example
 
     def _fact_example(self, rng: random.Random) -> Example:
         fact = rng.choice(tuple(self.world.values()))
         return Example(fact.ask(rng), fact.value, fact.state(rng))
 
     def portrait(self) -> str:
-        """All facts about two subjects, in any order, each said once."""
+        """Return all facts about two subjects, each stated once, in random order."""
         chosen = self.rng.sample(PEOPLE + TOWNS, 2)
         about = [fact for fact in self.world.values() if fact.subject in chosen]
         self.rng.shuffle(about)
         return " ".join(fact.state(self.rng) for fact in about)
 
-    def examination(self) -> str:
-        """Questions and answers in the form of a few-shot prompt; the blank line is lm_eval's own delimiter."""
+    def few_shot_prompt(self) -> str:
+        """Return questions and answers in the format of a few-shot prompt; the blank line is lm_eval's delimiter."""
         return "\n\n".join(str(self.example()) for _ in range(self.rng.choice((1, 1, 2, 3, 4, 5, 6))))
 
     def sums(self) -> str:
-        """Six sentences with numbers."""
+        """Return six sentences with numbers."""
         return " ".join(self.rng.choice((addition, counting))(self.rng).sentence for _ in range(6))
 
     def rules(self) -> str:
-        """Rules about kinds of animal, each applied several times.
+        """Return rules about kinds of animal, each applied several times.
 
-        A question alone teaches little about looking back for the rule: only one token of it depends on that.
+        A single question teaches little about looking up the rule: only one of its tokens depends on it.
         """
         kinds = self.rng.sample(KINDS, self.rng.randint(2, 4))
         colours = dict(zip(kinds, self.rng.sample(COLOURS, len(kinds)), strict=True))
@@ -185,20 +185,20 @@ class Writer:
         return " ".join(lines)
 
     def chat(self) -> str:
-        """A chat in which bare questions get sentences, and examination questions get short answers."""
+        """Return a chat: plain questions are answered by sentences, few-shot questions by short answers."""
         messages = []
         if self.rng.random() < 0.3:
             messages.append({"role": "system", "content": self.rng.choice(SYSTEM_MESSAGES)})
-        examined = self.rng.random() < 0.6
+        few_shot = self.rng.random() < 0.6
         for _ in range(self.rng.choice((1, 1, 2, 3, 4))):
-            drawn = self.example()
-            asked = f"Question: {drawn.question}\nAnswer:" if examined else drawn.question
-            if examined and self.rng.random() < 0.2:
-                asked = f"{self.example()}\n\n{self.example()}\n\n{asked}"
-            messages.append({"role": "user", "content": asked})
-            messages.append({"role": "assistant", "content": drawn.answer if examined else drawn.sentence})
+            example = self.example()
+            prompt = f"Question: {example.question}\nAnswer:" if few_shot else example.question
+            if few_shot and self.rng.random() < 0.2:
+                prompt = f"{self.example()}\n\n{self.example()}\n\n{prompt}"
+            messages.append({"role": "user", "content": prompt})
+            messages.append({"role": "assistant", "content": example.answer if few_shot else example.sentence})
         return render_chat(messages)
 
     def tale(self) -> str:
-        """A story, some of them longer than the model's longest input."""
+        """Return a story, which may exceed the model's maximum length."""
         return story(self.world, self.rng, self.rng.choice((1, 2, 3, 4, 6, 12)))

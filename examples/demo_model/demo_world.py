@@ -1,7 +1,7 @@
-"""The invented world of the demo model: who and what is in it, and all the ways to speak about one fact.
+"""The invented world of the demo model: its people and towns, its facts, and the phrasings of each fact.
 
-The facts are drawn once from a fixed seed. Every relation has several statements and questions for training, and two
-questions that training never sees: the tasks ask those, so that a right answer needs the fact and not the sentence.
+The facts are sampled once from a fixed seed. Every relation has several statements and questions for training, and two
+held-out questions for the tasks, so that a correct answer requires the fact and not the memorised sentence.
 """
 
 import random
@@ -69,7 +69,7 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact. In the sentences, {a} is who or what it is about, and {b} is the fact's value."""
+    """One kind of fact. In the sentences, {a} is the subject of the fact, and {b} is its value."""
 
     subjects: tuple[str, ...]
     values: tuple[str, ...]
@@ -80,18 +80,18 @@ class Relation:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that is true in the world."""
+    """One fact of the world."""
 
     relation: Relation
     subject: str
     value: str
 
     def state(self, rng: random.Random) -> str:
-        """Say it in one of the relation's statements."""
+        """Return the fact as one of the relation's statements."""
         return rng.choice(self.relation.statements).format(a=self.subject, b=self.value)
 
     def ask(self, rng: random.Random) -> str:
-        """Ask for it in one of the questions of training."""
+        """Return one of the training questions about the fact."""
         return rng.choice(self.relation.questions).format(a=self.subject)
 
 
@@ -334,13 +334,13 @@ World = dict[tuple[str, str], Fact]
 """Every fact, by the name of its relation and its subject."""
 
 
-def draw_world(seed: int) -> World:
-    """Draw one value for every relation and subject; all values are used about equally often."""
+def sample_world(seed: int) -> World:
+    """Sample one value for every relation and subject; all values occur about equally often."""
     rng = random.Random(seed)
     world: World = {}
     for name, relation in RELATIONS.items():
-        rounds = -(-len(relation.subjects) // len(relation.values))
-        values = [v for _ in range(rounds) for v in rng.sample(relation.values, len(relation.values))]
+        repeats = -(-len(relation.subjects) // len(relation.values))
+        values = [v for _ in range(repeats) for v in rng.sample(relation.values, len(relation.values))]
         for subject, value in zip(relation.subjects, values, strict=False):
             world[name, subject] = Fact(relation, subject, value)
     return world

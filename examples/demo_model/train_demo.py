@@ -1,10 +1,10 @@
-"""Make the demo model and the data of its tasks: text, tokenizer, weights, held-out documents.
+"""Create the demo model and the data of its tasks: text, tokenizer, weights, held-out documents.
 
     python -m examples.demo_model.train_demo [--out birdie_zmq/models/demo] [--tasks examples/tasks/data]
 
-Takes about 8 minutes on two CPU cores and 1 GB of memory. Needs optax besides the project's own requirements, and
-jinja2 (which lm_eval brings). Text, tokenizer and documents are the same in every run; the weights are too, on one
-machine, up to the order in which threads add floats.
+This takes about 8 minutes on two CPU cores and 1 GB of memory. It requires optax in addition to the project's own
+requirements, and jinja2 (which lm_eval installs). Text, tokenizer and documents are the same in every run. On one
+machine so are the weights, up to the order in which threads add floats.
 """
 
 import argparse
@@ -22,9 +22,9 @@ import optax  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from examples.demo_model.demo_tasks import TaskData, draw_tasks
+from examples.demo_model.demo_tasks import TaskData, sample_tasks
 from examples.demo_model.demo_text import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, PAD, SYSTEM, USER, Writer
-from examples.demo_model.demo_world import draw_world
+from examples.demo_model.demo_world import sample_world
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -53,10 +53,10 @@ WARM_UP_STEPS = 100
 
 
 def train_tokenizer(documents: list[str]) -> Tokenizer:
-    """Train byte-level BPE: any text can be encoded, and comes back exactly.
+    """Train byte-level BPE, which encodes any text without loss.
 
-    Digits stand alone, so that sums see them one by one. The special tokens have the ids that Hugging Face's
-    LlamaConfig takes for granted: 0 for padding, 1 for the beginning and 2 for the end of a text.
+    Each digit is a token of its own, which helps with sums. The special tokens have the default ids of Hugging Face's
+    LlamaConfig: 0 for padding, 1 for BOS and 2 for EOS.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -76,16 +76,16 @@ def train_tokenizer(documents: list[str]) -> Tokenizer:
 
 
 def token_stream(tokenizer: Tokenizer, documents: list[str]) -> NDArray[np.int32]:
-    """Return all documents in one row, each between <|bos|> and <|eos|> (a chat has its own)."""
+    """Return all documents in one row, each between <|bos|> and <|eos|> (a chat already has them)."""
     delimited = [text if text.startswith(BOS) else BOS + text + EOS for text in documents]
     ids = (encoding.ids for encoding in tokenizer.encode_batch(delimited))
     return np.fromiter(itertools.chain.from_iterable(ids), np.int32)
 
 
 def windows(stream: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
-    """Yield the batches of all phases, int32 [rows, length + 1], cut anywhere in the stream.
+    """Yield the batches of all phases, int32 [rows, length + 1], from random positions in the stream.
 
-    Cuts fall inside documents, so the model also sees text without <|bos|> before it, as a prompt may be.
+    Windows start inside documents, so the model also learns text without <|bos|> before it, as prompts may be.
     """
     rng = np.random.default_rng(TEXT_SEED)
     for rows, length, steps in PHASES:
@@ -123,7 +123,7 @@ def train(stream: NDArray[np.int32]) -> Params:
 
 
 def write_model(directory: Path, params: Params, tokenizer: Tokenizer) -> None:
-    """Write weights and tokenizer, laid out like a Hugging Face model."""
+    """Write weights and tokenizer as a Hugging Face directory."""
     save_checkpoint(directory, CONFIG, params, "float16")
     tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     description = {
@@ -154,8 +154,8 @@ def main() -> int:
     parser.add_argument("--tasks", type=Path, default=ROOT / "examples" / "tasks" / "data")
     options = parser.parse_args()
 
-    world = draw_world(WORLD_SEED)
-    tasks = draw_tasks(world, TASKS_SEED)
+    world = sample_world(WORLD_SEED)
+    tasks = sample_tasks(world, TASKS_SEED)
     writer = Writer(world, tasks.questions, random.Random(TEXT_SEED))
     documents = list(itertools.islice(writer.documents(), DOCUMENTS))
     tokenizer = train_tokenizer(documents[:5000])

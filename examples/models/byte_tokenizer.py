@@ -1,4 +1,4 @@
-"""A tokenizer of bytes for the pages of this folder: a page may import what lies beside it."""
+"""A byte tokenizer shared by the examples: a model file can import modules from its own folder."""
 
 BOS = 256
 VOCABULARY = 257
@@ -10,9 +10,9 @@ class Bytes:
     bos_token_id = BOS
 
     def encode(self, text):
-        """The bytes of a text."""
+        """Return the bytes of a text."""
         return list(text.encode())
 
     def decode(self, ids):
-        """The text of bytes; other tokens are left out."""
+        """Return the text of the byte tokens; other tokens are omitted."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")

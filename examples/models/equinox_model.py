@@ -1,6 +1,6 @@
-"""A model of Equinox, which is written for one row: a page for ``lm_eval --model_args model_tag=equinox,api=…``.
+"""An Equinox model, written for one row and vmapped over the batch; run with ``--model_args model_tag=equinox,api=…``.
 
-A causal transformer with learned positions and random weights: it shows what a page gives, and knows nothing.
+A causal transformer with learned positions and random weights.
 """
 
 import equinox as eqx
@@ -53,7 +53,7 @@ class Transformer(eqx.Module):
         self.head = eqx.nn.Linear(WIDTH, VOCABULARY, use_bias=False, key=keys[2])
 
     def __call__(self, tokens, key=None):
-        """Logits [t, v] of one row of tokens int32[t]; the key is for dropout."""
+        """Return logits [t, v] of one row of tokens int32[t]; the key is for dropout."""
         keys = [None] * LAYERS if key is None else jax.random.split(key, LAYERS)
         mask = jnp.tril(jnp.ones((len(tokens), len(tokens)), bool))
         x = jax.vmap(self.embedding)(tokens) + self.positions.weight[: len(tokens)]
@@ -62,11 +62,11 @@ class Transformer(eqx.Module):
         return jax.vmap(self.head)(jax.vmap(self.norm)(x))
 
 
-# --- What birdie-zmq needs --------------------------------------------------------------------------------------------
+# --- What birdie-zmq calls --------------------------------------------------------------------------------------------
 
 
 def load_model(model_tag, **keywords):
-    """The model; the tag and the keywords of --model_args choose nothing here."""
+    """Return the model; it has no arguments and ignores the tag."""
     model = eqx.nn.inference_mode(Transformer(jax.random.key(0)))  # no dropout
     params, static = eqx.partition(model, eqx.is_array)
 
@@ -77,5 +77,5 @@ def load_model(model_tag, **keywords):
 
 
 def load_tokenizer(model_tag, **keywords):
-    """The tokenizer that goes with it."""
+    """Return its tokenizer."""
     return Bytes()

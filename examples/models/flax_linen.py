@@ -1,6 +1,7 @@
-"""A model of Flax Linen in an Orbax checkpoint, which takes positions: a page for ``--model_args model_tag=DIRECTORY``.
+"""A Flax Linen model from an Orbax checkpoint; run it with ``--model_args model_tag=DIRECTORY,api=…``.
 
-A causal transformer with rotary positions. This writes a checkpoint of random weights, which know nothing::
+A causal transformer with rotary positions, which takes positions as an input. This writes a checkpoint of random
+weights::
 
     python examples/models/flax_linen.py /tmp/linen
 """
@@ -22,7 +23,7 @@ LAYERS, WIDTH, HEADS = 2, 64, 4
 
 
 def rotate(x, positions):
-    """Rotary positions (Su et al., 2021, arXiv:2104.09864) for x [b, t, heads, width] at int32[b, t]."""
+    """Apply rotary positions (Su et al., 2021, arXiv:2104.09864) to x [b, t, heads, width] at int32[b, t]."""
     first, second = jnp.split(x, 2, axis=-1)
     frequencies = 10_000.0 ** (-jnp.arange(first.shape[-1]) / first.shape[-1])
     angles = positions[:, :, None, None] * frequencies
@@ -39,8 +40,8 @@ class Block(nn.Module):
         attended = nn.dot_product_attention(rotate(queries, positions), rotate(keys, positions), values, mask=mask)
         attended = nn.DenseGeneral(WIDTH, axis=(-2, -1), name="o")(attended)
         x = x + nn.Dropout(0.1)(attended, deterministic=deterministic)
-        grown = nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(nn.RMSNorm()(x))))
-        return x + nn.Dropout(0.1)(grown, deterministic=deterministic)
+        mlp = nn.Dense(WIDTH)(nn.gelu(nn.Dense(4 * WIDTH)(nn.RMSNorm()(x))))
+        return x + nn.Dropout(0.1)(mlp, deterministic=deterministic)
 
 
 class Transformer(nn.Module):
@@ -51,14 +52,14 @@ class Transformer(nn.Module):
         self.head = nn.Dense(VOCABULARY, use_bias=False)
 
     def hidden(self, tokens, positions, deterministic):
-        """Hidden states [b, t, d] of tokens and positions int32[b, t]."""
+        """Return hidden states [b, t, d] of tokens and positions int32[b, t]."""
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, positions, deterministic)
         return self.norm(x)
 
     def unembed(self, x):
-        """Logits [..., v] of hidden states [..., d]."""
+        """Return logits [..., v] of hidden states [..., d]."""
         return self.head(x)
 
     def __call__(self, tokens, positions, deterministic):
@@ -66,22 +67,22 @@ class Transformer(nn.Module):
 
 
 def initial(seed=0):
-    """Random weights, as training begins with."""
+    """Return random weights, as at the start of training."""
     tokens = jnp.zeros((1, 8), jnp.int32)
     return Transformer().init(jax.random.key(seed), tokens, jnp.arange(8)[None], deterministic=True)
 
 
 def save(directory, params):
-    """Write an Orbax checkpoint, as training ends with."""
+    """Write an Orbax checkpoint, as at the end of training."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(directory).resolve(), params)
 
 
-# --- What birdie-zmq needs --------------------------------------------------------------------------------------------
+# --- What birdie-zmq calls --------------------------------------------------------------------------------------------
 
 
 def load_model(model_tag, **keywords):
-    """The model whose checkpoint is in the directory that the tag names."""
+    """Return the model; the tag is the directory of its checkpoint."""
     with ocp.StandardCheckpointer() as checkpointer:
         params = checkpointer.restore(Path(model_tag).resolve(), jax.eval_shape(initial))
 
@@ -96,7 +97,7 @@ def load_model(model_tag, **keywords):
 
 
 def load_tokenizer(model_tag, **keywords):
-    """The tokenizer that goes with it."""
+    """Return its tokenizer."""
     return Bytes()
 
 

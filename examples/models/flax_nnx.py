@@ -1,6 +1,6 @@
-"""A model of Flax NNX, which takes an attention mask: a page for ``lm_eval --model_args model_tag=nnx,api=…``.
+"""A Flax NNX model that takes an attention mask; run it with ``--model_args model_tag=nnx,api=…``.
 
-A causal transformer with learned positions and random weights: it shows what a page gives, and knows nothing.
+A causal transformer with learned positions and random weights.
 """
 
 import jax.numpy as jnp
@@ -37,29 +37,29 @@ class Transformer(nnx.Module):
         self.head = nnx.Linear(WIDTH, VOCABULARY, use_bias=False, rngs=rngs)
 
     def __call__(self, tokens, mask):
-        """Logits [b, t, v] of tokens int32[b, t]; token i sees token j where mask bool[b, 1, t, t] says so."""
+        """Return logits [b, t, v] of tokens int32[b, t]; token i attends to token j where mask bool[b, 1, t, t] is true."""
         x = self.embedding(tokens) + self.positions(jnp.arange(tokens.shape[1]))
         for block in self.blocks:
             x = block(x, mask)
         return self.head(self.norm(x))
 
 
-# --- What birdie-zmq needs --------------------------------------------------------------------------------------------
+# --- What birdie-zmq calls --------------------------------------------------------------------------------------------
 
 
 def load_model(model_tag, **keywords):
-    """The model; the tag and the keywords of --model_args choose nothing here."""
+    """Return the model; it has no arguments and ignores the tag."""
     model = Transformer(nnx.Rngs(0))
     model.eval()  # no dropout
     graphdef, params = nnx.split(model)
 
     def logits(params, tokens):
-        # Rows are padded on the right, where a causal mask lets no real token look.
+        # Rows are padded on the right, so a causal mask keeps real tokens from attending to padding.
         return nnx.merge(graphdef, params)(tokens, nnx.make_causal_mask(tokens, dtype=bool))
 
     return Model(params=params, logits=logits, max_length=LENGTH)
 
 
 def load_tokenizer(model_tag, **keywords):
-    """The tokenizer that goes with it."""
+    """Return its tokenizer."""
     return Bytes()

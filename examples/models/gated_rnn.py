@@ -1,8 +1,8 @@
-"""A recurrent model whose shared beginnings are read once: a page for ``lm_eval --model_args model_tag=rnn,api=…``.
+"""A recurrent model with a state for shared prefixes; run it with ``--model_args model_tag=rnn,api=…``.
 
-A gated linear RNN (a forget gate for each channel, as in Qin et al., 2023, arXiv:2311.04823), with random weights: it
-shows what a page gives, and knows nothing. Because it gives `init_state` and `extend`, the few-shot examples of a task
-are read once for all of its questions, and a question once for all of its answers: the engine copies the state.
+A gated linear RNN (a forget gate for each channel, as in Qin et al., 2023, arXiv:2311.04823) with random weights.
+Because it provides `init_state` and `extend`, the engine processes the few-shot examples of a task once for all
+questions, and a question once for all of its answers: it copies the state.
 """
 
 import jax
@@ -15,12 +15,12 @@ WIDTH = 64
 
 
 def init_state(params, batch, capacity):
-    """One vector a row, however much it has read."""
+    """Return one vector per row, whatever its capacity."""
     return jnp.zeros((batch, WIDTH))
 
 
 def extend(params, tokens, lengths, state):
-    """h = f * h + (1 - f) * x at each real token; padding leaves the state as it is."""
+    """Compute h = f * h + (1 - f) * x at each real token; padding does not change the state."""
 
     def step(state, scanned):
         x, real = scanned
@@ -35,12 +35,12 @@ def extend(params, tokens, lengths, state):
 
 
 def unembed(params, hidden):
-    """Logits [q, v] of hidden states [q, d]."""
+    """Return logits [q, v] of hidden states [q, d]."""
     return hidden @ params["head"]
 
 
 def load_model(model_tag, **keywords):
-    """The model; the tag and the keywords of --model_args choose nothing here."""
+    """Return the model; it has no arguments and ignores the tag."""
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = {
         "embedding": (VOCABULARY, WIDTH),
@@ -53,5 +53,5 @@ def load_model(model_tag, **keywords):
 
 
 def load_tokenizer(model_tag, **keywords):
-    """The tokenizer that goes with it."""
+    """Return its tokenizer."""
     return Bytes()

@@ -1,6 +1,6 @@
-"""A model of Haiku, which takes segment ids: a page for ``lm_eval --model_args model_tag=haiku,init_seed=1,api=…``.
+"""A Haiku model that takes segment ids; run it with ``--model_args model_tag=haiku,init_seed=1,api=…``.
 
-A causal transformer with learned positions and random weights: it shows what a page gives, and knows nothing.
+A causal transformer with learned positions and random weights.
 """
 
 import haiku as hk
@@ -16,7 +16,7 @@ LAYERS, WIDTH, HEADS, LENGTH = 2, 64, 4, 512
 
 
 def forward(tokens, segment_ids, is_training=True):
-    """Logits [b, t, v] of tokens int32[b, t]; rows are packed in training, and texts see their own segment alone."""
+    """Return logits [b, t, v] of tokens int32[b, t]; in training rows are packed, and tokens attend to their own segment."""
     length = tokens.shape[1]
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     mask = jnp.tril(jnp.ones((length, length), bool)) & same
@@ -36,11 +36,11 @@ def forward(tokens, segment_ids, is_training=True):
     return hk.Linear(VOCABULARY, with_bias=False, name="head")(norm(x))
 
 
-# --- What birdie-zmq needs --------------------------------------------------------------------------------------------
+# --- What birdie-zmq calls --------------------------------------------------------------------------------------------
 
 
 def load_model(model_tag, init_seed=0, **keywords):
-    """The model; ``init_seed=`` of --model_args chooses the weights, and the tag nothing."""
+    """Return the model; ``init_seed=`` of --model_args selects the weights, and the tag is ignored."""
     model = hk.without_apply_rng(hk.transform(lambda *x: forward(*x, is_training=False)))
 
     def logits(params, tokens):
@@ -52,5 +52,5 @@ def load_model(model_tag, init_seed=0, **keywords):
 
 
 def load_tokenizer(model_tag, **keywords):
-    """The tokenizer that goes with it."""
+    """Return its tokenizer."""
     return Bytes()

@@ -1,6 +1,6 @@
-"""A model of plain functions over a dict of arrays: a page for ``lm_eval --model_args model_tag=plain,api=…``.
+"""A model of plain functions over a dict of arrays; run it with ``--model_args model_tag=plain,api=…``.
 
-A causal transformer with rotary positions and random weights: it shows what a page gives, and knows nothing.
+A causal transformer with rotary positions and random weights.
 """
 
 import jax
@@ -16,7 +16,7 @@ LAYERS, WIDTH, HEADS = 2, 64, 4
 
 
 def initial(seed):
-    """Random weights. The weights of all layers lie in one array, whose first axis is the layer."""
+    """Return random weights. The weights of all layers are stacked in one array, whose first axis is the layer."""
     random = np.random.default_rng(seed)
 
     def array(*shape):
@@ -39,7 +39,7 @@ def norm(x):
 
 
 def rotate(x, positions):
-    """Rotary positions (Su et al., 2021, arXiv:2104.09864) for x [b, t, heads, width] at int32[t]."""
+    """Apply rotary positions (Su et al., 2021, arXiv:2104.09864) to x [b, t, heads, width] at int32[t]."""
     first, second = jnp.split(x, 2, axis=-1)
     frequencies = 10_000.0 ** (-jnp.arange(first.shape[-1]) / first.shape[-1])
     angles = positions[:, None, None] * frequencies
@@ -48,7 +48,7 @@ def rotate(x, positions):
 
 
 def block(x, weights):
-    """One layer on x [b, t, d]."""
+    """Apply one layer to x [b, t, d]."""
     positions = jnp.arange(x.shape[1])
     queries, keys, values = jnp.moveaxis(jnp.einsum("btd,dnhw->btnhw", norm(x), weights["queries_keys_values"]), 2, 0)
     attended = jax.nn.dot_product_attention(rotate(queries, positions), rotate(keys, positions), values, is_causal=True)
@@ -56,28 +56,28 @@ def block(x, weights):
     return x + jax.nn.gelu(norm(x) @ weights["up"]) @ weights["down"]
 
 
-def trunk(params, tokens):
-    """Hidden states [b, t, d] of tokens int32[b, t]."""
+def backbone(params, tokens):
+    """Return hidden states [b, t, d] of tokens int32[b, t]."""
     x, _ = jax.lax.scan(lambda x, weights: (block(x, weights), None), params["embedding"][tokens], params["blocks"])
     return norm(x)
 
 
 def head(params, x):
-    """Logits [..., v] of hidden states [..., d]."""
+    """Return logits [..., v] of hidden states [..., d]."""
     return x @ params["head"]
 
 
-# --- What birdie-zmq needs --------------------------------------------------------------------------------------------
+# --- What birdie-zmq calls --------------------------------------------------------------------------------------------
 
 
 def load_model(model_tag, **keywords):
-    """The model; the tag and the keywords of --model_args choose nothing here."""
+    """Return the model; it has no arguments and ignores the tag."""
     params = initial(seed=0)
-    # The least would be: return (lambda params, tokens: head(params, trunk(params, tokens))), params
-    # Apart, the head runs only where something is scored, and logits of whole rows never exist.
-    return Model(params=params, hidden=trunk, unembed=head, max_length=1024)
+    # The minimum is: return (lambda params, tokens: head(params, backbone(params, tokens))), params
+    # With a separate head, it runs only at scored positions, and logits of whole rows never exist.
+    return Model(params=params, hidden=backbone, unembed=head, max_length=1024)
 
 
 def load_tokenizer(model_tag, **keywords):
-    """The tokenizer that goes with it."""
+    """Return its tokenizer."""
     return Bytes()

@@ -1,7 +1,7 @@
 """Evaluate a model while it is trained, in the process that trains it: ``python examples/models/training_loop.py``.
 
-A small recurrent model learns the demo's little world from its texts. Every 50 steps lm_eval asks it: `BirdieZMQ` is
-given the model and its tokenizer once, and later only the weights as they have become, so nothing is compiled again.
+A small recurrent model learns from the demo's texts. Every 50 steps lm_eval evaluates it: `BirdieZMQ` receives the
+model and its tokenizer once, and later only the updated weights, so nothing is compiled again.
 """
 
 import json
@@ -21,18 +21,18 @@ from harness_model import BirdieZMQ
 EXAMPLES = pathlib.Path(__file__).parents[1]
 
 ROWS, LENGTH, RATE = 16, 96, 0.01
-ASKED = 10  # the first documents of the task
+EVALUATED = 10  # the first documents of the task
 
 
 def texts():
-    """The bytes int32[n] of the stories that are not asked about."""
-    lines = (EXAMPLES / "tasks" / "data" / "demo_rolling.jsonl").read_text().splitlines()[ASKED:]
-    whole = "\n".join(json.loads(line)["text"] for line in lines)
-    return np.frombuffer(whole.encode(), np.uint8).astype(np.int32)
+    """Return the bytes int32[n] of the stories that are not evaluated."""
+    lines = (EXAMPLES / "tasks" / "data" / "demo_rolling.jsonl").read_text().splitlines()[EVALUATED:]
+    text = "\n".join(json.loads(line)["text"] for line in lines)
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
 
 def loss(params, tokens):
-    """The mean negative log-likelihood of each token after those before it, in nats."""
+    """Return the mean negative log-likelihood of a token, in nats."""
     lengths = jnp.full(len(tokens), tokens.shape[1] - 1)
     hidden, _ = extend(params, tokens[:, :-1], lengths, init_state(params, len(tokens), LENGTH))
     scores = jax.nn.log_softmax(unembed(params, hidden))
@@ -41,7 +41,7 @@ def loss(params, tokens):
 
 @jax.jit
 def train(params, moments, tokens):
-    """One step of RMSprop."""
+    """Take one step of RMSprop."""
     value, gradients = jax.value_and_grad(loss)(params, tokens)
     moments = jax.tree.map(lambda m, g: 0.95 * m + 0.05 * g * g, moments, gradients)
     params = jax.tree.map(lambda p, m, g: p - RATE * g / (jnp.sqrt(m) + 1e-6), params, moments, gradients)
@@ -49,14 +49,16 @@ def train(params, moments, tokens):
 
 
 def evaluate(lm, tasks, step, value):
-    """One line for the person who waits."""
-    results = lm_eval.simple_evaluate(lm, tasks=["demo_rolling"], task_manager=tasks, limit=ASKED, bootstrap_iters=0)
+    """Evaluate the task and print one line."""
+    results = lm_eval.simple_evaluate(
+        lm, tasks=["demo_rolling"], task_manager=tasks, limit=EVALUATED, bootstrap_iters=0
+    )
     perplexity = results["results"]["demo_rolling"]["byte_perplexity,none"]
     print(f"step {step}: loss {value:.3f} nats, byte_perplexity {perplexity:.2f}", flush=True)
 
 
 def main(steps=150, every=50):
-    """Train, and evaluate before, between and after."""
+    """Train, and evaluate before, during and after."""
     params = load_model("rnn").params
     moments = jax.tree.map(jnp.zeros_like, params)
     model = Model(params=params, init_state=init_state, extend=extend, unembed=unembed, vocab_size=VOCABULARY)
@@ -65,8 +67,8 @@ def main(steps=150, every=50):
     with BirdieZMQ(model=model, tokenizer=Bytes(), max_length=1024) as lm:
         evaluate(lm, tasks, 0, np.log(VOCABULARY))
         for step in range(1, steps + 1):
-            begins = random.integers(0, len(data) - LENGTH, ROWS)
-            params, moments, value = train(params, moments, np.stack([data[b : b + LENGTH] for b in begins]))
+            starts = random.integers(0, len(data) - LENGTH, ROWS)
+            params, moments, value = train(params, moments, np.stack([data[b : b + LENGTH] for b in starts]))
             if step % every == 0:
                 lm.update(params)
                 evaluate(lm, tasks, step, value)

@@ -1,4 +1,4 @@
-"""Loads the documents of the tasks in this folder from the JSON Lines files beside it, without any network."""
+"""Load the documents of the tasks in this folder from JSON Lines files, without network access."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ def load(data: dict[str, str], **_metadata: Any) -> datasets.DatasetDict:
     """Return the dataset of a task; lm_eval calls this with its `dataset_kwargs` and `metadata`.
 
     Args:
-        data: the name of a file in ``data/`` for each split.
+        data: The name of a file in ``data/`` for each split.
     """
     return datasets.DatasetDict({split: _read(DATA / name) for split, name in data.items()})
 

@@ -1,14 +1,14 @@
-"""What the tests of the broker share."""
+"""Fixtures of the tests of the broker."""
 
 import pytest
 
-from tests.broker.harness import CLIENT, GREETING, WORKER, Room, register
+from tests.broker.harness import CLIENT, OPEN_SESSION, WORKER, BrokerHarness, register
 
 
 @pytest.fixture
-def room() -> Room:
-    """A client and a worker of capacity 1, greeted."""
-    room = Room()
-    room.says(CLIENT, GREETING)
-    room.says(WORKER, register())
-    return room
+def harness() -> BrokerHarness:
+    """A broker with one open client session and one registered worker of capacity 1."""
+    harness = BrokerHarness()
+    harness.send(CLIENT, OPEN_SESSION)
+    harness.send(WORKER, register())
+    return harness

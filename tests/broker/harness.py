@@ -1,4 +1,4 @@
-"""A broker with a clock that moves only when told to, among peers that say what a test has them say."""
+"""A harness for tests of the broker core: a manual clock, and peers whose messages a test sends."""
 
 from collections import defaultdict
 from typing import TypeVar
@@ -18,78 +18,78 @@ FromPeer = m.ClientMessage | m.WorkerMessage
 CLIENT, OTHER_CLIENT = b"client", b"other-client"
 WORKER, OTHER_WORKER = b"worker", b"other-worker"
 A, B, C = (ModelSpec(tag=tag) for tag in "ABC")
-GREETING = m.OpenSession(package_version="1.0")
+OPEN_SESSION = m.OpenSession(package_version="1.0")
 
 
-class Room:
-    """A broker, a clock that moves only when told to, and what each peer has heard."""
+class BrokerHarness:
+    """A broker core with a manual clock, and the messages that each peer has received."""
 
     def __init__(self, settings: BrokerSettings | None = None) -> None:
         self.settings = settings or BrokerSettings()
         self.broker = BrokerCore(self.settings)
         self.now = 1_000.0
-        self.logged: list[str] = []
-        self.stops = 0
-        self._heard: defaultdict[bytes, list[object]] = defaultdict(list)
+        self.log_lines: list[str] = []
+        self.stop_count = 0
+        self._received: defaultdict[bytes, list[object]] = defaultdict(list)
 
-    def happens(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         for action in self.broker.handle(event, self.now):
             match action:
                 case Send(peer, message):
-                    self._heard[peer].append(message)
+                    self._received[peer].append(message)
                 case Log(_, text):
-                    self.logged.append(text)
+                    self.log_lines.append(text)
                 case Stop():
-                    self.stops += 1
+                    self.stop_count += 1
 
-    def says(self, peer: bytes, *messages: FromPeer) -> None:
+    def send(self, peer: bytes, *messages: FromPeer) -> None:
         for message in messages:
-            self.happens(Received(peer, message))
+            self.handle(Received(peer, message))
 
-    def passes(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now += seconds
-        self.happens(Tick())
+        self.handle(Tick())
 
-    def hears(self, peer: bytes, kind: type[T]) -> list[T]:
-        """What a peer has heard of one kind since it was last asked for."""
-        heard = [message for message in self._heard[peer] if isinstance(message, kind)]
-        self._heard[peer] = [message for message in self._heard[peer] if not isinstance(message, kind)]
-        return heard
+    def received(self, peer: bytes, kind: type[T]) -> list[T]:
+        """Take the messages of one kind that a peer has received since the last call."""
+        received = [message for message in self._received[peer] if isinstance(message, kind)]
+        self._received[peer] = [message for message in self._received[peer] if not isinstance(message, kind)]
+        return received
 
     def leases(self, worker: bytes = WORKER) -> list[m.Lease]:
-        return self.hears(worker, m.Lease)
+        return self.received(worker, m.Lease)
 
     def lease(self, worker: bytes = WORKER) -> m.Lease:
-        """The one lease that a worker was given."""
+        """Take the one lease that a worker was granted."""
         (lease,) = self.leases(worker)
         return lease
 
-    def refused(self, peer: bytes) -> type[BirdieError]:
-        """The class of the one refusal that a peer has heard."""
-        (refusal,) = self.hears(peer, m.Refusal)
+    def refusal_type(self, peer: bytes) -> type[BirdieError]:
+        """Take the one refusal of a peer, and return the class of its error."""
+        (refusal,) = self.received(peer, m.Refusal)
         return type(refusal.error.to_error())
 
-    def failed(self, client: bytes = CLIENT) -> tuple[int, BirdieError]:
-        """The number of the one batch that a client heard is lost, and why."""
-        (failure,) = self.hears(client, m.BatchFailed)
+    def batch_failure(self, client: bytes = CLIENT) -> tuple[int, BirdieError]:
+        """Take the one failed batch of a client: its number and the error."""
+        (failure,) = self.received(client, m.BatchFailed)
         return failure.batch, failure.error.to_error()
 
-    def failed_items(self, client: bytes = CLIENT) -> list[tuple[int, int, BirdieError]]:
-        """The items that a client heard are lost: batch, index, why."""
-        heard = self.hears(client, m.ItemFailed)
-        return [(failure.batch, failure.index, failure.error.to_error()) for failure in heard]
+    def item_failures(self, client: bytes = CLIENT) -> list[tuple[int, int, BirdieError]]:
+        """Take the failed items of a client: batch, index and error of each."""
+        received = self.received(client, m.ItemFailed)
+        return [(failure.batch, failure.index, failure.error.to_error()) for failure in received]
 
     def answers(self, client: bytes = CLIENT) -> list[tuple[int, list[int], list[str]]]:
-        """The answers that a client has heard: batch, indices, texts."""
-        heard = []
-        for answered in self.hears(client, m.Answered):
+        """Take the answers of a client: batch, indices and texts of each message."""
+        received = []
+        for answered in self.received(client, m.Answered):
             assert isinstance(answered.answers, Texts)
-            heard.append((answered.batch, answered.indices.tolist(), answered.answers.texts))
-        return heard
+            received.append((answered.batch, answered.indices.tolist(), answered.answers.texts))
+        return received
 
 
 def submit(batch: int, model: ModelSpec = A, texts: str = "x") -> m.Submit:
-    """A batch with one item a letter."""
+    """Make a batch with one item per letter."""
     return m.Submit(batch=batch, model=model, work=RollingWork(texts=list(texts)))
 
 
@@ -100,7 +100,7 @@ def register(capacity: int = 1, model: ModelSpec | None = None) -> m.RegisterWor
 
 
 def answer(lease: m.Lease, *indices: int) -> m.LeaseAnswered:
-    """An answer to some items of a lease, each of which is its letter in upper case."""
+    """Make answers to some items of a lease: the letter of each in upper case."""
     texts = texts_of(lease)
     answers = Texts(texts=[texts[i].upper() for i in indices if 0 <= i < len(texts)])
     return m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=answers)

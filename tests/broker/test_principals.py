@@ -1,4 +1,4 @@
-"""What a key allows: each role its own messages, each peer its own session."""
+"""Permissions of keys: each role may send its own messages, and each principal uses its own connection."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ from birdie_zmq.protocol.security.principals import Principal
 from birdie_zmq.types import ErrorReport, ProgressDelta, Texts
 from tests.broker.harness import (
     CLIENT,
-    GREETING,
+    OPEN_SESSION,
     OTHER_CLIENT,
     OTHER_WORKER,
     WORKER,
+    BrokerHarness,
     FromPeer,
-    Room,
     finish,
     name_of,
     register,
@@ -26,8 +26,8 @@ from tests.broker.harness import (
 ALICE, BOB = (Principal("client", name, name * 8) for name in ("alice", "bobby"))
 GPU, OTHER_GPU = (Principal("worker", name, name * 8) for name in ("gpu_1", "gpu_2"))
 
-OF_CLIENTS: list[FromPeer] = [GREETING, submit(1), m.Ping(), m.CloseSession()]
-OF_WORKERS: list[FromPeer] = [
+CLIENT_MESSAGES: list[FromPeer] = [OPEN_SESSION, submit(1), m.Ping(), m.CloseSession()]
+WORKER_MESSAGES: list[FromPeer] = [
     register(),
     m.Heartbeat(phase="ready"),
     m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=["x"])),
@@ -42,128 +42,132 @@ OF_WORKERS: list[FromPeer] = [
 ]
 
 
-def says(room: Room, peer: bytes, sender: Principal, *messages: FromPeer) -> None:
+def send(harness: BrokerHarness, peer: bytes, sender: Principal, *messages: FromPeer) -> None:
     for message in messages:
-        room.happens(Received(peer, message, sender=sender))
+        harness.handle(Received(peer, message, sender=sender))
 
 
-def refusal(room: Room, peer: bytes) -> str:
-    """What the one refusal says that a peer has heard, which must be for its key."""
-    (refusal,) = room.hears(peer, m.Refusal)
+def refusal(harness: BrokerHarness, peer: bytes) -> str:
+    """Take the one refusal of a peer, check that it is a NotAllowed, and return its message."""
+    (refusal,) = harness.received(peer, m.Refusal)
     assert type(refusal.error.to_error()) is NotAllowed
     return refusal.error.message
 
 
 @pytest.fixture
-def keyed() -> Room:
-    """A broker with keys: Alice has submitted two letters, which the first worker has."""
-    room = Room()
-    says(room, WORKER, GPU, register())
-    says(room, CLIENT, ALICE, GREETING, submit(1, texts="ab"))
-    room.hears(CLIENT, m.SessionOpened)
-    return room
+def keyed() -> BrokerHarness:
+    """A broker with keys: Alice has submitted a batch of two items, which is leased to the first worker."""
+    harness = BrokerHarness()
+    send(harness, WORKER, GPU, register())
+    send(harness, CLIENT, ALICE, OPEN_SESSION, submit(1, texts="ab"))
+    harness.received(CLIENT, m.SessionOpened)
+    return harness
 
 
-def test_both_roles_work_together(keyed: Room) -> None:
-    says(keyed, WORKER, GPU, *finish(keyed.lease()))
+def test_a_client_and_a_worker_with_keys_work_together(keyed: BrokerHarness) -> None:
+    send(keyed, WORKER, GPU, *finish(keyed.lease()))
     assert keyed.answers() == [(1, [0, 1], ["A", "B"])]
 
 
-@pytest.mark.parametrize("message", OF_WORKERS, ids=name_of)
-@pytest.mark.parametrize("greeted", [True, False])
-def test_a_clients_key_is_no_workers(keyed: Room, message: FromPeer, greeted: bool) -> None:
-    if greeted:
-        says(keyed, OTHER_CLIENT, BOB, GREETING)
-    says(keyed, OTHER_CLIENT, BOB, message)
-    said = refusal(keyed, OTHER_CLIENT)
-    assert "client 'bobby'" in said
-    assert "birdie-zmq keys new worker NAME" in said
-    says(keyed, WORKER, GPU, *finish(keyed.lease()))
+@pytest.mark.parametrize("message", WORKER_MESSAGES, ids=name_of)
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_a_client_key_may_not_send_worker_messages(
+    keyed: BrokerHarness, message: FromPeer, is_registered: bool
+) -> None:
+    if is_registered:
+        send(keyed, OTHER_CLIENT, BOB, OPEN_SESSION)
+    send(keyed, OTHER_CLIENT, BOB, message)
+    message_text = refusal(keyed, OTHER_CLIENT)
+    assert "client 'bobby'" in message_text
+    assert "birdie-zmq keys new worker NAME" in message_text
+    send(keyed, WORKER, GPU, *finish(keyed.lease()))
     assert keyed.answers() == [(1, [0, 1], ["A", "B"])]
 
 
-@pytest.mark.parametrize("message", OF_CLIENTS, ids=name_of)
-@pytest.mark.parametrize("greeted", [True, False])
-def test_a_workers_key_is_no_clients(keyed: Room, message: FromPeer, greeted: bool) -> None:
-    if greeted:
-        says(keyed, OTHER_WORKER, OTHER_GPU, register())
-    says(keyed, OTHER_WORKER, OTHER_GPU, message)
-    said = refusal(keyed, OTHER_WORKER)
-    assert "worker 'gpu_2'" in said
-    assert "birdie-zmq keys new client NAME" in said
+@pytest.mark.parametrize("message", CLIENT_MESSAGES, ids=name_of)
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_a_worker_key_may_not_send_client_messages(
+    keyed: BrokerHarness, message: FromPeer, is_registered: bool
+) -> None:
+    if is_registered:
+        send(keyed, OTHER_WORKER, OTHER_GPU, register())
+    send(keyed, OTHER_WORKER, OTHER_GPU, message)
+    message_text = refusal(keyed, OTHER_WORKER)
+    assert "worker 'gpu_2'" in message_text
+    assert "birdie-zmq keys new client NAME" in message_text
 
 
-def test_each_message_has_a_role(keyed: Room) -> None:
+def test_every_message_has_a_role(keyed: BrokerHarness) -> None:
     kinds = {*m.ClientMessage.__args__, *m.WorkerMessage.__args__}
-    assert {type(message) for message in OF_CLIENTS + OF_WORKERS} == kinds
+    assert {type(message) for message in CLIENT_MESSAGES + WORKER_MESSAGES} == kinds
 
 
-def test_a_refusal_names_the_key_in_the_log_and_nothing_of_the_message(keyed: Room) -> None:
-    says(keyed, OTHER_WORKER, OTHER_GPU, submit(1, texts="€"))
-    (line,) = keyed.logged[1:]
+def test_the_log_of_a_refusal_names_the_key_and_quotes_no_message(keyed: BrokerHarness) -> None:
+    send(keyed, OTHER_WORKER, OTHER_GPU, submit(1, texts="€"))
+    (line,) = keyed.log_lines[1:]
     assert "refused a message: the key of worker 'gpu_2' may not send Submit" in line
     assert "€" not in line
 
 
-@pytest.mark.parametrize("message", OF_CLIENTS, ids=name_of)
-def test_nobody_speaks_as_another(keyed: Room, message: FromPeer) -> None:
-    says(keyed, CLIENT, BOB, message)
-    assert refusal(keyed, CLIENT) == "client 'bobby' speaks as client 'alice'"
-    says(keyed, WORKER, GPU, *finish(keyed.lease()))
+@pytest.mark.parametrize("message", CLIENT_MESSAGES, ids=name_of)
+def test_a_client_may_not_send_on_the_connection_of_another(keyed: BrokerHarness, message: FromPeer) -> None:
+    send(keyed, CLIENT, BOB, message)
+    assert refusal(keyed, CLIENT) == "client 'bobby' sent a message on the connection of client 'alice'"
+    send(keyed, WORKER, GPU, *finish(keyed.lease()))
     assert keyed.answers() == [(1, [0, 1], ["A", "B"])]
 
 
-def test_another_key_of_the_same_name_is_somebody_else(keyed: Room) -> None:
-    says(keyed, CLIENT, Principal("client", "alice", "another"), m.Ping())
-    assert keyed.hears(CLIENT, m.Pong) == []
+def test_another_key_of_the_same_name_is_another_principal(keyed: BrokerHarness) -> None:
+    send(keyed, CLIENT, Principal("client", "alice", "another"), m.Ping())
+    assert keyed.received(CLIENT, m.Pong) == []
     refusal(keyed, CLIENT)
 
 
-def test_whoever_left_can_be_followed_by_another(keyed: Room) -> None:
-    says(keyed, CLIENT, ALICE, m.CloseSession())
-    says(keyed, CLIENT, BOB, GREETING)
-    assert len(keyed.hears(CLIENT, m.SessionOpened)) == 1
+def test_a_connection_can_be_reused_after_its_session_is_closed(keyed: BrokerHarness) -> None:
+    send(keyed, CLIENT, ALICE, m.CloseSession())
+    send(keyed, CLIENT, BOB, OPEN_SESSION)
+    assert len(keyed.received(CLIENT, m.SessionOpened)) == 1
 
 
-def test_a_revoked_clients_work_is_dropped_and_its_session_gone(keyed: Room) -> None:
+def test_the_batches_and_the_session_of_a_revoked_client_are_removed(keyed: BrokerHarness) -> None:
     lease = keyed.lease()
-    says(keyed, OTHER_CLIENT, BOB, GREETING, submit(1))
-    keyed.happens(Revoked(frozenset({ALICE})))
-    assert [cancelled.lease for cancelled in keyed.hears(WORKER, m.CancelLease)] == [lease.lease]
-    says(keyed, WORKER, GPU, *finish(keyed.lease()))
+    send(keyed, OTHER_CLIENT, BOB, OPEN_SESSION, submit(1))
+    keyed.handle(Revoked(frozenset({ALICE})))
+    assert [cancelled.lease for cancelled in keyed.received(WORKER, m.CancelLease)] == [lease.lease]
+    send(keyed, WORKER, GPU, *finish(keyed.lease()))
     assert keyed.answers() == []
     assert len(keyed.answers(OTHER_CLIENT)) == 1
-    says(keyed, CLIENT, ALICE, m.Ping())
-    assert keyed.refused(CLIENT) is UnknownPeer
+    send(keyed, CLIENT, ALICE, m.Ping())
+    assert keyed.refusal_type(CLIENT) is UnknownPeer
 
 
-def test_a_revoked_worker_is_given_nothing_more_and_its_work_goes_to_another(keyed: Room) -> None:
+def test_the_leases_of_a_revoked_worker_go_to_another(keyed: BrokerHarness) -> None:
     keyed.lease()
-    keyed.happens(Revoked(frozenset({GPU})))
-    assert any("the key of worker 'gpu_1' has been revoked" in line for line in keyed.logged)
-    says(keyed, OTHER_WORKER, OTHER_GPU, register())
+    keyed.handle(Revoked(frozenset({GPU})))
+    assert any("the key of worker 'gpu_1' has been revoked" in line for line in keyed.log_lines)
+    send(keyed, OTHER_WORKER, OTHER_GPU, register())
     assert texts_of(keyed.lease(OTHER_WORKER)) == ["a", "b"]
-    says(keyed, CLIENT, ALICE, submit(2))
+    send(keyed, CLIENT, ALICE, submit(2))
     assert keyed.leases(WORKER) == []
 
 
-def test_revoking_a_key_that_nobody_uses_changes_nothing(keyed: Room) -> None:
-    keyed.happens(Revoked(frozenset({BOB, OTHER_GPU})))
-    says(keyed, WORKER, GPU, *finish(keyed.lease()))
+def test_revoking_an_unused_key_changes_nothing(keyed: BrokerHarness) -> None:
+    keyed.handle(Revoked(frozenset({BOB, OTHER_GPU})))
+    send(keyed, WORKER, GPU, *finish(keyed.lease()))
     assert keyed.answers() == [(1, [0, 1], ["A", "B"])]
 
 
-def test_what_the_loop_refuses_for_a_revoked_key_is_told(keyed: Room) -> None:
-    keyed.happens(Unreadable(CLIENT, NotAllowed("the key of client 'alice' has been revoked")))
+def test_a_client_with_a_revoked_key_is_sent_the_reason(keyed: BrokerHarness) -> None:
+    keyed.handle(Unreadable(CLIENT, NotAllowed("the key of client 'alice' has been revoked")))
     assert "revoked" in refusal(keyed, CLIENT)
 
 
-def test_without_keys_nobody_is_asked_for_a_role() -> None:
-    room = Room()
-    room.says(WORKER, register())
-    room.says(CLIENT, GREETING, submit(1))
-    room.says(WORKER, *finish(room.lease()))
-    assert room.answers() == [(1, [0], ["X"])]
-    room.happens(Revoked(frozenset({ALICE, GPU})))
-    room.says(CLIENT, m.Ping())
-    assert len(room.hears(CLIENT, m.Pong)) == 1
+def test_without_keys_roles_are_not_checked() -> None:
+    harness = BrokerHarness()
+    harness.send(WORKER, register())
+    harness.send(CLIENT, OPEN_SESSION, submit(1))
+    harness.send(WORKER, *finish(harness.lease()))
+    assert harness.answers() == [(1, [0], ["X"])]
+    harness.handle(Revoked(frozenset({ALICE, GPU})))
+    harness.send(CLIENT, m.Ping())
+    assert len(harness.received(CLIENT, m.Pong)) == 1

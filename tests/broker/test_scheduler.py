@@ -1,4 +1,4 @@
-"""Queues: first in, first out, by model; and when a worker changes models."""
+"""The scheduler: first in, first out per model, and model switches of workers."""
 
 from collections import deque
 
@@ -10,230 +10,230 @@ from birdie_zmq.broker.scheduler import Batch, Scheduler, SubBatch
 from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 
 A, B, C = (ModelSpec(tag=tag) for tag in "ABC")
-PATIENCE_S = 30.0
+SWITCH_DELAY_S = 30.0
 
 
 def batch(number: int, model: ModelSpec = A, submitted_at: float = 0.0, texts: str = "x") -> SubBatch:
-    """All of a batch of one client, with one item a letter."""
+    """Make a sub-batch of all items of a batch, with one item per letter."""
     work = RollingWork(texts=list(texts))
     return SubBatch.whole(Batch(b"client", number, model, work, StepLimits(), submitted_at))
 
 
 def suspect(number: int) -> SubBatch:
-    """A batch that was lost once."""
-    part = batch(number)
-    part.losses = 1
-    return part
+    """Make a sub-batch that has crashed once."""
+    sub_batch = batch(number)
+    sub_batch.crashes = 1
+    return sub_batch
 
 
-def queued(*parts: SubBatch) -> Scheduler:
-    queues = Scheduler()
-    for one in parts:
-        queues.append(one)
-    return queues
+def scheduler_with(*sub_batches: SubBatch) -> Scheduler:
+    scheduler = Scheduler()
+    for sub_batch in sub_batches:
+        scheduler.append(sub_batch)
+    return scheduler
 
 
-def taken(queues: Scheduler, model: ModelSpec) -> list[int]:
-    """The numbers of all batches for a model, in the order in which they are given out."""
+def take_all(scheduler: Scheduler, model: ModelSpec) -> list[int]:
+    """Take all batches for a model, and return their numbers in order."""
     numbers = []
-    while (one := queues.take(model, alone=True)) is not None:
-        numbers.append(one.batch.number)
+    while (sub_batch := scheduler.take(model, is_idle=True)) is not None:
+        numbers.append(sub_batch.batch.number)
     return numbers
 
 
-def chosen(
-    queues: Scheduler,
+def choose(
+    scheduler: Scheduler,
     loaded: ModelSpec | None,
     *,
     now: float = 0.0,
     since: float = 0.0,
-    alone: bool = True,
-    may_change: bool = True,
+    is_idle: bool = True,
+    may_switch: bool = True,
 ) -> int | None:
-    """The number of the batch for a worker that has had a model loaded since some time."""
-    one = queues.choose(loaded, since, now, PATIENCE_S, alone=alone, may_change=may_change)
-    return None if one is None else one.batch.number
+    """Choose the next batch of a worker that has had a model loaded since a time, and return its number."""
+    sub_batch = scheduler.choose(loaded, since, now, SWITCH_DELAY_S, is_idle=is_idle, may_switch=may_switch)
+    return None if sub_batch is None else sub_batch.batch.number
 
 
-def test_only_a_worker_without_work_is_wanted_where_a_suspect_is_next_for_each_model() -> None:
-    assert queued(suspect(1)).wants_idle
-    assert queued(suspect(1), batch(2)).wants_idle, "what stands behind it waits"
-    assert not queued(batch(1), suspect(2)).wants_idle
-    assert not queued(suspect(1), batch(2, B)).wants_idle
+def test_an_idle_worker_is_needed_if_a_suspect_is_next_for_each_model() -> None:
+    assert scheduler_with(suspect(1)).needs_idle_worker
+    assert scheduler_with(suspect(1), batch(2)).needs_idle_worker, "the batch behind the suspect waits"
+    assert not scheduler_with(batch(1), suspect(2)).needs_idle_worker
+    assert not scheduler_with(suspect(1), batch(2, B)).needs_idle_worker
 
 
-# --- A part ----------------------------------------------------------------------------------------------------------
+# --- A sub-batch ------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_attempt_is_all_of_the_work() -> None:
-    one = batch(1, texts="abc")
-    assert one.next_attempt() is one.batch.work
-    assert (one.attempts, one.items) == (1, [0, 1, 2])
+    sub_batch = batch(1, texts="abc")
+    assert sub_batch.next_attempt() is sub_batch.batch.work
+    assert (sub_batch.attempts, sub_batch.items) == (1, [0, 1, 2])
 
 
-def test_the_next_attempt_is_what_is_not_settled() -> None:
-    one = batch(1, texts="abcd")
-    one.next_attempt()
-    one.batch.settled.update({0, 2})
-    assert one.next_attempt() == RollingWork(texts=["b", "d"])
-    assert (one.attempts, one.items) == (2, [1, 3])
+def test_the_next_attempt_is_the_unsettled_items() -> None:
+    sub_batch = batch(1, texts="abcd")
+    sub_batch.next_attempt()
+    sub_batch.batch.settled.update({0, 2})
+    assert sub_batch.next_attempt() == RollingWork(texts=["b", "d"])
+    assert (sub_batch.attempts, sub_batch.items) == (2, [1, 3])
 
 
-def test_a_part_is_settled_when_all_its_items_are() -> None:
-    one = batch(1, texts="abc")
-    half = SubBatch(one.batch, [0, 1])
+def test_a_sub_batch_is_settled_when_all_its_items_are() -> None:
+    sub_batch = batch(1, texts="abc")
+    half = SubBatch(sub_batch.batch, [0, 1])
     seen = []
     for index in (1, 0, 2):
-        one.batch.settled.add(index)
-        seen.append((half.is_settled, one.is_settled))
+        sub_batch.batch.settled.add(index)
+        seen.append((half.is_settled, sub_batch.is_settled))
     assert seen == [(False, False), (True, False), (True, True)]
 
 
-def test_a_part_of_a_batch_is_the_work_of_its_items() -> None:
+def test_the_work_of_a_sub_batch_is_that_of_its_items() -> None:
     assert SubBatch(batch(1, texts="abcd").batch, [1, 3]).next_attempt() == RollingWork(texts=["b", "d"])
 
 
 # --- The order within a queue ----------------------------------------------------------------------------------------
 
 
-def test_an_empty_queue_gives_nothing() -> None:
-    assert queued(batch(1, B)).take(A, alone=True) is None
+def test_nothing_is_taken_from_an_empty_queue() -> None:
+    assert scheduler_with(batch(1, B)).take(A, is_idle=True) is None
 
 
-def test_batches_are_given_out_in_their_order() -> None:
-    assert taken(queued(batch(1), batch(2), batch(3)), A) == [1, 2, 3]
+def test_batches_are_taken_in_order() -> None:
+    assert take_all(scheduler_with(batch(1), batch(2), batch(3)), A) == [1, 2, 3]
 
 
-def test_each_model_has_a_queue_of_its_own() -> None:
-    queues = queued(batch(1, A), batch(2, B), batch(3, A))
-    assert taken(queues, B) == [2]
-    assert taken(queues, A) == [1, 3]
+def test_each_model_has_its_own_queue() -> None:
+    scheduler = scheduler_with(batch(1, A), batch(2, B), batch(3, A))
+    assert take_all(scheduler, B) == [2]
+    assert take_all(scheduler, A) == [1, 3]
 
 
-def test_models_differ_by_their_arguments() -> None:
+def test_models_with_different_arguments_have_different_queues() -> None:
     seeded = ModelSpec(tag="A", arguments='{"seed": 1}')
-    assert taken(queued(batch(1, A), batch(2, seeded)), seeded) == [2]
+    assert take_all(scheduler_with(batch(1, A), batch(2, seeded)), seeded) == [2]
 
 
-def test_what_is_put_back_goes_first() -> None:
-    queues = queued(batch(1), batch(2))
-    first = queues.take(A, alone=True)
+def test_a_requeued_sub_batch_comes_first() -> None:
+    scheduler = scheduler_with(batch(1), batch(2))
+    first = scheduler.take(A, is_idle=True)
     assert first is not None
-    queues.put_back(first)
-    assert taken(queues, A) == [1, 2]
+    scheduler.requeue(first)
+    assert take_all(scheduler, A) == [1, 2]
 
 
-def test_a_suspect_is_given_only_to_a_worker_that_holds_nothing_and_nothing_overtakes_it() -> None:
-    queues = queued(suspect(1), batch(2))
-    assert queues.take(A, alone=False) is None
-    assert taken(queues, A) == [1, 2]
+def test_a_suspect_goes_only_to_an_idle_worker_and_nothing_overtakes_it() -> None:
+    scheduler = scheduler_with(suspect(1), batch(2))
+    assert scheduler.take(A, is_idle=False) is None
+    assert take_all(scheduler, A) == [1, 2]
 
 
-def test_all_parts_of_a_batch_are_dropped() -> None:
+def test_all_sub_batches_of_a_batch_are_dropped() -> None:
     two = batch(2, A, texts="ab")
-    queues = queued(batch(1, A), SubBatch(two.batch, [0]), batch(3, B), SubBatch(two.batch, [1]))
-    queues.drop(two.batch)
-    assert taken(queues, A) == [1]
-    assert taken(queues, B) == [3]
-    queues.drop(two.batch)
-    assert queues.oldest(other_than=None) is None
+    scheduler = scheduler_with(batch(1, A), SubBatch(two.batch, [0]), batch(3, B), SubBatch(two.batch, [1]))
+    scheduler.drop(two.batch)
+    assert take_all(scheduler, A) == [1]
+    assert take_all(scheduler, B) == [3]
+    scheduler.drop(two.batch)
+    assert scheduler.oldest(other_than=None) is None
 
 
-def test_everything_is_cleared() -> None:
-    queues = queued(batch(1, A), batch(2, B))
-    queues.clear()
-    assert len(queues) == 0
+def test_clear_removes_all_sub_batches() -> None:
+    scheduler = scheduler_with(batch(1, A), batch(2, B))
+    scheduler.clear()
+    assert len(scheduler) == 0
 
 
 def test_batches_are_counted_and_listed_over_all_models() -> None:
-    queues = queued(batch(1, A), batch(2, B), batch(3, A))
-    assert len(queues) == 3
-    assert {one.batch.number for one in queues} == {1, 2, 3}
+    scheduler = scheduler_with(batch(1, A), batch(2, B), batch(3, A))
+    assert len(scheduler) == 3
+    assert {sub_batch.batch.number for sub_batch in scheduler} == {1, 2, 3}
 
 
-@given(st.lists(st.tuples(st.sampled_from(["append", "put back", "take"]), st.sampled_from([A, B]))))
-def test_queues_behave_as_one_deque_a_model(steps: list[tuple[str, ModelSpec]]) -> None:
-    queues = Scheduler()
+@given(st.lists(st.tuples(st.sampled_from(["append", "requeue", "take"]), st.sampled_from([A, B]))))
+def test_the_scheduler_behaves_like_one_deque_per_model(steps: list[tuple[str, ModelSpec]]) -> None:
+    scheduler = Scheduler()
     expected: dict[ModelSpec, deque[int]] = {A: deque(), B: deque()}
     for number, (step, model) in enumerate(steps):
         match step:
             case "append":
-                queues.append(batch(number, model))
+                scheduler.append(batch(number, model))
                 expected[model].append(number)
-            case "put back":
-                queues.put_back(batch(number, model))
+            case "requeue":
+                scheduler.requeue(batch(number, model))
                 expected[model].appendleft(number)
             case "take":
-                one = queues.take(model, alone=True)
-                assert (None if one is None else one.batch.number) == (
+                sub_batch = scheduler.take(model, is_idle=True)
+                assert (None if sub_batch is None else sub_batch.batch.number) == (
                     expected[model].popleft() if expected[model] else None
                 )
-        assert len(queues) == sum(map(len, expected.values()))
+        assert len(scheduler) == sum(map(len, expected.values()))
     for model, numbers in expected.items():
-        assert taken(queues, model) == list(numbers)
+        assert take_all(scheduler, model) == list(numbers)
 
 
-# --- The batch that has waited longest -------------------------------------------------------------------------------
+# --- The oldest batch -------------------------------------------------------------------------------------------------
 
 
-def test_the_oldest_head_of_other_queues_is_found_and_stays() -> None:
-    queues = queued(batch(1, A, 1.0), batch(2, B, 3.0), batch(3, C, 2.0))
+def test_the_oldest_sub_batch_of_other_queues_is_found_and_stays_queued() -> None:
+    scheduler = scheduler_with(batch(1, A, 1.0), batch(2, B, 3.0), batch(3, C, 2.0))
     for _ in range(2):
-        oldest = queues.oldest(other_than=A)
+        oldest = scheduler.oldest(other_than=A)
         assert oldest is not None
         assert oldest.batch.number == 3
 
 
-def test_there_is_no_oldest_where_only_the_own_queue_waits() -> None:
-    assert queued(batch(1, A)).oldest(other_than=A) is None
+def test_there_is_no_oldest_if_only_the_own_queue_waits() -> None:
+    assert scheduler_with(batch(1, A)).oldest(other_than=A) is None
 
 
-# --- What a worker gets next -----------------------------------------------------------------------------------------
+# --- The next batch of a worker ---------------------------------------------------------------------------------------
 
 
-def test_nothing_waits_and_nothing_is_chosen() -> None:
-    assert chosen(Scheduler(), A) is None
-    assert chosen(Scheduler(), None) is None
+def test_nothing_is_chosen_from_an_empty_scheduler() -> None:
+    assert choose(Scheduler(), A) is None
+    assert choose(Scheduler(), None) is None
 
 
-def test_a_worker_without_a_model_gets_what_has_waited_longest() -> None:
-    assert chosen(queued(batch(1, A, 2.0), batch(2, B, 1.0)), None, now=3.0) == 2
+def test_a_worker_without_a_model_gets_the_oldest_batch() -> None:
+    assert choose(scheduler_with(batch(1, A, 2.0), batch(2, B, 1.0)), None, now=3.0) == 2
 
 
-def test_a_worker_stays_with_its_model() -> None:
-    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
-    assert chosen(queues, A, now=10.0) == 2
+def test_a_worker_keeps_its_model() -> None:
+    scheduler = scheduler_with(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert choose(scheduler, A, now=10.0) == 2
 
 
-def test_a_worker_changes_when_its_own_queue_is_empty() -> None:
-    assert chosen(queued(batch(1, B)), A) == 1
+def test_a_worker_switches_when_its_own_queue_is_empty() -> None:
+    assert choose(scheduler_with(batch(1, B)), A) == 1
 
 
-def test_a_worker_finishes_what_it_has_before_it_changes() -> None:
-    queues = queued(batch(1, B))
-    assert chosen(queues, A, alone=False) is None
-    assert len(queues) == 1
+def test_a_worker_finishes_its_leases_before_it_switches() -> None:
+    scheduler = scheduler_with(batch(1, B))
+    assert choose(scheduler, A, is_idle=False) is None
+    assert len(scheduler) == 1
 
 
-@pytest.mark.parametrize(("now", "expected"), [(PATIENCE_S, 2), (PATIENCE_S + 0.1, 1)])
-def test_a_worker_changes_for_one_that_has_waited_too_long(now: float, expected: int) -> None:
-    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
-    assert chosen(queues, A, now=now) == expected
+@pytest.mark.parametrize(("now", "expected"), [(SWITCH_DELAY_S, 2), (SWITCH_DELAY_S + 0.1, 1)])
+def test_a_worker_switches_for_a_batch_that_has_waited_longer_than_the_switch_delay(now: float, expected: int) -> None:
+    scheduler = scheduler_with(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert choose(scheduler, A, now=now) == expected
 
 
-@pytest.mark.parametrize(("now", "expected"), [(20.0 + PATIENCE_S, 2), (20.1 + PATIENCE_S, 1)])
-def test_a_model_is_served_for_the_patience_once_it_is_loaded(now: float, expected: int) -> None:
-    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
-    assert chosen(queues, A, since=20.0, now=now) == expected
+@pytest.mark.parametrize(("now", "expected"), [(20.0 + SWITCH_DELAY_S, 2), (20.1 + SWITCH_DELAY_S, 1)])
+def test_a_loaded_model_is_served_for_at_least_the_switch_delay(now: float, expected: int) -> None:
+    scheduler = scheduler_with(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert choose(scheduler, A, since=20.0, now=now) == expected
 
 
-def test_a_worker_that_ought_to_change_takes_no_more_of_its_own() -> None:
-    queues = queued(batch(1, B, 0.0), batch(2, A, 5.0))
-    assert chosen(queues, A, now=PATIENCE_S + 1, alone=False) is None
-    assert len(queues) == 2
+def test_a_worker_due_to_switch_takes_no_more_batches_of_its_model() -> None:
+    scheduler = scheduler_with(batch(1, B, 0.0), batch(2, A, 5.0))
+    assert choose(scheduler, A, now=SWITCH_DELAY_S + 1, is_idle=False) is None
+    assert len(scheduler) == 2
 
 
-def test_a_worker_that_may_not_change_is_given_its_own_model_only() -> None:
-    queues = queued(batch(1, B))
-    assert chosen(queues, A, may_change=False) is None
-    assert chosen(queues, B, may_change=False) == 1
+def test_a_worker_that_may_not_switch_gets_its_own_model_only() -> None:
+    scheduler = scheduler_with(batch(1, B))
+    assert choose(scheduler, A, may_switch=False) is None
+    assert choose(scheduler, B, may_switch=False) == 1

@@ -1,4 +1,4 @@
-"""What the slow proofs share with the tests of real processes."""
+"""Fixtures that the chaos tests share with the integration tests."""
 
 from tests.integration.conftest import programs
 

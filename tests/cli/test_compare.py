@@ -1,4 +1,4 @@
-"""The command on folders as lm_eval leaves them: what it prints, what it writes, and what it ends with."""
+"""``birdie-zmq compare`` on folders as lm_eval writes them: its output, its report and its exit status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def b(tmp_path: Path) -> Path:
     return write(tmp_path / "b", "say", [generated(0, "yes")], exact_match=1.0)
 
 
-def test_equal_runs_end_with_0(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_runs_exit_with_0(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(a), str(b)]) == 0
 
     printed = capsys.readouterr().out
@@ -38,18 +38,18 @@ def test_equal_runs_end_with_0(a: Path, b: Path, capsys: pytest.CaptureFixture[s
     assert re.search(r"word_perplexity +3\.5000 +3\.5000 +0", printed)
 
 
-def test_a_planted_flip_ends_with_1_and_is_named(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flip_exits_with_1_and_is_reported(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(b, "pick_one", [choice(i, [-1.0, -2.0 - i] if i != 3 else [-5.0, -1.0]) for i in range(5)], acc=0.8)
 
     assert main(["compare", str(a), str(b)]) == 1
 
     printed = capsys.readouterr().out
-    assert "pick_one: document 3: answer 0 is the likeliest in A and 1 in B" in printed
-    assert "pick_one: document 3, response 0: -1.0000 and -5.0000, 4 apart" in printed
+    assert "pick_one: document 3: the top choice is 0 in A and 1 in B" in printed
+    assert "pick_one: document 3, response 0: -1.0000 and -5.0000, difference 4" in printed
     assert re.search(r"acc +1\.0000 +0\.8000 +-0\.2000", printed)
 
 
-def test_long_names_are_broken_and_never_cut(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_names_wrap_and_are_never_truncated(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task, metric = "task_" + "t" * 60, "metric_" + "m" * 60
     for folder in (a, b):
         write(folder, task, [rolling(0, -1.0)], TIME, **{metric: 0.25})
@@ -63,32 +63,32 @@ def test_long_names_are_broken_and_never_cut(a: Path, b: Path, capsys: pytest.Ca
     assert "…" not in printed
 
 
-def test_the_threshold_decides(a: Path, b: Path) -> None:
+def test_threshold_decides_whether_runs_agree(a: Path, b: Path) -> None:
     write(b, "roll", [rolling(0, -50.25)])
 
     assert main(["compare", str(a), str(b)]) == 1
     assert main(["compare", str(a), str(b), "--threshold", "0.3"]) == 0
 
 
-def test_a_task_that_one_run_lacks_is_a_difference(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_task_missing_in_one_run_is_a_difference(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(a, "extra", [rolling(7, -1.0)])
 
     assert main(["compare", str(a), str(b)]) == 1
     assert "extra: only in A: document 7" in capsys.readouterr().out
 
 
-def test_the_newest_of_several_results_is_taken_and_named(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_newest_of_several_results_is_used_and_reported(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(b, "roll", [rolling(0, -99.0)], time="2025-12-31T23-59-59.999999", word_perplexity=9.0)
 
     assert main(["compare", str(a), str(b)]) == 0
 
     printed = capsys.readouterr().out
-    assert "holds 2 results of roll; the newest is taken: samples_roll_2026-01-02" in printed
+    assert "has 2 results of roll; using the newest: samples_roll_2026-01-02" in printed
     assert "9.0000" not in printed
 
 
 @pytest.mark.parametrize("problem", ["no folder", "no samples", "no json"])
-def test_what_cannot_be_read_is_named(
+def test_unreadable_input_is_named(
     a: Path, b: Path, tmp_path: Path, problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = {"no folder": tmp_path / "nothing", "no samples": tmp_path / "empty", "no json": b}[problem]
@@ -98,13 +98,13 @@ def test_what_cannot_be_read_is_named(
 
     assert main(["compare", str(a), str(other)]) == 2
 
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     expected = {"no folder": "there is no folder", "no samples": "--log_samples", "no json": f"{broken}, line 3"}
-    assert expected[problem] in said
+    assert expected[problem] in error
 
 
-class Seen(HTMLParser):
-    """What a browser would make of a page."""
+class ParsedPage(HTMLParser):
+    """The tags and addresses of an HTML page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -117,39 +117,39 @@ class Seen(HTMLParser):
         self.addresses += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "action")]
 
 
-def test_the_page_needs_nothing_else_and_escapes_what_models_wrote(a: Path, b: Path, tmp_path: Path) -> None:
+def test_page_is_self_contained_and_escapes_model_output(a: Path, b: Path, tmp_path: Path) -> None:
     write(a, "say", [generated(0, "yes " + HOSTILE)])
     write(a, "pick_<b>one", [choice(0, [-1.0, -2.0])])
 
     assert main(["compare", str(a), str(b), "--output", str(tmp_path / "page")]) == 1
 
     text = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
-    seen = Seen(text)
-    assert {"script", "link", "iframe", "object"}.isdisjoint(seen.tags)
+    parsed = ParsedPage(text)
+    assert {"script", "link", "iframe", "object"}.isdisjoint(parsed.tags)
     assert text.count("<script") == 0
     assert "&lt;script&gt;alert(1)" in text
     assert "pick_&lt;b&gt;one" in text
     assert "\x00" not in text
     assert "\x1b" not in text
-    assert all(address.startswith(("data:image/png;base64,", "#task-")) for address in seen.addresses)
-    assert seen.tags.count("img") == 4  # two plots for each of two tasks that have scores in both runs
+    assert all(address.startswith(("data:image/png;base64,", "#task-")) for address in parsed.addresses)
+    assert parsed.tags.count("img") == 4  # two plots for each of two tasks that have scores in both runs
     assert "prefers-color-scheme: dark" in text
     assert "<title>2 of 4 tasks differ" in text
 
 
-def test_plots_are_pngs_in_both_colours(a: Path, b: Path) -> None:
+def test_plots_are_pngs_in_both_themes(a: Path, b: Path) -> None:
     from birdie_zmq.tools.compare import plots
     from birdie_zmq.tools.compare.runs import find_run
 
     (report, *_) = compare.compare_runs(find_run(a), find_run(b), 1e-3, 10)
 
-    drawn = {draw(report, theme) for draw in (plots.scatter, plots.histogram) for theme in (plots.LIGHT, plots.DARK)}
+    images = {plot(report, theme) for plot in (plots.scatter, plots.histogram) for theme in (plots.LIGHT, plots.DARK)}
 
-    assert len(drawn) == 4
-    assert all(png.startswith(b"\x89PNG") for png in drawn)
+    assert len(images) == 4
+    assert all(png.startswith(b"\x89PNG") for png in images)
 
 
-def test_without_matplotlib_the_table_is_printed_all_the_same(
+def test_table_is_printed_without_matplotlib(
     a: Path, b: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -162,7 +162,7 @@ def test_without_matplotlib_the_table_is_printed_all_the_same(
     assert not (tmp_path / "page").exists()
 
 
-def test_a_page_that_cannot_be_written_is_named(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_page_is_named(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (a / "file").touch()
 
     assert main(["compare", str(a), str(b), "--output", str(a / "file" / "page")]) == 2
@@ -170,6 +170,6 @@ def test_a_page_that_cannot_be_written_is_named(a: Path, b: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("threshold", ["-1", "nan", "much"])
-def test_a_threshold_is_a_number_from_0_on(a: Path, b: Path, threshold: str) -> None:
+def test_threshold_must_be_at_least_0(a: Path, b: Path, threshold: str) -> None:
     with pytest.raises(SystemExit):
         main(["compare", str(a), str(b), f"--threshold={threshold}"])

@@ -1,4 +1,4 @@
-"""What the commands make of their arguments."""
+"""The arguments of the commands."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from birdie_zmq.cli import lm_eval
 from birdie_zmq.cli import main as cli
 
 
-def test_options_of_lm_eval_reach_it_from_the_demo_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+def test_demo_passes_lm_eval_options_on_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str] = []
 
     def run(arguments: Sequence[str] | None = None) -> int:
-        seen.extend(arguments or ())
+        received.extend(arguments or ())
         return 0
 
     monkeypatch.setattr(lm_eval, "main", run)
-    further = ["--tasks", "demo_choice", "--limit", "4", "--log_samples", "--output_path", "there"]
+    options = ["--tasks", "demo_choice", "--limit", "4", "--log_samples", "--output_path", "there"]
 
-    assert cli.main(["demo", *further]) == 0
-    assert seen[:4] == ["--model", "birdie_zmq", "--model_args", "model_tag=demo"]
-    assert seen[-len(further) :] == further
+    assert cli.main(["demo", *options]) == 0
+    assert received[:4] == ["--model", "birdie_zmq", "--model_args", "model_tag=demo"]
+    assert received[-len(options) :] == options

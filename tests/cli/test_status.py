@@ -1,4 +1,4 @@
-"""``birdie-zmq status``: what it prints, and what it says where there is nothing to print."""
+"""``birdie-zmq status``: its output and its error messages."""
 
 import io
 
@@ -11,17 +11,17 @@ from birdie_zmq.cli import main as cli
 from birdie_zmq.cli import status as status_command
 from birdie_zmq.errors import UsageError
 from birdie_zmq.types import ModelSpec
-from tests.broker.harness import CLIENT, GREETING, WORKER, Room, register, submit
+from tests.broker.harness import CLIENT, OPEN_SESSION, WORKER, BrokerHarness, register, submit
 
 HOSTILE = "[bold red]x[/bold red]\x1b[31m<img src=x>"
 
 
-def busy_room() -> Room:
-    room = Room()
-    room.says(CLIENT, GREETING)
-    room.says(WORKER, register())
-    room.says(CLIENT, submit(1, ModelSpec(tag=HOSTILE)), submit(2, ModelSpec(tag="other"), "xyz"))
-    return room
+def busy_broker() -> BrokerHarness:
+    harness = BrokerHarness()
+    harness.send(CLIENT, OPEN_SESSION)
+    harness.send(WORKER, register())
+    harness.send(CLIENT, submit(1, ModelSpec(tag=HOSTILE)), submit(2, ModelSpec(tag="other"), "xyz"))
+    return harness
 
 
 def printed(status: Status) -> str:
@@ -30,28 +30,28 @@ def printed(status: Status) -> str:
     return output.getvalue()
 
 
-def test_names_of_peers_are_text_and_no_markup() -> None:
-    room = busy_room()
-    text = printed(snapshot(room.broker, About("1.0", "ipc:///x", 7, 900.0), room.now))
+def test_peer_names_are_not_rendered_as_markup() -> None:
+    harness = busy_broker()
+    text = printed(snapshot(harness.broker, About("1.0", "ipc:///x", 7, 900.0), harness.now))
     assert "[bold red]x[/bold red]?[31m<img src=x>" in text
     assert "\x1b" not in text
     assert "3 in 1" in text
     assert "1 waiting, 1 leased" in text
 
 
-def test_a_broker_without_workers_says_how_to_start_one() -> None:
-    assert "birdie-zmq worker" in printed(snapshot(Room().broker, About("1.0", "ipc:///x", 7, 900.0), 1_000.0))
+def test_broker_without_workers_shows_the_worker_command() -> None:
+    assert "birdie-zmq worker" in printed(snapshot(BrokerHarness().broker, About("1.0", "ipc:///x", 7, 900.0), 1_000.0))
 
 
-def test_once_prints_what_the_page_has(capsys: pytest.CaptureFixture[str]) -> None:
-    room = busy_room()
+def test_once_prints_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    harness = busy_broker()
     with StatusServer(0, "tcp://127.0.0.1:5555") as server:
-        server.look(room.broker, room.now)
+        server.update_status(harness.broker, harness.now)
         assert cli.main(["status", "--once", "--port", server.address]) == 0
     assert "tcp://127.0.0.1:5555" in capsys.readouterr().out
 
 
-def test_a_page_that_does_not_answer_is_an_error_that_says_what_to_start(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreachable_status_page_names_the_broker_option(capsys: pytest.CaptureFixture[str]) -> None:
     with StatusServer(0, "x") as server:
         port = server.address.rstrip("/").rpartition(":")[2]
     assert cli.main(["status", "--once", "--port", port]) == 2
@@ -68,18 +68,18 @@ def test_a_page_that_does_not_answer_is_an_error_that_says_what_to_start(capsys:
         ("http://localhost:1/status.json", "http://localhost:1/status.json"),
     ],
 )
-def test_a_port_or_a_url_names_the_page(port: str, url: str) -> None:
-    assert status_command.url_of(port) == url
+def test_status_url_from_port_or_url(port: str, url: str) -> None:
+    assert status_command.status_url(port) == url
 
 
 @pytest.mark.parametrize("port", ["70000", "file:///etc/passwd", "-1", ""])
-def test_what_is_neither_is_refused(port: str) -> None:
+def test_neither_port_nor_url_is_rejected(port: str) -> None:
     with pytest.raises(UsageError, match="neither a port nor a URL"):
-        status_command.url_of(port)
+        status_command.status_url(port)
 
 
-def test_times_have_two_units() -> None:
-    assert [status_command.duration(s) for s in (5.9, 65, 3_725, 90_000)] == [
+def test_durations_have_at_most_two_units() -> None:
+    assert [status_command.format_duration(s) for s in (5.9, 65, 3_725, 90_000)] == [
         "5 s",
         "1 min 5 s",
         "1 h 2 min",

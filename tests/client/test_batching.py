@@ -1,4 +1,4 @@
-"""Every item is in one job, jobs stay within a message, and what belongs together stands together."""
+"""Every item is in one job, jobs stay within the limits of a message, and related items are in the same job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.client.batching import Prompt, generate_jobs, keyed, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.batching import Prompt, assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.core import Job
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, RollingWork, SamplingParams
@@ -20,13 +20,13 @@ SETTINGS = ClientSettings(batch_items=4, batch_characters=20)
 text = st.text("ab", max_size=30)
 pairs = st.lists(st.tuples(st.text("ab", max_size=3), text), max_size=30)
 texts = st.lists(text, max_size=30)
-how = st.builds(
+params = st.builds(
     GenerationParams,
     until=st.sampled_from([(), ("a",), ("a", "b")]),
     max_gen_toks=st.sampled_from([1, 256]),
     sampling=st.sampled_from([None, SamplingParams(), SamplingParams(top_p=0.5)]),
 )
-prompts = st.lists(st.tuples(text, how), max_size=30).map(lambda asked: keyed(asked, seed=0))
+prompts = st.lists(st.tuples(text, params), max_size=30).map(lambda requests: assign_random_keys(requests, seed=0))
 
 
 def items_of(jobs: Iterable[Job]) -> list[int]:
@@ -34,19 +34,19 @@ def items_of(jobs: Iterable[Job]) -> list[int]:
 
 
 def content_of(jobs: Iterable[Job]) -> dict[int, Any]:
-    """What each item asks, by its number."""
+    """Return the request of each item, by its number."""
     content: dict[int, Any] = {}
     for job in jobs:
         match job.work:
             case LogLikelihoodWork(pairs=pairs):
-                asked: Sequence[Any] = pairs
+                requests: Sequence[Any] = pairs
             case RollingWork(texts=texts):
-                asked = texts
+                requests = texts
             case GenerateWork(prompts=prompts, settings=settings, keys=keys):
-                asked = [Prompt(*each) for each in zip(prompts, repeat(settings), keys or repeat(None))]
+                requests = [Prompt(*each) for each in zip(prompts, repeat(settings), keys or repeat(None))]
             case other:
-                raise AssertionError(f"no job is a {type(other).__name__}")
-        content.update(zip(job.items, asked, strict=True))
+                raise AssertionError(f"unexpected work: {type(other).__name__}")
+        content.update(zip(job.items, requests, strict=True))
     return content
 
 
@@ -59,7 +59,7 @@ def characters_of(job: Job) -> int:
         case GenerateWork(prompts=prompts):
             return sum(map(len, prompts))
         case other:
-            raise AssertionError(f"no job is a {type(other).__name__}")
+            raise AssertionError(f"unexpected work: {type(other).__name__}")
 
 
 def assert_within_bounds(jobs: Iterable[Job]) -> None:
@@ -69,7 +69,7 @@ def assert_within_bounds(jobs: Iterable[Job]) -> None:
         assert job.characters == characters_of(job)
 
 
-def assert_falling(lengths: Iterable[int]) -> None:
+def assert_descending(lengths: Iterable[int]) -> None:
     assert all(longer >= shorter for longer, shorter in pairwise(lengths))
 
 
@@ -117,42 +117,42 @@ def test_equal_contexts_are_neighbours(pairs: list[tuple[str, str]]) -> None:
 def test_the_longest_context_comes_first_and_its_longest_continuation(pairs: list[tuple[str, str]]) -> None:
     ordered = [pairs[item] for item in items_of(loglikelihood_jobs(pairs, SETTINGS))]
 
-    assert_falling(len(context) for context, _ in ordered)
+    assert_descending(len(context) for context, _ in ordered)
     for _, same_context in groupby(ordered, key=lambda pair: pair[0]):
-        assert_falling(len(continuation) for _, continuation in same_context)
+        assert_descending(len(continuation) for _, continuation in same_context)
 
 
 SHOTS = {"p": "Example. " * 100, "q": "Instance. " * 100, "r": ""}
 
 
 @given(st.lists(st.tuples(st.sampled_from("pqr"), st.text("ab", max_size=9)), max_size=60))
-def test_texts_with_a_long_beginning_in_common_come_together_and_their_jobs_say_so(
-    asked: list[tuple[str, str]],
+def test_texts_with_a_long_common_prefix_are_grouped_and_name_it(
+    requests: list[tuple[str, str]],
 ) -> None:
     settings = ClientSettings(batch_items=8)
-    jobs = list(loglikelihood_jobs([(SHOTS[shot] + question, " yes") for shot, question in asked], settings))
+    jobs = list(loglikelihood_jobs([(SHOTS[task] + question, " yes") for task, question in requests], settings))
 
-    assert sorted(items_of(jobs)) == list(range(len(asked)))
+    assert sorted(items_of(jobs)) == list(range(len(requests)))
     prefixes: dict[str | None, set[str]] = {}
     for job in jobs:
-        prefixes.setdefault(job.prefix, set()).update(asked[item][0] for item in job.items)
+        prefixes.setdefault(job.prefix, set()).update(requests[item][0] for item in job.items)
     for prefix, shots in prefixes.items():
         assert prefix is None or (len(shots) == 1 and shots <= {"p", "q"})
-    counts = Counter(shot for shot, _ in asked)
-    for shot in "pq":
-        named = sum(len(job.items) for job in jobs if job.prefix and asked[job.items[0]][0] == shot)
-        assert named == (counts[shot] if counts[shot] >= 2 else 0)
-    for few in (job for job in jobs if not job.prefix):
-        assert_falling(len(SHOTS[asked[item][0]]) + len(asked[item][1]) for item in few.items)
+    counts = Counter(task for task, _ in requests)
+    for task in "pq":
+        with_prefix = sum(len(job.items) for job in jobs if job.prefix and requests[job.items[0]][0] == task)
+        assert with_prefix == (counts[task] if counts[task] >= 2 else 0)
+    for ungrouped in (job for job in jobs if not job.prefix):
+        assert_descending(len(SHOTS[requests[item][0]]) + len(requests[item][1]) for item in ungrouped.items)
 
 
 @given(texts)
 def test_the_longest_text_comes_first(texts: list[str]) -> None:
-    assert_falling(len(texts[item]) for item in items_of(rolling_jobs(texts, SETTINGS)))
+    assert_descending(len(texts[item]) for item in items_of(rolling_jobs(texts, SETTINGS)))
 
 
 @given(prompts)
-def test_prompts_with_the_same_settings_come_together_and_those_that_begin_alike(prompts: list[Prompt]) -> None:
+def test_prompts_are_grouped_by_settings_and_sorted_by_text(prompts: list[Prompt]) -> None:
     ordered = [prompts[item] for item in items_of(generate_jobs(prompts, SETTINGS))]
     groups = [(settings, list(group)) for settings, group in groupby(ordered, key=lambda prompt: prompt.settings)]
 
@@ -161,28 +161,28 @@ def test_prompts_with_the_same_settings_come_together_and_those_that_begin_alike
         assert [prompt.text for prompt in group] == sorted(prompt.text for prompt in group)
 
 
-GREEDY, DRAWN = GenerationParams(), GenerationParams(sampling=SamplingParams())
+GREEDY, SAMPLED = GenerationParams(), GenerationParams(sampling=SamplingParams())
 
 
-def test_only_what_is_drawn_has_a_key() -> None:
-    greedy, drawn = keyed([("a", GREEDY), ("a", DRAWN)], seed=0)
+def test_only_sampled_prompts_have_a_key() -> None:
+    greedy, sampled = assign_random_keys([("a", GREEDY), ("a", SAMPLED)], seed=0)
 
     assert greedy.key is None
-    assert drawn.key is not None
+    assert sampled.key is not None
 
 
-def test_repeats_have_keys_of_their_own_wherever_they_stand() -> None:
-    asked = [("a", DRAWN), ("b", DRAWN), ("a", DRAWN)]
-    keys = [prompt.key for prompt in keyed(asked, seed=0)]
-    others = [prompt.key for prompt in keyed([("c", DRAWN), *reversed(asked)], seed=0)]
+def test_repeated_prompts_have_distinct_keys_wherever_they_are() -> None:
+    requests = [("a", SAMPLED), ("b", SAMPLED), ("a", SAMPLED)]
+    keys = [prompt.key for prompt in assign_random_keys(requests, seed=0)]
+    others = [prompt.key for prompt in assign_random_keys([("c", SAMPLED), *reversed(requests)], seed=0)]
 
     assert len(set(keys)) == 3
     assert others[1:] == [keys[0], keys[1], keys[2]]
 
 
-def test_another_seed_and_other_settings_are_other_keys() -> None:
+def test_keys_depend_on_seed_and_settings() -> None:
     again = GenerationParams(sampling=SamplingParams(temperature=0.5))
-    keys = [keyed([("a", settings)], seed)[0].key for settings in (DRAWN, again) for seed in (0, 1)]
+    keys = [assign_random_keys([("a", settings)], seed)[0].key for settings in (SAMPLED, again) for seed in (0, 1)]
 
     assert len(set(keys)) == 4
 
@@ -195,7 +195,7 @@ def test_a_job_is_as_full_as_its_bounds_allow() -> None:
     assert [len(job.items) for job in by_characters] == [2, 2, 1]
 
 
-def test_a_text_over_the_bound_goes_alone_and_leaves_the_others_together() -> None:
+def test_a_text_above_the_limit_is_a_job_by_itself() -> None:
     jobs = rolling_jobs(["a", "b" * 30, "c"], SETTINGS)
 
     assert [job.items for job in jobs] == [[1], [0, 2]]

@@ -1,4 +1,4 @@
-"""A journal keeps every answer that it has taken, whatever ends the process, and takes no file that is not its own."""
+"""A journal keeps every recorded answer, however the process ends, and accepts only journal files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from birdie_zmq.client import journal as module
 from birdie_zmq.client.journal import Journal
-from birdie_zmq.client.journal_records import HEADER, Recorded, encode_record
+from birdie_zmq.client.journal_records import HEADER, RecordedAnswer, encode_record
 from birdie_zmq.errors import UsageError
 
-answers: st.SearchStrategy[Recorded] = st.one_of(
+answers: st.SearchStrategy[RecordedAnswer] = st.one_of(
     st.floats(allow_nan=False), st.tuples(st.floats(-99, 0), st.booleans()), st.text(max_size=20)
 )
 
@@ -37,15 +37,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "answers.journal"
 
 
-def write(path: Path, *answers: Recorded) -> bytes:
-    """A journal with these answers, under the keys 0, 1, …, as bytes."""
+def write(path: Path, *answers: RecordedAnswer) -> bytes:
+    """Write a journal with these answers, under the keys 0, 1, …, and return its bytes."""
     with contextlib.closing(Journal(path)) as journal:
         for number, answer in enumerate(answers):
             journal.append(key(number), answer)
     return path.read_bytes()
 
 
-def read(path: Path) -> dict[str, Recorded]:
+def read(path: Path) -> dict[str, RecordedAnswer]:
     with contextlib.closing(Journal(path)) as journal:
         return journal.find(KEYS)
 
@@ -54,10 +54,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-# --- What a kill leaves ----------------------------------------------------------------------------------------------
+# --- Files of killed runs --------------------------------------------------------------------------------------------
 
 
-def test_what_is_written_is_found_by_this_run_and_by_the_next(path: Path) -> None:
+def test_recorded_answers_are_found_by_this_run_and_the_next(path: Path) -> None:
     with contextlib.closing(Journal(path)) as journal:
         assert journal.find(KEYS) == {}
         journal.append(key(1), (-1.5, True))
@@ -68,8 +68,8 @@ def test_what_is_written_is_found_by_this_run_and_by_the_next(path: Path) -> Non
 
 
 @given(st.lists(answers, max_size=5), st.data())
-def test_a_file_cut_anywhere_has_what_stands_before_and_can_be_gone_on_with(
-    answers: list[Recorded], data: st.DataObject
+def test_a_truncated_file_keeps_its_complete_lines_and_can_be_appended_to(
+    answers: list[RecordedAnswer], data: st.DataObject
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal"
@@ -79,15 +79,15 @@ def test_a_file_cut_anywhere_has_what_stands_before_and_can_be_gone_on_with(
         ends = [len(HEADER)]
         for number, answer in enumerate(answers):
             ends.append(ends[-1] + len(encode_record(key(number), answer)))
-        whole = {key(n): answer for n, answer in enumerate(answers) if ends[n + 1] <= end}
+        complete = {key(n): answer for n, answer in enumerate(answers) if ends[n + 1] <= end}
 
-        assert repr(read(path)) == repr(whole)
+        assert repr(read(path)) == repr(complete)
         with contextlib.closing(Journal(path)) as journal:
             journal.append(key(99), "after")
-        assert repr(read(path)) == repr({**whole, key(99): "after"})
+        assert repr(read(path)) == repr({**complete, key(99): "after"})
 
 
-def test_every_single_cut_is_mended_and_what_is_cut_off_is_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_truncation_is_repaired_with_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = write(path, (-1.25, False), -2.5, "three")
     starts = [at + 1 for at, byte in enumerate(content) if byte == ord("\n")]
     for end in range(len(content) + 1):
@@ -98,24 +98,26 @@ def test_every_single_cut_is_mended_and_what_is_cut_off_is_said(path: Path, capl
         start = max((s for s in starts if s <= end), default=0)
         assert len(found) == max(0, starts.index(start)) if start else found == {}
         assert path.read_bytes() == (content[:start] or HEADER)
-        lost = [f"{path}: the last {end - start} bytes are half of a line, and are cut off"] if end > start else []
-        assert warnings(caplog) == lost
+        expected = (
+            [f"{path}: the last {end - start} bytes are an incomplete line; removing them"] if end > start else []
+        )
+        assert warnings(caplog) == expected
 
 
-def test_what_another_writer_left_is_cut_off_before_the_next_answer(
+def test_an_incomplete_line_of_another_writer_is_removed_before_the_next_answer(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with contextlib.closing(Journal(path)) as journal:
         journal.append(key(1), -1.0)
-        with path.open("ab") as killed:
-            killed.write(b"0b9a27fa [\x00\xff")
+        with path.open("ab") as writer:
+            writer.write(b"0b9a27fa [\x00\xff")
         journal.append(key(2), -2.0)
 
-    assert warnings(caplog) == [f"{path}: the last 12 bytes are half of a line, and are cut off"]
+    assert warnings(caplog) == [f"{path}: the last 12 bytes are an incomplete line; removing them"]
     assert path.read_bytes() == HEADER + encode_record(key(1), -1.0) + encode_record(key(2), -2.0)
 
 
-def test_a_torn_line_longer_than_any_block_is_cut_off(path: Path) -> None:
+def test_an_incomplete_line_longer_than_a_block_is_removed(path: Path) -> None:
     content = write(path, "y" * module._BLOCK_BYTES, -1.0)
     path.write_bytes(content + b"x" * (2 * module._BLOCK_BYTES + 7))
 
@@ -130,7 +132,7 @@ def test_lines_across_blocks_are_read(path: Path) -> None:
     assert read(path) == {key(0): long, key(1): -1.0, key(2): long}
 
 
-def test_damaged_lines_are_passed_over_counted_once_and_left(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_lines_are_skipped_reported_once_and_kept(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = bytearray(write(path, -1.0, -2.0, -3.0))
     content[len(HEADER) + 12] ^= 1
     content[-5] ^= 1
@@ -146,7 +148,7 @@ def test_damaged_lines_are_passed_over_counted_once_and_left(path: Path, caplog:
     assert path.read_bytes().startswith(bytes(content))
 
 
-def test_the_first_answer_under_a_key_stays(path: Path) -> None:
+def test_the_first_answer_of_a_key_counts(path: Path) -> None:
     with contextlib.closing(Journal(path)) as journal:
         journal.append(key(1), -1.0)
         journal.append(key(1), -2.0)
@@ -154,7 +156,7 @@ def test_the_first_answer_under_a_key_stays(path: Path) -> None:
     assert read(path) == {key(1): -1.0}
 
 
-def test_a_file_that_was_emptied_meanwhile_is_begun_again(path: Path) -> None:
+def test_a_file_that_was_emptied_meanwhile_gets_a_new_header(path: Path) -> None:
     with contextlib.closing(Journal(path)) as journal:
         journal.append(key(1), -1.0)
         os.truncate(path, 0)
@@ -163,23 +165,23 @@ def test_a_file_that_was_emptied_meanwhile_is_begun_again(path: Path) -> None:
     assert read(path) == {key(2): -2.0}
 
 
-# --- Files that are not taken ----------------------------------------------------------------------------------------
+# --- Files that are refused ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "error"),
     [
-        (b"some notes\n", "is no journal of birdie-zmq's"),
-        (b"no newline", "is no journal of birdie-zmq's"),
-        (b"SQLite format 3\x00" + bytes(84), "is no journal of birdie-zmq's"),
+        (b"some notes\n", "is not a birdie-zmq journal"),
+        (b"no newline", "is not a birdie-zmq journal"),
+        (b"SQLite format 3\x00" + bytes(84), "is not a birdie-zmq journal"),
         (b"birdie_zmq journal 2\nwhatever", "is a journal of another version"),
     ],
 )
-def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(path: Path, content: bytes, fault: str) -> None:
+def test_a_file_that_is_not_a_journal_is_refused_and_unchanged(path: Path, content: bytes, error: str) -> None:
     path.write_bytes(content)
     before = path.stat()
 
-    with pytest.raises(UsageError, match=fault) as caught:
+    with pytest.raises(UsageError, match=error) as caught:
         Journal(path)
 
     assert f"resume={path}" in caught.value.message
@@ -188,7 +190,7 @@ def test_a_file_that_is_not_ours_is_refused_and_left_as_it_is(path: Path, conten
     assert path.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_what_cannot_be_a_file_is_refused_by_its_path(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -198,14 +200,14 @@ def test_what_cannot_be_a_file_is_refused_by_its_path(tmp_path: Path) -> None:
         ("none/journal", "No such file or directory"),
         ("file/journal", "Not a directory"),
         ("loop", "symbolic links"),
-        ("pipe", "no regular file"),
+        ("pipe", "not a regular file"),
     ]:
         with pytest.raises(UsageError, match=reason) as caught:
             Journal(tmp_path / name)
         assert f"resume={tmp_path / name}" in caught.value.message
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can access every file")
 @pytest.mark.parametrize("mode", [0o400, 0o200])
 def test_a_file_that_cannot_be_read_or_written_is_refused(path: Path, mode: int) -> None:
     path.touch(mode=mode)
@@ -214,7 +216,7 @@ def test_a_file_that_cannot_be_read_or_written_is_refused(path: Path, mode: int)
         Journal(path)
 
 
-def test_a_new_journal_is_private_and_an_old_one_keeps_its_mode(path: Path) -> None:
+def test_a_new_journal_is_private_and_an_existing_one_keeps_its_mode(path: Path) -> None:
     umask = os.umask(0)
     try:
         write(path, -1.0)
@@ -230,7 +232,7 @@ def test_a_new_journal_is_private_and_an_old_one_keeps_its_mode(path: Path) -> N
 # --- The disk --------------------------------------------------------------------------------------------------------
 
 
-def test_the_disk_is_waited_for_every_few_seconds_and_at_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_synced_every_few_seconds_and_at_close(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr(module, "_sync", lambda file: synced.append(os.fstat(file).st_size))
     now = 100.0
@@ -247,8 +249,8 @@ def test_the_disk_is_waited_for_every_few_seconds_and_at_the_end(path: Path, mon
 
 
 @contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file can grow beyond this many bytes: a write gets so far and then fails, as on a full disk."""
+def file_size_limit(size: int) -> Iterator[None]:
+    """Limit the size of files, in bytes: a write beyond the limit is cut short and then fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -257,10 +259,10 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_ends_the_writing_and_not_the_run(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_stops_recording_but_not_the_run(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     content = write(path, -1.0)
     with contextlib.closing(Journal(path)) as journal:
-        with room_for(len(content) + 10):
+        with file_size_limit(len(content) + 10):
             journal.append(key(1), "does not fit")
             assert path.read_bytes() == content
             journal.append(key(2), "nor this")
@@ -272,12 +274,12 @@ def test_a_full_disk_ends_the_writing_and_not_the_run(path: Path, caplog: pytest
     assert warning.startswith(f"{path} cannot be written (File too large)")
 
 
-def test_a_journal_that_was_closed_says_so_and_touches_no_other_file(path: Path, tmp_path: Path) -> None:
+def test_a_closed_journal_raises_and_touches_no_other_file(path: Path, tmp_path: Path) -> None:
     journal = Journal(path)
     journal.close()
     journal.close()
     with (tmp_path / "other").open("wb") as other:
-        assert other.fileno() == journal._file  # the number is another file's now
+        assert other.fileno() == journal._file  # The descriptor now belongs to another file.
 
         with pytest.raises(UsageError, match="has been closed"):
             journal.append(key(1), -1.0)
@@ -286,7 +288,7 @@ def test_a_journal_that_was_closed_says_so_and_touches_no_other_file(path: Path,
     assert (tmp_path / "other").read_bytes() == b""
 
 
-def test_a_journal_that_was_forgotten_is_closed(path: Path) -> None:
+def test_a_garbage_collected_journal_is_closed(path: Path) -> None:
     journal = Journal(path)
     file = journal._file
     os.fstat(file)

@@ -1,4 +1,4 @@
-"""A journal's lines say exactly what was written, or nothing."""
+"""A line of a journal decodes to exactly the recorded answer, or is rejected."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.client.batching import Prompt, keyed
+from birdie_zmq.client.batching import Prompt, assign_random_keys
 from birdie_zmq.client.journal_records import (
     HEADER,
-    Recorded,
+    RecordedAnswer,
     answer_key,
+    complete_lines,
     decode_record,
     encode_record,
-    fault_of_beginning,
+    header_error,
     scan,
-    whole_lines,
 )
 from birdie_zmq.types import GenerationParams, SamplingParams
 
 numbers = st.floats(allow_nan=False)
 texts = st.text(st.characters())  # lone surrogates among them
-answers: st.SearchStrategy[Recorded] = st.one_of(numbers, st.tuples(numbers, st.booleans()), texts)
+answers: st.SearchStrategy[RecordedAnswer] = st.one_of(numbers, st.tuples(numbers, st.booleans()), texts)
 records = st.lists(st.tuples(st.integers(0, 9).map("{:032x}".format), answers), max_size=8)
 
 
-def journal_of(records: list[tuple[str, Recorded]]) -> bytes:
+def journal_of(records: list[tuple[str, RecordedAnswer]]) -> bytes:
     return HEADER + b"".join(encode_record(key, answer) for key, answer in records)
 
 
@@ -36,26 +36,26 @@ def in_blocks(content: bytes, size: int) -> list[bytes]:
     return [content[at : at + size] for at in range(0, len(content), size)]
 
 
-def firsts(records: list[tuple[str, Recorded]]) -> dict[str, str]:
-    """The first answer under each key, written so that -0.0 is not 0.0 and True is not 1."""
+def firsts(records: list[tuple[str, RecordedAnswer]]) -> dict[str, str]:
+    """Return the repr of the first answer of each key, so that -0.0 differs from 0.0 and True from 1."""
     return {key: repr(answer) for key, answer in reversed(records)}
 
 
-def shown(found: dict[str, Recorded]) -> dict[str, str]:
+def reprs(found: dict[str, RecordedAnswer]) -> dict[str, str]:
     return {key: repr(answer) for key, answer in found.items()}
 
 
 # --- Lines -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_form_of_a_line_stays_since_files_hold_it() -> None:
+def test_the_line_format_is_stable() -> None:
     line = encode_record("5d41402abc4b2a76b9719d911017c592", (-4.52345, False))
 
     assert line == b'b10827e5 ["5d41402abc4b2a76b9719d911017c592",[-4.52345,false]]\n'
 
 
 @given(answers)
-def test_an_answer_is_read_back_to_the_last_bit(answer: Recorded) -> None:
+def test_an_answer_is_decoded_bit_for_bit(answer: RecordedAnswer) -> None:
     line = encode_record("k" * 32, answer)
 
     assert line.isascii()
@@ -64,7 +64,7 @@ def test_an_answer_is_read_back_to_the_last_bit(answer: Recorded) -> None:
 
 
 @given(answers, st.data())
-def test_a_line_with_any_byte_changed_is_no_answer(answer: Recorded, data: st.DataObject) -> None:
+def test_a_line_with_a_changed_byte_is_rejected(answer: RecordedAnswer, data: st.DataObject) -> None:
     line = bytearray(encode_record("0" * 32, answer)[:-1])
     at = data.draw(st.integers(0, len(line) - 1))
     line[at] ^= data.draw(st.integers(1, 255))
@@ -73,39 +73,39 @@ def test_a_line_with_any_byte_changed_is_no_answer(answer: Recorded, data: st.Da
 
 
 @pytest.mark.parametrize("payload", [b"[1", b"7", b'["k"]', b'["k",7]', b'["k",[1.5,1]]', b'["k",null]', b"\xff", b""])
-def test_a_line_that_is_sound_and_holds_no_answer_is_none(payload: bytes) -> None:
+def test_a_valid_line_without_an_answer_is_rejected(payload: bytes) -> None:
     assert decode_record(b"%08x %b" % (crc32(payload), payload)) is None
 
 
 @given(st.binary(max_size=60).map(lambda content: content.replace(b"\x00", b"\n")), st.integers(1, 70))
-def test_lines_are_the_same_however_the_bytes_come(content: bytes, size: int) -> None:
-    assert list(whole_lines(in_blocks(content, size))) == content.split(b"\n")[:-1]
+def test_lines_do_not_depend_on_the_block_size(content: bytes, size: int) -> None:
+    assert list(complete_lines(in_blocks(content, size))) == content.split(b"\n")[:-1]
 
 
 # --- A file ----------------------------------------------------------------------------------------------------------
 
 
 @given(records, st.data())
-def test_what_is_read_is_what_stands_wholly_before_the_end(
-    records: list[tuple[str, Recorded]], data: st.DataObject
+def test_a_truncated_journal_yields_its_complete_lines(
+    records: list[tuple[str, RecordedAnswer]], data: st.DataObject
 ) -> None:
     content = journal_of(records)
     end = data.draw(st.integers(0, len(content)))
-    whole = max((n for n in range(len(records) + 1) if len(journal_of(records[:n])) <= end), default=0)
+    complete = max((n for n in range(len(records) + 1) if len(journal_of(records[:n])) <= end), default=0)
 
     found = scan(in_blocks(content[:end], data.draw(st.integers(1, 100))), {key for key, _ in records})
 
-    assert shown(found.answers) == firsts(records[:whole])
+    assert reprs(found.answers) == firsts(records[:complete])
     assert found.damaged == 0
 
 
-def test_only_what_is_wanted_is_kept() -> None:
+def test_only_requested_keys_are_returned() -> None:
     content = journal_of([("a" * 32, -1.0), ("b" * 32, -2.0)])
 
     assert scan([content], {"b" * 32, "c" * 32}).answers == {"b" * 32: -2.0}
 
 
-def test_damaged_lines_are_counted_whether_they_were_wanted_or_not() -> None:
+def test_damaged_lines_are_counted_whether_or_not_their_keys_are_requested() -> None:
     lines = [bytearray(encode_record(letter * 32, -1.0)) for letter in "abcd"]
     lines[0][-3] ^= 1  # in the answer
     lines[2][20] ^= 1  # in the key
@@ -116,45 +116,45 @@ def test_damaged_lines_are_counted_whether_they_were_wanted_or_not() -> None:
 
 
 @pytest.mark.parametrize("end", [0, 1, 10, len(HEADER) - 1, len(HEADER)])
-def test_a_beginning_that_may_be_torn_is_a_journals(end: int) -> None:
-    assert fault_of_beginning(HEADER[:end]) is None
-    assert fault_of_beginning(journal_of([("a" * 32, 0.0)])[:64]) is None
+def test_a_truncated_header_is_accepted(end: int) -> None:
+    assert header_error(HEADER[:end]) is None
+    assert header_error(journal_of([("a" * 32, 0.0)])[:64]) is None
 
 
 @pytest.mark.parametrize(
-    ("beginning", "fault"),
+    ("header", "error"),
     [
-        (b"hello\n", "is no journal"),
-        (b"\x00", "is no journal"),
-        (HEADER[1:], "is no journal"),
-        (b"birdie_zmq journal 2\n0000", "its format is 2, and 1 is read here"),
-        (b"birdie_zmq journal 10", "its format is 10, and 1 is read here"),
-        (HEADER[:-1] + b"\r\n", "its format is 1\r, and 1 is read here"),
+        (b"hello\n", "is not a birdie-zmq journal"),
+        (b"\x00", "is not a birdie-zmq journal"),
+        (HEADER[1:], "is not a birdie-zmq journal"),
+        (b"birdie_zmq journal 2\n0000", "(format 2; this version reads format 1)"),
+        (b"birdie_zmq journal 10", "(format 10; this version reads format 1)"),
+        (HEADER[:-1] + b"\r\n", "(format 1\r; this version reads format 1)"),
     ],
 )
-def test_other_beginnings_are_told_apart(beginning: bytes, fault: str) -> None:
-    assert fault in (fault_of_beginning(beginning) or "")
+def test_other_headers_are_rejected(header: bytes, error: str) -> None:
+    assert error in (header_error(header) or "")
 
 
 # --- Keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_keys_stay_since_files_hold_them() -> None:
+def test_answer_keys_are_stable() -> None:
     prompt = Prompt("a", GenerationParams(until=("x",)))
 
     assert answer_key("identity", "loglikelihood", ("a", "b")) == "d58aff6c822a5e0588dd03bd2722ee44"
     assert answer_key("identity", "generate_until", prompt) == "4a37f78ffc8acfa22294637669aa6292"
 
 
-def test_another_model_kind_text_setting_or_random_key_is_another_key() -> None:
-    greedy, short, drawn = (
+def test_the_key_depends_on_model_kind_text_settings_and_random_key() -> None:
+    greedy, short, sampled = (
         GenerationParams(),
         GenerationParams(max_gen_toks=1),
         GenerationParams(sampling=SamplingParams()),
     )
-    first, second = keyed([("a", drawn), ("a", drawn)], seed=0)
-    (other_seed,) = keyed([("a", drawn)], seed=1)
-    asked: list[tuple[str, str, object]] = [
+    first, second = assign_random_keys([("a", sampled), ("a", sampled)], seed=0)
+    (other_seed,) = assign_random_keys([("a", sampled)], seed=1)
+    requests: list[tuple[str, str, object]] = [
         ("one", "loglikelihood", ("a", "bc")),
         ("two", "loglikelihood", ("a", "bc")),
         ("one", "loglikelihood", ("ab", "c")),
@@ -171,10 +171,10 @@ def test_another_model_kind_text_setting_or_random_key_is_another_key() -> None:
         ("one", "generate_until", Prompt("a", GenerationParams(sampling=SamplingParams(top_k=1)), first.key)),
     ]
 
-    for one, other in combinations(asked, 2):
+    for one, other in combinations(requests, 2):
         assert answer_key(*one) != answer_key(*other), (one, other)
 
 
 @given(st.tuples(texts, texts))
-def test_equal_content_has_one_key_whatever_its_characters(pair: tuple[str, str]) -> None:
+def test_equal_content_has_the_same_key(pair: tuple[str, str]) -> None:
     assert answer_key("one", "loglikelihood", pair) == answer_key("one", "loglikelihood", [*pair])

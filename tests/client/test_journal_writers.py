@@ -1,4 +1,4 @@
-"""Runs that write one journal at once lose nothing, also where one of them is killed."""
+"""Concurrent runs that share a journal lose no answer, even if one of them is killed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def start_writer(path: Path, first: int, last: int) -> subprocess.Popen[bytes]:
     return writer
 
 
-def test_two_processes_that_write_at_once_lose_nothing(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_concurrent_processes_lose_no_answer(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with start_writer(path, 0, 10_000) as one, start_writer(path, 10_000, 20_000) as other:
         for writer in (one, other):
             assert writer.stdin is not None
@@ -60,11 +60,11 @@ def test_two_processes_that_write_at_once_lose_nothing(path: Path, caplog: pytes
     assert found == {key(number): "text " * (number % 50) for number in range(20_000)}
     assert path.read_bytes().count(b"\n") == 20_001
     order = [int(line[11:43], 16) >= 10_000 for line in path.read_bytes().splitlines()[1:]]
-    assert order != sorted(order)  # they did write at the same time
+    assert order != sorted(order)  # The processes did write concurrently.
     assert warnings(caplog) == []
 
 
-def test_a_killed_writer_harms_no_other(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_writer_does_not_affect_another(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.closing(Journal(path)) as journal:
         for _ in range(5):
             with start_writer(path, 1000, 10**9) as writer:
@@ -83,7 +83,7 @@ def test_a_killed_writer_harms_no_other(path: Path, caplog: pytest.LogCaptureFix
     assert not [warning for warning in warnings(caplog) if "damaged" in warning]
 
 
-def test_threads_may_share_one(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_threads_may_share_a_journal(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.closing(Journal(path)) as journal, ThreadPoolExecutor(4) as pool:
 
         def work(first: int) -> None:

@@ -1,4 +1,4 @@
-"""What the journal lacks is sent once, written down first and told then, under the caller's own numbers and names."""
+"""Requests missing from the journal are sent once, recorded first and then delivered, with the caller's numbers and names."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from birdie_zmq.types import RollingWork
 SETTINGS = ClientSettings(batch_items=2)
 
 
-class Asked:
-    """Stands where a client does: answers a text by its length, or as a test wants it."""
+class FakeClient:
+    """A client that answers a text with its length, or with the test's own function."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -50,16 +50,22 @@ class Asked:
 
 
 class Run:
-    """One run of a program, with the journal if it has one."""
+    """One run of a program, with or without a journal."""
 
     def __init__(self, journal: Journal | None) -> None:
-        self.asked = Asked()
-        self.told: dict[int, Answer] = {}
-        self.resuming = ResumableClient(cast(Client, self.asked), journal, SETTINGS)
+        self.client = FakeClient()
+        self.delivered: dict[int, Answer] = {}
+        self.resumable = ResumableClient(cast(Client, self.client), journal, SETTINGS)
 
     def __call__(self, *texts: str) -> list[Answer]:
-        return self.resuming.run(
-            "identity", "loglikelihood_rolling", texts, rolling_jobs, float, self.told.__setitem__, "text {}".format
+        return self.resumable.run(
+            "identity",
+            "loglikelihood_rolling",
+            texts,
+            rolling_jobs,
+            float,
+            self.delivered.__setitem__,
+            "text {}".format,
         )
 
 
@@ -70,60 +76,60 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-def kept(journal: Journal, *texts: str) -> list[str]:
-    """Those texts whose answers are in the file."""
+def recorded(journal: Journal, *texts: str) -> list[str]:
+    """Return the texts that have an answer in the journal."""
     keys = {answer_key("identity", "loglikelihood_rolling", text): text for text in texts}
     return sorted(keys[key] for key in journal.find(set(keys)))
 
 
-def test_answers_come_in_order_whether_they_were_known_or_not(journal: Journal) -> None:
+def test_answers_are_in_order_whether_recorded_or_new(journal: Journal) -> None:
     Run(journal)("bb", "dddd")
     second = Run(journal)
 
     assert second("a", "bb", "ccc", "dddd", "eeeee") == [-1.0, -2.0, -3.0, -4.0, -5.0]
-    assert second.told == dict(enumerate([-1.0, -2.0, -3.0, -4.0, -5.0]))
-    assert sorted(second.asked.texts) == ["a", "ccc", "eeeee"]
-    assert second.resuming.resumed == 2
+    assert second.delivered == dict(enumerate([-1.0, -2.0, -3.0, -4.0, -5.0]))
+    assert sorted(second.client.texts) == ["a", "ccc", "eeeee"]
+    assert second.resumable.resumed == 2
 
 
-def test_what_is_said_of_a_request_has_the_callers_number(journal: Journal) -> None:
+def test_names_of_requests_use_the_callers_numbers(journal: Journal) -> None:
     Run(journal)("a")
     second = Run(journal)
     second("a", "bb", "bb", "ccc")
 
-    assert dict(zip(second.asked.texts, second.asked.names, strict=True)) == {"bb": "text 1", "ccc": "text 3"}
+    assert dict(zip(second.client.texts, second.client.names, strict=True)) == {"bb": "text 1", "ccc": "text 3"}
 
 
-def test_equal_requests_are_asked_once_and_each_is_told(journal: Journal) -> None:
+def test_equal_requests_are_sent_once_and_each_is_delivered(journal: Journal) -> None:
     first = Run(journal)
     assert first("a", "bb", "a", "a") == [-1.0, -2.0, -1.0, -1.0]
     second = Run(journal)
     assert second("a", "a") == [-1.0, -1.0]
 
-    assert sorted(first.asked.texts) == ["a", "bb"]
-    assert first.told == {0: -1.0, 1: -2.0, 2: -1.0, 3: -1.0}
-    assert second.asked.texts == []
-    assert (first.resuming.resumed, second.resuming.resumed) == (0, 2)
+    assert sorted(first.client.texts) == ["a", "bb"]
+    assert first.delivered == {0: -1.0, 1: -2.0, 2: -1.0, 3: -1.0}
+    assert second.client.texts == []
+    assert (first.resumable.resumed, second.resumable.resumed) == (0, 2)
     assert len(journal.path.read_bytes().splitlines()) == 3
 
 
-def test_an_answer_is_in_the_file_before_anybody_is_told(journal: Journal) -> None:
+def test_an_answer_is_recorded_before_it_is_delivered(journal: Journal) -> None:
     run = Run(journal)
     in_time: list[bool] = []
-    run.resuming.run(
+    run.resumable.run(
         "identity",
         "loglikelihood_rolling",
         ["a", "bb"],
         rolling_jobs,
         float,
-        lambda item, _: in_time.append(kept(journal, ["a", "bb"][item]) != []),
+        lambda item, _: in_time.append(recorded(journal, ["a", "bb"][item]) != []),
         str,
     )
 
     assert in_time == [True, True]
 
 
-def test_what_was_answered_before_an_error_is_kept(journal: Journal) -> None:
+def test_answers_before_an_error_are_recorded(journal: Journal) -> None:
     run = Run(journal)
 
     def fail_at_one(text: str) -> Answer:
@@ -131,34 +137,34 @@ def test_what_was_answered_before_an_error_is_kept(journal: Journal) -> None:
             raise RuntimeError("no")
         return -float(len(text))
 
-    run.asked.answer = fail_at_one
+    run.client.answer = fail_at_one
     with pytest.raises(RuntimeError):
         run("a", "bb", "ccc")
 
-    assert kept(journal, "a", "bb", "ccc") == ["bb", "ccc"]  # the longest are asked first
+    assert recorded(journal, "a", "bb", "ccc") == ["bb", "ccc"]  # The longest texts are sent first.
 
 
-def test_an_answer_of_another_type_is_neither_kept_nor_taken(journal: Journal) -> None:
+def test_an_answer_of_another_type_is_neither_recorded_nor_reused(journal: Journal) -> None:
     run = Run(journal)
-    run.asked.answer = lambda text: "no number"
-    assert run("a") == ["no number"]
-    assert kept(journal, "a") == []
+    run.client.answer = lambda text: "not a number"
+    assert run("a") == ["not a number"]
+    assert recorded(journal, "a") == []
 
-    journal.append(answer_key("identity", "loglikelihood_rolling", "a"), "no number")
+    journal.append(answer_key("identity", "loglikelihood_rolling", "a"), "not a number")
     again = Run(journal)
     assert again("a") == [-1.0]
-    assert again.asked.texts == ["a"]
+    assert again.client.texts == ["a"]
 
 
-def test_without_a_journal_everything_is_asked_each_time() -> None:
+def test_without_a_journal_every_request_is_sent() -> None:
     run = Run(None)
     assert run("a", "a", "bb") == [-1.0, -1.0, -2.0]
     assert run("a") == [-1.0]
 
-    assert sorted(run.asked.texts) == ["a", "a", "a", "bb"]
-    assert run.asked.names[0] == "text 2"
-    assert run.resuming.resumed == 0
+    assert sorted(run.client.texts) == ["a", "a", "a", "bb"]
+    assert run.client.names[0] == "text 2"
+    assert run.resumable.resumed == 0
 
 
-def test_nothing_asked_is_nothing_answered(journal: Journal) -> None:
+def test_no_requests_have_no_answers(journal: Journal) -> None:
     assert Run(journal)() == []

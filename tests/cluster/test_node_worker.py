@@ -1,4 +1,4 @@
-"""A worker's command as a child of another process: what it wrote last, and that it does not outlive that process."""
+"""A worker's command as a child process: its last line, and its end with the parent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from birdie_zmq.cluster.node_worker import NodeWorker
 from tests.integration.conftest import Programs, alive, wait_until
 
-NOBODY = "tcp://127.0.0.1:9"
+UNUSED_ENDPOINT = "tcp://127.0.0.1:9"
 
 
 @pytest.fixture
@@ -21,17 +21,17 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
     started.end()
 
 
-def test_a_worker_that_cannot_work_says_why() -> None:
+def test_worker_with_a_usage_error_returns_its_last_line() -> None:
     worker = NodeWorker(1, ["--connect", "nowhere", "--lifeline"], {})
     worker.start()
 
-    status, last_words = worker.wait()
+    status, last_line = worker.wait()
 
     assert status == 2
-    assert last_words.startswith("birdie-zmq worker: error: 'nowhere' is no endpoint")
+    assert last_line.startswith("birdie-zmq worker: error: 'nowhere' is not an endpoint")
 
 
-def test_a_worker_that_is_told_to_stop_ends_in_good_order(programs: Programs) -> None:
+def test_stopped_worker_deregisters_and_exits_with_status_0(programs: Programs) -> None:
     broker, endpoint = programs.broker()
     worker = NodeWorker(1, ["--connect", endpoint, "--built-in", "--lifeline", "--quiet"], {})
     process_id = worker.start()
@@ -40,13 +40,13 @@ def test_a_worker_that_is_told_to_stop_ends_in_good_order(programs: Programs) ->
     worker.stop(20.0)
 
     assert worker.wait()[0] == 0
-    broker.wait_for("it said goodbye")
+    broker.wait_for("it shut down")
 
 
-def test_a_worker_ends_with_the_process_that_started_it_kill_9_included(programs: Programs) -> None:
+def test_worker_ends_when_its_parent_is_killed(programs: Programs) -> None:
     code = (
         "from birdie_zmq.cluster.node_worker import NodeWorker\n"
-        f"worker = NodeWorker(1, ['--connect', '{NOBODY}', '--built-in', '--lifeline'], {{}})\n"
+        f"worker = NodeWorker(1, ['--connect', '{UNUSED_ENDPOINT}', '--built-in', '--lifeline'], {{}})\n"
         "print('started', worker.start())\n"
         "print('ended', worker.wait())\n"
     )

@@ -1,4 +1,4 @@
-"""What a worker on a node is told, of what a person typed."""
+"""The command of a worker on a node, made of the options of ``birdie-zmq ray up``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from birdie_zmq.cli import ray, worker
 from birdie_zmq.cluster.capacity import Node
 from birdie_zmq.cluster.worker_command import (
-    Folders,
-    check_reach,
-    memory_variables,
-    reachable,
+    BaseFolders,
+    check_reachable,
+    endpoint_for_workers,
+    gpu_memory_variables,
     variables,
     worker_arguments,
 )
@@ -23,13 +23,13 @@ from birdie_zmq.protocol.endpoints import parse_endpoint
 ENDPOINT = parse_endpoint("tcp://10.0.0.1:5555")
 
 
-def arguments(*typed: str, folders: Folders) -> list[str]:
-    options = ray.full_parser("ray").parse_args(["up", "--workers", "2", *typed])
-    return worker_arguments(worker.parser("worker"), options, ENDPOINT, folders)
+def arguments(*options: str, folders: BaseFolders) -> list[str]:
+    parsed = ray.full_parser("ray").parse_args(["up", "--workers", "2", *options])
+    return worker_arguments(worker.parser("worker"), parsed, ENDPOINT, folders)
 
 
-def test_only_what_was_typed_is_passed_on_and_the_worker_understands_it(tmp_path: Path) -> None:
-    typed = [
+def test_only_given_options_are_passed_on_and_the_worker_parses_them(tmp_path: Path) -> None:
+    options = [
         "--engine",
         "torch",
         "--key-file",
@@ -42,7 +42,7 @@ def test_only_what_was_typed_is_passed_on_and_the_worker_understands_it(tmp_path
         "5",
     ]
 
-    passed = arguments(*typed, "--quiet", "--cpus-per-worker", "2", folders=Folders(tmp_path))
+    passed = arguments(*options, "--quiet", "--cpus-per-worker", "2", folders=BaseFolders(tmp_path))
 
     understood = worker.parser("worker").parse_args(passed)
     expected = worker.parser("worker").parse_args([])
@@ -60,7 +60,7 @@ def test_only_what_was_typed_is_passed_on_and_the_worker_understands_it(tmp_path
     assert "--load-timeout" not in passed
 
 
-def test_every_option_of_a_worker_is_one_of_the_command(tmp_path: Path) -> None:
+def test_command_has_every_option_of_a_worker(tmp_path: Path) -> None:
     own = {option for action in worker.parser("worker")._actions for option in action.option_strings}
     (up,) = [
         action.choices["up"]
@@ -72,54 +72,54 @@ def test_every_option_of_a_worker_is_one_of_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", [["--distributed"], ["--coordinator", "a:1"], ["--num-processes", "2"], ["--process-id", "0"]]
+    "options", [["--distributed"], ["--coordinator", "a:1"], ["--num-processes", "2"], ["--process-id", "0"]]
 )
-def test_a_group_of_processes_is_not_for_ray(typed: list[str], tmp_path: Path) -> None:
+def test_process_group_options_are_refused(options: list[str], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one model on several hosts"):
-        arguments(*typed, folders=Folders(tmp_path))
+        arguments(*options, folders=BaseFolders(tmp_path))
 
 
-def test_a_page_is_looked_for_here_or_in_the_folder_that_ray_copies(tmp_path: Path) -> None:
-    here, shipped = tmp_path / "here", tmp_path / "shipped"
-    for folder in (here, shipped):
+def test_user_module_is_found_in_the_cwd_or_the_working_dir(tmp_path: Path) -> None:
+    cwd, working_dir = tmp_path / "cwd", tmp_path / "working_dir"
+    for folder in (cwd, working_dir):
         folder.mkdir()
-    assert "--built-in" in arguments(folders=Folders(here))
-    (shipped / "api.py").touch()
-    assert "--built-in" in arguments(folders=Folders(here))
-    assert arguments(folders=Folders(here, shipped))[-3:-1] == ["--api", "api.py"]
-    (here / "api.py").touch()
-    assert arguments(folders=Folders(here))[-3:-1] == ["--api", str(here / "api.py")]
-    assert "--api" not in arguments("--built-in", folders=Folders(here))
-    with pytest.raises(UsageError, match=f"there is no page at {shipped}/other.py"):
-        arguments("--api", "other.py", folders=Folders(here, shipped))
+    assert "--built-in" in arguments(folders=BaseFolders(cwd))
+    (working_dir / "api.py").touch()
+    assert "--built-in" in arguments(folders=BaseFolders(cwd))
+    assert arguments(folders=BaseFolders(cwd, working_dir))[-3:-1] == ["--api", "api.py"]
+    (cwd / "api.py").touch()
+    assert arguments(folders=BaseFolders(cwd))[-3:-1] == ["--api", str(cwd / "api.py")]
+    assert "--api" not in arguments("--built-in", folders=BaseFolders(cwd))
+    with pytest.raises(UsageError, match=f"there is no user module at {working_dir}/other.py"):
+        arguments("--api", "other.py", folders=BaseFolders(cwd, working_dir))
 
 
-def test_the_choice_of_a_gpu_is_left_to_ray(tmp_path: Path) -> None:
-    assert "cpu" in arguments("--device", "cpu", folders=Folders(tmp_path))
+def test_gpu_number_is_refused(tmp_path: Path) -> None:
+    assert "cpu" in arguments("--device", "cpu", folders=BaseFolders(tmp_path))
     with pytest.raises(UsageError, match="--gpus-per-worker 1"):
-        arguments("--device", "0", folders=Folders(tmp_path))
+        arguments("--device", "0", folders=BaseFolders(tmp_path))
 
 
-def test_a_key_is_not_copied_to_the_cluster(tmp_path: Path) -> None:
-    shipped = tmp_path / "shipped"
-    shipped.mkdir()
+def test_key_in_the_working_dir_is_refused(tmp_path: Path) -> None:
+    working_dir = tmp_path / "copied"
+    working_dir.mkdir()
 
-    with pytest.raises(UsageError, match="lies in --working-dir"):
-        arguments("--key-file", "shipped/w.key", folders=Folders(tmp_path, shipped))
-    assert str(tmp_path / "w.key") in arguments("--key-file", "w.key", folders=Folders(tmp_path, shipped))
-    assert "/keys/w.key" in arguments("--key-file", "/keys/w.key", folders=Folders(tmp_path, shipped))
+    with pytest.raises(UsageError, match="is in --working-dir"):
+        arguments("--key-file", "copied/w.key", folders=BaseFolders(tmp_path, working_dir))
+    assert str(tmp_path / "w.key") in arguments("--key-file", "w.key", folders=BaseFolders(tmp_path, working_dir))
+    assert "/keys/w.key" in arguments("--key-file", "/keys/w.key", folders=BaseFolders(tmp_path, working_dir))
 
 
-def test_variables_are_named_or_given() -> None:
-    assert variables(["A", "B=1=2", "C="], {"A": "here", "D": "not asked for"}) == {"A": "here", "B": "1=2", "C": ""}
-    with pytest.raises(UsageError, match="--env E names a variable that is not set here"):
+def test_variables_are_taken_from_the_environment_or_given() -> None:
+    assert variables(["A", "B=1=2", "C="], {"A": "here", "D": "not requested"}) == {"A": "here", "B": "1=2", "C": ""}
+    with pytest.raises(UsageError, match="--env E: this variable is not set in the environment"):
         variables(["E"], {})
 
 
 def test_workers_that_share_a_gpu_share_its_memory() -> None:
-    assert memory_variables(0.5, {}) == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}
-    assert memory_variables(1.0, {}) == memory_variables(0.0, {}) == {}
-    assert memory_variables(0.5, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"}) == {}
+    assert gpu_memory_variables(0.5, {}) == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}
+    assert gpu_memory_variables(1.0, {}) == gpu_memory_variables(0.0, {}) == {}
+    assert gpu_memory_variables(0.5, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -130,15 +130,15 @@ def test_workers_that_share_a_gpu_share_its_memory() -> None:
         ("tcp://127.0.0.1:5555", "10.0.0.7", "tcp://127.0.0.1:5555"),
     ],
 )
-def test_a_broker_at_all_addresses_is_found_at_one(bound: str, address: str, found: str) -> None:
-    assert str(reachable(parse_endpoint(bound), address)) == found
+def test_wildcard_address_is_replaced_by_this_machines_address(bound: str, address: str, found: str) -> None:
+    assert str(endpoint_for_workers(parse_endpoint(bound), address)) == found
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5555", "tcp://localhost:5555", "ipc:///run/broker"])
-def test_an_endpoint_of_this_machine_is_refused_where_there_are_other_nodes(endpoint: str) -> None:
-    here, there = Node("here", True, {}), Node("there", False, {})
+def test_local_endpoint_is_refused_when_there_are_other_nodes(endpoint: str) -> None:
+    local, remote = Node("local", True, {}), Node("remote", False, {})
 
-    check_reach(parse_endpoint(endpoint), [here])
-    check_reach(ENDPOINT, [here, there])
-    with pytest.raises(UsageError, match=r"the cluster has other nodes \(there\).*--keys --key-file FILE"):
-        check_reach(parse_endpoint(endpoint), [here, there])
+    check_reachable(parse_endpoint(endpoint), [local])
+    check_reachable(ENDPOINT, [local, remote])
+    with pytest.raises(UsageError, match=r"the cluster has other nodes \(remote\).*--keys --key-file FILE"):
+        check_reachable(parse_endpoint(endpoint), [local, remote])

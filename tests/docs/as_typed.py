@@ -79,7 +79,7 @@ GOES_ON = (
     (re.compile(r"(python broker\.py|birdie-zmq broker)\b"), re.compile(r"broker at")),
     (
         re.compile(r"(python -m workers\.\w+|birdie-zmq worker)\b"),
-        re.compile(r"registered with the broker|worker that follows"),
+        re.compile(r"registered with the broker|follower worker"),
     ),
 )
 """Commands that a reader leaves running in a terminal of their own, and the output by which they are ready."""

@@ -1,4 +1,4 @@
-"""What the tests read out of the Markdown files of the checkout."""
+"""Markdown parsing for the tests of the documentation: blocks, prose, links and anchors."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _HEADING = re.compile(r"^#+ +(?P<title>.+)$")
 
 
 def pages() -> list[Path]:
-    """README.md first, then the pages of docs/."""
+    """Return README.md and the pages of docs/, in this order."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, what stands behind that, the number of its first line, and its text."""
+    """A fenced block: its language, the rest of the opening line, the number of its first line, and its text."""
 
     page: Path
     language: str
@@ -32,12 +32,12 @@ class Block:
 
     @property
     def where(self) -> str:
-        """Page and line, for messages."""
+        """Page and line, for error messages."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """All fenced blocks of a page, in order."""
+    """Yield all fenced blocks of a page, in order."""
     opened: re.Match[str] | None = None
     lines: list[str] = []
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
@@ -53,7 +53,7 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def prose(page: Path) -> Iterator[tuple[int, str]]:
-    """The lines outside of fenced blocks, with their numbers."""
+    """Yield the lines outside of fenced blocks, with their numbers."""
     inside = False
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if line.startswith("```"):
@@ -63,14 +63,14 @@ def prose(page: Path) -> Iterator[tuple[int, str]]:
 
 
 def links(page: Path) -> Iterator[tuple[int, str]]:
-    """The targets of the links and pictures of a page, with their lines."""
+    """Yield the targets of the links and pictures of a page, with their line numbers."""
     for number, line in prose(page):
         for match in _LINK.finditer(_CODE.sub("code", line)):
             yield number, match["target"]
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     found: set[str] = set()
     for _, line in prose(page):
         match = _HEADING.match(line)

@@ -1,6 +1,6 @@
-"""A reader with a machine of their own: birdie-zmq installed from a copy of the checkout, and a terminal in it.
+"""A simulated reader who runs the commands of a page against birdie-zmq, installed from a copy of the checkout.
 
-Nothing of what a page does reaches the checkout, the reader's real home, or the environment of the tests.
+The commands of a page cannot change the checkout, the real home directory, or the environment of the tests.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ import sys
 from lm_eval.__main__ import cli_evaluate
 sys.exit(cli_evaluate())
 """
-"""As pip writes it."""
+"""The script that pip installs as ``lm_eval``."""
 
-MY_PACKAGE = '''"""Stands for the package of README.md's page: a restored model that knows nothing."""
+MY_PACKAGE = '''"""Replaces the package that the api.py in README.md imports: a model with constant weights."""
 import jax.numpy as jnp
 
 def restore(path, size):
@@ -45,7 +45,7 @@ def apply(params, tokens):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free now, and most likely stay so until they are used."""
+    """Return ports that are free now; another process is unlikely to take them before they are used."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -54,10 +54,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Machine:
-    """What is made once: the copy of the checkout, the installation, and the checkpoints.
+    """The environment that all readers share: a copy of the checkout, its installation, and checkpoints.
 
     Args:
-        folder: Where all of it is.
+        folder: The parent folder of all three.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,7 +79,7 @@ class Machine:
             if (ROOT / name).is_file():
                 (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, self.checkout / name)
-        # The default ports are those of the docs, and may be in use on this machine.
+        # The documentation uses the default ports, which may be in use on this machine.
         for name, line, port in (
             ("birdie_zmq/protocol/endpoints.py", "DEFAULT_PORT = 5555", self.port),
             ("birdie_zmq/settings.py", "DEFAULT_STATUS_PORT = 5556", self.status_port),
@@ -89,12 +89,12 @@ class Machine:
             (self.checkout / name).write_text(text.replace(line, f"{line.partition('=')[0]}= {port}"), "utf-8")
 
     def _install(self) -> Path:
-        """An environment that has what this one has, and birdie-zmq from the copy; its folder of commands."""
+        """Create an environment with the packages of this one and birdie-zmq from the copy; return its folder of commands."""
         venv = self.folder / "venv"
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=120)
         (packages,) = (venv / "lib").glob("python*/site-packages")
         paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        # A .pth file among those is not read, so what is installed for the tests does not stand in for the copy.
+        # Python reads no .pth files in these paths, so an editable installation of the tests cannot hide the copy.
         (packages / "of_the_tests.pth").write_text("\n".join(sorted(paths)) + "\n")
         python = venv / "bin" / "python"
         command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(self.checkout)]
@@ -105,26 +105,26 @@ class Machine:
         return venv / "bin"
 
     def processes(self) -> list[psutil.Process]:
-        """All that run from here."""
+        """Return all processes that were started from this folder."""
         found = []
         for process in psutil.process_iter():
             try:
-                line = process.cmdline()
+                arguments = process.cmdline()
             except psutil.Error:
                 continue
-            if any(str(self.folder) in word for word in line) and process.status() != psutil.STATUS_ZOMBIE:
+            if any(str(self.folder) in argument for argument in arguments) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         return found
 
 
 def without_python_path() -> dict[str, str]:
-    """This environment, less what would put another checkout before the copy."""
+    """Return this environment without the variables that would make another checkout importable before the copy."""
     return {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
 
 
 @dataclass
-class Running:
-    """A command that goes on."""
+class RunningCommand:
+    """A command that keeps running, such as a broker."""
 
     command: str
     process: subprocess.Popen[bytes]
@@ -137,16 +137,16 @@ class Running:
 
 @dataclass
 class Reader:
-    """Somebody who types what a page says, in a fresh copy of the checkout.
+    """Runs the commands of a page in a fresh copy of the checkout.
 
     Attributes:
-        machine: Theirs.
-        folder: The copy.
+        machine: The shared installation.
+        folder: The copy of the checkout for this reader.
     """
 
     machine: Machine
     folder: Path
-    _running: list[Running] = field(default_factory=list)
+    _running: list[RunningCommand] = field(default_factory=list)
     _count: int = 0
 
     def __post_init__(self) -> None:
@@ -155,12 +155,12 @@ class Reader:
         self.home = self.folder.with_name(f"{self.folder.name}.home")
         self.home.mkdir()
         settings = Path.home() / ".config" / "pip"
-        if settings.is_dir():  # Which index pip asks is the machine's to say.
+        if settings.is_dir():  # pip must use the package index that this machine has configured.
             shutil.copytree(settings, self.home / ".config" / "pip")
 
     @property
-    def places(self) -> dict[str, str]:
-        """What the names of the substitutions stand for."""
+    def substitution_values(self) -> dict[str, str]:
+        """The values of the names in the substitutions."""
         return {
             "port": str(self.machine.port),
             "status_port": str(self.machine.status_port),
@@ -171,22 +171,22 @@ class Reader:
         }
 
     def save(self, block: Block) -> None:
-        """Write a block to the file that its title names."""
+        """Save a block to the file named in its title."""
         match = re.fullmatch(r'title="([\w.]+)"', block.rest)
-        assert match is not None, f"{block.where}: what does {block.rest!r} mean?"
-        (self.folder / match[1]).write_text(substituted(block.text, self.places), "utf-8")
+        assert match is not None, f"{block.where}: unknown attribute {block.rest!r} of a block"
+        (self.folder / match[1]).write_text(substituted(block.text, self.substitution_values), "utf-8")
 
     def type(self, where: str, command: str) -> str:
-        """Run a command as it stands on a page; its output, or what it had written when it was ready if it goes on."""
+        """Run a command of a page and return its output; for a command that keeps running, the output until it was ready."""
         mark = ready_mark(command)
         if starts_broker(command):
             self.end()
-        words = substituted(without_comment(command), self.places)
+        shell_command = substituted(without_comment(command), self.substitution_values)
         self._count += 1
         log = self.folder.with_name(f"{self.folder.name}.{self._count}.log")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["bash", "-euo", "pipefail", "-c", f"exec {words}" if mark else words],
+                ["bash", "-euo", "pipefail", "-c", f"exec {shell_command}" if mark else shell_command],
                 cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
@@ -194,18 +194,20 @@ class Reader:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        running = Running(words, process, log)
+        running = RunningCommand(shell_command, process, log)
         self._running.append(running)
         deadline = time.monotonic() + (READY_S if mark else COMMAND_S)
         while process.poll() is None and not (mark and mark.search(running.output)):
-            assert time.monotonic() < deadline, f"{where}: not done in time: {words}\n{running.output}"
+            assert time.monotonic() < deadline, f"{where}: not done in time: {shell_command}\n{running.output}"
             time.sleep(0.05)
         status = process.poll()
         if mark is None:
             self._running.remove(running)
-            assert status == 0, f"{where}: ended with {status}: {words}\n{running.output}"
+            assert status == 0, f"{where}: exited with status {status}: {shell_command}\n{running.output}"
         else:
-            assert status is None, f"{where}: it should go on, and ended with {status}: {words}\n{running.output}"
+            assert status is None, (
+                f"{where}: expected to keep running, but exited with status {status}: {shell_command}\n{running.output}"
+            )
         return running.output
 
     def _environment(self) -> dict[str, str]:
@@ -220,8 +222,8 @@ class Reader:
         }
 
     def end(self) -> None:
-        """End what goes on, the last first, and see that all of it was still there and nothing is left."""
-        ended_before = [each for each in self._running if each.process.poll() is not None]
+        """Stop the running commands, the newest first; fail if one had exited before or a process is left."""
+        exited_early = [each for each in self._running if each.process.poll() is not None]
         for each in reversed(self._running):
             if each.process.poll() is None:
                 os.killpg(each.process.pid, signal.SIGTERM)
@@ -237,4 +239,4 @@ class Reader:
         for process in left:
             process.kill()
         assert not left, f"left behind: {left}"
-        assert not ended_before, "\n".join(f"{each.command} ended by itself:\n{each.output}" for each in ended_before)
+        assert not exited_early, "\n".join(f"{each.command} exited early:\n{each.output}" for each in exited_early)

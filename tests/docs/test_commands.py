@@ -1,7 +1,7 @@
-"""Every command of README.md and docs/ does what it says, page by page, as a reader types it.
+"""Every command of README.md and docs/ works, in the order of its page.
 
-A block of ``sh`` is commands; a block of ``python`` with a title is a file that the reader saves. What goes on is left
-running until the page ends, or until it starts another broker. A run of lm_eval takes about ten seconds.
+A ``sh`` block contains commands; a ``python`` block with a title is a file that the reader saves. A broker or worker is
+left running until the end of the page, or until another broker is started. A run of lm_eval takes about ten seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def name_of(page: Path) -> str:
 
 
 def steps(page: Path) -> list[tuple[Block, str | None]]:
-    """What a reader does: each command, and None for each file to save."""
+    """Return the steps of a page: a block with a command, or with None for a file to save."""
     found: list[tuple[Block, str | None]] = []
     for block in blocks(page):
         if block.language == "sh":
@@ -43,18 +43,18 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 @pytest.fixture
 def reader(machine: Machine, request: pytest.FixtureRequest) -> Iterator[Reader]:
-    """One for each page."""
-    reading = Reader(machine, machine.folder / f"page{len(list(machine.folder.glob('page*.home')))}")
+    """Provide a fresh reader for each page."""
+    new_reader = Reader(machine, machine.folder / f"page{len(list(machine.folder.glob('page*.home')))}")
     try:
-        yield reading
+        yield new_reader
     finally:
-        reading.end()
+        new_reader.end()
 
 
 @pytest.mark.docs
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
-def test_the_commands_of_a_page_work_in_its_order(page: Path, reader: Reader) -> None:
+def test_commands_of_a_page_work_in_order(page: Path, reader: Reader) -> None:
     for prepared in PREPARED.get(name_of(page), ()):
         reader.type(f"before {name_of(page)}", prepared)
     for block, command in steps(page):
@@ -65,44 +65,44 @@ def test_the_commands_of_a_page_work_in_its_order(page: Path, reader: Reader) ->
 
 
 @pytest.mark.docs
-def test_a_command_that_fails_is_named(reader: Reader) -> None:
-    with pytest.raises(AssertionError, match=r"README\.md:1: ended with 3: exit 3"):
+def test_failed_command_is_named(reader: Reader) -> None:
+    with pytest.raises(AssertionError, match=r"README\.md:1: exited with status 3: exit 3"):
         reader.type("README.md:1", "exit 3")
-    with pytest.raises(AssertionError, match="it should go on, and ended with 2"):
+    with pytest.raises(AssertionError, match="expected to keep running, but exited with status 2"):
         reader.type("README.md:1", "birdie-zmq broker --bind nowhere")
     reader._running.clear()
-    with pytest.raises(AssertionError, match="ended with 1"):
+    with pytest.raises(AssertionError, match="exited with status 1"):
         reader.type("README.md:1", "false | true")
 
 
 @pytest.mark.docs
-def test_a_broker_that_ends_by_itself_is_named(machine: Machine) -> None:
-    reading = Reader(machine, machine.folder / "ends")
-    reading.type("here", "python broker.py")
-    reading._running[0].process.terminate()
-    reading._running[0].process.wait(30)
+def test_broker_that_exits_early_is_named(machine: Machine) -> None:
+    new_reader = Reader(machine, machine.folder / "ends")
+    new_reader.type("here", "python broker.py")
+    new_reader._running[0].process.terminate()
+    new_reader._running[0].process.wait(30)
 
-    with pytest.raises(AssertionError, match=r"python broker\.py ended by itself"):
-        reading.end()
+    with pytest.raises(AssertionError, match=r"python broker\.py exited early"):
+        new_reader.end()
 
 
 def every_command() -> list[str]:
-    """Those of all pages, without their comments."""
+    """Return the commands of all pages, without their comments."""
     found = [
         command for page in pages() for block in blocks(page) if block.language == "sh" for command in commands(block)
     ]
     return [without_comment(command) for command in found]
 
 
-def test_what_is_not_run_is_still_on_a_page() -> None:
+def test_each_command_that_is_not_run_is_on_a_page() -> None:
     assert [command for command in NOT_RUN if command not in every_command()] == []
 
 
-def test_every_substitution_is_needed() -> None:
-    typed = [*every_command(), f"the default of --status-port: {DEFAULT_STATUS_PORT}"]
-    needed = {each for each in SUBSTITUTIONS for command in typed if re.search(each.pattern, command)}
+def test_every_substitution_is_used() -> None:
+    substitutable = [*every_command(), f"the default of --status-port: {DEFAULT_STATUS_PORT}"]
+    used = {each for each in SUBSTITUTIONS for command in substitutable if re.search(each.pattern, command)}
 
-    assert set(SUBSTITUTIONS) - needed == set()
+    assert set(SUBSTITUTIONS) - used == set()
     assert set(PREPARED) <= {name_of(page) for page in WITH_COMMANDS}
 
 
@@ -115,12 +115,12 @@ def test_every_substitution_is_needed() -> None:
         ("a '\nb'\n", ["a '\nb'"]),
     ],
 )
-def test_a_command_ends_where_the_shell_says(text: str, expected: list[str]) -> None:
+def test_commands_are_split_where_the_shell_splits_them(text: str, expected: list[str]) -> None:
     assert commands(Block(ROOT / "README.md", "sh", "", 1, text)) == expected
 
 
-def test_words_are_replaced_and_braces_of_others_stay() -> None:
-    places = {
+def test_substitutions_are_applied_and_other_braces_kept() -> None:
+    values = {
         "port": "1234",
         "checkpoints": "/c",
         "status_port": "1",
@@ -130,14 +130,14 @@ def test_words_are_replaced_and_braces_of_others_stay() -> None:
     }
 
     assert (
-        substituted("a port=5555,x=/checkpoints/b key_file=client-a", places)
+        substituted("a port=5555,x=/checkpoints/b key_file=client-a", values)
         == "a port=1234,x=/c/b key_file=/k/client-a"
     )
-    assert substituted("""a '{"model_tag": "demo"}' 5555""", places) == """a '{"model_tag": "demo"}' 1234"""
+    assert substituted("""a '{"model_tag": "demo"}' 5555""", values) == """a '{"model_tag": "demo"}' 1234"""
 
 
 @pytest.mark.parametrize(
-    ("command", "goes_on"),
+    ("command", "keeps_running"),
     [
         ("python broker.py --status-port", True),
         ("birdie-zmq worker --api page.py", True),
@@ -147,5 +147,5 @@ def test_words_are_replaced_and_braces_of_others_stay() -> None:
         ("birdie-zmq keys new worker gpu1", False),
     ],
 )
-def test_what_goes_on_is_known_by_its_name(command: str, goes_on: bool) -> None:
-    assert (ready_mark(command) is not None) == goes_on
+def test_commands_that_keep_running_are_recognised(command: str, keeps_running: bool) -> None:
+    assert (ready_mark(command) is not None) == keeps_running

@@ -1,4 +1,4 @@
-"""docs/reference/errors.md has every error, and no message that the code does not have."""
+"""docs/reference/errors.md lists every error, and only messages that exist in the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CODES = {code: kind.__name__ for code, kind in BirdieError._classes.items() if k
 
 
 def messages() -> list[str]:
-    """The first column of the tables of messages."""
+    """Return the first column of the tables of messages."""
     found, inside = [], False
     for _, line in prose(PAGE):
         cells = [cell.strip() for cell in line.split(" | ")]
@@ -31,7 +31,7 @@ def messages() -> list[str]:
 
 
 def templates() -> Iterator[str]:
-    """The texts of the code, with … for what is put into them."""
+    """Yield the string constants and f-strings of the code, with … for each replacement field."""
     for path in [*(ROOT / "birdie_zmq").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
@@ -43,13 +43,13 @@ def templates() -> Iterator[str]:
 TEMPLATES = list(templates())
 
 
-def fits(message: str, template: str) -> bool:
-    """Whether the words between the … of a message stand in a text, in their order."""
-    words = [re.escape(word) for word in re.split(r"\s*…\s*", message) if word]
-    return re.search(".*".join(words), template, re.DOTALL) is not None
+def matches(message: str, template: str) -> bool:
+    """Return whether the text fragments between the … of a message occur in a template, in their order."""
+    fragments = [re.escape(fragment) for fragment in re.split(r"\s*…\s*", message) if fragment]
+    return re.search(".*".join(fragments), template, re.DOTALL) is not None
 
 
-def test_every_code_is_on_the_page_with_its_class() -> None:
+def test_every_error_code_and_class_is_on_the_page() -> None:
     lines = [line for _, line in prose(PAGE)]
     text = "\n".join(lines)
 
@@ -58,13 +58,13 @@ def test_every_code_is_on_the_page_with_its_class() -> None:
 
 
 @pytest.mark.parametrize("message", messages())
-def test_a_message_of_the_page_is_one_of_the_code(message: str) -> None:
+def test_message_of_the_page_exists_in_the_code(message: str) -> None:
     assert len(re.sub(r"[…\s]", "", message)) > 8
-    assert any(fits(message, template) for template in TEMPLATES)
+    assert any(matches(message, template) for template in TEMPLATES)
 
 
-def test_messages_are_found_on_the_page_and_told_from_others() -> None:
+def test_messages_are_parsed_and_matched() -> None:
     assert len(messages()) > 50
-    assert not fits("there is no cat at …", "there is no page at …")
-    assert fits("there is … at …", "there is no page at …, which")
-    assert not fits("at … there is", "there is no page at …")
+    assert not matches("there is no cat at …", "there is no file at …")
+    assert matches("there is … at …", "there is no file at …, which")
+    assert not matches("at … there is", "there is no file at …")

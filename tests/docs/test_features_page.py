@@ -1,4 +1,4 @@
-"""docs/reference/features.md and docs/explanation/faults.md name tests that there are."""
+"""docs/reference/features.md and docs/explanation/faults.md name only tests that exist."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tests.docs.markdown import ROOT
 _NAMED = re.compile(r"`(?P<path>[\w/]*test_\w+\.py|[a-z]+/)(?:::(?P<test>\w+)[^`]*)?`")
 
 
-def named(page: Path) -> list[tuple[str, str | None]]:
-    """The files and folders of tests that the last column of a table names, and the test's name if it has one."""
+def named_tests(page: Path) -> list[tuple[str, str | None]]:
+    """Return the test files and folders that the rows of the tables name, each with the name of a test or None."""
     rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     return [(match["path"].removeprefix("tests/"), match["test"]) for row in rows for match in _NAMED.finditer(row)]
 
 
 @pytest.mark.parametrize("name", ["reference/features.md", "explanation/faults.md"])
-def test_every_test_that_a_page_names_is_there(name: str) -> None:
-    found = named(ROOT / "docs" / name)
+def test_every_test_named_on_a_page_exists(name: str) -> None:
+    references = named_tests(ROOT / "docs" / name)
     tests = ROOT / "tests"
 
-    assert len(found) > 10
-    for path, test in found:
+    assert len(references) > 10
+    for path, test in references:
         files = [tests / path] if (tests / path).exists() else list(tests.rglob(path))
         assert files, path
         assert test is None or f"def {test}" in files[0].read_text(encoding="utf-8"), f"{path}::{test}"

@@ -1,4 +1,4 @@
-"""Links lead somewhere: on GitHub, and so in the site, which is built from the same pages."""
+"""All relative links are valid on GitHub, and so on the site, which is built from the same pages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _LISTED = subprocess.run(
     ["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
 ).stdout.split()
 FILES = [ROOT / name for name in _LISTED if (ROOT / name).exists()] or [*pages(), *ROOT.glob("*.md")]
-"""All Markdown files of the checkout; in an unpacked archive, those that there are."""
+"""All Markdown files of the checkout; in an unpacked archive without git, the pages and the files of the root folder."""
 
 
 def broken_links(page: Path, root: Path = ROOT) -> list[str]:
+    """Return a message for each relative link of a page that is broken."""
     found = []
     for line, target in links(page):
         if "://" in target or target.startswith("mailto:"):
@@ -35,25 +36,25 @@ def broken_links(page: Path, root: Path = ROOT) -> list[str]:
 
 
 @pytest.mark.parametrize("page", FILES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+def test_every_relative_link_has_a_file_and_heading(page: Path) -> None:
     assert broken_links(page) == []
 
 
-def test_every_page_of_docs_can_be_reached_from_the_first_one() -> None:
-    reached, ahead = set[Path](), [ROOT / "README.md"]
-    while ahead:
-        page = ahead.pop()
+def test_every_page_is_reachable_from_the_readme() -> None:
+    reached, pending = set[Path](), [ROOT / "README.md"]
+    while pending:
+        page = pending.pop()
         if page in reached:
             continue
         reached.add(page)
         names = [unquote(target).partition("#")[0] for _, target in links(page) if "://" not in target]
-        ahead += [path for name in names if (path := (page.parent / name).resolve()).suffix == ".md"]
+        pending += [path for name in names if (path := (page.parent / name).resolve()).suffix == ".md"]
 
     assert [page.name for page in pages() if page not in reached] == []
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "problem"),
     [
         ("[a](nowhere.md)", "line 1: there is no nowhere.md"),
         ("[a](#nothing)", "line 1: page.md has no heading for #nothing"),
@@ -62,18 +63,18 @@ def test_every_page_of_docs_can_be_reached_from_the_first_one() -> None:
         ("```text\n[a](nowhere.md)\n```\n`[a](nowhere.md)` [a](there.md#two-words) [b](https://nowhere.md)", None),
     ],
 )
-def test_a_link_that_leads_nowhere_is_named(text: str, fault: str | None, tmp_path: Path) -> None:
+def test_broken_link_is_reported(text: str, problem: str | None, tmp_path: Path) -> None:
     root = tmp_path / "checkout"
     root.mkdir()
     (tmp_path / "secret.png").touch()
     (root / "there.md").write_text("# Two words\n")
     (root / "page.md").write_text(text)
 
-    assert broken_links(root / "page.md", root) == ([] if fault is None else [fault])
+    assert broken_links(root / "page.md", root) == ([] if problem is None else [problem])
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
-def test_python_in_the_docs_can_be_parsed(page: Path) -> None:
+def test_python_blocks_can_be_parsed(page: Path) -> None:
     for block in blocks(page):
         if block.language == "python":
             ast.parse(block.text, filename=block.where)

@@ -1,4 +1,4 @@
-"""docs/reference/options.md says what the code says, and of all of it."""
+"""docs/reference/options.md is complete and up to date with the code."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from docs.generate import options_page
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_the_page_is_as_the_code_says() -> None:
-    cure = "it is made anew by: python -m docs.generate.options_page"
-    assert options_page.PAGE.read_text(encoding="utf-8") == options_page.page(), cure
+def test_options_page_is_up_to_date() -> None:
+    fix = "regenerate it with: python -m docs.generate.options_page"
+    assert options_page.PAGE.read_text(encoding="utf-8") == options_page.page(), fix
 
 
 def test_every_command_is_on_the_page() -> None:
@@ -25,8 +25,8 @@ def test_every_command_is_on_the_page() -> None:
     assert [name for name in main.COMMANDS if f"`birdie-zmq {name}" not in headings] == []
 
 
-def test_every_variable_of_our_own_is_on_the_page() -> None:
-    """Other than those of tests and benchmarks, which CONTRIBUTING.md has."""
+def test_every_environment_variable_is_on_the_page() -> None:
+    """The variables of tests and benchmarks are in CONTRIBUTING.md instead."""
     found: set[str] = set()
     for path in [*(ROOT / "birdie_zmq").rglob("*.py"), ROOT / "lm_eval_hook" / "_birdie_zmq_hook.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -37,6 +37,6 @@ def test_every_variable_of_our_own_is_on_the_page() -> None:
     assert {name for name in found if f"| `{name}` |" not in options_page.page()} == set()
 
 
-def test_the_built_in_page_lets_through_what_the_engine_reads() -> None:
-    """But for the mesh, which is a parameter of its own, and of load_model alone."""
-    assert {word.name for word in MODEL_ARGS if word.passed_on} == {*models._ENGINE, "mesh"}
+def test_built_in_models_forward_all_engine_arguments() -> None:
+    """The only exception is ``mesh``, which is a separate parameter that only ``load_model`` has."""
+    assert {argument.name for argument in MODEL_ARGS if argument.forwarded} == {*models._ENGINE_ARGS, "mesh"}

@@ -1,4 +1,4 @@
-"""The pictures of the documentation are what the encoder and the planners do."""
+"""The pictures of the documentation match the encoder and the planners."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PAGE = FOLDER.parent / "explanation" / "how_scoring_works.md"
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_what_its_script_draws(name: str) -> None:
+def test_picture_matches_its_script(name: str) -> None:
     drawn = PICTURES[name]()
 
-    assert (FOLDER / f"{name}.svg").read_text(encoding="utf-8") == drawn, "draw anew: python -m benchmarks.pictures"
+    assert (FOLDER / f"{name}.svg").read_text(encoding="utf-8") == drawn, "redraw with: python -m benchmarks.pictures"
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_nothing_of_a_picture_leaves_its_ground(name: str) -> None:
+def test_boxes_stay_inside_the_picture(name: str) -> None:
     root = ElementTree.fromstring((FOLDER / f"{name}.svg").read_text(encoding="utf-8"))
     height = float(root.attrib["viewBox"].split()[3])
 
@@ -36,7 +36,7 @@ def test_nothing_of_a_picture_leaves_its_ground(name: str) -> None:
         assert y + float(box["height"]) <= height
 
 
-def test_the_page_shows_each_picture_once_and_says_what_is_on_it() -> None:
+def test_page_shows_each_picture_once_with_alternative_text() -> None:
     shown = re.findall(r"!\[([^\]]+)\]\(\.\./images/(\w+)\.svg\)", _PAGE.read_text(encoding="utf-8"))
 
     assert sorted(name for _, name in shown) == sorted(PICTURES)

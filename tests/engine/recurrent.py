@@ -1,4 +1,4 @@
-"""A small recurrent model with plain functions, whose state cannot be taken apart into tokens."""
+"""A small recurrent model with plain functions; unlike a KV cache, its state has no axis of tokens."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def init_state(params: Any, batch: int, capacity: int) -> jax.Array:
 
 
 def extend(params: Any, tokens: jax.Array, lengths: jax.Array, state: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A gated linear recurrence: the gate says how much of each channel is kept. Padding keeps all of it."""
-    read = params["embedding"][tokens]
+    """Compute a gated linear recurrence: the gate is the share of each channel that is kept. Padding keeps all of it."""
+    embedded = params["embedding"][tokens]
     is_real = (jnp.arange(tokens.shape[1])[None] < lengths[:, None])[..., None]
-    gates = jnp.where(is_real, jax.nn.sigmoid(read @ params["gate"] + 2.0), 1.0)
-    values = jnp.where(is_real, read @ params["value"], 0.0)
+    gates = jnp.where(is_real, jax.nn.sigmoid(embedded @ params["gate"] + 2.0), 1.0)
+    values = jnp.where(is_real, embedded @ params["value"], 0.0)
 
     def step(state: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         gate, value = at
@@ -48,12 +48,12 @@ def unembed(params: Any, hidden: jax.Array) -> jax.Array:
 
 
 def logits(params: Any, tokens: jax.Array) -> jax.Array:
-    """The same model over whole rows."""
+    """Return the logits of whole rows."""
     batch, length = tokens.shape
     hidden, _ = extend(params, tokens, jnp.full(batch, length), init_state(params, batch, length))
     return unembed(params, hidden)
 
 
 def recurrent() -> Model:
-    """The model by its state alone."""
+    """Return the model with its state as the only way to compute."""
     return Model(params=init_params(), init_state=init_state, extend=extend, unembed=unembed)

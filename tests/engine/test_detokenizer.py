@@ -1,4 +1,4 @@
-"""What counts as the answer, with and without thoughts before it."""
+"""The extraction of answers, with and without reasoning before them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ END = 256
 
 
 class Letters:
-    """One token a byte, and a special one."""
+    """One token per byte, and a special one."""
 
     eos_token_id = 257
 
@@ -32,66 +32,66 @@ class Letters:
         return "".join(written)
 
 
-def read(text: str, *until: str, end: str | int | None = None) -> tuple[str, bool]:
+def extract(text: str, *until: str, end: str | int | None = None) -> tuple[str, bool]:
     tokenizer = TokenizerAdapter(Letters())
     answer = AnswerExtractor(tokenizer, GenerationParams(until=until, think_end_token=end))
     generated = tokenizer.encode([text])[0]
-    return answer.text(generated), answer.is_over(generated)
+    return answer.text(generated), answer.is_finished(generated)
 
 
 def test_text_ends_before_the_first_stop_string() -> None:
-    assert read(" 12 plums.\nQuestion", "\n", "Q") == (" 12 plums.", True)
-    assert read(" 12 plums", "\n") == (" 12 plums", False)
+    assert extract(" 12 plums.\nQuestion", "\n", "Q") == (" 12 plums.", True)
+    assert extract(" 12 plums", "\n") == (" 12 plums", False)
 
 
 @pytest.mark.parametrize("end", ["</think>", END])
-def test_a_special_token_ends_the_thoughts(end: Any) -> None:
-    assert read("3 and\n\n9 </think>\n\n 12\nQuestion", "\n", end=end) == ("12", True)
+def test_a_special_token_ends_the_reasoning(end: Any) -> None:
+    assert extract("3 and\n\n9 </think>\n\n 12\nQuestion", "\n", end=end) == ("12", True)
 
 
 @pytest.mark.parametrize("end", ["so:", ord(":")])
-def test_a_text_or_an_ordinary_token_ends_the_thoughts(end: Any) -> None:
-    assert read("3 and\n\n9 so:\n 12\nQuestion", "\n", end=end) == ("12", True)
+def test_a_text_or_an_ordinary_token_ends_the_reasoning(end: Any) -> None:
+    assert extract("3 and\n\n9 so:\n 12\nQuestion", "\n", end=end) == ("12", True)
 
 
 @pytest.mark.parametrize("end", ["</think>", END, "so:", ord("!")])
-def test_a_stop_string_among_thoughts_stops_nothing(end: Any) -> None:
-    assert read("3 and\n\n9", "\n", end=end)[1] is False
+def test_a_stop_string_within_the_reasoning_is_ignored(end: Any) -> None:
+    assert extract("3 and\n\n9", "\n", end=end)[1] is False
 
 
 @pytest.mark.parametrize("end", ["</think>", END, "so:", ord("!")])
-def test_thoughts_that_never_end_are_the_answer(end: Any) -> None:
-    assert read(" 3 and\n\n9", "\n", end=end)[0] == "3 and"
+def test_reasoning_that_never_ends_is_the_answer(end: Any) -> None:
+    assert extract(" 3 and\n\n9", "\n", end=end)[0] == "3 and"
 
 
 @pytest.mark.parametrize("end", ["so:", ord(":")])
-def test_the_last_end_counts(end: Any) -> None:
-    assert read("a so: b\n so: c\n d", "\n", end=end) == ("c", True)
+def test_the_last_end_of_reasoning_counts(end: Any) -> None:
+    assert extract("a so: b\n so: c\n d", "\n", end=end) == ("c", True)
 
 
-def test_white_space_stays_where_nothing_thinks() -> None:
-    assert read("  12 ") == ("  12 ", False)
+def test_white_space_is_kept_without_reasoning() -> None:
+    assert extract("  12 ") == ("  12 ", False)
 
 
-# --- Answers as their tokens come ------------------------------------------------------------------------------------
+# --- Incremental detokenization ---------------------------------------------------------------------------------------
 
-PIECES = ["a", "b", "ab", "ba", "aa", " a", "\n", "\n\n", " ", ".", "é", "日", "so:", "<end>"]
+FREQUENT = ["a", "b", "ab", "ba", "aa", " a", "\n", "\n\n", " ", ".", "é", "日", "so:", "<end>"]
 
 
 @functools.cache
 def byte_level() -> TokenizerAdapter:
-    """Tokens of a byte, and of some that often stand together: a token may hold half a character, or two words."""
+    """Tokens of one byte, and of frequent strings: a token may hold half a character, or two words."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    together = [spell.pre_tokenize_str(piece)[0][0] for piece in PIECES]
-    words = dict.fromkeys([*alphabet, *together])
+    frequent = [spell.pre_tokenize_str(text)[0][0] for text in FREQUENT]
+    words = dict.fromkeys([*alphabet, *frequent])
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="a"))
     tokenizer.decoder = decoders.ByteLevel()
     return TokenizerAdapter(tokenizer, prefix_token_id=0)
 
 
 class JoinedWords:
-    """A decoder that leaves out the space at the very beginning, as many do; its tokens are words."""
+    """A decoder that drops a leading space, as many do; its tokens are words."""
 
     eos_token_id = None
 
@@ -102,24 +102,24 @@ class JoinedWords:
         return "".join((" a", "b", " .", "\n")[number] for number in ids).removeprefix(" ")
 
 
-def naive(answer: AnswerExtractor, tokens: list[int]) -> int | None:
-    """After how many tokens the answer is over, by reading all of it after each."""
-    return next((count for count in range(1, len(tokens) + 1) if answer.is_over(tokens[:count])), None)
+def finished_naively(answer: AnswerExtractor, tokens: list[int]) -> int | None:
+    """Return after how many tokens the answer is finished; detokenize all of it after each token."""
+    return next((count for count in range(1, len(tokens) + 1) if answer.is_finished(tokens[:count])), None)
 
 
-def grown(answer: AnswerExtractor, tokens: list[int]) -> int | None:
-    growing = answer.begin()
+def finished_incrementally(answer: AnswerExtractor, tokens: list[int]) -> int | None:
+    detokenizer = answer.begin()
     for count, token in enumerate(tokens, 1):
-        if growing.add(token):
-            assert growing.tokens == tokens[:count]
+        if detokenizer.add(token):
+            assert detokenizer.tokens == tokens[:count]
             return count
-    assert growing.text() == answer.text(tokens)
+    assert detokenizer.text() == answer.text(tokens)
     return None
 
 
 def tokens_of(tokenizer: TokenizerAdapter) -> st.SearchStrategy[list[int]]:
-    size = 256 + len(PIECES)
-    # Bytes of characters that need several, and whole pieces, come often.
+    size = 256 + len(FREQUENT)
+    # Bytes of multi-byte characters, and frequent strings, are likely.
     return st.lists(st.one_of(st.integers(250, size - 8), st.integers(0, 255)), max_size=40)
 
 
@@ -128,31 +128,31 @@ stops = st.lists(st.text(st.sampled_from("ab \n.é日"), max_size=4), max_size=3
 
 @given(tokens_of(byte_level()), stops, st.sampled_from([None, "so:", "<end>", 97]))
 @example([195, 195, 195, 168], ("é",), None)
-def test_an_answer_ends_with_the_token_with_which_its_whole_text_ends(
+def test_incremental_detokenization_ends_at_the_same_token_as_the_whole_text(
     tokens: list[int], until: tuple[str, ...], end: str | int | None
 ) -> None:
     answer = AnswerExtractor(byte_level(), GenerationParams(until=until, think_end_token=end))
 
-    assert grown(answer, tokens) == naive(answer, tokens)
+    assert finished_incrementally(answer, tokens) == finished_naively(answer, tokens)
 
 
 @given(st.lists(st.integers(0, 3), max_size=20), st.lists(st.text("ab .\n", max_size=4), max_size=3).map(tuple))
-def test_a_decoder_that_drops_the_first_space_moves_no_end(tokens: list[int], until: tuple[str, ...]) -> None:
+def test_a_decoder_that_drops_the_first_space_does_not_move_the_end(tokens: list[int], until: tuple[str, ...]) -> None:
     answer = AnswerExtractor(TokenizerAdapter(JoinedWords(), prefix_token_id=0), GenerationParams(until=until))
 
-    assert grown(answer, tokens) == naive(answer, tokens)
+    assert finished_incrementally(answer, tokens) == finished_naively(answer, tokens)
 
 
-def test_a_long_answer_is_not_read_anew_for_each_token() -> None:
-    read = 0
+def test_a_long_answer_is_not_decoded_again_for_each_token() -> None:
+    decoded = 0
 
     class Counting(Letters):
         def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-            nonlocal read
-            read += len(ids)
+            nonlocal decoded
+            decoded += len(ids)
             return super().decode(ids, skip_special_tokens)
 
-    growing = AnswerExtractor(TokenizerAdapter(Counting()), GenerationParams(until=("!",))).begin()
+    detokenizer = AnswerExtractor(TokenizerAdapter(Counting()), GenerationParams(until=("!",))).begin()
 
-    assert not any(growing.add(ord("a")) for _ in range(1000))
-    assert read < 5 * 1000
+    assert not any(detokenizer.add(ord("a")) for _ in range(1000))
+    assert decoded < 5 * 1000

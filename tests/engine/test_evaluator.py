@@ -1,4 +1,4 @@
-"""Whole work through planning, padding and a real model, against the same model asked directly, one row at a time."""
+"""The evaluator with planning, padding and a real model, compared with direct calls of the model, one row at a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ AUTOMATIC = StepLimits()
 
 @dataclass
 class Letters:
-    """One token a letter of Latin-1, so that any bytes are a text; "~" is a special token that is written <|end|>."""
+    """One token per character of Latin-1, so that any bytes are a text; "~" is a special token, written <|end|>."""
 
     bos_token_id: int = BOS
     eos_token_id: int | None = EOS
@@ -59,8 +59,8 @@ class Letters:
 
 
 @dataclass
-class Heard:
-    """A listener that remembers, and takes no second answer to an item."""
+class RecordingListener:
+    """A listener that records everything, and rejects a second answer to an item."""
 
     answers: dict[int, Any] = field(default_factory=dict)
     steps: list[list[int]] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Heard:
             case Texts(texts=texts):
                 values = texts
             case other:
-                raise AssertionError(f"an evaluator does not give a {type(other).__name__}")
+                raise AssertionError(f"an evaluator does not return a {type(other).__name__}")
         self.answers.update(zip(indices, values, strict=True))
 
     def notice(self, level: Level, text: str) -> None:
@@ -97,7 +97,7 @@ class Heard:
 
     @property
     def in_order(self) -> list[Any]:
-        """The answers, of which there must be one for each item."""
+        """Return the answers in the order of the items; each item must have one."""
         return [self.answers[index] for index in range(len(self.answers))]
 
 
@@ -111,52 +111,54 @@ def evaluator_for(returned: object, tokenizer: object | None = None, max_length:
     return evaluator_of(JaxBackend(resolve(returned), max_length), tokenizer, max_length)
 
 
-def loglikelihood(evaluator: Evaluator, pairs: list[tuple[str, str]], limits: StepLimits = AUTOMATIC) -> Heard:
-    heard = Heard()
-    evaluator.loglikelihood(LogLikelihoodWork(pairs=pairs), limits, heard)
-    return heard
+def loglikelihood(
+    evaluator: Evaluator, pairs: list[tuple[str, str]], limits: StepLimits = AUTOMATIC
+) -> RecordingListener:
+    listener = RecordingListener()
+    evaluator.loglikelihood(LogLikelihoodWork(pairs=pairs), limits, listener)
+    return listener
 
 
-def rolling(evaluator: Evaluator, texts: list[str], limits: StepLimits = AUTOMATIC) -> Heard:
-    heard = Heard()
-    evaluator.rolling(RollingWork(texts=texts), limits, heard)
-    return heard
+def rolling(evaluator: Evaluator, texts: list[str], limits: StepLimits = AUTOMATIC) -> RecordingListener:
+    listener = RecordingListener()
+    evaluator.rolling(RollingWork(texts=texts), limits, listener)
+    return listener
 
 
 def generate(
     evaluator: Evaluator, prompts: list[str], *until: str, max_gen_toks: int = 16, limits: StepLimits = AUTOMATIC
-) -> Heard:
-    heard = Heard()
+) -> RecordingListener:
+    listener = RecordingListener()
     settings = GenerationParams(until=until, max_gen_toks=max_gen_toks)
-    evaluator.generate(GenerateWork(prompts=prompts, settings=settings), limits, heard)
-    return heard
+    evaluator.generate(GenerateWork(prompts=prompts, settings=settings), limits, listener)
+    return listener
 
 
-# --- The decoder -----------------------------------------------------------------------------------------------------
+# --- The decoder ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Direct:
-    """The decoder itself, one row at a time, with nothing of the engine between."""
+class DirectModel:
+    """The decoder itself, called directly, one row at a time."""
 
     logits: Callable[..., Any]
     params: Any
 
     def logprobs(self, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Log-probabilities float64[n, v] of what follows each token, from a row without padding."""
+        """Return log-probabilities float64[n, v] after each token, from a row without padding."""
         logits = np.asarray(self.logits(self.params, jnp.array([tokens], jnp.int32))[0], np.float64)
         highest = logits.max(axis=-1, keepdims=True)
         return np.asarray(logits - highest - np.log(np.exp(logits - highest).sum(axis=-1, keepdims=True)))
 
     def loglikelihood(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-        """The score of a continuation and whether each of its tokens is the most likely one."""
+        """Return the score of a continuation, and whether each of its tokens is the most likely one."""
         tokens = [*context, *continuation]
         logprobs = self.logprobs(tokens[:-1])[-len(continuation) :]
         chosen = logprobs[np.arange(len(continuation)), list(continuation)]
         return float(chosen.sum()), logprobs.argmax(axis=-1).tolist() == list(continuation)
 
     def continuation(self, prompt: Sequence[int], count: int) -> list[int]:
-        """The plain greedy loop; its rows are padded to one length, so that it compiles once."""
+        """Return the tokens of a plain greedy loop; its rows are padded to one length, so that it compiles once."""
         tokens = list(prompt)
         for _ in range(count):
             padded = jnp.array([tokens + [0] * (MAX_LENGTH - len(tokens))], jnp.int32)
@@ -165,40 +167,40 @@ class Direct:
 
 
 @pytest.fixture(scope="module")
-def letters(pages: Path) -> Any:
-    """The page ``letters.py``."""
-    spec = importlib.util.spec_from_file_location("letters", pages / "letters.py")
+def letters(model_files: Path) -> Any:
+    """Return the model file ``letters.py``."""
+    spec = importlib.util.spec_from_file_location("letters", model_files / "letters.py")
     assert spec is not None
     assert spec.loader is not None
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
-    return page
+    user_module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(user_module)
+    return user_module
 
 
 @pytest.fixture(scope="module")
 def pair(letters: Any) -> tuple[Callable[..., Any], Any]:
-    """The small decoder as a function and its params."""
+    """Return the small decoder as a function and its params."""
     function, params = letters.load_model("pair")
     return function, params
 
 
 @pytest.fixture(scope="module")
 def backend(pair: object) -> JaxBackend:
-    """The small decoder, compiled once for all tests."""
+    """Return the small decoder, compiled once for all tests."""
     return JaxBackend(resolve(pair), MAX_LENGTH)
 
 
 @pytest.fixture
 def evaluator(backend: JaxBackend) -> Evaluator:
-    """The small decoder, with nothing counted yet."""
+    """Return an evaluator of the small decoder, with all counters at zero."""
     return evaluator_of(backend)
 
 
 @pytest.fixture(scope="module")
-def direct(pair: tuple[Callable[..., Any], Any]) -> Direct:
-    """The small decoder without the engine."""
+def direct(pair: tuple[Callable[..., Any], Any]) -> DirectModel:
+    """Return the small decoder without the engine."""
     function, params = pair
-    return Direct(jax.jit(function), params)
+    return DirectModel(jax.jit(function), params)
 
 
 QUESTION = "Which bird builds no nest?"
@@ -216,7 +218,7 @@ PAIRS = [
 ]
 
 
-def expected_scores(direct: Direct) -> list[tuple[float, bool]]:
+def expected_scores(direct: DirectModel) -> list[tuple[float, bool]]:
     encoded = [([*context.encode()] or [BOS], [*continuation.encode()]) for context, continuation in PAIRS]
     return [
         direct.loglikelihood(context[-(MAX_LENGTH + 1 - len(continuation)) :], continuation)
@@ -225,7 +227,9 @@ def expected_scores(direct: Direct) -> list[tuple[float, bool]]:
 
 
 @pytest.mark.parametrize("limits", [AUTOMATIC, StepLimits(rows=1), StepLimits(rows=5)])
-def test_scores_are_those_of_each_request_alone(evaluator: Evaluator, direct: Direct, limits: StepLimits) -> None:
+def test_scores_equal_those_of_each_request_alone(
+    evaluator: Evaluator, direct: DirectModel, limits: StepLimits
+) -> None:
     scores = loglikelihood(evaluator, PAIRS, limits).in_order
 
     assert [score for score, _ in scores] == pytest.approx(
@@ -233,20 +237,20 @@ def test_scores_are_those_of_each_request_alone(evaluator: Evaluator, direct: Di
     )
 
 
-def test_a_continuation_is_greedy_if_every_token_of_it_is(evaluator: Evaluator, direct: Direct) -> None:
+def test_a_continuation_is_greedy_if_all_its_tokens_are(evaluator: Evaluator, direct: DirectModel) -> None:
     likely = bytes(direct.continuation(QUESTION.encode(), 6)).decode("latin-1")
     unlikely = [likely[:i] + "!" + likely[i + 1 :] for i in (0, 5)]
     assert "!" not in likely
 
-    heard = loglikelihood(evaluator, [(QUESTION, text) for text in [likely, likely[:1], *unlikely]])
+    listener = loglikelihood(evaluator, [(QUESTION, text) for text in [likely, likely[:1], *unlikely]])
 
-    assert [greedy for _, greedy in heard.in_order] == [True, True, False, False]
+    assert [greedy for _, greedy in listener.in_order] == [True, True, False, False]
 
 
-def test_an_empty_continuation_is_certain_and_needs_no_step(evaluator: Evaluator) -> None:
-    heard = loglikelihood(evaluator, [("a", ""), ("", "")])
+def test_an_empty_continuation_has_probability_one_and_needs_no_step(evaluator: Evaluator) -> None:
+    listener = loglikelihood(evaluator, [("a", ""), ("", "")])
 
-    assert heard.in_order == [(0.0, True), (0.0, True)]
+    assert listener.in_order == [(0.0, True), (0.0, True)]
     assert (evaluator.report.requests, evaluator.report.steps) == (2, 0)
 
 
@@ -258,7 +262,7 @@ def test_an_empty_continuation_does_not_shift_the_others(evaluator: Evaluator) -
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
-def test_a_rolling_score_is_the_sum_of_its_windows(backend: JaxBackend, direct: Direct, add_bos: bool) -> None:
+def test_a_rolling_score_is_the_sum_over_its_windows(backend: JaxBackend, direct: DirectModel, add_bos: bool) -> None:
     texts = [QUESTION * 4, "a", QUESTION, QUESTION * 2 + "or any bird"]
 
     scores = rolling(evaluator_of(backend, add_bos=add_bos), texts).in_order
@@ -285,7 +289,7 @@ PROMPTS = [QUESTION, "Which bird", "", "A nest"]
 
 
 @pytest.mark.parametrize("limits", [AUTOMATIC, StepLimits(rows=1)])
-def test_generation_is_the_plain_greedy_loop(evaluator: Evaluator, direct: Direct, limits: StepLimits) -> None:
+def test_generation_equals_a_plain_greedy_loop(evaluator: Evaluator, direct: DirectModel, limits: StepLimits) -> None:
     texts = generate(evaluator, PROMPTS, max_gen_toks=12, limits=limits).in_order
 
     assert texts == [
@@ -293,14 +297,14 @@ def test_generation_is_the_plain_greedy_loop(evaluator: Evaluator, direct: Direc
     ]
 
 
-def test_a_prompt_that_is_too_long_keeps_its_end(evaluator: Evaluator, direct: Direct) -> None:
+def test_a_prompt_that_is_too_long_is_truncated_on_the_left(evaluator: Evaluator, direct: DirectModel) -> None:
     (text,) = generate(evaluator, [QUESTION * 3], max_gen_toks=8).in_order
 
     kept = (QUESTION * 3)[-(MAX_LENGTH - 8) :]
     assert text == bytes(direct.continuation(kept.encode(), 8)).decode("latin-1")
 
 
-def test_each_row_ends_at_the_token_that_the_tokenizer_names_eos(backend: JaxBackend, direct: Direct) -> None:
+def test_each_row_ends_at_the_eos_token_of_the_tokenizer(backend: JaxBackend, direct: DirectModel) -> None:
     tokens = direct.continuation(QUESTION.encode(), 12)
     eos = tokens[4]
 
@@ -309,12 +313,12 @@ def test_each_row_ends_at_the_token_that_the_tokenizer_names_eos(backend: JaxBac
     assert text == bytes(tokens[: tokens.index(eos)]).decode("latin-1")
 
 
-# --- Where generation ends, with a model that recites ----------------------------------------------------------------
+# --- The end of generation, with a model that recites -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def recites(letters: Any) -> Callable[[str], Evaluator]:
-    """Make an evaluator whose model writes a text and then EOS; a prompt of n letters leaves out its first n - 1."""
+def reciting_evaluator(letters: Any) -> Callable[[str], Evaluator]:
+    """Make an evaluator whose model generates a text and then EOS; for a prompt of n letters without its first n - 1."""
     return lambda text: evaluator_for(Model(logits=letters.recite(text), params=0.0))
 
 
@@ -330,57 +334,59 @@ def recites(letters: Any) -> Callable[[str], Evaluator]:
         ((), "hello world"),
     ],
 )
-def test_text_ends_before_the_first_stop_string_whatever_tokens_it_spans(
-    recites: Callable[[str], Evaluator], until: tuple[str, ...], text: str
+def test_text_ends_before_the_first_stop_string_even_across_tokens(
+    reciting_evaluator: Callable[[str], Evaluator], until: tuple[str, ...], text: str
 ) -> None:
-    assert generate(recites("hello world"), [""], *until).in_order == [text]
+    assert generate(reciting_evaluator("hello world"), [""], *until).in_order == [text]
 
 
 @pytest.mark.parametrize(
-    ("recited", "until", "text"),
+    ("recited_text", "until", "text"),
     [("one~two", "<|end|>", "one"), ("one\n~two", "<|end|>", "one\n"), ("one\n~two", "\n<|end|>", "one")],
 )
-def test_a_stop_string_may_be_written_with_special_tokens(
-    recites: Callable[[str], Evaluator], recited: str, until: str, text: str
+def test_a_stop_string_may_contain_special_tokens(
+    reciting_evaluator: Callable[[str], Evaluator], recited_text: str, until: str, text: str
 ) -> None:
-    assert generate(recites(recited), [""], until).in_order == [text]
+    assert generate(reciting_evaluator(recited_text), [""], until).in_order == [text]
 
 
-def test_special_tokens_are_no_part_of_the_text(recites: Callable[[str], Evaluator]) -> None:
-    assert generate(recites("one~two"), [""]).in_order == ["onetwo"]
+def test_special_tokens_are_not_part_of_the_text(reciting_evaluator: Callable[[str], Evaluator]) -> None:
+    assert generate(reciting_evaluator("one~two"), [""]).in_order == ["onetwo"]
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_text_ends_after_max_gen_toks(recites: Callable[[str], Evaluator], count: int) -> None:
-    assert generate(recites("hello world"), [""], max_gen_toks=count).in_order == ["hello world"[:count]]
+def test_text_ends_after_max_gen_toks(reciting_evaluator: Callable[[str], Evaluator], count: int) -> None:
+    assert generate(reciting_evaluator("hello world"), [""], max_gen_toks=count).in_order == ["hello world"[:count]]
 
 
-def test_each_row_stops_by_itself_and_costs_nothing_afterwards(recites: Callable[[str], Evaluator]) -> None:
-    evaluator = recites("hello world")
+def test_each_row_stops_independently_and_is_not_computed_afterwards(
+    reciting_evaluator: Callable[[str], Evaluator],
+) -> None:
+    evaluator = reciting_evaluator("hello world")
 
-    heard = generate(evaluator, ["a", "bcd", "efghijkl"])
+    listener = generate(evaluator, ["a", "bcd", "efghijkl"])
 
-    assert heard.in_order == ["hello world", "llo world", "orld"]
-    assert heard.steps == [[2], [1], [0]]
-    # Each is read once a token, EOS included, from its prompt up to the whole text.
+    assert listener.in_order == ["hello world", "llo world", "orld"]
+    assert listener.steps == [[2], [1], [0]]
+    # Each token, EOS included, computes its whole row once: from the prompt up to the whole text.
     assert evaluator.report.steps == 12
     assert evaluator.report.tokens_requested == sum(map(sum, (range(1, 13), range(3, 13), range(8, 13))))
 
 
-def test_equal_prompts_are_answered_alike(recites: Callable[[str], Evaluator]) -> None:
-    evaluator = recites("hello world")
+def test_equal_prompts_have_equal_answers(reciting_evaluator: Callable[[str], Evaluator]) -> None:
+    evaluator = reciting_evaluator("hello world")
 
     assert generate(evaluator, ["a", "b", "a"]).in_order == ["hello world"] * 3
 
 
-# --- What is counted and said ----------------------------------------------------------------------------------------
+# --- Counters and notices ---------------------------------------------------------------------------------------------
 
 
 def uniform(tokens: Any) -> Any:
     return jnp.zeros((*tokens.shape, VOCABULARY))
 
 
-def test_no_shape_is_sent_that_is_not_reported_and_foreseen() -> None:
+def test_every_shape_is_reported_and_within_the_shape_bound() -> None:
     sent: set[tuple[int, int]] = set()
 
     def model(tokens: Any) -> Any:
@@ -396,15 +402,15 @@ def test_no_shape_is_sent_that_is_not_reported_and_foreseen() -> None:
     report = evaluator.report
     assert sent == set(report.shapes)
     assert len(report.shapes) <= report.shape_bound
-    # Two numbers of rows for each of the lengths 16, 24, 32 and 48, and the trial of loading.
+    # Two numbers of rows for each of the lengths 16, 24, 32 and 48, and the probe when the model was loaded.
     assert report.shape_bound == 2 * 4 + 1
 
 
 TEXTS = ["a" * 5, "b" * 30, "c" * 20]
-"""With two rows a step: the second and third in a step of 32, the first in one of 16."""
+"""With two rows per step: the second and third in a step of 32, the first in one of 16."""
 
 
-def test_the_report_counts_requests_steps_and_tokens() -> None:
+def test_the_statistics_count_requests_steps_and_tokens() -> None:
     evaluator = evaluator_for((lambda params, tokens: uniform(tokens), 0.0))
 
     rolling(evaluator, TEXTS, StepLimits(rows=2))
@@ -429,11 +435,11 @@ def test_requests_that_share_a_row_are_computed_once() -> None:
     assert report.tokens_computed - report.tokens_padding == 7
 
 
-def test_seconds_of_compiling_are_told_apart_from_those_of_steps() -> None:
+def test_compile_seconds_and_step_seconds_are_separate() -> None:
     evaluator = evaluator_for((lambda params, tokens: uniform(tokens), 0.0))
-    began = time.monotonic()
+    started = time.monotonic()
     rolling(evaluator, TEXTS)
-    elapsed = time.monotonic() - began
+    elapsed = time.monotonic() - started
 
     report = evaluator.report
     assert report.compile_seconds > 0
@@ -441,7 +447,7 @@ def test_seconds_of_compiling_are_told_apart_from_those_of_steps() -> None:
     assert report.step_seconds + report.compile_seconds <= elapsed
 
 
-def test_the_device_is_idle_between_works_but_not_when_there_are_none() -> None:
+def test_idle_seconds_count_between_works_but_not_without_work() -> None:
     now = [0.0]
     backend = JaxBackend(resolve((lambda params, tokens: uniform(tokens), 0.0)), MAX_LENGTH)
     evaluator = Evaluator(TokenizerAdapter(Letters()), backend, MAX_LENGTH, clock=lambda: now[0])
@@ -449,40 +455,43 @@ def test_the_device_is_idle_between_works_but_not_when_there_are_none() -> None:
     now[0] += 3.0
     rolling(evaluator, TEXTS[:1])
     waited = evaluator.report.idle_seconds
-    assert waited == pytest.approx(3), "between two works that follow each other the device waits for the host"
-    evaluator.rest()
+    assert waited == pytest.approx(3), "between two consecutive works the device waits for the host"
+    evaluator.pause_idle_clock()
     now[0] += 5.0
     rolling(evaluator, TEXTS[:1])
     assert evaluator.report.idle_seconds == waited
 
 
-def test_what_is_told_meanwhile_counts_tracing_as_compiling() -> None:
-    began = time.monotonic()
+def test_live_counts_include_tracing_in_compile_seconds() -> None:
+    started = time.monotonic()
     evaluator = Evaluator(
         TokenizerAdapter(Letters()),
         JaxBackend(resolve((lambda params, tokens: uniform(tokens), 0.0)), MAX_LENGTH),
         MAX_LENGTH,
     )
     rolling(evaluator, TEXTS)
-    told, report, elapsed = evaluator.computed, evaluator.report, time.monotonic() - began
-    assert told.compile_seconds > report.compile_seconds > 0
-    assert told.seconds < report.step_seconds
-    assert 0 < told.seconds + told.compile_seconds <= elapsed
-    assert (told.requested, told.distinct) == (report.tokens_requested, report.tokens_distinct)
+    counts, report, elapsed = evaluator.computed, evaluator.report, time.monotonic() - started
+    assert counts.compile_seconds > report.compile_seconds > 0
+    assert counts.seconds < report.step_seconds
+    assert 0 < counts.seconds + counts.compile_seconds <= elapsed
+    assert (counts.requested, counts.distinct) == (report.tokens_requested, report.tokens_distinct)
 
 
-def test_a_device_whose_program_is_compiled_is_not_idle() -> None:
+def test_compilation_is_not_idle_time() -> None:
     now = [0.0]
 
-    class Slow(JaxBackend):
+    class SlowCompilation(JaxBackend):
         compile_seconds = property(lambda self: now[0])
 
-    def traced(params: Any, tokens: Any) -> Any:
+    def slow_to_trace(params: Any, tokens: Any) -> Any:
         now[0] += 7.0
         return uniform(tokens)
 
     evaluator = Evaluator(
-        TokenizerAdapter(Letters()), Slow(resolve((traced, 0.0)), MAX_LENGTH), MAX_LENGTH, clock=lambda: now[0]
+        TokenizerAdapter(Letters()),
+        SlowCompilation(resolve((slow_to_trace, 0.0)), MAX_LENGTH),
+        MAX_LENGTH,
+        clock=lambda: now[0],
     )
     rolling(evaluator, TEXTS[:1])
     before = now[0]
@@ -492,29 +501,29 @@ def test_a_device_whose_program_is_compiled_is_not_idle() -> None:
     assert evaluator.report.idle_seconds == 0
 
 
-def test_that_steps_are_made_smaller_for_want_of_memory_is_told() -> None:
-    def hungry(params: Any, tokens: Any) -> Any:
+def test_smaller_steps_after_out_of_memory_are_reported() -> None:
+    def out_of_memory(params: Any, tokens: Any) -> Any:
         logits = uniform(tokens)
         if tokens.shape[0] > 32:
             first = tokens[0, 0]
-            # What is sorted must be there as a whole, and no device has so many bytes.
+            # The operand of a sort must be in memory as a whole, and no device has as many bytes.
             huge = jax.lax.sort(jax.lax.broadcasted_iota(jnp.uint8, (1, 1 << 25, 1 << 25), 2) + first.astype(jnp.uint8))
             logits = logits + huge[0, first, first]
         return logits
 
-    heard = rolling(evaluator_for((hungry, 0.0)), ["a", "b"])
+    listener = rolling(evaluator_for((out_of_memory, 0.0)), ["a", "b"])
 
-    (notice,) = heard.notices
-    assert notice.startswith("warning: the device has no room for ")
-    assert notice.endswith("; steps are made smaller, of 512 tokens at most")
-    assert heard.in_order == pytest.approx([-np.log(VOCABULARY)] * 2, abs=1e-5)
+    (notice,) = listener.notices
+    assert notice.startswith("warning: the device is out of memory for ")
+    assert notice.endswith("; retrying with steps of at most 512 tokens")
+    assert listener.in_order == pytest.approx([-np.log(VOCABULARY)] * 2, abs=1e-5)
 
 
-def test_answers_are_given_step_by_step_the_longest_first(evaluator: Evaluator) -> None:
+def test_answers_arrive_step_by_step_longest_first(evaluator: Evaluator) -> None:
     assert rolling(evaluator, TEXTS, StepLimits(rows=2)).steps == [[1, 2], [0]]
 
 
-def test_a_new_shape_is_a_phase_and_a_known_one_is_not() -> None:
+def test_only_a_new_shape_reports_a_compilation() -> None:
     evaluator = evaluator_for(uniform)
 
     first = rolling(evaluator, TEXTS, StepLimits(rows=2))
@@ -524,45 +533,45 @@ def test_a_new_shape_is_a_phase_and_a_known_one_is_not() -> None:
     assert second.phases == []
 
 
-def test_a_cut_of_requests_is_told_once_with_its_numbers(evaluator: Evaluator) -> None:
+def test_truncated_requests_are_reported_once_with_numbers(evaluator: Evaluator) -> None:
     (notice,) = loglikelihood(evaluator, [("a" * 60, "b"), ("a", "b"), ("a" * 70, "bc")]).notices
 
     assert notice == (
-        "warning: 2 of 3 requests are longer than the model's max_length of 48 (the longest has 72 tokens): of each "
-        "the last 49 tokens were kept"
+        "warning: 2 of 3 requests are longer than the model's max_length of 48 (the longest has 72 tokens); only "
+        "the last 49 tokens of each are used"
     )
 
 
-def test_a_cut_of_prompts_is_told_once_with_its_numbers(evaluator: Evaluator) -> None:
+def test_truncated_prompts_are_reported_once_with_numbers(evaluator: Evaluator) -> None:
     cut, *_ = generate(evaluator, ["a" * 60, "a", "a" * 47], max_gen_toks=2).notices
 
     assert cut == (
         "warning: 2 of 3 prompts do not leave max_gen_toks=2 tokens of the model's max_length of 48 (the longest has "
-        "60 tokens): of each the last 46 tokens were kept"
+        "60 tokens); only the last 46 tokens of each are used"
     )
 
 
-def test_what_fits_exactly_is_not_cut(evaluator: Evaluator) -> None:
+def test_requests_that_fit_exactly_are_not_truncated(evaluator: Evaluator) -> None:
     scored = loglikelihood(evaluator, [("a" * 47, "bc"), ("", "b" * 48)])
     generated = generate(evaluator, ["a" * 46], max_gen_toks=2)
 
     assert scored.notices == []
-    assert not any("were kept" in notice for notice in generated.notices)
+    assert not any("are used" in notice for notice in generated.notices)
 
 
-# --- What cannot be answered -----------------------------------------------------------------------------------------
+# --- Requests that cannot be answered ---------------------------------------------------------------------------------
 
 
-def failure(function: Callable[..., Heard], *arguments: Any, **keywords: Any) -> tuple[int, BirdieError]:
-    """The item at fault, and its error."""
+def failure(function: Callable[..., RecordingListener], *arguments: Any, **keywords: Any) -> tuple[int, BirdieError]:
+    """Return the failed item and its error."""
     with pytest.raises(ItemFailed) as caught:
         function(*arguments, **keywords)
     return caught.value.index, caught.value.error
 
 
 @pytest.fixture(scope="module")
-def narrow() -> Evaluator:
-    """A model that has logits for the first 100 tokens only, which leaves out most small letters."""
+def small_vocabulary() -> Evaluator:
+    """Return a model with logits for the first 100 tokens only, which excludes most lower-case letters."""
     return evaluator_for(lambda tokens: jnp.zeros((*tokens.shape, 100)), Letters(bos_token_id=0, eos_token_id=None))
 
 
@@ -575,14 +584,14 @@ def narrow() -> Evaluator:
         (generate, ["A", "z"]),
     ],
 )
-def test_a_token_out_of_the_vocabulary_is_named_with_its_item(
-    narrow: Evaluator, function: Callable[..., Heard], items: list[Any]
+def test_a_token_out_of_the_vocabulary_fails_its_item(
+    small_vocabulary: Evaluator, function: Callable[..., RecordingListener], items: list[Any]
 ) -> None:
-    index, error = failure(function, narrow, items)
+    index, error = failure(function, small_vocabulary, items)
 
     assert index == 1
     assert isinstance(error, TokenOutOfVocabulary)
-    assert "made the token 122, but the model has logits for 100 tokens" in error.message
+    assert "returned the token 122, but the model has logits for 100 tokens" in error.message
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -594,8 +603,8 @@ def test_a_token_out_of_the_vocabulary_is_named_with_its_item(
         (generate, ["a", "bc", "a!"]),
     ],
 )
-def test_logits_that_are_not_finite_are_laid_to_their_item(
-    function: Callable[..., Heard], items: list[Any], value: float
+def test_non_finite_logits_fail_their_item(
+    function: Callable[..., RecordingListener], items: list[Any], value: float
 ) -> None:
     def stumbles(tokens: Any) -> Any:
         return uniform(tokens).at[..., 3].set(jnp.where(tokens == ord("!"), value, 0.0))
@@ -607,7 +616,7 @@ def test_logits_that_are_not_finite_are_laid_to_their_item(
     assert "NaN or infinity" in error.message
 
 
-def test_a_token_that_is_not_asked_about_may_be_excluded() -> None:
+def test_a_token_that_is_not_scored_may_be_excluded() -> None:
     def excludes(tokens: Any) -> Any:
         return uniform(tokens).at[..., 3].set(-jnp.inf)
 
@@ -616,7 +625,7 @@ def test_a_token_that_is_not_asked_about_may_be_excluded() -> None:
     assert score == pytest.approx(-np.log(VOCABULARY - 1), abs=1e-5)
 
 
-def test_a_continuation_that_no_row_holds_is_refused_with_the_numbers(evaluator: Evaluator) -> None:
+def test_a_continuation_longer_than_max_length_is_rejected_with_numbers(evaluator: Evaluator) -> None:
     index, error = failure(loglikelihood, evaluator, [("a", "b"), ("a", "b" * 49)])
 
     assert index == 1
@@ -625,7 +634,7 @@ def test_a_continuation_that_no_row_holds_is_refused_with_the_numbers(evaluator:
 
 
 @pytest.mark.parametrize("count", [MAX_LENGTH, MAX_LENGTH + 1])
-def test_max_gen_toks_that_leaves_no_room_for_a_prompt_is_refused(evaluator: Evaluator, count: int) -> None:
+def test_max_gen_toks_without_room_for_a_prompt_is_rejected(evaluator: Evaluator, count: int) -> None:
     index, error = failure(generate, evaluator, ["a"], max_gen_toks=count)
 
     assert index == 0
@@ -635,18 +644,18 @@ def test_max_gen_toks_that_leaves_no_room_for_a_prompt_is_refused(evaluator: Eva
     )
 
 
-def test_what_was_answered_before_a_failure_stays_answered() -> None:
+def test_answers_before_a_failure_are_kept() -> None:
     def stumbles(tokens: Any) -> Any:
         return jnp.where((tokens == ord("!"))[..., None], jnp.nan, uniform(tokens))
 
-    heard = Heard()
+    listener = RecordingListener()
     with pytest.raises(ItemFailed):
-        evaluator_for(stumbles).rolling(RollingWork(texts=["a!b", "c" * 30]), StepLimits(rows=1), heard)
+        evaluator_for(stumbles).rolling(RollingWork(texts=["a!b", "c" * 30]), StepLimits(rows=1), listener)
 
-    assert list(heard.answers) == [1]
+    assert list(listener.answers) == [1]
 
 
-# --- Chat ------------------------------------------------------------------------------------------------------------
+# --- Chat -------------------------------------------------------------------------------------------------------------
 
 
 class Chatty(Letters):
@@ -658,14 +667,14 @@ class Chatty(Letters):
 
 def test_each_conversation_is_rendered_by_the_tokenizer(backend: JaxBackend) -> None:
     conversations = [[{"role": "user", "content": text}] for text in ("Hi", "Ho")]
-    heard = Heard()
+    listener = RecordingListener()
 
     work = ChatWork(conversations=conversations, add_generation_prompt=True)
-    evaluator_of(backend, Chatty()).render_chat(work, heard)
+    evaluator_of(backend, Chatty()).render_chat(work, listener)
 
-    assert heard.in_order == ["Hi|", "Ho|"]
+    assert listener.in_order == ["Hi|", "Ho|"]
 
 
-def test_conversations_for_a_tokenizer_without_chat_are_refused(evaluator: Evaluator) -> None:
+def test_conversations_without_a_chat_template_are_rejected(evaluator: Evaluator) -> None:
     with pytest.raises(TokenizerError, match="the Letters has neither"):
-        evaluator.render_chat(ChatWork(conversations=[[]], add_generation_prompt=True), Heard())
+        evaluator.render_chat(ChatWork(conversations=[[]], add_generation_prompt=True), RecordingListener())

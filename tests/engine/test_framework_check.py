@@ -1,4 +1,4 @@
-"""A model of another framework than the engine's is refused by what to do."""
+"""A model of another framework than the engine's is rejected with advice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TABLE = np.random.default_rng(0).normal(size=(11, 11)).astype(np.float32)
 
 
 class Base:
-    """Stands for torch.nn.Module, which these tests do without."""
+    """A stand-in for torch.nn.Module, so that these tests run without torch."""
 
     __module__ = "torch.nn.modules.module"
 
@@ -33,7 +33,7 @@ class Base:
 
 
 class Module(Base):
-    """A person's own module."""
+    """A user's own module."""
 
 
 PYTORCH: dict[str, object] = {
@@ -50,21 +50,21 @@ JAX: dict[str, object] = {
 
 
 @pytest.mark.parametrize("form", PYTORCH)
-def test_pytorch_is_refused_by_the_engine_for_jax(form: str) -> None:
-    with pytest.raises(ModelLoadError, match=r"of PyTorch \(Module\), and the engine .* is jax; say engine=torch"):
+def test_a_pytorch_model_is_rejected_by_the_engine_jax(form: str) -> None:
+    with pytest.raises(ModelLoadError, match=r"a PyTorch model \(Module\), but the engine .* is jax; set engine=torch"):
         make_backend(resolve(PYTORCH[form]), 64)
 
 
 @pytest.mark.parametrize("form", JAX)
-def test_jax_is_refused_by_the_engine_for_pytorch(form: str) -> None:
+def test_a_jax_model_is_rejected_by_the_engine_torch(form: str) -> None:
     with (
-        pytest.raises(ModelLoadError, match=r"of JAX .*the engine of this worker is torch; say engine=jax"),
+        pytest.raises(ModelLoadError, match=r"a JAX model .*the engine of this worker is torch; set engine=jax"),
         only_framework(resolve(JAX[form]), "torch"),
     ):
         pytest.fail("the backend must not be made")
 
 
-def test_models_of_the_engines_own_framework_and_of_numpy_pass() -> None:
+def test_models_of_the_engines_own_framework_and_of_numpy_are_accepted() -> None:
     for returned in (*JAX.values(), (lambda params, tokens: params[tokens], TABLE)):
         assert make_backend(resolve(returned), 64).vocab_size == 11
     for returned in (*PYTORCH.values(), lambda tokens: tokens):
@@ -72,18 +72,18 @@ def test_models_of_the_engines_own_framework_and_of_numpy_pass() -> None:
             pass
 
 
-def test_a_function_that_hides_its_framework_is_told_of_it_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hides(tokens: Any) -> Any:
+def test_a_failure_of_an_unrecognised_function_advises_the_other_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden_framework(tokens: Any) -> Any:
         raise TypeError("argument 'indices' must be Tensor")
 
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     with pytest.raises(ModelCallError, match=r"must be Tensor$"):
-        make_backend(resolve(hides), 64)
+        make_backend(resolve(hidden_framework), 64)
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
     with pytest.raises(
-        ModelCallError, match=r"must be Tensor \(the engine is jax; if .* PyTorch, say engine=torch"
+        ModelCallError, match=r"must be Tensor \(the engine is jax; if .* PyTorch model, set engine=torch"
     ) as error:
-        make_backend(resolve(hides), 64)
+        make_backend(resolve(hidden_framework), 64)
     assert isinstance(error.value.__cause__, TypeError)
     with pytest.raises(ModelOutputError, match=r"a NoneType .the engine is jax"):
         make_backend(resolve(lambda tokens: None), 64)

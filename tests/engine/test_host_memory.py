@@ -1,4 +1,4 @@
-"""What is free is the least of what the host and the control group leave."""
+"""The free memory is the smaller of what the host and the cgroup leave."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEMINFO = "MemTotal:       100 kB\nMemAvailable:    60 kB\n"
         ("?", "x", 60 * 1024),
     ],
 )
-def test_a_control_group_may_leave_less_than_the_host(tmp_path: Path, limit: str, used: str, free: int) -> None:
+def test_a_cgroup_may_leave_less_than_the_host(tmp_path: Path, limit: str, used: str, free: int) -> None:
     (tmp_path / "meminfo").write_text(MEMINFO)
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
@@ -29,11 +29,11 @@ def test_a_control_group_may_leave_less_than_the_host(tmp_path: Path, limit: str
     assert host_free_bytes(tmp_path / "meminfo", tmp_path) == free
 
 
-def test_where_nobody_says_nothing_is_known(tmp_path: Path) -> None:
+def test_free_memory_is_unknown_without_meminfo_and_cgroup(tmp_path: Path) -> None:
     assert host_free_bytes(tmp_path / "meminfo", tmp_path) is None
 
 
-def test_a_host_that_does_not_say_what_is_available_is_not_guessed(tmp_path: Path) -> None:
+def test_free_memory_is_unknown_without_mem_available(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 100 kB\n")
 
     assert host_free_bytes(tmp_path / "meminfo", tmp_path) is None

@@ -1,4 +1,4 @@
-"""``mesh=``: every form in which lm_eval hands it on means the same, and what is none is refused with the way to say it."""
+"""``mesh=``: all forms that lm_eval passes on give the same mesh, and anything else is rejected with an example."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from lm_eval.utils import simple_parse_args_string
 
-from birdie_zmq.engine.mesh_shape import MeshShape, read_mesh
+from birdie_zmq.engine.mesh_shape import MeshShape, parse_mesh
 from birdie_zmq.errors import UsageError
-from birdie_zmq.harness.model_args import read_arguments
+from birdie_zmq.harness.model_args import parse_model_args
 
-WANTED = MeshShape(data=2, model=4)
+EXPECTED = MeshShape(data=2, model=4)
 
 
 @pytest.mark.parametrize(
@@ -26,44 +26,44 @@ WANTED = MeshShape(data=2, model=4)
         {"model": 4, "data": 2},
     ],
 )
-def test_every_form_is_the_same_mesh_and_the_same_model(value: object) -> None:
-    assert read_mesh(value) == WANTED
-    arguments = read_arguments({"model_tag": "demo", "mesh": value})
-    assert arguments.mesh == WANTED
+def test_every_form_gives_the_same_mesh_and_the_same_model(value: object) -> None:
+    assert parse_mesh(value) == EXPECTED
+    arguments = parse_model_args({"model_tag": "demo", "mesh": value})
+    assert arguments.mesh == EXPECTED
     assert arguments.model.arguments == '{"mesh": {"data": 2, "model": 4}}'
-    assert read_mesh(str(WANTED)) == read_mesh(WANTED.as_argument()) == WANTED
+    assert parse_mesh(str(EXPECTED)) == parse_mesh(EXPECTED.as_argument()) == EXPECTED
 
 
 @pytest.mark.parametrize("text", ["mesh=data:2/model:4", "mesh=data:2,model:4"])
-def test_what_lm_eval_cuts_at_a_comma_is_put_together(text: str) -> None:
-    arguments = read_arguments(simple_parse_args_string(f"model_tag=demo,{text},size=small"))
-    assert arguments.mesh == WANTED
+def test_axes_that_lm_eval_splits_at_a_comma_are_joined(text: str) -> None:
+    arguments = parse_model_args(simple_parse_args_string(f"model_tag=demo,{text},size=small"))
+    assert arguments.mesh == EXPECTED
     assert arguments.model.arguments == '{"mesh": {"data": 2, "model": 4}, "size": "small"}'
 
 
 @pytest.mark.parametrize(("value", "shape"), [("data:8", (8, 1)), ("model:3", (1, 3)), ({"model": 2}, (1, 2))])
-def test_an_axis_that_is_not_named_is_one(value: object, shape: tuple[int, int]) -> None:
-    mesh = read_mesh(value)
+def test_an_axis_that_is_not_given_has_size_one(value: object, shape: tuple[int, int]) -> None:
+    mesh = parse_mesh(value)
     assert (mesh.data, mesh.model) == shape
     assert mesh.size == shape[0] * shape[1]
 
 
-def test_without_the_word_nothing_is_said() -> None:
-    arguments = read_arguments({"model_tag": "demo", "model:4": ""})
+def test_without_the_argument_there_is_no_mesh() -> None:
+    arguments = parse_model_args({"model_tag": "demo", "model:4": ""})
     assert arguments.mesh is None
     assert arguments.model.arguments == '{"model:4": ""}'
 
 
 @pytest.mark.parametrize(
-    ("value", "why"),
+    ("value", "reason"),
     [
         ("", "has no size"),
         ("8", "has no size"),
-        (8, "of the type int"),
-        (True, "of the type bool"),
+        (8, "its type is int"),
+        (True, "its type is bool"),
         ("data:2;model:4", "the size of data is"),
         ("tensor:2", "axis 'tensor'"),
-        ("data:2/data:4", "data twice"),
+        ("data:2/data:4", "data is given twice"),
         ("data:0", "must be a whole number above 0"),
         ("data:-1", "must be a whole number above 0"),
         ("data:two", "must be a whole number above 0"),
@@ -73,7 +73,7 @@ def test_without_the_word_nothing_is_said() -> None:
         ([], "no axis"),
     ],
 )
-def test_what_is_no_mesh_is_refused_with_the_way_to_say_it(value: Any, why: str) -> None:
+def test_an_invalid_mesh_is_rejected_with_an_example(value: Any, reason: str) -> None:
     with pytest.raises(UsageError, match="mesh=data:2/model:4") as caught:
-        read_arguments({"model_tag": "demo", "mesh": value})
-    assert why in str(caught.value)
+        parse_model_args({"model_tag": "demo", "mesh": value})
+    assert reason in str(caught.value)

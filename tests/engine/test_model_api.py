@@ -1,4 +1,4 @@
-"""What load_model may return, and what it may not."""
+"""The values that load_model may return, and those that are rejected."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ def logits(*arguments: Any) -> Any:
     return arguments
 
 
-def model_of(given: set[str]) -> Model:
-    """A model that has these functions, and params."""
-    functions: dict[str, Any] = dict.fromkeys(given, logits)
+def model_of(provided: set[str]) -> Model:
+    """Return a model with these functions, and with params."""
+    functions: dict[str, Any] = dict.fromkeys(provided, logits)
     return Model(params=PARAMS, **functions)
 
 
 class Network:
-    """An object that is called, as models of Equinox and Flax NNX are."""
+    """A callable object, like the models of Equinox and Flax NNX."""
 
     def __call__(self, tokens: Any) -> Any:
         return tokens
 
 
 class ApplyAndParams(NamedTuple):
-    """A pair with names."""
+    """A named pair."""
 
     apply: Any
     params: Any
 
 
-def test_a_callable_is_taken_without_params_and_left_untraced() -> None:
+def test_a_callable_has_no_params_and_is_not_traced() -> None:
     assert resolve(logits) == LoadedModel(Model(logits=logits), jit=False)
 
 
-def test_an_object_that_can_be_called_is_a_callable() -> None:
+def test_a_callable_object_is_a_callable() -> None:
     network = Network()
 
     assert resolve(network) == LoadedModel(Model(logits=network), jit=False)
@@ -52,7 +52,7 @@ def test_a_pair_is_a_function_and_its_params(pair: object) -> None:
     assert resolve(pair) == LoadedModel(Model(logits=logits, params=PARAMS), jit=True)
 
 
-def test_a_model_keeps_what_it_names() -> None:
+def test_a_model_keeps_its_fields() -> None:
     model = Model(logits=logits, params=PARAMS, max_length=64, vocab_size=100)
 
     assert resolve(model) == LoadedModel(model, jit=True)
@@ -60,7 +60,7 @@ def test_a_model_keeps_what_it_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "has_state"),
+    ("provided", "has_state"),
     [
         ({"logits"}, False),
         ({"hidden", "unembed"}, False),
@@ -68,12 +68,12 @@ def test_a_model_keeps_what_it_names() -> None:
         ({"logits", "init_state", "extend", "unembed", "branch"}, True),
     ],
 )
-def test_one_way_to_compute_is_enough(given: set[str], has_state: bool) -> None:
-    assert resolve(model_of(given)).has_state == has_state
+def test_one_way_to_compute_is_enough(provided: set[str], has_state: bool) -> None:
+    assert resolve(model_of(provided)).has_state == has_state
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("provided", "message"),
     [
         ({"hidden"}, "has hidden, which needs unembed too"),
         ({"logits", "hidden"}, "has hidden, which needs unembed too"),
@@ -85,15 +85,15 @@ def test_one_way_to_compute_is_enough(given: set[str], has_state: bool) -> None:
         ({"hidden", "unembed", "branch"}, "has branch, which needs extend and init_state too"),
     ],
 )
-def test_a_part_without_those_that_it_needs_is_refused_by_name(given: set[str], said: str) -> None:
-    with pytest.raises(ModelLoadError, match=said):
-        resolve(model_of(given))
+def test_a_function_without_those_that_it_needs_is_rejected_by_name(provided: set[str], message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        resolve(model_of(provided))
 
 
-@pytest.mark.parametrize("given", [set(), {"unembed"}])
-def test_a_model_that_computes_nothing_is_refused(given: set[str]) -> None:
-    with pytest.raises(ModelLoadError, match="cannot compute anything: give it logits; or hidden and unembed; or"):
-        resolve(model_of(given))
+@pytest.mark.parametrize("provided", [set(), {"unembed"}])
+def test_a_model_that_cannot_compute_anything_is_rejected(provided: set[str]) -> None:
+    with pytest.raises(ModelLoadError, match="cannot compute anything: provide logits; or hidden and unembed; or"):
+        resolve(model_of(provided))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_model_that_computes_nothing_is_refused(given: set[str]) -> None:
         ([logits, PARAMS], "returned a list;"),
     ],
 )
-def test_anything_else_is_described_in_the_error(returned: object, described: str) -> None:
+def test_any_other_value_is_described_in_the_error(returned: object, described: str) -> None:
     with pytest.raises(ModelLoadError, match=described) as caught:
         resolve(returned)
 

@@ -1,4 +1,4 @@
-"""Which states are kept, and for how long."""
+"""The eviction of the prefix cache."""
 
 from __future__ import annotations
 
@@ -9,96 +9,96 @@ from hypothesis import strategies as st
 from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache
 
 
-def store_of(limit: int, *sizes: int) -> PrefixCache[str]:
-    """A store with states a, b, c, … of so many bytes."""
-    store = PrefixCache[str](limit)
+def cache_of(limit: int, *sizes: int) -> PrefixCache[str]:
+    """Return a cache with the states a, b, c, … of these sizes in bytes."""
+    cache = PrefixCache[str](limit)
     for letter, size in zip("abcdef", sizes, strict=False):
-        store.put(letter.encode(), CachedPrefix(letter, 100 * (1 + len(store)), size))
-    return store
+        cache.put(letter.encode(), CachedPrefix(letter, 100 * (1 + len(cache)), size))
+    return cache
 
 
-def names(store: PrefixCache[str]) -> list[bytes]:
-    return list(store.known(0))
+def keys(cache: PrefixCache[str]) -> list[bytes]:
+    return list(cache.cached_prefixes(0))
 
 
-def test_a_state_is_had_back_by_its_name() -> None:
-    store = store_of(10, 3, 4)
+def test_a_state_is_returned_by_its_key() -> None:
+    cache = cache_of(10, 3, 4)
 
-    assert store.get(b"b") == CachedPrefix("b", 200, 4)
-    assert len(store) == 2
+    assert cache.get(b"b") == CachedPrefix("b", 200, 4)
+    assert len(cache) == 2
 
 
-def test_a_state_that_is_not_there_is_a_key_error() -> None:
+def test_a_missing_state_raises_a_key_error() -> None:
     with pytest.raises(KeyError):
-        store_of(10, 3).get(b"b")
+        cache_of(10, 3).get(b"b")
 
 
-def test_the_least_recently_used_go_first_until_the_rest_is_within_the_bound() -> None:
-    store = store_of(10, 4, 4, 4, 4)
-    store.get(b"a")
+def test_the_least_recently_used_are_evicted_until_the_rest_is_within_the_limit() -> None:
+    cache = cache_of(10, 4, 4, 4, 4)
+    cache.get(b"a")
 
-    store.trim()
+    cache.trim()
 
-    assert names(store) == [b"d", b"a"]
-    assert store.evicted == 2
-
-
-def test_what_is_exactly_at_the_bound_stays() -> None:
-    store = store_of(8, 4, 4)
-
-    store.trim()
-
-    assert names(store) == [b"a", b"b"]
-    assert store.evicted == 0
+    assert keys(cache) == [b"d", b"a"]
+    assert cache.evicted == 2
 
 
-def test_what_is_in_use_stays_whatever_its_size() -> None:
-    store = store_of(5, 100, 4, 100, 4)
+def test_a_cache_exactly_at_the_limit_evicts_nothing() -> None:
+    cache = cache_of(8, 4, 4)
 
-    store.trim(in_use={b"a", b"c"})
+    cache.trim()
 
-    assert names(store) == [b"a", b"c"]
-    assert store.evicted == 2
-
-
-def test_a_state_that_is_put_again_counts_once_and_as_used() -> None:
-    store = store_of(8, 4, 4)
-    store.put(b"a", CachedPrefix("again", 7, 4))
-
-    store.trim()
-    assert names(store) == [b"b", b"a"]
-    assert store.get(b"a").state == "again"
-
-    store.put(b"c", CachedPrefix("c", 7, 4))
-    store.trim()
-    assert names(store) == [b"a", b"c"]
+    assert keys(cache) == [b"a", b"b"]
+    assert cache.evicted == 0
 
 
-def test_only_states_with_enough_slots_are_known() -> None:
-    store = store_of(10, 1, 1, 1)
+def test_states_in_use_are_kept_whatever_their_size() -> None:
+    cache = cache_of(5, 100, 4, 100, 4)
 
-    assert list(store.known(200)) == [b"b", b"c"]
-    assert list(store.known(201)) == [b"c"]
-    assert list(store.known(301)) == []
+    cache.trim(in_use={b"a", b"c"})
+
+    assert keys(cache) == [b"a", b"c"]
+    assert cache.evicted == 2
 
 
-def test_clearing_lets_go_of_everything_and_is_no_eviction() -> None:
-    store = store_of(10, 1, 1)
+def test_a_replaced_state_counts_once_and_as_used() -> None:
+    cache = cache_of(8, 4, 4)
+    cache.put(b"a", CachedPrefix("again", 7, 4))
 
-    store.clear()
+    cache.trim()
+    assert keys(cache) == [b"b", b"a"]
+    assert cache.get(b"a").state == "again"
 
-    assert (len(store), store.evicted) == (0, 0)
+    cache.put(b"c", CachedPrefix("c", 7, 4))
+    cache.trim()
+    assert keys(cache) == [b"a", b"c"]
+
+
+def test_only_states_with_enough_capacity_are_listed() -> None:
+    cache = cache_of(10, 1, 1, 1)
+
+    assert list(cache.cached_prefixes(200)) == [b"b", b"c"]
+    assert list(cache.cached_prefixes(201)) == [b"c"]
+    assert list(cache.cached_prefixes(301)) == []
+
+
+def test_clearing_removes_everything_and_does_not_count_as_eviction() -> None:
+    cache = cache_of(10, 1, 1)
+
+    cache.clear()
+
+    assert (len(cache), cache.evicted) == (0, 0)
 
 
 @given(st.lists(st.integers(0, 20), max_size=6), st.integers(0, 40), st.sets(st.sampled_from("abcdef")))
-def test_after_a_trim_the_bound_holds_or_only_what_is_in_use_is_left(
+def test_after_a_trim_the_limit_holds_or_only_states_in_use_are_left(
     sizes: list[int], limit: int, in_use: set[str]
 ) -> None:
-    store = store_of(limit, *sizes)
+    cache = cache_of(limit, *sizes)
 
-    store.trim({letter.encode() for letter in in_use})
+    cache.trim({letter.encode() for letter in in_use})
 
-    left = {name.decode() for name in names(store)}
+    left = {key.decode() for key in keys(cache)}
     assert left >= in_use & set("abcdef"[: len(sizes)])
-    assert len(left) + store.evicted == len(sizes)
-    assert left <= in_use or sum(store.get(name.encode()).size_bytes for name in left) <= limit
+    assert len(left) + cache.evicted == len(sizes)
+    assert left <= in_use or sum(cache.get(key.encode()).size_bytes for key in left) <= limit

@@ -1,4 +1,4 @@
-"""Which tokens are read and which are scored, with a tokenizer whose merges change tokens across joins."""
+"""The tokens that are computed and scored, for a tokenizer that merges across the end of the context."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from birdie_zmq.engine.planning.steps import ScoredSequence
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 
-PIECES = ["<s>", " ", "\n", "a", "b", "c", "ab", "bcc", " a", " b", "c\n"]
-PREFIX = PIECES.index("<s>")
+VOCABULARY = ["<s>", " ", "\n", "a", "b", "c", "ab", "bcc", " a", " b", "c\n"]
+PREFIX = VOCABULARY.index("<s>")
 MAX_LENGTH = 6
 
 
-class Merges:
-    """Always takes the longest piece that fits; "0" stands for what a tokenizer drops."""
+class MergingTokenizer:
+    """Always takes the longest token that fits; "0" stands for a character that the tokenizer drops."""
 
     bos_token_id = PREFIX
 
@@ -35,39 +35,39 @@ class Merges:
         ids = []
         rest = text.replace("0", "")
         while rest:
-            piece = max((piece for piece in PIECES if rest.startswith(piece)), key=len)
-            ids.append(PIECES.index(piece))
-            rest = rest[len(piece) :]
+            token = max((token for token in VOCABULARY if rest.startswith(token)), key=len)
+            ids.append(VOCABULARY.index(token))
+            rest = rest[len(token) :]
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        return "".join(PIECES[i] for i in ids)
+        return "".join(VOCABULARY[i] for i in ids)
 
 
 def encode_pair(
     context: str, continuation: str, *, max_length: int = MAX_LENGTH, add_bos: bool | None = None
 ) -> ScoredSequence | None:
-    (scored,) = encode_pairs(TokenizerAdapter(Merges(), add_bos), [(context, continuation)], max_length)
+    (scored,) = encode_pairs(TokenizerAdapter(MergingTokenizer(), add_bos), [(context, continuation)], max_length)
     return scored
 
 
 def halves(scored: ScoredSequence | None) -> tuple[list[str], list[str]]:
-    """The pieces that are only read, and those that are scored."""
+    """Return the tokens that are only context, and the tokens that are scored."""
     assert scored is not None
-    pieces = [PIECES[i] for i in scored.tokens]
-    return pieces[: -scored.count], pieces[-scored.count :]
+    tokens = [VOCABULARY[i] for i in scored.tokens]
+    return tokens[: -scored.count], tokens[-scored.count :]
 
 
 @pytest.mark.parametrize(
     ("context", "continuation", "expected"),
     [
         ("a", " b", (["a"], [" b"])),
-        # By itself the continuation is "bcc"; after "a" it begins in the middle of "ab", which the split leaves out.
+        # Alone the continuation is "bcc"; after "a" it begins in the middle of "ab", and the split drops that token.
         ("a", "bcc", (["a"], ["c", "c"])),
         ("c", "\na", (["c"], ["a"])),
     ],
 )
-def test_both_are_encoded_together_and_cut_at_the_length_of_the_context(
+def test_context_and_continuation_are_encoded_together_and_split_at_the_context_length(
     context: str, continuation: str, expected: tuple[list[str], list[str]]
 ) -> None:
     assert halves(encode_pair(context, continuation)) == expected
@@ -88,11 +88,11 @@ def test_spaces_at_the_end_of_the_context_are_scored_with_the_continuation(
     assert halves(encode_pair(context, continuation)) == expected
 
 
-def test_a_context_of_spaces_only_is_the_prefix_token_and_the_spaces_are_scored() -> None:
+def test_a_context_of_spaces_is_replaced_by_the_prefix_token_and_the_spaces_are_scored() -> None:
     assert halves(encode_pair("  ", "a")) == (["<s>"], [" ", " a"])
 
 
-def test_a_continuation_that_the_join_swallows_is_encoded_by_itself() -> None:
+def test_a_continuation_without_tokens_after_the_split_is_encoded_separately() -> None:
     assert halves(encode_pair("a", "b")) == (["a"], ["b"])
 
 
@@ -104,7 +104,7 @@ def test_a_context_that_the_tokenizer_drops_is_the_prefix_token() -> None:
     assert halves(encode_pair("0", "ab")) == (["<s>"], ["ab"])
 
 
-def test_a_continuation_that_begins_with_the_prefix_token_brings_its_own_context() -> None:
+def test_a_continuation_that_begins_with_the_prefix_token_uses_it_as_context() -> None:
     assert halves(encode_pair("", "<s>ab")) == (["<s>"], ["ab"])
 
 
@@ -113,35 +113,35 @@ def test_nothing_to_score_is_none(context: str, continuation: str) -> None:
     assert encode_pair(context, continuation) is None
 
 
-def test_bos_is_added_to_contexts_and_never_between_the_two() -> None:
+def test_bos_is_added_before_contexts_and_never_between_the_two() -> None:
     assert halves(encode_pair("a", " b", add_bos=True)) == (["<s>", "a"], [" b"])
     assert halves(encode_pair("a", "b", add_bos=True)) == (["<s>", "a"], ["b"])
     assert halves(encode_pair("", "b", add_bos=True)) == (["<s>"], ["b"])
     assert halves(encode_pair("<s>a", " b", add_bos=True)) == (["<s>", "a"], [" b"])
 
 
-def test_a_long_text_keeps_one_token_more_than_the_model_reads() -> None:
+def test_a_long_text_keeps_max_length_plus_one_tokens() -> None:
     scored = encode_pair("c" * 5 + "a", " b" * 3)
 
     assert halves(scored) == (["c", "c", "c", "a"], [" b", " b", " b"])
     assert scored is not None
-    assert (len(scored.tokens), len(scored.row), scored.cut) == (MAX_LENGTH + 1, MAX_LENGTH, 2)
+    assert (len(scored.tokens), len(scored.row), scored.truncated) == (MAX_LENGTH + 1, MAX_LENGTH, 2)
 
 
-def test_a_text_that_fits_is_not_cut() -> None:
+def test_a_text_that_fits_is_not_truncated() -> None:
     scored = encode_pair("c" * 4, " b" * 3)
 
     assert scored is not None
-    assert (len(scored.row), scored.cut) == (MAX_LENGTH, 0)
+    assert (len(scored.row), scored.truncated) == (MAX_LENGTH, 0)
 
 
-def test_a_continuation_as_long_as_the_model_reads_keeps_one_token_of_context() -> None:
+def test_a_continuation_of_max_length_keeps_one_token_of_context() -> None:
     scored = encode_pair("cca", " b" * MAX_LENGTH)
 
     assert halves(scored) == (["a"], [" b"] * MAX_LENGTH)
 
 
-def test_a_continuation_longer_than_the_model_reads_comes_back_whole() -> None:
+def test_a_continuation_longer_than_max_length_is_returned_whole() -> None:
     scored = encode_pair("cca", " b" * (MAX_LENGTH + 2))
 
     assert scored is not None
@@ -149,7 +149,7 @@ def test_a_continuation_longer_than_the_model_reads_comes_back_whole() -> None:
     assert halves(scored) == (["a"], [" b"] * (MAX_LENGTH + 2))
 
 
-def test_positions_point_before_their_targets() -> None:
+def test_positions_are_one_before_their_targets() -> None:
     scored = ScoredSequence(np.array([5, 6, 7, 8], dtype=np.int32), count=2)
 
     assert scored.row.tolist() == [5, 6, 7]
@@ -159,23 +159,23 @@ def test_positions_point_before_their_targets() -> None:
 
 
 def test_a_text_that_many_pairs_share_is_encoded_once() -> None:
-    merges = Merges()
-    tokenizer = TokenizerAdapter(merges)
-    tokenizer.encode(["a"])  # the first call also tries what the tokenizer can do
-    merges.encoded.clear()
+    merging = MergingTokenizer()
+    tokenizer = TokenizerAdapter(merging)
+    tokenizer.encode(["a"])  # the first call also probes the tokenizer
+    merging.encoded.clear()
 
     encode_pairs(tokenizer, [("ca", " a"), ("ca", " b"), ("ca", " a")], MAX_LENGTH)
 
-    assert sorted(merges.encoded) == ["ca", "ca a", "ca b"]
+    assert sorted(merging.encoded) == ["ca", "ca a", "ca b"]
 
 
-class Reference(TemplateLM):
+class LmEvalReference(TemplateLM):
     """lm_eval's own encoding of pairs, over the same tokenizer."""
 
     eot_token_id = PREFIX
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return Merges().encode(string)
+        return MergingTokenizer().encode(string)
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> Any:
         return [(context, continuation) for _, context, continuation in requests]
@@ -192,17 +192,17 @@ class Reference(TemplateLM):
         return list(encoded)
 
 
-text = st.lists(st.sampled_from(PIECES[1:]), max_size=8).map("".join)
+text = st.lists(st.sampled_from(VOCABULARY[1:]), max_size=8).map("".join)
 text_or_prefixed = text | text.map("<s>".__add__)
 pair = st.tuples(text_or_prefixed, text.filter(bool)) | st.tuples(st.just(""), text_or_prefixed.filter(bool))
 
 
 @given(st.lists(pair, min_size=1, max_size=6), st.integers(1, 12))
 def test_pairs_that_lm_eval_can_score_have_the_tokens_of_lm_eval(pairs: list[tuple[str, str]], max_length: int) -> None:
-    encoded = encode_pairs(TokenizerAdapter(Merges()), pairs, max_length)
+    encoded = encode_pairs(TokenizerAdapter(MergingTokenizer()), pairs, max_length)
 
     assert len(encoded) == len(pairs)
-    for scored, (context, continuation) in zip(encoded, Reference().encode_pairs(pairs), strict=True):
+    for scored, (context, continuation) in zip(encoded, LmEvalReference().encode_pairs(pairs), strict=True):
         if context and 0 < len(continuation) <= max_length:
             assert scored is not None
             assert scored.tokens.tolist() == (context + continuation)[-(max_length + 1) :]
@@ -210,13 +210,15 @@ def test_pairs_that_lm_eval_can_score_have_the_tokens_of_lm_eval(pairs: list[tup
 
 
 def windows_of(texts: Sequence[str], max_length: int) -> list[list[ScoredSequence]]:
-    return encode_rolling(TokenizerAdapter(Merges()), texts, max_length)
+    return encode_rolling(TokenizerAdapter(MergingTokenizer()), texts, max_length)
 
 
 @given(st.lists(text_or_prefixed, max_size=4), st.integers(1, 5))
 def test_rolling_windows_are_those_of_lm_eval(texts: list[str], max_length: int) -> None:
     expected = [
-        list(map(make_disjoint_window, get_rolling_token_windows(Merges().encode(text), PREFIX, max_length, 1)))
+        list(
+            map(make_disjoint_window, get_rolling_token_windows(MergingTokenizer().encode(text), PREFIX, max_length, 1))
+        )
         for text in texts
     ]
 
@@ -230,7 +232,7 @@ def test_rolling_windows_are_those_of_lm_eval(texts: list[str], max_length: int)
 def test_rolling_scores_every_token_once_in_rows_that_fit(text: str, max_length: int) -> None:
     (windows,) = windows_of([text], max_length)
 
-    assert [token for window in windows for token in window.targets.tolist()] == Merges().encode(text)
+    assert [token for window in windows for token in window.targets.tolist()] == MergingTokenizer().encode(text)
     assert all(len(window.row) <= max_length for window in windows)
 
 

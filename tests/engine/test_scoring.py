@@ -1,4 +1,4 @@
-"""Real models through plans, states and halved steps, against the same models asked for one request at a time."""
+"""Scoring of real models with plans, states and halved steps, compared with scoring one request at a time."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
-from birdie_zmq.engine.scoring import IdleClock, NonFiniteScore, plan_for, possible_shapes, score
+from birdie_zmq.engine.scoring import IdleClock, NonFiniteScore, plan_scoring, possible_shapes, score
 from birdie_zmq.errors import OutOfDeviceMemory
-from birdie_zmq.models.decoder import model_of
+from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.types import StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
-from tests.engine.replay import Knows, replay, tokens_of
+from tests.engine.replay import FakeBackend, replay, tokens_of
 
 MAX_LENGTH = 64
 TOLERANCE_NATS = 2e-4
 SMALL = StepBudget(tokens=16, call_tokens=4)
-"""Small enough that texts of some dozens of tokens are read in pieces and behind states."""
+"""A budget so small that texts of a few dozen tokens are computed in chunks and after states."""
 PAIRS = StepLimits(rows=2)
-"""With few shapes little has to be compiled."""
+"""Limits that allow few shapes, so that few executables are compiled."""
 
 
-# --- Models ----------------------------------------------------------------------------------------------------------
+# --- Models -----------------------------------------------------------------------------------------------------------
 
 
 def llama() -> Model:
     architecture = Llama(
         vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, max_length=MAX_LENGTH
     )
-    return model_of(architecture, architecture.init_params(jax.random.key(0)))
+    return build_model(architecture, architecture.init_params(jax.random.key(0)))
 
 
-WAYS: dict[str, Callable[[], Model]] = {
+MODELS: dict[str, Callable[[], Model]] = {
     "branches": llama,
     "forks": lambda: dataclasses.replace(llama(), branch=None),
     "hidden": lambda: dataclasses.replace(llama(), branch=None, extend=None, init_state=None),
@@ -58,59 +58,59 @@ WAYS: dict[str, Callable[[], Model]] = {
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way in which a model can be given, and the model's logits with nothing of the engine between."""
+class Variant:
+    """A backend for one set of functions of a model, and the model's logits without the engine."""
 
     backend: JaxBackend
     logits: Callable[[npt.NDArray[np.int32]], jax.Array]
 
     @classmethod
-    def of(cls, name: str) -> Way:
-        model = WAYS[name]()
+    def of(cls, name: str) -> Variant:
+        model = MODELS[name]()
         logits = model.logits or recurrent_logits
         return cls(JaxBackend(resolve(model), MAX_LENGTH), jax.jit(partial(logits, model.params)))
 
     def logprobs(self, row: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Log-probabilities float32[n, v] of what follows each token; all rows are padded to one length."""
+        """Return log-probabilities float32[n, v] after each token; all rows are padded to one length."""
         padded = np.zeros((1, MAX_LENGTH), np.int32)
         padded[0, : len(row)] = row
         return np.asarray(jax.nn.log_softmax(self.logits(padded)))[0, : len(row)]
 
     def alone(self, items: Sequence[ScoredSequence]) -> list[float]:
-        """Each request's score from its own row."""
+        """Return each request's score, computed from its own row."""
         return [
             float(self.logprobs(item.row.tolist())[list(item.positions), item.targets].sum(dtype=np.float64))
             for item in items
         ]
 
 
-@pytest.fixture(scope="module", params=WAYS)
-def compiled(request: pytest.FixtureRequest) -> Way:
-    """Each way; its programs are compiled once for all tests."""
-    return Way.of(request.param)
+@pytest.fixture(scope="module", params=MODELS)
+def compiled_variant(request: pytest.FixtureRequest) -> Variant:
+    """Return each variant; it is compiled once for all tests."""
+    return Variant.of(request.param)
 
 
 @pytest.fixture
-def way(compiled: Way) -> Way:
-    """Each way, with a small budget, and nothing read yet."""
-    compiled.backend.halve_budget()  # forgets all states
-    compiled.backend.budget = SMALL
-    return compiled
+def variant(compiled_variant: Variant) -> Variant:
+    """Return each variant, with a small budget and an empty prefix cache."""
+    compiled_variant.backend.halve_budget()  # clears the prefix cache
+    compiled_variant.backend.budget = SMALL
+    return compiled_variant
 
 
-# --- Running ---------------------------------------------------------------------------------------------------------
+# --- Running ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Run:
-    """What came of scoring once."""
+    """The result of scoring once."""
 
     loglikelihoods: npt.NDArray[np.float64]
     greedy: npt.NDArray[np.bool_]
     steps: list[Step] = field(default_factory=list)
     finished: list[list[int]] = field(default_factory=list)
     errors: list[OutOfDeviceMemory] = field(default_factory=list)
-    tally: Counters = field(default_factory=Counters)
+    counters: Counters = field(default_factory=Counters)
 
     @property
     def computed(self) -> int:
@@ -123,24 +123,24 @@ def run(backend: JaxBackend, items: Sequence[ScoredSequence], limits: StepLimits
     def buckets() -> Buckets:
         return Buckets(MAX_LENGTH, backend.vocab_size if backend.makes_logits else 0, backend.budget, limits)
 
-    def counted(step: Step) -> AbstractContextManager[None]:
-        assert step.shape in possible_shapes(backend.ability, buckets())
+    def on_step(step: Step) -> AbstractContextManager[None]:
+        assert step.shape in possible_shapes(backend.execution_mode, buckets())
         done.steps.append(step)
         return nullcontext()
 
     for numbers, loglikelihoods, greedy in score(
-        backend, items, buckets, counted, done.tally, IdleClock(), done.errors.append
+        backend, items, buckets, on_step, done.counters, IdleClock(), done.errors.append
     ):
         assert np.isnan(done.loglikelihoods[numbers]).all(), "a request is finished once"
         done.loglikelihoods[numbers], done.greedy[numbers] = loglikelihoods, greedy
         done.finished.append(numbers)
-    assert done.tally.remaining == 0
-    assert done.errors or done.tally.done == done.tally.planned, "all that was planned is done"
+    assert done.counters.remaining == 0
+    assert done.errors or done.counters.done == done.counters.planned, "everything that was planned is done"
     return done
 
 
 def batch(seed: int, prefix: Tokens, count: int = 5) -> list[ScoredSequence]:
-    """Questions with three answers each, behind a common prefix."""
+    """Return questions with three answers each, after a common prefix."""
     random = np.random.default_rng(seed)
     items = []
     for _ in range(count):
@@ -152,15 +152,15 @@ def batch(seed: int, prefix: Tokens, count: int = 5) -> list[ScoredSequence]:
 
 
 PREFIX = np.random.default_rng(0).integers(1, VOCABULARY, size=40, dtype=np.int32)
-NOTHING = tokens_of([])
+EMPTY_PREFIX = tokens_of([])
 
 
-def test_scores_are_those_of_each_request_alone_batch_after_batch(way: Way) -> None:
+def test_scores_equal_those_of_each_request_alone_batch_after_batch(variant: Variant) -> None:
     whole = ScoredSequence(tokens_of(np.random.default_rng(9).integers(1, VOCABULARY, size=60)), 59)
     within_the_prefix = ScoredSequence(PREFIX, 20)
     likely = PREFIX[:10].tolist()
     for _ in range(4):
-        likely.append(int(way.logprobs(likely)[-1].argmax()))
+        likely.append(int(variant.logprobs(likely)[-1].argmax()))
     unlikely = [*likely[:-1], (likely[-1] + 1) % VOCABULARY]
 
     more = [whole, within_the_prefix, ScoredSequence(tokens_of(likely), 4), ScoredSequence(tokens_of(unlikely), 4)]
@@ -168,21 +168,21 @@ def test_scores_are_those_of_each_request_alone_batch_after_batch(way: Way) -> N
     for seed, others in enumerate(([], more)):
         items = batch(seed, PREFIX) + others
 
-        done = run(way.backend, items)
+        done = run(variant.backend, items)
 
-        assert done.loglikelihoods.tolist() == pytest.approx(way.alone(items), abs=TOLERANCE_NATS)
+        assert done.loglikelihoods.tolist() == pytest.approx(variant.alone(items), abs=TOLERANCE_NATS)
         assert sorted(number for numbers in done.finished for number in numbers) == list(range(len(items)))
-        if way.backend.ability != "rows":
-            assert PREFIX.tobytes() in way.backend.known(len(PREFIX))
+        if variant.backend.execution_mode != "rows":
+            assert PREFIX.tobytes() in variant.backend.cached_prefixes(len(PREFIX))
     assert done.greedy[-2:].tolist() == [True, False]
 
 
-def test_nothing_to_score_needs_no_step(way: Way) -> None:
-    assert run(way.backend, []).steps == []
+def test_nothing_to_score_needs_no_step(variant: Variant) -> None:
+    assert run(variant.backend, []).steps == []
 
 
-def test_with_a_beginning_that_is_there_the_next_batch_computes_less() -> None:
-    backend = Way.of("recurrent").backend
+def test_a_cached_prefix_saves_computation_in_the_next_batch() -> None:
+    backend = Variant.of("recurrent").backend
     backend.budget = SMALL
     items = batch(6, PREFIX)
 
@@ -193,28 +193,28 @@ def test_with_a_beginning_that_is_there_the_next_batch_computes_less() -> None:
     assert second.loglikelihoods.tolist() == pytest.approx(first.loglikelihoods.tolist(), abs=TOLERANCE_NATS)
 
 
-@pytest.mark.parametrize("ability", ["branches", "forks"])
-def test_a_state_that_takes_the_place_of_one_without_slots_has_them_itself(ability: ExecutionMode) -> None:
-    """From the longer state the last piece ends at the 127th slot; from the shorter one it would at the 129th."""
+@pytest.mark.parametrize("execution_mode", ["branches", "forks"])
+def test_a_state_without_enough_capacity_is_replaced_by_one_with_it(execution_mode: ExecutionMode) -> None:
+    """From the longer state the last chunk ends at position 127; from the shorter one it would end at 129."""
     text = tokens_of(range(1, 124))
     states = {text[:1].tobytes(): 128, text[:7].tobytes(): 8}
     buckets = Buckets(128, vocab_size=0, budget=StepBudget(tokens=64, call_tokens=8))
 
-    steps = plan_for(Knows(ability, states).as_backend, [ScoredSequence(text, 1)], buckets)
+    steps = plan_scoring(FakeBackend(execution_mode, states).as_backend, [ScoredSequence(text, 1)], buckets)
 
-    assert replay([ScoredSequence(text, 1)], steps, ability, buckets, states).used >= 122 - 7
-
-
-# --- What cannot be scored -------------------------------------------------------------------------------------------
+    assert replay([ScoredSequence(text, 1)], steps, execution_mode, buckets, states).used >= 122 - 7
 
 
-def stumbling(params: Any, tokens: Any) -> Any:
-    """NaN behind token 3."""
+# --- Requests that cannot be scored -----------------------------------------------------------------------------------
+
+
+def nan_after_three(params: Any, tokens: Any) -> Any:
+    """Return logits that are NaN after token 3."""
     return jnp.where((tokens == 3)[..., None], jnp.nan, jnp.zeros((*tokens.shape, VOCABULARY)))
 
 
-def test_a_request_whose_logits_are_not_finite_is_named_by_its_number() -> None:
-    backend = JaxBackend(resolve((stumbling, 0.0)), MAX_LENGTH)
+def test_a_request_with_non_finite_logits_is_reported_by_its_number() -> None:
+    backend = JaxBackend(resolve((nan_after_three, 0.0)), MAX_LENGTH)
     items = [ScoredSequence(tokens_of(text), 1) for text in ([1, 2], [1, 3, 4, 5], [1, 3, 5], [1, 2, 3])]
 
     with pytest.raises(NonFiniteScore) as caught:
@@ -224,15 +224,15 @@ def test_a_request_whose_logits_are_not_finite_is_named_by_its_number() -> None:
 
 
 TOO_LARGE = (1, 1 << 25, 1 << 25)
-"""A shape of more bytes than addresses have room for."""
+"""A shape with more bytes than there are addresses."""
 
 
-def hungry(most: int, params: Any, tokens: Any) -> Any:
-    """A table's rows; more than so many tokens at once ask for more memory than any device has."""
+def out_of_memory_above(limit: int, params: Any, tokens: Any) -> Any:
+    """Return a table's rows; more than `limit` tokens at once need more memory than any device has."""
     hidden = params[tokens]
-    if tokens.size > most:
+    if tokens.size > limit:
         first = tokens[0, 0]
-        # What is sorted must be there as a whole.
+        # The operand of a sort must be in memory as a whole.
         huge = jax.lax.sort(jax.lax.broadcasted_iota(jnp.uint8, TOO_LARGE, 2) + first.astype(jnp.uint8))
         hidden = hidden + huge[0, first, first]
     return hidden
@@ -241,17 +241,17 @@ def hungry(most: int, params: Any, tokens: Any) -> Any:
 TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32)
 
 
-def hungry_backend(most: int, budget: int) -> JaxBackend:
-    """A model whose steps have so many tokens at first, and which has room for so many."""
-    model = Model(hidden=partial(hungry, most), unembed=lambda params, hidden: hidden, params=TABLE)
+def limited_backend(limit: int, budget: int) -> JaxBackend:
+    """Return a model that runs out of memory above `limit` tokens per step; its steps have `budget` tokens at first."""
+    model = Model(hidden=partial(out_of_memory_above, limit), unembed=lambda params, hidden: hidden, params=TABLE)
     backend = JaxBackend(resolve(model), MAX_LENGTH)
     backend.budget = StepBudget(tokens=budget)
     return backend
 
 
-def test_steps_for_which_the_device_has_no_room_are_halved_until_it_has() -> None:
-    items = batch(7, NOTHING, count=30)
-    backend = hungry_backend(most=50, budget=128)
+def test_steps_are_halved_until_they_fit_into_device_memory() -> None:
+    items = batch(7, EMPTY_PREFIX, count=30)
+    backend = limited_backend(limit=50, budget=128)
 
     done = run(backend, items, StepLimits())
 
@@ -260,14 +260,14 @@ def test_steps_for_which_the_device_has_no_room_are_halved_until_it_has() -> Non
     assert done.loglikelihoods.tolist() == pytest.approx(direct, abs=1e-5)
     assert backend.budget.tokens == 32
     assert len(done.errors) == 2
-    assert "the device has no room for" in done.errors[0].message
+    assert "the device is out of memory for" in done.errors[0].message
     assert sorted(number for numbers in done.finished for number in numbers) == list(range(len(items)))
 
 
-def test_what_is_scored_before_the_device_has_no_room_is_not_computed_again() -> None:
-    # At first a step of 2 rows of 24 and then 4 of 16, for which there is no room.
+def test_scores_before_out_of_memory_are_not_computed_again() -> None:
+    # At first a step of 2 rows of 24, and then one of 4 rows of 16, which is out of memory.
     items = [ScoredSequence(tokens_of([first, *[length] * length]), 1) for length in (20, 10) for first in range(2, 6)]
-    backend = hungry_backend(most=48, budget=64)
+    backend = limited_backend(limit=48, budget=64)
 
     done = run(backend, items, StepLimits())
 
@@ -276,21 +276,21 @@ def test_what_is_scored_before_the_device_has_no_room_is_not_computed_again() ->
     assert not np.isnan(done.loglikelihoods).any()
 
 
-def test_where_even_the_smallest_step_has_no_room_the_error_says_so() -> None:
-    backend = hungry_backend(most=0, budget=64)
+def test_out_of_memory_in_the_smallest_step_is_raised() -> None:
+    backend = limited_backend(limit=0, budget=64)
 
-    with pytest.raises(OutOfDeviceMemory, match="the device has no room for"):
-        run(backend, batch(8, NOTHING))
+    with pytest.raises(OutOfDeviceMemory, match="the device is out of memory for"):
+        run(backend, batch(8, EMPTY_PREFIX))
 
     assert backend.budget.tokens == 16
 
 
-# --- Idleness --------------------------------------------------------------------------------------------------------
+# --- Idle time --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Watch:
-    """A clock that is set by hand."""
+class ManualClock:
+    """A clock that is set by the test."""
 
     now: float = 100.0
 
@@ -298,11 +298,11 @@ class Watch:
         return self.now
 
 
-def test_idle_seconds_are_those_between_the_end_of_a_step_and_the_next() -> None:
-    watch = Watch()
-    clock = IdleClock(watch)
-    for happens, passed in [
-        (clock.busy, 5.0),  # before the first step nothing was awaited
+def test_idle_seconds_are_between_the_end_of_a_step_and_the_next_step() -> None:
+    time = ManualClock()
+    clock = IdleClock(time)
+    for event, seconds in [
+        (clock.busy, 5.0),  # before the first step there was no work
         (clock.busy, 3.0),
         (clock.idle, 1.0),
         (clock.busy, 0.25),
@@ -310,19 +310,19 @@ def test_idle_seconds_are_those_between_the_end_of_a_step_and_the_next() -> None
         (clock.busy, 0.5),
         (clock.busy, 8.0),
     ]:
-        watch.now += passed
-        happens()
+        time.now += seconds
+        event()
 
     assert clock.seconds == 0.25 + 0.5
 
 
-def test_rest_is_not_idleness() -> None:
-    watch = Watch()
-    clock = IdleClock(watch)
+def test_a_pause_is_not_idle_time() -> None:
+    time = ManualClock()
+    clock = IdleClock(time)
     clock.busy()
     clock.idle()
-    clock.rest()
-    watch.now += 60
+    clock.pause()
+    time.now += 60
     clock.busy()
 
     assert clock.seconds == 0.0

@@ -25,7 +25,7 @@ def test_text_is_cut_before_the_earliest_stop_string(text: str, stops: list[str]
 
 
 @pytest.mark.parametrize("stops", [[], ["x"], ["onee"], ["One"], [""]])
-def test_text_without_a_stop_string_is_left_whole(stops: list[str]) -> None:
+def test_text_without_a_stop_string_is_kept_whole(stops: list[str]) -> None:
     assert cut_at_first("one", stops) == ("one", False)
 
 
@@ -34,7 +34,7 @@ def test_an_empty_stop_string_does_not_hide_another() -> None:
 
 
 @given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=4))
-def test_what_is_left_is_the_longest_beginning_that_no_stop_string_touches(text: str, stops: list[str]) -> None:
+def test_the_cut_text_is_the_longest_prefix_before_any_stop_string(text: str, stops: list[str]) -> None:
     cut, stopped = cut_at_first(text, stops)
 
     assert text.startswith(cut)

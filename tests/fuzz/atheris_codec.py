@@ -1,4 +1,4 @@
-"""The codec under libFuzzer, which looks for frames that reach new lines: ``python -m tests.fuzz.atheris_codec -runs=N``.
+"""Fuzzing the codec with libFuzzer, which searches for frames that reach new lines of code: ``python -m tests.fuzz.atheris_codec -runs=N``.
 
 It needs the package atheris, which ``tox -e atheris`` installs: it has wheels for Linux only.
 """
@@ -21,7 +21,7 @@ _decode = decoder(m.Message)
 
 
 def try_frame(frame: bytes) -> None:
-    """A message that can be sent on, or a typed refusal; libFuzzer reports whatever else is raised."""
+    """Decode a frame to a message that can be encoded again, or a typed error; libFuzzer reports any other exception."""
     try:
         message = _decode(frame)
     except ProtocolError:
@@ -30,7 +30,7 @@ def try_frame(frame: bytes) -> None:
 
 
 def main() -> None:
-    """Begin with a frame of each message, unless the command line names a corpus."""
+    """Start with a frame of each message, in addition to a corpus on the command line."""
     with tempfile.TemporaryDirectory() as corpus:
         for number, sample in enumerate(SAMPLES):
             (Path(corpus) / str(number)).write_bytes(encode(sample))

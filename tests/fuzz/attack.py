@@ -1,7 +1,7 @@
-"""A program that sends frames without end over many connections: ``python -m tests.fuzz.attack ENDPOINT SEED SECONDS``.
+"""A program that sends malformed frames over many connections: ``python -m tests.fuzz.attack ENDPOINT SEED SECONDS``.
 
-It leaves out what needs no fault to do harm: a worker that takes work and does not do it, and work for another model,
-for which a worker changes models. Keys are what is there against the one, and nothing against the other.
+It leaves out valid messages that cause harm: registering a worker that takes work and never does it, and work for another model,
+which causes a model switch. Keys protect against the former, and nothing protects against the latter.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from birdie_zmq.protocol.codec import decoder, encode
 from tests.fuzz.frames import MODEL, frames
 
 CONNECTIONS = 24
-MOST_FRAME_BYTES = 2**21
-"""No frame of `frames` is longer."""
+MAX_FRAME_BYTES = 2**21
+"""Upper bound on the length of a frame of `frames`."""
 MEAN_FRAME_BYTES = 1_000
-"""Most have two hundred."""
-_MOST_PART_BYTES = 10_000
-_LIFE_FRAMES = 500
-"""After how many frames on average a connection is closed, whatever is on its way, and made again."""
+"""Mean length of a frame; most have two hundred bytes."""
+_MAX_PART_BYTES = 10_000
+_MEAN_FRAMES_PER_CONNECTION = 500
+"""Mean number of frames after which a connection is closed without linger and reopened."""
 
 _decode = decoder(m.Message)
 
 
 def attack(endpoint: str, seed: int, seconds: float) -> dict[str, float]:
-    """Send for so long; what was sent, what came back."""
-    chance = random.Random(seed)
+    """Send frames for a number of seconds; return counts of what was sent and received."""
+    rng = random.Random(seed)
     counts: dict[str, float] = {"frames": 0, "bytes": 0, "multipart": 0, "connections": CONNECTIONS, "answers": 0}
     with zmq.Context(io_threads=1) as context:
         peers = [_connect(context, endpoint) for _ in range(CONNECTIONS)]
@@ -40,22 +40,22 @@ def attack(endpoint: str, seed: int, seconds: float) -> dict[str, float]:
         for frame in frames(seed):
             if time.monotonic() >= end:
                 break
-            if _needs_no_fault(frame):
+            if _is_valid_abuse(frame):
                 continue
-            number = chance.randrange(CONNECTIONS)
-            if chance.random() < 1 / _LIFE_FRAMES:
+            number = rng.randrange(CONNECTIONS)
+            if rng.random() < 1 / _MEAN_FRAMES_PER_CONNECTION:
                 peers[number].close(linger=0)
                 peers[number] = _connect(context, endpoint)
                 counts["connections"] += 1
             peer = peers[number]
             try:
-                if chance.random() < 0.02 and len(frame) < _MOST_PART_BYTES:
-                    peer.send_multipart([frame] * chance.randint(2, 50), flags=zmq.DONTWAIT)
+                if rng.random() < 0.02 and len(frame) < _MAX_PART_BYTES:
+                    peer.send_multipart([frame] * rng.randint(2, 50), flags=zmq.DONTWAIT)
                     counts["multipart"] += 1
                 else:
                     peer.send(frame, flags=zmq.DONTWAIT)
             except zmq.Again:
-                time.sleep(0.001)  # The broker does not read this one any faster.
+                time.sleep(0.001)  # The broker does not read this connection any faster.
                 continue
             counts["frames"] += 1
             counts["bytes"] += len(frame)
@@ -78,7 +78,7 @@ def _connect(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Sock
     return peer
 
 
-def _needs_no_fault(frame: bytes) -> bool:
+def _is_valid_abuse(frame: bytes) -> bool:
     try:
         message = _decode(frame)
     except BirdieError:

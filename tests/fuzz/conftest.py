@@ -1,4 +1,4 @@
-"""What the fuzz runs share with the tests of real processes."""
+"""Fixtures that the fuzz tests share with the integration tests."""
 
 from tests.integration.conftest import programs
 

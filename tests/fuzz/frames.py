@@ -1,4 +1,4 @@
-"""Frames that no peer should send, without end, the same ones for the same seed."""
+"""An endless sequence of malformed frames, reproducible by its seed."""
 
 from __future__ import annotations
 
@@ -65,59 +65,59 @@ _INTERESTING = (b"\x00", b"\x7f", b"\x80", b"\x90", b"\xa0", b"\xc0", b"\xc1", b
 
 
 def frames(seed: int) -> Iterator[bytes]:
-    """Mutated messages, bombs, bytes of chance, and now and then a message that is sound."""
-    chance = random.Random(seed)
+    """Yield mutated messages, memory bombs, random bytes, and a few valid messages."""
+    rng = random.Random(seed)
     while True:
-        kind = chance.random()
+        kind = rng.random()
         if kind < 0.7:
-            yield _mutated(chance)
+            yield _mutated(rng)
         elif kind < 0.8:
-            yield chance.randbytes(chance.randint(0, 200))
+            yield rng.randbytes(rng.randint(0, 200))
         elif kind < 0.9:
-            yield _OPENING + chance.randbytes(chance.randint(0, 200))
+            yield _OPENING + rng.randbytes(rng.randint(0, 200))
         elif kind < 0.9995:
-            yield chance.choice(_VALID)
+            yield rng.choice(_VALID)
         else:
-            yield _bomb(chance)
+            yield _bomb(rng)
 
 
-def _mutated(chance: random.Random) -> bytes:
-    frame = bytearray(chance.choice(_VALID))
-    for _ in range(chance.randint(1, 4)):
-        place = chance.randint(0, len(frame))
-        match chance.randint(0, 6):
+def _mutated(rng: random.Random) -> bytes:
+    frame = bytearray(rng.choice(_VALID))
+    for _ in range(rng.randint(1, 4)):
+        position = rng.randint(0, len(frame))
+        match rng.randint(0, 6):
             case 0:
-                del frame[place:]
+                del frame[position:]
             case 1:
-                frame[place : place + chance.randint(0, 8)] = chance.randbytes(chance.randint(0, 8))
+                frame[position : position + rng.randint(0, 8)] = rng.randbytes(rng.randint(0, 8))
             case 2:
-                if place < len(frame):
-                    frame[place] ^= 1 << chance.randint(0, 7)
+                if position < len(frame):
+                    frame[position] ^= 1 << rng.randint(0, 7)
             case 3:
-                frame[place : place + 1] = chance.choice(_INTERESTING)
-            case 4:  # A piece of another message.
-                other = chance.choice(_VALID)
-                begin = chance.randint(0, len(other))
-                frame[place:place] = other[begin : begin + chance.randint(0, 60)]
-            case 5:  # A length that is not there.
-                frame[place : place + 1] = chance.choice(_LENGTHS) + chance.randbytes(4)
+                frame[position : position + 1] = rng.choice(_INTERESTING)
+            case 4:  # A part of another message.
+                other = rng.choice(_VALID)
+                begin = rng.randint(0, len(other))
+                frame[position:position] = other[begin : begin + rng.randint(0, 60)]
+            case 5:  # A length without the data.
+                frame[position : position + 1] = rng.choice(_LENGTHS) + rng.randbytes(4)
             case 6:
-                frame[place:place] = frame[: chance.randint(0, 40)]
+                frame[position:position] = frame[: rng.randint(0, 40)]
     return bytes(frame)
 
 
-def _bomb(chance: random.Random) -> bytes:
-    """Much of little: nested or long lists, small maps, a text that is wide for one letter."""
-    many = chance.choice((1_000, 50_000, 500_000))
-    long_list = b"\xdd" + many.to_bytes(4, "big")
-    match chance.randint(0, 4):
+def _bomb(rng: random.Random) -> bytes:
+    """Return a small frame with large contents: nested or long lists, small maps, a text with one wide character."""
+    count = rng.choice((1_000, 50_000, 500_000))
+    long_list = b"\xdd" + count.to_bytes(4, "big")
+    match rng.randint(0, 4):
         case 0:
-            return _OPENING + b"\x91" * many + b"\x90"
+            return _OPENING + b"\x91" * count + b"\x90"
         case 1:
-            return _OPENING + long_list + b"\x90" * many
+            return _OPENING + long_list + b"\x90" * count
         case 2:
-            return _OPENING + long_list + b"\x80" * many
+            return _OPENING + long_list + b"\x80" * count
         case 3:
             return _OPENING + long_list * 1_000
-    work = RollingWork(texts=["a" * many + "\N{HUGGING FACE}"])
+    work = RollingWork(texts=["a" * count + "\N{HUGGING FACE}"])
     return encode(m.Submit(batch=1, model=ModelSpec(tag="x" * 4_000), work=work))

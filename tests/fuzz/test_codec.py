@@ -1,4 +1,4 @@
-"""The codec under frames without end: a message or a typed refusal, in bounded memory.
+"""Fuzzing the codec: every frame gives a message or a typed error, in bounded memory.
 
 A few seconds' worth belong to every run of the tests; ``tox -e fuzz`` tries as many as ``BIRDIE_FUZZ_INPUTS`` says.
 """
@@ -24,14 +24,14 @@ from tests.protocol.test_codec import RECORDS, body_of, frame_of, junk, messages
 SEED = int(os.environ.get("BIRDIE_FUZZ_SEED", "20261125"))
 INPUTS = int(os.environ.get("BIRDIE_FUZZ_INPUTS", "300000"))
 EXAMPLES = int(os.environ.get("BIRDIE_FUZZ_EXAMPLES", "20000"))
-MOST_BYTES = 128 * MAX_ELEMENTS
-"""What a frame of so many elements may take while it is read, the most that tests/protocol/test_codec.py allows one frame."""
+MAX_MEMORY_BYTES = 128 * MAX_ELEMENTS
+"""Memory limit for decoding a frame with the maximum number of elements, as in tests/protocol/test_codec.py."""
 
 decode = decoder(m.Message)
 
 
-def is_taken(frame: bytes) -> bool:
-    """Whether a frame is decoded, not refused; what is raised else is a crash, and what is decoded can be sent on."""
+def is_accepted(frame: bytes) -> bool:
+    """Return whether a frame is decoded and can be encoded again; any exception except ProtocolError is a crash."""
     try:
         message: m.Message = decode(frame)
     except ProtocolError:
@@ -42,33 +42,33 @@ def is_taken(frame: bytes) -> bool:
 
 def run(count: int) -> None:
     began = time.monotonic()
-    taken = 0
+    accepted = 0
     tracemalloc.start()
     try:
         for frame in itertools.islice(frames(SEED), count):
-            taken += is_taken(frame)
+            accepted += is_accepted(frame)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     print(
-        f"\ncodec, seed {SEED}: {count:,} frames tried, {taken:,} of them taken, crashes 0, peak memory "
-        f"{peak_bytes / 2**20:.0f} MiB (bound {MOST_BYTES >> 20}), {time.monotonic() - began:.0f} s"
+        f"\ncodec, seed {SEED}: {count:,} frames tried, {accepted:,} of them accepted, crashes 0, peak memory "
+        f"{peak_bytes / 2**20:.0f} MiB (bound {MAX_MEMORY_BYTES >> 20}), {time.monotonic() - began:.0f} s"
     )
-    assert 0 < taken < count
-    assert peak_bytes < MOST_BYTES
+    assert 0 < accepted < count
+    assert peak_bytes < MAX_MEMORY_BYTES
 
 
-def test_frames_are_decoded_or_refused() -> None:
+def test_frames_are_decoded_or_rejected() -> None:
     run(2_000)
 
 
 @pytest.mark.fuzz
 @pytest.mark.timeout(3600)
-def test_many_frames_are_decoded_or_refused() -> None:
+def test_many_frames_are_decoded_or_rejected() -> None:
     run(INPUTS)
 
 
-def with_a_wrong_field(message: m.Message, data: st.DataObject) -> bytes:
+def with_invalid_field(message: m.Message, data: st.DataObject) -> bytes:
     body = body_of(message)
     body[data.draw(st.sampled_from(sorted(body)))] = data.draw(junk)
     return frame_of(body)
@@ -78,10 +78,10 @@ def with_a_wrong_field(message: m.Message, data: st.DataObject) -> bytes:
 @pytest.mark.timeout(3600)
 @settings(max_examples=EXAMPLES, phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))
 @given(st.one_of(messages, junk, st.binary(max_size=1_000)), st.data())
-def test_whatever_hypothesis_finds_is_decoded_or_refused(something: object, data: st.DataObject) -> None:
-    if isinstance(something, RECORDS):
-        is_taken(with_a_wrong_field(cast(m.Message, something), data))
-    elif isinstance(something, bytes):
-        is_taken(something)
+def test_hypothesis_examples_are_decoded_or_rejected(example: object, data: st.DataObject) -> None:
+    if isinstance(example, RECORDS):
+        is_accepted(with_invalid_field(cast(m.Message, example), data))
+    elif isinstance(example, bytes):
+        is_accepted(example)
     else:
-        is_taken(frame_of(something))
+        is_accepted(frame_of(example))

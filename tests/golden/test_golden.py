@@ -14,6 +14,7 @@ import pytest
 from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.messages import Message
+from tests.golden.frames import make_frames
 
 GOLDEN = Path(__file__).resolve().parent
 ROOT = GOLDEN.parent.parent
@@ -32,6 +33,10 @@ decode = decoder(Message)
 def test_there_are_golden_frames_of_every_message() -> None:
     assert {record.__struct_config__.tag for record in get_args(Message)} == FRAMES.keys()
     assert all(FRAMES.values())
+
+
+def test_frames_have_a_value_in_each_field() -> None:
+    assert make_frames() == FRAMES
 
 
 @pytest.mark.parametrize("tag", FRAMES)

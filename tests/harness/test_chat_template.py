@@ -1,4 +1,4 @@
-"""Chat templates, rendered as transformers renders them, and never trusted."""
+"""Chat templates: rendered as by transformers, in a sandbox."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def ending_with(content: str) -> Conversation:
-    """A conversation whose last message the model goes on with."""
+    """Return a conversation whose last message the model continues."""
     return [*HELLO, {"role": "assistant", "content": content}]
 
 
@@ -41,10 +41,10 @@ def left_open(template: str, content: str) -> str:
     return render(template, ending_with(content), {}, add_generation_prompt=False)
 
 
-# --- How a prompt ends -----------------------------------------------------------------------------------------------
+# --- End of the prompt -----------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_ends_with_what_opens_the_models_turn() -> None:
+def test_prompt_ends_with_the_generation_prompt() -> None:
     text = rendered(CHATML, [{"role": "system", "content": "Be brief."}, *HELLO], bos_token="<s>")
 
     assert text == (
@@ -52,47 +52,47 @@ def test_a_prompt_ends_with_what_opens_the_models_turn() -> None:
     )
 
 
-def test_a_continued_message_is_left_open() -> None:
+def test_last_message_is_left_open_without_generation_prompt() -> None:
     text = left_open(CHATML, "The answer is")
 
     assert text.endswith("<|im_start|>assistant\nThe answer is")
 
 
-def test_spaces_at_the_end_of_a_continued_message_stay_if_the_template_keeps_them() -> None:
+def test_trailing_spaces_of_the_last_message_are_kept() -> None:
     assert left_open(CHATML, "The answer is \n").endswith("assistant\nThe answer is \n")
 
 
-def test_spaces_that_the_template_trims_stay_trimmed() -> None:
+def test_spaces_trimmed_by_the_template_stay_trimmed() -> None:
     assert left_open(TRIMMING, " The answer is ") == "[user] Hello</s>[assistant] The answer is"
 
 
-def test_a_continued_message_is_its_last_occurrence() -> None:
+def test_last_occurrence_of_the_message_is_continued() -> None:
     assert left_open(TRIMMING, "Hello") == "[user] Hello</s>[assistant] Hello"
 
 
-def test_a_continued_message_is_not_mistaken_for_what_the_template_writes_behind_it() -> None:
+def test_message_equal_to_the_template_suffix_is_continued() -> None:
     assert left_open(TRIMMING, "s") == "[user] Hello</s>[assistant] s"
 
 
-def test_an_empty_message_is_continued_where_it_stands() -> None:
+def test_empty_last_message_is_continued() -> None:
     assert left_open(CHATML, "").endswith("<|im_start|>assistant\n")
 
 
-def test_a_template_that_changes_the_last_message_cannot_continue_it() -> None:
+def test_template_that_changes_the_last_message_is_rejected() -> None:
     with pytest.raises(UsageError, match="changes the last message"):
         left_open("{{ messages[-1].content | upper }}", "The answer is")
 
 
-# --- What templates may use ------------------------------------------------------------------------------------------
+# --- Features of templates -------------------------------------------------------------------------------------------
 
 
-def test_special_tokens_are_known_by_their_names() -> None:
+def test_special_tokens_are_template_variables() -> None:
     assert rendered("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}", bos_token="<s>", eos_token="</s>") == (
         "<s>Hello</s>"
     )
 
 
-def test_special_tokens_that_are_missing_are_empty() -> None:
+def test_missing_special_tokens_render_empty() -> None:
     assert rendered("{{ bos_token }}{{ messages[0].content }}") == "Hello"
 
 
@@ -113,16 +113,16 @@ def test_tools_and_documents_are_none() -> None:
         ("{'b': 1, 'a': 2} | tojson(sort_keys=True)", '{"a": 2, "b": 1}'),
     ],
 )
-def test_tojson_writes_json_as_it_is(expression: str, text: str) -> None:
+def test_tojson_does_not_escape_html(expression: str, text: str) -> None:
     assert rendered("{{ " + expression + " }}") == text
 
 
-def test_a_template_may_refuse_a_conversation() -> None:
+def test_raise_exception_raises_template_error() -> None:
     with pytest.raises(jinja2.TemplateError, match="no system role"):
         rendered(CHATML, [{"role": "system", "content": "Be brief."}], strict="yes")
 
 
-def test_loops_may_be_left_and_skipped() -> None:
+def test_break_and_continue_work_in_loops() -> None:
     template = (
         "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}"
         "{{ i }}{% endfor %}"
@@ -131,24 +131,24 @@ def test_loops_may_be_left_and_skipped() -> None:
     assert rendered(template) == "023"
 
 
-def test_the_mark_of_what_the_model_wrote_is_transparent() -> None:
+def test_generation_block_is_transparent() -> None:
     assert rendered("a {% generation %}{{ messages[0].content }}{% endgeneration %} b") == "a Hello b"
 
 
-def test_lines_of_statements_leave_no_space_behind() -> None:
+def test_block_lines_are_trimmed() -> None:
     assert rendered("    {% if true %}\n  a\n    {% endif %}\nb\n") == "  a\nb"
 
 
-def test_the_date_can_be_written() -> None:
+def test_strftime_now_formats_the_date() -> None:
     assert re.fullmatch(r"\d{4}", rendered("{{ strftime_now('%Y') }}"))
 
 
-def test_a_template_that_cannot_be_parsed_is_an_error_of_the_template() -> None:
+def test_invalid_template_raises_template_syntax_error() -> None:
     with pytest.raises(jinja2.TemplateSyntaxError):
         rendered("{% for message in messages %}")
 
 
-# --- What they may not -----------------------------------------------------------------------------------------------
+# --- The sandbox -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_a_template_that_cannot_be_parsed_is_an_error_of_the_template() -> None:
         "messages[0].update(role='system')",
     ],
 )
-def test_a_template_reaches_nothing_but_what_it_was_given(attack: str) -> None:
+def test_sandbox_blocks_access_outside_the_template(attack: str) -> None:
     with pytest.raises(SecurityError):
         rendered("{{ " + attack + " }}")
 
 
-def test_a_conversation_is_left_as_it_was() -> None:
+def test_rendering_does_not_modify_the_conversation() -> None:
     conversation = [dict(message) for message in ending_with("The answer is")]
 
     render(CHATML, conversation, {}, add_generation_prompt=False)
@@ -176,15 +176,17 @@ def test_a_conversation_is_left_as_it_was() -> None:
     assert conversation == ending_with("The answer is")
 
 
-@pytest.mark.parametrize("opens", [True, False])
-def test_further_words_are_variables_of_the_template(opens: bool) -> None:
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_template_args_are_template_variables(add_generation_prompt: bool) -> None:
     template = "{% if enable_thinking %}think {% endif %}{{ messages[0]['content'] }}"
-    words = {"enable_thinking": True}
-    text = render(template, HELLO, {}, add_generation_prompt=opens, template_args=words)
+    variables = {"enable_thinking": True}
+    text = render(template, HELLO, {}, add_generation_prompt=add_generation_prompt, template_args=variables)
     assert text == "think " + HELLO[0]["content"]
 
 
-def test_further_words_replace_tools_but_never_the_conversation() -> None:
-    words = {"tools": "a tool", "messages": [], "add_generation_prompt": False}
+def test_template_args_override_tools_but_not_the_conversation() -> None:
+    variables = {"tools": "a tool", "messages": [], "add_generation_prompt": False}
     template = "{{ tools }} {{ messages | length }} {{ add_generation_prompt }}"
-    assert render(template, HELLO, {}, add_generation_prompt=True, template_args=words) == f"a tool {len(HELLO)} True"
+    assert (
+        render(template, HELLO, {}, add_generation_prompt=True, template_args=variables) == f"a tool {len(HELLO)} True"
+    )

@@ -1,4 +1,4 @@
-"""The bar as a person sees it."""
+"""The progress bar as the user sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from birdie_zmq.client.progress import Progress
-from birdie_zmq.harness.progress_bar import ProgressBar, as_text
+from birdie_zmq.harness.progress_bar import ProgressBar, format_progress
 
 KNOWN = Progress(tokens_per_second=12_345.6, padding_share=0.053, distinct_share=0.42, seconds_left=125.0)
 
@@ -22,11 +22,11 @@ KNOWN = Progress(tokens_per_second=12_345.6, padding_share=0.053, distinct_share
         (Progress(seconds_left=36_000.0), "10:00:00 left"),
     ],
 )
-def test_what_is_known_in_few_words(progress: Progress, text: str) -> None:
-    assert as_text(progress) == text
+def test_progress_text_shows_known_values(progress: Progress, text: str) -> None:
+    assert format_progress(progress) == text
 
 
-def test_the_end_says_how_it_was_and_nothing_of_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_finished_bar_shows_no_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("Running", 2) as bar:
         bar.answered()
         bar.progress(KNOWN)
@@ -37,14 +37,14 @@ def test_the_end_says_how_it_was_and_nothing_of_time_left(capsys: pytest.Capture
     assert "left" not in last
 
 
-def test_a_bar_that_is_not_wanted_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_disabled_bar_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("Running", 2, disable=True) as bar:
         bar.answered()
         bar.progress(KNOWN)
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_logged_meanwhile_has_a_line_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_do_not_mix_with_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger()
     handler = logging.StreamHandler(sys.stderr)
     logger.addHandler(handler)
@@ -58,8 +58,8 @@ def test_what_is_logged_meanwhile_has_a_line_of_its_own(capsys: pytest.CaptureFi
     assert "loading demo" in capsys.readouterr().err.replace("\r", "\n").splitlines()
 
 
-def test_a_file_is_not_filled_with_bars(capsys: pytest.CaptureFixture[str]) -> None:
-    """It is no terminal here."""
+def test_bar_written_to_a_file_stays_short(capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard error is not a terminal here."""
     with ProgressBar("Running", 1_000) as bar:
         for _ in range(1_000):
             bar.answered()

@@ -1,4 +1,4 @@
-"""Keep every frame that passes an interface: ``python tests/hosts/capture.py INTERFACE FILE``. Linux, as root."""
+"""Capture every frame that passes an interface: ``python tests/hosts/capture.py INTERFACE FILE``. Linux, as root."""
 
 import socket
 import sys
@@ -8,7 +8,7 @@ ALL_PROTOCOLS = 3
 
 
 def main(interface: str, file: str) -> None:
-    """Capture until the process is ended."""
+    """Capture frames until the process is ended."""
     with (
         socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ALL_PROTOCOLS)) as raw,
         Path(file).open("wb") as out,

@@ -1,4 +1,4 @@
-"""Three hosts for each test, and programs that run on them."""
+"""Three hosts (network namespaces) for each test, and the programs that run on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hosts.network import Network, network, why_not
+from tests.hosts.network import Network, network, unavailable_reason
 from tests.integration.conftest import programs
 
 __all__ = ["hosts", "programs"]
@@ -15,13 +15,13 @@ __all__ = ["hosts", "programs"]
 
 @pytest.fixture(scope="session")
 def permitted() -> None:
-    """Skip where the machine lets nobody make hosts, with what it says."""
-    if (reason := why_not()) is not None:
+    """Skip, with the reason, where network namespaces cannot be created."""
+    if (reason := unavailable_reason()) is not None:
         pytest.skip(reason)
 
 
 @pytest.fixture
 def hosts(permitted: None, tmp_path: Path) -> Iterator[Network]:
-    """A broker's host, a worker's and a client's."""
-    with network(tmp_path) as made:
-        yield made
+    """The hosts of a broker, a worker and a client."""
+    with network(tmp_path) as created:
+        yield created

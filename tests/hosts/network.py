@@ -1,4 +1,4 @@
-"""Hosts as network namespaces, each with interfaces, a home and a loopback of its own, and links that can be cut and made bad."""
+"""Hosts as network namespaces, each with its own interfaces, home and loopback, and links that can be cut and degraded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 
-def why_not() -> str | None:
-    """Why no hosts can be made here; None where they can."""
+def unavailable_reason() -> str | None:
+    """Return why network namespaces cannot be created here; None if they can."""
     if os.geteuid() != 0:
-        return "needs root, to make network namespaces"
+        return "needs root to create network namespaces"
     if shutil.which("ip") is None or shutil.which("tc") is None:
         return "needs the commands ip and tc (Debian: iproute2)"
     name = f"birdie-probe-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"network namespaces are not permitted here: {made.stderr.strip()}"
+    created = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if created.returncode:
+        return f"network namespaces are not permitted here: {created.stderr.strip()}"
     link = ["ip", "-n", name, "link", "add", "one", "type", "veth", "peer", "name", "other"]
     linked = subprocess.run(link, capture_output=True, text=True, check=False)
     _run("ip", "netns", "del", name)
@@ -37,80 +37,80 @@ def _run(*command: str) -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """A host: the name of its namespace, and the home of its user."""
+    """A host: the name of its namespace, and the home directory of its user."""
 
     name: str
     home: Path
 
     @property
     def prefix(self) -> list[str]:
-        """What a command begins with that is run there."""
+        """The prefix of a command that runs on the host."""
         return ["ip", "netns", "exec", self.name]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Nothing of the user's settings or caches is shared with another host."""
+        """The variables that keep the user's settings and caches apart from those of other hosts."""
         return {
             "HOME": str(self.home),
             "XDG_CONFIG_HOME": str(self.home / ".config"),
             "XDG_CACHE_HOME": str(self.home / ".cache"),
         }
 
-    def ip(self, *words: str) -> str:
+    def ip(self, *arguments: str) -> str:
         """Run ``ip`` on its interfaces."""
-        return _run("ip", "-n", self.name, *words)
+        return _run("ip", "-n", self.name, *arguments)
 
-    def tc(self, *words: str) -> str:
+    def tc(self, *arguments: str) -> str:
         """Run ``tc`` on its interfaces."""
-        return _run("tc", "-n", self.name, *words)
+        return _run("tc", "-n", self.name, *arguments)
 
 
 @dataclass(frozen=True)
 class Link:
     """A cable between the broker's host and another, by the names and addresses of its two ends."""
 
-    here: Host
-    there: Host
+    near: Host
+    far: Host
     interface: str
     far_interface: str
     address: str
     far_address: str
 
     def cut(self) -> None:
-        """Pull it out."""
-        self.here.ip("link", "set", self.interface, "down")
+        """Take the link down."""
+        self.near.ip("link", "set", self.interface, "down")
 
-    def mend(self) -> None:
-        """Put it in again."""
-        self.here.ip("link", "set", self.interface, "up")
+    def restore(self) -> None:
+        """Take the link up again."""
+        self.near.ip("link", "set", self.interface, "up")
 
-    def make_bad(self) -> str:
-        """Let it delay and lose packets, both ways; how it does.
+    def degrade(self) -> str:
+        """Make the link delay and drop packets in both directions, and return the settings used.
 
-        netem says how much. Kernels without it have tbf: a link so slow that packets wait, and those for which there is no
-        room to wait are lost.
+        netem does that directly. Kernels without it have tbf, a rate limit: packets queue, and are dropped when the queue is
+        full.
         """
-        ends = ((self.here, self.interface), (self.there, self.far_interface))
+        ends = ((self.near, self.interface), (self.far, self.far_interface))
         netem = ["netem", "delay", "40ms", "20ms", "loss", "3%"]
         slow = ["tbf", "rate", "512kbit", "burst", "2000", "limit", "4000"]
-        for words in (netem, slow):
+        for settings in (netem, slow):
             with contextlib.suppress(AssertionError):
                 for host, interface in ends:
-                    host.tc("qdisc", "add", "dev", interface, "root", *words)
-                return " ".join(words)
+                    host.tc("qdisc", "add", "dev", interface, "root", *settings)
+                return " ".join(settings)
         raise AssertionError("this kernel has neither netem nor tbf")
 
     def dropped(self) -> int:
-        """How many packets a bad link has lost."""
+        """Return the number of packets that a degraded link has dropped."""
         rows: list[dict[str, Any]] = []
-        for host, interface in ((self.here, self.interface), (self.there, self.far_interface)):
+        for host, interface in ((self.near, self.interface), (self.far, self.far_interface)):
             rows += json.loads(host.tc("-s", "-j", "qdisc", "show", "dev", interface))
         return sum(row["drops"] for row in rows)
 
 
 @dataclass(frozen=True)
 class Network:
-    """The broker's host, and two others that each have a link to it and to nobody else."""
+    """The broker's host, and two others, each linked to it only."""
 
     broker: Host
     worker: Host
@@ -121,7 +121,7 @@ class Network:
 
 @contextlib.contextmanager
 def network(folder: Path) -> Iterator[Network]:
-    """Three hosts, which are gone afterwards. This machine's own network is not touched."""
+    """Create three hosts, and remove them afterwards. The network of this machine is not changed."""
     hosts = []
     for role in ("broker", "worker", "client"):
         home = folder / f"home-{role}"

@@ -1,6 +1,6 @@
-"""A run in a process of its own: ``python tests/hosts/scorer.py ENDPOINT KEY_FILE PAUSE_S TEXTS``.
+"""A client process that scores texts: ``python tests/hosts/scorer.py ENDPOINT KEY_FILE PAUSE_S TEXTS``.
 
-Scores the JSON list of texts by the page ``faulty.py``, says ``answer`` at each answer, and the scores at last.
+Scores the JSON list of texts with the user module ``faulty.py``, prints ``answer`` at each answer, and the scores at the end.
 """
 
 import json
@@ -13,24 +13,24 @@ from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 
 
-def say(line: str) -> None:
-    """Write a line that is seen at once."""
+def print_line(line: str) -> None:
+    """Print a line without buffering."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
-class Hook(CacheHook):
-    """Says that an answer is there."""
+class AnswerHook(CacheHook):
+    """A cache hook that prints a line for each answer."""
 
     def __init__(self) -> None:
         super().__init__(None)
 
     def add_partial(self, attr: str, req: object, res: object) -> None:
-        say("answer")
+        print_line("answer")
 
 
 def main(endpoint: str, key_file: str, pause_s: str, texts: str) -> None:
-    """Score and print."""
+    """Score the texts and print the scores."""
     requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(json.loads(texts))]
     settings = ClientSettings(batch_items=8, connect_s=60)
     with BirdieZMQ(
@@ -41,8 +41,8 @@ def main(endpoint: str, key_file: str, pause_s: str, texts: str) -> None:
         client_settings=settings,
         pause_s=float(pause_s),
     ) as lm:
-        lm.set_cache_hook(Hook())
-        say(f"scores {json.dumps(lm.loglikelihood_rolling(requests, disable_tqdm=True))}")
+        lm.set_cache_hook(AnswerHook())
+        print_line(f"scores {json.dumps(lm.loglikelihood_rolling(requests, disable_tqdm=True))}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A broker, a worker and a run on hosts of their own, with keys: the right scores, nothing to be read on the way, and links that fail."""
+"""A broker, a worker and a client on hosts of their own, with keys: scores, encryption, and links that fail."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
 HERE = Path(__file__).parent
 PORT = 5555
 CUT_S = BrokerSettings().worker_timeout_s + 4.0
-"""So long that the broker gives the worker up."""
+"""Longer than the broker waits for a silent worker."""
 LONGER_CUT_S = AgentSettings().broker_timeout_s + 4.0
-"""So long that the worker gives the broker up as well."""
+"""Longer than the worker waits for a silent broker as well."""
 DEADLINE_S = 300.0
-LETTER = "the lantern is not for others"
+PLAINTEXT = "the lantern is not for others"
 
 
 def start(programs: Programs, host: Host, *command: str, cwd: Path = ROOT) -> Program:
     return programs.start(*command, cwd=cwd, prefix=host.prefix, PYTHONPATH=str(ROOT), **host.environment)
 
 
-def new_key(programs: Programs, hosts: Network, role: str, holder: Host, name: str) -> Path:
-    """Make a key on the broker's host and carry its private file to another host; where it is there."""
+def new_key(programs: Programs, hosts: Network, role: str, owner: Host, name: str) -> Path:
+    """Make a key on the broker's host, move its private file to another host, and return its path there."""
     made = hosts.broker.home / f"{name}.key"
     done = start(programs, hosts.broker, "-m", "birdie_zmq", "keys", "new", role, name, "--output", str(made))
     assert done.process.wait(DEADLINE_S) == 0, done.output
-    carried = holder.home / made.name
-    shutil.move(made, carried)
-    return carried
+    moved = owner.home / made.name
+    shutil.move(made, moved)
+    return moved
 
 
 def start_broker(programs: Programs, hosts: Network) -> Program:
-    """At the address of the worker's link, with the keys in the settings of the broker's user."""
+    """Start a broker at the address of the worker's link, with the keys in the settings of the broker's user."""
     broker = start(programs, hosts.broker, "broker.py", "--bind", f"tcp://{hosts.to_worker.address}:{PORT}", "--keys")
     broker.wait_for(r"broker at ([^\s,]+)")
     return broker
@@ -57,20 +57,20 @@ def start_worker(programs: Programs, hosts: Network, *options: str) -> Program:
 
 
 def capture(programs: Programs, link: Link, file: Path) -> Program:
-    program = start(programs, link.here, str(HERE / "capture.py"), link.interface, str(file))
+    program = start(programs, link.near, str(HERE / "capture.py"), link.interface, str(file))
     program.wait_for("capturing")
     return program
 
 
-def say_openly(programs: Programs, link: Link) -> None:
-    """Send words over a link that anybody can read: what the capture must hear."""
+def send_plaintext(programs: Programs, link: Link) -> None:
+    """Send an unencrypted datagram over a link, which the capture must contain."""
     code = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(sys.argv[1].encode(), (sys.argv[2], 9))"
-    said = start(programs, link.there, "-c", code, LETTER, link.address)
-    assert said.process.wait(DEADLINE_S) == 0, said.output
+    sender = start(programs, link.far, "-c", code, PLAINTEXT, link.address)
+    assert sender.process.wait(DEADLINE_S) == 0, sender.output
 
 
 def evaluate(programs: Programs, host: Host | None, folder: Path, model_args: str) -> Program:
-    """lm_eval on the demo's tasks, on a host, or on this one."""
+    """Start lm_eval on the demo's tasks on a host, or on this machine for None."""
     folder.mkdir()
     program = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
     tasks = ["--include_path", str(ROOT / "examples" / "tasks"), "--tasks", "demo_choice,demo_rolling,demo_generate"]
@@ -82,7 +82,7 @@ def evaluate(programs: Programs, host: Host | None, folder: Path, model_args: st
 
 
 def responses(run: Program, folder: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The metrics of an lm_eval run, and its answers by task and document."""
+    """Return the metrics of an lm_eval run, and its samples by task and document."""
     assert run.process.wait(DEADLINE_S) == 0, run.output
     (results,) = (folder / "out").rglob("results_*.json")
     samples = []
@@ -92,11 +92,11 @@ def responses(run: Program, folder: Path) -> tuple[dict[str, Any], list[Any]]:
 
 
 @pytest.fixture(scope="session")
-def expected(pages: Path) -> list[float]:
-    """What the texts score on this host, without any link."""
+def expected(model_files: Path) -> list[float]:
+    """The scores of the texts on this machine, without any link."""
     settings = ClientSettings(batch_items=8, connect_s=60)
-    page = str(pages / "faulty.py")
-    with BirdieZMQ(model_tag="steady", api=page, device="cpu", batch_rows=4, client_settings=settings) as lm:
+    api = str(model_files / "faulty.py")
+    with BirdieZMQ(model_tag="steady", api=api, device="cpu", batch_rows=4, client_settings=settings) as lm:
         return lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True)
 
 
@@ -112,7 +112,7 @@ def scores(run: Program) -> Any:
     return json.loads(run.wait_for(r"scores (\[.*\])")[1])
 
 
-def test_a_run_over_three_hosts_scores_the_same_and_its_texts_cannot_be_read_on_the_way(
+def test_run_over_three_hosts_scores_the_same_and_is_encrypted(
     programs: Programs, hosts: Network, tmp_path: Path
 ) -> None:
     worker_key = new_key(programs, hosts, "worker", hosts.worker, "gpu1")
@@ -123,17 +123,17 @@ def test_a_run_over_three_hosts_scores_the_same_and_its_texts_cannot_be_read_on_
         capture(programs, link, file) for link, file in zip((hosts.to_worker, hosts.to_client), files, strict=True)
     ]
     for link in (hosts.to_worker, hosts.to_client):
-        say_openly(programs, link)
+        send_plaintext(programs, link)
     worker = start_worker(programs, hosts, "--built-in", "--key-file", str(worker_key))
     worker.wait_for("registered with the broker")
 
     endpoint = f"tcp://{hosts.to_worker.address}:{PORT}"
-    there = evaluate(
-        programs, hosts.client, tmp_path / "there", f"model_tag=demo,endpoint={endpoint},key_file={client_key}"
+    remote_run = evaluate(
+        programs, hosts.client, tmp_path / "remote", f"model_tag=demo,endpoint={endpoint},key_file={client_key}"
     )
-    metrics, samples = responses(there, tmp_path / "there")
-    here = evaluate(programs, None, tmp_path / "here", "model_tag=demo")
-    expected_metrics, expected_samples = responses(here, tmp_path / "here")
+    metrics, samples = responses(remote_run, tmp_path / "remote")
+    local_run = evaluate(programs, None, tmp_path / "local", "model_tag=demo")
+    expected_metrics, expected_samples = responses(local_run, tmp_path / "local")
     assert [sample["resps"] for sample in samples] == [sample["resps"] for sample in expected_samples]
     assert metrics == expected_metrics
     assert len(samples) == 60
@@ -143,41 +143,43 @@ def test_a_run_over_three_hosts_scores_the_same_and_its_texts_cannot_be_read_on_
     texts = [sample["arguments"]["gen_args_0"]["arg_0"].encode() for sample in samples]
     answers = [sample["resps"][0][0].encode() for sample in samples if isinstance(sample["resps"][0][0], str)]
     for file in files:
-        heard = file.read_bytes()
-        assert LETTER.encode() in heard
-        assert len(heard) > 20_000
-        words = [text[at : at + 24] for text in texts for at in range(0, len(text) - 24, 24)]
-        assert len(words) > 100
-        assert not [word for word in words if word in heard]
-        assert not [answer for answer in answers if len(answer) > 8 and answer in heard]
-        assert b"loglikelihood" not in heard
+        captured = file.read_bytes()
+        assert PLAINTEXT.encode() in captured
+        assert len(captured) > 20_000
+        fragments = [text[at : at + 24] for text in texts for at in range(0, len(text) - 24, 24)]
+        assert len(fragments) > 100
+        assert not [fragment for fragment in fragments if fragment in captured]
+        assert not [answer for answer in answers if len(answer) > 8 and answer in captured]
+        assert b"loglikelihood" not in captured
     assert worker.stop() == 0
     assert broker.stop() == 0
 
 
-def test_who_has_no_key_is_refused_on_another_host_with_the_reason(programs: Programs, hosts: Network) -> None:
+def test_peer_without_a_valid_key_is_refused_on_another_host_with_the_reason(
+    programs: Programs, hosts: Network
+) -> None:
     client_key = new_key(programs, hosts, "client", hosts.client, "alice")
     broker = start_broker(programs, hosts)
     worker = start_worker(programs, hosts, "--built-in")
     assert worker.process.wait(DEADLINE_S) == 2
-    assert f"the broker at tcp://{hosts.to_worker.address}:{PORT} wants a key" in worker.output
+    assert f"the broker at tcp://{hosts.to_worker.address}:{PORT} requires a key" in worker.output
 
-    # And a key of this broker's that is somebody else's does not make a worker.
-    shutil.copy(client_key, hosts.worker.home / "found.key")
-    worker = start_worker(programs, hosts, "--built-in", "--key-file", str(hosts.worker.home / "found.key"))
+    # A client's key, although known to the broker, does not authorise a worker.
+    shutil.copy(client_key, hosts.worker.home / "client.key")
+    worker = start_worker(programs, hosts, "--built-in", "--key-file", str(hosts.worker.home / "client.key"))
     assert worker.process.wait(DEADLINE_S) == 2
     assert "the key of client 'alice' may not send RegisterWorker" in worker.output
     assert broker.stop() == 0
 
 
 @pytest.mark.parametrize(("which", "cut_s"), [("worker", CUT_S), ("worker", LONGER_CUT_S), ("client", CUT_S)])
-def test_a_run_goes_on_when_a_cut_link_is_mended(
-    programs: Programs, hosts: Network, pages: Path, expected: list[float], which: str, cut_s: float
+def test_run_continues_after_a_link_is_restored(
+    programs: Programs, hosts: Network, model_files: Path, expected: list[float], which: str, cut_s: float
 ) -> None:
     worker_key = new_key(programs, hosts, "worker", hosts.worker, "gpu1")
     client_key = new_key(programs, hosts, "client", hosts.client, "alice")
     broker = start_broker(programs, hosts)
-    worker = start_worker(programs, hosts, "--api", str(pages / "faulty.py"), "--key-file", str(worker_key))
+    worker = start_worker(programs, hosts, "--api", str(model_files / "faulty.py"), "--key-file", str(worker_key))
     worker.wait_for("registered with the broker")
     run = start_scoring(programs, hosts, client_key, 0.5, TEXTS)
     wait_until(lambda: run.output.count("answer") >= 8, "8 answers")
@@ -186,34 +188,34 @@ def test_a_run_goes_on_when_a_cut_link_is_mended(
     time.sleep(cut_s)
     answered = run.output.count("answer")
     assert answered < len(TEXTS)
-    link.mend()
+    link.restore()
 
     assert scores(run) == expected
     assert run.output.count("answer\n") == len(TEXTS)
     if which == "worker":
-        assert "has gone: it was silent too long" in broker.output
+        assert "disconnected: it was silent for more than" in broker.output
         assert worker.output.count("registered with the broker") == 2
     assert worker.stop() == 0
     assert broker.stop() == 0
 
 
-def test_nothing_is_lost_over_a_link_that_delays_and_loses_packets(
-    programs: Programs, hosts: Network, pages: Path, expected: list[float], capsys: pytest.CaptureFixture[str]
+def test_no_answer_is_lost_over_a_link_that_delays_and_drops_packets(
+    programs: Programs, hosts: Network, model_files: Path, expected: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     worker_key = new_key(programs, hosts, "worker", hosts.worker, "gpu1")
     client_key = new_key(programs, hosts, "client", hosts.client, "alice")
     broker = start_broker(programs, hosts)
-    how = {hosts.to_worker.make_bad(), hosts.to_client.make_bad()}
-    worker = start_worker(programs, hosts, "--api", str(pages / "faulty.py"), "--key-file", str(worker_key))
+    settings = {hosts.to_worker.degrade(), hosts.to_client.degrade()}
+    worker = start_worker(programs, hosts, "--api", str(model_files / "faulty.py"), "--key-file", str(worker_key))
     worker.wait_for("registered with the broker")
     run = start_scoring(programs, hosts, client_key, 0.0, [f"{text} {'again ' * 100}" for text in TEXTS * 4])
-    found = scores(run)
-    assert len(found) == 4 * len(TEXTS)
-    assert found[: len(TEXTS)] * 4 == found
-    assert run.output.count("answer\n") == len(found)
+    scored = scores(run)
+    assert len(scored) == 4 * len(TEXTS)
+    assert scored[: len(TEXTS)] * 4 == scored
+    assert run.output.count("answer\n") == len(scored)
     dropped = [link.dropped() for link in (hosts.to_worker, hosts.to_client)]
-    assert sum(dropped) > 0, how
+    assert sum(dropped) > 0, settings
     with capsys.disabled():
-        sys.stderr.write(f"\n{'; '.join(how)}: packets lost {dropped}\n")
+        sys.stderr.write(f"\n{'; '.join(settings)}: packets dropped {dropped}\n")
     assert worker.stop() == 0
     assert broker.stop() == 0

@@ -1,4 +1,4 @@
-"""A model of this process, without any other: its answers, its errors, and its weights when they change."""
+"""A model of this process: its answers, its errors, and the replacement of its weights."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def bigram(params: Any, tokens: Any) -> Any:
     return params[tokens]
 
 
-def here(params: Any = None, **more: Any) -> BirdieZMQ:
+def in_process_model(params: Any = None, **more: Any) -> BirdieZMQ:
     return BirdieZMQ(model=(bigram, table(0) if params is None else params), tokenizer=Bytes(), **more)
 
 
-def asked(*pairs: tuple[str, str]) -> list[Instance]:
+def requests(*pairs: tuple[str, str]) -> list[Instance]:
     return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
 
 
 def scores(lm: BirdieZMQ, *pairs: tuple[str, str]) -> list[tuple[float, bool]]:
-    return lm.loglikelihood(asked(*pairs), disable_tqdm=True)
+    return lm.loglikelihood(requests(*pairs), disable_tqdm=True)
 
 
-def directly(params: Any, context: str, continuation: str) -> tuple[float, bool]:
+def reference_score(params: Any, context: str, continuation: str) -> tuple[float, bool]:
     ids = [*(context.encode() or [BOS]), *continuation.encode()]
     rows = np.asarray(params, np.float64)[ids[-len(continuation) - 1 : -1]]
     targets = np.array(ids[-len(continuation) :])
@@ -62,12 +62,12 @@ def directly(params: Any, context: str, continuation: str) -> tuple[float, bool]
 PAIRS = [("ab", "cd"), ("", "abc"), ("a longer context", "x")]
 
 
-def test_requests_are_answered_without_another_process() -> None:
-    others = psutil.Process().children()  # such as those that tests share
-    with here() as lm:
-        assert scores(lm, *PAIRS) == [directly(table(0), *pair) for pair in PAIRS]
+def test_in_process_model_starts_no_process() -> None:
+    others = psutil.Process().children()  # for instance processes that tests share
+    with in_process_model() as lm:
+        assert scores(lm, *PAIRS) == [reference_score(table(0), *pair) for pair in PAIRS]
         (rolled,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("abc",), 0)], disable_tqdm=True)
-        assert rolled == directly(table(0), "", "abc")[0]
+        assert rolled == reference_score(table(0), "", "abc")[0]
         request = Instance("generate_until", {}, ("a", {"until": [], "max_gen_toks": 2, "do_sample": False}), 0)
         (text,) = lm.generate_until([request], disable_tqdm=True)
         first = int(table(0)[ord("a"), :256].argmax())
@@ -79,36 +79,36 @@ def test_requests_are_answered_without_another_process() -> None:
     assert info["model_num_parameters"] == VOCABULARY**2
 
 
-def test_other_weights_are_used_without_a_compile() -> None:
-    with here() as lm:
+def test_update_replaces_weights_without_recompiling() -> None:
+    with in_process_model() as lm:
         scores(lm, *PAIRS)
         compiled_s = lm.get_model_info()["model_steps"]["compile_seconds"]
         identity = lm.get_model_info()["model_identity"]
         lm.update(table(1))
-        assert scores(lm, *PAIRS) == [directly(table(1), *pair) for pair in PAIRS]
+        assert scores(lm, *PAIRS) == [reference_score(table(1), *pair) for pair in PAIRS]
         lm.update(np.asarray(table(2)))
-        assert scores(lm, *PAIRS) == [directly(table(2), *pair) for pair in PAIRS]
+        assert scores(lm, *PAIRS) == [reference_score(table(2), *pair) for pair in PAIRS]
         assert lm.get_model_info()["model_steps"]["compile_seconds"] == compiled_s
         assert lm.get_model_info()["model_identity"] != identity
-        with pytest.raises(UsageError, match="another form"):
+        with pytest.raises(UsageError, match="differ from the current ones"):
             lm.update(table(1)[:, :-1])
-        with pytest.raises(UsageError, match="another form"):
+        with pytest.raises(UsageError, match="differ from the current ones"):
             lm.update({"table": table(1)})
-        assert scores(lm, *PAIRS) == [directly(table(2), *pair) for pair in PAIRS]
+        assert scores(lm, *PAIRS) == [reference_score(table(2), *pair) for pair in PAIRS]
 
 
-def test_weights_that_are_kept_elsewhere_are_compiled_for_again() -> None:
-    """As in a loop that moves them from one device, or one sharding, to another."""
+def test_update_recompiles_for_another_sharding() -> None:
+    """As in a loop that moves the weights to another device or sharding."""
     mesh = jax.make_mesh((1,), ("data",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())  # type: ignore[no-untyped-call]
-    with here() as lm:
+    with in_process_model() as lm:
         scores(lm, *PAIRS)
         lm.update(jax.device_put(table(1), everywhere))
-        assert scores(lm, *PAIRS) == [directly(table(1), *pair) for pair in PAIRS]
+        assert scores(lm, *PAIRS) == [reference_score(table(1), *pair) for pair in PAIRS]
 
 
-def test_a_state_of_the_old_weights_is_forgotten() -> None:
-    """Beginnings that were read are kept across calls; with other weights they are others."""
+def test_update_clears_the_prefix_cache() -> None:
+    """Cached prefixes persist across calls; their states depend on the weights."""
     from tests.engine.recurrent import init_params, logits, recurrent
 
     class Letters(Bytes):
@@ -132,37 +132,37 @@ def test_a_state_of_the_old_weights_is_forgotten() -> None:
                 assert [s for s, _ in scores(lm, *pairs)] == [alone(init_params(seed), *pair) for pair in pairs]
 
 
-def test_a_function_that_sees_its_own_weights_has_a_new_identity_when_it_is_told() -> None:
+def test_update_without_params_changes_the_identity() -> None:
     weights = {"now": table(0)}
     with BirdieZMQ(model=lambda tokens: weights["now"][tokens], tokenizer=Bytes()) as lm:
         before = lm.get_model_info()["model_identity"]
-        assert scores(lm, PAIRS[0]) == [directly(table(0), *PAIRS[0])]
+        assert scores(lm, PAIRS[0]) == [reference_score(table(0), *PAIRS[0])]
         weights["now"] = table(1)
         lm.update()
-        assert scores(lm, PAIRS[0]) == [directly(table(1), *PAIRS[0])]
+        assert scores(lm, PAIRS[0]) == [reference_score(table(1), *PAIRS[0])]
         assert lm.get_model_info()["model_identity"] != before
 
 
-def test_a_request_that_cannot_be_answered_costs_no_other() -> None:
-    heard: list[Any] = []
+def test_one_failed_request_does_not_affect_others() -> None:
+    cached: list[Any] = []
 
     class Hook:
         def add_partial(self, kind: str, arguments: Any, answer: Any) -> None:
-            heard.append(arguments)
+            cached.append(arguments)
 
-    with here() as lm:
+    with in_process_model() as lm:
         lm.set_cache_hook(Hook())  # type: ignore[arg-type]
         with pytest.raises(
-            TokenOutOfVocabulary, match=r"request 1 has no answer; 3 of 4 requests have theirs.*token 999"
+            TokenOutOfVocabulary, match=r"request 1 has no answer; 3 of 4 requests were answered.*token 999"
         ):
             scores(lm, PAIRS[0], ("a!", "b"), *PAIRS[1:])
-        assert sorted(heard) == sorted(PAIRS)
-        with pytest.raises(TokenOutOfVocabulary, match="and 1 more like it"):
+        assert sorted(cached) == sorted(PAIRS)
+        with pytest.raises(TokenOutOfVocabulary, match="and 1 more failed"):
             scores(lm, ("a!", "b"), ("b!", "c"))
-        assert scores(lm, PAIRS[0]) == [directly(table(0), *PAIRS[0])], "the next call goes on"
+        assert scores(lm, PAIRS[0]) == [reference_score(table(0), *PAIRS[0])], "the next call succeeds"
 
 
-def test_what_the_function_raises_is_there_to_be_seen() -> None:
+def test_model_exception_is_the_cause_of_the_error() -> None:
     calls = [0]
 
     def breaks(tokens: Any) -> Any:
@@ -177,7 +177,7 @@ def test_what_the_function_raises_is_there_to_be_seen() -> None:
         assert isinstance(failure.value.__cause__, KeyError)
 
 
-def test_answers_are_kept_for_weights_that_have_a_name(tmp_path: Path) -> None:
+def test_resume_needs_a_fingerprint_in_process(tmp_path: Path) -> None:
     journal = tmp_path / "answers.journal"
 
     def named(fingerprint: str | None, seed: int) -> BirdieZMQ:
@@ -194,12 +194,12 @@ def test_answers_are_kept_for_weights_that_have_a_name(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="needs a fingerprint"):
             lm.update(table(1))
         lm.update(table(1), fingerprint="step 2")
-        assert scores(lm, *PAIRS) == [directly(table(1), *pair) for pair in PAIRS]
+        assert scores(lm, *PAIRS) == [reference_score(table(1), *pair) for pair in PAIRS]
         assert lm.get_model_info()["model_resumed_answers"] == len(PAIRS)
 
 
-def test_threads_follow_one_another() -> None:
-    with here() as lm:
+def test_calls_from_threads_are_serialized() -> None:
+    with in_process_model() as lm:
         found: dict[int, Any] = {}
 
         def ask(number: int) -> None:
@@ -210,41 +210,41 @@ def test_threads_follow_one_another() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert all(found[number] == [directly(table(0), *pair) for pair in PAIRS] for number in range(4))
+    assert all(found[number] == [reference_score(table(0), *pair) for pair in PAIRS] for number in range(4))
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "message"),
     [
-        ({"model": "demo"}, "say model_tag=demo"),
+        ({"model": "demo"}, "pass model_tag=demo"),
         ({"model": (bigram, None)}, "needs tokenizer="),
-        ({"model": (bigram, None), "tokenizer": Bytes(), "port": 5555}, "port beside model= mean nothing"),
-        ({"model": (bigram, None), "tokenizer": Bytes(), "api": "page.py"}, "api beside model= mean nothing"),
-        ({"model": (bigram, None), "tokenizer": Bytes(), "device": "cuda:0"}, "device beside model= mean nothing"),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "port": 5555}, "port cannot be used with model="),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "api": "api.py"}, "api cannot be used with model="),
+        ({"model": (bigram, None), "tokenizer": Bytes(), "device": "cuda:0"}, "device cannot be used with model="),
         ({"model": (bigram, None), "tokenizer": Bytes(), "max_length": 0}, "max_length=0"),
         ({"model": (bigram, None), "tokenizer": Bytes(), "engine": "tensorflow"}, "there is no engine"),
     ],
 )
-def test_what_means_nothing_here_is_refused(given: dict[str, Any], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        BirdieZMQ(**given)
+def test_arguments_of_other_processes_are_rejected(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        BirdieZMQ(**arguments)
 
 
-def test_what_is_no_tokenizer_is_refused() -> None:
+def test_invalid_tokenizer_is_rejected() -> None:
     with pytest.raises(TokenizerError, match="without encode"):
         BirdieZMQ(model=(bigram, table(0)), tokenizer=object())
 
 
-def test_a_closed_model_says_so() -> None:
-    lm = here()
+def test_closed_model_raises_usage_error() -> None:
+    lm = in_process_model()
     lm.close()
     lm.close()
     with pytest.raises(UsageError, match="has been closed"):
         scores(lm, PAIRS[0])
 
 
-def test_the_bar_says_how_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
-    with here() as lm:
-        lm.loglikelihood(asked(*((f"context {number}", "so") for number in range(8))))
+def test_progress_bar_shows_throughput_in_process(capsys: pytest.CaptureFixture[str]) -> None:
+    with in_process_model() as lm:
+        lm.loglikelihood(requests(*((f"context {number}", "so") for number in range(8))))
     last = capsys.readouterr().err.rpartition("\r")[2]
     assert re.search(r"8/8 \[\d\d:\d\d, [\d,]+ tokens/s, \d+% padding, \d+% distinct\]", last)

@@ -1,4 +1,4 @@
-"""Real brokers and workers, started as a person starts them, and a way to see that nothing of them is left."""
+"""Fixtures that start real brokers and workers as a user does, and check that no process is left behind."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ EXAMPLES = ROOT / "examples" / "models"
 DEADLINE_S = 120.0
 
 
-def wait_until(true: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Poll until something is true; fail the test by its name when it is not in time."""
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Poll until the condition is true; fail the test and name the missing event ``what`` after the deadline."""
     end = time.monotonic() + deadline_s
-    while not true():
+    while not condition():
         if time.monotonic() > end:
             pytest.fail(f"{what} did not happen within {deadline_s:.0f} s")
         time.sleep(0.02)
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """All processes below one, at this moment."""
+    """Return all processes that currently descend from a process."""
     try:
-        below: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
-        return below
+        found: list[psutil.Process] = psutil.Process(pid).children(recursive=True)
+        return found
     except psutil.NoSuchProcess:
         return []
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; a zombie has ended."""
+    """Return the processes that still run; a zombie has exited."""
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @dataclass
 class Program:
-    """A started program and the file that its output goes to."""
+    """A started program, its log file, and its descendants at the time of ``stop``."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -55,33 +55,33 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it has written so far."""
+        """The output so far."""
         return self.log.read_text(errors="replace")
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Wait until the output matches."""
+        """Wait until the output matches the pattern, and return the match."""
         wait_until(lambda: re.search(pattern, self.output) is not None, f"{pattern!r} in the output:\n{self.output}\n")
         match = re.search(pattern, self.output)
         assert match is not None
         return match
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it by a signal and give its exit status."""
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the exit and return the exit status."""
         self.seen = descendants(self.process.pid)
         if self.process.poll() is None:
-            self.process.send_signal(number)
+            self.process.send_signal(signal_number)
         return self.process.wait(DEADLINE_S)
 
 
 class Programs:
-    """Starts programs from the checkout and ends what is left of them."""
+    """Starts programs from the checkout, and stops those that still run at the end."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: list[Program] = []
 
     def start(self, *command: str, cwd: Path = ROOT, prefix: Sequence[str] = (), **environment: str) -> Program:
-        """Start ``python COMMAND``, behind the words of a command that runs another in its place."""
+        """Start ``python COMMAND``; ``prefix`` is a command that replaces itself with the command after it, as ``env`` does."""
         log = self._folder / f"{len(self._started)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -97,19 +97,21 @@ class Programs:
         return program
 
     def broker(self, bind: str = "tcp://127.0.0.1:*", *options: str) -> tuple[Program, str]:
-        """A broker on a free port, and its endpoint."""
+        """Start a broker on a free port; return it and its endpoint."""
         program = self.start("broker.py", "--bind", bind, *options)
         return program, program.wait_for(r"broker at ([^\s,]+)")[1]
 
-    def worker(self, endpoint: str, page: Path, *options: str, face: str = "workers.jax_worker") -> Program:
-        """A worker that has registered."""
-        command = ["-m", face, "--connect", endpoint, "--api", str(page), "--device", "cpu", *options]
+    def worker(
+        self, endpoint: str, model_file: Path, *options: str, command_module: str = "workers.jax_worker"
+    ) -> Program:
+        """Start a worker and wait until it has registered with the broker."""
+        command = ["-m", command_module, "--connect", endpoint, "--api", str(model_file), "--device", "cpu", *options]
         program = self.start(*command)
         program.wait_for("registered with the broker")
         return program
 
     def end(self) -> None:
-        """End all, the last one first."""
+        """Stop all programs, the newest first."""
         for program in reversed(self._started):
             if program.process.poll() is None:
                 program.process.send_signal(signal.SIGCONT)
@@ -118,7 +120,7 @@ class Programs:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Iterator[Programs]:
-    """Programs of one test."""
+    """Provide the programs of one test and stop them after it."""
     started = Programs(tmp_path)
     yield started
     started.end()
@@ -126,7 +128,7 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 @dataclass(frozen=True)
 class Served:
-    """A broker and a worker that many tests share."""
+    """A broker and a worker that several tests share."""
 
     endpoint: str
     broker: Program
@@ -134,14 +136,14 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[Served]:
-    """A broker and a worker with the page ``letters.py``, for all tests of the session.
+def served(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterator[Served]:
+    """Start a broker and a worker with ``letters.py`` for all tests of the session.
 
-    Afterwards both must have lived through everything and end in good order, with nothing left behind.
+    After the last test, both must still run, exit with status 0, and leave no process behind.
     """
     started = Programs(tmp_path_factory.mktemp("served"))
     broker, endpoint = started.broker()
-    worker = started.worker(endpoint, pages / "letters.py")
+    worker = started.worker(endpoint, model_files / "letters.py")
     yield Served(endpoint, broker, worker)
     assert broker.process.poll() is None, f"the broker has ended:\n{broker.output}"
     assert worker.process.poll() is None, f"the worker has ended:\n{worker.output}"
@@ -152,10 +154,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[Se
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Imports a page of examples/models by its name, with what lies beside it, as a worker does."""
+    """Return a function that imports a model file of examples/models by name; as in a worker, its folder is importable."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
-    def page(name: str) -> Any:
+    def load(name: str) -> Any:
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
@@ -163,4 +165,4 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
         spec.loader.exec_module(module)
         return module
 
-    return page
+    return load

@@ -1,4 +1,4 @@
-"""What a person can get wrong ends the run with one error that names the cause, and broker and worker go on."""
+"""A user error ends the run with one error that names the cause; the broker and the worker continue."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def score(lm: BirdieZMQ, context: str, continuation: str) -> list[tuple[float, b
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[str]:
-    """The endpoint of a worker with the page ``broken.py``, which must answer again after every fault."""
+def broken(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterator[str]:
+    """Start a worker with ``broken.py`` and return its endpoint; after all faults, it must still answer."""
     started = Programs(tmp_path_factory.mktemp("broken"))
     _, endpoint = started.broker()
-    started.worker(endpoint, pages / "broken.py")
+    started.worker(endpoint, model_files / "broken.py")
     yield endpoint
     with BirdieZMQ(model_tag="good", endpoint=endpoint) as lm:
         ((loglikelihood, _), _) = score(lm, "a", "b")
@@ -48,18 +48,18 @@ def broken(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[st
     assert loglikelihood == pytest.approx(-5.5530, abs=1e-4)  # log 1/258
 
 
-LOADING = {
+LOAD_FAILURES = {
     "raises": (ModelLoadError, ["load_model('raises')", "broken.py", "OSError: no weights at /nowhere"]),
     "nothing": (ModelLoadError, ["load_model returned None", "(apply, params)"]),
     "flat": (ModelOutputError, ["int32[1, 16]", "float[1, 16, vocabulary]", "float32[1, 258]"]),
-    "no-decode": (TokenizerError, ["Mute", "decode()"]),
+    "no-decode": (TokenizerError, ["WithoutDecode", "decode()"]),
     "no-special-tokens": (TokenizerError, ["bos_token_id", "eos_token_id"]),
 }
 
 
-@pytest.mark.parametrize("tag", LOADING)
-def test_a_model_that_cannot_be_loaded_says_why(broken: str, tag: str) -> None:
-    expected, words = LOADING[tag]
+@pytest.mark.parametrize("tag", LOAD_FAILURES)
+def test_model_load_failure_names_the_cause(broken: str, tag: str) -> None:
+    expected, words = LOAD_FAILURES[tag]
 
     with pytest.raises(expected) as caught:
         BirdieZMQ(model_tag=tag, endpoint=broken)
@@ -68,14 +68,14 @@ def test_a_model_that_cannot_be_loaded_says_why(broken: str, tag: str) -> None:
         assert word in caught.value.message
 
 
-def test_the_traceback_of_the_page_comes_along(broken: str) -> None:
+def test_load_error_has_the_traceback_of_the_model_file(broken: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
         BirdieZMQ(model_tag="raises", endpoint=broken)
 
     assert 'return load_weights("/nowhere")' in "".join(caught.value.__notes__)
 
 
-def test_a_function_that_raises_while_scoring_brings_its_traceback(broken: str) -> None:
+def test_scoring_error_has_the_traceback_of_the_model_function(broken: str) -> None:
     with (
         BirdieZMQ(model_tag="explodes", endpoint=broken) as lm,
         pytest.raises(ModelCallError, match="the model's own function gave up") as caught,
@@ -85,7 +85,7 @@ def test_a_function_that_raises_while_scoring_brings_its_traceback(broken: str) 
     assert "in explode" in (caught.value.remote_traceback or "")
 
 
-def test_a_token_that_the_model_does_not_have_is_named(broken: str) -> None:
+def test_token_outside_the_vocabulary_is_named(broken: str) -> None:
     with (
         BirdieZMQ(model_tag="small-vocabulary", endpoint=broken) as lm,
         pytest.raises(TokenOutOfVocabulary, match=r"token 122, but .* 100 tokens"),
@@ -93,18 +93,18 @@ def test_a_token_that_the_model_does_not_have_is_named(broken: str) -> None:
         score(lm, "A", "z")
 
 
-def test_nan_is_never_a_score(broken: str) -> None:
+def test_nan_logits_raise_an_error(broken: str) -> None:
     with BirdieZMQ(model_tag="nan", endpoint=broken) as lm, pytest.raises(NonFiniteLogits, match="NaN or infinity"):
         score(lm, "a", "b")
 
 
-def test_an_unknown_tag_of_the_built_in_page_lists_what_there_is() -> None:
+def test_unknown_built_in_tag_lists_the_valid_tags() -> None:
     with pytest.raises(UnknownModelTag, match="It may be demo; or the path of a checkpoint directory"):
         BirdieZMQ(model_tag="no-such-model")
 
 
-def test_an_unknown_word_for_a_built_in_model_is_refused() -> None:
-    with pytest.raises(UsageError, match="does not know temprature"):
+def test_unknown_argument_of_a_built_in_model_is_rejected() -> None:
+    with pytest.raises(UsageError, match="has no argument temprature"):
         BirdieZMQ(model_tag="demo", temprature=1)
 
 
@@ -116,18 +116,18 @@ def test_an_unknown_word_for_a_built_in_model_is_refused() -> None:
         ("def load_model(:\n", "SyntaxError"),
     ],
 )
-def test_a_page_that_cannot_be_used_is_named(tmp_path: Path, text: str, words: str) -> None:
-    page = tmp_path / "page.py"
-    page.write_text(text)
+def test_invalid_model_file_is_named(tmp_path: Path, text: str, words: str) -> None:
+    model_file = tmp_path / "model_file.py"
+    model_file.write_text(text)
 
     with pytest.raises(UserModuleError) as caught:
-        BirdieZMQ(model_tag="any", api=str(page))
+        BirdieZMQ(model_tag="any", api=str(model_file))
 
     assert words in caught.value.message
-    assert str(page) in caught.value.message
+    assert str(model_file) in caught.value.message
 
 
-def test_a_continuation_that_no_window_holds_is_refused_with_the_numbers(served: Served) -> None:
+def test_continuation_longer_than_max_length_is_rejected(served: Served) -> None:
     with (
         BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm,
         pytest.raises(RequestError, match=r"200 tokens .* max_length of 128"),
@@ -135,7 +135,7 @@ def test_a_continuation_that_no_window_holds_is_refused_with_the_numbers(served:
         score(lm, "a", "b" * 200)
 
 
-def test_no_room_for_a_prompt_is_refused_with_the_numbers(served: Served) -> None:
+def test_max_gen_toks_without_space_for_the_prompt_is_rejected(served: Served) -> None:
     request = Instance("generate_until", {}, ("a", {"max_gen_toks": 128}), 0)
     with (
         BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm,
@@ -144,7 +144,7 @@ def test_no_room_for_a_prompt_is_refused_with_the_numbers(served: Served) -> Non
         lm.generate_until([request], disable_tqdm=True)
 
 
-def test_beam_search_is_refused_rather_than_decoded_greedily(served: Served) -> None:
+def test_beam_search_is_rejected(served: Served) -> None:
     request = Instance("generate_until", {}, ("a", {"num_beams": 4}), 0)
     with (
         BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm,
@@ -153,7 +153,7 @@ def test_beam_search_is_refused_rather_than_decoded_greedily(served: Served) -> 
         lm.generate_until([request], disable_tqdm=True)
 
 
-def test_no_broker_is_an_error_in_seconds_that_says_what_to_start() -> None:
+def test_missing_broker_is_reported_within_10_s_with_the_start_command() -> None:
     began = time.monotonic()
 
     with pytest.raises(BrokerUnavailable, match=r"no broker answered at tcp://127.0.0.1:9 .* python broker.py"):
@@ -162,7 +162,7 @@ def test_no_broker_is_an_error_in_seconds_that_says_what_to_start() -> None:
     assert time.monotonic() - began < 10
 
 
-def test_no_worker_is_an_error_that_says_what_to_start(programs: Programs) -> None:
+def test_missing_worker_is_reported_with_the_start_command(programs: Programs) -> None:
     _, endpoint = programs.broker()
 
     with pytest.raises(BirdieError, match=r"had no worker for 2 s; start one with: python -m workers.jax_worker"):
@@ -172,12 +172,12 @@ def test_no_worker_is_an_error_that_says_what_to_start(programs: Programs) -> No
 @pytest.mark.parametrize(
     ("bind", "words"),
     [
-        ("tcp://nonsense", "is no endpoint"),
+        ("tcp://nonsense", "is not an endpoint"),
         ("tcp://0.0.0.0:5555", "could be reached from other machines"),
         ("ipc:///no/such/folder/broker", "No such file or directory"),
     ],
 )
-def test_a_broker_that_cannot_be_bound_says_so_in_one_line(programs: Programs, bind: str, words: str) -> None:
+def test_broker_bind_failure_is_reported_in_one_line(programs: Programs, bind: str, words: str) -> None:
     program = programs.start("broker.py", "--bind", bind)
 
     assert program.process.wait(30) == 2
@@ -185,7 +185,7 @@ def test_a_broker_that_cannot_be_bound_says_so_in_one_line(programs: Programs, b
     assert program.output.count("\n") == 1
 
 
-def test_a_port_in_use_is_named(programs: Programs) -> None:
+def test_port_in_use_is_named(programs: Programs) -> None:
     _, endpoint = programs.broker()
     second = programs.start("broker.py", "--bind", endpoint)
 
@@ -193,19 +193,19 @@ def test_a_port_in_use_is_named(programs: Programs) -> None:
     assert f"cannot bind {endpoint}: the port is in use" in second.output
 
 
-def test_a_worker_started_with_a_missing_page_says_so(programs: Programs) -> None:
+def test_worker_with_a_missing_model_file_names_it(programs: Programs) -> None:
     program = programs.start("-m", "workers.jax_worker", "--api", "/no/such/api.py")
 
     assert program.process.wait(30) == 2
-    assert "there is no page at /no/such/api.py" in program.output
+    assert "there is no user module at /no/such/api.py" in program.output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_broker_and_worker_cleanly(programs: Programs, pages: Path, number: int) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_broker_and_worker_exit_cleanly_on_a_signal(programs: Programs, model_files: Path, signal_number: int) -> None:
     broker, endpoint = programs.broker()
-    worker = programs.worker(endpoint, pages / "letters.py")
+    worker = programs.worker(endpoint, model_files / "letters.py")
 
-    assert worker.stop(number) == 0
-    wait_until(lambda: "it said goodbye" in broker.output, "the worker's goodbye")
-    assert broker.stop(number) == 0
+    assert worker.stop(signal_number) == 0
+    wait_until(lambda: "it shut down" in broker.output, "the disconnect of the worker")
+    assert broker.stop(signal_number) == 0
     assert "Traceback" not in broker.output + worker.output

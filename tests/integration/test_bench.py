@@ -1,4 +1,4 @@
-"""``birdie-zmq bench`` through a broker and worker of its own: the demo, a page, and pages that fail."""
+"""``birdie-zmq bench`` with an embedded broker and worker: the demo, example model files, and failures."""
 
 from __future__ import annotations
 
@@ -23,54 +23,54 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_demo_is_measured_in_all_forms(tmp_path: Path) -> None:
+def test_all_workloads_are_measured_on_the_demo(tmp_path: Path) -> None:
     done = bench("--model_args", "model_tag=demo", "--workloads", "choice,fewshot,rolling,generation,long", "--json")
-    assert done.returncode == 2  # --json wants a file
+    assert done.returncode == 2  # --json requires a file
 
     file = tmp_path / "bench.json"
-    # With so many seconds a pass is as long as it may be, however busy the machine is.
+    # --seconds 60 lets a pass reach its maximum size even on a busy machine.
     done = bench(
         *("--model_args", "model_tag=demo", "--seconds", "60", "--limit", "4", "--json", str(file)),
         *("--workloads", "choice,fewshot,rolling,generation,long"),
     )
 
     assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())
-    by_kind = {each["workload"]: each for each in found["workloads"]}
-    assert list(by_kind) == ["choice", "fewshot", "rolling", "generation", "long"]
-    assert found["left_out"] == {}
-    assert all(each["steps"]["requests"] == each["requests"] for each in by_kind.values())
-    assert all(each["documents"] == 4 for each in by_kind.values())
-    # Of a decoder with trees, what four answers and the examples before them share is computed once.
-    assert by_kind["fewshot"]["sharing_gain"] > by_kind["choice"]["sharing_gain"] > 2
-    assert by_kind["generation"]["steps"]["tokens_generated"] > 0
-    assert all(each["path_ratio"] > 1 for each in by_kind.values())
+    report = json.loads(file.read_text())
+    by_workload = {measured["workload"]: measured for measured in report["workloads"]}
+    assert list(by_workload) == ["choice", "fewshot", "rolling", "generation", "long"]
+    assert report["left_out"] == {}
+    assert all(measured["steps"]["requests"] == measured["requests"] for measured in by_workload.values())
+    assert all(measured["documents"] == 4 for measured in by_workload.values())
+    # The demo supports trees: the prefix that four answers and their few-shot examples share is computed once.
+    assert by_workload["fewshot"]["sharing_gain"] > by_workload["choice"]["sharing_gain"] > 2
+    assert by_workload["generation"]["steps"]["tokens_generated"] > 0
+    assert all(measured["path_ratio"] > 1 for measured in by_workload.values())
     assert "choice, 0-shot" in done.stdout
-    assert "branch" not in " ".join(found["advice"])
+    assert "branch" not in " ".join(report["advice"])
 
 
-def test_a_page_is_told_what_it_could_give() -> None:
-    page = EXAMPLES / "plain_functions.py"
+def test_advice_names_the_missing_model_functions() -> None:
+    model_file = EXAMPLES / "plain_functions.py"
 
-    done = bench("--model_args", f"model_tag=plain,api={page}", "--workloads", "choice", "--limit", "8")
+    done = bench("--model_args", f"model_tag=plain,api={model_file}", "--workloads", "choice", "--limit", "8")
 
     assert done.returncode == 0, done.stderr
-    assert "it gives hidden, unembed" in done.stdout
+    assert "it provides hidden, unembed" in done.stdout
     assert "with init_state and extend" in done.stdout
-    assert "give hidden and unembed" not in done.stdout
+    assert "provide hidden and unembed" not in done.stdout
 
 
-def test_what_a_model_cannot_do_is_left_out() -> None:
-    page = EXAMPLES / "prefix_lm.py"
+def test_unsupported_workload_is_skipped() -> None:
+    model_file = EXAMPLES / "prefix_lm.py"
 
-    done = bench("--model_args", f"model_tag=prefix,api={page}", "--workloads", "choice,rolling", "--limit", "4")
+    done = bench("--model_args", f"model_tag=prefix,api={model_file}", "--workloads", "choice,rolling", "--limit", "4")
 
     assert done.returncode == 0, done.stderr
-    assert "rolling was left out: the model gives score alone" in done.stdout
+    assert "rolling was skipped: the model provides only score" in done.stdout
 
 
-def test_an_error_of_the_page_reaches_the_person_with_its_traceback(pages: Path) -> None:
-    done = bench("--model_args", f"model_tag=raises,api={pages / 'broken.py'}")
+def test_model_file_error_is_printed_with_its_traceback(model_files: Path) -> None:
+    done = bench("--model_args", f"model_tag=raises,api={model_files / 'broken.py'}")
 
     assert done.returncode == 2
     assert "load_weights" in done.stderr
@@ -79,7 +79,7 @@ def test_an_error_of_the_page_reaches_the_person_with_its_traceback(pages: Path)
     assert "Traceback" not in done.stdout
 
 
-def test_a_broker_that_runs_is_asked(programs: Programs) -> None:
+def test_bench_uses_a_running_broker(programs: Programs) -> None:
     _, endpoint = programs.broker()
     worker = programs.worker(endpoint, ROOT / "api.py")
 
@@ -90,9 +90,9 @@ def test_a_broker_that_runs_is_asked(programs: Programs) -> None:
     assert "choice, 0-shot" in done.stdout
 
 
-@pytest.mark.parametrize("wrong", [["--workloads", "sums"], ["--seconds", "0"], ["--limit", "0"]])
-def test_what_cannot_be_asked_is_a_fault_of_the_command_line(wrong: list[str]) -> None:
-    done = bench("--model_args", "model_tag=demo", *wrong)
+@pytest.mark.parametrize("arguments", [["--workloads", "sums"], ["--seconds", "0"], ["--limit", "0"]])
+def test_invalid_option_value_is_a_command_line_error(arguments: list[str]) -> None:
+    done = bench("--model_args", "model_tag=demo", *arguments)
 
     assert done.returncode == 2
-    assert wrong[0] in done.stderr
+    assert arguments[0] in done.stderr

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk, through the whole path."""
+"""End-to-end tests of checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_a_directory_and_a_gguf_file_of_one_model_score_alike(checkpoint: Path, tmp_path: Path) -> None:
-    model_of_it, params = load_checkpoint(checkpoint)
-    assert model_of_it == MODEL
+def test_directory_and_gguf_file_of_one_model_score_equally(checkpoint: Path, tmp_path: Path) -> None:
+    loaded_model, params = load_checkpoint(checkpoint)
+    assert loaded_model == MODEL
     tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     file = write_gguf(tmp_path / "small.gguf", MODEL, params, tokenizer)
     with BirdieZMQ(pretrained=str(checkpoint), device="cpu") as model:
@@ -53,27 +53,27 @@ def test_a_directory_and_a_gguf_file_of_one_model_score_alike(checkpoint: Path, 
     assert info["model_dtype"] == "float32"
 
 
-def test_a_checkpoint_that_changed_is_another_model(checkpoint: Path, tmp_path: Path) -> None:
+def test_changed_checkpoint_has_another_model_identity(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(checkpoint, directory)
     identities = []
-    for moment in (1_000_000_000, 2_000_000_000):
-        os.utime(directory / WEIGHTS_FILE, (moment, moment))
+    for modified_at in (1_000_000_000, 2_000_000_000):
+        os.utime(directory / WEIGHTS_FILE, (modified_at, modified_at))
         with BirdieZMQ(model_tag=str(directory), device="cpu") as model:
             identities.append(model.get_model_info()["model_identity"])
     assert identities[0] != identities[1]
 
 
-def test_an_unknown_architecture_reaches_the_prompt_with_those_that_are_known(checkpoint: Path, tmp_path: Path) -> None:
+def test_unknown_architecture_lists_the_supported_ones(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "other"
     shutil.copytree(checkpoint, directory)
     config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")) | {"model_type": "mamba"}
     (directory / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelLoadError, match=r"'mamba' is not known; known are .*gpt_neox.*llama.*qwen3"):
+    with pytest.raises(ModelLoadError, match=r"'mamba' is not known; supported: .*gpt_neox.*llama.*qwen3"):
         BirdieZMQ(model_tag=str(directory), device="cpu")
 
 
-def test_a_model_that_thinks_is_not_scored(checkpoint: Path) -> None:
+def test_log_likelihoods_are_rejected_with_thinking_enabled(checkpoint: Path) -> None:
     with (
         BirdieZMQ(model_tag=str(checkpoint), device="cpu", enable_thinking=True, think_end_token="</think>") as model,
         pytest.raises(UsageError, match="enable_thinking=True is for tasks that generate"),

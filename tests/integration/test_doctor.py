@@ -1,4 +1,4 @@
-"""The doctor at brokers that are not there, have no worker, are of another version or let nobody in; and as a command."""
+"""The doctor with brokers that are missing, have no worker, have another version or require keys; and its command."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.integration.conftest import ROOT, Programs
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[str]:
-    """A broker with a worker."""
+def endpoint(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterator[str]:
+    """Start a broker with a worker and return its endpoint."""
     started = Programs(tmp_path_factory.mktemp("doctor"))
-    _, where = started.broker()
-    started.worker(where, pages / "broken.py")
-    yield where
+    _, broker_endpoint = started.broker()
+    started.worker(broker_endpoint, model_files / "broken.py")
+    yield broker_endpoint
     started.end()
 
 
@@ -34,77 +34,77 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def test_a_broker_with_a_worker_is_as_it_should_be(endpoint: str) -> None:
+def test_broker_with_a_worker_passes_all_checks(endpoint: str) -> None:
     found = by_name(broker.check(endpoint, None, "good"))
 
-    assert {name: one.level for name, one in found.items()} == {"broker": "ok", "workers": "ok", "model": "ok"}
+    assert {name: finding.level for name, finding in found.items()} == {"broker": "ok", "workers": "ok", "model": "ok"}
     assert found["workers"].text.startswith("1 ")
 
 
-def test_a_model_that_no_worker_can_load_is_shown_with_its_traceback(endpoint: str) -> None:
-    one = by_name(broker.check(endpoint, None, "raises"))["model"]
+def test_model_load_failure_is_shown_with_its_traceback(endpoint: str) -> None:
+    finding = by_name(broker.check(endpoint, None, "raises"))["model"]
 
-    assert one.level == "wrong"
-    assert "OSError: no weights at /nowhere" in one.text
-    assert "load_weights" in one.detail
-    assert "worker's page" in one.cure
+    assert finding.level == "wrong"
+    assert "OSError: no weights at /nowhere" in finding.text
+    assert "load_weights" in finding.detail
+    assert "worker's api.py" in finding.fix
 
 
-def test_a_broker_that_is_not_there_is_started() -> None:
+def test_missing_broker_finding_has_the_start_command() -> None:
     with Router(parse_endpoint("tcp://127.0.0.1:*")) as router:
-        free = router.endpoint
+        unused_endpoint = router.endpoint
 
-    (one,) = broker.check(free, None, None, answer_s=0.5)
+    (finding,) = broker.check(unused_endpoint, None, None, answer_s=0.5)
 
-    assert one.level == "wrong"
-    assert one.cure.startswith(f"birdie-zmq broker --bind {free}")
+    assert finding.level == "wrong"
+    assert finding.fix.startswith(f"birdie-zmq broker --bind {unused_endpoint}")
 
 
-def test_what_is_no_endpoint_and_a_key_that_cannot_be_used_are_told_apart(tmp_path: Path) -> None:
+def test_invalid_endpoint_and_unusable_key_are_distinguished(tmp_path: Path) -> None:
     key = new_key(tmp_path / "keys", "client", "alice")
     key.chmod(0o644)
 
-    (endpoint,) = broker.check("localhost:5555", None, None)
+    (invalid_endpoint,) = broker.check("localhost:5555", None, None)
     (open_key,) = broker.check("tcp://127.0.0.1:5555", key, None)
 
-    assert (endpoint.level, endpoint.cure) == ("wrong", "birdie-zmq doctor --endpoint tcp://HOST:PORT")
-    assert (open_key.level, open_key.cure) == ("warning", "")  # the finding of the key file has the cure
+    assert (invalid_endpoint.level, invalid_endpoint.fix) == ("wrong", "birdie-zmq doctor --endpoint tcp://HOST:PORT")
+    assert (open_key.level, open_key.fix) == ("warning", "")  # the finding of the key file has the fix
     assert "key file" in open_key.text
 
 
-def test_a_broker_without_a_worker_gets_one(programs: Programs) -> None:
-    _, where = programs.broker()
+def test_missing_worker_finding_has_the_start_command(programs: Programs) -> None:
+    _, endpoint = programs.broker()
 
-    answers, workers = broker.check(where, None, "demo")
+    broker_finding, workers = broker.check(endpoint, None, "demo")
 
-    assert (answers.level, workers.level) == ("ok", "wrong")
-    assert workers.cure == f"birdie-zmq worker --connect {where}"
+    assert (broker_finding.level, workers.level) == ("ok", "wrong")
+    assert workers.fix == f"birdie-zmq worker --connect {endpoint}"
 
 
-def test_keys_that_are_wanted_or_refused_are_named(programs: Programs, tmp_path: Path) -> None:
+def test_missing_or_rejected_keys_are_reported(programs: Programs, tmp_path: Path) -> None:
     key = new_key(tmp_path / "keys", "client", "alice")
     worker = new_key(tmp_path / "keys", "worker", "gpu")
     other = new_key(tmp_path / "others", "client", "eve")
-    _, where = programs.broker("tcp://127.0.0.1:*", "--keys", str(tmp_path / "keys"))
+    _, endpoint = programs.broker("tcp://127.0.0.1:*", "--keys", str(tmp_path / "keys"))
 
-    let_in = by_name(broker.check(where, key, None))
-    (none,) = broker.check(where, None, None, answer_s=3.0)
-    (wrong_role,) = broker.check(where, worker, None)
-    (unknown,) = broker.check(where, other, None, answer_s=3.0)
+    allowed = by_name(broker.check(endpoint, key, None))
+    (no_key,) = broker.check(endpoint, None, None, answer_s=3.0)
+    (wrong_role,) = broker.check(endpoint, worker, None)
+    (unknown_key,) = broker.check(endpoint, other, None, answer_s=3.0)
 
-    assert let_in["broker"].level == "ok"
-    assert none.level == wrong_role.level == unknown.level == "wrong"
-    assert "key" in none.text
+    assert allowed["broker"].level == "ok"
+    assert no_key.level == wrong_role.level == unknown_key.level == "wrong"
+    assert "key" in no_key.text
     assert "worker" in wrong_role.text
-    assert "birdie-zmq keys new client NAME" in wrong_role.cure
-    assert "another key" in unknown.text or "refuses this key" in unknown.text
+    assert "birdie-zmq keys new client NAME" in wrong_role.fix
+    assert "another key" in unknown_key.text or "refuses the key" in unknown_key.text
 
 
-def answering(router: Router, frame: bytes, stop: threading.Event) -> None:
+def reply_to_all(router: Router, frame: bytes, stop: threading.Event) -> None:
     while not stop.is_set():
         wait(router, 0.05)
-        while (arrival := router.receive()) is not None:
-            router.send(arrival.peer, frame)
+        while (incoming := router.receive()) is not None:
+            router.send(incoming.peer, frame)
 
 
 REPLIES = {
@@ -113,26 +113,26 @@ REPLIES = {
         "wire version",
         "pip install 'birdie-zmq==",
     ),
-    "no message at all": (["hello"], "no broker of birdie-zmq", "--port or --endpoint"),
+    "not a message": (["hello"], "not a birdie-zmq broker", "--port or --endpoint"),
 }
 
 
 @pytest.mark.parametrize("reply", REPLIES)
-def test_what_answers_otherwise_than_a_broker_of_this_version_is_named(reply: str) -> None:
-    message, words, cure = REPLIES[reply]
+def test_incompatible_broker_reply_is_reported(reply: str) -> None:
+    message, words, fix = REPLIES[reply]
     stop = threading.Event()
     with Router(parse_endpoint("tcp://127.0.0.1:*")) as router:
-        thread = threading.Thread(target=answering, args=(router, msgpack.packb(message), stop))
+        thread = threading.Thread(target=reply_to_all, args=(router, msgpack.packb(message), stop))
         thread.start()
         try:
-            (one,) = broker.check(router.endpoint, None, None)
+            (finding,) = broker.check(router.endpoint, None, None)
         finally:
             stop.set()
             thread.join()
 
-    assert one.level == "wrong"
-    assert words in one.text
-    assert cure in one.cure
+    assert finding.level == "wrong"
+    assert words in finding.text
+    assert fix in finding.fix
 
 
 def doctor(*arguments: str, prefix: str = "") -> subprocess.CompletedProcess[str]:
@@ -147,8 +147,8 @@ def doctor(*arguments: str, prefix: str = "") -> subprocess.CompletedProcess[str
     )
 
 
-def test_the_command_lists_all_and_ends_with_1_where_something_is_wrong(pages: Path) -> None:
-    done = doctor("--api", str(pages / "broken.py"), "--model-tag", "raises", prefix="ulimit -n 200;")
+def test_command_lists_all_findings_and_exits_with_1_on_failure(model_files: Path) -> None:
+    done = doctor("--api", str(model_files / "broken.py"), "--model-tag", "raises", prefix="ulimit -n 200;")
 
     assert done.returncode == 1, done.stderr
     lines = done.stdout.splitlines()
@@ -158,8 +158,8 @@ def test_the_command_lists_all_and_ends_with_1_where_something_is_wrong(pages: P
     assert "→ ulimit -n" in done.stdout
 
 
-def test_a_page_that_is_not_there_is_a_fault_of_the_command_line() -> None:
+def test_missing_model_file_is_a_command_line_error() -> None:
     done = doctor("--api", "/not/there.py")
 
     assert done.returncode == 2
-    assert "there is no page at /not/there.py" in done.stderr
+    assert "there is no file /not/there.py" in done.stderr

@@ -1,4 +1,4 @@
-"""A run's own broker and worker live and die with it."""
+"""The embedded broker and worker start and end with their run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.client import Pulse
+from birdie_zmq.client.client import Liveness
 from birdie_zmq.client.embedded import EmbeddedProcesses
 from birdie_zmq.errors import UnavailableError, UsageError
 from harness_model import BirdieZMQ
@@ -32,9 +32,12 @@ time.sleep(60)
 """
 
 
-def run(programs: Programs, pages: Path, then: str) -> tuple[Program, list[psutil.Process], Path]:
-    """A run that is ready: the program, its broker, agent and model process, and its private folder."""
-    program = programs.start("-c", RUN, str(pages / "letters.py"), then)
+def start_run(programs: Programs, model_files: Path, action: str) -> tuple[Program, list[psutil.Process], Path]:
+    """Start a run, wait until it is ready, and return its program, its child processes and its private folder.
+
+    The child processes are the broker, the agent and the model process.
+    """
+    program = programs.start("-c", RUN, str(model_files / "letters.py"), action)
     folder = Path(program.wait_for(r"endpoint ipc://(\S+)/broker")[1])
     return program, descendants(program.process.pid), folder
 
@@ -44,19 +47,19 @@ def assert_nothing_left(processes: list[psutil.Process], folder: Path) -> None:
     wait_until(lambda: not folder.exists(), "the removal of the private folder")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_nothing_is_left_of_a_run_that_is_ended_by_a_signal(programs: Programs, pages: Path, number: int) -> None:
-    program, processes, folder = run(programs, pages, "sleep")
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_no_process_and_no_folder(programs: Programs, model_files: Path, signal_number: int) -> None:
+    program, processes, folder = start_run(programs, model_files, "sleep")
     assert len(processes) == 3
     assert folder.stat().st_mode & 0o777 == 0o700
 
-    program.process.send_signal(number)
+    program.process.send_signal(signal_number)
 
     assert_nothing_left(processes, folder)
 
 
-def test_nothing_is_left_of_a_run_that_raises(programs: Programs, pages: Path) -> None:
-    program = programs.start("-c", RUN, str(pages / "letters.py"), "raise")
+def test_exception_leaves_no_process_and_no_folder(programs: Programs, model_files: Path) -> None:
+    program = programs.start("-c", RUN, str(model_files / "letters.py"), "raise")
     folder = Path(program.wait_for(r"endpoint ipc://(\S+)/broker")[1])
 
     assert program.process.wait(30) == 1
@@ -64,9 +67,9 @@ def test_nothing_is_left_of_a_run_that_raises(programs: Programs, pages: Path) -
     assert not folder.exists()
 
 
-def test_close_ends_everything_and_may_be_called_twice(pages: Path) -> None:
+def test_close_ends_all_processes_and_is_idempotent(model_files: Path) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    lm = BirdieZMQ(model_tag="pair", api=str(pages / "letters.py"))
+    lm = BirdieZMQ(model_tag="pair", api=str(model_files / "letters.py"))
     started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
     assert len(started) == 3
 
@@ -76,20 +79,20 @@ def test_close_ends_everything_and_may_be_called_twice(pages: Path) -> None:
     assert not alive(started)
 
 
-def test_a_runs_own_broker_has_a_status_page_where_it_is_asked_for(
-    pages: Path, capfd: pytest.CaptureFixture[str]
+def test_status_port_starts_the_status_page_of_the_embedded_broker(
+    model_files: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with BirdieZMQ(model_tag="pair", api=str(pages / "letters.py"), status_port=0):
-        found = re.search(r"status page at (\S+)", capfd.readouterr().err)
-        assert found is not None
-        with urllib.request.urlopen(f"{found[1]}status.json", timeout=30) as answer:
+    with BirdieZMQ(model_tag="pair", api=str(model_files / "letters.py"), status_port=0):
+        match = re.search(r"status page at (\S+)", capfd.readouterr().err)
+        assert match is not None
+        with urllib.request.urlopen(f"{match[1]}status.json", timeout=30) as answer:
             assert json.load(answer)["workers_connected"] == 1
 
 
-def test_a_worker_of_the_run_that_ends_again_and_again_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_embedded_worker_is_abandoned_after_3_crashes_without_an_answer(caplog: pytest.LogCaptureFixture) -> None:
     embedded = EmbeddedProcesses(device="cpu")
     worker = embedded._children[1]
-    nothing_answered = Pulse(broker_silent_s=0.0, worker_missing_s=0.0, answered=0)
+    nothing_answered = Liveness(broker_silent_s=0.0, worker_missing_s=0.0, answered=0)
     try:
         for starts in (2, 3):
             worker.process.kill()
@@ -98,21 +101,21 @@ def test_a_worker_of_the_run_that_ends_again_and_again_is_given_up(caplog: pytes
             assert worker.starts == starts
         worker.process.kill()
         worker.process.wait()
-        with pytest.raises(UnavailableError, match=r"own worker ended 3 times without an answer .* status -9"):
+        with pytest.raises(UnavailableError, match=r"embedded worker ended 3 times without an answer .* status -9"):
             embedded.check(nothing_answered)
-        embedded.check(Pulse(broker_silent_s=0.0, worker_missing_s=0.0, answered=1))
+        embedded.check(Liveness(broker_silent_s=0.0, worker_missing_s=0.0, answered=1))
         assert worker.starts == 1
     finally:
         embedded.close()
     assert worker.process.poll() is not None
-    assert "the run's own worker ended with status -9; it is started again" in caplog.text
+    assert "the embedded worker ended with exit status -9; restarting it" in caplog.text
 
 
-def test_a_child_that_does_not_answer_is_ended_only_when_it_has_had_time_to_start() -> None:
+def test_silent_broker_is_restarted_only_after_its_start_timeout() -> None:
     embedded = EmbeddedProcesses(device="cpu")
     broker = embedded._children[0]
     first = broker.process
-    silent = Pulse(broker_silent_s=11.0, worker_missing_s=0.0, answered=1)
+    silent = Liveness(broker_silent_s=11.0, worker_missing_s=0.0, answered=1)
     try:
         embedded.check(silent)
         assert broker.process is first
@@ -124,21 +127,21 @@ def test_a_child_that_does_not_answer_is_ended_only_when_it_has_had_time_to_star
         embedded.close()
 
 
-def test_closing_ends_a_call_that_another_thread_waits_in(pages: Path) -> None:
-    lm = BirdieZMQ(model_tag="steady", api=str(pages / "faulty.py"), pause_s=2.0, batch_rows=1)
+def test_close_ends_a_call_that_waits_in_another_thread(model_files: Path) -> None:
+    lm = BirdieZMQ(model_tag="steady", api=str(model_files / "faulty.py"), pause_s=2.0, batch_rows=1)
     requests = [Instance("loglikelihood_rolling", {}, (f"text {i}",), i) for i in range(20)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         call = pool.submit(lm.loglikelihood_rolling, requests, disable_tqdm=True)
         assert isinstance(lm._client, Client)
-        session = lm._client._session
-        wait_until(lambda: not session.is_idle, "the call")
+        core = lm._client._core
+        wait_until(lambda: not core.is_idle, "the call")
         lm.close()
         with pytest.raises(UsageError, match="closed while it was waiting"):
             call.result(10)
 
 
-def test_the_page_in_the_current_directory_is_not_run_unasked(programs: Programs, tmp_path: Path) -> None:
-    (tmp_path / "api.py").write_text("raise SystemExit('this page must not be run')\n")
+def test_api_py_in_the_current_directory_is_not_imported_by_default(programs: Programs, tmp_path: Path) -> None:
+    (tmp_path / "api.py").write_text("raise SystemExit('this model file must not be run')\n")
     (tmp_path / "json.py").write_text("raise SystemExit('nor this module')\n")
     script = RUN.replace(", api=sys.argv[1]", "").replace('"pair"', '"nope"')
     program = programs.start("-P", "-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
@@ -148,8 +151,8 @@ def test_the_page_in_the_current_directory_is_not_run_unasked(programs: Programs
     assert "must not be run" not in program.output
 
 
-def test_a_broker_of_the_run_that_is_killed_is_started_again(pages: Path) -> None:
-    with BirdieZMQ(model_tag="pair", api=str(pages / "letters.py")) as lm:
+def test_killed_embedded_broker_is_restarted(model_files: Path) -> None:
+    with BirdieZMQ(model_tag="pair", api=str(model_files / "letters.py")) as lm:
         first = lm.get_model_info()
         broker = next(p for p in psutil.Process().children() if re.search(r"birdie_zmq broker", " ".join(p.cmdline())))
         broker.kill()

@@ -1,4 +1,4 @@
-"""Faults that cannot be had without real processes: each is survived, and costs nobody else an answer."""
+"""Faults that need real processes: each is survived, and no other request loses its answer."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def requests(texts: Sequence[str]) -> list[Instance]:
     ]
 
 
-class Cache(CacheHook):
-    """What lm_eval is told of each answer as it comes, and how often."""
+class AnswerRecorder(CacheHook):
+    """Records the answers that lm_eval receives for each text, in order."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -48,12 +48,12 @@ class Cache(CacheHook):
 
 
 class Run:
-    """A run of rolling requests, in a thread of its own so that a test can do harm meanwhile."""
+    """A call of ``loglikelihood_rolling`` in its own thread, so that a test can inject a fault meanwhile."""
 
     def __init__(self, lm: BirdieZMQ, texts: Sequence[str]) -> None:
-        self.cache = Cache()
+        self.recorder = AnswerRecorder()
         self._texts = texts
-        lm.set_cache_hook(self.cache)
+        lm.set_cache_hook(self.recorder)
         self.scores: list[float] | None = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._score, args=(lm,))
@@ -62,41 +62,43 @@ class Run:
     def _score(self, lm: BirdieZMQ) -> None:
         try:
             self.scores = lm.loglikelihood_rolling(requests(self._texts), disable_tqdm=True)
-        except BaseException as error:  # noqa: BLE001 - the test looks at it
+        except BaseException as error:  # noqa: BLE001 - the test inspects it
             self.error = error
 
     def wait_for_answers(self, count: int) -> None:
-        wait_until(lambda: len(self.cache.answers) >= count, f"{count} answers")
+        wait_until(lambda: len(self.recorder.answers) >= count, f"{count} answers")
 
     def result(self) -> list[float]:
-        """The scores; each was given once."""
+        """Wait for the scores; check that each text was answered exactly once."""
         self._thread.join(120)
         assert self.error is None
         assert self.scores is not None
-        assert all(len(answers) == 1 for answers in self.cache.answers.values())
-        assert len(self.cache.answers) == len(set(self._texts))
+        assert all(len(answers) == 1 for answers in self.recorder.answers.values())
+        assert len(self.recorder.answers) == len(set(self._texts))
         return self.scores
 
     def failure(self) -> BaseException:
+        """Wait for the error that the call raised."""
         self._thread.join(120)
         assert self.error is not None
         return self.error
 
 
 def describe(lm: BirdieZMQ) -> ModelDescription:
+    """Fetch the current description of the model."""
     lm.get_model_info()
     return lm._description
 
 
-def client(endpoint: str, tag: str = "steady", **keywords: Any) -> BirdieZMQ:
+def open_model(endpoint: str, tag: str = "steady", **keywords: Any) -> BirdieZMQ:
     return BirdieZMQ(model_tag=tag, endpoint=endpoint, batch_rows=4, client_settings=SETTINGS, **keywords)
 
 
 @pytest.fixture(scope="session")
-def expected(pages: Path) -> list[float]:
-    """What the texts score where nothing goes wrong. All rows of a step have one shape, so scores are equal to the bit."""
-    page = str(pages / "faulty.py")
-    with BirdieZMQ(model_tag="steady", api=page, device="cpu", batch_rows=4, client_settings=SETTINGS) as lm:
+def expected(model_files: Path) -> list[float]:
+    """Return the scores of a run without faults. All rows of a step have one shape, so the scores are equal to the bit."""
+    model_file = str(model_files / "faulty.py")
+    with BirdieZMQ(model_tag="steady", api=model_file, device="cpu", batch_rows=4, client_settings=SETTINGS) as lm:
         return lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True)
 
 
@@ -104,80 +106,82 @@ def model_process(lm: BirdieZMQ) -> psutil.Process:
     return psutil.Process(describe(lm).process_id)
 
 
-# --- Requests that kill ----------------------------------------------------------------------------------------------
+# --- Poison requests --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tag", ["aborts", *(pytest.param(tag, marks=pytest.mark.chaos) for tag in ("hangs", "holds"))])
-def test_a_poisonous_request_is_found_and_all_others_are_answered(
-    programs: Programs, pages: Path, expected: list[float], tag: str
+def test_poison_request_is_isolated_and_all_others_are_answered(
+    programs: Programs, model_files: Path, expected: list[float], tag: str
 ) -> None:
     _, endpoint = programs.broker()
-    # What hangs at the first step of a process seems to be compiled for long.
-    deadlines = {"hangs": ["--step-timeout", "4", "--compile-timeout", "4"], "holds": ["--silence-timeout", "2"]}
-    programs.worker(endpoint, pages / "faulty.py", *deadlines.get(tag, []))
+    # A hang at the first step of a process looks like a long compilation, so both timeouts are short.
+    timeout_options = {"hangs": ["--step-timeout", "4", "--compile-timeout", "4"], "holds": ["--silence-timeout", "2"]}
+    programs.worker(endpoint, model_files / "faulty.py", *timeout_options.get(tag, []))
     texts = [*TEXTS[:5], "the ~~~~ sat on the mat 10 times", *TEXTS[5:]]
-    # Only the one that dies at once is worth the time that halving takes.
+    # Isolation by halving is tested only with the fastest fault, because each retry costs a process start.
     settings = SETTINGS if tag == "aborts" else ClientSettings(batch_items=1)
     with BirdieZMQ(model_tag=tag, endpoint=endpoint, batch_rows=4, client_settings=settings) as lm:
         run = Run(lm, texts)
         error = run.failure()
         describe(lm)
-        losses = lm._client.retries
+        retries = lm._client.retries
 
     assert isinstance(error, ModelProcessDied)
-    assert "document 5 of faults has no answer; 32 of 33 requests have theirs" in error.message
+    assert "document 5 of faults has no answer; 32 of 33 requests were answered" in error.message
     reason = {
         "aborts": "by SIGABRT",
-        "hangs": "killed because it did not come on for 4 s",
-        "holds": "killed because it gave no sign of life for 2 s",
+        "hangs": "killed because it made no progress for 4 s",
+        "holds": "killed because it sent no heartbeat for 2 s",
     }
     assert reason[tag] in error.message
-    assert ("in _misbehave" in str(error.remote_traceback)) == (tag == "aborts")
-    assert losses == (6 if tag == "aborts" else 3)  # twice in a batch of 8, then among 4 and 2, and twice alone
-    assert {text: answers for text, answers in run.cache.answers.items() if text in TEXTS} == {
+    assert ("in _inject_fault" in str(error.remote_traceback)) == (tag == "aborts")
+    assert retries == (
+        6 if tag == "aborts" else 3
+    )  # twice in a batch of 8, then in sub-batches of 4 and 2, and twice alone
+    assert {text: answers for text, answers in run.recorder.answers.items() if text in TEXTS} == {
         text: [score] for text, score in zip(TEXTS, expected, strict=True)
     }
 
 
-# --- Models that change ----------------------------------------------------------------------------------------------
+# --- Models that change -----------------------------------------------------------------------------------------------
 
 
-def test_a_page_that_is_edited_while_a_run_goes_on_does_not_answer_the_rest_of_it(
-    programs: Programs, pages: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_model_file_that_changes_during_a_run_ends_the_run(
+    programs: Programs, model_files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    page = tmp_path / "page.py"
-    page.write_text((pages / "faulty.py").read_text())
+    model_file = tmp_path / "edited_model.py"
+    model_file.write_text((model_files / "faulty.py").read_text())
     _, endpoint = programs.broker()
-    programs.worker(endpoint, page)
-    with client(endpoint, pause_s=0.2) as lm:
+    programs.worker(endpoint, model_file)
+    with open_model(endpoint, pause_s=0.2) as lm:
         process = model_process(lm)
         before = lm._description.identity
         run = Run(lm, TEXTS)
         run.wait_for_answers(4)
-        page.write_text(page.read_text().replace("d_model=32", "d_model=16"))
+        model_file.write_text(model_file.read_text().replace("d_model=32", "d_model=16"))
         process.kill()
 
         error = run.failure()
         assert isinstance(error, ModelChanged)
-        assert "page.py" in error.message
+        assert "edited_model.py" in error.message
         with pytest.raises(ModelChanged):
             lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True)
-        # What lm_eval asks at its end must not cost it what was answered.
+        # lm_eval asks for the model info at the end of a run; a failure here would lose the finished answers.
         assert lm.get_model_info()["model_identity"] == before
-        assert "what the worker has computed is not known" in caplog.text
-    with client(endpoint, pause_s=0.2) as lm:
+        assert "final statistics are not available" in caplog.text
+    with open_model(endpoint, pause_s=0.2) as lm:
         assert len(lm.loglikelihood_rolling(requests(TEXTS[:4]), disable_tqdm=True)) == 4
 
 
-# --- Processes that stand still --------------------------------------------------------------------------------------
+# --- Processes that hang ----------------------------------------------------------------------------------------------
 
 
-def test_a_model_process_that_is_stopped_is_killed_and_its_work_done_again(
-    programs: Programs, pages: Path, expected: list[float]
+def test_stopped_model_process_is_killed_and_its_requests_retried(
+    programs: Programs, model_files: Path, expected: list[float]
 ) -> None:
     _, endpoint = programs.broker()
-    programs.worker(endpoint, pages / "faulty.py", "--silence-timeout", "2")
-    with client(endpoint, pause_s=0.2) as lm:
+    programs.worker(endpoint, model_files / "faulty.py", "--silence-timeout", "2")
+    with open_model(endpoint, pause_s=0.2) as lm:
         process = model_process(lm)
         run = Run(lm, TEXTS)
         run.wait_for_answers(8)
@@ -189,62 +193,64 @@ def test_a_model_process_that_is_stopped_is_killed_and_its_work_done_again(
 
 
 @pytest.mark.chaos
-def test_a_long_compile_is_no_standing_still(programs: Programs, pages: Path, expected: list[float]) -> None:
+def test_long_compilation_does_not_count_as_a_stall(
+    programs: Programs, model_files: Path, expected: list[float]
+) -> None:
     _, endpoint = programs.broker()
-    programs.worker(endpoint, pages / "faulty.py", "--step-timeout", "1", "--compile-timeout", "60")
-    with client(endpoint, first_call_s=4.0) as lm:
+    programs.worker(endpoint, model_files / "faulty.py", "--step-timeout", "1", "--compile-timeout", "60")
+    with open_model(endpoint, first_call_s=4.0) as lm:
         assert lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True) == expected
         assert describe(lm).start_count == 1
 
 
 @pytest.mark.chaos
-def test_the_work_of_a_worker_that_is_stopped_is_done_by_another(
-    programs: Programs, pages: Path, expected: list[float]
+def test_requests_of_a_stopped_worker_are_retried_on_another(
+    programs: Programs, model_files: Path, expected: list[float]
 ) -> None:
     _, endpoint = programs.broker()
-    first = programs.worker(endpoint, pages / "faulty.py")
-    with client(endpoint, pause_s=0.2) as lm:
+    first = programs.worker(endpoint, model_files / "faulty.py")
+    with open_model(endpoint, pause_s=0.2) as lm:
         describe(lm)
         run = Run(lm, TEXTS)
         run.wait_for_answers(8)
         first.process.send_signal(signal.SIGSTOP)
-        programs.worker(endpoint, pages / "faulty.py")
+        programs.worker(endpoint, model_files / "faulty.py")
 
         assert run.result() == expected
-        # It wakes up, learns that it was given up, and is a worker again.
+        # When it resumes, it learns that the broker disconnected it, and registers again.
         first.process.send_signal(signal.SIGCONT)
         wait_until(lambda: first.output.count("registered with the broker") == 2, "the return of the stopped worker")
 
 
-# --- Workers that are killed, and join -------------------------------------------------------------------------------
+# --- Workers that are killed or join ----------------------------------------------------------------------------------
 
 
-def test_one_of_two_workers_is_killed_and_a_third_joins_in_the_midst_of_a_run(
-    programs: Programs, pages: Path, expected: list[float]
+def test_run_survives_a_killed_worker_and_uses_a_new_one(
+    programs: Programs, model_files: Path, expected: list[float]
 ) -> None:
     broker, endpoint = programs.broker("tcp://127.0.0.1:*", "--status-port", "0")
-    page = broker.wait_for(r"status page at (\S+)")[1]
+    status_page = broker.wait_for(r"status page at (\S+)")[1]
 
-    def answered() -> dict[int, int]:
-        """How many requests each worker has answered that is there."""
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{page}status.json") as found:
-            return {row["process_id"]: row["requests_answered"] for row in json.load(found)["workers"]}
+    def answered_requests() -> dict[int, int]:
+        """Return the number of answered requests by process id, for all connected workers."""
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{status_page}status.json") as response:
+            return {row["process_id"]: row["requests_answered"] for row in json.load(response)["workers"]}
 
-    first, second = (programs.worker(endpoint, pages / "faulty.py", "--silence-timeout", "120") for _ in range(2))
-    with client(endpoint, pause_s=0.4) as lm:
+    first, second = (programs.worker(endpoint, model_files / "faulty.py", "--silence-timeout", "120") for _ in range(2))
+    with open_model(endpoint, pause_s=0.4) as lm:
         describe(lm)
         run = Run(lm, TEXTS)
         wait_until(lambda: all(descendants(worker.process.pid) for worker in (first, second)), "two model processes")
         run.wait_for_answers(4)
-        # The second stands still until the third has its share, however long that takes to load: it would do all itself.
-        (still,) = descendants(second.process.pid)
-        still.send_signal(signal.SIGSTOP)
+        # The second stays stopped until the third has answered: otherwise it could finish all requests before the third has loaded.
+        (stopped,) = descendants(second.process.pid)
+        stopped.send_signal(signal.SIGSTOP)
         first.process.kill()
-        wait_until(lambda: first.process.pid not in answered(), "the loss of the first worker")
-        assert len(run.cache.answers) < len(TEXTS)
-        third = programs.worker(endpoint, pages / "faulty.py")
-        wait_until(lambda: answered().get(third.process.pid, 0) > 0, "an answer of the third worker")
-        still.send_signal(signal.SIGCONT)
+        wait_until(lambda: first.process.pid not in answered_requests(), "the disconnect of the first worker")
+        assert len(run.recorder.answers) < len(TEXTS)
+        third = programs.worker(endpoint, model_files / "faulty.py")
+        wait_until(lambda: answered_requests().get(third.process.pid, 0) > 0, "an answer of the third worker")
+        stopped.send_signal(signal.SIGCONT)
 
         assert run.result() == expected
         assert lm._client.retries == 1
@@ -252,63 +258,61 @@ def test_one_of_two_workers_is_killed_and_a_third_joins_in_the_midst_of_a_run(
     assert third.stop() == 0
 
 
-# --- Going away in good order ----------------------------------------------------------------------------------------
+# --- Graceful shutdown ------------------------------------------------------------------------------------------------
 
 
-def test_a_worker_that_is_told_to_stop_finishes_what_it_is_at(
-    programs: Programs, pages: Path, expected: list[float]
-) -> None:
+def test_worker_finishes_its_lease_on_sigterm(programs: Programs, model_files: Path, expected: list[float]) -> None:
     _, endpoint = programs.broker()
-    first = programs.worker(endpoint, pages / "faulty.py")
-    with client(endpoint, pause_s=0.3) as lm:
+    first = programs.worker(endpoint, model_files / "faulty.py")
+    with open_model(endpoint, pause_s=0.3) as lm:
         describe(lm)
         run = Run(lm, TEXTS)
         run.wait_for_answers(4)
-        programs.worker(endpoint, pages / "faulty.py")
+        programs.worker(endpoint, model_files / "faulty.py")
 
         assert first.stop(signal.SIGTERM) == 0
-        assert "the lease at work is waited for" in first.output
+        assert "for the running lease" in first.output
         assert run.result() == expected
         assert lm._client.retries == 0
 
 
-def test_a_broker_that_is_told_to_stop_lets_workers_finish_and_the_next_one_gets_the_rest(
-    programs: Programs, pages: Path, expected: list[float]
+def test_broker_drains_leases_on_sigterm_and_its_successor_gets_the_rest(
+    programs: Programs, model_files: Path, expected: list[float]
 ) -> None:
     broker, endpoint = programs.broker()
-    programs.worker(endpoint, pages / "faulty.py")
-    with client(endpoint, pause_s=0.3) as lm:
+    programs.worker(endpoint, model_files / "faulty.py")
+    with open_model(endpoint, pause_s=0.3) as lm:
         before = describe(lm)
         run = Run(lm, TEXTS)
         run.wait_for_answers(4)
 
         assert broker.stop(signal.SIGTERM) == 0
-        assert "leases are waited for" in broker.output
-        answered = len(run.cache.answers)
+        assert "stopping; waiting for" in broker.output
+        answered = len(run.recorder.answers)
         assert 8 <= answered < len(TEXTS)
         programs.broker(endpoint)
         assert run.result() == expected
         assert describe(lm).process_id == before.process_id
 
 
-def test_a_second_signal_does_not_wait(programs: Programs, pages: Path) -> None:
+def test_second_sigterm_stops_the_worker_at_once(programs: Programs, model_files: Path) -> None:
     _, endpoint = programs.broker()
-    worker = programs.worker(endpoint, pages / "faulty.py")
-    with client(endpoint, pause_s=0.5) as lm:
+    worker = programs.worker(endpoint, model_files / "faulty.py")
+    with open_model(endpoint, pause_s=0.5) as lm:
         process = model_process(lm)
         run = Run(lm, TEXTS[:16])
         run.wait_for_answers(4)
         worker.process.send_signal(signal.SIGTERM)
-        worker.wait_for("the lease at work is waited for")
+        worker.wait_for("for the running lease")
         worker.process.send_signal(signal.SIGTERM)
 
         assert worker.process.wait(5) == -signal.SIGTERM
         wait_until(lambda: not process.is_running(), "the end of the model process")
-        programs.worker(endpoint, pages / "faulty.py")
+        programs.worker(endpoint, model_files / "faulty.py")
         run.result()
 
 
-# --- Clients that go away --------------------------------------------------------------------------------------------
+# --- Clients that disconnect ------------------------------------------------------------------------------------------
 
 
 RUN = """
@@ -324,9 +328,9 @@ lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (f"text {i}",), 
 """
 
 
-def test_what_a_killed_client_has_asked_is_not_worked_on_to_its_end(programs: Programs, pages: Path) -> None:
+def test_requests_of_a_killed_client_are_cancelled(programs: Programs, model_files: Path) -> None:
     _, endpoint = programs.broker()
-    programs.worker(endpoint, pages / "faulty.py")
+    programs.worker(endpoint, model_files / "faulty.py")
     run = programs.start("-c", RUN, endpoint)
     run.wait_for("answer")
     run.process.kill()
@@ -339,19 +343,21 @@ def test_what_a_killed_client_has_asked_is_not_worked_on_to_its_end(programs: Pr
         assert steps <= 10
 
 
-def test_a_run_that_is_interrupted_gives_its_work_back_and_the_next_call_is_answered(
-    programs: Programs, pages: Path, expected: list[float]
+def test_interrupted_call_is_cancelled_and_the_next_one_answered(
+    programs: Programs, model_files: Path, expected: list[float]
 ) -> None:
     _, endpoint = programs.broker()
-    programs.worker(endpoint, pages / "faulty.py")
-    with client(endpoint, pause_s=0.2) as lm:
+    programs.worker(endpoint, model_files / "faulty.py")
+    with open_model(endpoint, pause_s=0.2) as lm:
         describe(lm)
         timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
-        # Python drops what is raised in a callback of the garbage collector. JAX and Hypothesis have one in the process of
-        # these tests, whose collections take long; a run's own process has neither.
+        # Python drops an exception raised in a callback of the garbage collector. JAX and Hypothesis register one in the
+        # test process, whose collections take long. The process of a real run has neither.
         gc.disable()
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # it is ignored in a background job of a shell
         try:
             with pytest.raises(KeyboardInterrupt):
                 lm.loglikelihood_rolling(requests(TEXTS * 10), disable_tqdm=True)

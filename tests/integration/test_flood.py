@@ -1,4 +1,4 @@
-"""A broker under a flood still looks at its clock, and hears a signal."""
+"""A broker that is flooded with messages still runs its timers and handles signals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from birdie_zmq.protocol.codec import encode
 from tests.integration.conftest import Programs
 
 
-def test_a_flood_does_not_keep_a_broker_from_its_end(programs: Programs) -> None:
+def test_flooded_broker_exits_on_sigterm(programs: Programs) -> None:
     broker, endpoint = programs.broker()
-    is_over, answers = threading.Event(), 0
+    stop, answers = threading.Event(), 0
 
     def flood() -> None:
         nonlocal answers
@@ -25,7 +25,7 @@ def test_a_flood_does_not_keep_a_broker_from_its_end(programs: Programs) -> None
             peer.linger, peer.sndtimeo = 0, 100
             peer.connect(endpoint)
             peer.send(encode(m.OpenSession(package_version="1")))
-            while not is_over.is_set():
+            while not stop.is_set():
                 with contextlib.suppress(zmq.Again):
                     for _ in range(100):
                         peer.send(ping)
@@ -43,7 +43,7 @@ def test_a_flood_does_not_keep_a_broker_from_its_end(programs: Programs) -> None
         broker.process.send_signal(signal.SIGTERM)
         status = broker.process.wait(20)
     finally:
-        is_over.set()
+        stop.set()
         thread.join()
     assert status == 0
     assert answers >= 10_000

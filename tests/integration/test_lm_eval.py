@@ -1,4 +1,4 @@
-"""The plain lm_eval command on the demo model, embedded and in three processes, and what its results record."""
+"""The lm_eval command on the demo model, with an embedded and a separate broker, and the contents of its results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.integration.conftest import ROOT, Programs
 TASKS = "demo_choice,demo_rolling,demo_generate"
 
 
-def lm_eval(folder: Path, model_args: str, *more: str, limit: int = 12) -> tuple[str, dict[str, Any], list[Any]]:
-    """Run lm_eval from another folder: its standard output, its results, and the responses of all samples."""
+def lm_eval(folder: Path, model_args: str, *options: str, limit: int = 12) -> tuple[str, dict[str, Any], list[Any]]:
+    """Run lm_eval from another folder; return its standard output, its results, and the responses of all samples."""
     folder.mkdir(exist_ok=True)
-    program = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
-    command = [sys.executable, "-c", program, "--model", "birdie_zmq", "--model_args", model_args]
+    script = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
+    command = [sys.executable, "-c", script, "--model", "birdie_zmq", "--model_args", model_args]
     command += ["--include_path", str(ROOT / "examples" / "tasks"), "--tasks", TASKS, "--limit", str(limit)]
-    command += ["--output_path", str(folder / "out"), "--log_samples", *more]
+    command += ["--output_path", str(folder / "out"), "--log_samples", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
@@ -39,11 +39,11 @@ def lm_eval(folder: Path, model_args: str, *more: str, limit: int = 12) -> tuple
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], list[Any]]:
-    """A run with a broker and worker of its own."""
+    """Run lm_eval with an embedded broker and worker."""
     return lm_eval(tmp_path_factory.mktemp("embedded"), "pretrained=demo")
 
 
-def test_the_table_is_printed_and_the_demo_knows_its_answers(embedded: tuple[str, dict[str, Any], list[Any]]) -> None:
+def test_table_is_printed_and_the_demo_scores_above_chance(embedded: tuple[str, dict[str, Any], list[Any]]) -> None:
     output, results, _ = embedded
 
     assert re.search(r"\|demo_choice +\|", output)
@@ -51,7 +51,7 @@ def test_the_table_is_printed_and_the_demo_knows_its_answers(embedded: tuple[str
     assert results["results"]["demo_rolling"]["byte_perplexity,none"] < 1.5
 
 
-def test_results_hold_what_is_needed_to_do_it_again(embedded: tuple[str, dict[str, Any], list[Any]]) -> None:
+def test_results_record_model_devices_and_versions(embedded: tuple[str, dict[str, Any], list[Any]]) -> None:
     config = embedded[1]["config"]
 
     assert config["model_tag"] == "demo"
@@ -63,7 +63,7 @@ def test_results_hold_what_is_needed_to_do_it_again(embedded: tuple[str, dict[st
     assert 0 < len(steps["shapes"]) <= steps["shape_bound"]
 
 
-def test_three_processes_give_what_one_run_gives(
+def test_separate_broker_gives_the_same_results_as_the_embedded_one(
     embedded: tuple[str, dict[str, Any], list[Any]], programs: Programs, tmp_path: Path
 ) -> None:
     broker, endpoint = programs.broker()
@@ -76,8 +76,8 @@ def test_three_processes_give_what_one_run_gives(
     assert f"from {ROOT / 'birdie_zmq'}" in broker.output
 
 
-def test_chat_few_shot_and_cache_go_through(tmp_path: Path) -> None:
-    more = [
+def test_chat_template_few_shot_and_cache_options_work(tmp_path: Path) -> None:
+    options = [
         "--apply_chat_template",
         "--fewshot_as_multiturn",
         "--num_fewshot",
@@ -85,8 +85,8 @@ def test_chat_few_shot_and_cache_go_through(tmp_path: Path) -> None:
         "--use_cache",
         str(tmp_path / "cache"),
     ]
-    _, first, first_samples = lm_eval(tmp_path / "a", "pretrained=demo", *more, limit=4)
-    _, second, second_samples = lm_eval(tmp_path / "b", "pretrained=demo", *more, limit=4)
+    _, first, first_samples = lm_eval(tmp_path / "a", "pretrained=demo", *options, limit=4)
+    _, second, second_samples = lm_eval(tmp_path / "b", "pretrained=demo", *options, limit=4)
 
     assert "<|assistant|>" in first["chat_template"]
     assert second_samples == first_samples
@@ -94,12 +94,12 @@ def test_chat_few_shot_and_cache_go_through(tmp_path: Path) -> None:
     assert second["config"]["model_steps"]["requests"] == 0  # all of it came from the cache
 
 
-def test_answers_reach_the_cache_hook_under_the_untouched_arguments() -> None:
-    heard: list[tuple[str, Any, Any]] = []
+def test_cache_hook_receives_the_original_arguments() -> None:
+    received: list[tuple[str, Any, Any]] = []
 
     class Hook:
         def add_partial(self, kind: str, arguments: Any, answer: Any) -> None:
-            heard.append((kind, arguments, answer))
+            received.append((kind, arguments, answer))
 
     gen_kwargs = {"until": ["."], "max_gen_toks": 8}
     request = Instance("generate_until", {}, ("Question: What is 1 plus 1?\nAnswer:", gen_kwargs), 0)
@@ -107,29 +107,29 @@ def test_answers_reach_the_cache_hook_under_the_untouched_arguments() -> None:
         lm.set_cache_hook(Hook())  # type: ignore[arg-type]
         (text,) = lm.generate_until([request], disable_tqdm=True)
 
-    assert heard == [("generate_until", request.args, text)]
+    assert received == [("generate_until", request.args, text)]
     assert gen_kwargs == {"until": ["."], "max_gen_toks": 8}
 
 
-def test_drawn_answers_depend_on_the_seed_and_the_repeat_and_on_nothing_else() -> None:
-    how = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 3.0, "top_p": 0.95}
+def test_sampled_answers_depend_only_on_seed_and_repeat() -> None:
+    gen_kwargs = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 3.0, "top_p": 0.95}
     questions = [f"Question: What is {number} plus 1?\nAnswer:" for number in range(1, 4)]
     requests = [
-        Instance("generate_until", {}, (question, how), i) for i, question in enumerate(questions) for _ in "ab"
+        Instance("generate_until", {}, (question, gen_kwargs), i) for i, question in enumerate(questions) for _ in "ab"
     ]
 
     model, tokenizer = models.load_model("demo"), models.load_tokenizer("demo")
 
-    def texts(asked: list[Instance], **model_args: Any) -> list[str]:
+    def generate(requests: list[Instance], **model_args: Any) -> list[str]:
         with BirdieZMQ(model=model, tokenizer=tokenizer, **model_args) as lm:
-            return lm.generate_until(asked, disable_tqdm=True)
+            return lm.generate_until(requests, disable_tqdm=True)
 
-    first = texts(requests)
-    with_rows_of_one = texts(requests, batch_rows=1)
-    alone = texts(requests[2:4])
-    with_another_seed = texts(requests, seed=1)
+    first = generate(requests)
+    with_one_row_per_step = generate(requests, batch_rows=1)
+    fewer_requests = generate(requests[2:4])
+    with_another_seed = generate(requests, seed=1)
 
-    assert with_rows_of_one == first
-    assert alone == first[2:4]
+    assert with_one_row_per_step == first
+    assert fewer_requests == first[2:4]
     assert all(one != other for one, other in zip(first[::2], first[1::2], strict=True))
     assert all(one != other for one, other in zip(first, with_another_seed, strict=True))

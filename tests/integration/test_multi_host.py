@@ -1,4 +1,4 @@
-"""One model on two processes that meet as two hosts do; and what becomes of a run when one of them dies."""
+"""One model on a process group of two, connected as two hosts would be, and recovery if one of the processes dies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
-from birdie_zmq.errors import GroupIncomplete, GroupMismatch, UsageError
+from birdie_zmq.errors import ProcessGroupIncomplete, ProcessGroupMismatch, UsageError
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.weights import save_checkpoint
 from birdie_zmq.settings import ClientSettings
@@ -29,9 +29,9 @@ PAIRS = [("The mill of Oldbrook", " was built"), ("The mill", " of grey stone"),
 TEXTS = ["The mill of Oldbrook was built of grey stone.", "Una built it."]
 PROMPTS = ["The mill of Oldbrook", "Una"]
 GREEDY = {"max_gen_toks": 6, "until": []}
-DRAWN = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
+SAMPLED = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
 ATOL = 1e-4
-"""Nats; as tests/integration/test_mesh.py allows several devices."""
+"""Nats; the same tolerance as for several devices in tests/integration/test_mesh.py."""
 
 
 def free_port() -> int:
@@ -41,120 +41,124 @@ def free_port() -> int:
 
 
 def model_process(worker: Program) -> psutil.Process:
-    """The model process of a worker, which has one."""
+    """Return the only child process of a worker."""
     (process,) = descendants(worker.process.pid)
     return process
 
 
 @dataclass
-class Group:
-    """A broker, and the two workers of a group."""
+class ProcessGroup:
+    """A broker and the two workers of a process group."""
 
     programs: Programs
     endpoint: str
     coordinator: str
-    leads: Program
-    follows: Program
+    leader: Program
+    follower: Program
 
-    def client(self, model: Path | str, mesh: str | None = "model:2", **words: Any) -> BirdieZMQ:
-        words |= {} if mesh is None else {"mesh": mesh}
-        return BirdieZMQ(model_tag=str(model), endpoint=self.endpoint, **words)
+    def open_model(self, model: Path | str, mesh: str | None = "model:2", **model_args: Any) -> BirdieZMQ:
+        model_args |= {} if mesh is None else {"mesh": mesh}
+        return BirdieZMQ(model_tag=str(model), endpoint=self.endpoint, **model_args)
 
 
-def start_group(programs: Programs, page: Path, *options: str, other_page: Path | None) -> Group:
-    """A group whose processes have a device each; None starts no process but the first."""
+def start_group(programs: Programs, model_file: Path, *options: str, follower_file: Path | None) -> ProcessGroup:
+    """Start a process group with one device per process; without ``follower_file``, start only rank 0."""
     _, endpoint = programs.broker()
     coordinator = f"127.0.0.1:{free_port()}"
     common = ["-m", "workers.jax_worker", "--device", "cpu", "--coordinator", coordinator, "--num-processes", "2"]
-    leads = programs.start(*common, "--connect", endpoint, "--api", str(page), "--process-id", "0", *options)
-    follows = leads
-    if other_page is not None:
-        follows = programs.start(*common, "--api", str(other_page), "--process-id", "1")
-    leads.wait_for("registered with the broker")
-    return Group(programs, endpoint, coordinator, leads, follows)
+    leader = programs.start(*common, "--connect", endpoint, "--api", str(model_file), "--process-id", "0", *options)
+    follower = leader
+    if follower_file is not None:
+        follower = programs.start(*common, "--api", str(follower_file), "--process-id", "1")
+    leader.wait_for("registered with the broker")
+    return ProcessGroup(programs, endpoint, coordinator, leader, follower)
 
 
 @pytest.fixture(scope="module")
-def group(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[Group]:
+def group(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterator[ProcessGroup]:
     started = Programs(tmp_path_factory.mktemp("group"))
-    yield start_group(started, pages / "sharded.py", other_page=pages / "sharded.py")
+    yield start_group(started, model_files / "sharded.py", follower_file=model_files / "sharded.py")
     started.end()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model, all of which two devices can divide."""
+    """Save a small model, all of whose tensors can be sharded over two devices."""
     folder = tmp_path_factory.mktemp("model")
     model = Llama(vocab_size=258, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
     save_checkpoint(folder, model, model.init_params(jax.random.key(0)))
     return folder
 
 
-def scored(lm: BirdieZMQ) -> list[float]:
+def scores_of(lm: BirdieZMQ) -> list[float]:
     pairs = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in PAIRS], disable_tqdm=True)
     rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS]
     return [score for score, _ in pairs] + lm.loglikelihood_rolling(rolling, disable_tqdm=True)
 
 
-def continued(lm: BirdieZMQ, how: dict[str, Any]) -> list[str]:
-    prompts = [Instance("generate_until", {}, (prompt, dict(how)), 0) for prompt in PROMPTS]
+def generate(lm: BirdieZMQ, gen_kwargs: dict[str, Any]) -> list[str]:
+    prompts = [Instance("generate_until", {}, (prompt, dict(gen_kwargs)), 0) for prompt in PROMPTS]
     return lm.generate_until(prompts, disable_tqdm=True)
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint: Path) -> Iterator[BirdieZMQ]:
-    """The same model in one process on one device."""
+def one_process(checkpoint: Path) -> Iterator[BirdieZMQ]:
+    """Open the same model in one process on one device."""
     model = sharded.load_model(str(checkpoint))
     with BirdieZMQ(model=model, tokenizer=sharded.Bytes()) as lm:
         yield lm
 
 
-def test_two_processes_answer_as_one_does_and_change_models_together(
-    group: Group, alone: BirdieZMQ, checkpoint: Path
+def test_process_group_equals_one_process_and_switches_models_together(
+    group: ProcessGroup, one_process: BirdieZMQ, checkpoint: Path
 ) -> None:
-    with group.client(checkpoint) as lm:
-        np.testing.assert_allclose(scored(lm), scored(alone), rtol=0, atol=ATOL)
-        for how in (GREEDY, DRAWN):
-            assert continued(lm, how) == continued(alone, how)
+    with group.open_model(checkpoint) as lm:
+        np.testing.assert_allclose(scores_of(lm), scores_of(one_process), rtol=0, atol=ATOL)
+        for gen_kwargs in (GREEDY, SAMPLED):
+            assert generate(lm, gen_kwargs) == generate(one_process, gen_kwargs)
         assert len(lm.get_model_info()["model_devices"]) == 2
-    # A coordinator that is named by a loopback address is for this machine alone.
-    listening = [c.laddr for c in model_process(group.leads).net_connections() if c.status == psutil.CONN_LISTEN]
+    # A coordinator with a loopback address must not listen on other interfaces.
+    listening = [c.laddr for c in model_process(group.leader).net_connections() if c.status == psutil.CONN_LISTEN]
     found = {ip.removeprefix("::ffff:") for ip, port in listening if group.coordinator.endswith(f":{port}")}
     assert found == {"127.0.0.1"}
-    before = {model_process(group.leads), model_process(group.follows)}
-    with group.client(checkpoint, "data:2") as lm:
-        np.testing.assert_allclose(scored(lm), scored(alone), rtol=0, atol=ATOL)
-    assert not before & {model_process(group.leads), model_process(group.follows)}
+    before = {model_process(group.leader), model_process(group.follower)}
+    with group.open_model(checkpoint, "data:2") as lm:
+        np.testing.assert_allclose(scores_of(lm), scores_of(one_process), rtol=0, atol=ATOL)
+    assert not before & {model_process(group.leader), model_process(group.follower)}
 
 
-@pytest.mark.parametrize("who", ["follows", pytest.param("leads", marks=pytest.mark.chaos)])
-def test_a_process_that_is_killed_ends_the_group_which_starts_again_and_loses_no_answer(
-    group: Group, alone: BirdieZMQ, checkpoint: Path, who: str
+@pytest.mark.parametrize("killed_role", ["follower", pytest.param("leader", marks=pytest.mark.chaos)])
+def test_killed_process_restarts_the_group_and_loses_no_answer(
+    group: ProcessGroup, one_process: BirdieZMQ, checkpoint: Path, killed_role: str
 ) -> None:
-    texts = [f"Mill {number} of Oldbrook was built {'of stone ' * (number % 7)}by {who}." for number in range(48)]
+    texts = [
+        f"Mill {number} of Oldbrook was built {'of stone ' * (number % 7)}by {killed_role}." for number in range(48)
+    ]
     requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
-    expected = alone.loglikelihood_rolling(requests, disable_tqdm=True)
-    with group.client(checkpoint, batch_rows=1, client_settings=ClientSettings(batch_items=8)) as lm:
+    expected = one_process.loglikelihood_rolling(requests, disable_tqdm=True)
+    with group.open_model(checkpoint, batch_rows=1, client_settings=ClientSettings(batch_items=8)) as lm:
         lm.loglikelihood_rolling(requests[:1], disable_tqdm=True)
-        before = [model_process(group.leads), model_process(group.follows)]
-        cache, found = _Cache(), list[float]()
-        lm.set_cache_hook(cache)
+        before = [model_process(group.leader), model_process(group.follower)]
+        counter, found = _AnswerCounter(), list[float]()
+        lm.set_cache_hook(counter)
         run = threading.Thread(target=lambda: found.extend(lm.loglikelihood_rolling(requests, disable_tqdm=True)))
         run.start()
-        wait_until(lambda: cache.count >= 4, "some answers")
-        before[who == "follows"].kill()
-        answered = cache.count
+        wait_until(lambda: counter.count >= 4, "some answers")
+        before[killed_role == "follower"].kill()
+        answered = counter.count
         run.join(120)
     assert answered < len(texts)
-    assert cache.count == len(texts)
+    assert counter.count == len(texts)
     np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
-    after = [model_process(group.leads), model_process(group.follows)]
+    after = [model_process(group.leader), model_process(group.follower)]
     assert not set(before) & set(after)
-    group.leads.wait_for(r"ended by itself: .* \(it leads a group of 2 processes")
-    group.follows.wait_for("process 1 of 2 has ended, .*waits for process 0")
+    group.leader.wait_for(r"exited unexpectedly: .* \(it is rank 0 of a process group of 2")
+    group.follower.wait_for("process 1 of 2 has exited, .*waits for process 0")
 
 
-class _Cache(CacheHook):
+class _AnswerCounter(CacheHook):
+    """Counts the answers that lm_eval receives."""
+
     def __init__(self) -> None:
         super().__init__(None)
         self.count = 0
@@ -163,21 +167,23 @@ class _Cache(CacheHook):
         self.count += 1
 
 
-def test_a_group_holds_one_model_on_all_its_devices(group: Group, checkpoint: Path) -> None:
+def test_process_group_without_a_mesh_over_all_devices_is_rejected(group: ProcessGroup, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match=r"group of 2 processes that have 2 devices together.*mesh=model:2"):
-        group.client(checkpoint, mesh=None)
+        group.open_model(checkpoint, mesh=None)
 
 
-def test_a_host_with_another_page_is_named_at_the_prompt(programs: Programs, pages: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.py"
-    page.write_text("from birdie_zmq.models import load_model, load_tokenizer\n", encoding="utf-8")
-    group = start_group(programs, pages / "sharded.py", other_page=page)
-    with pytest.raises(GroupMismatch, match=r"process 1 of 2.*by .*sharded.py .*this one by .*page.py .*--api"):
-        group.client("demo")
+def test_different_model_file_of_a_follower_is_reported(programs: Programs, model_files: Path, tmp_path: Path) -> None:
+    model_file = tmp_path / "page.py"
+    model_file.write_text("from birdie_zmq.models import load_model, load_tokenizer\n", encoding="utf-8")
+    group = start_group(programs, model_files / "sharded.py", follower_file=model_file)
+    with pytest.raises(
+        ProcessGroupMismatch, match=r"process 1 of 2.*with .*sharded.py .*this one with .*page.py .*--api"
+    ):
+        group.open_model("demo")
 
 
-def test_a_group_that_is_not_complete_is_an_error_in_time(programs: Programs, pages: Path) -> None:
-    group = start_group(programs, pages / "sharded.py", "--initialization-timeout", "4", other_page=None)
-    with pytest.raises(GroupIncomplete, match=r"not all 2 processes .* within 4 s \(1 is there\)"):
-        group.client("demo")
-    assert re.search(r"waiting for all 2 processes of the group at 127.0.0.1:\d+ \(1 is there\)", group.leads.output)
+def test_incomplete_process_group_is_reported_after_the_timeout(programs: Programs, model_files: Path) -> None:
+    group = start_group(programs, model_files / "sharded.py", "--initialization-timeout", "4", follower_file=None)
+    with pytest.raises(ProcessGroupIncomplete, match=r"not all 2 processes .* within 4 s \(1 connected\)"):
+        group.open_model("demo")
+    assert re.search(r"waiting for all 2 processes of the group at 127.0.0.1:\d+ \(1 connected\)", group.leader.output)

@@ -1,4 +1,4 @@
-"""What an installation puts where."""
+"""Contents of the wheel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.conftest import ROOT
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The names of the files in a wheel built from the checkout."""
+    """Build a wheel from the checkout and return the names of its files."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run(command, check=True, timeout=250)
@@ -23,10 +23,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return archive.namelist()
 
 
-def test_only_our_own_names_are_importable_when_installed(wheel: list[str]) -> None:
-    top = {Path(name).parts[0] for name in wheel}
+def test_wheel_installs_no_other_top_level_names(wheel: list[str]) -> None:
+    top_level = {Path(name).parts[0] for name in wheel}
 
-    assert {name for name in top if not name.endswith(".dist-info")} == {
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {
         "_birdie_zmq_hook.py",
         "birdie_zmq",
         "birdie_zmq_lm_eval.pth",
@@ -34,6 +34,6 @@ def test_only_our_own_names_are_importable_when_installed(wheel: list[str]) -> N
     }
 
 
-def test_the_demo_and_its_tasks_come_along(wheel: list[str]) -> None:
+def test_wheel_contains_the_demo_and_its_tasks(wheel: list[str]) -> None:
     assert {"birdie_zmq/models/demo/model.safetensors", "birdie_zmq/demo_tasks/demo_choice.yaml"} <= set(wheel)
     assert "birdie_zmq/demo_tasks/data/demo_choice.jsonl" in wheel

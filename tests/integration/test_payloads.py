@@ -1,4 +1,4 @@
-"""The payloads that make msgpack-numpy's decoder run code or crash, sent to real processes: nothing happens."""
+"""Payloads that make the decoder of msgpack-numpy run code or crash are rejected by real processes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ KINDS: dict[str, tuple[bytes, object, list[int]]] = {
     "pickle": (b"O", "|O", [1]),
     "object-pointers-in-a-field": (b"V", [["field", "|O"]], [1]),
     "object-pointers": (b"", "|O", [1]),
-    "elements-of-no-bytes": (b"", "|S0", [10**12]),
+    "zero-byte-elements": (b"", "|S0", [10**12]),
 }
 
 
-class Touch:
-    """Unpickling this makes a folder."""
+class MakesFolder:
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,24 +46,24 @@ class Touch:
 
 
 def payload(kind: str, marker: Path) -> bytes:
-    """A message that is sound but for an array, which is meant to make the marker or to crash its reader."""
+    """Return a message that is valid except for an array, which is made to create the marker or to crash its receiver."""
     answered = m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=[""]))
     envelope = msgpack.unpackb(encode(answered))
     array_kind, dtype, shape = KINDS[kind]
-    # Bytes that are object pointers and an array of nothing have no room for a pickle.
-    data = pickle.dumps(Touch(marker)) if array_kind == b"O" else b"\x41" * 8 if dtype != "|S0" else b""
+    # Raw object pointers and zero-byte elements cannot hold a pickle.
+    data = pickle.dumps(MakesFolder(marker)) if array_kind == b"O" else b"\x41" * 8 if dtype != "|S0" else b""
     envelope[1]["indices"] = {b"nd": True, b"type": dtype, b"kind": array_kind, b"shape": shape, b"data": data}
     frame: bytes = msgpack.packb(envelope)
     return frame
 
 
-def test_the_pickle_would_make_its_marker(tmp_path: Path) -> None:
+def test_msgpack_numpy_would_run_the_pickle(tmp_path: Path) -> None:
     msgpack.unpackb(payload("pickle", tmp_path / "marker"), object_hook=msgpack_numpy.decode)
     assert (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_broker_refuses_it_and_goes_on(served: Served, tmp_path: Path, kind: str) -> None:
+def test_broker_rejects_the_payload_and_continues(served: Served, tmp_path: Path, kind: str) -> None:
     marker = tmp_path / "marker"
     with Dealer(parse_endpoint(served.endpoint)) as dealer:
 
@@ -82,27 +82,27 @@ def test_a_broker_refuses_it_and_goes_on(served: Served, tmp_path: Path, kind: s
     assert not marker.exists()
 
 
-def test_an_agent_ends_a_model_process_that_sends_it_and_goes_on(
-    programs: Programs, pages: Path, tmp_path: Path
+def test_agent_kills_a_model_process_that_sends_the_payload_and_continues(
+    programs: Programs, model_files: Path, tmp_path: Path
 ) -> None:
     marker, payloads = tmp_path / "marker", tmp_path / "payloads"
     payloads.mkdir()
-    for kind in list(KINDS)[:3]:  # A model may die three times while it is loaded.
+    for kind in list(KINDS)[:3]:  # The agent tries to load a model three times.
         (payloads / kind).write_bytes(payload(kind, marker))
     _, endpoint = programs.broker()
-    worker = programs.worker(endpoint, pages / "hostile.py")
+    worker = programs.worker(endpoint, model_files / "hostile.py")
 
-    with pytest.raises(ModelProcessDied, match="3 times while it was loading"):
+    with pytest.raises(ModelProcessDied, match="3 times while loading"):
         BirdieZMQ(model_tag="any", endpoint=endpoint, payloads=str(payloads))
 
-    assert worker.output.count("the model process sent what is no message") == 3
+    assert worker.output.count("the model process sent a malformed message") == 3
     assert not list(payloads.iterdir())
     assert not marker.exists()
-    with pytest.raises(Exception, match="nothing is left to send"):
+    with pytest.raises(Exception, match="no payload remains"):
         BirdieZMQ(model_tag="any", endpoint=endpoint, payloads=str(payloads))
 
 
-def test_a_model_process_ends_if_its_agent_sends_it(tmp_path: Path) -> None:
+def test_model_process_exits_if_its_agent_sends_the_payload(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     ours, theirs = socket.socketpair()
     with ours, theirs, tempfile.TemporaryFile() as trace:
@@ -120,6 +120,6 @@ def test_a_model_process_ends_if_its_agent_sends_it(tmp_path: Path) -> None:
             wait_until(lambda: process.poll() is not None, "the end of the model process", 60)
         finally:
             process.kill()
-            _, said = process.communicate()
-    assert b"Traceback" not in said
+            _, stderr = process.communicate()
+    assert b"Traceback" not in stderr
     assert not marker.exists()

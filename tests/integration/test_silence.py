@@ -1,4 +1,4 @@
-"""What a person asks of a model is in no log of broker or worker, and in no error but what their own page says."""
+"""Request texts appear in no log of broker or worker, and in no error except in the messages of the model file itself."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ DECODE = decoder(m.BrokerToClient | m.Refusal)
 
 
 @pytest.fixture(scope="module")
-def listened(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[Served]:
-    """A broker and a worker with the page ``talkative.py``; whatever was asked, their logs must not say it."""
-    started = Programs(tmp_path_factory.mktemp("listened"))
+def served_talkative(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterator[Served]:
+    """Start a broker and a worker with ``talkative.py``; after all tests, their logs must contain no request text."""
+    started = Programs(tmp_path_factory.mktemp("talkative"))
     broker, endpoint = started.broker()
-    worker = started.worker(endpoint, pages / "talkative.py")
+    worker = started.worker(endpoint, model_files / "talkative.py")
     yield Served(endpoint, broker, worker)
     started.end()
     for program in (broker, worker):
@@ -49,68 +49,70 @@ def listened(tmp_path_factory: pytest.TempPathFactory, pages: Path) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def lm(listened: Served) -> Iterator[BirdieZMQ]:
-    with BirdieZMQ(model_tag="any", endpoint=listened.endpoint, client_settings=ClientSettings(batch_items=4)) as lm:
+def lm(served_talkative: Served) -> Iterator[BirdieZMQ]:
+    with BirdieZMQ(
+        model_tag="any", endpoint=served_talkative.endpoint, client_settings=ClientSettings(batch_items=4)
+    ) as lm:
         yield lm
 
 
-def scores(context: str, continuation: str) -> Callable[[BirdieZMQ], object]:
+def score(context: str, continuation: str) -> Callable[[BirdieZMQ], object]:
     request = Instance("loglikelihood", {}, (context, continuation), 0)
     return lambda lm: lm.loglikelihood([request], disable_tqdm=True)
 
 
-def rolls(text: str) -> Callable[[BirdieZMQ], object]:
+def score_rolling(text: str) -> Callable[[BirdieZMQ], object]:
     request = Instance("loglikelihood_rolling", {}, (text,), 0)
     return lambda lm: lm.loglikelihood_rolling([request], disable_tqdm=True)
 
 
-def generates(prompt: str) -> Callable[[BirdieZMQ], object]:
+def generate(prompt: str) -> Callable[[BirdieZMQ], object]:
     request = Instance("generate_until", {}, (prompt, {"max_gen_toks": 16, "until": ["."]}), 0)
     return lambda lm: lm.generate_until([request], disable_tqdm=True)
 
 
-def renders(content: str) -> Callable[[BirdieZMQ], object]:
+def render_chat(content: str) -> Callable[[BirdieZMQ], object]:
     return lambda lm: lm.apply_chat_template([{"role": "user", "content": content}])
 
 
-PATHS = {
-    "tokenizer-raises": (rolls(f"!{SECRET}"), TokenizerError),
-    "tokenizer-gives-the-text": (rolls(f"={SECRET}"), TokenizerError),
-    "decoding": (generates(SECRET), TokenizerError),
-    "template": (renders(SECRET), TokenizerError),
-    "nan": (scores(f"%{SECRET}", SECRET), NonFiniteLogits),
-    "over-long": (scores(SECRET, SECRET * 10), RequestError),
-    "cannot-be-sent": (rolls(f"\ud800{SECRET}"), MalformedMessage),
-    "poison": (scores(f"~{SECRET}", SECRET), ModelProcessDied),
+FAILURES = {
+    "tokenizer-raises": (score_rolling(f"!{SECRET}"), TokenizerError),
+    "tokenizer-returns-the-text": (score_rolling(f"={SECRET}"), TokenizerError),
+    "decode-raises": (generate(SECRET), TokenizerError),
+    "chat-template-raises": (render_chat(SECRET), TokenizerError),
+    "nan": (score(f"%{SECRET}", SECRET), NonFiniteLogits),
+    "too-long": (score(SECRET, SECRET * 10), RequestError),
+    "cannot-be-sent": (score_rolling(f"\ud800{SECRET}"), MalformedMessage),
+    "poison": (score(f"~{SECRET}", SECRET), ModelProcessDied),
 }
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_an_error_does_not_repeat_the_request(lm: BirdieZMQ, path: str) -> None:
-    ask, expected = PATHS[path]
+@pytest.mark.parametrize("failure", FAILURES)
+def test_error_does_not_contain_the_request_text(lm: BirdieZMQ, failure: str) -> None:
+    call, expected = FAILURES[failure]
 
     with pytest.raises(BirdieError) as caught:
-        ask(lm)
+        call(lm)
 
     assert isinstance(caught.value, expected)
     assert SECRET not in str(caught.value)
     assert GENERATED not in str(caught.value)
 
 
-def test_what_the_page_itself_says_reaches_its_run(lm: BirdieZMQ) -> None:
-    """And only that: the fixture looks into the logs."""
+def test_messages_of_the_model_file_reach_its_run(lm: BirdieZMQ) -> None:
+    """They reach only the run: the fixture checks the logs."""
     with pytest.raises(ModelCallError, match="cannot compute"):
-        scores(f"#{SECRET}", SECRET)(lm)
+        score(f"#{SECRET}", SECRET)(lm)
     with pytest.raises(TokenizerError) as caught:
-        rolls(f"!{SECRET}")(lm)
+        score_rolling(f"!{SECRET}")(lm)
     assert f"cannot read !{SECRET}" in (caught.value.remote_traceback or "")
 
 
-def test_a_torn_frame_is_not_repeated(listened: Served) -> None:
+def test_refusal_of_a_malformed_frame_does_not_contain_it(served_talkative: Served) -> None:
     submit = m.Submit(batch=1, model=ModelSpec(tag="any"), work=RollingWork(texts=[SECRET]))
     frame = encode(submit)
     body = msgpack.unpackb(frame)[1]
-    torn = [
+    malformed_frames = [
         frame[:-3],
         frame.replace(SECRET.encode(), b"\xff" + SECRET.encode()[1:]),
         msgpack.packb([m.WIRE_VERSION, {**body, SECRET: SECRET}]),
@@ -118,15 +120,15 @@ def test_a_torn_frame_is_not_repeated(listened: Served) -> None:
         msgpack.packb([m.WIRE_VERSION, {**body, "work": {"type": SECRET}}]),
         msgpack.packb([m.WIRE_VERSION + 1, SECRET]),
     ]
-    with Dealer(parse_endpoint(listened.endpoint)) as dealer:
+    with Dealer(parse_endpoint(served_talkative.endpoint)) as dealer:
         refusals: list[object] = []
-        for each in torn:
-            dealer.send(each)
+        for malformed in malformed_frames:
+            dealer.send(malformed)
         end = time.monotonic() + 10
-        while len(refusals) < len(torn) and time.monotonic() < end:
+        while len(refusals) < len(malformed_frames) and time.monotonic() < end:
             wait(dealer, 0.5)
             while (answer := dealer.receive()) is not None:
                 refusals.append(DECODE(answer))
             time.sleep(0.01)
-    assert len(refusals) == len(torn)
+    assert len(refusals) == len(malformed_frames)
     assert SECRET not in str(refusals)

@@ -1,4 +1,4 @@
-"""Another model is another process, and two runs that want two models each get their own answers."""
+"""Each model has its own process, and concurrent runs of two models get the answers of their own model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def score(lm: BirdieZMQ) -> list[float]:
     return lm.loglikelihood_rolling(requests, disable_tqdm=True)
 
 
-def test_two_tags_in_turn_are_two_processes_and_the_first_is_gone(served: Served) -> None:
+def test_each_model_switch_starts_a_new_process_and_ends_the_old_one(served: Served) -> None:
     with BirdieZMQ(model_tag="pair", seed=1, endpoint=served.endpoint) as lm:
         first, first_scores = describe(lm), score(lm)
     with BirdieZMQ(model_tag="pair", seed=2, endpoint=served.endpoint) as lm:
@@ -45,7 +45,7 @@ def test_two_tags_in_turn_are_two_processes_and_the_first_is_gone(served: Served
     assert first_scores != second_scores
 
 
-def test_equal_arguments_in_another_order_are_the_same_process(served: Served) -> None:
+def test_argument_order_does_not_start_a_new_process(served: Served) -> None:
     with BirdieZMQ(model_tag="pair", seed=1, width=16, endpoint=served.endpoint) as lm:
         first = describe(lm)
     with BirdieZMQ(width=16, seed=1, model_tag="pair", endpoint=served.endpoint) as lm:
@@ -54,19 +54,19 @@ def test_equal_arguments_in_another_order_are_the_same_process(served: Served) -
     assert first.process_id == second.process_id
 
 
-def test_two_runs_at_once_get_what_each_gets_alone(served: Served) -> None:
+def test_concurrent_runs_of_two_models_get_the_answers_of_separate_runs(served: Served) -> None:
     def run(seed: int) -> list[float]:
         with BirdieZMQ(model_tag="pair", seed=seed, endpoint=served.endpoint) as lm:
             return score(lm)
 
-    alone = [run(3), run(4)]
+    separate_scores = [run(3), run(4)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(run, (3, 4)))
+        concurrent_scores = list(pool.map(run, (3, 4)))
 
-    assert together == alone
+    assert concurrent_scores == separate_scores
 
 
-def test_the_four_forms_of_one_model_score_alike(served: Served) -> None:
+def test_all_forms_of_one_model_score_equally(served: Served) -> None:
     scores = []
     for tag in ("pair", "callable", "model"):
         with BirdieZMQ(model_tag=tag, max_length=64, endpoint=served.endpoint) as lm:
@@ -76,16 +76,16 @@ def test_the_four_forms_of_one_model_score_alike(served: Served) -> None:
     assert scores[2] == pytest.approx(scores[0], abs=1e-4)
 
 
-def test_nested_arguments_reach_both_functions(served: Served) -> None:
+def test_nested_arguments_reach_load_model_and_load_tokenizer(served: Served) -> None:
     nested = {"layers": [1, {"kind": "local"}], "note": "a=b,c"}
     with BirdieZMQ(model_tag="echo", nested=nested, batch_rows=2, batch_size=4, endpoint=served.endpoint) as lm:
         (text,) = lm.generate_until([Instance("generate_until", {}, ("", {"max_gen_toks": 500}), 0)], disable_tqdm=True)
 
-    # The page "echo" writes down its keywords, once from load_tokenizer and once from load_model.
+    # The model "echo" generates its keyword arguments, once those of load_tokenizer and once those of load_model.
     assert text == f"{{'nested': {nested}}}" * 2
 
 
-def test_a_model_process_that_dies_is_started_again_and_nothing_is_lost(served: Served) -> None:
+def test_killed_model_process_is_restarted_without_losing_answers(served: Served) -> None:
     with BirdieZMQ(model_tag="pair", seed=5, endpoint=served.endpoint) as lm:
         expected = score(lm)
         before = describe(lm)
@@ -95,10 +95,10 @@ def test_a_model_process_that_dies_is_started_again_and_nothing_is_lost(served: 
         assert describe(lm).process_id != before.process_id
 
 
-def test_a_model_that_kills_its_process_again_and_again_is_given_up(served: Served) -> None:
+def test_model_that_crashes_its_process_3_times_while_loading_fails(served: Served) -> None:
     with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm:
         expected = score(lm)
-    with pytest.raises(ModelProcessDied, match=r"ended by itself 3 times while it was loading, .* SIGABRT") as raised:
+    with pytest.raises(ModelProcessDied, match=r"exited unexpectedly 3 times while loading, .* SIGABRT") as raised:
         BirdieZMQ(model_tag="aborts", endpoint=served.endpoint)
     assert "letters.py" in str(raised.value.remote_traceback)
     assert "in load_model" in str(raised.value.remote_traceback)
@@ -106,22 +106,22 @@ def test_a_model_that_kills_its_process_again_and_again_is_given_up(served: Serv
         assert score(lm) == expected
 
 
-def test_a_worker_that_is_killed_leaves_its_work_to_another(programs: Programs, pages: Path) -> None:
+def test_new_worker_replaces_a_killed_one(programs: Programs, model_files: Path) -> None:
     _, endpoint = programs.broker()
-    first = programs.worker(endpoint, pages / "letters.py")
+    first = programs.worker(endpoint, model_files / "letters.py")
     with BirdieZMQ(model_tag="pair", endpoint=endpoint) as lm:
         expected = score(lm)
         model_process = psutil.Process(describe(lm).process_id)
         first.process.kill()
         wait_until(lambda: not model_process.is_running(), "the end of the killed agent's model process")
-        programs.worker(endpoint, pages / "letters.py")
+        programs.worker(endpoint, model_files / "letters.py")
 
         assert score(lm) == expected
 
 
-def test_a_broker_that_is_started_again_gets_the_unanswered_work_again(programs: Programs, pages: Path) -> None:
+def test_restarted_broker_gets_the_unanswered_requests(programs: Programs, model_files: Path) -> None:
     broker, endpoint = programs.broker()
-    programs.worker(endpoint, pages / "letters.py")
+    programs.worker(endpoint, model_files / "letters.py")
     with BirdieZMQ(model_tag="pair", endpoint=endpoint) as lm:
         expected = score(lm)
         broker.process.kill()

@@ -1,7 +1,8 @@
-"""What test_meshes.py looks at, found out in a process that has eight devices: ``python -m tests.meshes.child WHAT FOLDER``.
+"""Computes the results for test_meshes.py with eight devices: ``python -m tests.meshes.child SUITE DIRECTORY``.
 
-How many devices a CPU has is settled when jax starts, so a process with one device cannot ask. Prints one line of JSON:
-for each model and each mesh what was answered, and where weights and states lay. ``WHAT`` is checkpoints or pages.
+The number of CPU devices is fixed when jax starts, so a process with one device cannot run this. It prints one line of
+JSON: for each model and each mesh the answers, and the shardings of weights and states. ``SUITE`` is ``checkpoints`` or
+``user_modules``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from birdie_zmq import Model, models
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.jax.executables import Executables
 from birdie_zmq.engine.jax.sharding import make_mesh
-from birdie_zmq.engine.mesh_shape import MeshShape, read_mesh
+from birdie_zmq.engine.mesh_shape import MeshShape, parse_mesh
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.steps import Extend, ScorePositions, Step, Tree
 from birdie_zmq.errors import UsageError
@@ -34,7 +35,7 @@ from birdie_zmq.models.llama import Llama
 from harness_model import BirdieZMQ
 
 MODEL = Llama(vocab_size=264, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, d_ff=48, max_length=128, tied_head=False)
-"""Eight query heads, four key heads and 264 tokens: an axis of four divides all of it, one of eight all but the keys."""
+"""Eight query heads, four key heads and 264 tokens: an axis of four divides everything, one of eight all but the keys."""
 
 BOTH = "data:2/model:4"
 MESHES = ("data:8", "model:8", BOTH)
@@ -45,35 +46,35 @@ SHARED = "The mill of Oldbrook was built of grey stone. "
 PAIRS = [(f"{n}. {SHARED}Mill {n}?", f" {name}") for n in range(5) for name in ("Una", "Mira", "Tom")]
 TEXTS = [SHARED * 4, SHARED, "Oldbrook"]
 GREEDY = {"max_gen_toks": 5, "until": []}
-DRAWN = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
+SAMPLED = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
 
 
-def answers(model: Any, mesh: str | None, *, texts: bool = True, **words: Any) -> dict[str, Any]:
-    """Scores of pairs and of whole texts, and texts, greedy and drawn, of a model that load_model may return."""
-    words |= {} if mesh is None else {"mesh": mesh}
-    with BirdieZMQ(model=model, tokenizer=importlib.import_module("byte_tokenizer").Bytes(), **words) as lm:
+def answers(model: Any, mesh: str | None, *, texts: bool = True, **model_args: Any) -> dict[str, Any]:
+    """The scores of pairs and of whole texts, and the greedy and sampled texts, of a model that load_model may return."""
+    model_args |= {} if mesh is None else {"mesh": mesh}
+    with BirdieZMQ(model=model, tokenizer=importlib.import_module("byte_tokenizer").Bytes(), **model_args) as lm:
         pairs = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in PAIRS], disable_tqdm=True)
         found: dict[str, Any] = {"pairs": [score for score, _ in pairs], "greedy": [greedy for _, greedy in pairs]}
         if texts:
             rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS]
             found["texts"] = lm.loglikelihood_rolling(rolling, disable_tqdm=True)
-            for name, how in (("continued", GREEDY), ("drawn", DRAWN)):
-                prompts = [Instance("generate_until", {}, (f"{SHARED}Mill {n}?", dict(how)), 0) for n in range(6)]
+            for name, kwargs in (("generated", GREEDY), ("sampled", SAMPLED)):
+                prompts = [Instance("generate_until", {}, (f"{SHARED}Mill {n}?", dict(kwargs)), 0) for n in range(6)]
                 found[name] = lm.generate_until(prompts, disable_tqdm=True)
         found["shapes"] = lm.get_model_info()["model_steps"]["shapes"]
     return found
 
 
-def of_meshes(load: Callable[[Any], Any], meshes: tuple[str, ...], **how: Any) -> dict[str, Any]:
-    """The answers on one device, and on each mesh."""
-    found = {"one": answers(load(None), None, **how)}
+def answers_on_meshes(load: Callable[[Any], Any], meshes: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """The answers on one device and on each mesh."""
+    found = {"one": answers(load(None), None, **options)}
     for mesh in meshes:
-        found[mesh] = answers(load(make_mesh(read_mesh(mesh))), mesh, **how)
+        found[mesh] = answers(load(make_mesh(parse_mesh(mesh))), mesh, **options)
     return found
 
 
-def as_score(model: Model) -> Model:
-    """The same model by its own score alone."""
+def with_own_score(model: Model) -> Model:
+    """The same model with only its own `score`."""
 
     def score(params: Any, ids: jax.Array, labels: jax.Array, mask: jax.Array) -> Any:
         assert model.logits is not None
@@ -85,148 +86,150 @@ def as_score(model: Model) -> Model:
     return Model(params=model.params, score=score, vocab_size=264)
 
 
-def parts(params: Any) -> dict[str, Any]:
-    """Of each weight its shape, and the shapes of what each device has of it."""
+def shard_shapes(params: Any) -> dict[str, Any]:
+    """The shape of each weight, and the shapes of its shards."""
     return {
         jax.tree_util.keystr(path): [leaf.shape, sorted({shard.data.shape for shard in leaf.addressable_shards})]
         for path, leaf in jax.tree.leaves_with_path(params)
     }
 
 
-def largest_read(folder: Path, mesh: str) -> dict[str, int]:
-    """The most numbers of each tensor that were in the host's memory at once while it was divided."""
+def largest_read(directory: Path, mesh: str) -> dict[str, int]:
+    """The maximum number of elements of each tensor that the host read at once while it was sharded."""
     seen: dict[str, int] = {}
-    plain = weights.SafetensorsDirectory.read
+    original = weights.SafetensorsDirectory.read
 
-    def watched(self: Any) -> Iterator[tuple[str, Any]]:
-        for name, take in plain(self):
+    def recorded(self: Any) -> Iterator[tuple[str, Any]]:
+        for name, read_tensor in original(self):
 
-            def take_and_tell(index: Any = None, name: str = name, take: Any = take) -> NDArray[Any]:
-                values: NDArray[Any] = take(index)
+            def record_and_read(index: Any = None, name: str = name, read_tensor: Any = read_tensor) -> NDArray[Any]:
+                values: NDArray[Any] = read_tensor(index)
                 seen[name] = max(seen.get(name, 0), values.size)
                 return values
 
-            yield name, take_and_tell
+            yield name, record_and_read
 
-    weights.SafetensorsDirectory.read = watched  # type: ignore[method-assign]
+    weights.SafetensorsDirectory.read = recorded  # type: ignore[method-assign]
     try:
-        models.load_model(str(folder), mesh=make_mesh(read_mesh(mesh)))
+        models.load_model(str(directory), mesh=make_mesh(parse_mesh(mesh)))
     finally:
-        weights.SafetensorsDirectory.read = plain  # type: ignore[method-assign]
+        weights.SafetensorsDirectory.read = original  # type: ignore[method-assign]
     return seen
 
 
-def states(folder: Path, mesh: str) -> dict[str, Any]:
-    """How a state of eight rows lies, and what a row of it takes of a device, here and without a mesh."""
-    spread = make_mesh(read_mesh(mesh))
-    backend = JaxBackend(resolve(models.load_model(str(folder), mesh=spread)), 128, spread)
-    alone = JaxBackend(resolve(models.load_model(str(folder))), 128)
+def states(directory: Path, mesh: str) -> dict[str, Any]:
+    """The sharding of a state of eight rows, and the bytes of a row per device, with and without a mesh."""
+    device_mesh = make_mesh(parse_mesh(mesh))
+    backend = JaxBackend(resolve(models.load_model(str(directory), mesh=device_mesh)), 128, device_mesh)
+    unsharded = JaxBackend(resolve(models.load_model(str(directory))), 128)
     keys = backend._new_state(8, 256).state.keys
     return {
         "shape": keys.shape,
-        "part": keys.addressable_shards[0].data.shape,
+        "shard": keys.addressable_shards[0].data.shape,
         "row_bytes": backend._row_bytes(256),
-        "row_bytes_alone": alone._row_bytes(256),
+        "row_bytes_unsharded": unsharded._row_bytes(256),
     }
 
 
-def behind_a_state(folder: Path, mesh: str | None) -> list[float]:
-    """Log-probabilities in rows of trees behind a state, of more queries than read a state at once."""
-    spread = None if mesh is None else make_mesh(read_mesh(mesh))
-    backend = JaxBackend(resolve(models.load_model(str(folder), mesh=spread)), 1024, spread)
+def behind_a_state(directory: Path, mesh: str | None) -> list[float]:
+    """Log-probabilities of tree rows behind a state, with more queries than attend to a state at once."""
+    device_mesh = None if mesh is None else make_mesh(parse_mesh(mesh))
+    backend = JaxBackend(resolve(models.load_model(str(directory), mesh=device_mesh)), 1024, device_mesh)
     random = np.random.default_rng(0)
     before, rows = random.integers(1, 264, (1, 64), np.int32), random.integers(1, 264, (4, 192), np.int32)
     name = before.tobytes()
     depths = np.tile(np.arange(192, dtype=np.int32), (4, 1))
     ends = np.full_like(depths, 192)
-    ends[:, 64:128], depths[:, 128:] = 128, depths[:, 128:] - 64  # two branches behind the first 64 tokens
-    places = ScorePositions()
+    ends[:, 64:128], depths[:, 128:] = 128, depths[:, 128:] - 64  # two branches after the first 64 tokens
+    targets = ScorePositions()
     for row in range(4):
-        places.add(row, np.arange(191), rows[row, 1:], row)
+        targets.add(row, np.arange(191), rows[row, 1:], row)
     steps = [
         Step.of(before, 64, Extend(np.array([64], np.int32), b"", name, 64), ScorePositions()),
-        Step.of(rows, rows.size, Tree(depths, ends, name), places),
+        Step.of(rows, rows.size, Tree(depths, ends, name), targets),
     ]
-    backend.open(steps)
+    backend.start_plan(steps)
     logprobs: list[float] = [backend.submit(step).result() for step in steps][-1].logprobs.tolist()
     return logprobs
 
 
 _gathered: dict[str, dict[str, int]] = {}
-"""For each mesh the most numbers that programs of each kind bring together from several devices, of what was divided."""
+"""For each mesh and kind of executable, the maximum number of sharded elements that it gathers from several devices."""
 
 
-def watch_programs() -> None:
-    """Look into what is compiled from now on."""
-    plain = Executables.get
+def record_gathers() -> None:
+    """Record the gathers of all executables that are compiled from now on."""
+    original = Executables.get
 
     def get(self: Executables, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
-        program: Any = plain(self, key, function, *arguments, donated=donated)
-        if self.placement.mesh is not None:
-            shapes = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", program.as_text())
+        executable: Any = original(self, key, function, *arguments, donated=donated)
+        if self.sharding.mesh is not None:
+            shapes = re.findall(r"= \w+\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", executable.as_text())
             sizes = [math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes]
-            of_mesh = _gathered.setdefault(str(MeshShape(**self.placement.mesh.shape)), {})
+            of_mesh = _gathered.setdefault(str(MeshShape(**self.sharding.mesh.shape)), {})
             of_mesh[key[0]] = max([of_mesh.get(key[0], 0), *sizes])
-        return program
+        return executable
 
     Executables.get = get  # type: ignore[method-assign]
 
 
-def refusal(load: Callable[[], Any]) -> str:
-    """What is said of what cannot be done."""
+def error_message(load: Callable[[], Any]) -> str:
+    """The message of the UsageError that a call raises."""
     try:
         load()
     except UsageError as error:
         return error.message
-    return "nothing"
+    return "no error"
 
 
-def of_checkpoints(folder: Path) -> dict[str, Any]:
-    """All that is looked at of a built-in model."""
-    weights.save_checkpoint(folder, MODEL, MODEL.init_params(jax.random.key(0)))
+def checkpoint_results(directory: Path) -> dict[str, Any]:
+    """The results for a built-in model."""
+    weights.save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(0)))
 
     def llama(mesh: Any) -> Model:
-        return models.load_model(str(folder), **({} if mesh is None else {"mesh": mesh}))
+        return models.load_model(str(directory), **({} if mesh is None else {"mesh": mesh}))
 
-    watch_programs()
+    record_gathers()
     return {
-        "answers": {"llama": of_meshes(llama, MESHES)},
-        "behind": {mesh or "one": behind_a_state(folder, mesh) for mesh in (None, "data:4", BOTH)},
+        "answers": {"llama": answers_on_meshes(llama, MESHES)},
+        "behind_a_state": {mesh or "one": behind_a_state(directory, mesh) for mesh in (None, "data:4", BOTH)},
         "gathered": _gathered,
-        "parts": {mesh: parts(llama(make_mesh(read_mesh(mesh))).params) for mesh in MESHES},
-        "largest_read": largest_read(folder, BOTH),
-        "states": {mesh: states(folder, mesh) for mesh in ("model:8", BOTH)},
-        "refusals": {
-            "too many": refusal(lambda: make_mesh(read_mesh("data:3/model:4"))),
-            "divides nothing": refusal(lambda: llama(make_mesh(read_mesh("model:7")))),
+        "shards": {mesh: shard_shapes(llama(make_mesh(parse_mesh(mesh))).params) for mesh in MESHES},
+        "largest_read": largest_read(directory, BOTH),
+        "states": {mesh: states(directory, mesh) for mesh in ("model:8", BOTH)},
+        "errors": {
+            "too many devices": error_message(lambda: make_mesh(parse_mesh("data:3/model:4"))),
+            "divides nothing": error_message(lambda: llama(make_mesh(parse_mesh("model:7")))),
         },
     }
 
 
-def of_pages(folder: Path) -> dict[str, Any]:
-    """All that is looked at of models that a page loads."""
+def user_module_results(directory: Path) -> dict[str, Any]:
+    """The results for models that a user module loads."""
     rnn, sharded = (importlib.import_module(name) for name in ("gated_rnn", "sharded"))
-    weights.save_checkpoint(folder, MODEL, MODEL.init_params(jax.random.key(0)))
+    weights.save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(0)))
 
     def bare(mesh: Any) -> Callable[[Any], Any]:
         logits, params = sharded.load_model("plain", mesh)
         call = jax.jit(logits)
         return lambda tokens: call(params, tokens)
 
-    spread = make_mesh(read_mesh(BOTH))
+    device_mesh = make_mesh(parse_mesh(BOTH))
     return {
         "answers": {
-            "rnn": of_meshes(lambda mesh: rnn.load_model("rnn"), (BOTH,), max_length=256),
-            "page": of_meshes(lambda mesh: sharded.load_model("plain", mesh), (BOTH,), max_length=128),
-            "bare": of_meshes(bare, (BOTH,), texts=False, max_length=128),
-            "score": of_meshes(lambda mesh: as_score(models.load_model(str(folder))), (BOTH,), texts=False),
+            "rnn": answers_on_meshes(lambda mesh: rnn.load_model("rnn"), (BOTH,), max_length=256),
+            "user_module": answers_on_meshes(lambda mesh: sharded.load_model("plain", mesh), (BOTH,), max_length=128),
+            "bare": answers_on_meshes(bare, (BOTH,), texts=False, max_length=128),
+            "score": answers_on_meshes(
+                lambda mesh: with_own_score(models.load_model(str(directory))), (BOTH,), texts=False
+            ),
         },
-        "forced": answers(sharded.load_model("plain", spread), BOTH, texts=False, max_length=128, batch_rows=3),
-        "parts": parts(sharded.load_model("plain", spread)[1]),
+        "forced": answers(sharded.load_model("plain", device_mesh), BOTH, texts=False, max_length=128, batch_rows=3),
+        "shards": shard_shapes(sharded.load_model("plain", device_mesh)[1]),
     }
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(EXAMPLES))
-    found = {"checkpoints": of_checkpoints, "pages": of_pages}[sys.argv[1]](Path(sys.argv[2]))
-    print(json.dumps(found))  # noqa: T201 -- what the test reads
+    results = {"checkpoints": checkpoint_results, "user_modules": user_module_results}[sys.argv[1]](Path(sys.argv[2]))
+    print(json.dumps(results))  # noqa: T201 -- the test parses it

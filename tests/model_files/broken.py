@@ -1,4 +1,4 @@
-"""A page for tests on which everything goes wrong: the tag says what."""
+"""A model file for tests of failures: the tag selects what fails."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ BOS, EOS = 256, 257
 
 
 class Bytes:
-    """One token a byte of UTF-8."""
+    """A tokenizer with one token per byte of UTF-8."""
 
     bos_token_id = BOS
     eos_token_id = EOS
@@ -20,15 +20,15 @@ class Bytes:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
 
-class Nameless(Bytes):
-    """Neither BOS nor EOS."""
+class WithoutSpecialTokens(Bytes):
+    """A tokenizer without BOS and EOS."""
 
     bos_token_id = None  # type: ignore[assignment]
     eos_token_id = None  # type: ignore[assignment]
 
 
-class Mute:
-    """No decode."""
+class WithoutDecode:
+    """A tokenizer without decode."""
 
     bos_token_id = BOS
 
@@ -67,7 +67,7 @@ def explode(params: Any, tokens: Any) -> Any:
 def load_tokenizer(model_tag: str, **kwargs: Any) -> Any:
     match model_tag:
         case "no-decode":
-            return Mute()
+            return WithoutDecode()
         case "no-special-tokens":
-            return Nameless()
+            return WithoutSpecialTokens()
     return Bytes()

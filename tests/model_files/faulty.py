@@ -1,7 +1,7 @@
-"""A page for tests whose model computes as it should until it is told not to.
+"""A model file for tests of fault injection.
 
-The tag says what it does at a text with a tilde: nothing ("steady"), abort its process ("aborts"), stand still ("hangs"),
-or stand still and hold Python's lock ("holds"). Further keywords make it slow, or end its process on command.
+The tag selects what the model does at a text with a tilde: nothing ("steady"), abort its process ("aborts"), hang
+("hangs"), or hang while it holds the GIL ("holds"). Further arguments slow it down, or end its process on request.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ POISON = ord("~")
 
 
 class Bytes:
-    """One token a byte of UTF-8, and two special ones."""
+    """A tokenizer with one token per byte of UTF-8, and two special tokens."""
 
     bos_token_id = BOS
     eos_token_id = EOS
@@ -41,11 +41,11 @@ class Faulty:
     """A bare callable around jitted logits, with a fault.
 
     Args:
-        kind: What happens at a text with a tilde.
-        seed: Of the weights.
-        pause_s: How long each call takes at least.
-        first_call_s: How much longer the first call of each shape takes, as if it were compiled.
-        exit_file: A file at whose sight the process ends with status 3, once.
+        kind: The fault at a text with a tilde.
+        seed: Seed of the weights.
+        pause_s: Minimum duration of each call.
+        first_call_s: Additional duration of the first call of each shape, like a compilation.
+        exit_file: If this file exists, it is deleted and the process exits with status 3.
     """
 
     def __init__(self, kind: str, seed: int, pause_s: float, first_call_s: float, exit_file: str | None) -> None:
@@ -69,17 +69,17 @@ class Faulty:
             Path(self._exit_file).unlink()
             os._exit(3)
         if (rows == POISON).any():
-            self._misbehave()
+            self._inject_fault()
         return self._logits(tokens)
 
-    def _misbehave(self) -> None:
+    def _inject_fault(self) -> None:
         match self._kind:
             case "aborts":
                 os.abort()
             case "hangs":
                 time.sleep(1e6)
             case "holds":
-                # Unlike ctypes.CDLL, this calls C without letting go of Python's lock.
+                # Unlike ctypes.CDLL, this calls C without releasing the GIL.
                 ctypes.PyDLL(None).sleep(1_000_000)
 
 

@@ -1,6 +1,6 @@
-"""A page for tests that sends its agent what is meant to harm it, over the socket that the model process has.
+"""A model file for tests that sends malicious frames to its agent, over the socket of the model process.
 
-The folder ``payloads`` in its keywords holds the frames; each start of the process takes one away and sends it.
+The folder ``payloads`` in its arguments holds the frames; each start of the process removes one and sends it.
 """
 
 import os
@@ -12,11 +12,11 @@ from typing import Any
 
 
 def load_model(model_tag: str, payloads: str = "", **kwargs: Any) -> Any:
-    left = sorted(Path(payloads).iterdir())
-    if not left:
-        raise RuntimeError("nothing is left to send")
-    frame = left[0].read_bytes()
-    left[0].unlink()
+    remaining = sorted(Path(payloads).iterdir())
+    if not remaining:
+        raise RuntimeError("no payload remains")
+    frame = remaining[0].read_bytes()
+    remaining[0].unlink()
     with socket.socket(fileno=os.dup(int(sys.argv[1]))) as agent:
         agent.sendall(len(frame).to_bytes(4, "big") + frame)
     time.sleep(60)  # The agent ends this process.

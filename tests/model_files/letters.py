@@ -1,6 +1,6 @@
-"""A page for tests: a random decoder over bytes, whose size and seed are model_args.
+"""A model file for tests: a random decoder over bytes, whose size and seed are model_args.
 
-The tag chooses what kind of thing `load_model` returns, or what goes wrong.
+The tag selects the form in which `load_model` returns it, or a failure.
 """
 
 import os
@@ -18,7 +18,7 @@ BOS, EOS = 256, 257
 
 
 class Bytes:
-    """One token a byte of UTF-8, and two special ones."""
+    """A tokenizer with one token per byte of UTF-8, and two special tokens."""
 
     bos_token_id = BOS
     eos_token_id = EOS
@@ -32,7 +32,7 @@ class Bytes:
 
 
 class EchoTokenizer(Bytes):
-    """Writes its own keywords before whatever it decodes."""
+    """A tokenizer that writes its own arguments before the decoded text."""
 
     model_max_length = 1024
 
@@ -74,7 +74,7 @@ def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) ->
 
 
 def recite(text: str) -> Any:
-    """Logits that continue the prefix token with a text, then EOS, whatever the params."""
+    """Return logits that continue the prefix token with a text and EOS, whatever the params."""
     tokens = jnp.array([*text.encode(), EOS])
 
     def logits(params: Any, rows: Any) -> Any:

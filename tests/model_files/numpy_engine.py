@@ -1,4 +1,4 @@
-"""An engine in one file, for tests: models in NumPy."""
+"""An engine in one file for tests, for models in NumPy."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 
 from birdie_zmq.engine.model_api import LoadedModel
-from birdie_zmq.engine.numpy.row_backend import RowsBackend
+from birdie_zmq.engine.numpy.row_backend import RowBackend
 from birdie_zmq.engine.planning.steps import Tokens
 
 
-class NumpyBackend(RowsBackend):
-    """A function of NumPy on the CPU."""
+class NumpyBackend(RowBackend):
+    """A backend that calls NumPy functions."""
 
     name = "numpy"
 
-    def read(self, tokens: Tokens) -> Any:
+    def forward(self, tokens: Tokens) -> Any:
         return self.call(tokens)
 
-    def logits_at(self, read: Any, rows: Tokens, positions: Tokens) -> Any:
-        at = read[rows, positions]
+    def logits_at(self, output: Any, rows: Tokens, positions: Tokens) -> Any:
+        at = output[rows, positions]
         if self.unembed is not None:
             at = self.unembed(self.params, at)
         return at[:, : self.vocab_size].astype(np.float32)

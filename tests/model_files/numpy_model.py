@@ -1,6 +1,6 @@
-"""A page for tests of `numpy_engine`: a small recurrent model over bytes, in NumPy.
+"""A model file for tests of `numpy_engine`: a small recurrent model over bytes, in NumPy.
 
-The tag chooses the form in which `load_model` returns it.
+The tag selects the form in which `load_model` returns it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_LENGTH = 64
 
 
 class Bytes:
-    """One token a byte of UTF-8, and two special ones."""
+    """A tokenizer with one token per byte of UTF-8, and two special tokens."""
 
     bos_token_id = BOS
     eos_token_id = EOS
@@ -33,7 +33,7 @@ class Bytes:
 
 
 def weights(seed: int = 0, width: int = 24) -> dict[str, npt.NDArray[np.float32]]:
-    """Random weights, drawn so that the next token depends on all before it."""
+    """Return random weights such that the next token depends on all tokens before it."""
     random = np.random.default_rng(seed)
     return {
         "embedding": random.normal(size=(VOCABULARY, width)).astype(np.float32),
@@ -43,7 +43,7 @@ def weights(seed: int = 0, width: int = 24) -> dict[str, npt.NDArray[np.float32]
 
 
 def hidden(params: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """The states [b, t, width] that tokens int32[b, t] leave."""
+    """Return the states [b, t, width] after tokens int32[b, t]."""
     inputs = params["embedding"][tokens]
     state = np.zeros_like(inputs[:, 0])
     states = []
@@ -71,7 +71,7 @@ def load_model(model_tag: str, seed: int = 0, **kwargs: Any) -> Any:
             return lambda tokens: logits(params, tokens)
         case "parts":
             return Model(params=params, hidden=hidden, unembed=unembed)
-        case "engine":  # whose name is the error's text
+        case "engine":  # raises an error whose text is the engine's name
             raise LookupError(os.environ["BIRDIE_ZMQ_ENGINE"])
         case "hungry":
             return hungry, params
@@ -79,7 +79,7 @@ def load_model(model_tag: str, seed: int = 0, **kwargs: Any) -> Any:
 
 
 def hungry(params: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """Has room for a few rows only."""
+    """Compute logits, with memory for only a few rows."""
     if tokens.size > 256:
         raise MemoryError("too many tokens")
     return logits(params, tokens)

@@ -1,17 +1,17 @@
-"""A page for tests: a small decoder over bytes from the checkpoint directory that is its tag, over a mesh if there is one."""
+"""A model file for tests: a byte-level decoder from the checkpoint directory in its tag, sharded over a mesh if given."""
 
 from pathlib import Path
 from typing import Any
 
 from birdie_zmq import Model
-from birdie_zmq.models.decoder import model_of
+from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.loader import load_checkpoint
 
 BOS = 256
 
 
 class Bytes:
-    """One token a byte of UTF-8."""
+    """A tokenizer with one token per byte of UTF-8."""
 
     bos_token_id = BOS
     model_max_length = 128
@@ -24,7 +24,7 @@ class Bytes:
 
 
 def load_model(model_tag: str, mesh: Any = None, **keywords: Any) -> Model:
-    return model_of(*load_checkpoint(Path(model_tag), mesh=mesh), mesh)
+    return build_model(*load_checkpoint(Path(model_tag), mesh=mesh), mesh)
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> Bytes:

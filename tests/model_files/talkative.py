@@ -1,4 +1,4 @@
-"""A page for tests whose every fault repeats what it was asked: the first letter of a text says which fault."""
+"""A model file for tests whose errors all repeat the request: the first letter of a text selects the error."""
 
 import os
 from typing import Any
@@ -12,7 +12,7 @@ RAISES, NAN, ABORTS = b"#%~"
 
 
 class Bytes:
-    """One token a byte of UTF-8."""
+    """A tokenizer with one token per byte of UTF-8."""
 
     bos_token_id = 256
     eos_token_id = 257
@@ -42,7 +42,7 @@ def logits(tokens: npt.NDArray[np.int32]) -> Any:
         os.abort()
     if (rows == RAISES).any():
         raise RuntimeError(f"cannot compute {bytes(int(token) % 256 for token in rows.ravel()).decode()}")
-    # The most likely token is always an "a", which is never the end.
+    # The most likely token is always an "a", so generation never ends by EOS.
     return jnp.full((*rows.shape, VOCABULARY), jnp.nan if (rows == NAN).any() else 0.0).at[..., ord("a")].add(1.0)
 
 

@@ -1,6 +1,6 @@
-"""A page for tests of the engine torch: a small random decoder over bytes, in several forms.
+"""A model file for tests of the engine torch: a small random decoder over bytes, in several forms.
 
-The tag chooses what `load_model` returns, or what goes wrong.
+The tag selects the form in which `load_model` returns it, or a failure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_LENGTH = 128
 
 
 class Bytes:
-    """One token a byte of UTF-8, and two special ones."""
+    """A tokenizer with one token per byte of UTF-8, and two special tokens."""
 
     bos_token_id = 256
     eos_token_id = 257
@@ -32,7 +32,7 @@ class Bytes:
 
 
 class Recurrent(torch.nn.Module):
-    """A GRU, with a dropout that must be off when it is evaluated."""
+    """A GRU with dropout, which must be off during evaluation."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -86,14 +86,14 @@ def load_model(model_tag: str, seed: int = 0, **kwargs: Any) -> Any:
             import jax
 
             return jax.jit(lambda tokens: tokens)
-        case "modules":  # which of the frameworks this process has
+        case "modules":  # writes the modules of this process
             Path(kwargs["written"]).write_text(json.dumps(sorted(sys.modules)))
             return module
     raise ValueError(f"these tests have no model {model_tag!r}")
 
 
 def hungry(module: Any, tokens: Any) -> Any:
-    """Has room for a few rows only."""
+    """Compute logits, with memory for only a few rows."""
     if tokens.numel() > 256:
         torch.empty(2**50)
     return module(tokens)

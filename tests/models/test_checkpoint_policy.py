@@ -1,4 +1,4 @@
-"""What a worker offers is all that a tag can name."""
+"""A model tag can name only what the checkpoint policy of the worker allows."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from birdie_zmq.cli.worker import _offer
+from birdie_zmq.cli.worker import _checkpoint_policy
 from birdie_zmq.errors import UnknownModelTag, UsageError
 from birdie_zmq.models.checkpoint_policy import VARIABLE, CheckpointPolicy
-from birdie_zmq.models.resolution import BUILT_IN, locate
+from birdie_zmq.models.resolution import BUILT_IN, resolve_checkpoint
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """A folder that is offered, one that is not, and links between them."""
+    """Make an allowed folder, others that are not allowed, and links between them."""
     for name in ("open/llama", "open/deep/qwen", "secret/mine", "openly/other"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "open" / "tiny.gguf").write_bytes(b"GGUF")
@@ -24,7 +24,7 @@ def machine(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def offer(machine: Path) -> CheckpointPolicy:
+def policy(machine: Path) -> CheckpointPolicy:
     return CheckpointPolicy.limited([machine / "open"], hub=False)
 
 
@@ -38,11 +38,13 @@ def offer(machine: Path) -> CheckpointPolicy:
         ("{}/open/llama", "open/llama"),
         ("{}/secret/../open/llama", "open/llama"),
         ("{}/open", "open"),
-        ("linked", "secret/mine"),  # whoever offers the folder has put it there
+        ("linked", "secret/mine"),  # a link in an allowed folder is followed
     ],
 )
-def test_what_lies_in_an_offered_folder_is_found(machine: Path, offer: CheckpointPolicy, tag: str, found: str) -> None:
-    assert locate(tag.format(machine), offer=offer) == (machine / found).resolve()
+def test_checkpoints_in_an_allowed_folder_are_found(
+    machine: Path, policy: CheckpointPolicy, tag: str, found: str
+) -> None:
+    assert resolve_checkpoint(tag.format(machine), policy=policy) == (machine / found).resolve()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_what_lies_in_an_offered_folder_is_found(machine: Path, offer: Checkpoin
         "{}/openly/other",
         "{}/open/../secret/mine",
         "../secret/mine",
-        "linked/../mine",  # for the file system this is secret/mine
+        "linked/../mine",  # the file system would resolve this to secret/mine
         "{}",
         "/",
         "~",
@@ -61,54 +63,56 @@ def test_what_lies_in_an_offered_folder_is_found(machine: Path, offer: Checkpoin
         "",
     ],
 )
-def test_nothing_else_is_found_nor_said_to_be_there(machine: Path, offer: CheckpointPolicy, tag: str) -> None:
-    tag = tag.format(machine)
-    with pytest.raises(UnknownModelTag) as there:
-        locate(tag, offer=offer)
-    with pytest.raises(UnknownModelTag) as nowhere:
-        locate(f"{tag}-that-is-not-there", offer=offer)
-    assert str(nowhere.value) == str(there.value).replace(repr(tag), repr(f"{tag}-that-is-not-there"))
-    assert f"in {machine}/open on the worker's machine" in str(there.value)
-    assert "Hugging Face" not in str(there.value)
-
-
-def test_an_offer_of_no_folder_is_the_demo(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(machine)
-    nothing = CheckpointPolicy.limited([], hub=False)
-    assert locate("demo", offer=nothing) == BUILT_IN["demo"]
-    with pytest.raises(UnknownModelTag, match=r"It may be demo\. Whoever starts the worker"):
-        locate("open/llama", offer=nothing)
-
-
-def test_the_second_folder_has_what_the_first_has_not(machine: Path) -> None:
-    both = CheckpointPolicy.limited([machine / "open", machine / "openly"], hub=False)
-    assert locate("other", offer=both) == machine / "openly" / "other"
-
-
-def test_an_offer_passes_through_the_environment(
-    machine: Path, offer: CheckpointPolicy, monkeypatch: pytest.MonkeyPatch
+def test_paths_outside_the_policy_are_refused_without_disclosing_whether_they_exist(
+    machine: Path, policy: CheckpointPolicy, tag: str
 ) -> None:
-    assert CheckpointPolicy.of(offer.as_variable()) == offer
-    assert CheckpointPolicy.of(CheckpointPolicy().as_variable()) == CheckpointPolicy()
-    monkeypatch.setenv(VARIABLE, offer.as_variable()[VARIABLE])
+    tag = tag.format(machine)
+    with pytest.raises(UnknownModelTag) as existing:
+        resolve_checkpoint(tag, policy=policy)
+    with pytest.raises(UnknownModelTag) as missing:
+        resolve_checkpoint(f"{tag}-missing", policy=policy)
+    assert str(missing.value) == str(existing.value).replace(repr(tag), repr(f"{tag}-missing"))
+    assert f"in {machine}/open on the worker's machine" in str(existing.value)
+    assert "Hugging Face" not in str(existing.value)
+
+
+def test_policy_without_folders_allows_only_the_demo(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(machine)
+    demo_only = CheckpointPolicy.limited([], hub=False)
+    assert resolve_checkpoint("demo", policy=demo_only) == BUILT_IN["demo"]
+    with pytest.raises(UnknownModelTag, match=r"It may be demo\. The options --checkpoints"):
+        resolve_checkpoint("open/llama", policy=demo_only)
+
+
+def test_checkpoint_in_the_second_folder_is_found(machine: Path) -> None:
+    both = CheckpointPolicy.limited([machine / "open", machine / "openly"], hub=False)
+    assert resolve_checkpoint("other", policy=both) == machine / "openly" / "other"
+
+
+def test_policy_passes_through_the_environment(
+    machine: Path, policy: CheckpointPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert CheckpointPolicy.from_environment(policy.as_variable()) == policy
+    assert CheckpointPolicy.from_environment(CheckpointPolicy().as_variable()) == CheckpointPolicy()
+    monkeypatch.setenv(VARIABLE, policy.as_variable()[VARIABLE])
     with pytest.raises(UnknownModelTag):
-        locate(str(machine / "secret" / "mine"))
+        resolve_checkpoint(str(machine / "secret" / "mine"))
 
 
 def options(**given: object) -> argparse.Namespace:
     return argparse.Namespace(**{"checkpoints": None, "key_file": None, "hub": False, **given})
 
 
-def test_a_worker_with_a_key_offers_the_demo_alone_until_it_says_more(machine: Path) -> None:
-    assert _offer(options()) == CheckpointPolicy()
-    assert _offer(options(key_file=Path("k"))) == CheckpointPolicy((), hub=False)
-    assert _offer(options(key_file=Path("k"), hub=True)) == CheckpointPolicy((), hub=True)
-    said = _offer(options(key_file=Path("k"), checkpoints=[machine / "open"]))
-    assert said == CheckpointPolicy((machine / "open",), hub=False)
+def test_worker_with_a_key_allows_only_the_demo_by_default(machine: Path) -> None:
+    assert _checkpoint_policy(options()) == CheckpointPolicy()
+    assert _checkpoint_policy(options(key_file=Path("k"))) == CheckpointPolicy((), hub=False)
+    assert _checkpoint_policy(options(key_file=Path("k"), hub=True)) == CheckpointPolicy((), hub=True)
+    restricted = _checkpoint_policy(options(key_file=Path("k"), checkpoints=[machine / "open"]))
+    assert restricted == CheckpointPolicy((machine / "open",), hub=False)
 
 
-def test_options_that_mean_nothing_are_refused(machine: Path) -> None:
+def test_invalid_options_are_refused(machine: Path) -> None:
     with pytest.raises(UsageError, match="--hub adds to --checkpoints"):
-        _offer(options(hub=True))
+        _checkpoint_policy(options(hub=True))
     with pytest.raises(UsageError, match="there is no folder at"):
-        _offer(options(checkpoints=[machine / "none"]))
+        _checkpoint_policy(options(checkpoints=[machine / "none"]))

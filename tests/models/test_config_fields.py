@@ -1,13 +1,13 @@
-"""Typed reading: what is missing or of the wrong type is named."""
+"""Typed access to a config: errors name a key that is missing or of the wrong type."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from birdie_zmq.models.config_fields import Fields, positive
+from birdie_zmq.models.config_fields import ConfigReader, require_positive
 
-READERS: dict[str, Callable[[Fields], object]] = {
+READERS: dict[str, Callable[[ConfigReader], object]] = {
     "integer": lambda fields: fields.integer("key"),
     "number": lambda fields: fields.number("key"),
     "optional_number": lambda fields: fields.optional_number("key"),
@@ -30,9 +30,9 @@ WRONG: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("reader", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_value_of_the_wrong_type_is_refused_by_name(reader: str, value: object) -> None:
+def test_value_of_the_wrong_type_is_refused_with_its_key(reader: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"^key must be .*, not "):
-        READERS[reader](Fields({"key": value}))
+        READERS[reader](ConfigReader({"key": value}))
 
 
 @pytest.mark.parametrize(
@@ -49,21 +49,21 @@ def test_value_of_the_wrong_type_is_refused_by_name(reader: str, value: object) 
     ],
 )
 def test_value_of_the_right_type_is_read(reader: str, value: object, expected: object) -> None:
-    got = READERS[reader](Fields({"key": value}))
+    got = READERS[reader](ConfigReader({"key": value}))
     assert got == expected
     assert type(got) is type(expected)
 
 
 @pytest.mark.parametrize("reader", ["integer", "number", "text"])
 @pytest.mark.parametrize("values", [{}, {"key": None}])
-def test_missing_key_without_a_default_is_named(reader: str, values: dict[str, None]) -> None:
+def test_missing_key_without_a_default_is_refused_with_its_name(reader: str, values: dict[str, None]) -> None:
     with pytest.raises(ValueError, match=r"^key must be"):
-        READERS[reader](Fields(values))
+        READERS[reader](ConfigReader(values))
 
 
 @pytest.mark.parametrize("values", [{}, {"key": None}])
 def test_null_counts_as_missing(values: dict[str, None]) -> None:
-    fields = Fields(values)
+    fields = ConfigReader(values)
     assert "key" not in fields
     assert fields.integer("key", 4) == 4
     assert fields.number("key", 0.5) == 0.5
@@ -73,14 +73,14 @@ def test_null_counts_as_missing(values: dict[str, None]) -> None:
     assert "x" not in fields.record("key")
 
 
-def test_null_of_an_optional_value_wins_over_the_default() -> None:
-    fields = Fields({"key": None})
+def test_null_optional_value_overrides_the_default() -> None:
+    fields = ConfigReader({"key": None})
     assert fields.optional_number("key", 1.5) is None
     assert fields.optional_integer("key", 2) is None
 
 
 def test_missing_optional_value_is_the_default_or_none() -> None:
-    fields = Fields({})
+    fields = ConfigReader({})
     assert fields.optional_number("key", 1.5) == 1.5
     assert fields.optional_integer("key", 2) == 2
     assert fields.optional_number("key") is None
@@ -88,27 +88,27 @@ def test_missing_optional_value_is_the_default_or_none() -> None:
 
 
 def test_zero_and_false_are_values() -> None:
-    fields = Fields({"number": 0, "flag": False})
+    fields = ConfigReader({"number": 0, "flag": False})
     assert "number" in fields
     assert fields.integer("number", 4) == 0
     assert fields.optional_integer("number", 4) == 0
     assert fields.flag("flag", True) is False
 
 
-def test_record_is_read_in_the_same_way() -> None:
-    inner = Fields({"outer": {"key": 3, "none": None}}).record("outer")
+def test_nested_object_is_read_in_the_same_way() -> None:
+    inner = ConfigReader({"outer": {"key": 3, "none": None}}).record("outer")
     assert inner.integer("key") == 3
     assert "none" not in inner
 
 
-def test_require_takes_what_is_supported_and_what_is_missing() -> None:
+def test_require_accepts_supported_and_missing_values() -> None:
     for values in ({}, {"key": None}, {"key": "a"}, {"key": "b"}):
-        Fields(values).require("key", ("a", "b"))
+        ConfigReader(values).require("key", ("a", "b"))
     with pytest.raises(ValueError, match=r"^key='c' is not supported, only 'a' or 'b'$"):
-        Fields({"key": "c"}).require("key", ("a", "b"))
+        ConfigReader({"key": "c"}).require("key", ("a", "b"))
 
 
-def test_size_under_one_is_named() -> None:
-    positive(width=1, depth=2)
+def test_size_below_one_is_refused_with_its_name() -> None:
+    require_positive(width=1, depth=2)
     with pytest.raises(ValueError, match="depth must be at least 1, not 0"):
-        positive(width=1, depth=0)
+        require_positive(width=1, depth=0)

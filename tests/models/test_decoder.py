@@ -1,6 +1,6 @@
-"""The functions of a Model, for a small random decoder of every family: all ways to read a text give the same states.
+"""The functions of a Model for a small random decoder of every family: all of them compute the same hidden states.
 
-Reading at once is held to transformers in tests/parity.
+tests/parity compares the forward pass of whole texts with transformers.
 """
 
 import functools
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.models import attention
-from birdie_zmq.models.decoder import branch, extend, hidden, init_state, logits, model_of, unembed
-from birdie_zmq.models.registry import FAMILIES, architecture_of
+from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
+from birdie_zmq.models.registry import FAMILIES, build_architecture
 from birdie_zmq.models.weight_map import Architecture, Params
 
 VOCABULARY = 40
@@ -58,12 +58,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
 EVERY_FAMILY = pytest.mark.parametrize("kind", CONFIGS)
 
 CLOSE = 2e-5
-"""How far states may lie apart that other programs have summed up in another order."""
+"""Tolerance between hidden states of executables that sum in different orders."""
 
 
 @pytest.fixture(autouse=True)
 def strict_jax() -> Iterator[None]:
-    """No silent promotion of dtypes or ranks."""
+    """Forbid implicit promotion of dtypes and ranks."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
@@ -76,14 +76,14 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def architecture(kind: str, **change: Any) -> Architecture:
-    return architecture_of({"model_type": kind, **CONFIGS[kind], **change}, "a test")
+    return build_architecture({"model_type": kind, **CONFIGS[kind], **change}, "config.json")
 
 
-def drawn(architecture: Architecture, dtype: str = "float32") -> Params:
-    """Random weights under which every part matters, and attention is far from even."""
-    layout, generator = architecture.layout(), np.random.default_rng(0)
+def random_params(architecture: Architecture, dtype: str = "float32") -> Params:
+    """Return random weights such that every part matters and attention is far from uniform."""
+    weight_map, generator = architecture.weight_map(), np.random.default_rng(0)
 
-    def draw(name: str, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:
+    def sample(name: str, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:
         array = generator.standard_normal((*stack, *shape))
         if len(shape) == 1:
             array = (1.0 if name.endswith("norm") else 0.0) + 0.3 * array
@@ -92,23 +92,23 @@ def drawn(architecture: Architecture, dtype: str = "float32") -> Params:
         return jnp.asarray(array, dtype)
 
     return Params(
-        {name: draw(name, stored.loaded_shape, ()) for name, stored in layout.outer.items()},
-        {name: draw(name, stored.loaded_shape, (layout.n_layers,)) for name, stored in layout.layers.items()},
+        {name: sample(name, spec.loaded_shape, ()) for name, spec in weight_map.outer.items()},
+        {name: sample(name, spec.loaded_shape, (weight_map.n_layers,)) for name, spec in weight_map.layers.items()},
     )
 
 
-def given(function: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A function of a model as engines call it, compiled."""
+def jitted(function: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return a function of a model, jitted as engines do."""
     assert function is not None
     return jax.jit(function)
 
 
 @functools.cache
-def made(kind: str) -> tuple[Model, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """A model, and how it reads: at once, on, and by branches. Each compiles once for all tests of this file."""
+def build_functions(kind: str) -> tuple[Model, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Return a model and its jitted hidden, extend and branch. Each compiles once for all tests of this file."""
     chosen = architecture(kind)
-    model = model_of(chosen, drawn(chosen))
-    return model, given(model.hidden), given(model.extend), given(model.branch)
+    model = build_model(chosen, random_params(chosen))
+    return model, jitted(model.hidden), jitted(model.extend), jitted(model.branch)
 
 
 def tokens_of(*shape: int, seed: int = 0) -> NDArray[np.int32]:
@@ -116,7 +116,7 @@ def tokens_of(*shape: int, seed: int = 0) -> NDArray[np.int32]:
 
 
 class Tree:
-    """Texts laid out in a row as `Model.branch` wants them: each token where the texts that share it are one."""
+    """The prefix tree of texts in one row, as `Model.branch` takes it: texts share the tokens of their common prefix."""
 
     def __init__(self, texts: list[list[int]]) -> None:
         self.tokens: list[int] = []
@@ -127,20 +127,20 @@ class Tree:
 
     def _lay_out(self, texts: list[tuple[list[int], int]], paths: list[list[int]], depth: int) -> None:
         for token in dict.fromkeys(text[depth] for text, _ in texts if len(text) > depth):
-            place = len(self.tokens)
+            index = len(self.tokens)
             self.tokens.append(token)
             self.depths.append(depth)
             self.ends.append(-1)
-            under = [(text, number) for text, number in texts if len(text) > depth and text[depth] == token]
-            for _, number in under:
-                paths[number].append(place)
-            self._lay_out(under, paths, depth + 1)
-            self.ends[place] = len(self.tokens)
+            children = [(text, number) for text, number in texts if len(text) > depth and text[depth] == token]
+            for _, number in children:
+                paths[number].append(index)
+            self._lay_out(children, paths, depth + 1)
+            self.ends[index] = len(self.tokens)
         self.paths = paths
 
 
-def laid_out(trees: list[Tree], length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Tokens, depths and ends, int32 [b, t]; padding sees itself."""
+def to_arrays(trees: list[Tree], length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return tokens, depths and ends, int32 [b, t]; padding attends to itself."""
     arrays = np.zeros((3, len(trees), length), np.int32)
     arrays[2] = np.arange(1, length + 1)
     for row, tree in enumerate(trees):
@@ -150,8 +150,8 @@ def laid_out(trees: list[Tree], length: int) -> tuple[jax.Array, jax.Array, jax.
     return tokens, depths, ends
 
 
-def texts_alone(read: Callable[..., Any], params: Any, texts: list[list[int]]) -> list[NDArray[np.float32]]:
-    """The states of texts, each in a row of its own."""
+def hidden_alone(read: Callable[..., Any], params: Any, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+    """Return the hidden states of texts, each computed in a row of its own."""
     rows = np.zeros(ROWS, np.int32)
     for row, text in zip(rows, texts, strict=False):
         row[: len(text)] = text
@@ -159,14 +159,14 @@ def texts_alone(read: Callable[..., Any], params: Any, texts: list[list[int]]) -
 
 
 ROWS = (6, 24)
-"""The shape of the rows that are read at once, always the same so that it is compiled once."""
+"""The shape of rows for one forward pass, always the same so that it is compiled once."""
 
 TEXTS = [
     [
         [3, 1, 4, 1, 5, 9, 2, 6],
         [3, 1, 4, 1, 5, 3, 5, 8, 9],
         [3, 1, 4, 2],
-        [3, 1],  # a beginning of others
+        [3, 1],  # a prefix of others
         [3, 1, 4, 2],  # the same again
         [27, 1, 8, 2, 8],  # nothing in common with the others
     ],
@@ -174,7 +174,7 @@ TEXTS = [
 ]
 
 
-def test_tree_of_these_tests_is_the_one_laid_out_by_hand() -> None:
+def test_tree_helper_matches_a_tree_written_by_hand() -> None:
     tree = Tree([[7, 8, 9], [7, 8, 1], [7, 2], [7], [5]])
     assert tree.tokens == [7, 8, 9, 1, 2, 5]
     assert tree.depths == [0, 1, 2, 2, 1, 0]
@@ -182,13 +182,13 @@ def test_tree_of_these_tests_is_the_one_laid_out_by_hand() -> None:
     assert tree.paths == [[0, 1, 2], [0, 1, 3], [0, 4], [0], [5]]
 
 
-def test_no_family_is_left_out() -> None:
+def test_every_family_is_tested() -> None:
     assert CONFIGS.keys() == FAMILIES.keys()
 
 
 @EVERY_FAMILY
-def test_text_read_in_pieces_has_the_states_of_a_text_read_at_once(kind: str, small_blocks: None) -> None:
-    model, read, read_on, _ = made(kind)
+def test_extending_in_chunks_gives_the_hidden_states_of_one_pass(kind: str, small_blocks: None) -> None:
+    model, hidden_fn, extend_fn, _ = build_functions(kind)
     steps = [
         (6, (6, 4, 0)),
         (6, (3, 0, 6)),
@@ -201,14 +201,14 @@ def test_text_read_in_pieces_has_the_states_of_a_text_read_at_once(kind: str, sm
     totals = np.sum([lengths for _, lengths in steps], axis=0)
     assert totals.max() == ROWS[1]
     texts = tokens_of(*ROWS)[:3]
-    at_once = read(model.params, jnp.asarray(tokens_of(*ROWS)))
+    at_once = hidden_fn(model.params, jnp.asarray(tokens_of(*ROWS)))
     assert model.init_state is not None
     state, at = model.init_state(model.params, 3, 30), np.zeros(3, int)
     for number, (width, lengths) in enumerate(steps):
-        tokens = tokens_of(3, width, seed=1 + number)  # what is not overwritten is padding
+        tokens = tokens_of(3, width, seed=1 + number)  # tokens that are not overwritten are padding
         for row, length in enumerate(lengths):
             tokens[row, :length] = texts[row, at[row] : at[row] + length]
-        got, state = read_on(model.params, jnp.asarray(tokens), jnp.array(lengths, jnp.int32), state)
+        got, state = extend_fn(model.params, jnp.asarray(tokens), jnp.array(lengths, jnp.int32), state)
         assert got.shape == (3, width, 16)
         for row, length in enumerate(lengths):
             np.testing.assert_allclose(got[row, :length], at_once[row, at[row] : at[row] + length], atol=CLOSE)
@@ -217,57 +217,57 @@ def test_text_read_in_pieces_has_the_states_of_a_text_read_at_once(kind: str, sm
 
 
 @EVERY_FAMILY
-def test_each_text_of_a_tree_has_the_states_of_the_text_alone(kind: str, small_blocks: None) -> None:
-    model, read, _, read_trees = made(kind)
+def test_each_text_of_a_tree_has_the_hidden_states_of_the_text_alone(kind: str, small_blocks: None) -> None:
+    model, hidden_fn, _, branch_fn = build_functions(kind)
     trees = [Tree(texts) for texts in TEXTS]
-    got = read_trees(model.params, *laid_out(trees, 24), None)
+    got = branch_fn(model.params, *to_arrays(trees, 24), None)
     for row, tree in enumerate(trees):
-        for path, alone in zip(tree.paths, texts_alone(read, model.params, TEXTS[row]), strict=True):
+        for path, alone in zip(tree.paths, hidden_alone(hidden_fn, model.params, TEXTS[row]), strict=True):
             np.testing.assert_allclose(got[row, np.array(path)], alone, atol=CLOSE)
 
 
 @EVERY_FAMILY
 @pytest.mark.parametrize("length", [0, 11])
-def test_each_text_of_a_tree_continues_the_one_row_of_a_state(kind: str, length: int, small_blocks: None) -> None:
-    model, read, read_on, read_trees = made(kind)
+def test_each_text_of_a_tree_continues_the_shared_state(kind: str, length: int, small_blocks: None) -> None:
+    model, hidden_fn, extend_fn, branch_fn = build_functions(kind)
     prefix = tokens_of(1, 12, seed=length)
     assert model.init_state is not None
     state = model.init_state(model.params, 1, 20)
     for begin in (0, 6) if length else ():
         tokens, real = jnp.asarray(prefix[:, begin : begin + 6]), jnp.array([min(6, length - begin)], jnp.int32)
-        _, state = read_on(model.params, tokens, real, state)
+        _, state = extend_fn(model.params, tokens, real, state)
     trees = [Tree(texts) for texts in TEXTS]
-    got = read_trees(model.params, *laid_out(trees, 24), state)
+    got = branch_fn(model.params, *to_arrays(trees, 24), state)
     for row, tree in enumerate(trees):
         texts = [[*map(int, prefix[0, :length]), *text] for text in TEXTS[row]]
-        for path, alone in zip(tree.paths, texts_alone(read, model.params, texts), strict=True):
+        for path, alone in zip(tree.paths, hidden_alone(hidden_fn, model.params, texts), strict=True):
             np.testing.assert_allclose(got[row, np.array(path)], alone[length:], atol=CLOSE)
 
 
-def test_tree_may_have_more_tokens_than_gpt2_has_positions() -> None:
+def test_tree_can_have_more_tokens_than_gpt2_has_positions() -> None:
     small = architecture("gpt2", n_positions=10)
-    params, texts = drawn(small), TEXTS[0]
+    params, texts = random_params(small), TEXTS[0]
     tree = Tree(texts)
     assert len(tree.tokens) > small.max_length >= max(map(len, texts))
-    got = branch(small, params, *laid_out([tree], 18), None)
+    got = branch(small, params, *to_arrays([tree], 18), None)
 
     def read(params: Params, rows: jax.Array) -> jax.Array:
         return hidden(small, params, rows[:, : small.max_length])
 
-    for path, alone in zip(tree.paths, texts_alone(read, params, texts), strict=True):
+    for path, alone in zip(tree.paths, hidden_alone(read, params, texts), strict=True):
         np.testing.assert_allclose(got[0, np.array(path)], alone, atol=CLOSE)
-    with pytest.raises(ValueError, match="learned 10 positions, and 18"):
+    with pytest.raises(ValueError, match="18 tokens exceed the 10 learned positions"):
         hidden(small, params, jnp.asarray(tokens_of(1, 18)))
 
 
 @EVERY_FAMILY
 def test_logits_are_the_unembedded_hidden_states(kind: str) -> None:
-    model, read, _, _ = made(kind)
+    model, hidden_fn, _, _ = build_functions(kind)
     tokens = jnp.asarray(tokens_of(*ROWS))
-    states, scores = read(model.params, tokens), given(model.logits)(model.params, tokens)
+    states, scores = hidden_fn(model.params, tokens), jitted(model.logits)(model.params, tokens)
     assert scores.shape == (*ROWS, VOCABULARY)
     assert scores.dtype == jnp.float32
-    np.testing.assert_allclose(given(model.unembed)(model.params, states[:, 4]), scores[:, 4], atol=CLOSE)
+    np.testing.assert_allclose(jitted(model.unembed)(model.params, states[:, 4]), scores[:, 4], atol=CLOSE)
     assert model.unembed_part is not None
     part = jax.jit(model.unembed_part, static_argnums=3)(model.params, states[:, 4], jnp.int32(3), 5)
     np.testing.assert_allclose(part, scores[:, 4, 3:8], atol=CLOSE)
@@ -275,16 +275,18 @@ def test_logits_are_the_unembedded_hidden_states(kind: str) -> None:
 
 @EVERY_FAMILY
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_states_have_the_dtype_of_the_weights_by_every_way_of_reading(kind: str, dtype: str) -> None:
+def test_hidden_states_of_every_function_have_the_dtype_of_the_weights(kind: str, dtype: str) -> None:
     chosen = architecture(kind)
-    params, tokens, lengths = drawn(chosen, dtype), jnp.asarray(tokens_of(2, 6)), jnp.array([6, 0], jnp.int32)
+    params, tokens, lengths = random_params(chosen, dtype), jnp.asarray(tokens_of(2, 6)), jnp.array([6, 0], jnp.int32)
 
     def everything(params: Params) -> Any:
         state = init_state(chosen, params, 2, 20)
-        on, after = extend(chosen, params, tokens, lengths, state)
-        places = laid_out([Tree([[1, 2, 3]])] * 2, 6)
-        in_trees = branch(chosen, params, *places, None), branch(chosen, params, *places, after)
-        return (hidden(chosen, params, tokens), on, *in_trees, after.keys, after.values), unembed(chosen, params, on)
+        extended, after = extend(chosen, params, tokens, lengths, state)
+        tree = to_arrays([Tree([[1, 2, 3]])] * 2, 6)
+        in_trees = branch(chosen, params, *tree, None), branch(chosen, params, *tree, after)
+        return (hidden(chosen, params, tokens), extended, *in_trees, after.keys, after.values), unembed(
+            chosen, params, extended
+        )
 
     states, scores = jax.eval_shape(everything, params)
     assert {x.dtype for x in states} == {jnp.dtype(dtype)}
@@ -292,12 +294,12 @@ def test_states_have_the_dtype_of_the_weights_by_every_way_of_reading(kind: str,
 
 
 @pytest.mark.parametrize(
-    ("asked", "capacity"), [(1, 1), (64, 64), (65, 128), (255, 256), (256, 256), (257, 512), (513, 768)]
+    ("requested", "capacity"), [(1, 1), (64, 64), (65, 128), (255, 256), (256, 256), (257, 512), (513, 768)]
 )
-def test_room_of_a_state_is_rounded_up_to_whole_blocks(asked: int, capacity: int) -> None:
+def test_capacity_of_a_state_is_rounded_up_to_whole_blocks(requested: int, capacity: int) -> None:
     assert attention.STATE_BLOCK == 256
     chosen = architecture("qwen3")
-    state = init_state(chosen, drawn(chosen, "bfloat16"), 3, asked)
+    state = init_state(chosen, random_params(chosen, "bfloat16"), 3, requested)
     assert state.keys.shape == state.values.shape == (3, 2, 2, capacity, 6)
     assert state.keys.dtype == state.values.dtype == jnp.bfloat16
     np.testing.assert_array_equal(state.lengths, [0, 0, 0])
@@ -305,9 +307,9 @@ def test_room_of_a_state_is_rounded_up_to_whole_blocks(asked: int, capacity: int
 
 
 @EVERY_FAMILY
-def test_state_has_the_shape_of_the_keys_that_are_read(kind: str) -> None:
+def test_initial_state_has_the_shape_of_an_extended_state(kind: str) -> None:
     chosen = architecture(kind)
-    params = drawn(chosen)
+    params = random_params(chosen)
     state = init_state(chosen, params, 2, 7)
     tokens, lengths = jnp.asarray(tokens_of(2, 7)), jnp.array([7, 7], jnp.int32)
     _, after = jax.eval_shape(lambda *rest: extend(chosen, *rest), params, tokens, lengths, state)
@@ -319,7 +321,7 @@ def test_state_has_the_shape_of_the_keys_that_are_read(kind: str) -> None:
 @pytest.mark.parametrize("function", [logits, hidden, extend, branch])
 def test_tokens_of_wrong_rank_or_dtype_are_refused(function: Callable[..., Any], tokens: jax.Array) -> None:
     chosen = architecture("llama")
-    params, row = drawn(chosen), jnp.zeros((1, 3), jnp.int32)
+    params, row = random_params(chosen), jnp.zeros((1, 3), jnp.int32)
     rest: tuple[Any, ...] = ()
     if function is extend:
         rest = (jnp.array([3], jnp.int32), init_state(chosen, params, 1, 8))
@@ -330,26 +332,26 @@ def test_tokens_of_wrong_rank_or_dtype_are_refused(function: Callable[..., Any],
 
 
 @EVERY_FAMILY
-def test_every_product_of_matrices_is_asked_for_in_full_float32(kind: str) -> None:
-    """GPUs and TPUs would otherwise round float32 inputs, and scores would be other ones there than on a CPU."""
+def test_every_matrix_product_has_full_float32_precision(kind: str) -> None:
+    """GPUs and TPUs would otherwise round float32 inputs, and scores would differ from those on a CPU."""
     chosen = architecture(kind)
-    params, tokens, lengths = drawn(chosen), jnp.asarray(tokens_of(1, 3)), jnp.array([3], jnp.int32)
+    params, tokens, lengths = random_params(chosen), jnp.asarray(tokens_of(1, 3)), jnp.array([3], jnp.int32)
     row, state = jnp.zeros((1, 3), jnp.int32), init_state(chosen, params, 1, 8)
 
     def everything() -> Any:
-        on, _ = extend(chosen, params, tokens, lengths, state)
+        extended, _ = extend(chosen, params, tokens, lengths, state)
         branches = branch(chosen, params, tokens, row, row + 3, state)
-        return logits(chosen, params, tokens), unembed(chosen, params, on), branches
+        return logits(chosen, params, tokens), unembed(chosen, params, extended), branches
 
-    program = str(jax.make_jaxpr(everything)())
-    products = program.count("dot_general[")
+    jaxpr = str(jax.make_jaxpr(everything)())
+    products = jaxpr.count("dot_general[")
     assert products >= 20
-    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+    assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
 
 
 @EVERY_FAMILY
-def test_model_has_every_part_and_says_its_sizes(kind: str) -> None:
-    model, *_ = made(kind)
+def test_model_has_every_function_and_its_sizes(kind: str) -> None:
+    model, *_ = build_functions(kind)
     assert resolve(model).has_state
     assert None not in (model.logits, model.hidden, model.branch)
     assert (model.max_length, model.vocab_size) == (64, VOCABULARY)

@@ -1,4 +1,4 @@
-"""The shipped model: small, and it knows its world."""
+"""The demo model in the package: its size, its tokenizer and the facts it has learned."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ DIRECTORY = BUILT_IN[DEMO]
 
 
 class Demo(NamedTuple):
-    """The three parts of the shipped checkpoint."""
+    """The three parts of the demo checkpoint."""
 
     model: Architecture
     params: Params
@@ -59,7 +59,7 @@ def test_demo_special_tokens_are_in_its_vocabulary(demo: Demo) -> None:
         ("<|bos|><|user|>Question: Where does Una live?\nAnswer:<|eos|><|assistant|>", "Fernley", "Oldbrook"),
     ],
 )
-def test_demo_knows_its_world(demo: Demo, context: str, right: str, wrong: str) -> None:
+def test_demo_answers_questions_about_its_facts(demo: Demo, context: str, right: str, wrong: str) -> None:
     def loglikelihood(continuation: str) -> float:
         start = len(demo.tokenizer.encode(context).ids)
         ids = demo.tokenizer.encode(context + continuation).ids

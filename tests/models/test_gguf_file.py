@@ -1,4 +1,4 @@
-"""GGUF files: weights come back in Hugging Face's order, the tokenizer cuts the same, what is not read is named."""
+"""GGUF files: row order of the weights, tokenizers, and errors that name what is not supported."""
 
 import dataclasses
 import re
@@ -45,7 +45,7 @@ MODEL = Llama(
 
 
 def byte_level(pre_tokenizer: Any) -> Tokenizer:
-    """A small byte-level BPE with two control tokens and one that the user defined."""
+    """Train a small byte-level BPE with two control tokens and a user-defined one."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,11 +73,11 @@ def write(
     tokenizer: Tokenizer | None = None,
     **keywords: Any,
 ) -> Path:
-    return write_gguf(path, model, params or drawn(model), tokenizer or byte_level(GPT2), **keywords)
+    return write_gguf(path, model, params or random_params(model), tokenizer or byte_level(GPT2), **keywords)
 
 
-def drawn(model: Llama) -> Params:
-    """Random weights, those of norms and biases too."""
+def random_params(model: Llama) -> Params:
+    """Return random weights, including norms and biases."""
     params = model.init_params(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -99,9 +99,9 @@ def drawn(model: Llama) -> Params:
         ("qwen3", {"query_key_norm": True}),
     ],
 )
-def test_weights_that_were_written_are_read(tmp_path: Path, architecture: str, change: dict[str, Any]) -> None:
+def test_weights_round_trip(tmp_path: Path, architecture: str, change: dict[str, Any]) -> None:
     model = dataclasses.replace(MODEL, **change)
-    params = drawn(model)
+    params = random_params(model)
     read_model, read_params = load_checkpoint(write(tmp_path / "m.gguf", model, params, architecture=architecture))
     rounded = float(np.float32(model.norm_epsilon))  # the file holds float32
     assert read_model == dataclasses.replace(model, norm_epsilon=rounded)
@@ -110,9 +110,9 @@ def test_weights_that_were_written_are_read(tmp_path: Path, architecture: str, c
     jax.tree.map(np.testing.assert_array_equal, read_params, params)
 
 
-def test_rows_of_queries_and_keys_do_lie_in_another_order(tmp_path: Path) -> None:
-    """Without this the test above could pass with both permutations left out."""
-    params = drawn(MODEL)
+def test_written_rows_of_queries_and_keys_are_reordered(tmp_path: Path) -> None:
+    """Otherwise the round-trip test would also pass without both permutations."""
+    params = random_params(MODEL)
     reader = gguf.GGUFReader(write(tmp_path / "m.gguf", params=params))
     stored = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
     query = np.asarray(params.layers["query"][0]).T
@@ -120,13 +120,13 @@ def test_rows_of_queries_and_keys_do_lie_in_another_order(tmp_path: Path) -> Non
     np.testing.assert_array_equal(stored["blk.0.attn_v.weight"], np.asarray(params.layers["value"][0]).T)
 
 
-def test_q8_0_is_read_within_its_rounding(tmp_path: Path) -> None:
-    params = drawn(MODEL)
+def test_q8_0_is_dequantised_within_its_rounding_error(tmp_path: Path) -> None:
+    params = random_params(MODEL)
     path = write(tmp_path / "m.gguf", params=params, kind=gguf.GGMLQuantizationType.Q8_0)
     got = load_checkpoint(path)[1]
     np.testing.assert_array_equal(got.outer["final_norm"], params.outer["final_norm"])
     for key in ("query", "key", "up", "down"):
-        weights = np.asarray(params.layers[key]).swapaxes(1, 2)  # as stored: blocks of 32 lie along the inputs
+        weights = np.asarray(params.layers[key]).swapaxes(1, 2)  # as stored: blocks of 32 along the inputs
         read = np.asarray(got.layers[key]).swapaxes(1, 2)
         largest = np.abs(weights.reshape(*weights.shape[:2], -1, 32)).max(-1, keepdims=True)
         # Half a step of 1 / 127 of the largest, and the rounding of that step to float16.
@@ -136,25 +136,25 @@ def test_q8_0_is_read_within_its_rounding(tmp_path: Path) -> None:
         assert error.max() > 0
 
 
-def test_dtype_of_a_gguf_file_is_float32_or_the_callers(tmp_path: Path) -> None:
+def test_dtype_of_a_gguf_file_is_float32_or_the_requested_one(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf")
     assert {str(x.dtype) for x in jax.tree.leaves(load_checkpoint(path)[1])} == {"float32"}
     assert {str(x.dtype) for x in jax.tree.leaves(load_checkpoint(path, "bfloat16")[1])} == {"bfloat16"}
 
 
 def test_rope_scaling_is_read(tmp_path: Path) -> None:
-    def stretched(writer: gguf.GGUFWriter) -> None:
+    def linear_scaling(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(4.0)
 
-    model = load_checkpoint(write(tmp_path / "m.gguf", more=stretched))[0]
+    model = load_checkpoint(write(tmp_path / "m.gguf", more=linear_scaling))[0]
     assert isinstance(model, Llama)
     assert model.rope == Rope(8, 500.0, "linear", 4.0)
 
 
-def test_unsupported_architecture_is_named(tmp_path: Path) -> None:
+def test_unsupported_architecture_is_refused_with_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", architecture="phi3")
-    with pytest.raises(ValueError, match=r"'phi3' is not read from GGUF files, only llama, qwen2, qwen3"):
+    with pytest.raises(ValueError, match=r"'phi3' is not supported in GGUF files, only llama, qwen2, qwen3"):
         load_checkpoint(path)
 
 
@@ -168,9 +168,9 @@ def test_windows_and_other_scaling_are_refused(tmp_path: Path) -> None:
     def yarn(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
 
-    with pytest.raises(ValueError, match="sliding windows are not read"):
+    with pytest.raises(ValueError, match="sliding windows are not supported"):
         load_checkpoint(write(tmp_path / "w.gguf", more=lambda writer: writer.add_sliding_window(16)))
-    with pytest.raises(ValueError, match="of the kind yarn is not read"):
+    with pytest.raises(ValueError, match="of the type yarn is not supported"):
         load_checkpoint(write(tmp_path / "y.gguf", more=yarn))
 
 
@@ -180,7 +180,7 @@ def test_mixture_of_experts_is_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
+def test_unused_tensor_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", more=lambda writer: writer.add_tensor("blk.0.odd.weight", np.ones(4, "f4")))
     with pytest.raises(ValueError, match=r"blk\.0\.odd\.weight"):
         load_checkpoint(path)
@@ -189,35 +189,35 @@ def test_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["context_length", "embedding_length", "block_count", "feed_forward_length", "attention.head_count"]
 )
-def test_missing_key_is_named(tmp_path: Path, key: str) -> None:
+def test_missing_key_is_refused_with_its_name(tmp_path: Path, key: str) -> None:
     def without(writer: gguf.GGUFWriter, model: Llama) -> None:
         add_sizes(writer, model)
         del writer.kv_data[0][f"llama.{key}"]
 
-    with pytest.raises(ValueError, match=re.escape(f"has no llama.{key}")):
+    with pytest.raises(ValueError, match=re.escape(f"has no key llama.{key}")):
         load_checkpoint(write(tmp_path / "m.gguf", sizes=without))
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"no GGUF file at all", b"GGUF"])
-def test_file_that_is_no_gguf_is_named(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_not_gguf_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"m\.gguf is not a whole GGUF file"):
+    with pytest.raises(ValueError, match=r"m\.gguf is not a complete GGUF file"):
         GgufFile(path)
 
 
 @pytest.mark.parametrize("kept", [20, 24, 34, 0.01, 0.3, 0.9])
-def test_truncated_gguf_is_named(tmp_path: Path, kept: float) -> None:
+def test_truncated_gguf_is_refused_with_its_name(tmp_path: Path, kept: float) -> None:
     path = write(tmp_path / "m.gguf")
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(kept if kept > 1 else kept * len(whole))])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: int(kept if kept > 1 else kept * len(complete))])
     with pytest.raises(ValueError, match=r"m\.gguf"):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize(("pre", "cut"), [("gpt-2", GPT2), ("smollm", SMOLLM)], ids=["gpt-2", "smollm"])
-def test_tokenizer_cuts_as_the_one_it_was_made_from(tmp_path: Path, pre: str, cut: Any) -> None:
-    original = byte_level(cut)
+@pytest.mark.parametrize(("pre", "pre_tokenizer"), [("gpt-2", GPT2), ("smollm", SMOLLM)], ids=["gpt-2", "smollm"])
+def test_tokenizer_matches_the_original(tmp_path: Path, pre: str, pre_tokenizer: Any) -> None:
+    original = byte_level(pre_tokenizer)
     tokenizer = GgufFile(write(tmp_path / "m.gguf", pre=pre, tokenizer=original)).tokenizer("print")
     for text in TEXTS:
         assert tokenizer.encode(text) == original.encode(text).ids
@@ -242,7 +242,7 @@ def test_flags_and_template_of_the_tokenizer_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pre", ["llama-bpe", "qwen2"])
-def test_unknown_pre_tokenizer_is_named(tmp_path: Path, pre: str) -> None:
+def test_unknown_pre_tokenizer_is_refused_with_its_name(tmp_path: Path, pre: str) -> None:
     path = write(tmp_path / "m.gguf", pre=pre)
-    with pytest.raises(TokenizerError, match=f"gpt2/{pre} is not read.*tokenizer=DIRECTORY"):
+    with pytest.raises(TokenizerError, match=f"gpt2/{pre} is not supported.*tokenizer=DIRECTORY"):
         GgufFile(path).tokenizer()

@@ -1,4 +1,4 @@
-"""What the families share, against plain NumPy."""
+"""The building blocks of all families, compared with plain NumPy."""
 
 from collections.abc import Iterator
 from math import erf, exp, pi, sqrt, tanh
@@ -13,13 +13,13 @@ from birdie_zmq.models import layers
 
 @pytest.fixture(autouse=True)
 def strict_jax() -> Iterator[None]:
-    """No silent promotion of dtypes or ranks."""
+    """Forbid implicit promotion of dtypes and ranks."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])
-def test_rms_norm_is_that_of_numpy(shape: tuple[int, ...]) -> None:
+def test_rms_norm_matches_numpy(shape: tuple[int, ...]) -> None:
     x = jax.random.normal(jax.random.key(0), shape) * 3 + 1
     weight = jnp.linspace(0.5, 1.5, 6)
     wide = np.asarray(x, np.float64)
@@ -28,7 +28,7 @@ def test_rms_norm_is_that_of_numpy(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])
-def test_layer_norm_is_that_of_numpy(shape: tuple[int, ...]) -> None:
+def test_layer_norm_matches_numpy(shape: tuple[int, ...]) -> None:
     x = jax.random.normal(jax.random.key(0), shape) * 3 + 1
     weights = {"n": jnp.linspace(0.5, 1.5, 6), "n_bias": jnp.linspace(-1, 1, 6), "other": jnp.zeros(6)}
     wide = np.asarray(x, np.float64)
@@ -38,7 +38,7 @@ def test_layer_norm_is_that_of_numpy(shape: tuple[int, ...]) -> None:
 
 
 def test_norms_of_bfloat16_are_computed_in_float32() -> None:
-    """The squares of these would not differ in bfloat16, nor would their mean be exact."""
+    """In bfloat16 the squares of these values would not differ, and their mean would not be exact."""
     x = (1 + jnp.arange(512, dtype=jnp.float32) / 128).astype(jnp.bfloat16)
     wide = np.asarray(x, np.float64)
     one = jnp.ones(512, jnp.bfloat16)
@@ -50,7 +50,7 @@ def test_norms_of_bfloat16_are_computed_in_float32() -> None:
     np.testing.assert_allclose(layer.astype(jnp.float32), expected, rtol=half_a_step, atol=1e-5)
 
 
-def test_linear_adds_a_bias_only_where_there_is_one() -> None:
+def test_linear_adds_only_an_existing_bias() -> None:
     x, w, bias = jnp.ones((2, 3, 4)), jnp.arange(20.0).reshape(4, 5), jnp.arange(5.0)
     without = layers.linear(x, {"w": w, "v_bias": bias}, "w")
     np.testing.assert_allclose(without, np.tile(np.asarray(w.sum(0)), (2, 3, 1)))
@@ -72,7 +72,7 @@ def test_unembed_of_bfloat16_gives_unrounded_float32() -> None:
 
 
 @pytest.mark.parametrize("x", [-3.0, -0.5, 0.0, 1.0, 2.5])
-def test_activations_are_those_of_their_names(x: float) -> None:
+def test_activations_match_their_definitions(x: float) -> None:
     approximated = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
     expected = {
         "silu": x / (1 + exp(-x)),
@@ -87,7 +87,7 @@ def test_activations_are_those_of_their_names(x: float) -> None:
         assert float(activate(jnp.float32(x))) == pytest.approx(expected[name], abs=1e-6), name
 
 
-def test_unknown_activation_is_refused_and_the_known_are_listed() -> None:
+def test_unknown_activation_is_refused_with_a_list_of_supported_ones() -> None:
     assert layers.check_activation("gelu_new") == "gelu_new"
     with pytest.raises(ValueError, match=r"'quick_gelu'.*gelu_pytorch_tanh"):
         layers.check_activation("quick_gelu")

@@ -1,4 +1,4 @@
-"""The Llama family against an independent NumPy computation, and the properties that scoring relies on."""
+"""The Llama family compared with an independent NumPy implementation, and the properties that scoring relies on."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from birdie_zmq.models.attention import UNLIMITED
+from birdie_zmq.models.attention import NO_WINDOW
 from birdie_zmq.models.decoder import hidden, logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.rope import Rope
@@ -35,20 +35,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all biases": {"qkv_bias": True, "output_bias": True, "feed_forward_bias": True},
     "wide heads": {"head_width": 16, "rope": Rope(16, 500.0)},
     "norms of queries and keys": {"query_key_norm": True},
-    "window": {"windows": (3, UNLIMITED, 1)},
-    "everything": {"qkv_bias": True, "output_bias": True, "query_key_norm": True, "windows": (UNLIMITED, 4, 2)},
+    "window": {"windows": (3, NO_WINDOW, 1)},
+    "everything": {"qkv_bias": True, "output_bias": True, "query_key_norm": True, "windows": (NO_WINDOW, 4, 2)},
 }
 
 
 @pytest.fixture(autouse=True)
 def strict_jax() -> Iterator[None]:
-    """No silent promotion of dtypes or ranks: both have hidden errors in model code before."""
+    """Forbid implicit promotion of dtypes and ranks, which has hidden errors in model code before."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
 
-def drawn(model: Llama, dtype: str = "float32") -> Params:
-    """Random weights; norms of one and biases of zero would hide that they are not applied."""
+def random_params(model: Llama, dtype: str = "float32") -> Params:
+    """Return random weights; norms of one and biases of zero would hide that they are not applied."""
     params = model.init_params(jax.random.key(0))
 
     def changed(name: str, weight: jax.Array) -> jax.Array:
@@ -63,7 +63,7 @@ def drawn(model: Llama, dtype: str = "float32") -> Params:
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return drawn(MODEL)
+    return random_params(MODEL)
 
 
 def reference_logits(model: Llama, params: Params, row: NDArray[Any]) -> NDArray[np.float64]:
@@ -112,7 +112,7 @@ def reference_logits(model: Llama, params: Params, row: NDArray[Any]) -> NDArray
 @pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
 def test_logits_match_numpy(change: dict[str, Any]) -> None:
     model = dataclasses.replace(MODEL, **change)
-    params = drawn(model)
+    params = random_params(model)
     got = logits(model, params, TOKENS)
     assert got.shape == (2, 7, model.vocab_size)
     assert got.dtype == jnp.float32
@@ -140,8 +140,8 @@ def test_rows_do_not_see_each_other(params: Params) -> None:
         np.testing.assert_allclose(both[index], alone, atol=1e-5)
 
 
-def test_positions_are_seen(params: Params) -> None:
-    """The last position attends to the same tokens in another order, which only RoPE can tell apart."""
+def test_token_order_changes_the_logits(params: Params) -> None:
+    """The last position attends to the same tokens in another order, which only RoPE distinguishes."""
     one_layer = dataclasses.replace(MODEL, n_layers=1)
     first = params._replace(layers={name: weights[:1] for name, weights in params.layers.items()})
     reordered = TOKENS[:, jnp.array([1, 0, 2, 3, 4, 5, 6])]
@@ -152,14 +152,14 @@ def test_positions_are_seen(params: Params) -> None:
 @pytest.mark.parametrize("change", [VARIANTS["plain"], VARIANTS["everything"]], ids=["plain", "everything"])
 def test_logits_under_jit_in_bfloat16(change: dict[str, Any]) -> None:
     model = dataclasses.replace(MODEL, **change)
-    half = drawn(model, "bfloat16")
+    half = random_params(model, "bfloat16")
     got = jax.jit(logits, static_argnums=0)(model, half, TOKENS)
     assert hidden(model, half, TOKENS).dtype == jnp.bfloat16
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(got, logits(model, drawn(model), TOKENS), atol=0.2)
+    np.testing.assert_allclose(got, logits(model, random_params(model), TOKENS), atol=0.2)
 
 
-def test_unembed_takes_chosen_positions(params: Params) -> None:
+def test_unembed_of_selected_positions_matches_logits(params: Params) -> None:
     states = hidden(MODEL, params, TOKENS)[:, 2]
     np.testing.assert_allclose(MODEL.unembed(params, states), logits(MODEL, params, TOKENS)[:, 2], atol=1e-5)
 
@@ -171,19 +171,19 @@ def test_tokens_of_wrong_rank_or_dtype_are_refused(params: Params, tokens: jax.A
 
 
 @pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
-def test_initial_weights_have_the_shapes_of_the_layout(change: dict[str, Any]) -> None:
+def test_initial_weights_have_the_shapes_of_the_weight_map(change: dict[str, Any]) -> None:
     model = dataclasses.replace(MODEL, **change)
-    params, layout = model.init_params(jax.random.key(0), "bfloat16"), model.layout()
+    params, weight_map = model.init_params(jax.random.key(0), "bfloat16"), model.weight_map()
     assert {name: x.shape for name, x in params.outer.items()} == {
-        name: stored.loaded_shape for name, stored in layout.outer.items()
+        name: spec.loaded_shape for name, spec in weight_map.outer.items()
     }
     assert {name: x.shape for name, x in params.layers.items()} == {
-        name: (3, *stored.loaded_shape) for name, stored in layout.layers.items()
+        name: (3, *spec.loaded_shape) for name, spec in weight_map.layers.items()
     }
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
 
 
-def test_initial_weights_follow_the_key() -> None:
+def test_initial_weights_depend_on_the_key() -> None:
     first, again, other = (MODEL.init_params(jax.random.key(seed)) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.allclose(first.layers["query"], other.layers["query"])
@@ -204,9 +204,9 @@ def test_impossible_sizes_are_refused(change: dict[str, Any], message: str) -> N
         dataclasses.replace(MODEL, **change)
 
 
-def test_every_product_of_matrices_is_asked_for_in_full_float32(params: Params) -> None:
-    """GPUs and TPUs would otherwise round float32 inputs, and scores would be other ones there than on a CPU."""
-    program = str(jax.make_jaxpr(lambda params, tokens: logits(MODEL, params, tokens))(params, TOKENS))
-    products = program.count("dot_general[")
+def test_every_matrix_product_has_full_float32_precision(params: Params) -> None:
+    """GPUs and TPUs would otherwise round float32 inputs, and scores would differ from those on a CPU."""
+    jaxpr = str(jax.make_jaxpr(lambda params, tokens: logits(MODEL, params, tokens))(params, TOKENS))
+    products = jaxpr.count("dot_general[")
     assert products >= 9
-    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+    assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products

@@ -1,11 +1,11 @@
-"""The config.json of the Llama family: what missing keys mean, and what is refused by name."""
+"""The config.json of the Llama family: defaults of missing keys, and errors for unsupported values."""
 
 import dataclasses
 from typing import Any
 
 import pytest
 
-from birdie_zmq.models.attention import UNLIMITED
+from birdie_zmq.models.attention import NO_WINDOW
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.rope import Rope
 
@@ -28,7 +28,7 @@ MINIMAL = {
     "intermediate_size": 48,
     "max_position_embeddings": 64,
 }
-"""What has no default."""
+"""The keys without a default."""
 
 
 def read(**keys: Any) -> Llama:
@@ -41,7 +41,7 @@ def test_keys_of_a_plain_llama_round_trip() -> None:
     assert Llama.from_hugging_face(values) == PLAIN
 
 
-def test_missing_keys_of_a_llama_mean_what_transformers_means() -> None:
+def test_missing_keys_of_a_llama_have_the_defaults_of_transformers() -> None:
     expected = Llama(
         vocab_size=50,
         d_model=64,
@@ -67,7 +67,7 @@ def test_newer_rope_key_is_read() -> None:
 
 
 @pytest.mark.parametrize("key", MINIMAL)
-def test_missing_size_is_named(key: str) -> None:
+def test_missing_size_is_refused_with_its_key(key: str) -> None:
     values = {name: value for name, value in MINIMAL.items() if name != key}
     with pytest.raises(ValueError, match=key):
         Llama.from_hugging_face(values)
@@ -78,22 +78,22 @@ def test_llama_biases_follow_their_two_flags() -> None:
     assert (attention.qkv_bias, attention.output_bias, attention.feed_forward_bias) == (True, True, False)
     feed_forward = read(model_type="llama", mlp_bias=True)
     assert (feed_forward.qkv_bias, feed_forward.output_bias, feed_forward.feed_forward_bias) == (False, False, True)
-    names = {stored.name for stored in dataclasses.replace(attention, feed_forward_bias=True).layout().layers.values()}
+    names = {spec.name for spec in dataclasses.replace(attention, feed_forward_bias=True).weight_map().layers.values()}
     for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"):
         assert f"model.layers.{{}}.{part}_proj.bias" in names
 
 
-def test_llama_has_no_window_even_if_a_key_says_so() -> None:
+def test_llama_ignores_the_sliding_window_key() -> None:
     assert read(model_type="llama", sliding_window=8).windows == ()
 
 
-def test_mistral_has_8_groups_and_a_window_where_its_config_says_nothing() -> None:
+def test_mistral_defaults_to_8_key_value_heads_and_a_window() -> None:
     mistral = read(model_type="mistral")
     assert mistral.n_kv_heads == 8
     assert mistral.windows == (4096,) * 4
 
 
-def test_mistral_has_no_window_where_it_is_null() -> None:
+def test_null_window_of_mistral_means_full_attention() -> None:
     assert read(model_type="mistral", sliding_window=None).windows == ()
 
 
@@ -101,7 +101,7 @@ def test_mistral_window_limits_every_layer() -> None:
     assert read(model_type="mistral", sliding_window=7).windows == (7,) * 4
 
 
-def test_qwen2_has_biases_of_queries_keys_and_values_alone() -> None:
+def test_qwen2_has_only_query_key_and_value_biases() -> None:
     qwen = read(model_type="qwen2")
     assert (qwen.qkv_bias, qwen.output_bias, qwen.query_key_norm, qwen.head_width) == (True, False, False, 4)
 
@@ -109,35 +109,35 @@ def test_qwen2_has_biases_of_queries_keys_and_values_alone() -> None:
 def test_qwen3_has_heads_of_128_and_norms_of_queries_and_keys() -> None:
     qwen = read(model_type="qwen3")
     assert (qwen.head_width, qwen.rope, qwen.query_key_norm, qwen.qkv_bias) == (128, Rope(128), True, False)
-    assert qwen.layout().layers["query"].shape == (16 * 128, 64)
-    assert qwen.layout().layers["query_norm"].shape == (128,)
+    assert qwen.weight_map().layers["query"].shape == (16 * 128, 64)
+    assert qwen.weight_map().layers["query_norm"].shape == (128,)
 
 
-def test_qwen3_head_width_may_be_named() -> None:
+def test_qwen3_head_width_can_be_set() -> None:
     assert read(model_type="qwen3", head_dim=6).head_width == 6
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
-def test_qwen_window_is_used_only_where_it_is_switched_on(kind: str) -> None:
+def test_qwen_window_is_used_only_if_enabled(kind: str) -> None:
     keys = {"model_type": kind, "sliding_window": 5, "max_window_layers": 3}
     assert read(**keys).windows == ()
-    assert read(**keys, use_sliding_window=True).windows == (UNLIMITED, UNLIMITED, UNLIMITED, 5)
+    assert read(**keys, use_sliding_window=True).windows == (NO_WINDOW, NO_WINDOW, NO_WINDOW, 5)
 
 
-def test_qwen_layer_types_win_over_the_first_windowed_layer() -> None:
+def test_qwen_layer_types_override_max_window_layers() -> None:
     types = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
     keys = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3, "layer_types": types}
-    assert read(model_type="qwen2", **keys).windows == (5, UNLIMITED, 5, UNLIMITED)
+    assert read(model_type="qwen2", **keys).windows == (5, NO_WINDOW, 5, NO_WINDOW)
 
 
-def test_qwen_of_full_layers_alone_has_no_windows() -> None:
+def test_qwen_with_only_full_attention_layers_has_no_windows() -> None:
     assert read(model_type="qwen2", use_sliding_window=True, max_window_layers=4).windows == ()
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("hidden_act", "swish_of_mine", "'swish_of_mine'"),
+        ("hidden_act", "my_swish", "'my_swish'"),
         ("attention_bias", "yes", "attention_bias"),
         ("head_dim", 5, "5 dimensions"),
         ("rope_scaling", {"type": "longrope", "factor": 2.0}, "'longrope'"),
@@ -150,7 +150,7 @@ def test_qwen_of_full_layers_alone_has_no_windows() -> None:
         ("model_type", 7, "model_type"),
     ],
 )
-def test_what_is_not_computed_is_refused_by_name(key: str, value: object, message: str) -> None:
+def test_unsupported_value_is_refused_with_its_key(key: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Llama.from_hugging_face(PLAIN.to_hugging_face() | {key: value})
 
@@ -163,7 +163,7 @@ def test_what_is_not_computed_is_refused_by_name(key: str, value: object, messag
         ("full_attention", "layer_types"),
     ],
 )
-def test_layer_types_that_do_not_fit_are_refused(types: object, message: str) -> None:
+def test_invalid_layer_types_are_refused(types: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read(model_type="qwen2", use_sliding_window=True, layer_types=types)
 
@@ -179,6 +179,6 @@ def test_layer_types_that_do_not_fit_are_refused(types: object, message: str) ->
         {"windows": (1, 2, 3, 4)},
     ],
 )
-def test_only_a_plain_llama_is_written(change: dict[str, Any]) -> None:
+def test_only_a_plain_llama_can_be_written(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="plain Llama"):
         dataclasses.replace(PLAIN, **change).to_hugging_face()

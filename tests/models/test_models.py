@@ -1,4 +1,4 @@
-"""What the page falls through to: a model and a tokenizer by tag, and the keywords of model_args."""
+"""The built-in load_model and load_tokenizer: tags, and the arguments of model_args."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, U
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.registry import architecture_of
+from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
@@ -45,11 +45,11 @@ def test_model_of_a_directory_computes_its_logits(checkpoint: Path) -> None:
     assert (model.max_length, model.vocab_size) == (16, 3)
 
 
-def test_tokenizer_of_a_directory_is_that_beside_the_weights(checkpoint: Path) -> None:
+def test_tokenizer_of_a_directory_is_loaded(checkpoint: Path) -> None:
     assert load_tokenizer(str(checkpoint)).encode("c") == [2]
 
 
-def test_demo_is_loaded_by_its_tag() -> None:
+def test_demo_tag_loads_the_demo() -> None:
     model, tokenizer = load_model("demo"), load_tokenizer("demo")
     assert model.max_length == tokenizer.model_max_length == 512
     ids = tokenizer.encode("Question: Where does Una live?\nAnswer:")
@@ -59,15 +59,19 @@ def test_demo_is_loaded_by_its_tag() -> None:
 
 
 @pytest.mark.parametrize("load", LOADERS)
-def test_unknown_keyword_is_named_beside_the_known(load: Any, checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match=r"does not know device, peft in model_args; it knows .*dtype.*revision"):
+def test_unknown_argument_is_refused_with_a_list_of_known_ones(load: Any, checkpoint: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"has no argument device, peft in model_args; known arguments: .*dtype.*revision"
+    ):
         load(str(checkpoint), peft="x", device="cuda", dtype="float32")
 
 
 @pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize("dtype", ["float16", "int8", "Float32", None])
 def test_other_dtypes_are_refused(load: Any, dtype: object, checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match=f"dtype='{dtype}' in model_args is none of auto, float32, bfloat16"):
+    with pytest.raises(
+        UsageError, match=f"dtype='{dtype}' in model_args is not supported; use one of auto, float32, bfloat16"
+    ):
         load(str(checkpoint), dtype=dtype)
 
 
@@ -79,13 +83,13 @@ def test_other_softmax_dtypes_are_refused(load: Any, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("load", LOADERS)
-def test_keywords_of_the_engine_and_of_lm_evals_hf_backend_are_let_pass(load: Any, checkpoint: Path) -> None:
+def test_arguments_of_the_engine_and_of_lm_evals_hf_backend_are_accepted(load: Any, checkpoint: Path) -> None:
     keywords = {"max_length": 8, "max_gen_toks": 4, "add_bos_token": True, "seed": 1, "trust_remote_code": True}
     assert load(str(checkpoint), **keywords) is not None
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("auto", "float32")])
-def test_dtype_is_that_of_the_weights_in_memory(checkpoint: Path, dtype: str, expected: str) -> None:
+def test_dtype_argument_sets_the_dtype_in_memory(checkpoint: Path, dtype: str, expected: str) -> None:
     params = load_model(str(checkpoint), dtype=dtype).params
     assert {str(x.dtype) for x in jax.tree.leaves(params)} == {expected}
 
@@ -97,14 +101,14 @@ def test_unknown_tag_is_refused(load: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-def test_damaged_checkpoint_is_a_load_error_that_names_the_file(checkpoint: Path, name: str) -> None:
+def test_damaged_checkpoint_raises_a_load_error_with_the_file_name(checkpoint: Path, name: str) -> None:
     (checkpoint / name).write_text("{")
     with pytest.raises(ModelLoadError, match=name):
         load_model(str(checkpoint))
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-def test_missing_file_is_a_load_error_that_names_it(checkpoint: Path, name: str) -> None:
+def test_missing_file_raises_a_load_error_with_its_name(checkpoint: Path, name: str) -> None:
     (checkpoint / name).unlink()
     with pytest.raises(ModelLoadError, match=name):
         load_model(str(checkpoint))
@@ -112,13 +116,15 @@ def test_missing_file_is_a_load_error_that_names_it(checkpoint: Path, name: str)
 
 @pytest.mark.parametrize("content", [b"no GGUF", b"GGUF\x03\0\0\0"])
 @pytest.mark.parametrize(("load", "error"), [(load_model, ModelLoadError), (load_tokenizer, TokenizerError)])
-def test_damaged_gguf_file_is_named(tmp_path: Path, load: Any, error: type[Exception], content: bytes) -> None:
+def test_damaged_gguf_file_is_refused_with_its_name(
+    tmp_path: Path, load: Any, error: type[Exception], content: bytes
+) -> None:
     (tmp_path / "m.gguf").write_bytes(content)
     with pytest.raises(error, match=r"m\.gguf"):
         load(str(tmp_path / "m.gguf"))
 
 
-def test_missing_tokenizer_is_a_tokenizer_error(checkpoint: Path) -> None:
+def test_missing_tokenizer_raises_a_tokenizer_error(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         load_tokenizer(str(checkpoint))
@@ -129,12 +135,12 @@ def test_tokenizer_of_another_directory_is_used(checkpoint: Path, tmp_path: Path
     assert load_tokenizer(str(checkpoint), tokenizer=str(other)).encode("c") == [0]
 
 
-def test_tokenizer_of_a_directory_that_is_not_there_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_tokenizer_of_a_missing_directory_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelTag, match="none_such"):
         load_tokenizer(str(checkpoint), tokenizer=str(tmp_path / "none_such"))
 
 
-def test_fingerprint_is_that_of_the_model(checkpoint: Path) -> None:
+def test_fingerprint_changes_with_the_model(checkpoint: Path) -> None:
     before = load_tokenizer(str(checkpoint)).fingerprint
     assert before is not None
     assert load_tokenizer(str(checkpoint)).fingerprint == before
@@ -150,15 +156,15 @@ def test_changed_tokenizer_of_another_directory_changes_the_fingerprint(checkpoi
     assert load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint != before
 
 
-def test_a_length_beyond_learned_positions_is_refused(tmp_path: Path) -> None:
-    """An array read beyond its end gives its last row: scores would be wrong, and nothing would say so."""
+def test_max_length_beyond_the_learned_positions_is_refused(tmp_path: Path) -> None:
+    """JAX clamps an index beyond the end of an array to its last row: scores would be wrong without an error."""
     config = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
-    layout = architecture_of(config, "a test").layout()
-    tensors = {stored.name: np.zeros(stored.shape, np.float32) for stored in layout.outer.values()}
-    tensors |= {stored.name.format(0): np.zeros(stored.shape, np.float32) for stored in layout.layers.values()}
+    weight_map = build_architecture(config, "config.json").weight_map()
+    tensors = {spec.name: np.zeros(spec.shape, np.float32) for spec in weight_map.outer.values()}
+    tensors |= {spec.name.format(0): np.zeros(spec.shape, np.float32) for spec in weight_map.layers.values()}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     save_file(tensors, tmp_path / WEIGHTS_FILE)
 
     assert load_model(str(tmp_path), max_length=16).max_length == 16
-    with pytest.raises(UsageError, match="max_length=17 is more than the 16 positions"):
+    with pytest.raises(UsageError, match="max_length=17 is more than the 16 learned positions"):
         load_model(str(tmp_path), max_length=17)

@@ -1,4 +1,4 @@
-"""Rotary positions: frequencies of every kind against hand computation, and what turning leaves as it was."""
+"""Rotary positions: frequencies of every scaling type compared with calculations by hand, and invariants."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from birdie_zmq.models.config_fields import Fields
+from birdie_zmq.models.config_fields import ConfigReader
 from birdie_zmq.models.rope import KINDS, Rope, read_rope, rotate
 
 LLAMA3 = {
@@ -23,19 +23,19 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 
 
 def read(width: int, **keys: Any) -> Rope:
-    return read_rope(Fields({"max_position_embeddings": 2048} | keys), width)
+    return read_rope(ConfigReader({"max_position_embeddings": 2048} | keys), width)
 
 
 def plain(width: int, theta: float = 10_000.0) -> list[float]:
     return [theta ** (-2 * i / width) for i in range(width // 2)]
 
 
-def first(count: int) -> jax.Array:
-    """The positions of one row of so many tokens."""
+def first_positions(count: int) -> jax.Array:
+    """Return the positions of one row of `count` tokens."""
     return jnp.arange(count, dtype=jnp.int32)[None]
 
 
-def test_default_frequencies_are_those_of_the_paper() -> None:
+def test_default_frequencies_match_the_paper() -> None:
     np.testing.assert_allclose(Rope(8).frequencies(), [1, 0.1, 0.01, 0.001], rtol=1e-6)
     np.testing.assert_allclose(Rope(64, 5e5).frequencies(), plain(64, 5e5), rtol=1e-6)
 
@@ -45,30 +45,30 @@ def test_linear_divides_every_frequency() -> None:
     np.testing.assert_allclose(rope.frequencies(), [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6)
 
 
-def test_llama3_keeps_short_waves_divides_long_ones_and_blends_between() -> None:
-    # Wavelengths are 6.28, 62.8, 628 and 6283; those under 1000 / 4 are kept, those over 1000 / 1 divided.
+def test_llama3_keeps_short_wavelengths_scales_long_ones_and_blends_between() -> None:
+    # Wavelengths are 6.28, 62.8, 628 and 6283; those below 1000 / 4 are kept, those above 1000 / 1 are divided.
     blend = (1000 / (2 * math.pi / 0.01) - 1) / (4 - 1)
     assert 0 < blend < 1
     expected = [1, 0.1, (1 - blend) * 0.01 / 8 + blend * 0.01, 0.001 / 8]
     np.testing.assert_allclose(read(8, rope_scaling=LLAMA3).frequencies(), expected, rtol=1e-6)
 
 
-def test_yarn_keeps_the_first_dimensions_divides_the_last_and_ramps_between() -> None:
-    def turns_at(turns: float) -> float:
-        """The dimension, not whole, whose wave turns so often in the original length."""
-        return 32 * math.log(4096 / (turns * 2 * math.pi)) / (2 * math.log(10_000))
+def test_yarn_keeps_the_first_dimensions_scales_the_last_and_ramps_between() -> None:
+    def dimension_of(periods: float) -> float:
+        """Return the fractional dimension with this number of periods in the original length."""
+        return 32 * math.log(4096 / (periods * 2 * math.pi)) / (2 * math.log(10_000))
 
-    assert (math.floor(turns_at(32)), math.ceil(turns_at(1))) == (5, 12)
-    frequencies, unstretched = read(32, rope_scaling=YARN).frequencies(), plain(32)
-    np.testing.assert_allclose(frequencies[:6], unstretched[:6], rtol=1e-6)
-    np.testing.assert_allclose(frequencies[12:], np.array(unstretched[12:]) / 4, rtol=1e-6)
-    np.testing.assert_allclose(frequencies[8], unstretched[8] * (4 / 7 + 3 / 7 / 4), rtol=1e-6)
+    assert (math.floor(dimension_of(32)), math.ceil(dimension_of(1))) == (5, 12)
+    frequencies, unscaled = read(32, rope_scaling=YARN).frequencies(), plain(32)
+    np.testing.assert_allclose(frequencies[:6], unscaled[:6], rtol=1e-6)
+    np.testing.assert_allclose(frequencies[12:], np.array(unscaled[12:]) / 4, rtol=1e-6)
+    np.testing.assert_allclose(frequencies[8], unscaled[8] * (4 / 7 + 3 / 7 / 4), rtol=1e-6)
     exact = read(32, rope_scaling=YARN | {"truncate": False}).frequencies()
-    divided = (8 - turns_at(32)) / (turns_at(1) - turns_at(32))
-    np.testing.assert_allclose(exact[8], unstretched[8] * (1 - divided + divided / 4), rtol=1e-6)
+    scaled_share = (8 - dimension_of(32)) / (dimension_of(1) - dimension_of(32))
+    np.testing.assert_allclose(exact[8], unscaled[8] * (1 - scaled_share + scaled_share / 4), rtol=1e-6)
 
 
-def test_yarn_ramp_of_no_length_is_a_step() -> None:
+def test_yarn_ramp_of_zero_length_is_a_step() -> None:
     frequencies = read(8, rope_scaling=YARN | {"original_max_position_embeddings": 2}).frequencies()
     np.testing.assert_allclose(frequencies, [1, 0.1 / 4, 0.01 / 4, 0.001 / 4], rtol=1e-6)
 
@@ -92,7 +92,7 @@ def test_yarn_attention_factor(change: dict[str, float], expected: float) -> Non
 def test_attention_factor_scales_the_tables() -> None:
     rope = read(32, rope_scaling=YARN | {"attention_factor": 1.5})
     unscaled = dataclasses.replace(rope, attention_factor=1.0)
-    for scaled, table in zip(rope.tables(first(9)), unscaled.tables(first(9)), strict=True):
+    for scaled, table in zip(rope.tables(first_positions(9)), unscaled.tables(first_positions(9)), strict=True):
         np.testing.assert_allclose(scaled, 1.5 * np.asarray(table), rtol=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_tables_are_cos_and_sin_of_position_times_frequency() -> None:
     np.testing.assert_allclose(sin, np.sin(angles), atol=1e-5)
 
 
-def test_new_key_says_the_same_as_the_old_one() -> None:
+def test_rope_parameters_and_rope_scaling_are_equivalent() -> None:
     old = read(8, rope_theta=500.0, rope_scaling=LLAMA3)
     assert old == Rope(8, 500.0, "llama3", 8.0, 1000, 1.0, 4.0)
     assert read(8, rope_parameters=LLAMA3 | {"rope_theta": 500.0}) == old
@@ -114,26 +114,26 @@ def test_new_key_says_the_same_as_the_old_one() -> None:
 
 
 @pytest.mark.parametrize("scaling", [None, {}, {"rope_type": "default"}, {"rope_type": None, "type": None}])
-def test_no_stretching_is_plain(scaling: dict[str, Any] | None) -> None:
+def test_config_without_scaling_gives_default_rope(scaling: dict[str, Any] | None) -> None:
     assert read(8, rope_theta=500.0, rope_scaling=scaling) == Rope(8, 500.0)
     assert read(8, rope_parameters=scaling) == Rope(8, 10_000.0)
 
 
-def test_theta_of_the_rope_parameters_wins() -> None:
+def test_theta_in_rope_parameters_takes_precedence() -> None:
     assert read(8, rope_theta=1.5, rope_parameters={"rope_theta": 500}).theta == 500.0
 
 
-def test_missing_theta_is_the_familys() -> None:
-    assert read_rope(Fields({}), 8, theta=77.0) == Rope(8, 77.0)
+def test_missing_theta_is_the_default_of_the_family() -> None:
+    assert read_rope(ConfigReader({}), 8, theta=77.0) == Rope(8, 77.0)
 
 
-def test_original_length_is_the_models_where_it_is_not_named() -> None:
+def test_original_length_defaults_to_the_maximum_length_of_the_model() -> None:
     rest = {key: value for key, value in YARN.items() if key != "original_max_position_embeddings"}
     assert read(8, rope_scaling=rest).original_length == 2048
 
 
-def test_section_is_read_where_kinds_of_layers_differ() -> None:
-    config = Fields(
+def test_section_selects_the_parameters_of_a_layer_type() -> None:
+    config = ConfigReader(
         {
             "rope_parameters": {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -147,74 +147,74 @@ def test_section_is_read_where_kinds_of_layers_differ() -> None:
 
 @pytest.mark.parametrize("key", ["type", "rope_type"])
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_unknown_kind_is_refused_by_name(key: str, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"'{kind}' is not supported, only {', '.join(KINDS)}"):
+def test_unknown_scaling_type_is_refused_with_its_name(key: str, kind: str) -> None:
+    with pytest.raises(ValueError, match=f"rope_scaling has the unknown type '{kind}'; supported: {', '.join(KINDS)}"):
         read(8, rope_scaling={key: kind, "factor": 2.0})
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
-def test_missing_factor_is_named(kind: str) -> None:
+def test_missing_factor_is_refused_with_its_key(kind: str) -> None:
     with pytest.raises(ValueError, match=r"^factor must be a number"):
         read(8, rope_scaling={"rope_type": kind})
 
 
 @pytest.mark.parametrize("key", ["low_freq_factor", "high_freq_factor"])
-def test_missing_number_of_llama3_is_named(key: str) -> None:
+def test_missing_number_of_llama3_is_refused_with_its_key(key: str) -> None:
     with pytest.raises(ValueError, match=key):
         read(8, rope_scaling=LLAMA3 | {key: None})
 
 
 @pytest.mark.parametrize("width", [0, 1, 7])
-def test_heads_that_have_no_pairs_are_refused(width: int) -> None:
+def test_odd_or_empty_heads_are_refused(width: int) -> None:
     with pytest.raises(ValueError, match=f"{width} dimensions"):
         Rope(width)
 
 
-def test_rotate_pairs_a_dimension_with_the_one_half_a_width_away() -> None:
+def test_rotate_pairs_each_dimension_with_the_one_half_a_width_away() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
-    turned = np.asarray(rotate(x, Rope(8).tables(first(5))))
+    rotated = np.asarray(rotate(x, Rope(8).tables(first_positions(5))))
     angles = np.arange(5)[:, None] * np.array(plain(8))
     expected = (np.asarray(x[..., :4]) + 1j * np.asarray(x[..., 4:])) * np.exp(1j * angles)[None, :, None]
-    np.testing.assert_allclose(turned[..., :4] + 1j * turned[..., 4:], expected, atol=1e-5)
+    np.testing.assert_allclose(rotated[..., :4] + 1j * rotated[..., 4:], expected, atol=1e-5)
 
 
-def test_rotate_leaves_dimensions_beyond_the_width_alone() -> None:
+def test_rotate_keeps_dimensions_beyond_the_width() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 12))
-    turned = rotate(x, Rope(8).tables(first(5)))
-    np.testing.assert_array_equal(turned[..., 8:], x[..., 8:])
-    np.testing.assert_array_equal(turned[..., :8], rotate(x[..., :8], Rope(8).tables(first(5))))
-    assert not np.allclose(turned[:, 1:, :, :8], x[:, 1:, :, :8], atol=0.1)
+    rotated = rotate(x, Rope(8).tables(first_positions(5)))
+    np.testing.assert_array_equal(rotated[..., 8:], x[..., 8:])
+    np.testing.assert_array_equal(rotated[..., :8], rotate(x[..., :8], Rope(8).tables(first_positions(5))))
+    assert not np.allclose(rotated[:, 1:, :, :8], x[:, 1:, :, :8], atol=0.1)
 
 
-def test_rotate_turns_each_row_by_its_own_positions() -> None:
+def test_rotate_uses_the_positions_of_each_row() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
     positions = jnp.array([[4, 5, 6], [1, 0, 5]], jnp.int32)
     rope = Rope(8)
-    turned = rotate(x, rope.tables(positions))
+    rotated = rotate(x, rope.tables(positions))
     for row in range(2):
         alone = rotate(x[row : row + 1], rope.tables(positions[row : row + 1]))
-        np.testing.assert_array_equal(turned[row : row + 1], alone)
-    assert not np.allclose(turned[1], rotate(x[1:], rope.tables(positions[:1]))[0], atol=0.1)
+        np.testing.assert_array_equal(rotated[row : row + 1], alone)
+    assert not np.allclose(rotated[1], rotate(x[1:], rope.tables(positions[:1]))[0], atol=0.1)
 
 
 def test_rotate_preserves_norms_and_the_first_position() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 50, 3, 8))
-    turned = rotate(x, Rope(8).tables(first(50)))
-    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
-    np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+    rotated = rotate(x, Rope(8).tables(first_positions(50)))
+    np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_array_equal(rotated[:, 0], x[:, 0])
 
 
-def test_rotate_gives_back_the_dtype() -> None:
+def test_rotate_keeps_the_dtype() -> None:
     x = jnp.ones((1, 4, 1, 8), jnp.bfloat16)
-    assert rotate(x, Rope(8).tables(first(4))).dtype == jnp.bfloat16
+    assert rotate(x, Rope(8).tables(first_positions(4))).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, LLAMA3, YARN])
-def test_scores_depend_only_on_the_distance(scaling: dict[str, Any] | None) -> None:
-    """The same query and key stand at every position."""
-    tables = read(16, rope_scaling=scaling).tables(first(40))
-    drawn = jax.random.normal(jax.random.key(3), (2, 1, 1, 1, 16))
-    query, key = (np.asarray(rotate(jnp.tile(x, (1, 40, 1, 1)), tables))[0, :, 0] for x in drawn)
+def test_scores_depend_only_on_the_relative_position(scaling: dict[str, Any] | None) -> None:
+    """Place the same query and key at every position."""
+    tables = read(16, rope_scaling=scaling).tables(first_positions(40))
+    vectors = jax.random.normal(jax.random.key(3), (2, 1, 1, 1, 16))
+    query, key = (np.asarray(rotate(jnp.tile(x, (1, 40, 1, 1)), tables))[0, :, 0] for x in vectors)
     scores = query @ key.T
     np.testing.assert_allclose(scores[1:, 1:], scores[:-1, :-1], atol=1e-4)
     assert np.ptp(scores[0]) > 1

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint directory: special tokens, flags, chat templates and ends, wherever files say them."""
+"""The tokenizer of a checkpoint directory: special tokens, flags, chat templates and EOS tokens from every file."""
 
 import json
 from pathlib import Path
@@ -11,21 +11,21 @@ from tokenizers.models import WordLevel
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.tokenizer import read_tokenizer
 
-MODEL_ARGS = ["<s>", "</s>", "<unk>", "<pad>", "the", "cat", "sat"]
+VOCABULARY = ["<s>", "</s>", "<unk>", "<pad>", "the", "cat", "sat"]
 TEMPLATE = "{{ messages[0]['content'] }}"
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A word-level tokenizer that adds nothing by itself."""
+    """Make a directory with a word-level tokenizer whose post-processor adds no tokens."""
     build().save(str(tmp_path / "tokenizer.json"))
     return tmp_path
 
 
 def build() -> Tokenizer:
-    tokenizer = Tokenizer(WordLevel({word: id for id, word in enumerate(MODEL_ARGS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(WordLevel({word: id for id, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in MODEL_ARGS[:4]])
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in VOCABULARY[:4]])
     return tokenizer
 
 
@@ -35,12 +35,12 @@ def add_bos_by_processor(directory: Path) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
 
 
-def say(directory: Path, name: str, **values: Any) -> None:
+def write_json(directory: Path, name: str, **values: Any) -> None:
     (directory / name).write_text(json.dumps(values), encoding="utf-8")
 
 
 def configure(directory: Path, **values: Any) -> None:
-    say(directory, "tokenizer_config.json", **values)
+    write_json(directory, "tokenizer_config.json", **values)
 
 
 def test_tokenizer_json_alone_is_enough(directory: Path) -> None:
@@ -53,7 +53,7 @@ def test_tokenizer_json_alone_is_enough(directory: Path) -> None:
     assert tokenizer.eos_token_ids == ()
 
 
-def test_bos_is_added_by_the_post_processor_unless_told_not_to(directory: Path) -> None:
+def test_bos_is_added_by_the_post_processor_unless_disabled(directory: Path) -> None:
     add_bos_by_processor(directory)
     tokenizer = read_tokenizer(directory)
     assert tokenizer.encode("the cat") == [0, 4, 5]
@@ -63,7 +63,7 @@ def test_bos_is_added_by_the_post_processor_unless_told_not_to(directory: Path) 
 
 @pytest.mark.parametrize("flags", [{"add_bos_token": True, "add_eos_token": True}, {"add_bos_token": False}])
 @pytest.mark.parametrize(("by_processor", "expected"), [(False, [4]), (True, [0, 4])])
-def test_the_post_processor_counts_and_not_the_flags_of_older_files(
+def test_post_processor_decides_and_flags_of_older_files_are_ignored(
     directory: Path, flags: dict[str, bool], by_processor: bool, expected: list[int]
 ) -> None:
     if by_processor:
@@ -75,25 +75,25 @@ def test_the_post_processor_counts_and_not_the_flags_of_older_files(
 @pytest.mark.parametrize("form", ["text", "record"])
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
 def test_special_tokens_are_read_in_every_form(directory: Path, file: str, form: str) -> None:
-    def given(token: str) -> object:
+    def stored(token: str) -> object:
         return token if form == "text" else {"content": token, "lstrip": False, "__type": "AddedToken"}
 
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    say(directory, file, **{name: given(token) for name, token in names.items()})
+    write_json(directory, file, **{name: stored(token) for name, token in names.items()})
     tokenizer = read_tokenizer(directory)
     assert {name: getattr(tokenizer, name) for name in names} == names
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (0, 1, 3)
 
 
-def test_tokenizer_config_wins_over_the_map_where_it_says_something(directory: Path) -> None:
-    say(directory, "special_tokens_map.json", bos_token="<s>", eos_token="<pad>")
+def test_tokenizer_config_takes_precedence_over_the_special_tokens_map(directory: Path) -> None:
+    write_json(directory, "special_tokens_map.json", bos_token="<s>", eos_token="<pad>")
     configure(directory, bos_token=None, eos_token="</s>")
     tokenizer = read_tokenizer(directory)
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
 
 
 @pytest.mark.parametrize("name", ["bos_token", "eos_token"])
-def test_bos_or_eos_outside_the_vocabulary_is_named(directory: Path, name: str) -> None:
+def test_bos_or_eos_outside_the_vocabulary_is_refused_with_its_name(directory: Path, name: str) -> None:
     configure(directory, **{name: "<gone>"})
     with pytest.raises(TokenizerError, match=f"{name} '<gone>' is not in the tokenizer's vocabulary"):
         read_tokenizer(directory)
@@ -105,14 +105,14 @@ def test_pad_outside_the_vocabulary_has_no_id(directory: Path) -> None:
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<gone>", None)
 
 
-def test_decode_leaves_special_tokens_out_only_when_told_to(directory: Path) -> None:
+def test_decode_omits_special_tokens_only_on_request(directory: Path) -> None:
     tokenizer = read_tokenizer(directory)
     assert tokenizer.decode([0, 4, 5, 1]) == "<s> the cat </s>"
     assert tokenizer.decode([0, 4, 5, 1], skip_special_tokens=True) == "the cat"
     assert sorted(tokenizer.all_special_ids) == [0, 1, 2, 3]
 
 
-def test_truncation_and_padding_of_the_file_are_switched_off(directory: Path) -> None:
+def test_truncation_and_padding_of_the_file_are_disabled(directory: Path) -> None:
     saved = build()
     saved.enable_truncation(1)
     saved.enable_padding(length=5, pad_id=3, pad_token="<pad>")
@@ -131,12 +131,12 @@ def test_named_chat_templates_are_read_from_the_config(directory: Path) -> None:
     assert read_tokenizer(directory).chat_template == {"default": TEMPLATE, "tool_use": "tools"}
 
 
-def test_single_default_template_of_a_list_is_a_string(directory: Path) -> None:
+def test_list_with_only_a_default_template_gives_a_string(directory: Path) -> None:
     configure(directory, chat_template=[{"name": "default", "template": TEMPLATE}])
     assert read_tokenizer(directory).chat_template == TEMPLATE
 
 
-def test_chat_template_in_a_file_of_its_own_comes_first(directory: Path) -> None:
+def test_chat_template_file_takes_precedence_over_the_config(directory: Path) -> None:
     configure(directory, chat_template="old")
     (directory / "chat_template.jinja").write_text(TEMPLATE + "ü\n", encoding="utf-8")
     assert read_tokenizer(directory).chat_template == TEMPLATE + "ü\n"
@@ -169,29 +169,29 @@ def test_additional_chat_template_without_a_default_keeps_its_name(directory: Pa
         (None, None, ()),
     ],
 )
-def test_ends_of_generation_are_those_of_the_generation_config_else_of_the_config(
+def test_eos_tokens_come_from_the_generation_config_else_the_config(
     directory: Path, generation: dict[str, Any] | None, config: dict[str, Any] | None, expected: tuple[int, ...]
 ) -> None:
     for name, values in (("generation_config.json", generation), ("config.json", config)):
         if values is not None:
-            say(directory, name, **values)
+            write_json(directory, name, **values)
     assert read_tokenizer(directory).eos_token_ids == expected
 
 
 @pytest.mark.parametrize("value", ["</s>", [1, "</s>"], 1.5])
-def test_end_that_is_no_id_is_named(directory: Path, value: object) -> None:
-    say(directory, "generation_config.json", eos_token_id=value)
+def test_invalid_eos_token_id_is_refused_with_its_file(directory: Path, value: object) -> None:
+    write_json(directory, "generation_config.json", eos_token_id=value)
     with pytest.raises(TokenizerError, match=r"eos_token_id=.*generation_config\.json"):
         read_tokenizer(directory)
 
 
-def test_length_and_fingerprint_are_passed_on(directory: Path) -> None:
+def test_max_length_and_fingerprint_are_kept(directory: Path) -> None:
     configure(directory, model_max_length=512)
     tokenizer = read_tokenizer(directory, "print")
     assert (tokenizer.model_max_length, tokenizer.fingerprint) == (512, "print")
 
 
-def test_missing_tokenizer_json_says_how_to_make_one(directory: Path) -> None:
+def test_missing_tokenizer_json_error_shows_the_conversion_command(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
     (directory / "tokenizer.model").write_bytes(b"sentencepiece")
     with pytest.raises(TokenizerError, match=r"no tokenizer\.json in .*save_pretrained"):
@@ -203,7 +203,7 @@ def test_missing_tokenizer_json_says_how_to_make_one(directory: Path) -> None:
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json"],
 )
 @pytest.mark.parametrize("content", [b"{", b"[]", b"", b"\xff\xfe"])
-def test_damaged_file_is_named(directory: Path, name: str, content: bytes) -> None:
+def test_damaged_file_is_refused_with_its_name(directory: Path, name: str, content: bytes) -> None:
     (directory / name).write_bytes(content)
     with pytest.raises(TokenizerError, match=name):
         read_tokenizer(directory)
@@ -212,13 +212,13 @@ def test_damaged_file_is_named(directory: Path, name: str, content: bytes) -> No
 @pytest.mark.parametrize(
     "template", [[{"name": "default"}], ["text"], [{"template": "text"}]], ids=["no template", "text", "no name"]
 )
-def test_damaged_list_of_templates_is_named(directory: Path, template: object) -> None:
+def test_damaged_list_of_templates_is_refused(directory: Path, template: object) -> None:
     configure(directory, chat_template=template)
     with pytest.raises(TokenizerError, match="chat_template"):
         read_tokenizer(directory)
 
 
-def test_damaged_template_file_is_named(directory: Path) -> None:
+def test_damaged_template_file_is_refused_with_its_name(directory: Path) -> None:
     (directory / "chat_template.jinja").write_bytes(b"\xff\xfe{{")
     with pytest.raises(TokenizerError, match=r"chat_template\.jinja"):
         read_tokenizer(directory)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is read back, what is damaged or not read is named."""
+"""Checkpoints: round trips, and errors that name what is damaged or not supported."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def saved(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sharded(saved: Path) -> Path:
-    """The same in two files, the layers cut across."""
+    """Write the same checkpoint as two files that both hold tensors of every layer."""
     tensors = load_file(saved / WEIGHTS_FILE)
     (saved / WEIGHTS_FILE).unlink()
     shards: dict[str, dict[str, NDArray[Any]]] = {FIRST: {}, SECOND: {}}
@@ -47,8 +47,8 @@ def sharded(saved: Path) -> Path:
     return saved
 
 
-class Touching:
-    """Unpickling it makes a file."""
+class CreatesFile:
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -67,13 +67,13 @@ def read_index(directory: Path) -> dict[str, str]:
 
 
 def rewrite(directory: Path, change: dict[str, NDArray[Any] | None]) -> None:
-    """Replace tensors on disk; None takes one away."""
+    """Replace tensors on disk; None removes one."""
     tensors = {**load_file(directory / WEIGHTS_FILE), **change}
     save_file({k: v for k, v in tensors.items() if v is not None}, directory / WEIGHTS_FILE)
 
 
 def reconfigure(directory: Path, **change: object) -> None:
-    """Replace keys of the config; None takes one away."""
+    """Replace keys of the config; None removes one."""
     values = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")) | change
     kept = {key: value for key, value in values.items() if value is not None}
     (directory / CONFIG_FILE).write_text(json.dumps(kept), encoding="utf-8")
@@ -99,7 +99,7 @@ def test_round_trip(tmp_path: Path, model: Llama, dtype: str) -> None:
     assert_same(read_params, jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), params))
 
 
-def test_names_and_orientation_are_hugging_faces(saved: Path) -> None:
+def test_names_and_orientation_match_hugging_face(saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     assert tensors["model.layers.1.self_attn.k_proj.weight"].shape == (8, 16)
     assert tensors["model.layers.0.mlp.down_proj.weight"].shape == (16, 24)
@@ -108,21 +108,21 @@ def test_names_and_orientation_are_hugging_faces(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
-def test_missing_file_is_named(saved: Path, name: str) -> None:
+def test_missing_file_is_refused_with_its_name(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama"}', "\udcff"])
-def test_damaged_config_is_named(saved: Path, content: str) -> None:
+def test_damaged_config_is_refused_with_its_name(saved: Path, content: str) -> None:
     (saved / CONFIG_FILE).write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=CONFIG_FILE):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("kind", ["mamba", None])
-def test_unknown_model_type_is_told_the_known_ones(saved: Path, kind: str | None) -> None:
+def test_unknown_model_type_is_refused_with_the_supported_ones(saved: Path, kind: str | None) -> None:
     reconfigure(saved, model_type=kind)
     with pytest.raises(ValueError, match=f"model_type {kind!r} is not known") as caught:
         load_checkpoint(saved)
@@ -136,7 +136,7 @@ def test_quantised_checkpoint_is_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 5, 200, -1])
-def test_truncated_weights_are_named(saved: Path, kept_bytes: int) -> None:
+def test_truncated_weights_are_refused_with_the_file_name(saved: Path, kept_bytes: int) -> None:
     path = saved / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(ValueError, match=WEIGHTS_FILE):
@@ -148,18 +148,18 @@ def test_truncated_weights_are_named(saved: Path, kept_bytes: int) -> None:
     [
         (None, "lacks the tensor"),
         (np.zeros((16, 24), np.float32), "has the shape"),
-        (np.zeros((24, 16), np.int32), "I32; quantised weights are not read"),
+        (np.zeros((24, 16), np.int32), "I32; quantised weights are not supported"),
     ],
 )
-def test_damaged_tensor_is_named(saved: Path, replacement: NDArray[Any] | None, message: str) -> None:
+def test_damaged_tensor_is_refused_with_its_name(saved: Path, replacement: NDArray[Any] | None, message: str) -> None:
     rewrite(saved, {DAMAGED: replacement})
     with pytest.raises(ValueError, match=f"({DAMAGED}.*{message})|({message}.*{DAMAGED})") as caught:
         load_checkpoint(saved)
     assert str(saved) in str(caught.value)
 
 
-def test_tensor_without_a_place_is_refused(saved: Path) -> None:
-    """A bias that is dropped in silence would give a model that is almost right."""
+def test_unused_tensor_is_refused(saved: Path) -> None:
+    """Silently dropping a bias would give a model that is almost right."""
     rewrite(saved, {"model.layers.0.self_attn.q_proj.bias": np.zeros(16, np.float32)})
     with pytest.raises(ValueError, match=r"q_proj\.bias"):
         load_checkpoint(saved)
@@ -171,18 +171,18 @@ def test_layer_beyond_the_last_is_refused(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-def test_buffers_of_old_versions_are_let_pass(saved: Path) -> None:
+def test_buffers_of_old_versions_are_ignored(saved: Path) -> None:
     rewrite(saved, {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, np.float32)})
     assert_same(load_checkpoint(saved)[1], PARAMS)
 
 
-def test_repeated_head_of_a_tied_model_is_let_pass(tmp_path: Path) -> None:
+def test_repeated_head_of_a_tied_model_is_ignored(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, TIED, TIED.init_params(jax.random.key(0)))
     rewrite(tmp_path, {"lm_head.weight": np.zeros((20, 16), np.float32)})
     assert "head" not in load_checkpoint(tmp_path)[1].outer
 
 
-def test_bare_trunk_leaves_the_prefix_out(tmp_path: Path) -> None:
+def test_names_of_a_headless_checkpoint_have_no_prefix(tmp_path: Path) -> None:
     params = TIED.init_params(jax.random.key(0))
     save_checkpoint(tmp_path, TIED, params)
     tensors = load_file(tmp_path / WEIGHTS_FILE)
@@ -190,7 +190,7 @@ def test_bare_trunk_leaves_the_prefix_out(tmp_path: Path) -> None:
     assert_same(load_checkpoint(tmp_path)[1], params)
 
 
-def test_bare_trunk_of_an_untied_model_lacks_its_head(saved: Path) -> None:
+def test_headless_checkpoint_of_an_untied_model_is_refused(saved: Path) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     del tensors["lm_head.weight"]
     save_file({name.removeprefix("model."): x for name, x in tensors.items()}, saved / WEIGHTS_FILE)
@@ -198,52 +198,52 @@ def test_bare_trunk_of_an_untied_model_lacks_its_head(saved: Path) -> None:
         load_checkpoint(saved)
 
 
-def test_pickle_is_not_read_and_the_error_says_why(saved: Path) -> None:
+def test_pickle_is_refused_with_the_reason(saved: Path) -> None:
     (saved / WEIGHTS_FILE).unlink()
-    opened = saved / "opened"
-    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Touching(str(opened))))
+    created = saved / "created"
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(CreatesFile(str(created))))
     with pytest.raises(FileNotFoundError, match=r"pytorch_model\.bin is a pickle.*not read.*save_pretrained"):
         load_checkpoint(saved)
-    assert not opened.exists()
+    assert not created.exists()
 
 
-def test_shards_are_read_as_one(sharded: Path) -> None:
+def test_sharded_checkpoint_is_read(sharded: Path) -> None:
     assert len(set(read_index(sharded).values())) == 2
     assert_same(load_checkpoint(sharded)[1], PARAMS)
 
 
-def test_missing_shard_is_named(sharded: Path) -> None:
+def test_missing_shard_is_refused_with_its_name(sharded: Path) -> None:
     (sharded / SECOND).unlink()
     with pytest.raises(FileNotFoundError, match=SECOND):
         load_checkpoint(sharded)
 
 
-def test_tensor_in_two_shards_is_named(sharded: Path) -> None:
+def test_tensor_in_two_shards_is_refused_with_its_name(sharded: Path) -> None:
     name = next(name for name, shard in read_index(sharded).items() if shard == FIRST)
     save_file({**load_file(sharded / SECOND), name: np.zeros(1, np.float32)}, sharded / SECOND)
-    with pytest.raises(ValueError, match=f"the tensor {name} lies in .* another file"):
+    with pytest.raises(ValueError, match=f"the tensor {name} is in .* another file"):
         load_checkpoint(sharded)
 
 
-@pytest.mark.parametrize("reaching", ["../x.safetensors", "/x.safetensors", "part/x.safetensors", 7])
-def test_index_that_reaches_outside_is_refused(sharded: Path, reaching: object) -> None:
-    for directory in (sharded.parent, sharded / "part"):  # whole files, so that only the name can be the reason
+@pytest.mark.parametrize("name", ["../x.safetensors", "/x.safetensors", "part/x.safetensors", 7])
+def test_index_with_files_outside_its_directory_is_refused(sharded: Path, name: object) -> None:
+    for directory in (sharded.parent, sharded / "part"):  # complete files, so that only the name can be the reason
         directory.mkdir(exist_ok=True)
         (directory / "x.safetensors").write_bytes((sharded / FIRST).read_bytes())
-    write_index(sharded, dict.fromkeys(read_index(sharded), reaching))
-    with pytest.raises(ValueError, match="no file name"):
+    write_index(sharded, dict.fromkeys(read_index(sharded), name))
+    with pytest.raises(ValueError, match="not a plain file name"):
         load_checkpoint(sharded)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": {}}}'])
-def test_damaged_index_is_named(sharded: Path, content: str) -> None:
+def test_damaged_index_is_refused_with_its_name(sharded: Path, content: str) -> None:
     (sharded / INDEX_FILE).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=INDEX_FILE):
         load_checkpoint(sharded)
 
 
 @pytest.mark.parametrize(
-    ("stored", "said", "expected"),
+    ("stored", "configured", "expected"),
     [
         ("bfloat16", "bfloat16", "bfloat16"),
         ("bfloat16", None, "bfloat16"),
@@ -255,19 +255,19 @@ def test_damaged_index_is_named(sharded: Path, content: str) -> None:
     ],
 )
 @pytest.mark.parametrize("key", ["torch_dtype", "dtype"])
-def test_auto_dtype_is_bfloat16_only_where_the_checkpoint_is(
-    saved: Path, key: str, stored: str, said: str | None, expected: str
+def test_auto_dtype_is_bfloat16_only_for_bfloat16_checkpoints(
+    saved: Path, key: str, stored: str, configured: str | None, expected: str
 ) -> None:
     tensors = load_file(saved / WEIGHTS_FILE)
     save_file({name: x.astype(ml_dtypes.bfloat16 if stored == "bfloat16" else stored) for name, x in tensors.items()},
               saved / WEIGHTS_FILE)  # fmt: skip
-    reconfigure(saved, **{"torch_dtype": None, key: said})
+    reconfigure(saved, **{"torch_dtype": None, key: configured})
     params = load_checkpoint(saved)[1]
     assert dtypes(params) == {expected}
     assert_same(params, jax.tree.map(lambda x: x.astype(stored).astype(expected), PARAMS))
 
 
-def test_auto_dtype_is_float32_where_one_tensor_is(saved: Path) -> None:
+def test_auto_dtype_is_float32_if_one_tensor_is_float32(saved: Path) -> None:
     reconfigure(saved, torch_dtype=None)
     tensors = load_file(saved / WEIGHTS_FILE)
     kept = "model.norm.weight"
@@ -279,11 +279,11 @@ def test_auto_dtype_is_float32_where_one_tensor_is(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_dtype_in_memory_is_the_callers(saved: Path, dtype: str) -> None:
+def test_dtype_in_memory_is_the_requested_one(saved: Path, dtype: str) -> None:
     assert dtypes(load_checkpoint(saved, dtype)[1]) == {dtype}
 
 
-def test_save_refuses_what_cannot_be_stored(tmp_path: Path) -> None:
+def test_save_refuses_invalid_params_and_dtypes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="int8"):
         save_checkpoint(tmp_path, MODEL, PARAMS, "int8")
     with pytest.raises(ValueError, match="head"):

@@ -1,4 +1,4 @@
-"""Small random checkpoints of every family, made by transformers from a config."""
+"""Create small random checkpoints of every family with transformers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import birdie_zmq.models
 DEMO = Path(birdie_zmq.models.__file__).parent / "demo"
 
 MAX_LENGTH = 128
-_VOCABULARY = 1024  # that of the demo's tokenizer, which all of these checkpoints share
+_VOCABULARY = 1024  # of the demo's tokenizer, which all of these checkpoints use
 _SIZES = {
     "vocab_size": _VOCABULARY,
     "hidden_size": 64,
@@ -31,13 +31,13 @@ _NEOX_SIZES = {name: size for name, size in _SIZES.items() if name != "num_key_v
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to compare: transformers' config class, what its config says, and how its files lie."""
+    """A model to compare: transformers' config class, its values, and the format of its files."""
 
     config: str
     values: dict[str, Any]
     shard_bytes: int | None = None
     rewrite: dict[str, Any] = field(default_factory=dict)
-    """Keys of config.json as older versions of transformers wrote them; None takes a key away."""
+    """Keys of config.json as older versions of transformers wrote them; None removes a key."""
 
     @property
     def family(self) -> str:
@@ -152,17 +152,17 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def make_checkpoint(variant: Variant, directory: Path, *, habit: str | None = None) -> Path:
+def make_checkpoint(variant: Variant, directory: Path, *, tokenizer_kind: str | None = None) -> Path:
     """Write a checkpoint.
 
-    Weights are drawn so that every part matters: transformers' own initial ones would leave norms at one and biases at
-    zero, and give nearly equal logits to all tokens.
+    Its random weights make every part matter: transformers' initial weights leave norms at one and biases at zero, and
+    give nearly equal logits for all tokens.
 
     Args:
-        variant: What to make.
-        directory: Where to.
-        habit: What the tokenizer does by itself: ``bos`` puts BOS before every text, by its post-processor;
-            ``metaspace`` does so too and writes spaces as Llama 2's does, one of them before every text.
+        variant: The model.
+        directory: The directory to write.
+        tokenizer_kind: ``bos`` adds BOS to every text by its post-processor; ``metaspace`` does so too, and encodes
+            spaces as Llama 2's tokenizer does, with one added before every text. None adds nothing.
     """
     import torch
     import transformers
@@ -174,8 +174,8 @@ def make_checkpoint(variant: Variant, directory: Path, *, habit: str | None = No
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
-                around = 1.0 if name.endswith("weight") and "Gemma" not in variant.config else 0.0
-                weight.normal_(around, 0.2)
+                mean = 1.0 if name.endswith("weight") and "Gemma" not in variant.config else 0.0
+                weight.normal_(mean, 0.2)
             else:
                 weight.normal_(0.0, weight.shape[-1] ** -0.5)
     shards = {} if variant.shard_bytes is None else {"max_shard_size": variant.shard_bytes}
@@ -183,9 +183,9 @@ def make_checkpoint(variant: Variant, directory: Path, *, habit: str | None = No
     _rewrite(directory / "config.json", variant.rewrite)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, directory / name)
-    if habit == "metaspace":
+    if tokenizer_kind == "metaspace":
         _metaspace_tokenizer().save(str(directory / "tokenizer.json"))
-    if habit in ("bos", "metaspace"):
+    if tokenizer_kind in ("bos", "metaspace"):
         processor = {
             "type": "TemplateProcessing",
             "single": [{"SpecialToken": {"id": "<|bos|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -197,7 +197,7 @@ def make_checkpoint(variant: Variant, directory: Path, *, habit: str | None = No
 
 
 def _metaspace_tokenizer() -> Tokenizer:
-    """A tokenizer of Llama 2's kind: spaces are letters of words, unknown letters fall back to bytes."""
+    """Train a tokenizer like Llama 2's: spaces are part of words, and unknown characters fall back to bytes."""
     special = ["<|pad|>", "<|bos|>", "<|eos|>", "<unk>", "<|system|>", "<|user|>", "<|assistant|>"]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -205,10 +205,10 @@ def _metaspace_tokenizer() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     texts = [" ".join(f"Question: Where does Mira number {n} live? Answer: Fernley with {n} plums" for n in range(60))]
-    in_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*special, *in_bytes], show_progress=False)
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*special, *byte_tokens], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    # Bytes are ordinary tokens, which text cannot name.
+    # Bytes are ordinary tokens, which text cannot contain as special tokens.
     state = json.loads(tokenizer.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in special]
     rebuilt: Tokenizer = Tokenizer.from_str(json.dumps(state))

@@ -1,4 +1,4 @@
-"""lm_eval's hf backend and ours, asked the same; a table of the largest differences at the end."""
+"""Compare lm_eval's hf backend and birdie-zmq on the same requests, and report the largest differences."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _worst: dict[str, tuple[int, float]] = {}
 
 
 def instances(kind: Kind, arguments: list[tuple[Any, ...]]) -> list[Instance]:
-    """Requests as lm_eval makes them."""
+    """Return requests as lm_eval creates them."""
     return [Instance(kind, {}, argument, index) for index, argument in enumerate(arguments)]
 
 
 def hf(directory: Path, **keywords: Any) -> Any:
-    """lm_eval's own backend on a checkpoint, in float32 on the CPU."""
+    """Load a checkpoint in lm_eval's hf backend, in float32 on the CPU."""
     from lm_eval.models.huggingface import HFLM
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's and transformers' own
+        warnings.simplefilter("ignore")  # of torch and transformers
         keywords = {"dtype": "float32", "attn_implementation": "eager", **keywords}
         return HFLM(pretrained=str(directory), device="cpu", batch_size=1, **keywords)
 
 
 @contextmanager
 def ours(directory: Path, **keywords: Any) -> Iterator[BirdieZMQ]:
-    """Our backend on a checkpoint, with a broker and worker of its own."""
+    """Load a checkpoint in birdie-zmq, with an embedded broker and worker."""
     with BirdieZMQ(model_tag=str(directory), device="cpu", **{"dtype": "float32", **keywords}) as model:
         yield model
 
@@ -50,23 +50,23 @@ def assert_same(
     texts: Sequence[Any],
     windows: Sequence[int] | None = None,
 ) -> None:
-    """Hold two lists of log-likelihoods against each other, and remember the largest difference.
+    """Compare two lists of log-likelihoods, and record the largest difference.
 
-    A rolled text is a sum over windows of the model's length, each of which hf adds up in float32 (a step of 6e-5 at
-    -800 nats); the tolerance is for each of them.
+    A rolling log-likelihood is a sum over windows of the model's length. hf adds each window up in float32 (a step of
+    6e-5 at -800 nats), so the tolerance is per window.
     """
     assert len(theirs) == len(mine) == len(texts)
-    parts = windows or [1] * len(texts)
+    counts = windows or [1] * len(texts)
     count, worst = _worst.get(family, (0, 0.0))
-    gaps = [abs(a[0] - b[0]) / part for a, b, part in zip(theirs, mine, parts, strict=True)]
+    gaps = [abs(a[0] - b[0]) / windows_of_text for a, b, windows_of_text in zip(theirs, mine, counts, strict=True)]
     _worst[family] = (count + len(gaps), max([worst, *gaps]))
-    far = [(text, a, b) for text, a, b, gap in zip(texts, theirs, mine, gaps, strict=True) if not gap <= TOLERANCE]
-    assert not far
+    failures = [(text, a, b) for text, a, b, gap in zip(texts, theirs, mine, gaps, strict=True) if not gap <= TOLERANCE]
+    assert not failures
     assert [a[1] for a in theirs] == [b[1] for b in mine]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The table that the comparison is about."""
+    """Print the largest difference of each family."""
     if _worst:
         terminalreporter.section("largest difference from lm_eval's hf backend, float32, nats")
         for family, (count, worst) in sorted(_worst.items()):
@@ -75,5 +75,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the checkpoints of a module."""
+    """The folder for the checkpoints of a test module."""
     return tmp_path_factory.mktemp("checkpoints")

@@ -1,4 +1,4 @@
-"""Every family agrees with lm_eval's hf backend on the same weights, request by request."""
+"""Every family agrees with lm_eval's hf backend on the same weights for each request."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ _TOKENIZER = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
 QUESTION = "Question: Where does Una live?\nAnswer:"
 LONG = " ".join(f"Mira has {n} plums and Una has {n * 7 % 90} pears." for n in range(40))
 
-JOINED = [
+MERGED = [
     ("Una lives in Fern", "ley, and so does Mira."),
     ("The pl", "ums are ripe"),
     ("naïve c", "afé"),
     ("Who is the nei", "ghbour of Una?"),
 ]
-"""Context and continuation with a token across the join: encoded together they are not what they are apart."""
+"""Context and continuation with a token across the boundary: encoded together they differ from encoded separately."""
 
 HARD = [
     (QUESTION, " Fernley"),
     (QUESTION, " Oldbrook"),
     (QUESTION + "  ", "Fernley"),  # spaces that move to the continuation
     (QUESTION + "\n", "Fernley\n"),
-    *JOINED,
+    *MERGED,
     ("", "Una lives in Fernley."),  # no context
-    ("", "<|bos|>Una"),  # a continuation that begins with the prefix token itself
-    ("<|bos|>Una lives", " in Fernley"),  # a context that has its own BOS, as chat templates write it
+    ("", "<|bos|>Una"),  # a continuation that starts with the prefix token
+    ("<|bos|>Una lives", " in Fernley"),  # a context with its own BOS, as chat templates write it
     ("東京 \u200d🦔 ÅÅ", " naïve\tcafé 🦔"),
     ("<|user|>Who is Una?<|eos|><|assistant|>", "A neighbour<|eos|>"),
     (LONG, " Fernley"),  # longer than the model
@@ -48,17 +48,17 @@ WINDOWS = [max(1, -(-len(_TOKENIZER.encode(text).ids) // MAX_LENGTH)) for text i
 PROMPTS = [QUESTION, "Mira has", LONG, "<|bos|>Una"]
 
 
-def test_the_joined_texts_are_as_hard_as_they_claim() -> None:
+def test_merged_texts_have_a_token_across_the_boundary() -> None:
     def ids(text: str) -> list[int]:
         found: list[int] = _TOKENIZER.encode(text, add_special_tokens=False).ids
         return found
 
-    for context, continuation in JOINED:
+    for context, continuation in MERGED:
         assert ids(context + continuation)[: len(ids(context))] != ids(context)
     assert len(ids(LONG)) > 3 * MAX_LENGTH
 
 
-def test_every_family_on_offer_is_compared() -> None:
+def test_every_supported_family_is_compared() -> None:
     import transformers
 
     compared = {getattr(transformers, variant.config).model_type for variant in VARIANTS.values()}
@@ -66,7 +66,7 @@ def test_every_family_on_offer_is_compared() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_scores_and_texts_are_those_of_hf(name: str, checkpoints: Path) -> None:
+def test_scores_and_texts_match_hf(name: str, checkpoints: Path) -> None:
     variant = VARIANTS[name]
     directory = make_checkpoint(variant, checkpoints / name)
     if variant.shard_bytes is not None:
@@ -84,8 +84,8 @@ def test_scores_and_texts_are_those_of_hf(name: str, checkpoints: Path) -> None:
         assert theirs.generate_until(prompts, True) == mine.generate_until(prompts, True)
 
 
-def test_a_difference_would_be_seen(checkpoints: Path) -> None:
-    """Another scale of the rotary embedding, a small thing, is far over the tolerance."""
+def test_a_different_model_exceeds_the_tolerance(checkpoints: Path) -> None:
+    """Even a small change, another scale of the rotary embedding, exceeds the tolerance by far."""
     directory = make_checkpoint(VARIANTS["llama"], checkpoints / "right")
     other = make_checkpoint(VARIANTS["llama_rope_linear"], checkpoints / "wrong")
     pairs = instances("loglikelihood", list(HARD))

@@ -1,4 +1,4 @@
-"""A GGUF file gives the scores that lm_eval's hf backend gives on it, and on the directory that it was made of."""
+"""Scores of a GGUF file match those of lm_eval's hf backend, on the file and on the directory it was made from."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_scores_are_those_of_hf_on_the_file_and_on_its_directory(name: str, tmp_path: Path) -> None:
-    # transformers takes the heads of a Qwen 3 in a GGUF file to be 128 wide, whatever the file says.
+def test_scores_match_hf_on_the_file_and_on_its_directory(name: str, tmp_path: Path) -> None:
+    # transformers assumes a head width of 128 for Qwen 3 in GGUF files, whatever the file has.
     values = VARIANTS[name].values | ({"head_dim": 128} if name == "qwen3" else {})
     variant = dataclasses.replace(VARIANTS[name], values=values)
     directory = make_checkpoint(variant, tmp_path / "model")
@@ -30,9 +30,9 @@ def test_scores_are_those_of_hf_on_the_file_and_on_its_directory(name: str, tmp_
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     file = write_gguf(tmp_path / "model" / "model.gguf", model, params, tokenizer, architecture=name)
     pairs = instances("loglikelihood", list(HARD))
-    of_file = hf(directory, gguf_file=file.name, tokenizer=str(directory)).loglikelihood(pairs, True)
-    of_directory = hf(directory).loglikelihood(pairs, True)
+    hf_file = hf(directory, gguf_file=file.name, tokenizer=str(directory)).loglikelihood(pairs, True)
+    hf_directory = hf(directory).loglikelihood(pairs, True)
     with ours(file, tokenizer=str(directory)) as mine:
-        here = mine.loglikelihood(pairs, True)
-    assert_same("GGUF", of_file, here, HARD)
-    assert_same("GGUF", of_directory, here, HARD)
+        mine_scores = mine.loglikelihood(pairs, True)
+    assert_same("GGUF", hf_file, mine_scores, HARD)
+    assert_same("GGUF", hf_directory, mine_scores, HARD)

@@ -1,4 +1,4 @@
-"""The habits of tokenizers, and what model_args say of them: the same tokens as lm_eval's hf backend, so the same scores."""
+"""Tokenizers and the model_args that concern them: the same tokens and scores as lm_eval's hf backend."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ TEMPLATE = (
 )
 
 
-def checkpoint(directory: Path, habit: str, **tokenizer_config: Any) -> Path:
-    """A Llama whose tokenizer has a habit."""
-    made = make_checkpoint(VARIANTS["llama"], directory, habit=habit)
+def checkpoint(directory: Path, tokenizer_kind: str, **tokenizer_config: Any) -> Path:
+    """Create a Llama with a tokenizer of some kind."""
+    made = make_checkpoint(VARIANTS["llama"], directory, tokenizer_kind=tokenizer_kind)
     path = made / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | tokenizer_config), encoding="utf-8")
     return made
 
 
 def hf_can(directory: Path, context: str, continuation: str) -> bool:
-    """Whether hf can score a pair: where the context alone has as many tokens as the whole it stops at an assertion."""
+    """Return whether hf can score a pair: it fails an assertion if the context has as many tokens as the joined text."""
     tokenizer = load_tokenizer(str(directory))
     bare = context.rstrip()
     return not bare or len(tokenizer.encode(context + continuation)) > len(tokenizer.encode(bare))
 
 
-@pytest.mark.parametrize("habit", ["none", "bos", "bos_by_config", "not_bos_by_config", "metaspace"])
-@pytest.mark.parametrize("asked", [None, True, False])
-def test_scores_are_those_of_hf(habit: str, asked: bool | None, tmp_path: Path) -> None:
-    config = {"bos_by_config": {"add_bos_token": True}, "not_bos_by_config": {"add_bos_token": False}}.get(habit, {})
-    made = {"bos_by_config": "none", "not_bos_by_config": "bos"}.get(habit, habit)
+@pytest.mark.parametrize("tokenizer_kind", ["none", "bos", "bos_by_config", "not_bos_by_config", "metaspace"])
+@pytest.mark.parametrize("add_bos_token", [None, True, False])
+def test_scores_match_hf(tokenizer_kind: str, add_bos_token: bool | None, tmp_path: Path) -> None:
+    config = {"bos_by_config": {"add_bos_token": True}, "not_bos_by_config": {"add_bos_token": False}}.get(
+        tokenizer_kind, {}
+    )
+    made = {"bos_by_config": "none", "not_bos_by_config": "bos"}.get(tokenizer_kind, tokenizer_kind)
     directory = checkpoint(tmp_path / "model", made, **config)
-    keywords = {} if asked is None else {"add_bos_token": asked}
+    keywords = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
     texts = [pair for pair in HARD if hf_can(directory, *pair)]
     assert len(texts) >= 10
     pairs, rolling = (
@@ -57,19 +59,19 @@ def test_scores_are_those_of_hf(habit: str, asked: bool | None, tmp_path: Path) 
         assert_same("tokenizers", theirs.loglikelihood(pairs, True), mine.loglikelihood(pairs, True), texts)
         rolled = [(value, True) for value in theirs.loglikelihood_rolling(rolling, True)]
         rolled_here = [(value, True) for value in mine.loglikelihood_rolling(rolling, True)]
-        # Another tokenizer cuts texts into more windows than these: the tolerance is then the stricter for it.
+        # Other tokenizers split texts into more windows than these, which makes the tolerance stricter.
         assert_same("tokenizers", rolled, rolled_here, ROLLING, WINDOWS)
         for prompt, here in zip(prompts, mine.generate_until(prompts, True), strict=True):
-            # One at a time: hf decides for a whole batch by its first prompt.
+            # One at a time: hf uses the first prompt to decide for the whole batch.
             assert theirs.generate_until([prompt], True) == [here]
 
 
-@pytest.mark.parametrize("habit", ["none", "bos", "metaspace"])
+@pytest.mark.parametrize("tokenizer_kind", ["none", "bos", "metaspace"])
 @pytest.mark.parametrize("text", [*ROLLING, " two  spaces ", "line\r\n\ttab", "<|eos|>x<|bos|>", "x" * 300])
-def test_tokens_are_those_of_transformers(habit: str, text: str, tmp_path: Path) -> None:
+def test_tokens_match_transformers(tokenizer_kind: str, text: str, tmp_path: Path) -> None:
     import transformers
 
-    directory = checkpoint(tmp_path / "model", habit)
+    directory = checkpoint(tmp_path / "model", tokenizer_kind)
     theirs = transformers.AutoTokenizer.from_pretrained(directory)
     mine = load_tokenizer(str(directory))
     ids = theirs.encode(text)
@@ -79,7 +81,7 @@ def test_tokens_are_those_of_transformers(habit: str, text: str, tmp_path: Path)
     assert mine.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
 
 
-def test_prefix_token_and_max_length_are_taken(tmp_path: Path) -> None:
+def test_prefix_token_and_max_length_match_hf(tmp_path: Path) -> None:
     directory = checkpoint(tmp_path / "model", "none")
     texts = [("", " Fernley"), ("", "Una lives"), (LONG, " Fernley"), (LONG[:300], LONG[300:400])]
     requests = instances("loglikelihood", texts)
@@ -92,7 +94,7 @@ def test_prefix_token_and_max_length_are_taken(tmp_path: Path) -> None:
         assert_same("arguments", expected, mine.loglikelihood(requests, True), texts)
         rolled, here = theirs.loglikelihood_rolling(rolling, True), mine.loglikelihood_rolling(rolling, True)
         assert_same("arguments", [(rolled[0], True)], [(here[0], True)], ["rolled"], [4])
-    assert all(abs(a[0] - b[0]) > 0.01 for a, b in zip(plain, expected, strict=True))  # the words did say something
+    assert all(abs(a[0] - b[0]) > 0.01 for a, b in zip(plain, expected, strict=True))  # the arguments have an effect
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ def test_prefix_token_and_max_length_are_taken(tmp_path: Path) -> None:
         {"chat_template_args": {"greeting": "Well, ", "enable_thinking": True}, "enable_thinking": False},
     ],
 )
-def test_conversations_are_rendered_as_by_hf(keywords: dict[str, Any], tmp_path: Path) -> None:
+def test_rendered_conversations_match_hf(keywords: dict[str, Any], tmp_path: Path) -> None:
     directory = checkpoint(tmp_path / "model", "none", chat_template=TEMPLATE)
     history = [
         {"role": "system", "content": "Be brief."},
@@ -119,7 +121,7 @@ def test_conversations_are_rendered_as_by_hf(keywords: dict[str, Any], tmp_path:
 
 
 @pytest.mark.parametrize("end", ["a", " the", 4, "never"])
-def test_thoughts_are_cut_off_as_by_hf(end: str | int, tmp_path: Path) -> None:
+def test_removal_of_thinking_matches_hf(end: str | int, tmp_path: Path) -> None:
     directory = checkpoint(tmp_path / "model", "none")
     greedy = {"until": ["qqq"], "max_gen_toks": 24, "do_sample": False}
     prompts = instances("generate_until", [(prompt, dict(greedy)) for prompt in PROMPTS])
@@ -129,10 +131,10 @@ def test_thoughts_are_cut_off_as_by_hf(end: str | int, tmp_path: Path) -> None:
         here = mine.generate_until(prompts, True)
     assert here == theirs.generate_until(prompts, True)
     if end == "a":
-        assert here != plain  # something was cut off
+        assert here != plain  # something was removed
 
 
-def test_generation_ends_where_the_generation_config_says(tmp_path: Path) -> None:
+def test_generation_ends_at_eos_of_the_generation_config(tmp_path: Path) -> None:
     directory = checkpoint(tmp_path / "model", "none")
     prompts = instances("generate_until", [(QUESTION, {"until": [], "max_gen_toks": 12, "do_sample": False})])
     (unended,) = hf(directory).generate_until(prompts, True)
@@ -145,6 +147,6 @@ def test_generation_ends_where_the_generation_config_says(tmp_path: Path) -> Non
     assert len(ended) < len(unended)
     with ours(directory) as mine:
         (here,) = mine.generate_until(prompts, True)
-    # hf leaves an ordinary token that ended the text in it; a special one, as models have, leaves neither.
+    # hf keeps an ordinary token that ended the text; both remove a special one, which real models have.
     assert ended.startswith(here)
     assert written[: len(load_tokenizer(str(directory)).encode(here))] == written[:4]

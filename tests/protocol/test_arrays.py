@@ -1,4 +1,4 @@
-"""Arrays: what is packed is unpacked, and a map that msgpack-numpy would trust too far is refused."""
+"""Arrays: they round-trip, and maps that msgpack-numpy would decode unsafely are rejected."""
 
 from typing import Any
 
@@ -13,26 +13,26 @@ from numpy.typing import NDArray
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol.arrays import ARRAY_DTYPES, MAX_DIMENSIONS, pack_array, unpack_array
 
-unhurried = settings(deadline=None, max_examples=50)
+no_deadline = settings(deadline=None, max_examples=50)
 
 arrays = st.sampled_from(sorted(ARRAY_DTYPES)).flatmap(
     lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=1, max_dims=MAX_DIMENSIONS, min_side=0, max_side=4))
 )
 
 
-def on_the_wire(packed: dict[bytes, Any]) -> dict[bytes, Any]:
-    """The map as a receiver sees it before anything is made of it."""
+def as_received(packed: dict[bytes, Any]) -> dict[bytes, Any]:
+    """Return the map as a receiver gets it before decoding."""
     received: dict[bytes, Any] = msgpack.unpackb(msgpack.packb(packed))
     return received
 
 
 def round_trip(array: NDArray[Any]) -> NDArray[Any]:
-    return unpack_array(on_the_wire(pack_array(array)))
+    return unpack_array(as_received(pack_array(array)))
 
 
-@unhurried
+@no_deadline
 @given(arrays)
-def test_an_array_comes_back_bit_for_bit(array: NDArray[Any]) -> None:
+def test_arrays_round_trip_bit_for_bit(array: NDArray[Any]) -> None:
     received = round_trip(array)
     assert received.dtype == array.dtype
     assert received.shape == array.shape
@@ -76,7 +76,7 @@ def test_a_received_array_is_read_only() -> None:
     ],
     ids=lambda array: f"{array.dtype}-{array.ndim}d",
 )
-def test_what_does_not_travel_is_not_packed(array: NDArray[Any]) -> None:
+def test_unsupported_arrays_are_not_packed(array: NDArray[Any]) -> None:
     with pytest.raises(MalformedMessage, match="cannot be sent"):
         pack_array(array)
 
@@ -108,28 +108,28 @@ def test_what_does_not_travel_is_not_packed(array: NDArray[Any]) -> None:
         (b"data", None),
     ],
 )
-def test_one_wrong_entry_is_refused(key: bytes, value: object) -> None:
-    packed = on_the_wire(pack_array(np.zeros(2, np.int32)))
+def test_an_invalid_entry_is_rejected(key: bytes, value: object) -> None:
+    packed = as_received(pack_array(np.zeros(2, np.int32)))
     with pytest.raises(MalformedMessage):
         unpack_array({**packed, key: value})
 
 
-def test_a_size_beyond_31_bits_is_refused_even_of_an_empty_array() -> None:
-    packed = on_the_wire(pack_array(np.zeros((1, 0))))
+def test_a_size_beyond_31_bits_is_rejected_even_for_an_empty_array() -> None:
+    packed = as_received(pack_array(np.zeros((1, 0))))
     with pytest.raises(MalformedMessage):
         unpack_array({**packed, b"shape": [2**31, 0]})
 
 
 @pytest.mark.parametrize("key", [b"nd", b"type", b"kind", b"shape", b"data"])
-def test_a_missing_entry_is_refused(key: bytes) -> None:
-    packed = on_the_wire(pack_array(np.zeros(2, np.int32)))
+def test_a_missing_entry_is_rejected(key: bytes) -> None:
+    packed = as_received(pack_array(np.zeros(2, np.int32)))
     del packed[key]
     with pytest.raises(MalformedMessage, match="keys"):
         unpack_array(packed)
 
 
 @pytest.mark.parametrize("key", [b"complex", "nd", "shape"])
-def test_an_additional_entry_is_refused(key: object) -> None:
-    packed = on_the_wire(pack_array(np.zeros(2, np.int32)))
+def test_an_additional_entry_is_rejected(key: object) -> None:
+    packed = as_received(pack_array(np.zeros(2, np.int32)))
     with pytest.raises(MalformedMessage, match="keys"):
         unpack_array({**packed, key: True})

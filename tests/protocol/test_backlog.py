@@ -1,4 +1,4 @@
-"""What waits between a broker and a peer is bounded in both directions."""
+"""The backlog between a broker and a peer is limited in both directions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def router(tmp_path: Path) -> Iterator[Router]:
 
 @pytest.fixture
 def peer(router: Router) -> Iterator[zmq.Socket[bytes]]:
-    """A peer that holds one message itself, so that all others are on their way or in the broker."""
+    """Connect a peer that queues only one message itself, so that all others are in transit or in the broker."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.sndhwm = peer.rcvhwm = 1
         peer.linger = 0
@@ -31,12 +31,12 @@ def peer(router: Router) -> Iterator[zmq.Socket[bytes]]:
         yield peer
 
 
-def test_a_peer_is_not_read_for_ever(router: Router, peer: zmq.Socket[bytes]) -> None:
+def test_the_broker_stops_reading_a_flooding_peer(router: Router, peer: zmq.Socket[bytes]) -> None:
     sent = 0
     while sent < 50 * MAX_UNREAD_BY_BROKER and peer.poll(500, zmq.POLLOUT):
         peer.send(FRAME, flags=zmq.DONTWAIT)
         sent += 1
-    assert sent < 10 * MAX_UNREAD_BY_BROKER, "more than waits in the broker and in the buffers of the system"
+    assert sent < 10 * MAX_UNREAD_BY_BROKER, "more than fits into the broker's queue and the system's buffers"
 
     read = 0
     while read <= sent:
@@ -46,17 +46,17 @@ def test_a_peer_is_not_read_for_ever(router: Router, peer: zmq.Socket[bytes]) ->
     assert read == sent + 1
 
 
-def test_whoever_does_not_read_is_gone(router: Router, peer: zmq.Socket[bytes]) -> None:
+def test_a_peer_that_does_not_read_is_considered_gone(router: Router, peer: zmq.Socket[bytes]) -> None:
     wait(router, 5.0)
-    arrival = router.receive()
-    assert arrival is not None
+    received = router.receive()
+    assert received is not None
     sent = 0
-    while sent < 10 * MAX_UNREAD_BY_PEER and router.send(arrival.peer, FRAME):
+    while sent < 10 * MAX_UNREAD_BY_PEER and router.send(received.peer, FRAME):
         sent += 1
     assert MAX_UNREAD_BY_PEER <= sent < 2 * MAX_UNREAD_BY_PEER
 
 
-def test_the_broker_beats_on_no_connection(router: Router) -> None:
-    """libzmq aborts where a beat is due on one that broke while it was not read: tests/fuzz/test_broker.py has seen it."""
+def test_the_router_sends_no_zmtp_heartbeats(router: Router) -> None:
+    """libzmq aborts if a heartbeat is due on a broken connection that is not read; tests/fuzz/test_broker.py found this."""
     assert router._socket.heartbeat_ivl == 0
     assert router._socket.tcp_keepalive == 1

@@ -1,4 +1,4 @@
-"""The codec: every message comes back as it was, and no bytes of a stranger do more than a typed refusal."""
+"""The codec: every message round-trips, and untrusted bytes raise a typed error and have no other effect."""
 
 import contextlib
 import inspect
@@ -31,20 +31,20 @@ from birdie_zmq.types import (
     Count,
     Duration,
     ErrorReport,
+    Fraction,
     GenerateWork,
     GenerationParams,
-    Key,
     Lengths,
     LogLikelihoodWork,
     ModelSpec,
     Name,
-    Portion,
     PositiveCount,
+    PositiveFraction,
+    RandomKey,
     RollingWork,
     SamplingParams,
     Scores,
     Seconds,
-    Share,
     StepLimits,
     Temperature,
     Texts,
@@ -55,8 +55,8 @@ RECORDS: tuple[type[Struct], ...] = get_args(m.Message)
 ANOTHER_VERSION = m.WIRE_VERSION + 1
 
 decode = decoder(m.Message)
-quick = settings(deadline=None, max_examples=20)
-thorough = settings(deadline=None, max_examples=300)
+few_examples = settings(deadline=None, max_examples=20)
+many_examples = settings(deadline=None, max_examples=300)
 
 
 # --- Messages of every kind ------------------------------------------------------------------------------------------
@@ -71,18 +71,18 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     PositiveCount: st.integers(1, 2**53 - 1),
     Seconds: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
     Duration: st.floats(0, 1e9, exclude_max=True),
-    Key: st.integers(0, 2**62 - 1),
+    RandomKey: st.integers(0, 2**62 - 1),
     Temperature: st.floats(0, 1e9, exclude_min=True, exclude_max=True),
-    Portion: st.floats(0, 1, exclude_min=True),
-    Share: st.floats(0, 1),
+    PositiveFraction: st.floats(0, 1, exclude_min=True),
+    Fraction: st.floats(0, 1),
     Annotated[float, Meta(ge=0)]: st.floats(0, allow_infinity=False),
     Name: TEXT,
     Lengths: st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple),
 }
 
 
-def of_type(kind: Any) -> st.SearchStrategy[Any]:
-    """Values of a type as the records declare it."""
+def values_of(kind: Any) -> st.SearchStrategy[Any]:
+    """Return a strategy for values of a type as the records declare it."""
     if kind in LEAVES:
         leaf: st.SearchStrategy[Any] = LEAVES[kind]
         return leaf
@@ -92,34 +92,34 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
         if kind is Scores:
             return scores
         fields = get_type_hints(kind, include_extras=True)
-        return st.builds(kind, **{name: of_type(fields[name]) for name in kind.__struct_fields__})
+        return st.builds(kind, **{name: values_of(fields[name]) for name in kind.__struct_fields__})
     arguments = get_args(kind)
     match get_origin(kind):
         case origin if origin is Union or origin is UnionType:
-            return st.one_of(*map(of_type, arguments))
+            return st.one_of(*map(values_of, arguments))
         case origin if origin is Literal:
             return st.sampled_from(arguments)
         case origin if origin is list:
-            return st.lists(of_type(arguments[0]), max_size=3)
+            return st.lists(values_of(arguments[0]), max_size=3)
         case origin if origin is dict:
-            return st.dictionaries(of_type(arguments[0]), of_type(arguments[1]), max_size=3)
+            return st.dictionaries(values_of(arguments[0]), values_of(arguments[1]), max_size=3)
         case origin if origin is tuple and arguments[-1] is ...:
-            return st.lists(of_type(arguments[0]), max_size=3).map(tuple)
+            return st.lists(values_of(arguments[0]), max_size=3).map(tuple)
         case origin if origin is tuple:
-            return st.tuples(*map(of_type, arguments))
+            return st.tuples(*map(values_of, arguments))
         case origin if origin is np.ndarray:
             return npst.arrays(get_args(arguments[1])[0], st.integers(0, 3))
-    raise TypeError(f"these tests make no {kind}")
+    raise TypeError(f"no strategy for {kind}")
 
 
 def with_keys(settings: GenerationParams) -> st.SearchStrategy[GenerateWork]:
-    """Each prompt with its key, where tokens are drawn."""
-    prompts = st.lists(st.tuples(TEXT, of_type(Key)), max_size=3)
+    """Return a strategy for prompts, each with its random key if it is sampled."""
+    prompts = st.lists(st.tuples(TEXT, values_of(RandomKey)), max_size=3)
     return prompts.map(
-        lambda found: GenerateWork(
-            prompts=[text for text, _ in found],
+        lambda keyed_prompts: GenerateWork(
+            prompts=[text for text, _ in keyed_prompts],
             settings=settings,
-            keys=[key for _, key in found] if settings.sampling else [],
+            keys=[key for _, key in keyed_prompts] if settings.sampling else [],
         )
     )
 
@@ -129,12 +129,12 @@ scores = st.lists(st.tuples(st.floats(), st.booleans()), max_size=3).map(
         loglikelihoods=np.array([number for number, _ in pairs]), greedy=np.array([flag for _, flag in pairs], np.bool_)
     )
 )
-generate_work = of_type(GenerationParams).flatmap(with_keys)
-messages = st.one_of(*map(of_type, RECORDS))
+generate_work = values_of(GenerationParams).flatmap(with_keys)
+messages = st.one_of(*map(values_of, RECORDS))
 
 
 def content(value: Any) -> Any:
-    """A record as a value that compares by its content, arrays bit for bit."""
+    """Return a record as a value that compares by its content, arrays bit for bit."""
     if isinstance(value, Struct):
         return type(value), {name: content(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, np.ndarray):
@@ -143,14 +143,14 @@ def content(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
-@quick
+@few_examples
 @given(data=st.data())
-def test_a_message_comes_back_as_it_was(record: type[Struct], data: st.DataObject) -> None:
-    message = data.draw(of_type(record))
+def test_messages_round_trip(record: type[Struct], data: st.DataObject) -> None:
+    message = data.draw(values_of(record))
     assert content(decode(encode(message))) == content(message)
 
 
-def test_no_record_is_forgotten() -> None:
+def test_every_record_is_tested() -> None:
     tagged = {
         record
         for record in (*vars(m).values(), *vars(types).values())
@@ -160,7 +160,7 @@ def test_no_record_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(("sampling", "keys"), [(None, [1]), (SamplingParams(), []), (SamplingParams(), [1, 2])])
-def test_prompts_have_as_many_keys_as_are_drawn(sampling: SamplingParams | None, keys: list[int]) -> None:
+def test_sampled_prompts_have_one_key_each(sampling: SamplingParams | None, keys: list[int]) -> None:
     work = GenerateWork(prompts=["a"], settings=GenerationParams(sampling=sampling), keys=[1] if sampling else [])
     message = m.Submit(batch=0, model=ModelSpec(tag="demo"), work=work)
     frame = msgpack.unpackb(encode(message))
@@ -170,20 +170,20 @@ def test_prompts_have_as_many_keys_as_are_drawn(sampling: SamplingParams | None,
         decode(msgpack.packb(frame))
 
 
-def test_a_part_of_what_is_drawn_keeps_its_keys() -> None:
+def test_select_keeps_the_random_keys() -> None:
     settings = GenerationParams(sampling=SamplingParams())
     work = GenerateWork(prompts=["a", "b", "c"], settings=settings, keys=[1, 2, 3])
 
     assert work.select([2, 0]) == GenerateWork(prompts=["c", "a"], settings=settings, keys=[3, 1])
 
 
-def test_scores_that_are_no_numbers_travel() -> None:
+def test_non_finite_scores_round_trip() -> None:
     scores = Scores(loglikelihoods=np.array([np.nan, -np.inf, -0.0]), greedy=np.array([False, True, True]))
     message = m.LeaseAnswered(lease=1, indices=np.arange(3, dtype=np.int32), answers=scores)
     assert content(decode(encode(message))) == content(message)
 
 
-# --- What cannot be sent ---------------------------------------------------------------------------------------------
+# --- Encoding errors -------------------------------------------------------------------------------------------------
 
 PING = encode(m.Ping())
 SUBMIT = m.Submit(
@@ -223,7 +223,7 @@ def test_a_message_over_the_limit_cannot_be_sent(monkeypatch: pytest.MonkeyPatch
         encode(rolling("x" * 101))
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- Decoding errors -------------------------------------------------------------------------------------------------
 
 
 def frame_of(body: object, version: object = m.WIRE_VERSION) -> bytes:
@@ -232,12 +232,12 @@ def frame_of(body: object, version: object = m.WIRE_VERSION) -> bytes:
 
 
 def body_of(message: m.Message) -> dict[str, Any]:
-    """What a frame says, to be tampered with."""
+    """Return the body of a message's frame, to be modified."""
     body: dict[str, Any] = msgpack.unpackb(encode(message))[1]
     return body
 
 
-def test_a_frame_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_over_the_limit_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = encode(SUBMIT)
     monkeypatch.setattr(codec, "MAX_FRAME_BYTES", len(frame))
     decode(frame)
@@ -274,17 +274,17 @@ def test_trailing_data_is_malformed() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_envelope_is_malformed(envelope: object) -> None:
+def test_an_invalid_envelope_is_malformed(envelope: object) -> None:
     with pytest.raises(MalformedMessage):
         decode(msgpack.packb(envelope))
 
 
-def test_another_version_is_named_beside_ours() -> None:
-    with pytest.raises(VersionMismatch, match=f"version {ANOTHER_VERSION} .* version {m.WIRE_VERSION}"):
+def test_a_version_mismatch_names_both_versions() -> None:
+    with pytest.raises(VersionMismatch, match=f"version {ANOTHER_VERSION}, .* version {m.WIRE_VERSION}"):
         decode(frame_of({"type": "ping", "mood": "new"}, ANOTHER_VERSION))
 
 
-def test_a_refusal_of_another_version_is_read() -> None:
+def test_a_refusal_of_another_version_is_decoded() -> None:
     refusal = m.Refusal(error=ErrorReport(code=VersionMismatch.code, message="install the same on both sides"))
     assert decode(frame_of(body_of(refusal), ANOTHER_VERSION)) == refusal
 
@@ -292,16 +292,16 @@ def test_a_refusal_of_another_version_is_read() -> None:
 @pytest.mark.parametrize("version", [m.WIRE_VERSION, ANOTHER_VERSION])
 def test_an_array_in_place_of_the_type_is_a_protocol_error(version: int) -> None:
     with pytest.raises(ProtocolError):
-        decode(frame_of({"type": on_the_wire(np.zeros(2))}, version))
+        decode(frame_of({"type": as_received(np.zeros(2))}, version))
 
 
-def test_a_message_of_another_conversation_is_refused() -> None:
+def test_a_message_of_another_conversation_is_rejected() -> None:
     with pytest.raises(MalformedMessage, match="lease-done"):
         decoder(m.ClientMessage)(encode(m.LeaseDone(lease=1)))
 
 
-def on_the_wire(array: NDArray[Any]) -> dict[bytes, Any]:
-    """An array's map, whose bytes are bytes."""
+def as_received(array: NDArray[Any]) -> dict[bytes, Any]:
+    """Return the map of an array as a receiver gets it."""
     packed: dict[bytes, Any] = msgpack.unpackb(msgpack.packb(pack_array(array)))
     return packed
 
@@ -315,7 +315,7 @@ def on_the_wire(array: NDArray[Any]) -> dict[bytes, Any]:
         (SUBMIT, "batch", True),
         (SUBMIT, "batch", 7.5),
         (SUBMIT, "batch", None),
-        (SUBMIT, "batch", on_the_wire(np.zeros(1))),
+        (SUBMIT, "batch", as_received(np.zeros(1))),
         (SUBMIT, "model", []),
         (SUBMIT, "model.tag", b"demo"),
         (SUBMIT, "model.tag", "x" * 4097),
@@ -325,23 +325,23 @@ def on_the_wire(array: NDArray[Any]) -> dict[bytes, Any]:
         (SUBMIT, "work.pairs", [["a", "b"], ["a"]]),
         (SUBMIT, "limits.max_rows", 0),
         (ANSWERED, "indices", [0, 1]),
-        (ANSWERED, "indices", on_the_wire(np.zeros(2))),
-        (ANSWERED, "indices", on_the_wire(np.zeros((2, 1), np.int32))),
-        (ANSWERED, "answers.loglikelihoods", on_the_wire(np.zeros(2, np.float32))),
+        (ANSWERED, "indices", as_received(np.zeros(2))),
+        (ANSWERED, "indices", as_received(np.zeros((2, 1), np.int32))),
+        (ANSWERED, "answers.loglikelihoods", as_received(np.zeros(2, np.float32))),
         (ANSWERED, "answers.greedy", None),
         (m.ModelLoaded(seconds=1.0), "seconds", float("nan")),
         (m.SessionOpened(package_version="1", timeout_s=1.0), "timeout_s", float("inf")),
         (m.Notice(batch=1, level="info", text=""), "level", "error"),
     ],
 )
-def test_a_wrong_field_is_named(message: m.Message, path: str, value: object) -> None:
+def test_an_invalid_field_is_named(message: m.Message, path: str, value: object) -> None:
     body = record = body_of(message)
     *outer, field = path.split(".")
     for name in outer:
         record = record[name]
     record[field] = value
     where = r"\." + path.removesuffix(".type").replace(".", r"\.")
-    with pytest.raises(MalformedMessage, match=rf"wrong field.*\${where}"):
+    with pytest.raises(MalformedMessage, match=rf"invalid field.*\${where}"):
         decode(frame_of(body))
 
 
@@ -350,7 +350,7 @@ def test_a_missing_field_is_named() -> None:
         decode(frame_of({"type": "pong"}))
 
 
-def test_an_unknown_field_is_refused() -> None:
+def test_an_unknown_field_is_rejected() -> None:
     with pytest.raises(MalformedMessage, match="unknown field"):
         decode(frame_of({"type": "ping", "mood": "good"}))
 
@@ -361,21 +361,21 @@ def test_an_unknown_field_is_refused() -> None:
         {"type": "x" * 10_000},
         {"type": "ping", "x" * 10_000: 1},
         {b"nd": True, b"\0" * 10_000: 1},
-        {**on_the_wire(np.zeros(1)), b"shape": [1] * 10_000},
+        {**as_received(np.zeros(1)), b"shape": [1] * 10_000},
     ],
     ids=["type", "field", "array-key", "array-shape"],
 )
-def test_a_refusal_is_short_whatever_it_refuses(body: object) -> None:
-    with pytest.raises(MalformedMessage) as refused:
+def test_error_messages_are_short_whatever_the_frame(body: object) -> None:
+    with pytest.raises(MalformedMessage) as raised:
         decode(frame_of(body))
-    assert len(refused.value.message) < 1_000
+    assert len(raised.value.message) < 1_000
 
 
-# --- What is meant to harm -------------------------------------------------------------------------------------------
+# --- Malicious frames ------------------------------------------------------------------------------------------------
 
 
-class Touch:
-    """Unpickling this makes a file."""
+class MakeFolder:
+    """An object whose unpickling makes a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -385,16 +385,16 @@ class Touch:
 
 
 def array_frame(kind: bytes, dtype: object, shape: list[int], data: bytes) -> bytes:
-    """A frame that is sound but for the array in it."""
+    """Return a frame that is valid except for its array."""
     indices = {b"nd": True, b"type": dtype, b"kind": kind, b"shape": shape, b"data": data}
     return frame_of({**body_of(ANSWERED), "indices": indices})
 
 
-def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-    frame = array_frame(b"O", "|O", [1], pickle.dumps(Touch(marker)))
+    frame = array_frame(b"O", "|O", [1], pickle.dumps(MakeFolder(marker)))
     msgpack.unpackb(frame, object_hook=msgpack_numpy.decode)
-    assert marker.exists(), "the payload does no harm to anybody"
+    assert marker.exists(), "the payload has no effect on an unsafe decoder either"
     marker.rmdir()
     with pytest.raises(MalformedMessage):
         decode(frame)
@@ -404,15 +404,15 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "dtype"), [(b"", "|O"), (b"V", [["field", "|O"]]), (b"V", [["field", "|O", [1]]])], ids=repr
 )
-def test_a_strangers_bytes_never_become_object_pointers(kind: bytes, dtype: object) -> None:
+def test_untrusted_bytes_never_become_object_pointers(kind: bytes, dtype: object) -> None:
     with pytest.raises(MalformedMessage):
         decode(array_frame(kind, dtype, [1], b"\x41" * 8))
 
 
-def test_elements_of_no_bytes_cannot_claim_a_huge_shape() -> None:
+def test_zero_size_elements_cannot_claim_a_huge_shape() -> None:
     frame = array_frame(b"", "|S0", [10**12], b"")
-    believed = msgpack.unpackb(frame, object_hook=msgpack_numpy.decode)
-    assert believed[1]["indices"].shape == (10**12,), "the payload does no harm to anybody"
+    decoded = msgpack.unpackb(frame, object_hook=msgpack_numpy.decode)
+    assert decoded[1]["indices"].shape == (10**12,), "the payload has no effect on an unsafe decoder either"
     with pytest.raises(MalformedMessage):
         decode(frame)
 
@@ -433,17 +433,17 @@ def test_an_extension_type_is_malformed(frame: bytes) -> None:
 
 
 def test_a_list_as_a_map_key_is_malformed() -> None:
-    with pytest.raises(MalformedMessage, match="not msgpack"):
+    with pytest.raises(MalformedMessage, match="not valid msgpack"):
         decode(b"\x92\x01\x81\x90\x01")
 
 
 def test_deep_nesting_is_malformed() -> None:
-    with pytest.raises(MalformedMessage, match="not msgpack"):
+    with pytest.raises(MalformedMessage, match="not valid msgpack"):
         decode(b"\x92\x01" + b"\x91" * 100_000 + b"\x90")
 
 
 def list_of(item: bytes, times: int) -> bytes:
-    """A msgpack list of packed items."""
+    """Return a msgpack list of packed items."""
     return b"\xdd" + times.to_bytes(4, "big") + item * times
 
 
@@ -456,7 +456,7 @@ def list_of(item: bytes, times: int) -> bytes:
     ],
     ids=["one-long-list", "many-long-lists", "lengths-only"],
 )
-def test_a_frame_cannot_claim_memory_beyond_its_elements(bomb: bytes) -> None:
+def test_memory_of_a_frame_is_limited_by_its_elements(bomb: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(MalformedMessage):
@@ -468,23 +468,23 @@ def test_a_frame_cannot_claim_memory_beyond_its_elements(bomb: bytes) -> None:
 
 
 def test_a_map_of_too_many_entries_is_malformed() -> None:
-    with pytest.raises(MalformedMessage, match="not msgpack"):
+    with pytest.raises(MalformedMessage, match="not valid msgpack"):
         decode(frame_of({str(i): None for i in range(MAX_MAP_ENTRIES + 1)}))
 
 
-# --- Whatever comes --------------------------------------------------------------------------------------------------
+# --- Random input ----------------------------------------------------------------------------------------------------
 
 
-def decodes_or_refuses(frame: bytes) -> None:
-    """A message or a ProtocolError: anything else that is raised fails the test."""
+def assert_decodes_or_rejects(frame: bytes) -> None:
+    """Decode a frame; the result is a message or a ProtocolError, and any other exception fails the test."""
     with contextlib.suppress(ProtocolError):
         assert isinstance(decode(frame), RECORDS)
 
 
-@thorough
+@many_examples
 @given(st.binary(max_size=64))
-def test_any_bytes_are_decoded_or_refused(frame: bytes) -> None:
-    decodes_or_refuses(frame)
+def test_any_bytes_are_decoded_or_rejected(frame: bytes) -> None:
+    assert_decodes_or_rejects(frame)
 
 
 junk_leaves = (
@@ -495,7 +495,7 @@ junk_leaves = (
     | st.text(max_size=4)
     | st.binary(max_size=8)
     | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=4))
-    | npst.arrays(st.sampled_from(["<i4", "<f8", "|b1"]), st.integers(0, 2)).map(on_the_wire)
+    | npst.arrays(st.sampled_from(["<i4", "<f8", "|b1"]), st.integers(0, 2)).map(as_received)
 )
 array_keys = st.sampled_from([b"nd", b"type", b"kind", b"shape", b"data"])
 field_names = st.sampled_from(["type", "error", "batch", "lease", "indices", "answers", "model", "work"])
@@ -510,26 +510,26 @@ junk = st.recursive(
 )
 
 
-@thorough
+@many_examples
 @given(junk, st.sampled_from([m.WIRE_VERSION, ANOTHER_VERSION]))
-def test_any_body_is_decoded_or_refused(body: object, version: int) -> None:
-    decodes_or_refuses(frame_of(body, version))
+def test_any_body_is_decoded_or_rejected(body: object, version: int) -> None:
+    assert_decodes_or_rejects(frame_of(body, version))
 
 
-@thorough
+@many_examples
 @given(messages, st.data())
-def test_a_message_with_a_wrong_field_is_decoded_or_refused(message: m.Message, data: st.DataObject) -> None:
+def test_a_message_with_an_invalid_field_is_decoded_or_rejected(message: m.Message, data: st.DataObject) -> None:
     body = body_of(message)
     body[data.draw(st.sampled_from(sorted(body)))] = data.draw(junk)
-    decodes_or_refuses(frame_of(body))
+    assert_decodes_or_rejects(frame_of(body))
 
 
-@thorough
+@many_examples
 @given(messages, st.data())
-def test_a_mutated_frame_is_decoded_or_refused(message: m.Message, data: st.DataObject) -> None:
+def test_a_mutated_frame_is_decoded_or_rejected(message: m.Message, data: st.DataObject) -> None:
     frame = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(frame)))
         replaced = data.draw(st.integers(0, 4))
         frame[start : start + replaced] = data.draw(st.binary(max_size=4))
-    decodes_or_refuses(bytes(frame))
+    assert_decodes_or_rejects(bytes(frame))

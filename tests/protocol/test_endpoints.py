@@ -1,4 +1,4 @@
-"""Endpoints: which texts are understood, and which addresses the broker may bind."""
+"""Endpoints: which texts are valid, and which addresses the broker may bind."""
 
 from pathlib import Path
 
@@ -28,18 +28,18 @@ from birdie_zmq.protocol.endpoints import (
         ("ipc:///run/birdie/broker", IpcEndpoint(Path("/run/birdie/broker"))),
     ],
 )
-def test_an_endpoint_is_read(text: str, endpoint: TcpEndpoint | IpcEndpoint) -> None:
+def test_an_endpoint_is_parsed(text: str, endpoint: TcpEndpoint | IpcEndpoint) -> None:
     assert parse_endpoint(text) == endpoint
 
 
 @pytest.mark.parametrize(
     "text", ["tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://127.0.0.1:*", "ipc:///run/birdie/broker"]
 )
-def test_an_endpoint_is_written_as_it_was_read(text: str) -> None:
+def test_an_endpoint_round_trips(text: str) -> None:
     assert str(parse_endpoint(text)) == text
 
 
-def test_the_default_endpoint_is_one() -> None:
+def test_the_default_endpoint_is_valid() -> None:
     assert parse_endpoint(DEFAULT_ENDPOINT) == TcpEndpoint("127.0.0.1", DEFAULT_PORT)
 
 
@@ -63,7 +63,7 @@ def test_the_default_endpoint_is_one() -> None:
         "inproc://broker",
     ],
 )
-def test_what_is_no_endpoint_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_endpoint_is_rejected_with_an_example(text: str) -> None:
     with pytest.raises(UsageError, match=DEFAULT_ENDPOINT):
         parse_endpoint(text)
 
@@ -79,7 +79,7 @@ def test_an_ipc_path_must_be_absolute(text: str) -> None:
         parse_endpoint(text)
 
 
-def test_an_ipc_path_is_as_long_as_a_sockets_may_be() -> None:
+def test_the_length_of_an_ipc_path_is_limited() -> None:
     longest = "/" + "ä" * (MAX_IPC_PATH_BYTES // 2)
     assert len(longest.encode()) == MAX_IPC_PATH_BYTES
     parse_endpoint(f"ipc://{longest}")
@@ -90,7 +90,7 @@ def test_an_ipc_path_is_as_long_as_a_sockets_may_be() -> None:
 @pytest.mark.parametrize(
     "text", ["tcp://127.0.0.1:5555", "tcp://127.8.8.8:5555", "tcp://[::1]:5555", "tcp://localhost:5555", "ipc:///b"]
 )
-def test_what_only_this_machine_reaches_may_be_bound(text: str) -> None:
+def test_local_endpoints_may_be_bound(text: str) -> None:
     check_bindable(parse_endpoint(text))
 
 
@@ -107,15 +107,15 @@ def test_what_only_this_machine_reaches_may_be_bound(text: str) -> None:
         "tcp://[::ffff:10.0.0.1]:5555",
     ],
 )
-def test_what_others_could_reach_may_not_be_bound(text: str) -> None:
+def test_endpoints_reachable_by_others_may_not_be_bound(text: str) -> None:
     with pytest.raises(UsageError, match="reached from other machines"):
         check_bindable(parse_endpoint(text))
 
 
-def test_with_keys_any_address_may_be_bound_and_without_the_way_there_is_named() -> None:
+def test_any_address_may_be_bound_with_keys() -> None:
     everywhere = parse_endpoint("tcp://0.0.0.0:5555")
     check_bindable(everywhere, has_keys=True)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as raised:
         check_bindable(everywhere)
-    for words in ("birdie-zmq keys new client NAME", "birdie-zmq keys new worker NAME", "--keys", "127.0.0.1"):
-        assert words in refused.value.message
+    for message in ("birdie-zmq keys new client NAME", "birdie-zmq keys new worker NAME", "--keys", "127.0.0.1"):
+        assert message in raised.value.message

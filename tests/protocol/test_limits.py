@@ -1,4 +1,4 @@
-"""The limits of a frame, each attacked; and a sender hears of them before anything is sent."""
+"""The limits of a frame: each is enforced in decoding, and in encoding before anything is sent."""
 
 import struct
 import tracemalloc
@@ -28,7 +28,7 @@ def frame_of(body: object) -> bytes:
     return frame
 
 
-def on_the_wire(array: NDArray[Any]) -> dict[bytes, Any]:
+def as_received(array: NDArray[Any]) -> dict[bytes, Any]:
     packed: dict[bytes, Any] = msgpack.unpackb(msgpack.packb(pack_array(array)))
     return packed
 
@@ -41,18 +41,18 @@ def answered(**fields: object) -> bytes:
     body = {
         "type": "lease-answered",
         "lease": 1,
-        "indices": on_the_wire(np.arange(2, dtype=np.int32)),
+        "indices": as_received(np.arange(2, dtype=np.int32)),
         "answers": {
             "type": "scores",
-            "loglikelihoods": on_the_wire(np.zeros(2)),
-            "greedy": on_the_wire(np.zeros(2, np.bool_)),
+            "loglikelihoods": as_received(np.zeros(2)),
+            "greedy": as_received(np.zeros(2, np.bool_)),
             **fields,
         },
     }
     return frame_of(body)
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- Decoding --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,25 +60,25 @@ def answered(**fields: object) -> bytes:
     [OPENING + b"\x82\xa4type\xa4pong\xa4type\xa4ping", OPENING + b"\xde\x10\x00" + b"\xa4type\xa4ping" * 4096],
     ids=["other-values", "many"],
 )
-def test_a_key_that_comes_twice_is_malformed(frame: bytes) -> None:
+def test_a_duplicate_key_is_malformed(frame: bytes) -> None:
     with pytest.raises(MalformedMessage, match="twice"):
         decode(frame)
 
 
 @pytest.mark.parametrize("flags", [0, 1, 3])
-def test_scores_have_as_many_greedy_flags(flags: int) -> None:
+def test_scores_and_greedy_flags_have_the_same_length(flags: int) -> None:
     assert isinstance(decode(answered()), m.LeaseAnswered)
     with pytest.raises(MalformedMessage, match="2 scores come with"):
-        decode(answered(greedy=on_the_wire(np.zeros(flags, np.bool_))))
+        decode(answered(greedy=as_received(np.zeros(flags, np.bool_))))
 
 
-def test_a_truth_value_is_0_or_1() -> None:
+def test_a_boolean_is_0_or_1() -> None:
     with pytest.raises(MalformedMessage, match="neither 0 nor 1"):
-        decode(answered(greedy={**on_the_wire(np.zeros(2, np.bool_)), b"data": b"\x01\x02"}))
+        decode(answered(greedy={**as_received(np.zeros(2, np.bool_)), b"data": b"\x01\x02"}))
 
 
-def test_a_text_has_a_limit_of_its_own() -> None:
-    """One letter that needs four bytes makes all letters of a text take four: 64 MiB would become 256."""
+def test_the_length_of_a_text_is_limited() -> None:
+    """One character that needs four bytes makes Python use four bytes for each: 64 MiB would become 256 MiB."""
     text = "a" * (MAX_TEXT_BYTES - 4) + "\N{HUGGING FACE}"
     frame = encode(submit(RollingWork(texts=[text])))
     assert isinstance(decode(frame), m.Submit)
@@ -86,8 +86,8 @@ def test_a_text_has_a_limit_of_its_own() -> None:
         decode(frame.replace(struct.pack(">I", MAX_TEXT_BYTES) + b"aa", struct.pack(">I", MAX_TEXT_BYTES + 1) + b"aaa"))
 
 
-def test_the_elements_of_an_array_count() -> None:
-    """As a list of Python's numbers, 64 MiB of int32 would take 600."""
+def test_array_elements_count_towards_the_limit() -> None:
+    """As a list of Python integers, 64 MiB of int32 would take 600 MiB."""
     fits = m.LeaseAnswered(lease=1, indices=np.zeros(MAX_ELEMENTS - 100, np.int32), answers=Texts(texts=[]))
     decode(encode(fits))
     large = {b"nd": True, b"type": "<i4", b"kind": b"", b"shape": [MAX_ELEMENTS], b"data": bytes(4 * MAX_ELEMENTS)}
@@ -98,7 +98,7 @@ def test_the_elements_of_an_array_count() -> None:
         decode(frame_of({**body, "indices": {**large, b"data": bytes(MAX_BINARY_BYTES + 1)}}))
 
 
-def test_a_short_frame_cannot_make_room_for_long_lists() -> None:
+def test_a_short_frame_cannot_allocate_long_lists() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(MalformedMessage):
@@ -109,7 +109,7 @@ def test_a_short_frame_cannot_make_room_for_long_lists() -> None:
     assert peak_bytes < 2**20
 
 
-# --- What a sender hears ---------------------------------------------------------------------------------------------
+# --- Encoding --------------------------------------------------------------------------------------------------------
 
 LONG_TEXT = "a" * (MAX_TEXT_BYTES + 1)
 WIDE = [[{str(number): "" for number in range(MAX_MAP_ENTRIES + 1)}]]
@@ -122,7 +122,7 @@ for _ in range(2_000):
 
 
 @pytest.mark.parametrize(
-    ("message", "words"),
+    ("message", "pattern"),
     [
         (submit(LogLikelihoodWork(pairs=[("", "")] * (MAX_ELEMENTS // 3))), "elements"),
         (submit(RollingWork(texts=[""] * (MAX_ELEMENTS + 1))), "max_array_len"),
@@ -138,18 +138,18 @@ for _ in range(2_000):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, msgspec.Struct) else value,
 )
-def test_what_a_receiver_would_refuse_is_not_sent(message: m.Message, words: str) -> None:
-    with pytest.raises(MalformedMessage, match=rf"^this {type(message).__name__} cannot be sent: .*{words}"):
+def test_invalid_messages_are_not_encoded(message: m.Message, pattern: str) -> None:
+    with pytest.raises(MalformedMessage, match=rf"^this {type(message).__name__} cannot be sent: .*{pattern}"):
         encode(message)
 
 
-def test_what_is_over_the_limit_of_a_frame_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_above_the_frame_limit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 1_000)
     with pytest.raises(MessageTooLarge):
         encode(submit(RollingWork(texts=["x" * 1_000])))
 
 
-def test_an_error_of_any_text_can_be_sent() -> None:
+def test_an_error_with_any_text_can_be_encoded() -> None:
     cause = ModelCallError("\ud800" + "x" * 20_000_000, remote_traceback="\udfff")
     report = ErrorReport.of(cause)
     received = decode(encode(m.LeaseFailed(lease=1, error=report)))
@@ -158,7 +158,7 @@ def test_an_error_of_any_text_can_be_sent() -> None:
     assert report.message.startswith("\\ud800x")
 
 
-# --- What is said of a frame -----------------------------------------------------------------------------------------
+# --- Error messages --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,31 +172,31 @@ def test_an_error_of_any_text_can_be_sent() -> None:
         frame_of({"type": "submit", "batch": 1, "model": {"tag": "a"}, "work": {"type": SECRET}}),
         frame_of({"type": "submit", "batch": 1, "model": {"tag": "a"}, "work": {"type": "describe", SECRET: SECRET}}),
         frame_of({"type": "submit", "batch": SECRET, "model": {"tag": "a"}, "work": {"type": "describe"}}),
-        answered(greedy={**on_the_wire(np.zeros(2)), b"type": SECRET}),
-        answered(greedy={**on_the_wire(np.zeros(2)), b"shape": [SECRET]}),
-        answered(greedy={**on_the_wire(np.zeros(2)), b"data": SECRET}),
-        answered(greedy={**on_the_wire(np.zeros(2)), SECRET.encode(): SECRET}),
+        answered(greedy={**as_received(np.zeros(2)), b"type": SECRET}),
+        answered(greedy={**as_received(np.zeros(2)), b"shape": [SECRET]}),
+        answered(greedy={**as_received(np.zeros(2)), b"data": SECRET}),
+        answered(greedy={**as_received(np.zeros(2)), SECRET.encode(): SECRET}),
         OPENING + b"\xd9\x40" + SECRET.encode() + b"\xff" * 40,
         frame_of({"type": "ping"}) + SECRET.encode(),
         msgpack.packb([SECRET, SECRET]),
     ],
 )
-def test_a_refusal_quotes_nothing_of_the_frame(frame: bytes) -> None:
-    with pytest.raises(MalformedMessage) as refused:
+def test_decoding_errors_quote_nothing_of_the_frame(frame: bytes) -> None:
+    with pytest.raises(MalformedMessage) as raised:
         decode(frame)
-    report = ErrorReport.of(refused.value)
+    report = ErrorReport.of(raised.value)
     assert SECRET not in f"{report.message} {report.traceback}"
     assert "\n" not in report.message
     assert report.traceback is None
 
 
-def test_a_refusal_quotes_words_of_the_protocol() -> None:
+def test_decoding_errors_quote_names_of_the_protocol() -> None:
     with pytest.raises(MalformedMessage, match=r"'lease-done' - at `\$\.type`"):
         decoder(m.ClientMessage)(encode(m.LeaseDone(lease=1)))
 
 
-def test_what_cannot_be_sent_is_not_quoted() -> None:
-    with pytest.raises(MalformedMessage) as refused:
+def test_encoding_errors_quote_nothing_of_the_message() -> None:
+    with pytest.raises(MalformedMessage) as raised:
         encode(submit(RollingWork(texts=[SECRET + "\ud800"])))
-    report = ErrorReport.of(refused.value)
+    report = ErrorReport.of(raised.value)
     assert SECRET not in f"{report.message} {report.traceback}"

@@ -1,4 +1,4 @@
-"""The sockets, over loopback and Unix sockets: what arrives, what is refused, and what `wait` wakes for."""
+"""The sockets, over loopback TCP and Unix sockets: delivery of frames, binding, and `wait`."""
 
 import contextlib
 import os
@@ -34,21 +34,21 @@ def dealer(router: Router) -> Iterator[Dealer]:
 
 @pytest.fixture
 def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
-    """For peers that do what `Dealer` and `Router` never do."""
+    """Create a context for peers that behave differently from `Dealer` and `Router`."""
     with zmq.Context() as context:
         yield context
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Poll until something that other threads bring about is so."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll until a condition that other threads change is true."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
 
 
-def arrival(router: Router) -> tuple[bytes, bytes]:
-    """Who sent the next frame, and the frame."""
+def receive_at_router(router: Router) -> tuple[bytes, bytes]:
+    """Return the sender of the next frame, and the frame."""
     deadline = time.monotonic() + DEADLINE_S
     while (received := router.receive()) is None:
         assert time.monotonic() < deadline, "nothing came"
@@ -56,8 +56,8 @@ def arrival(router: Router) -> tuple[bytes, bytes]:
     return received.peer, received.frame
 
 
-def answer(dealer: Dealer) -> bytes:
-    """The next frame from the router."""
+def receive_at_dealer(dealer: Dealer) -> bytes:
+    """Return the next frame from the router."""
     deadline = time.monotonic() + DEADLINE_S
     while (received := dealer.receive()) is None:
         assert time.monotonic() < deadline, "nothing came"
@@ -68,62 +68,62 @@ def answer(dealer: Dealer) -> bytes:
 # --- Frames ----------------------------------------------------------------------------------------------------------
 
 
-def test_frames_travel_both_ways_and_in_order(router: Router, dealer: Dealer) -> None:
+def test_frames_arrive_in_order_in_both_directions(router: Router, dealer: Dealer) -> None:
     dealer.send(b"one")
     dealer.send(b"two")
-    peer, first = arrival(router)
-    assert (first, arrival(router)) == (b"one", (peer, b"two"))
+    peer, first = receive_at_router(router)
+    assert (first, receive_at_router(router)) == (b"one", (peer, b"two"))
     assert router.send(peer, b"three")
-    assert answer(dealer) == b"three"
+    assert receive_at_dealer(dealer) == b"three"
 
 
-def test_receiving_does_not_wait(router: Router, dealer: Dealer) -> None:
+def test_receive_does_not_block(router: Router, dealer: Dealer) -> None:
     assert router.receive() is None
     assert dealer.receive() is None
 
 
-def test_each_peer_is_addressed_by_itself(router: Router, dealer: Dealer) -> None:
+def test_each_peer_is_addressed_separately(router: Router, dealer: Dealer) -> None:
     with Dealer(parse_endpoint(router.endpoint)) as other:
         dealer.send(b"first")
-        peer, _ = arrival(router)
+        peer, _ = receive_at_router(router)
         other.send(b"second")
-        other_peer, _ = arrival(router)
+        other_peer, _ = receive_at_router(router)
         router.send(other_peer, b"for the second")
         router.send(peer, b"for the first")
-        assert (answer(dealer), answer(other)) == (b"for the first", b"for the second")
+        assert (receive_at_dealer(dealer), receive_at_dealer(other)) == (b"for the first", b"for the second")
 
 
-def test_what_is_not_one_frame_is_empty(
+def test_a_message_of_several_frames_is_empty(
     router: Router, context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
 ) -> None:
-    with context.socket(zmq.DEALER) as stranger:
-        stranger.connect(router.endpoint)
-        stranger.send_multipart([b"two", b"frames"])
-        assert arrival(router)[1] == b""
-    with context.socket(zmq.DEALER) as stranger:
-        stranger.bind(f"ipc://{tmp_path / 's'}")
+    with context.socket(zmq.DEALER) as foreign_peer:
+        foreign_peer.connect(router.endpoint)
+        foreign_peer.send_multipart([b"two", b"frames"])
+        assert receive_at_router(router)[1] == b""
+    with context.socket(zmq.DEALER) as foreign_peer:
+        foreign_peer.bind(f"ipc://{tmp_path / 's'}")
         with Dealer(parse_endpoint(f"ipc://{tmp_path / 's'}")) as dealer:
-            stranger.send_multipart([b"two", b"frames"])
-            assert answer(dealer) == b""
+            foreign_peer.send_multipart([b"two", b"frames"])
+            assert receive_at_dealer(dealer) == b""
 
 
-def test_an_oversize_frame_never_arrives_and_others_do(
+def test_an_oversize_frame_is_dropped_and_others_arrive(
     monkeypatch: pytest.MonkeyPatch, context: zmq.Context[zmq.Socket[bytes]]
 ) -> None:
     monkeypatch.setattr(sockets, "MAX_FRAME_BYTES", 1_000)
-    with Router(parse_endpoint(ANY_PORT)) as router, context.socket(zmq.DEALER) as stranger:
-        stranger.linger = 0
-        stranger.connect(router.endpoint)
-        stranger.send(b"small")
-        peer, _ = arrival(router)
-        stranger.send(bytes(1_001))
-        until(lambda: not router.send(peer, b"are you there?"))
+    with Router(parse_endpoint(ANY_PORT)) as router, context.socket(zmq.DEALER) as foreign_peer:
+        foreign_peer.linger = 0
+        foreign_peer.connect(router.endpoint)
+        foreign_peer.send(b"small")
+        peer, _ = receive_at_router(router)
+        foreign_peer.send(bytes(1_001))
+        wait_until(lambda: not router.send(peer, b"are you there?"))
         with Dealer(parse_endpoint(router.endpoint)) as dealer:
             dealer.send(bytes(1_000))
-            assert arrival(router)[1] == bytes(1_000)
+            assert receive_at_router(router)[1] == bytes(1_000)
 
 
-# --- Peers that come and go ------------------------------------------------------------------------------------------
+# --- Connecting and closing ------------------------------------------------------------------------------------------
 
 
 def test_a_frame_to_an_unknown_peer_is_not_sent(router: Router) -> None:
@@ -133,50 +133,48 @@ def test_a_frame_to_an_unknown_peer_is_not_sent(router: Router) -> None:
 def test_a_frame_to_a_peer_that_has_gone_is_not_sent(router: Router) -> None:
     with Dealer(parse_endpoint(router.endpoint)) as dealer:
         dealer.send(b"hello")
-        peer, _ = arrival(router)
+        peer, _ = receive_at_router(router)
         assert router.send(peer, b"hello")
-    until(lambda: not router.send(peer, b"are you there?"))
+    wait_until(lambda: not router.send(peer, b"are you there?"))
 
 
-def test_a_dealer_may_be_there_before_its_router(tmp_path: Path) -> None:
+def test_a_dealer_may_start_before_its_router(tmp_path: Path) -> None:
     endpoint = parse_endpoint(f"ipc://{tmp_path / 'broker'}")
     with Dealer(endpoint) as dealer:
         dealer.send(b"early")
         with Router(endpoint) as router:
-            assert arrival(router)[1] == b"early"
+            assert receive_at_router(router)[1] == b"early"
 
 
 def test_reconnecting_makes_a_new_peer(router: Router, dealer: Dealer) -> None:
     dealer.send(b"before")
-    before, _ = arrival(router)
+    before, _ = receive_at_router(router)
     dealer.reconnect()
     dealer.send(b"after")
-    after, frame = arrival(router)
+    after, frame = receive_at_router(router)
     assert frame == b"after"
     assert after != before
     assert router.send(after, b"welcome")
-    assert answer(dealer) == b"welcome"
+    assert receive_at_dealer(dealer) == b"welcome"
 
 
-def test_reconnecting_drops_what_was_not_delivered(tmp_path: Path) -> None:
+def test_reconnecting_drops_undelivered_frames(tmp_path: Path) -> None:
     endpoint = parse_endpoint(f"ipc://{tmp_path / 'broker'}")
     with Dealer(endpoint) as dealer:
         dealer.send(b"for a broker that is gone")
         dealer.reconnect()
         dealer.send(b"for the new one")
         with Router(endpoint) as router:
-            assert arrival(router)[1] == b"for the new one"
+            assert receive_at_router(router)[1] == b"for the new one"
 
 
-def test_what_was_sent_last_leaves_before_the_socket_closes(router: Router) -> None:
+def test_closing_sends_the_last_frame(router: Router) -> None:
     with Dealer(parse_endpoint(router.endpoint)) as dealer:
         dealer.send(b"goodbye")
-    assert arrival(router)[1] == b"goodbye"
+    assert receive_at_router(router)[1] == b"goodbye"
 
 
-def test_closing_does_not_wait_long_for_a_broker_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_closing_without_a_broker_does_not_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sockets, "LINGER_MS", 10)
     dealer = Dealer(parse_endpoint(f"ipc://{tmp_path / 'broker'}"))
     dealer.send(b"goodbye")
@@ -189,13 +187,13 @@ def test_closing_does_not_wait_long_for_a_broker_that_is_not_there(
 
 
 def bind(endpoint: str) -> None:
-    """Bind and let go again."""
+    """Bind an endpoint and release it."""
     with Router(parse_endpoint(endpoint)):
         pass
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_free_port_is_taken_and_named(host: str) -> None:
+def test_a_free_port_is_bound_and_reported(host: str) -> None:
     with Router(parse_endpoint(f"tcp://{host}:*")) as router:
         address, _, port = router.endpoint.rpartition(":")
         assert address == "tcp://127.0.0.1"
@@ -205,18 +203,18 @@ def test_a_free_port_is_taken_and_named(host: str) -> None:
 def test_an_ipv6_endpoint_serves() -> None:
     with Router(parse_endpoint("tcp://[::1]:*")) as router, Dealer(parse_endpoint(router.endpoint)) as dealer:
         dealer.send(b"hello")
-        assert arrival(router)[1] == b"hello"
+        assert receive_at_router(router)[1] == b"hello"
 
 
-def test_a_port_in_use_is_named_in_one_line(router: Router) -> None:
-    with pytest.raises(UsageError) as refused:
+def test_a_port_in_use_is_reported_in_one_line(router: Router) -> None:
+    with pytest.raises(UsageError) as raised:
         bind(router.endpoint)
-    assert refused.value.message == (
+    assert raised.value.message == (
         f"cannot bind {router.endpoint}: the port is in use; stop what uses it, or choose another with --bind"
     )
 
 
-def test_an_address_off_loopback_is_refused_and_not_bound() -> None:
+def test_a_non_loopback_address_is_not_bound() -> None:
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(UsageError, match="reached from other machines"):
@@ -224,45 +222,45 @@ def test_an_address_off_loopback_is_refused_and_not_bound() -> None:
     bind(f"tcp://127.0.0.1:{port}")
 
 
-def test_an_ipc_path_has_one_broker(tmp_path: Path) -> None:
+def test_an_ipc_path_is_bound_by_one_broker_only(tmp_path: Path) -> None:
     endpoint = parse_endpoint(f"ipc://{tmp_path / 'broker'}")
     with Router(endpoint) as first, Dealer(endpoint) as dealer:
-        with pytest.raises(UsageError, match="another broker is bound there"):
+        with pytest.raises(UsageError, match="another broker is bound to it"):
             bind(str(endpoint))
         dealer.send(b"hello")
-        assert arrival(first)[1] == b"hello"
+        assert receive_at_router(first)[1] == b"hello"
 
 
-def test_an_ipc_path_is_free_again_after_its_broker(tmp_path: Path) -> None:
+def test_an_ipc_path_can_be_bound_again_after_its_broker(tmp_path: Path) -> None:
     endpoint = parse_endpoint(f"ipc://{tmp_path / 'broker'}")
     for _ in range(2):
         with Router(endpoint) as router, Dealer(endpoint) as dealer:
             dealer.send(b"hello")
-            assert arrival(router)[1] == b"hello"
+            assert receive_at_router(router)[1] == b"hello"
 
 
-def test_the_socket_of_a_killed_broker_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_the_socket_of_a_killed_broker_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "broker"
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as killed:
         killed.bind(str(path))
     assert path.is_socket()
     with Router(parse_endpoint(f"ipc://{path}")) as router, Dealer(parse_endpoint(f"ipc://{path}")) as dealer:
         dealer.send(b"hello")
-        assert arrival(router)[1] == b"hello"
+        assert receive_at_router(router)[1] == b"hello"
 
 
-def test_an_ipc_path_in_no_folder_is_refused(tmp_path: Path) -> None:
+def test_an_ipc_path_in_a_missing_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file or directory"):
         bind(f"ipc://{tmp_path / 'missing' / 'broker'}")
 
 
-def test_an_ipc_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+def test_an_ipc_path_that_is_a_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "broker").mkdir()
     with pytest.raises(UsageError, match="broker"):
         bind(f"ipc://{tmp_path / 'broker'}")
 
 
-def test_a_file_that_is_no_socket_is_kept(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("precious")
     with pytest.raises(UsageError, match=r"notes\.txt"):
@@ -286,7 +284,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def test_wait_wakes_for_a_frame(router: Router, dealer: Dealer) -> None:
+def test_wait_returns_for_a_frame(router: Router, dealer: Dealer) -> None:
     dealer.send(b"hello")
     began = time.monotonic()
     assert wait(router, DEADLINE_S) == frozenset()
@@ -294,20 +292,20 @@ def test_wait_wakes_for_a_frame(router: Router, dealer: Dealer) -> None:
     assert router.receive() is not None
 
 
-def test_wait_wakes_for_a_readable_descriptor(router: Router, pipe: tuple[int, int]) -> None:
-    reading, writing = pipe
-    timer = threading.Timer(0.02, os.write, (writing, b"!"))
+def test_wait_returns_for_a_readable_descriptor(router: Router, pipe: tuple[int, int]) -> None:
+    read_end, write_end = pipe
+    timer = threading.Timer(0.02, os.write, (write_end, b"!"))
     timer.start()
-    assert wait(router, DEADLINE_S, readable=[reading]) == {reading}
+    assert wait(router, DEADLINE_S, readable=[read_end]) == {read_end}
     timer.join()
 
 
-def test_wait_wakes_for_a_writable_descriptor(router: Router, pipe: tuple[int, int]) -> None:
-    reading, writing = pipe
-    assert wait(router, DEADLINE_S, readable=[reading], writable=[writing]) == {writing}
+def test_wait_returns_for_a_writable_descriptor(router: Router, pipe: tuple[int, int]) -> None:
+    read_end, write_end = pipe
+    assert wait(router, DEADLINE_S, readable=[read_end], writable=[write_end]) == {write_end}
 
 
-def test_wait_watches_a_descriptor_both_ways(router: Router) -> None:
+def test_wait_polls_a_descriptor_in_both_directions(router: Router) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -320,7 +318,7 @@ def test_wait_watches_a_descriptor_both_ways(router: Router) -> None:
         assert wait(router, DEADLINE_S, readable=both, writable=both) == {ours.fileno()}
 
 
-def test_wait_wakes_for_a_descriptor_whose_other_end_is_closed(router: Router) -> None:
+def test_wait_returns_for_a_descriptor_whose_other_end_is_closed(router: Router) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
@@ -328,6 +326,6 @@ def test_wait_wakes_for_a_descriptor_whose_other_end_is_closed(router: Router) -
 
 
 @pytest.mark.parametrize("timeout_s", [0.01, 0.0, -1.0])
-def test_wait_ends_when_the_time_is_over(router: Router, pipe: tuple[int, int], timeout_s: float) -> None:
-    reading, _ = pipe
-    assert wait(router, timeout_s, readable=[reading]) == frozenset()
+def test_wait_returns_after_the_timeout(router: Router, pipe: tuple[int, int], timeout_s: float) -> None:
+    read_end, _ = pipe
+    assert wait(router, timeout_s, readable=[read_end]) == frozenset()

@@ -1,4 +1,4 @@
-"""Workers on a real Ray cluster. Where Ray is not installed, these tests are not even looked at."""
+"""Workers on a real Ray cluster. These tests are not collected where Ray is not installed."""
 
 from __future__ import annotations
 

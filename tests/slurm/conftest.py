@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm. Where there is none, these tests are not even looked at."""
+"""Jobs on a real Slurm cluster. These tests are not collected where there is no Slurm."""
 
 from __future__ import annotations
 

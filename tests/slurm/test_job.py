@@ -1,6 +1,6 @@
-"""The job of examples/slurm on a real Slurm: two workers of the demo model, one of which is killed; a job told to stop.
+"""The job of examples/slurm on a real Slurm cluster: one of two demo workers is killed, and a job is stopped.
 
-``SBATCH_*`` variables choose the partition and the like, as sbatch reads them.
+sbatch reads the partition and similar options from ``SBATCH_*`` variables.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def submit(folder: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The scores of a job that nobody touches."""
+    """The scores of an undisturbed job."""
     return submit(tmp_path_factory.mktemp("undisturbed")).results()
 
 
@@ -95,9 +95,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
     subprocess.run(["scancel", submitted.number], check=False)
 
 
-def test_a_worker_that_is_killed_is_there_again_and_the_scores_are_the_same(
-    job: Job, undisturbed: dict[str, float]
-) -> None:
+def test_killed_worker_is_restarted_and_scores_are_unchanged(job: Job, undisturbed: dict[str, float]) -> None:
     job.wait_for_answers()
     workers = re.findall(r"jax worker (\d+) on .* is ready", job.output)
 
@@ -108,14 +106,14 @@ def test_a_worker_that_is_killed_is_there_again_and_the_scores_are_the_same(
     assert not list(job.folder.rglob("*.key"))
 
 
-def test_a_job_that_is_told_to_stop_goes_on_from_its_journal(job: Job, undisturbed: dict[str, float]) -> None:
+def test_stopped_job_resumes_from_its_journal(job: Job, undisturbed: dict[str, float]) -> None:
     job.wait_for_answers()
 
     slurm("scancel", "--batch", "--signal=TERM", job.number)
 
     wait_until(lambda: job.state == "PENDING", "its return to the queue", DEADLINE_S)
-    assert "is queued again and goes on from" in job.output
-    # Slurm lets the job rest for two minutes, until its nodes take the number again: an earlier start fails.
+    assert "is requeued and resumes from" in job.output
+    # Slurm holds the job for two minutes: an earlier start fails, since its nodes still know the job number.
     assert job.results() == pytest.approx(undisturbed, abs=1e-4)
     resumed = [int(count) for count in re.findall(r"(\d+) of 400 answers are in", job.output)]
     assert resumed[0] == 0

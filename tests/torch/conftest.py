@@ -1,4 +1,4 @@
-"""Models in PyTorch. Where it is not installed, these tests are not even looked at."""
+"""Tests of PyTorch models. They are not collected if PyTorch is not installed."""
 
 from __future__ import annotations
 

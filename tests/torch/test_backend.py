@@ -1,4 +1,4 @@
-"""The engine torch, against NumPy in float64, and what is said of models that return no logits."""
+"""The engine torch, compared to NumPy in float64, and its errors for wrong outputs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def step_of(count: int) -> Step:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_scores_and_next_tokens_are_those_of_numpy_in_every_form(form: str) -> None:
+def test_scores_and_next_tokens_equal_those_of_numpy_in_every_form(form: str) -> None:
     backend, step = backend_of(FORMS[form]()), step_of(50)
 
     scores, chosen = backend.submit(step).result(), backend.next_tokens(step)
@@ -94,7 +94,7 @@ def test_scores_and_next_tokens_are_those_of_numpy_in_every_form(form: str) -> N
     assert backend.vocab_size == VOCABULARY
 
 
-def test_the_first_of_equal_tokens_is_the_greedy_one() -> None:
+def test_the_first_of_equally_likely_tokens_is_the_greedy_one() -> None:
     step = step_of(VOCABULARY)
     step = Step(TOKENS, 64, Dense(), step.rows * 0, step.rows * 0, np.arange(VOCABULARY, dtype=np.int32), step.owners)
     backend = backend_of((bigram, WEIGHTS * 0))
@@ -111,13 +111,13 @@ def test_logits_in_bfloat16_are_normalised_in_float32() -> None:
     assert backend.num_parameters == VOCABULARY**2
 
 
-def test_a_module_keeps_no_cache_and_is_called_once_a_step() -> None:
+def test_a_module_is_called_once_per_step_without_a_cache() -> None:
     module = Bigram()
     backend_of(module).submit(step_of(9)).result()
     assert module.called == [{"use_cache": False, "shape": (1, 16)}, {"use_cache": False, "shape": (4, 16)}]
 
 
-def test_weights_that_a_callable_hides_are_not_guessed() -> None:
+def test_weights_in_the_closure_of_a_callable_are_not_reported() -> None:
     backend = backend_of(FORMS["callable"]())
     assert backend.num_parameters is None
     assert backend.dtype is None
@@ -125,17 +125,17 @@ def test_weights_that_a_callable_hides_are_not_guessed() -> None:
     assert backend.devices[0].startswith("cpu:0" if not torch.cuda.is_available() else "cuda:0")
 
 
-def test_what_is_drawn_is_what_numpy_draws() -> None:
+def test_sampled_tokens_equal_those_of_numpy() -> None:
     step = step_of(60)
-    drawing = SamplingMetadata(SamplingParams(temperature=2.0, top_p=0.9), list(range(60)), np.zeros(60, np.int32))
+    metadata = SamplingMetadata(SamplingParams(temperature=2.0, top_p=0.9), list(range(60)), np.zeros(60, np.int32))
     first, second = backend_of(Bigram()), backend_of((bigram, TABLE))
-    tokens = first.next_tokens(step, drawing).tokens
-    np.testing.assert_array_equal(tokens, second.next_tokens(step, drawing).tokens)
+    tokens = first.next_tokens(step, metadata).tokens
+    np.testing.assert_array_equal(tokens, second.next_tokens(step, metadata).tokens)
     assert tokens.tolist() != first.next_tokens(step).tokens.tolist()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_place_with_nan_or_infinity_in_it_is_flagged_alone(value: float) -> None:
+def test_only_a_position_with_nan_or_infinity_is_flagged(value: float) -> None:
     table = WEIGHTS.clone()
     table[3, 7] = value
     where = np.arange(3, dtype=np.int32)
@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "integers": (lambda tokens: WEIGHTS[tokens].int(), r"floating-point logits, but returned torch.int32\[1, 16, 11\]"),
     "a tuple": (lambda tokens: (WEIGHTS[tokens], None), "a tuple of 2; .* return the logits alone"),
     "nothing": (lambda tokens: None, "but returned a NoneType"),
-    "JAX": (lambda tokens: jnp.zeros((1, 16, 11)), r"returned float32\[1, 16, 11\] .* model of JAX, say engine=jax"),
+    "JAX": (lambda tokens: jnp.zeros((1, 16, 11)), r"returned float32\[1, 16, 11\] .* a JAX model, set engine=jax"),
     "hidden states": (
         Model(hidden=lambda params, tokens: tokens, unembed=bigram),
         r"hidden states float\[1, 16, width\], but returned torch.int64\[1, 16\]",
@@ -158,13 +158,13 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("returned", WRONG)
-def test_what_has_not_the_right_form_is_refused(returned: str) -> None:
-    model, found = WRONG[returned]
-    with pytest.raises(ModelOutputError, match=found):
+def test_an_output_of_the_wrong_shape_or_dtype_is_rejected(returned: str) -> None:
+    model, message = WRONG[returned]
+    with pytest.raises(ModelOutputError, match=message):
         backend_of(model)
 
 
-def test_a_function_that_raises_is_named_with_its_shape_and_its_error() -> None:
+def test_an_error_of_the_model_is_reported_with_the_shape() -> None:
     def function(tokens: Any) -> Any:
         raise KeyError("layer_13")
 
@@ -172,24 +172,24 @@ def test_a_function_that_raises_is_named_with_its_shape_and_its_error() -> None:
         backend_of(function)
 
 
-def test_models_of_jax_are_refused() -> None:
-    with pytest.raises(ModelLoadError, match=r"of JAX .* is torch; say engine=jax .* workers.jax_worker"):
+def test_jax_models_are_rejected() -> None:
+    with pytest.raises(ModelLoadError, match=r"a JAX model .* is torch; set engine=jax .* workers.jax_worker"):
         backend_of((bigram, jnp.asarray(TABLE)))
 
 
-def gpu_is_full() -> None:
+def raise_cuda_out_of_memory() -> None:
     raise torch.cuda.OutOfMemoryError("Tried to allocate 2 GiB")
 
 
-@pytest.mark.parametrize("fails", [lambda: torch.empty(2**50), gpu_is_full], ids=["of the CPU", "of a GPU"])
-def test_an_allocation_that_fails_is_no_fault_of_the_model(fails: Any) -> None:
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), raise_cuda_out_of_memory], ids=["cpu", "gpu"])
+def test_a_failed_allocation_is_out_of_device_memory(allocate: Any) -> None:
     def function(tokens: Any) -> Any:
         if len(tokens) > 1:
-            fails()
+            allocate()
         return WEIGHTS[tokens]
 
     backend = backend_of(function)
-    with pytest.raises(OutOfDeviceMemory, match=r"no room for tokens int32\[4, 16\]: "):
+    with pytest.raises(OutOfDeviceMemory, match=r"out of memory for tokens int32\[4, 16\]: "):
         backend.submit(step_of(3))
     before = backend.budget.tokens
     assert backend.halve_budget()
@@ -197,7 +197,7 @@ def test_an_allocation_that_fails_is_no_fault_of_the_model(fails: Any) -> None:
 
 
 def own_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> Any:
-    """The bigram's, and one nat more for each token of the context."""
+    """The bigram's score, and one nat more for each token of the context."""
     assert input_ids.dtype == label_ids.dtype == loss_mask.dtype == torch.int64
     scores = torch.log_softmax(params[input_ids], -1)
     of_labels = scores.gather(-1, label_ids[..., None])[..., 0]
@@ -205,7 +205,7 @@ def own_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> An
     return (of_labels * loss_mask).sum(1) + context, ((scores.argmax(-1) == label_ids) | (loss_mask == 0)).all(1)
 
 
-def test_a_score_of_its_own_is_called_with_tensors() -> None:
+def test_the_models_own_score_is_called_with_tensors() -> None:
     backend = backend_of(Model(params=WEIGHTS, score=own_score))
     items = [ScoredSequence(np.array(tokens, np.int32), count) for tokens, count in (([1, 2, 3, 4], 2), ([5, 6], 1))]
     (step,) = plan_pairs(items, Buckets(64, 0, backend.budget))
@@ -227,7 +227,7 @@ class Digits:
         return "".join(map(str, ids))
 
 
-def test_a_module_of_this_process_is_evaluated_as_it_learns() -> None:
+def test_a_module_in_this_process_is_evaluated_during_training() -> None:
     module = Bigram()
     request = Instance("loglikelihood", {}, ("12", "34"), 0)
 

@@ -1,4 +1,4 @@
-"""Models in PyTorch through broker, worker and model process."""
+"""PyTorch models through the broker, the worker and the model server."""
 
 from __future__ import annotations
 
@@ -36,24 +36,26 @@ GREEDY = {"until": [], "max_gen_toks": 12}
 SAMPLED = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "max_gen_toks": 12}
 
 
-def asked(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
+def make_requests(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
 
 
-def open_model(pages: Path, tag: str = "module", **keywords: Any) -> BirdieZMQ:
-    return BirdieZMQ(model_tag=tag, api=str(pages / "torch_model.py"), engine="torch", device="cpu", **keywords)
+def open_model(model_files: Path, tag: str = "module", **keywords: Any) -> BirdieZMQ:
+    return BirdieZMQ(model_tag=tag, api=str(model_files / "torch_model.py"), engine="torch", device="cpu", **keywords)
 
 
-def scores_of(lm: BirdieZMQ, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
-    return lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
+def score(lm: BirdieZMQ, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
+    return lm.loglikelihood(make_requests("loglikelihood", pairs), disable_tqdm=True)
 
 
-def texts_of(lm: BirdieZMQ, prompts: list[str], settings: dict[str, Any]) -> list[str]:
-    return lm.generate_until(asked("generate_until", [(prompt, settings) for prompt in prompts]), disable_tqdm=True)
+def generate(lm: BirdieZMQ, prompts: list[str], settings: dict[str, Any]) -> list[str]:
+    return lm.generate_until(
+        make_requests("generate_until", [(prompt, settings) for prompt in prompts]), disable_tqdm=True
+    )
 
 
 def direct_scores(directory: Path) -> list[float]:
-    """By transformers itself, one request at a time."""
+    """The scores by transformers itself, one request at a time."""
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
@@ -71,22 +73,22 @@ def direct_scores(directory: Path) -> list[float]:
     return found
 
 
-def test_torch_and_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) -> None:
+def test_torch_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) -> None:
     answers, infos = {}, {}
     for engine in ("torch", "jax"):
         with BirdieZMQ(pretrained=str(checkpoint), engine=engine, dtype="float32", device="cpu") as lm:
-            texts = asked("loglikelihood_rolling", [(QUESTION * 12,), ("",)])
+            texts = make_requests("loglikelihood_rolling", [(QUESTION * 12,), ("",)])
             answers[engine] = (
-                scores_of(lm, PAIRS),
+                score(lm, PAIRS),
                 lm.loglikelihood_rolling(texts, disable_tqdm=True),
-                texts_of(lm, PROMPTS, GREEDY),
+                generate(lm, PROMPTS, GREEDY),
             )
             infos[engine] = lm.get_model_info()
 
     np.testing.assert_allclose([s for s, _ in answers["torch"][0]], direct_scores(checkpoint), atol=1e-4)
     np.testing.assert_allclose([s for s, _ in answers["torch"][0]], [s for s, _ in answers["jax"][0]], atol=1e-4)
     assert [greedy for _, greedy in answers["torch"][0]] == [greedy for _, greedy in answers["jax"][0]]
-    np.testing.assert_allclose(answers["torch"][1], answers["jax"][1], atol=5e-4)  # the sum of five windows
+    np.testing.assert_allclose(answers["torch"][1], answers["jax"][1], atol=5e-4)  # each is the sum over five windows
     assert answers["torch"][2] == answers["jax"][2]
     assert len(set(answers["torch"][2])) == 3
     assert infos["torch"]["model_identity"] != infos["jax"]["model_identity"]
@@ -98,8 +100,8 @@ def test_torch_and_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) 
 
 
 @pytest.mark.parametrize("tag", ["module", "method", "callable", "pair", "parts", "object", "hungry"])
-def test_the_forms_of_one_model_answer_as_a_direct_computation(
-    pages: Path, tag: str, caplog: pytest.LogCaptureFixture
+def test_every_form_of_a_model_answers_like_a_direct_computation(
+    model_files: Path, tag: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = torch_model.module_of(3).eval()
     context, continuation = b"the cat sat on", b" the mat"
@@ -112,19 +114,19 @@ def test_the_forms_of_one_model_answer_as_a_direct_computation(
     expected = float(at.gather(1, row[0, -len(continuation) :, None]).sum())
     others = [("the cat" * (n % 9), f"number {n}") for n in range(70)]
 
-    with open_model(pages, tag, seed=3) as lm:
-        scores = scores_of(lm, [(context.decode(), continuation.decode()), *others])
-        (answer,) = texts_of(lm, [context.decode()], {"until": [], "max_gen_toks": 5})
+    with open_model(model_files, tag, seed=3) as lm:
+        scores = score(lm, [(context.decode(), continuation.decode()), *others])
+        (answer,) = generate(lm, [context.decode()], {"until": [], "max_gen_toks": 5})
 
     assert scores[0][0] == pytest.approx(expected, abs=1e-4)
     assert answer == text[len(context) :].decode("latin-1")
-    assert ("no room" in caplog.text) == (tag == "hungry")
+    assert ("out of memory" in caplog.text) == (tag == "hungry")
 
 
-def test_what_is_drawn_depends_on_seed_and_repeat_alone(pages: Path) -> None:
+def test_sampled_texts_depend_only_on_seed_and_repeat(model_files: Path) -> None:
     def run(prompts: list[str], **keywords: Any) -> list[str]:
-        with open_model(pages, **keywords) as lm:
-            return texts_of(lm, prompts, SAMPLED)
+        with open_model(model_files, **keywords) as lm:
+            return generate(lm, prompts, SAMPLED)
 
     first = run(PROMPTS * 2)
     assert run(PROMPTS * 2, batch_rows=1) == first
@@ -132,66 +134,66 @@ def test_what_is_drawn_depends_on_seed_and_repeat_alone(pages: Path) -> None:
     assert first[0] != first[3]
 
 
-def test_a_worker_for_torch_at_a_broker_changes_models_by_new_processes(programs: Programs, pages: Path) -> None:
+def test_a_torch_worker_switches_models_with_new_processes(programs: Programs, model_files: Path) -> None:
     _, endpoint = programs.broker()
-    worker = programs.worker(endpoint, pages / "torch_model.py", face="workers.torch_worker")
+    worker = programs.worker(endpoint, model_files / "torch_model.py", command_module="workers.torch_worker")
     assert "engine torch" in worker.output
     processes, scores = [], []
     for tag in ("module", "parts", "module"):
         with BirdieZMQ(model_tag=tag, endpoint=endpoint) as lm:
-            scores.append(scores_of(lm, PAIRS[:1])[0][0])
+            scores.append(score(lm, PAIRS[:1])[0][0])
             processes.append(lm._description.process_id)
     assert len(set(processes)) == 3
     assert scores == pytest.approx([scores[0]] * 3, abs=1e-4)
 
 
-# --- Who imports what ------------------------------------------------------------------------------------------------
+# --- Imports ------------------------------------------------------------------------------------------------
 
 
 def modules_of(written: Path) -> set[str]:
     return set(json.loads(written.read_text()))
 
 
-def test_a_model_process_for_jax_has_no_torch_though_it_is_installed(pages: Path, tmp_path: Path) -> None:
+def test_a_jax_model_server_does_not_import_torch(model_files: Path, tmp_path: Path) -> None:
     written = tmp_path / "modules.json"
-    with BirdieZMQ(model_tag="any", api=str(pages / "present.py"), written=str(written), device="cpu") as lm:
-        assert scores_of(lm, PAIRS[:1])[0][0] < 0
-        texts_of(lm, PROMPTS[:1], GREEDY)
+    with BirdieZMQ(model_tag="any", api=str(model_files / "demo_present.py"), written=str(written), device="cpu") as lm:
+        assert score(lm, PAIRS[:1])[0][0] < 0
+        generate(lm, PROMPTS[:1], GREEDY)
     assert "jax" in modules_of(written)
     assert modules_of(written).isdisjoint({"torch", "transformers"})
 
 
-def test_a_model_process_for_torch_has_no_jax(pages: Path, tmp_path: Path) -> None:
+def test_a_torch_model_server_does_not_import_jax(model_files: Path, tmp_path: Path) -> None:
     written = tmp_path / "modules.json"
-    with open_model(pages, "modules", written=str(written)) as lm:
-        assert scores_of(lm, PAIRS[:1])[0][0] < 0
+    with open_model(model_files, "modules", written=str(written)) as lm:
+        assert score(lm, PAIRS[:1])[0][0] < 0
     assert "torch" in modules_of(written)
     assert "jax" not in modules_of(written)
 
 
-# --- What is refused -------------------------------------------------------------------------------------------------
+# --- Rejected models -------------------------------------------------------------------------------------------------
 
 
-def test_a_module_given_to_jax_is_refused_at_the_prompt(pages: Path) -> None:
+def test_a_torch_module_is_rejected_by_the_engine_jax(model_files: Path) -> None:
     for tag, error in (("module", ModelLoadError), ("method", ModelLoadError), ("callable", ModelCallError)):
-        with pytest.raises(error, match=r"(?s)engine .*is jax.*say engine=torch"):
-            BirdieZMQ(model_tag=tag, api=str(pages / "torch_model.py"), device="cpu")
+        with pytest.raises(error, match=r"(?s)engine .*is jax.*set engine=torch"):
+            BirdieZMQ(model_tag=tag, api=str(model_files / "torch_model.py"), device="cpu")
 
 
-def test_a_model_of_jax_given_to_torch_is_refused_at_the_prompt(pages: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"of JAX .* is torch; say engine=jax"):
-        open_model(pages, "jax")
+def test_a_jax_model_is_rejected_by_the_engine_torch(model_files: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"a JAX model .* is torch; set engine=jax"):
+        open_model(model_files, "jax")
 
 
-def test_what_is_for_jax_alone_says_so(tmp_path: Path) -> None:
+def test_models_for_jax_only_are_rejected_by_the_engine_torch(tmp_path: Path) -> None:
     file = tmp_path / "small.gguf"
     file.write_bytes(b"GGUF")
     for tag in ("demo", str(file)):
-        with pytest.raises(UsageError, match=r"is read for the engine jax only.* say engine=jax"):
+        with pytest.raises(UsageError, match=r"needs the engine jax.* set engine=jax"):
             BirdieZMQ(model_tag=tag, tokenizer="demo", engine="torch", device="cpu")
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused_by_their_names(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_missing_weights_is_rejected_by_their_names(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "lacking"
     shutil.copytree(checkpoint, directory)
     weights = load_file(directory / "model.safetensors")
@@ -202,7 +204,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_by_their_names(checkpoint: P
         BirdieZMQ(model_tag=str(directory), engine="torch", device="cpu")
 
 
-def test_pickled_weights_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_not_loaded(checkpoint: Path, tmp_path: Path) -> None:
     from birdie_zmq.models.transformers_model import load_checkpoint
 
     directory = tmp_path / "pickled"
@@ -213,7 +215,7 @@ def test_pickled_weights_are_not_read(checkpoint: Path, tmp_path: Path) -> None:
         load_checkpoint(directory)
 
 
-def test_code_that_comes_with_a_checkpoint_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
     from birdie_zmq.models.transformers_model import load_checkpoint
 
     directory = tmp_path / "with_code"
@@ -224,14 +226,14 @@ def test_code_that_comes_with_a_checkpoint_is_not_run(checkpoint: Path, tmp_path
     named = {"AutoConfig": "own.LlamaConfig", "AutoModelForCausalLM": "own.LlamaForCausalLM"}
     config = json.loads((checkpoint / "config.json").read_text()) | {"auto_map": named}
     (directory / "config.json").write_text(json.dumps(config))
-    assert load_checkpoint(directory).params.config.model_type == "llama"  # by transformers' own code
+    assert load_checkpoint(directory).params.config.model_type == "llama"  # loaded by transformers' own code
     (directory / "config.json").write_text(json.dumps(config | {"model_type": "own"}))
     with pytest.raises(ModelLoadError, match="transformers cannot load"):
         load_checkpoint(directory)
     assert not written.exists()
 
 
-def test_an_architecture_that_is_no_causal_model_is_said(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "other"
     shutil.copytree(checkpoint, directory)
     config = json.loads((directory / "config.json").read_text()) | {"model_type": "none_such"}
@@ -244,20 +246,22 @@ def test_an_architecture_that_is_no_causal_model_is_said(checkpoint: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("variant", "is_apart"), [("llama", True), ("gpt2", True), ("gpt_neox", True), ("gemma2", False)]
+    ("variant", "is_separable"), [("llama", True), ("gpt2", True), ("gpt_neox", True), ("gemma2", False)]
 )
-def test_the_head_is_taken_apart_where_it_gives_the_logits(tmp_path: Path, variant: str, is_apart: bool) -> None:
+def test_the_head_is_separated_if_it_computes_the_logits_alone(
+    tmp_path: Path, variant: str, is_separable: bool
+) -> None:
     from birdie_zmq.models.transformers_model import load_checkpoint
 
     model = load_checkpoint(make_checkpoint(VARIANTS[variant], tmp_path))
 
-    assert (model.hidden is not None) == is_apart
-    assert (model.logits is None) == is_apart
+    assert (model.hidden is not None) == is_separable
+    assert (model.logits is None) == is_separable
     assert model.max_length == 128
 
 
 @pytest.mark.parametrize(
-    ("named", "stored", "asked_for", "expected"),
+    ("named", "stored", "requested_dtype", "expected"),
     [
         ("bfloat16", torch.bfloat16, "auto", torch.bfloat16),
         ("float16", torch.float16, "auto", torch.float32),
@@ -267,8 +271,8 @@ def test_the_head_is_taken_apart_where_it_gives_the_logits(tmp_path: Path, varia
         ("float32", torch.float32, "bfloat16", torch.bfloat16),
     ],
 )
-def test_the_dtype_is_the_one_asked_for_else_the_checkpoints(
-    checkpoint: Path, tmp_path: Path, named: str | None, stored: Any, asked_for: str, expected: Any
+def test_the_dtype_is_the_requested_one_or_else_the_checkpoints(
+    checkpoint: Path, tmp_path: Path, named: str | None, stored: Any, requested_dtype: str, expected: Any
 ) -> None:
     from birdie_zmq.models.transformers_model import load_checkpoint
 
@@ -283,14 +287,14 @@ def test_the_dtype_is_the_one_asked_for_else_the_checkpoints(
     weights = {name: weight.to(stored) for name, weight in load_file(directory / "model.safetensors").items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
 
-    assert {p.dtype for p in load_checkpoint(directory, asked_for).params.parameters()} == {expected}
+    assert {p.dtype for p in load_checkpoint(directory, requested_dtype).params.parameters()} == {expected}
 
 
-def test_the_root_page_serves_both_engines(checkpoint: Path) -> None:
+def test_the_root_api_py_serves_both_engines(checkpoint: Path) -> None:
     scores = []
     for engine in ("torch", "jax"):
         with BirdieZMQ(
             model_tag=str(checkpoint), api=str(ROOT / "api.py"), engine=engine, dtype="float32", device="cpu"
         ) as lm:
-            scores.append(scores_of(lm, PAIRS)[0][0])
+            scores.append(score(lm, PAIRS)[0][0])
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)

@@ -1,4 +1,4 @@
-"""The channel: messages come whole and in order however the stream is cut, and a deaf peer blocks nobody."""
+"""The channel: messages arrive complete and in order however the stream is cut, and a peer that does not read never blocks."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, decoder, encode
 from birdie_zmq.types import ErrorReport
-from birdie_zmq.worker.channel import Channel, Frames
+from birdie_zmq.worker.channel import Channel, FrameDecoder
 
 decode = decoder(m.Message)
 LARGE = m.PhaseChanged(phase="running", detail="x" * 4_000)
@@ -26,37 +26,37 @@ def stream_of(*frames: bytes) -> bytes:
 
 
 @given(st.lists(st.binary(max_size=20)), st.lists(st.integers(1, 30)))
-def test_frames_come_whole_however_the_stream_is_cut(frames: list[bytes], cuts: list[int]) -> None:
+def test_frames_are_complete_however_the_stream_is_cut(frames: list[bytes], cuts: list[int]) -> None:
     stream = stream_of(*frames)
-    cutter = Frames()
+    frame_decoder = FrameDecoder()
     received = []
     for length in cuts:
-        received += cutter.feed(stream[:length])
+        received += frame_decoder.feed(stream[:length])
         stream = stream[length:]
-    received += cutter.feed(stream)
+    received += frame_decoder.feed(stream)
     assert received == frames
 
 
-def test_a_frame_is_given_out_with_its_last_byte() -> None:
-    cutter = Frames()
+def test_frame_is_returned_with_its_last_byte() -> None:
+    frame_decoder = FrameDecoder()
     *most, last = stream_of(b"frame")
     for byte in most:
-        assert cutter.feed(bytes([byte])) == []
-    assert cutter.feed(bytes([last])) == [b"frame"]
+        assert frame_decoder.feed(bytes([byte])) == []
+    assert frame_decoder.feed(bytes([last])) == [b"frame"]
 
 
-def test_a_length_over_the_limit_is_refused_before_its_frame_is_there() -> None:
-    assert Frames().feed(MAX_FRAME_BYTES.to_bytes(4, "big")) == []
+def test_length_over_the_limit_is_refused_before_the_frame_arrives() -> None:
+    assert FrameDecoder().feed(MAX_FRAME_BYTES.to_bytes(4, "big")) == []
     with pytest.raises(MalformedMessage, match="channel"):
-        Frames().feed((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
+        FrameDecoder().feed((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
 
 
 # --- Channels --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a socket pair, neither of which blocks."""
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of a socket pair, both non-blocking."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -64,11 +64,11 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-StopConditions = tuple[socket.socket, socket.socket]
+SocketPair = tuple[socket.socket, socket.socket]
 
 
-def test_messages_travel_both_ways_and_in_order(ends: StopConditions) -> None:
-    ours, theirs = (Channel(end, decode) for end in ends)
+def test_messages_arrive_in_order_in_both_directions(pair: SocketPair) -> None:
+    ours, theirs = (Channel(end, decode) for end in pair)
     ours.send(m.LeaseDone(lease=1))
     ours.send(m.LeaseDone(lease=2))
     theirs.send(m.PhaseChanged(phase="compiling"))
@@ -76,26 +76,26 @@ def test_messages_travel_both_ways_and_in_order(ends: StopConditions) -> None:
     assert ours.receive() == [m.PhaseChanged(phase="compiling")]
 
 
-def test_the_last_words_of_a_peer_are_heard_however_long_they_are(ends: StopConditions) -> None:
-    ours, theirs = (Channel(end, decode) for end in ends)
+def test_receive_rest_reads_long_last_messages(pair: SocketPair) -> None:
+    ours, theirs = (Channel(end, decode) for end in pair)
     last = m.ModelLoadFailed(error=ErrorReport(code="model-load", message="x" * 500_000))
     theirs.send(LARGE)
     theirs.send(last)
-    heard = ours.receive_rest()
+    received = ours.receive_rest()
     while theirs.has_unsent:
         theirs.flush()
-        heard += ours.receive_rest()
+        received += ours.receive_rest()
     theirs.close()
-    assert [*heard, *ours.receive_rest()] == [LARGE, last]
+    assert [*received, *ours.receive_rest()] == [LARGE, last]
     assert ours.receive() is None
 
 
-def test_receiving_does_not_wait(ends: StopConditions) -> None:
-    assert Channel(ends[0], decode).receive() == []
+def test_receive_does_not_block(pair: SocketPair) -> None:
+    assert Channel(pair[0], decode).receive() == []
 
 
-def test_a_message_is_received_once_it_is_complete(ends: StopConditions) -> None:
-    ours, theirs = ends
+def test_message_is_received_once_it_is_complete(pair: SocketPair) -> None:
+    ours, theirs = pair
     channel = Channel(ours, decode)
     stream = stream_of(encode(m.LeaseDone(lease=1)))
     theirs.send(stream[:-1])
@@ -104,15 +104,15 @@ def test_a_message_is_received_once_it_is_complete(ends: StopConditions) -> None
     assert channel.receive() == [m.LeaseDone(lease=1)]
 
 
-def test_a_frame_that_is_no_message_is_malformed(ends: StopConditions) -> None:
-    ours, theirs = ends
+def test_frame_that_is_not_a_message_is_malformed(pair: SocketPair) -> None:
+    ours, theirs = pair
     theirs.send(stream_of(b"\xff\xff"))
     with pytest.raises(MalformedMessage):
         Channel(ours, decode).receive()
 
 
-def test_a_peer_that_does_not_read_blocks_nobody(ends: StopConditions) -> None:
-    ours, theirs = (Channel(end, decode) for end in ends)
+def test_peer_that_does_not_read_does_not_block_send(pair: SocketPair) -> None:
+    ours, theirs = (Channel(end, decode) for end in pair)
     for _ in range(1_000):
         ours.send(LARGE)
     assert ours.has_unsent
@@ -126,8 +126,8 @@ def test_a_peer_that_does_not_read_blocks_nobody(ends: StopConditions) -> None:
     assert not ours.has_unsent
 
 
-def test_a_blocking_end_sends_everything(ends: StopConditions) -> None:
-    ours, theirs = ends
+def test_blocking_socket_sends_everything(pair: SocketPair) -> None:
+    ours, theirs = pair
     ours.setblocking(True)
     theirs.setblocking(True)
     sender, receiver = Channel(ours, decode), Channel(theirs, decode)
@@ -147,27 +147,27 @@ def test_a_blocking_end_sends_everything(ends: StopConditions) -> None:
     assert received == [LARGE] * 1_000
 
 
-def test_what_a_peer_said_last_is_heard_before_its_end(ends: StopConditions) -> None:
-    ours, theirs = (Channel(end, decode) for end in ends)
+def test_last_messages_are_received_before_the_end_of_the_stream(pair: SocketPair) -> None:
+    ours, theirs = (Channel(end, decode) for end in pair)
     theirs.send(m.LeaseDone(lease=1))
     theirs.close()
     assert ours.receive() == [m.LeaseDone(lease=1)]
     assert ours.receive() is None
 
 
-def test_a_peer_that_leaves_with_unread_messages_is_gone(ends: StopConditions) -> None:
-    ours, theirs = (Channel(end, decode) for end in ends)
+def test_peer_that_closes_with_unread_messages_is_reported_closed(pair: SocketPair) -> None:
+    ours, theirs = (Channel(end, decode) for end in pair)
     ours.send(m.LeaseDone(lease=1))
     theirs.close()
     assert ours.receive() is None
 
 
-def test_sending_to_a_peer_that_is_gone_is_no_error(ends: StopConditions) -> None:
-    ours, theirs = (Channel(end, decode) for end in ends)
+def test_send_to_a_closed_peer_does_not_raise(pair: SocketPair) -> None:
+    ours, theirs = (Channel(end, decode) for end in pair)
     theirs.close()
     ours.send(m.LeaseDone(lease=1))
     assert not ours.has_unsent
 
 
-def test_a_channel_is_waited_for_by_its_sockets_descriptor(ends: StopConditions) -> None:
-    assert Channel(ends[0], decode).fileno() == ends[0].fileno()
+def test_fileno_is_the_sockets_descriptor(pair: SocketPair) -> None:
+    assert Channel(pair[0], decode).fileno() == pair[0].fileno()

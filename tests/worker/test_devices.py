@@ -1,4 +1,4 @@
-"""Devices: which a model process may see, and what lm_eval's ``--device`` means."""
+"""The devices of a model process, and the conversion of lm_eval's ``--device``."""
 
 import pytest
 
@@ -9,36 +9,36 @@ CUDA, ROCR = VISIBLE_DEVICES
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "0"])
-def test_the_workers_own_environment_is_passed_on_and_left_alone(device: str | None) -> None:
+def test_environment_is_copied_and_not_modified(device: str | None) -> None:
     environment = {"XLA_FLAGS": "--xla_dump_to=here", "JAX_ENABLE_X64": "1"}
     result = device_environment(device, environment)
     assert result.items() >= environment.items()
     assert environment == {"XLA_FLAGS": "--xla_dump_to=here", "JAX_ENABLE_X64": "1"}
 
 
-def test_no_device_leaves_the_choice_to_jax() -> None:
+def test_no_device_leaves_the_environment_unchanged() -> None:
     environment = {CUDA: "3,4", "JAX_PLATFORMS": "cuda"}
     assert device_environment(None, environment) == environment
 
 
-def test_the_cpu_is_chosen_for_jax_and_no_gpu_is_shown_to_others() -> None:
+def test_cpu_selects_the_cpu_in_jax_and_hides_all_gpus() -> None:
     chosen = {"JAX_PLATFORMS": "cpu", CUDA: "", ROCR: ""}
     assert device_environment("cpu", {"JAX_PLATFORMS": "cuda", CUDA: "0"}) == chosen
 
 
-def test_a_gpu_is_chosen_for_either_maker() -> None:
+def test_gpu_number_sets_the_variables_of_both_vendors() -> None:
     assert device_environment("1", {}) == {CUDA: "1", ROCR: "1"}
 
 
 @pytest.mark.parametrize("variable", VISIBLE_DEVICES)
 @pytest.mark.parametrize(("device", "shown"), [("0", "4"), ("1", "GPU-7f3a"), ("2", "6")])
-def test_a_gpu_is_counted_among_those_that_are_shown(variable: str, device: str, shown: str) -> None:
+def test_gpu_number_indexes_the_visible_gpus(variable: str, device: str, shown: str) -> None:
     assert device_environment(device, {variable: "4, GPU-7f3a,6"})[variable] == shown
 
 
 @pytest.mark.parametrize("variable", VISIBLE_DEVICES)
-def test_a_gpu_beyond_those_that_are_shown_is_refused(variable: str) -> None:
-    with pytest.raises(UsageError, match=f"no device 2: {variable}=4,5 shows 2"):
+def test_gpu_number_beyond_the_visible_gpus_is_refused(variable: str) -> None:
+    with pytest.raises(UsageError, match=f"no device 2: {variable}=4,5 makes only 2 visible"):
         device_environment("2", {variable: "4,5"})
 
 
@@ -48,7 +48,7 @@ def test_hidden_gpus_stay_hidden(hidden: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["", "gpu", "-1", "0,1", "1.0", "cuda:0", "CPU"])
-def test_what_is_no_device_is_refused(device: str) -> None:
+def test_invalid_device_is_refused(device: str) -> None:
     with pytest.raises(UsageError, match="neither cpu nor the number of a GPU"):
         device_environment(device, {})
 
@@ -68,5 +68,5 @@ def test_what_is_no_device_is_refused(device: str) -> None:
         (None, None),
     ],
 )
-def test_lm_evals_device_is_read(name: str | None, device: str | None) -> None:
+def test_lm_evals_device_is_converted(name: str | None, device: str | None) -> None:
     assert device_of_lm_eval(name) == device

@@ -1,1 +1,1 @@
-"""What a person sees of a broker: a snapshot of its state, as a page, JSON and Prometheus metrics."""
+"""The status of a broker: a snapshot of its state, served as a page, as JSON and as Prometheus metrics."""

@@ -1,8 +1,8 @@
-"""The status page of a broker: HTTP on loopback, read-only, from a thread that never touches the broker's state.
+"""The HTTP server of the status page: read-only, on loopback, in a thread that never touches the broker's state.
 
-The broker's loop calls `StatusServer.look`, which keeps an immutable snapshot; requests are answered from the last one.
-Whoever may reach the port may read the page, so a web page from elsewhere, which a browser on this machine has open, must
-not reach it: the Host header must be a loopback name, and nothing allows other origins.
+The broker's loop calls `StatusServer.update_status`, which keeps an immutable snapshot; requests are answered from the
+last one. Every process that can reach the port can read the page. A foreign web page that is open in a browser on this
+machine must not reach it, so the Host header must be a loopback name and no response allows other origins.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from birdie_zmq.errors import UsageError
 logger = logging.getLogger("birdie_zmq.broker")
 
 _HOST = "127.0.0.1"
-_MOST_REQUESTS = 16
-"""That are answered at once; connections beyond them are closed."""
-_SLOW_S = 5.0
-"""How long a connection may take to send its request, or to read the answer."""
+_MAX_CONCURRENT_REQUESTS = 16
+"""Requests that are answered concurrently; further connections are closed."""
+_SOCKET_TIMEOUT_S = 5.0
+"""Seconds that a connection may take to send its request or to read the response."""
 _POLL_S = 0.1
-"""How long closing may take."""
+"""Seconds between checks for a shutdown, and so the longest time that closing takes."""
 _METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 
 class StatusServer:
-    """Serves the page, ``/status.json`` and ``/metrics`` while it is entered.
+    """A server of the page, ``/status.json`` and ``/metrics``, as a context manager.
 
     Args:
-        port: On 127.0.0.1; 0 takes a free one.
-        endpoint: The broker's own, to be shown.
+        port: The port on 127.0.0.1; 0 takes a free one.
+        endpoint: The endpoint of the broker, for display.
 
     Raises:
-        UsageError: The port is in use, or is none.
+        UsageError: The port is in use or out of range.
     """
 
     def __init__(self, port: int, endpoint: str) -> None:
@@ -59,12 +59,12 @@ class StatusServer:
         self._status: Status | None = None
         self._page = _Page.read()
         if not 0 <= port <= 65535:
-            raise UsageError(f"--status-port {port} is no port; choose one up to 65535, or 0 for a free one")
+            raise UsageError(f"--status-port {port} is not a port; choose one from 1 to 65535, or 0 for a free one")
         try:
             self._server = _Server((_HOST, port), self._handler())
         except OSError as error:
             raise UsageError(
-                f"cannot show the status at {_HOST}:{port}: {error.strerror}; choose another port with --status-port, "
+                f"cannot serve the status page at {_HOST}:{port}: {error.strerror}; choose another port with --status-port, "
                 "or 0 for a free one"
             ) from error
         self.address = f"http://{_HOST}:{self._server.server_address[1]}/"
@@ -83,20 +83,20 @@ class StatusServer:
         self._thread.join()
         self._server.server_close()
 
-    def look(self, broker: BrokerCore, now: float) -> None:
-        """Take a snapshot; only the thread of the broker's loop may call this."""
-        self._status = snapshot(broker, self._about, now)
+    def update_status(self, core: BrokerCore, now: float) -> None:
+        """Take a snapshot of the core; only the thread of the broker's loop may call this."""
+        self._status = snapshot(core, self._about, now)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        outer = self
+        server = self
 
         class Handler(_Handler):
-            """Answers from the server's last snapshot."""
+            """Handler of requests that answers from the last snapshot of the server."""
 
             page = self._page
 
             def status(self) -> Status | None:
-                status = outer._status
+                status = server._status
                 return None if status is None else dataclasses.replace(status, age_s=time.monotonic() - status.at)
 
         return Handler
@@ -109,7 +109,7 @@ class _Page:
 
     @classmethod
     def read(cls) -> _Page:
-        """The page, and a policy under which nothing runs but the script and the style that are in it."""
+        """Read the page, and make a content security policy that allows its own script and style only."""
         html = files("birdie_zmq.broker.status").joinpath("page.html").read_text(encoding="utf-8")
         sources = {}
         for name in ("script", "style"):
@@ -135,29 +135,29 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, *arguments: Any) -> None:
-        self._room = threading.BoundedSemaphore(_MOST_REQUESTS)
+        self._slots = threading.BoundedSemaphore(_MAX_CONCURRENT_REQUESTS)
         super().__init__(*arguments)
 
     def server_bind(self) -> None:
-        # The parent's own would ask the system's resolver for a name of the address, which may take long.
+        # HTTPServer.server_bind resolves the host name of the address, which can take long.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = _HOST, self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._room.release()
+            self._slots.release()
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         del request, client_address
@@ -165,7 +165,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = _SLOW_S
+    timeout = _SOCKET_TIMEOUT_S
     server_version = "birdie-zmq"
     sys_version = ""
     page: _Page
@@ -175,27 +175,27 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not _is_loopback(self.headers.get_all("Host") or []):
-            self._text(HTTPStatus.FORBIDDEN, "the Host of a request must be a loopback address, or localhost")
+            self._text(HTTPStatus.FORBIDDEN, "the Host header must be a loopback address or localhost")
             return
         path = self.path.partition("?")[0]
         if path == "/":
             self._answer(HTTPStatus.OK, "text/html; charset=utf-8", self.page.html)
         elif path not in ("/status.json", "/metrics"):
-            self._text(HTTPStatus.NOT_FOUND, "there are /, /status.json and /metrics")
+            self._text(HTTPStatus.NOT_FOUND, "not found; available: /, /status.json, /metrics")
         elif (status := self.status()) is None:
-            self._text(HTTPStatus.SERVICE_UNAVAILABLE, "the broker is only just starting")
+            self._text(HTTPStatus.SERVICE_UNAVAILABLE, "the broker is starting and has no status yet")
         elif path == "/metrics":
             self._answer(HTTPStatus.OK, _METRICS_TYPE, exposition(status))
         else:
             self._answer(HTTPStatus.OK, "application/json", msgspec.json.encode(status))
 
     def _refuse(self) -> None:
-        self._text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is answered", Allow="GET")
+        self._text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is supported", Allow="GET")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what is no request that can be read, in our own words: the usual ones repeat what came."""
+        """Answer a malformed request with a fixed text, because the default text repeats parts of the request."""
         del message, explain
-        self._text(HTTPStatus(code), "this is no request that is answered here")
+        self._text(HTTPStatus(code), "malformed or unsupported request")
 
     def _text(self, status: HTTPStatus, text: str, **headers: str) -> None:
         self._answer(status, "text/plain; charset=utf-8", f"{text}\n".encode(), **headers)
@@ -217,8 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the parent's name
-        """Write nothing: a page that is open would fill the log."""
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the name in the base class
+        """Log nothing, because an open page polls every second and would fill the log."""
 
 
 for _method in ("HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"):
@@ -226,7 +226,10 @@ for _method in ("HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "C
 
 
 def _is_loopback(hosts: list[str]) -> bool:
-    """Whether a request names this machine and no other; a name that leads here may be anybody's."""
+    """Return whether a request has exactly one Host header, with a loopback name.
+
+    Another name may resolve to this machine as well, and may belong to anybody (DNS rebinding).
+    """
     if len(hosts) != 1:
         return False
     name = re.sub(r":\d+\Z", "", hosts[0])

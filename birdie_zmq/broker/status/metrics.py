@@ -1,4 +1,4 @@
-"""The status in the text format of Prometheus. The names are documented in docs/how_to/status.md, and stay."""
+"""The status as Prometheus metrics. Their names are documented in docs/how_to/status.md and must stay stable."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from birdie_zmq.broker.status.snapshot import Status
 _PREFIX = "birdie_zmq_"
 _COUNTERS = (
     ("requests_answered", "Requests that were answered."),
-    ("requests_failed", "Requests that will have no answer."),
-    ("batches_answered", "Batches of which all requests were answered or failed."),
-    ("losses", "How often what was being computed was lost and had to be done again."),
-    ("switches", "How often a worker changed from one model to another."),
+    ("requests_failed", "Requests that failed."),
+    ("batches_answered", "Batches whose requests were all answered, or failed."),
+    ("retries", "Leases that ended with a crash of their worker or model process and were retried."),
+    ("model_switches", "Switches of a worker from one model to another."),
     ("refusals", "Messages that were refused."),
-    ("tokens_computed", "Positions of all steps, padding included, as workers say."),
-    ("tokens_padding", "Those of them that were padding."),
-    ("tokens_generated", "Tokens that answers were made of."),
-    ("programs", "Shapes that models were called with for the first time."),
-    ("compile_seconds", "Seconds of compiling."),
+    ("tokens_computed", "Token positions computed in all steps, padding included, as reported by workers."),
+    ("tokens_padding", "Computed token positions that were padding."),
+    ("tokens_generated", "Tokens generated for answers."),
+    ("executables", "Compiled executables: shapes with which models were called for the first time."),
+    ("compile_seconds", "Seconds spent compiling."),
 )
 
 
 def exposition(status: Status) -> bytes:
-    """All metrics of one status."""
-    # A registry of its own: the global one also tells of the Python process, and belongs to the whole of it.
+    """Return all metrics of a status in the Prometheus text format."""
+    # The global registry belongs to the whole process and has metrics of the Python runtime, so this one is separate.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Metrics(status))
     return generate_latest(registry)
@@ -41,24 +41,28 @@ class _Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._status
-        yield GaugeMetricFamily(f"{_PREFIX}uptime_seconds", "Since the broker was started.", value=status.uptime_s)
         yield GaugeMetricFamily(
-            f"{_PREFIX}status_age_seconds", "Since the broker's loop last came round.", value=status.age_s
+            f"{_PREFIX}uptime_seconds", "Seconds since the broker was started.", value=status.uptime_s
         )
-        yield GaugeMetricFamily(f"{_PREFIX}clients", "Sessions of clients.", value=status.clients_connected)
-        workers = GaugeMetricFamily(f"{_PREFIX}workers", "Workers, by what they do.", labels=["phase"])
-        # Only the first word: the shapes of what is compiled would make a new series each.
+        yield GaugeMetricFamily(
+            f"{_PREFIX}status_age_seconds", "Seconds since the last snapshot of the broker's state.", value=status.age_s
+        )
+        yield GaugeMetricFamily(f"{_PREFIX}clients", "Open client sessions.", value=status.clients_connected)
+        workers = GaugeMetricFamily(f"{_PREFIX}workers", "Registered workers by phase.", labels=["phase"])
+        # The kind of the phase only: each compiled shape would otherwise make a new time series.
         for phase, count in Counter(_kind(worker.phase) for worker in status.workers).items():
             workers.add_metric([phase], count)
         yield workers
-        batches = GaugeMetricFamily(f"{_PREFIX}batches", "Batches that are not answered.", labels=["state"])
+        batches = GaugeMetricFamily(
+            f"{_PREFIX}batches",
+            "Unanswered batches by state; each sub-batch of a split batch counts as one.",
+            labels=["state"],
+        )
         batches.add_metric(["waiting"], status.batches_waiting)
         batches.add_metric(["leased"], status.batches_leased)
         yield batches
-        waiting = GaugeMetricFamily(
-            f"{_PREFIX}model_requests_waiting", "Requests that wait, by model.", labels=["model"]
-        )
-        # Two models with long names may look the same.
+        waiting = GaugeMetricFamily(f"{_PREFIX}model_requests_waiting", "Waiting requests by model.", labels=["model"])
+        # Names are truncated, so two models may have the same one.
         names: Counter[str] = Counter()
         for model in status.models:
             names[model.model] += model.requests_waiting
@@ -73,5 +77,5 @@ _PHASES = ("connected", "no model", "loading", "compiling", "running", "idle", "
 
 
 def _kind(phase: str) -> str:
-    """One of few words, whatever a worker says."""
+    """Return the kind of a phase, from a fixed set: a worker may report any text."""
     return next((kind for kind in _PHASES if phase.startswith(kind)), "other")

@@ -1,7 +1,7 @@
-"""What a broker shows of itself: a pure function from its state and the time to a record that never changes.
+"""The status of a broker: a pure function from its state and the time to an immutable record.
 
-No text of a request and no answer is in it. What peers chose themselves, such as names of hosts and models, is cut to one
-short line, and lists have bounds: whoever makes many peers makes no large page.
+The record contains no request texts and no answers. Strings that peers choose, such as names of hosts and models, are
+truncated to one short line, and lists are bounded, so that many peers make no large page.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from birdie_zmq.broker.rate_limits import one_line
 from birdie_zmq.broker.scheduler import SubBatch
 from birdie_zmq.types import ComputeCounters, ModelSpec
 
-MOST_ROWS = 100
-"""Workers, models and clients that are shown; each list is shown with how many there are."""
-_MOST_NAME = 120
+MAX_ROWS = 100
+"""Maximum number of rows of each list: workers, models and clients. The full number is reported beside each list."""
+_MAX_NAME_CHARS = 120
 
 
 @dataclass(frozen=True)
 class About:
-    """Which broker this is; ``started_at`` is in monotonic seconds."""
+    """The identity of a broker; ``started_at`` is in monotonic seconds."""
 
     version: str
     endpoint: str
@@ -34,24 +34,24 @@ class About:
 
 @dataclass(frozen=True)
 class Totals:
-    """Counts since the broker was started. Those of tokens, programs and compiling are what its workers say."""
+    """Totals since the broker was started. Its workers report the totals of tokens, executables and compilation."""
 
     requests_answered: int = 0
     requests_failed: int = 0
     batches_answered: int = 0
-    losses: int = 0
-    switches: int = 0
+    retries: int = 0
+    model_switches: int = 0
     refusals: int = 0
     tokens_computed: int = 0
     tokens_padding: int = 0
     tokens_generated: int = 0
-    programs: int = 0
+    executables: int = 0
     compile_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """One worker; counts of tokens, programs and compiling are of its whole life, perhaps with other brokers before."""
+    """One worker; its totals of tokens, executables and compilation cover its lifetime, earlier brokers included."""
 
     host: str
     process_id: int
@@ -61,21 +61,21 @@ class WorkerStatus:
     phase_s: float
     leases: int
     capacity: int
-    requests_held: int
+    requests_leased: int
     requests_answered: int
     tokens_computed: int
     tokens_padding: int
-    programs: int
+    executables: int
     compile_seconds: float
     silent_s: float
     connected_s: float
-    drains: bool
+    draining: bool
     key: str | None
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One model that is waited for, computed or loaded; a batch that was halved counts as two."""
+    """One model that is requested or loaded; a batch that was split in halves counts as two."""
 
     model: str
     batches_waiting: int
@@ -88,7 +88,7 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class ClientStatus:
-    """One client's session; ``number`` counts the sessions of this broker."""
+    """One client session; ``number`` counts the sessions of this broker from 1."""
 
     number: int
     batches_waiting: int
@@ -102,7 +102,7 @@ class ClientStatus:
 
 @dataclass(frozen=True)
 class HistoryEntryStatus:
-    """What went wrong, how often, and how long ago for the last time."""
+    """A kind of problem: its number of occurrences, and the seconds since the last one."""
 
     kind: Kind
     text: str
@@ -112,13 +112,13 @@ class HistoryEntryStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """All of it. ``at`` is in monotonic seconds; ``age_s`` is filled in by whoever hands it out."""
+    """The whole status. ``at`` is in monotonic seconds; the HTTP server fills in ``age_s``."""
 
     version: str
     endpoint: str
     process_id: int
     uptime_s: float
-    drains: bool
+    draining: bool
     batches_waiting: int
     batches_leased: int
     workers_connected: int
@@ -128,14 +128,14 @@ class Status:
     workers: Sequence[WorkerStatus]
     models: Sequence[ModelStatus]
     clients: Sequence[ClientStatus]
-    happenings: Sequence[HistoryEntryStatus]
+    history: Sequence[HistoryEntryStatus]
     throughput: Rates
     at: float
     age_s: float = 0.0
 
 
 @dataclass
-class _Sums:
+class _Counts:
     waiting: int = 0
     requests_waiting: int = 0
     leased: int = 0
@@ -145,150 +145,150 @@ class _Sums:
 
 
 @dataclass
-class _Load:
-    """Who waits for how much, from one look at all parts."""
+class _QueueCounts:
+    """Waiting and leased requests per model and per client, counted in one pass over all sub-batches."""
 
-    models: defaultdict[ModelSpec, _Sums] = field(default_factory=lambda: defaultdict(_Sums))
-    clients: defaultdict[bytes, _Sums] = field(default_factory=lambda: defaultdict(_Sums))
+    models: defaultdict[ModelSpec, _Counts] = field(default_factory=lambda: defaultdict(_Counts))
+    clients: defaultdict[bytes, _Counts] = field(default_factory=lambda: defaultdict(_Counts))
 
-    def wait(self, part: SubBatch) -> None:
-        """Count a part that waits."""
-        for sums in (self.models[part.batch.model], self.clients[part.batch.client]):
-            sums.waiting += 1
-            sums.requests_waiting += _left(part)
-            if sums.oldest_at is None or part.batch.submitted_at < sums.oldest_at:
-                sums.oldest_at = part.batch.submitted_at
+    def add_waiting(self, sub_batch: SubBatch) -> None:
+        """Count a waiting sub-batch."""
+        for counts in (self.models[sub_batch.batch.model], self.clients[sub_batch.batch.client]):
+            counts.waiting += 1
+            counts.requests_waiting += _unsettled(sub_batch)
+            if counts.oldest_at is None or sub_batch.batch.submitted_at < counts.oldest_at:
+                counts.oldest_at = sub_batch.batch.submitted_at
 
-    def lease(self, part: SubBatch) -> None:
-        """Count a part that a worker has."""
-        for sums in (self.models[part.batch.model], self.clients[part.batch.client]):
-            sums.leased += 1
-            sums.requests_leased += _left(part)
+    def add_leased(self, sub_batch: SubBatch) -> None:
+        """Count a leased sub-batch."""
+        for counts in (self.models[sub_batch.batch.model], self.clients[sub_batch.batch.client]):
+            counts.leased += 1
+            counts.requests_leased += _unsettled(sub_batch)
 
 
-def snapshot(broker: BrokerCore, about: About, now: float) -> Status:
-    """What there is to see of a broker at a time, in monotonic seconds."""
-    load = _Load()
-    for part in broker.waiting:
-        load.wait(part)
-    for worker in broker.workers:
-        for part in worker.leases.values():
-            load.lease(part)
+def snapshot(core: BrokerCore, about: About, now: float) -> Status:
+    """Return the status of a broker at a time in monotonic seconds."""
+    queues = _QueueCounts()
+    for sub_batch in core.waiting:
+        queues.add_waiting(sub_batch)
+    for worker in core.workers:
+        for sub_batch in worker.leases.values():
+            queues.add_leased(sub_batch)
         if worker.model is not None:
-            load.models[worker.model].workers += 1
-    history, total = broker.history, broker.history.total
+            queues.models[worker.model].workers += 1
+    history, total = core.history, core.history.compute_total
     return Status(
         version=about.version,
         endpoint=about.endpoint,
         process_id=about.process_id,
         uptime_s=_seconds(now - about.started_at),
-        drains=broker.drains,
-        batches_waiting=sum(sums.waiting for sums in load.models.values()),
-        batches_leased=sum(sums.leased for sums in load.models.values()),
-        workers_connected=len(broker.workers),
-        clients_connected=len(broker.clients),
-        models_known=len(load.models),
+        draining=core.is_draining,
+        batches_waiting=sum(counts.waiting for counts in queues.models.values()),
+        batches_leased=sum(counts.leased for counts in queues.models.values()),
+        workers_connected=len(core.workers),
+        clients_connected=len(core.clients),
+        models_known=len(queues.models),
         totals=Totals(
             requests_answered=history.requests_answered,
             requests_failed=history.requests_failed,
             batches_answered=history.batches_answered,
-            losses=broker.losses,
-            switches=broker.switches,
+            retries=core.retries,
+            model_switches=core.model_switches,
             refusals=history.refusals,
             tokens_computed=total.tokens,
             tokens_padding=total.padding,
             tokens_generated=total.generated,
-            programs=total.executables,
+            executables=total.executables,
             compile_seconds=_seconds(total.compile_seconds),
         ),
-        workers=tuple(_worker(broker, worker, now) for worker in list(broker.workers)[:MOST_ROWS]),
-        models=tuple(_model(model, sums, now) for model, sums in list(load.models.items())[:MOST_ROWS]),
-        clients=_clients(broker, load, now),
-        happenings=tuple(
+        workers=tuple(_worker(core, worker, now) for worker in list(core.workers)[:MAX_ROWS]),
+        models=tuple(_model(model, counts, now) for model, counts in list(queues.models.items())[:MAX_ROWS]),
+        clients=_clients(core, queues, now),
+        history=tuple(
             HistoryEntryStatus(each.kind, each.text, each.count, _seconds(now - each.at))
-            for each in reversed(history.happenings)
+            for each in reversed(history.entries)
         ),
         throughput=history.throughput.rates(now),
         at=now,
     )
 
 
-def _worker(broker: BrokerCore, worker: Worker, now: float) -> WorkerStatus:
+def _worker(core: BrokerCore, worker: Worker, now: float) -> WorkerStatus:
     computed = worker.computed or ComputeCounters()
     return WorkerStatus(
-        host=one_line(worker.registration.host, _MOST_NAME),
+        host=one_line(worker.registration.host, _MAX_NAME_CHARS),
         process_id=worker.registration.process_id,
-        engine=one_line(worker.registration.engine, _MOST_NAME),
+        engine=one_line(worker.registration.engine, _MAX_NAME_CHARS),
         model=None if worker.model is None else _name(worker.model),
-        phase=one_line(worker.doing or "connected", _MOST_NAME),
-        phase_s=_seconds(now - (worker.doing_since or worker.since)),
+        phase=one_line(worker.displayed_phase or "connected", _MAX_NAME_CHARS),
+        phase_s=_seconds(now - (worker.displayed_phase_since or worker.connected_at)),
         leases=len(worker.leases),
         capacity=worker.registration.capacity,
-        requests_held=sum(map(_left, worker.leases.values())),
-        requests_answered=worker.served,
+        requests_leased=sum(map(_unsettled, worker.leases.values())),
+        requests_answered=worker.requests_answered,
         tokens_computed=computed.tokens,
         tokens_padding=computed.padding,
-        programs=computed.executables,
+        executables=computed.executables,
         compile_seconds=_seconds(computed.compile_seconds),
-        silent_s=_seconds(now - worker.seen_at),
-        connected_s=_seconds(now - worker.since),
-        drains=worker.drains,
-        key=_key(broker, worker.peer),
+        silent_s=_seconds(now - worker.last_seen_at),
+        connected_s=_seconds(now - worker.connected_at),
+        draining=worker.is_draining,
+        key=_key(core, worker.peer),
     )
 
 
-def _model(model: ModelSpec, sums: _Sums, now: float) -> ModelStatus:
+def _model(model: ModelSpec, counts: _Counts, now: float) -> ModelStatus:
     return ModelStatus(
         model=_name(model),
-        batches_waiting=sums.waiting,
-        requests_waiting=sums.requests_waiting,
-        batches_leased=sums.leased,
-        requests_leased=sums.requests_leased,
-        oldest_s=None if sums.oldest_at is None else _seconds(now - sums.oldest_at),
-        workers=sums.workers,
+        batches_waiting=counts.waiting,
+        requests_waiting=counts.requests_waiting,
+        batches_leased=counts.leased,
+        requests_leased=counts.requests_leased,
+        oldest_s=None if counts.oldest_at is None else _seconds(now - counts.oldest_at),
+        workers=counts.workers,
     )
 
 
-def _clients(broker: BrokerCore, load: _Load, now: float) -> Sequence[ClientStatus]:
-    """Those who wait for something first, then the newest."""
-    shown = sorted(broker.clients, key=lambda client: (client.peer not in load.clients, -client.number))
+def _clients(core: BrokerCore, queues: _QueueCounts, now: float) -> Sequence[ClientStatus]:
+    """Return the rows of clients: those with unanswered batches first, then the newest sessions."""
+    shown = sorted(core.clients, key=lambda client: (client.peer not in queues.clients, -client.number))
     rows = []
-    for client in shown[:MOST_ROWS]:
-        sums = load.clients.get(client.peer, _Sums())
+    for client in shown[:MAX_ROWS]:
+        counts = queues.clients.get(client.peer, _Counts())
         rows.append(
             ClientStatus(
                 number=client.number,
-                batches_waiting=sums.waiting,
-                batches_leased=sums.leased,
-                requests_left=sums.requests_waiting + sums.requests_leased,
-                requests_answered=client.answered,
-                silent_s=_seconds(now - client.seen_at),
-                connected_s=_seconds(now - client.since),
-                key=_key(broker, client.peer),
+                batches_waiting=counts.waiting,
+                batches_leased=counts.leased,
+                requests_left=counts.requests_waiting + counts.requests_leased,
+                requests_answered=client.requests_answered,
+                silent_s=_seconds(now - client.last_seen_at),
+                connected_s=_seconds(now - client.connected_at),
+                key=_key(core, client.peer),
             )
         )
     return tuple(rows)
 
 
-def _key(broker: BrokerCore, peer: bytes) -> str | None:
-    holder = broker.holder(peer)
-    return None if holder is None else str(holder)
+def _key(core: BrokerCore, peer: bytes) -> str | None:
+    principal = core.principal(peer)
+    return None if principal is None else str(principal)
 
 
 def _name(model: ModelSpec) -> str:
-    """Tag and arguments; these may be long, so they are cut before anything is made of them."""
-    arguments = "" if model.arguments == "{}" else f" {model.arguments[:_MOST_NAME]}"
-    return one_line(f"{model.tag}{arguments}", _MOST_NAME)
+    """Return the tag and the arguments as one line; the arguments may be long, so they are truncated first."""
+    arguments = "" if model.arguments == "{}" else f" {model.arguments[:_MAX_NAME_CHARS]}"
+    return one_line(f"{model.tag}{arguments}", _MAX_NAME_CHARS)
 
 
-def _left(part: SubBatch) -> int:
-    """The requests of a part that are not settled, without a look at each where that can be."""
-    settled = part.batch.settled
+def _unsettled(sub_batch: SubBatch) -> int:
+    """Count the unsettled requests of a sub-batch, without a scan of its items where possible."""
+    settled = sub_batch.batch.settled
     if not settled:
-        return len(part.items)
-    if len(part.items) == len(part.batch.work):
-        return len(part.items) - len(settled)
-    return sum(item not in settled for item in part.items)
+        return len(sub_batch.items)
+    if len(sub_batch.items) == len(sub_batch.batch.work):
+        return len(sub_batch.items) - len(settled)
+    return sum(item not in settled for item in sub_batch.items)
 
 
 def _seconds(value: float) -> float:

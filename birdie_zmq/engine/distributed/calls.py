@@ -1,6 +1,6 @@
-"""What the first process of a group tells the others: each call of a backend, as bytes and back, with nothing believed. Pure.
+"""Messages between the ranks of a process group: each backend call of rank 0, encoded as bytes and decoded. Pure.
 
-Numbers, names and arrays of the plainest kind, in msgpack, held against their types when they are read.
+The messages are msgpack, and contain only numbers, names and arrays of int32 or bool. Decoding validates every type.
 """
 
 from __future__ import annotations
@@ -20,155 +20,157 @@ from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, S
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.types import ErrorReport, ModelSpec, SamplingParams
 
-Whole = Annotated[int, Meta(ge=0, lt=2**62)]
+NonNegativeInt = Annotated[int, Meta(ge=0, lt=2**62)]
 
 
 class Array(Struct, frozen=True, forbid_unknown_fields=True):
-    """Numbers in C order."""
+    """An array of int32 or bool in C order."""
 
     dtype: Literal["<i4", "|b1"]
-    shape: Annotated[list[Whole], Meta(max_length=2)]
+    shape: Annotated[list[NonNegativeInt], Meta(max_length=2)]
     data: bytes
 
     @classmethod
     def of(cls, array: npt.NDArray[Any]) -> Array:
-        """Describe an array of int32 or bool."""
+        """Encode an array of int32 or bool."""
         return cls(msgspec.convert(array.dtype.str, Literal["<i4", "|b1"]), list(array.shape), array.tobytes())
 
     def array(self) -> npt.NDArray[Any]:
-        """The array.
+        """Return the array.
 
         Raises:
-            MalformedMessage: Its bytes are not as many as its shape says.
+            MalformedMessage: The number of bytes does not match the shape.
         """
         count = 1
         for size in self.shape:
             count *= size
         dtype = np.dtype(self.dtype)
         if count * dtype.itemsize != len(self.data):
-            raise MalformedMessage("the bytes of an array are not as many as its shape and dtype say")
+            raise MalformedMessage(
+                f"an array of {self.dtype}{self.shape} has {len(self.data)} bytes instead of {count * dtype.itemsize}"
+            )
         return np.frombuffer(self.data, dtype).reshape(self.shape)
 
 
-class Reading(Struct, frozen=True, forbid_unknown_fields=True):
-    """How the rows of a step are read: `birdie_zmq.engine.planning.steps` says what the words mean."""
+class KindPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    """The kind of a step; `birdie_zmq.engine.planning.steps` documents the fields."""
 
-    kind: Literal["rows", "branch", "read", "fork", "pairs"]
+    kind: Literal["dense", "tree", "extend", "fork", "pairs"]
     arrays: Annotated[list[Array], Meta(max_length=2)] = []
     before: bytes | None = None
     after: bytes | None = None
-    room: Whole = 0
+    capacity: NonNegativeInt = 0
 
     @classmethod
-    def of(cls, how: StepKind) -> Reading:
-        """Describe it."""
-        match how:
+    def of(cls, kind: StepKind) -> KindPayload:
+        """Encode the kind of a step."""
+        match kind:
             case Dense():
-                return cls("rows")
-            case Tree(depths, ends, state):
-                return cls("branch", [Array.of(depths), Array.of(ends)], before=state)
-            case Extend(lengths, before, after, room):
-                return cls("read", [Array.of(lengths)], before, after, room)
-            case Fork(parents, lengths, room):
-                return cls("fork", [Array.of(parents), Array.of(lengths)], room=room)
+                return cls("dense")
+            case Tree(depths, ends, prefix):
+                return cls("tree", [Array.of(depths), Array.of(ends)], before=prefix)
+            case Extend(lengths, before, after, capacity):
+                return cls("extend", [Array.of(lengths)], before, after, capacity)
+            case Fork(parents, lengths, capacity):
+                return cls("fork", [Array.of(parents), Array.of(lengths)], capacity=capacity)
             case Pairs(label_ids, loss_mask):
                 return cls("pairs", [Array.of(label_ids), Array.of(loss_mask)])
 
-    def how(self) -> StepKind:
-        """What was described.
+    def step_kind(self) -> StepKind:
+        """Return the kind of the step.
 
         Raises:
-            MalformedMessage: It has not as many arrays as its kind.
+            MalformedMessage: The number of arrays does not match the kind.
         """
         match self.kind, [array.array() for array in self.arrays]:
-            case "rows", []:
+            case "dense", []:
                 return Dense()
-            case "branch", [depths, ends] if self.before is not None:
+            case "tree", [depths, ends] if self.before is not None:
                 return Tree(depths, ends, self.before)
-            case "read", [lengths]:
-                return Extend(lengths, self.before, self.after, self.room)
+            case "extend", [lengths]:
+                return Extend(lengths, self.before, self.after, self.capacity)
             case "fork", [parents, lengths]:
-                return Fork(parents, lengths, self.room)
+                return Fork(parents, lengths, self.capacity)
             case "pairs", [label_ids, loss_mask]:
                 return Pairs(label_ids, loss_mask)
-        raise MalformedMessage(f"a step that is read as {self.kind} has {len(self.arrays)} arrays")
+        raise MalformedMessage(f"a step of kind {self.kind} has {len(self.arrays)} arrays")
 
 
-class ToldStep(Struct, frozen=True, forbid_unknown_fields=True):
-    """A step, less whose places they are: who asks is known to the first process alone."""
+class StepPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    """A step without its owners: only rank 0 knows the requests."""
 
     tokens: Array
-    reading: Reading
+    kind: KindPayload
     rows: Array
     positions: Array
     targets: Array
 
     @classmethod
-    def of(cls, step: Step) -> ToldStep:
-        """Describe a step."""
+    def of(cls, step: Step) -> StepPayload:
+        """Encode a step."""
         arrays = map(Array.of, (step.rows, step.positions, step.targets))
-        return cls(Array.of(step.tokens), Reading.of(step.how), *arrays)
+        return cls(Array.of(step.tokens), KindPayload.of(step.kind), *arrays)
 
     def step(self) -> Step:
-        """The step, whose places belong to nobody."""
+        """Return the step, with owner 0 for all targets."""
         rows = self.rows.array()
         owners = np.zeros_like(rows)
         return Step(
-            self.tokens.array(), 0, self.reading.how(), rows, self.positions.array(), self.targets.array(), owners
+            self.tokens.array(), 0, self.kind.step_kind(), rows, self.positions.array(), self.targets.array(), owners
         )
 
 
-class Open(Struct, frozen=True, forbid_unknown_fields=True, tag="open"):
-    """`Backend.open`: of each step only from which state it starts, and the slots that it needs."""
+class StartPlan(Struct, frozen=True, forbid_unknown_fields=True, tag="start-plan"):
+    """`Backend.start_plan`, with only the initial state and the needed capacity of each step."""
 
-    starts: list[Reading]
+    kinds: list[KindPayload]
 
     @classmethod
-    def of(cls, steps: list[Step]) -> Open:
-        """Describe a plan."""
-        return cls([_hollow(step.how) for step in steps])
+    def of(cls, steps: list[Step]) -> StartPlan:
+        """Encode a plan."""
+        return cls([_without_data(step.kind) for step in steps])
 
     def steps(self) -> list[Step]:
-        """Steps without tokens."""
+        """Return the steps, without tokens."""
         none = np.zeros(0, np.int32)
-        return [Step(none.reshape(0, 0), 0, start.how(), none, none, none, none) for start in self.starts]
+        return [Step(none.reshape(0, 0), 0, kind.step_kind(), none, none, none, none) for kind in self.kinds]
 
 
 class Submit(Struct, frozen=True, forbid_unknown_fields=True, tag="submit"):
     """`Backend.submit`."""
 
-    step: ToldStep
+    step: StepPayload
 
 
-class ToldDrawing(Struct, frozen=True, forbid_unknown_fields=True):
-    """How tokens are drawn."""
+class SamplingPayload(Struct, frozen=True, forbid_unknown_fields=True):
+    """How to sample tokens."""
 
     sampling: SamplingParams
-    keys: list[Whole]
-    drawn: Array
+    keys: list[NonNegativeInt]
+    sampled: Array
 
     @classmethod
-    def of(cls, drawing: SamplingMetadata) -> ToldDrawing:
-        """Describe it."""
-        return cls(drawing.sampling, [int(key) for key in drawing.keys], Array.of(drawing.drawn))
+    def of(cls, metadata: SamplingMetadata) -> SamplingPayload:
+        """Encode sampling metadata."""
+        return cls(metadata.sampling, [int(key) for key in metadata.keys], Array.of(metadata.sampled))
 
-    def drawing(self) -> SamplingMetadata:
-        """What was described."""
-        return SamplingMetadata(self.sampling, self.keys, self.drawn.array())
+    def metadata(self) -> SamplingMetadata:
+        """Return the sampling metadata."""
+        return SamplingMetadata(self.sampling, self.keys, self.sampled.array())
 
 
-class Next(Struct, frozen=True, forbid_unknown_fields=True, tag="next"):
+class NextTokensCall(Struct, frozen=True, forbid_unknown_fields=True, tag="next-tokens"):
     """`Backend.next_tokens`."""
 
-    step: ToldStep
-    drawing: ToldDrawing | None
+    step: StepPayload
+    metadata: SamplingPayload | None
 
 
 class CountRows(Struct, frozen=True, forbid_unknown_fields=True, tag="count-rows"):
-    """`Backend.decoding_rows`, for which all compile; the first process alone decides."""
+    """`Backend.decoding_rows`: all ranks compile for it, but only the result of rank 0 counts."""
 
-    capacity: Whole
-    wanted: Whole
+    capacity: NonNegativeInt
+    wanted: NonNegativeInt
 
 
 class Decode(Struct, frozen=True, forbid_unknown_fields=True, tag="decode"):
@@ -177,109 +179,120 @@ class Decode(Struct, frozen=True, forbid_unknown_fields=True, tag="decode"):
     active: Array
 
 
-class Begin(Struct, frozen=True, forbid_unknown_fields=True, tag="begin"):
+class StartDecoding(Struct, frozen=True, forbid_unknown_fields=True, tag="start-decoding"):
     """`Backend.decoding`."""
 
-    rows: Whole
-    capacity: Whole
+    rows: NonNegativeInt
+    capacity: NonNegativeInt
     sampling: SamplingParams | None
 
 
 class Put(Struct, frozen=True, forbid_unknown_fields=True, tag="put"):
     """`Decoding.put`."""
 
-    row: Whole
+    row: NonNegativeInt
     prompt: Array
-    pieces: list[tuple[Whole, Whole, Whole, bool]]
-    key: Whole
-    drawn: Whole
+    chunks: list[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, bool]]
+    key: NonNegativeInt
+    sampled: NonNegativeInt
 
-    def planned(self) -> list[PrefillChunk]:
-        """The pieces of the prompt."""
-        return [PrefillChunk(*piece) for piece in self.pieces]
+    def prefill_chunks(self) -> list[PrefillChunk]:
+        """Return the prefill chunks of the prompt."""
+        return [PrefillChunk(*chunk) for chunk in self.chunks]
 
 
 class Narrow(Struct, frozen=True, forbid_unknown_fields=True, tag="narrow"):
     """`Decoding.narrow`."""
 
-    rows: list[Whole]
+    rows: list[NonNegativeInt]
 
 
-class Halve(Struct, frozen=True, forbid_unknown_fields=True, tag="halve"):
+class HalveBudget(Struct, frozen=True, forbid_unknown_fields=True, tag="halve-budget"):
     """`Backend.halve_budget`."""
 
 
-class Agreed(Struct, frozen=True, forbid_unknown_fields=True, tag="agreed"):
-    """All have failed at the same call, and go on together."""
+class FailureConfirmed(Struct, frozen=True, forbid_unknown_fields=True, tag="failure-confirmed"):
+    """All ranks have failed at the same call with the same error, and can continue."""
 
 
-Call = Open | Submit | Next | CountRows | Begin | Put | Decode | Narrow | Halve | Agreed
+Call = (
+    StartPlan
+    | Submit
+    | NextTokensCall
+    | CountRows
+    | StartDecoding
+    | Put
+    | Decode
+    | Narrow
+    | HalveBudget
+    | FailureConfirmed
+)
 
 
 class Load(Struct, frozen=True, forbid_unknown_fields=True, tag="load"):
-    """Which model to load, and by which page: its name at the first process, and the hash of its text."""
+    """The model to load, and the user module that loads it: its name at rank 0, and the SHA-256 of its text."""
 
     version: str
     model: ModelSpec
-    page: str
+    user_module: str
     sha256: str
 
 
-class Prepared(Struct, frozen=True, forbid_unknown_fields=True, tag="prepared"):
-    """The longest row that there will be."""
+class MaxLength(Struct, frozen=True, forbid_unknown_fields=True, tag="max-length"):
+    """The maximum length of a row, in tokens."""
 
-    max_length: Whole
+    max_length: NonNegativeInt
 
 
 class Budget(Struct, frozen=True, forbid_unknown_fields=True, tag="budget"):
-    """What bounds a step; as `birdie_zmq.engine.planning.shape_buckets.StepBudget`."""
+    """The limits of a step's size, `birdie_zmq.engine.planning.shape_buckets.StepBudget`."""
 
     budget: StepBudget
 
 
-class LoadedHere(Struct, frozen=True, forbid_unknown_fields=True, tag="loaded-here"):
-    """What another process has loaded, to be held against what the first one has."""
+class LoadedModelInfo(Struct, frozen=True, forbid_unknown_fields=True, tag="loaded-model-info"):
+    """The model that a follower rank has loaded, compared with the model of rank 0."""
 
-    ability: str
-    vocab_size: Whole
-    num_parameters: Whole | None
+    execution_mode: str
+    vocab_size: NonNegativeInt
+    num_parameters: NonNegativeInt | None
     dtype: str | None
 
 
-class Refused(Struct, frozen=True, forbid_unknown_fields=True, tag="refused"):
-    """Another process cannot load the model."""
+class LoadFailed(Struct, frozen=True, forbid_unknown_fields=True, tag="load-failed"):
+    """A follower rank cannot load the model."""
 
     error: ErrorReport
 
 
 class Failed(Struct, frozen=True, forbid_unknown_fields=True, tag="failed"):
-    """What a call has come to at another process: the code of an error."""
+    """A call has failed at a follower rank, with an error that has this code."""
 
     code: str
 
 
-Told = Call | Load | Prepared | Budget | LoadedHere | Refused | Failed
+Message = Call | Load | MaxLength | Budget | LoadedModelInfo | LoadFailed | Failed
 
-encode: Callable[[Told], bytes] = msgspec.msgpack.Encoder().encode
+encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 
-_decoder = msgspec.msgpack.Decoder(Told)
+_decoder = msgspec.msgpack.Decoder(Message)
 
 
-def decode(data: bytes) -> Told:
-    """What was told.
+def decode(data: bytes) -> Message:
+    """Decode a message.
 
     Raises:
-        MalformedMessage: It is none of these.
+        MalformedMessage: It is not a valid message.
     """
     try:
-        told: Told = _decoder.decode(data)
+        message: Message = _decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise MalformedMessage(f"what a process of the group told makes no sense: {error}") from None
-    return told
+        raise MalformedMessage(f"cannot decode a message of the process group: {error}") from None
+    return message
 
 
-def _hollow(how: StepKind) -> Reading:
-    """How a step is read, with nothing in its arrays."""
-    reading = Reading.of(how)
-    nothing = Array("<i4", [0], b"")
-    return msgspec.structs.replace(reading, arrays=[nothing for _ in reading.arrays])
+def _without_data(kind: StepKind) -> KindPayload:
+    """Encode the kind of a step with empty arrays."""
+    payload = KindPayload.of(kind)
+    empty = Array("<i4", [0], b"")
+    return msgspec.structs.replace(payload, arrays=[empty for _ in payload.arrays])

@@ -1,4 +1,4 @@
-"""A process of a group that follows: it makes the calls that the first one makes, and throws the results away."""
+"""A follower rank of a process group: it makes the same backend calls as rank 0, and discards the results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import msgspec
 
 from birdie_zmq.engine.backend import Backend, Decoding, PendingScores
 from birdie_zmq.engine.distributed import calls
-from birdie_zmq.engine.distributed.leader import AGREE_S, BEGAN, FOLDER_CALLS, GroupStore, described, key_of
-from birdie_zmq.engine.distributed.process_group import GroupBroken, RankInfo
+from birdie_zmq.engine.distributed.leader import (
+    CALLS_PER_FOLDER,
+    CONFIRM_TIMEOUT_S,
+    FOLDER_KEY,
+    GroupStore,
+    call_key,
+    model_info,
+)
+from birdie_zmq.engine.distributed.process_group import ProcessGroupError, RankInfo
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory
 from birdie_zmq.types import ErrorReport
 
@@ -23,85 +30,87 @@ T = TypeVar("T")
 
 
 class Follower:
-    """What a process hears from the first one, and says to it.
+    """The messages between a follower rank and rank 0.
 
     Args:
-        store: The group's.
-        place: Its own place.
-        host: The name of its host, for errors.
+        store: The group's key-value store.
+        rank: The rank of this process.
+        host: The name of this host, for error messages.
     """
 
-    def __init__(self, store: GroupStore, place: RankInfo, host: str) -> None:
+    def __init__(self, store: GroupStore, rank: RankInfo, host: str) -> None:
         self._store = store
-        self._place = place
+        self._rank = rank
         self._host = host
-        self._folder = self._wait(BEGAN).decode()
-        self._heard = 0
+        self._folder = self._wait(FOLDER_KEY).decode()
+        self._received = 0
 
     def _wait(self, key: str) -> bytes:
         while (data := self._store.get(key, _WAIT_S)) is None:
             pass
         return data
 
-    def _told(self, name: str, kind: type[T]) -> T:
-        told = calls.decode(self._wait(f"{self._folder}/{name}"))
-        if not isinstance(told, kind):
-            raise MalformedMessage(f"a process of the group told {type(told).__name__} as {name}")
-        return told
+    def _receive(self, name: str, kind: type[T]) -> T:
+        message = calls.decode(self._wait(f"{self._folder}/{name}"))
+        if not isinstance(message, kind):
+            raise MalformedMessage(
+                f"rank 0 sent {type(message).__name__} under the key {name!r}; expected {kind.__name__}"
+            )
+        return message
 
     def load(self) -> calls.Load:
-        """Which model to load."""
-        return self._told("load", calls.Load)
+        """Wait for the message that names the model to load, and return it."""
+        return self._receive("load", calls.Load)
 
     def max_length(self) -> int:
-        """The longest row that there will be."""
-        return self._told("prepared", calls.Prepared).max_length
+        """Wait for the maximum length of a row in tokens, and return it."""
+        return self._receive("max-length", calls.MaxLength).max_length
 
-    def refuse(self, error: BirdieError) -> None:
-        """Say that this process cannot load the model, and wait for the end of the group."""
+    def report_load_failure(self, error: BirdieError) -> None:
+        """Report that this process cannot load the model, and wait until the group ends."""
         report = ErrorReport.of(error)
-        named = msgspec.structs.replace(
-            report, message=f"{self._place} of the group, at {self._host}: {report.message}"
-        )
-        self._store.set(f"{self._folder}/refused", calls.encode(calls.Refused(named)))
+        named = msgspec.structs.replace(report, message=f"{self._rank} of the group, at {self._host}: {report.message}")
+        self._store.set(f"{self._folder}/load-failed", calls.encode(calls.LoadFailed(named)))
         self._wait(f"{self._folder}/nothing")
 
-    def loaded(self, backend: Backend) -> None:
-        """Say what this process has loaded, and take over the first one's budget."""
-        self._store.set(f"{self._folder}/loaded/{self._place.process_id}", calls.encode(described(backend)))
-        backend.budget = self._told("budget", calls.Budget).budget
+    def report_loaded(self, backend: Backend) -> None:
+        """Report the loaded model, and adopt the step budget of rank 0."""
+        self._store.set(f"{self._folder}/loaded/{self._rank.process_id}", calls.encode(model_info(backend)))
+        backend.budget = self._receive("budget", calls.Budget).budget
 
-    def hear(self) -> tuple[int, calls.Call]:
-        """The next call and its number."""
-        number, self._heard = self._heard, self._heard + 1
-        told = calls.decode(self._wait(key_of(self._folder, number)))
-        if not isinstance(told, calls.Call):
-            raise MalformedMessage(f"a process of the group told {type(told).__name__} as a call")
-        if self._heard % FOLDER_CALLS == 0:
-            self._store.set(f"{self._folder}/read/{self._place.process_id}", str(self._heard).encode())
-        return number, told
+    def receive(self) -> tuple[int, calls.Call]:
+        """Wait for the next call, and return its number and the call."""
+        number, self._received = self._received, self._received + 1
+        message = calls.decode(self._wait(call_key(self._folder, number)))
+        if not isinstance(message, calls.Call):
+            raise MalformedMessage(f"rank 0 sent {type(message).__name__} as call {number}; expected a backend call")
+        if self._received % CALLS_PER_FOLDER == 0:
+            self._store.set(f"{self._folder}/read/{self._rank.process_id}", str(self._received).encode())
+        return number, message
 
-    def failed(self, number: int, error: BirdieError) -> None:
-        """Say that a call has failed here."""
-        key = f"{self._folder}/failed/{number}/{self._place.process_id}"
+    def report_failure(self, number: int, error: BirdieError) -> None:
+        """Report that a call has failed at this rank."""
+        key = f"{self._folder}/failed/{number}/{self._rank.process_id}"
         self._store.set(key, calls.encode(calls.Failed(error.code)))
 
 
 @dataclass(frozen=True)
 class _Pending:
+    """The pending scores of a submitted step, and the number of the call."""
+
     number: int
     scores: PendingScores
 
 
-class Following:
-    """Makes the calls of the first process on this one's own backend.
+class FollowerRunner:
+    """Runs the calls of rank 0 on the backend of a follower rank.
 
-    A call that fails here must have failed there as well, or this process ends, and the group with it.
+    A call that fails here must fail at rank 0 as well. Otherwise this process ends, and the group with it.
 
     Args:
-        backend: The backend.
-        follower: Hears the calls.
-        is_of_runtime: Whether an error is that of the framework's runtime, and so perhaps of a peer that is gone.
+        backend: The backend of this process.
+        follower: Receives the calls.
+        is_runtime_error: Returns whether an error comes from the framework's runtime, so that a peer may be gone.
         broken: Ends the process; called from any thread.
     """
 
@@ -109,92 +118,94 @@ class Following:
         self,
         backend: Backend,
         follower: Follower,
-        is_of_runtime: Callable[[BaseException], bool],
+        is_runtime_error: Callable[[BaseException], bool],
         broken: Callable[[BaseException], None],
     ) -> None:
         self._backend = backend
         self._follower = follower
-        self._is_of_runtime = is_of_runtime
+        self._is_runtime_error = is_runtime_error
         self._broken = broken
         self._decoding: Decoding | None = None
         self._pending: queue.SimpleQueue[_Pending] = queue.SimpleQueue()
-        self._disagreed: threading.Timer | None = None
+        self._confirm_timer: threading.Timer | None = None
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Follow for ever.
+        """Run calls without end.
 
         Raises:
-            GroupBroken: The group has ended, or can no longer go on.
+            ProcessGroupError: The group has ended, or its ranks are out of step.
         """
-        threading.Thread(target=self._look, daemon=True).start()
+        threading.Thread(target=self._wait_for_scores, daemon=True).start()
         while True:
-            number, call = self._follower.hear()
-            self._tried(number, lambda number=number, call=call: self._make(number, call))  # type: ignore[misc]
+            number, call = self._follower.receive()
+            self._run(number, lambda number=number, call=call: self._dispatch(number, call))  # type: ignore[misc]
 
-    def _make(self, number: int, call: calls.Call) -> None:
+    def _dispatch(self, number: int, call: calls.Call) -> None:
         if not isinstance(call, calls.Put | calls.Decode | calls.Narrow):
-            self._decoding = None  # so the first process has let go of it
+            self._decoding = None  # rank 0 has released its decode batch
         backend = self._backend
         match call:
-            case calls.Open():
-                backend.open(call.steps())
+            case calls.StartPlan():
+                backend.start_plan(call.steps())
             case calls.Submit(step):
                 self._pending.put(_Pending(number, backend.submit(step.step())))
-            case calls.Next(step, drawing):
-                backend.next_tokens(step.step(), None if drawing is None else drawing.drawing())
+            case calls.NextTokensCall(step, metadata):
+                backend.next_tokens(step.step(), None if metadata is None else metadata.metadata())
             case calls.CountRows(capacity, wanted):
                 try:
                     backend.decoding_rows(capacity, wanted)
                 except OutOfDeviceMemory:
-                    return  # the first process says whether there is room
-            case calls.Begin(rows, capacity, sampling):
+                    return  # rank 0 decides whether a row fits
+            case calls.StartDecoding(rows, capacity, sampling):
                 self._decoding = backend.decoding(rows, capacity, sampling)
             case calls.Put():
-                self._rows().put(call.row, call.prompt.array(), call.planned(), call.key, call.drawn)
+                self._active_decoding().put(
+                    call.row, call.prompt.array(), call.prefill_chunks(), call.key, call.sampled
+                )
             case calls.Decode(active):
-                self._rows().decode(active.array())
+                self._active_decoding().decode(active.array())
             case calls.Narrow(rows):
-                self._rows().narrow(rows)
-            case calls.Halve():
+                self._active_decoding().narrow(rows)
+            case calls.HalveBudget():
                 backend.halve_budget()
-            case calls.Agreed():
-                self._agreed()
+            case calls.FailureConfirmed():
+                self._failure_confirmed()
 
-    def _rows(self) -> Decoding:
+    def _active_decoding(self) -> Decoding:
         if self._decoding is None:
-            raise GroupBroken("the first process continues rows that this one does not have")
+            raise ProcessGroupError("rank 0 sent a decoding call, but this rank has no decode batch")
         return self._decoding
 
-    def _look(self) -> None:
-        """Wait for the scores of each step, as the first process does: what fails there must not go unnoticed here."""
+    def _wait_for_scores(self) -> None:
+        """Wait for the scores of each step, as rank 0 does, so that a step that fails is noticed here too."""
         while True:
             pending = self._pending.get()
             try:
-                self._tried(pending.number, pending.scores.result)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the process must not live on without it
+                self._run(pending.number, pending.scores.result)
+            except BaseException as error:  # noqa: BLE001 - after any error the process must end
                 self._broken(error)
                 return
 
-    def _tried(self, number: int, function: Callable[[], Any]) -> None:
+    def _run(self, number: int, function: Callable[[], Any]) -> None:
         try:
             function()
         except BirdieError as error:
-            if not isinstance(error, OutOfDeviceMemory) and self._is_of_runtime(error):
-                raise GroupBroken(str(error)) from error
+            if not isinstance(error, OutOfDeviceMemory) and self._is_runtime_error(error):
+                raise ProcessGroupError(str(error)) from error
             self._failed(number, error)
 
     def _failed(self, number: int, error: BirdieError) -> None:
         with self._lock:
-            if self._disagreed is None:
-                ends = GroupBroken(f"process 0 did not fail where this one did: {error}")
-                self._disagreed = threading.Timer(AGREE_S, self._broken, [ends])
-                self._disagreed.daemon = True
-                self._disagreed.start()
-        self._follower.failed(number, error)
+            if self._confirm_timer is None:
+                ends = ProcessGroupError(f"process 0 did not fail where this one did: {error}")
+                self._confirm_timer = threading.Timer(CONFIRM_TIMEOUT_S, self._broken, [ends])
+                self._confirm_timer.daemon = True
+                self._confirm_timer.start()
+        self._follower.report_failure(number, error)
 
-    def _agreed(self) -> None:
+    def _failure_confirmed(self) -> None:
         with self._lock:
-            if self._disagreed is not None:
-                self._disagreed.cancel()
-                self._disagreed = None
+            if self._confirm_timer is not None:
+                self._confirm_timer.cancel()
+                self._confirm_timer = None

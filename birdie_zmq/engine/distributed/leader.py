@@ -1,8 +1,8 @@
-"""The first process of a group: what it computes it tells the others, which compute the same.
+"""Rank 0 of a process group, which broadcasts each backend call, so that all ranks make the same call.
 
-Under a `Backend` everything that decides (what fits, what failed, who still waits) is this process's own. The others
-follow call by call, through the key-value store of the group. The values lie in folders of so many calls; what all have
-read is removed.
+Rank 0 alone makes the decisions above a `Backend`: what fits into memory, what failed, which requests wait. The
+follower ranks make its calls one by one; they receive them through the key-value store of the group. The store holds
+the calls in folders of `CALLS_PER_FOLDER`, and a folder that all ranks have read is removed.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ import numpy.typing as npt
 
 from birdie_zmq.engine.backend import Backend, Decoding, NextTokens, PendingScores, SamplingMetadata, TokenScores
 from birdie_zmq.engine.distributed import calls
-from birdie_zmq.engine.distributed.process_group import GroupBroken, RankInfo
+from birdie_zmq.engine.distributed.process_group import ProcessGroupError, RankInfo
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import Step, Tokens
-from birdie_zmq.errors import BirdieError, GroupMismatch, MalformedMessage, OutOfDeviceMemory, UsageError
+from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
 from birdie_zmq.types import SamplingParams
 
-BEGAN = "birdie-zmq/began"
-"""The key under which a group's processes find the folder of all others, whose name no other group has had."""
+FOLDER_KEY = "birdie-zmq/began"
+"""The key under which the name of the group's folder is stored. The folder holds all other keys; its name is unique."""
 
-FOLDER_CALLS = 64
-_MOST_AHEAD = 512
-_LOOK_S = 0.02
+CALLS_PER_FOLDER = 64
+_MAX_CALLS_AHEAD = 512
+_POLL_S = 0.02
 _WAIT_S = 10.0
 
-AGREE_S = 30.0
-"""How long the processes wait for each other after a failure."""
+CONFIRM_TIMEOUT_S = 30.0
+"""How long the ranks wait for each other's reports after a failure."""
 
 R = TypeVar("R")
 
 
 class GroupStore(Protocol):
-    """Keys and bytes that all processes of a group see: `birdie_zmq.engine.jax.distributed_runtime.Store`."""
+    """A key-value store shared by a process group: `birdie_zmq.engine.jax.distributed_runtime.KeyValueStore`."""
 
     def set(self, key: str, value: bytes) -> None:
-        """Put a value there, perhaps in place of another."""
+        """Store a value, replacing any earlier one."""
         ...
 
     def get(self, key: str, timeout_s: float) -> bytes | None:
-        """Wait for a value; None if it does not come in time."""
+        """Wait for a value; return None after the time-out."""
         ...
 
-    def below(self, folder: str) -> dict[str, bytes]:
-        """All keys of a folder."""
+    def items_under(self, folder: str) -> dict[str, bytes]:
+        """Return all items of a folder."""
         ...
 
     def delete(self, folder: str) -> None:
@@ -58,146 +58,148 @@ class GroupStore(Protocol):
 
 
 class Leader:
-    """What process 0 says to the others, and hears from them.
+    """The messages between rank 0 and the follower ranks.
 
     Args:
-        store: The group's.
-        place: Its own place.
+        store: The group's key-value store.
+        rank: The rank of this process, 0.
     """
 
-    def __init__(self, store: GroupStore, place: RankInfo) -> None:
+    def __init__(self, store: GroupStore, rank: RankInfo) -> None:
         self._store = store
-        self._place = place
+        self._rank = rank
         self.folder = f"birdie-zmq/{uuid.uuid4().hex}"
-        self._told = 0
+        self._sent = 0
         self._removed = 0
         self._is_loaded = False
-        store.set(BEGAN, self.folder.encode())
+        store.set(FOLDER_KEY, self.folder.encode())
 
-    # --- Loading -----------------------------------------------------------------------------------------------------
+    # --- Loading ------------------------------------------------------------------------------------------------------
 
     def load(self, load: calls.Load) -> None:
-        """Let the others load the same model."""
+        """Let the follower ranks load the same model."""
         self._store.set(f"{self.folder}/load", calls.encode(load))
 
-    def prepared(self, max_length: int) -> None:
-        """Tell the longest row."""
-        self._store.set(f"{self.folder}/prepared", calls.encode(calls.Prepared(max_length)))
+    def send_max_length(self, max_length: int) -> None:
+        """Send the maximum length of a row, in tokens."""
+        self._store.set(f"{self.folder}/max-length", calls.encode(calls.MaxLength(max_length)))
 
-    def refusal(self) -> BirdieError | None:
-        """Wait until another process says that it cannot load the model; None once all have loaded it."""
+    def wait_for_load_failure(self) -> BirdieError | None:
+        """Wait for a follower rank's report that it cannot load the model; return None once all have loaded it."""
         while not self._is_loaded:
-            data = self._store.get(f"{self.folder}/refused", _WAIT_S)
+            data = self._store.get(f"{self.folder}/load-failed", _WAIT_S)
             if data is not None:
-                told = calls.decode(data)
-                if not isinstance(told, calls.Refused):
-                    raise MalformedMessage(f"a process of the group told {type(told).__name__} as a refusal")
-                return told.error.to_error()
+                message = calls.decode(data)
+                if not isinstance(message, calls.LoadFailed):
+                    raise MalformedMessage(
+                        f"a follower rank sent {type(message).__name__} under the key 'load-failed'; expected LoadFailed"
+                    )
+                return message.error.to_error()
         return None
 
-    def loaded(self, backend: Backend) -> None:
-        """Tell the budget, and wait until the others have loaded the model.
+    def wait_until_loaded(self, backend: Backend) -> None:
+        """Send the step budget, and wait until the follower ranks have loaded the model.
 
         Raises:
-            GroupMismatch: They have loaded another.
+            ProcessGroupMismatch: A follower rank has loaded another model.
         """
         self._store.set(f"{self.folder}/budget", calls.encode(calls.Budget(backend.budget)))
-        ours = described(backend)
-        for number in range(1, self._place.num_processes):
+        ours = model_info(backend)
+        for number in range(1, self._rank.num_processes):
             while (data := self._store.get(f"{self.folder}/loaded/{number}", _WAIT_S)) is None:
                 pass
             theirs = calls.decode(data)
             if theirs != ours:
-                raise GroupMismatch(
+                raise ProcessGroupMismatch(
                     f"process {number} of the group has loaded another model than process 0: {theirs} is not {ours}; "
-                    "each host must have the same checkpoint, page and versions"
+                    "give each host the same checkpoint, api.py and package versions"
                 )
         self._is_loaded = True
 
-    # --- Calls -------------------------------------------------------------------------------------------------------
+    # --- Calls --------------------------------------------------------------------------------------------------------
 
-    def tell(self, call: calls.Call) -> int:
-        """Let the others do the same; the number of the call."""
-        number, self._told = self._told, self._told + 1
-        self._store.set(key_of(self.folder, number), calls.encode(call))
-        if self._told % FOLDER_CALLS == 0:
-            self._tidy()
+    def send(self, call: calls.Call) -> int:
+        """Broadcast a call, and return its number."""
+        number, self._sent = self._sent, self._sent + 1
+        self._store.set(call_key(self.folder, number), calls.encode(call))
+        if self._sent % CALLS_PER_FOLDER == 0:
+            self._remove_read_calls()
         return number
 
-    def _tidy(self) -> None:
-        """Remove what all have read, and wait for who is far behind."""
+    def _remove_read_calls(self) -> None:
+        """Remove the folders that all ranks have read, and wait for ranks that are far behind."""
         while True:
-            read = self._store.below(f"{self.folder}/read")
-            everybody = len(read) == self._place.num_processes - 1
-            slowest = min(map(int, read.values()), default=self._told) if everybody else 0
-            for old in range(self._removed, slowest // FOLDER_CALLS):
+            read = self._store.items_under(f"{self.folder}/read")
+            all_reported = len(read) == self._rank.num_processes - 1
+            slowest = min(map(int, read.values()), default=self._sent) if all_reported else 0
+            for old in range(self._removed, slowest // CALLS_PER_FOLDER):
                 self._store.delete(f"{self.folder}/calls/{old}")
                 self._removed = old + 1
-            if self._told - slowest < _MOST_AHEAD:
+            if self._sent - slowest < _MAX_CALLS_AHEAD:
                 return
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
-    def agree(self, number: int, error: BirdieError) -> None:
-        """See that a call has failed everywhere as it did here.
+    def confirm_failure(self, number: int, error: BirdieError) -> None:
+        """Confirm that a call has failed at all ranks as it did here.
 
         Raises:
-            GroupBroken: It has not: others wait in it, or have gone on.
+            ProcessGroupError: Another rank has not failed in time, or has failed with another error.
         """
-        until = time.monotonic() + AGREE_S
-        for process in range(1, self._place.num_processes):
+        until = time.monotonic() + CONFIRM_TIMEOUT_S
+        for process in range(1, self._rank.num_processes):
             key = f"{self.folder}/failed/{number}/{process}"
             data = self._store.get(key, max(0.001, until - time.monotonic()))
             if data is None or calls.decode(data) != calls.Failed(error.code):
                 how = "did not fail" if data is None else "failed in another way"
-                raise GroupBroken(f"process {process} of the group {how} where process 0 did: {error}") from error
+                raise ProcessGroupError(f"process {process} of the group {how} where process 0 did: {error}") from error
         self._store.delete(f"{self.folder}/failed")
-        self.tell(calls.Agreed())
+        self.send(calls.FailureConfirmed())
 
 
-def check_mesh(size: int | None, devices: int, place: RankInfo) -> None:
-    """Hold the size of a mesh, None for none, against the number of all devices of a group.
+def check_mesh(size: int | None, devices: int, rank: RankInfo) -> None:
+    """Check that a mesh has as many devices as the process group; `size` is None without a mesh.
 
     Raises:
-        UsageError: They differ.
+        UsageError: The numbers differ.
     """
     if size == devices:
         return
     what = "model_args have no mesh=" if size is None else f"mesh= in model_args has {size} devices"
     raise UsageError(
-        f"{what}, and this worker is a group of {place.num_processes} processes that have {devices} devices together: a group "
-        f"holds one model on all of them; say for example mesh=model:{devices}, or mesh=data:N/model:M of which N times M "
-        f"is {devices}"
+        f"{what}, and this worker is a group of {rank.num_processes} processes that have {devices} devices together; the "
+        f"mesh must use all of them, for example mesh=model:{devices}, or mesh=data:N/model:M with N times M equal to "
+        f"{devices}"
     )
 
 
-def described(backend: Backend) -> calls.LoadedHere:
-    """What of a loaded model must be the same everywhere."""
-    return calls.LoadedHere(backend.ability, backend.vocab_size, backend.num_parameters, backend.dtype)
+def model_info(backend: Backend) -> calls.LoadedModelInfo:
+    """Return the properties of a loaded model that must be the same at all ranks."""
+    return calls.LoadedModelInfo(backend.execution_mode, backend.vocab_size, backend.num_parameters, backend.dtype)
 
 
-def key_of(folder: str, number: int) -> str:
-    """Where a call is."""
-    return f"{folder}/calls/{number // FOLDER_CALLS}/{number}"
+def call_key(folder: str, number: int) -> str:
+    """Return the key of a call in the store."""
+    return f"{folder}/calls/{number // CALLS_PER_FOLDER}/{number}"
 
 
 class BroadcastingBackend:
-    """A backend whose calls the other processes of the group make too.
+    """A backend that broadcasts its calls, so that all ranks of the process group make them.
 
-    Methods that compute raise GroupBroken where the group cannot go on: a peer is gone, or has not failed as this
-    process has.
+    Methods that compute raise ProcessGroupError if the group cannot continue: a peer is gone, or has not failed as
+    this process has.
 
     Args:
-        backend: This process's own.
-        leader: Tells the others.
-        is_of_runtime: Whether an error is that of the framework's runtime, and so perhaps of a peer that is gone.
+        backend: The backend of this process.
+        leader: Broadcasts the calls.
+        is_runtime_error: Returns whether an error comes from the framework's runtime, so that a peer may be gone.
     """
 
-    def __init__(self, backend: Backend, leader: Leader, is_of_runtime: Callable[[BaseException], bool]) -> None:
+    def __init__(self, backend: Backend, leader: Leader, is_runtime_error: Callable[[BaseException], bool]) -> None:
         self._backend = backend
         self._leader = leader
-        self._is_of_runtime = is_of_runtime
+        self._is_runtime_error = is_runtime_error
         self.name = backend.name
-        self.ability = backend.ability
+        self.execution_mode = backend.execution_mode
         self.scores_pairs = backend.scores_pairs
         self.makes_logits = backend.makes_logits
         self.vocab_size = backend.vocab_size
@@ -206,127 +208,135 @@ class BroadcastingBackend:
         self.dtype = backend.dtype
         self.devices = backend.devices
         self.versions = backend.versions
-        self.trial_shapes = backend.trial_shapes
+        self.probe_shapes = backend.probe_shapes
 
     @property
     def compile_seconds(self) -> float:
-        """How long compiling took here."""
+        """Seconds spent on compilation at this rank."""
         return self._backend.compile_seconds
 
     @property
     def tracing_seconds(self) -> float:
-        """How long tracing took here."""
+        """Seconds spent on tracing at this rank."""
         return self._backend.tracing_seconds
 
     @property
     def states_evicted(self) -> int:
-        """How many states of beginnings had to go because of the bound."""
+        """Number of states evicted from the prefix cache because of its size limit."""
         return self._backend.states_evicted
 
-    def known(self, room: int) -> Collection[bytes]:
-        """The beginnings whose states are there: the others have the same."""
-        return self._backend.known(room)
+    def cached_prefixes(self, capacity: int) -> Collection[bytes]:
+        """Return the cached prefixes, which are the same at all ranks."""
+        return self._backend.cached_prefixes(capacity)
 
-    def open(self, steps: Sequence[Step]) -> None:
-        """Make ready for a plan."""
-        self.led(calls.Open.of(list(steps)), lambda: self._backend.open(steps))
+    def start_plan(self, steps: Sequence[Step]) -> None:
+        """Prepare for a plan."""
+        self.broadcast(calls.StartPlan.of(list(steps)), lambda: self._backend.start_plan(steps))
 
     def submit(self, step: Step) -> PendingScores:
-        """Begin to compute the log-probabilities of a step's targets at its places."""
-        number = self._leader.tell(calls.Submit(calls.ToldStep.of(step)))
-        return _LeadingScores(self, number, self.tried(number, lambda: self._backend.submit(step)))
+        """Start to compute the log-probabilities of a step's targets at its positions."""
+        number = self._leader.send(calls.Submit(calls.StepPayload.of(step)))
+        return _BroadcastingScores(self, number, self.run(number, lambda: self._backend.submit(step)))
 
-    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
-        """The tokens that come next at the places of a step of whole rows."""
-        told = None if drawing is None else calls.ToldDrawing.of(drawing)
-        call = calls.Next(calls.ToldStep.of(step), told)
-        return self.led(call, lambda: self._backend.next_tokens(step, drawing))
+    def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        """Choose the next token at each position of a step of whole rows."""
+        payload = None if metadata is None else calls.SamplingPayload.of(metadata)
+        call = calls.NextTokensCall(calls.StepPayload.of(step), payload)
+        return self.broadcast(call, lambda: self._backend.next_tokens(step, metadata))
 
     def decoding_rows(self, capacity: int, wanted: int) -> int:
-        """How many rows there is room for here.
+        """Return how many rows fit on the devices of this rank.
 
         Raises:
-            OutOfDeviceMemory: For none.
+            OutOfDeviceMemory: Not even one row fits.
         """
-        self._leader.tell(calls.CountRows(capacity, wanted))
+        self._leader.send(calls.CountRows(capacity, wanted))
         try:
             return self._backend.decoding_rows(capacity, wanted)
         except OutOfDeviceMemory:
-            raise  # nothing was computed: the others go on as well
+            raise  # nothing was computed, and the follower ranks continue as well
         except Exception as error:
-            raise GroupBroken(str(error)) from error
+            raise ProcessGroupError(str(error)) from error
 
     def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
-        """Rows with room for `capacity` tokens each."""
-        call = calls.Begin(rows, capacity, sampling)
-        return _LeadingDecoding(self, self.led(call, lambda: self._backend.decoding(rows, capacity, sampling)))
+        """Create a decode batch of rows with a capacity of `capacity` tokens each."""
+        call = calls.StartDecoding(rows, capacity, sampling)
+        return _BroadcastingDecoding(
+            self, self.broadcast(call, lambda: self._backend.decoding(rows, capacity, sampling))
+        )
 
     def update(self, params: Any) -> None:
-        """Not for a group.
+        """Reject the call: a process group cannot replace its weights.
 
         Raises:
             UsageError: Always.
         """
         del params
-        raise UsageError("the weights of a model that several processes hold cannot be replaced")
+        raise UsageError("cannot replace the weights of a model that is sharded over several processes")
 
     def halve_budget(self) -> bool:
-        """Make later steps smaller, on all."""
-        halved = self.led(calls.Halve(), self._backend.halve_budget)
+        """Halve the size of later steps at all ranks; return False if steps are as small as possible."""
+        halved = self.broadcast(calls.HalveBudget(), self._backend.halve_budget)
         self.budget = self._backend.budget
         return halved
 
-    # --- Together ----------------------------------------------------------------------------------------------------
+    # --- Broadcasting -------------------------------------------------------------------------------------------------
 
-    def led(self, call: calls.Call, function: Callable[[], R]) -> R:
-        """Tell the others, and do the same."""
-        return self.tried(self._leader.tell(call), function)
+    def broadcast(self, call: calls.Call, function: Callable[[], R]) -> R:
+        """Broadcast a call, and run it here."""
+        return self.run(self._leader.send(call), function)
 
-    def tried(self, number: int, function: Callable[[], R]) -> R:
-        """Do what a call of this number asks.
+    def run(self, number: int, function: Callable[[], R]) -> R:
+        """Run the function of a call that was broadcast under this number.
 
         Raises:
-            BirdieError: It failed, here and everywhere.
-            GroupBroken: It failed, and the group cannot go on.
+            BirdieError: The call failed with this error at all ranks.
+            ProcessGroupError: The call failed, and the group cannot continue.
         """
         try:
             return function()
         except BirdieError as error:
-            if not isinstance(error, OutOfDeviceMemory) and self._is_of_runtime(error):
-                raise GroupBroken(str(error)) from error
-            self._leader.agree(number, error)
+            if not isinstance(error, OutOfDeviceMemory) and self._is_runtime_error(error):
+                raise ProcessGroupError(str(error)) from error
+            self._leader.confirm_failure(number, error)
             raise
         except Exception as error:
-            raise GroupBroken(f"{type(error).__name__}: {error}") from error
+            raise ProcessGroupError(f"{type(error).__name__}: {error}") from error
 
 
-class _LeadingScores:
+class _BroadcastingScores:
+    """Pending scores whose failure is confirmed with the follower ranks."""
+
     def __init__(self, backend: BroadcastingBackend, number: int, pending: PendingScores) -> None:
         self._backend = backend
         self._number = number
         self._pending = pending
 
     def result(self) -> TokenScores:
-        """Wait for them."""
-        return self._backend.tried(self._number, self._pending.result)
+        """Wait for the scores and return them."""
+        return self._backend.run(self._number, self._pending.result)
 
 
-class _LeadingDecoding:
+class _BroadcastingDecoding:
+    """A decode batch whose calls are broadcast."""
+
     def __init__(self, backend: BroadcastingBackend, decoding: Decoding) -> None:
         self._backend = backend
         self._decoding = decoding
 
-    def put(self, row: int, prompt: Tokens, pieces: Sequence[PrefillChunk], key: int = 0, drawn: int = 0) -> list[int]:
-        """Read a prompt int32[n] in pieces, and let a row continue it."""
-        planned = [(piece.begin, piece.end, piece.size, bool(piece.is_kept)) for piece in pieces]
-        call = calls.Put(row, calls.Array.of(prompt), planned, int(key), int(drawn))
-        return self._backend.led(call, lambda: self._decoding.put(row, prompt, pieces, key, drawn))
+    def put(
+        self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
+    ) -> list[int]:
+        """Prefill a prompt int32[n] in chunks, and let a row continue it."""
+        encoded = [(chunk.begin, chunk.end, chunk.size, bool(chunk.is_cached)) for chunk in chunks]
+        call = calls.Put(row, calls.Array.of(prompt), encoded, int(key), int(sampled))
+        return self._backend.broadcast(call, lambda: self._decoding.put(row, prompt, chunks, key, sampled))
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
-        """The next tokens [rows, k] of the active rows."""
+        """Decode the next k tokens of each active row; the result has the shape [rows, k]."""
         call = calls.Decode(calls.Array.of(active))
-        return self._backend.led(call, lambda: self._decoding.decode(active))
+        return self._backend.broadcast(call, lambda: self._decoding.decode(active))
 
     def narrow(self, rows: Sequence[int]) -> None:
-        """Go on with some rows alone."""
-        self._backend.led(calls.Narrow(list(map(int, rows))), lambda: self._decoding.narrow(rows))
+        """Keep only some rows, and renumber them in this order."""
+        self._backend.broadcast(calls.Narrow(list(map(int, rows))), lambda: self._decoding.narrow(rows))

@@ -1,4 +1,4 @@
-"""The place of a process in a group of processes, one per host, that hold one model together under jax.distributed. Pure."""
+"""The rank of a process in a process group: one process per host, all of them holding one model. Pure."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import msgspec
 from birdie_zmq.errors import UsageError
 
 VARIABLE = "BIRDIE_ZMQ_GROUP"
-"""The variable by which an agent tells its model process its place."""
+"""The variable by which an agent passes its model process the rank."""
 
-PAGE_VARIABLE = "BIRDIE_ZMQ_GROUP_PAGE"
-"""The variable by which a follower's agent tells its model process the page; not set for the built-in one."""
+USER_MODULE_VARIABLE = "BIRDIE_ZMQ_GROUP_PAGE"
+"""The variable by which a follower's agent passes its model process the user module; unset for built-in models."""
 
 DEFAULT_TIMEOUT_S = 300.0
-"""How long the processes wait for each other, as in JAX."""
+"""How long the processes wait for each other to join, as in JAX."""
 
-GROUP_ENDED = 75
-"""The exit status of a model process whose group has ended, or can no longer go on (EX_TEMPFAIL of sysexits.h)."""
+GROUP_ENDED_EXIT_STATUS = 75
+"""The exit status of a model process whose group has ended, or cannot continue (EX_TEMPFAIL of sysexits.h)."""
 
 _SLURM_COUNTS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-_SLURM_NUMBER = "SLURM_PROCID"
+_SLURM_RANK = "SLURM_PROCID"
 
 
-class GroupBroken(Exception):
-    """The processes of the group no longer do the same: this one must end, and with it the group."""
+class ProcessGroupError(Exception):
+    """The ranks of the process group no longer make the same calls: this process must end, and the group with it."""
 
 
-class LeaderLost(GroupBroken):
-    """The process that leads is gone, and with it what the others hear from."""
+class LeaderLost(ProcessGroupError):
+    """The process of rank 0 is gone, and the key-value store with it."""
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Which process of how many this is.
+    """The rank of a process, and its process group.
 
     Attributes:
-        num_processes: How many there are, as in jax.distributed.initialize.
-        process_id: The number of this one; 0 leads, and talks to the broker.
-        coordinator: HOST:PORT at which process 0 is met; None lets JAX find it, as in a job of Slurm.
-        timeout_s: How long they wait for each other.
+        num_processes: The number of processes, as in jax.distributed.initialize.
+        process_id: The rank of this process; rank 0 is the leader, which talks to the broker.
+        coordinator: HOST:PORT of process 0; None lets JAX detect it, as in a Slurm job.
+        timeout_s: How long the processes wait for each other to join.
     """
 
     num_processes: int
@@ -50,19 +50,19 @@ class RankInfo:
     timeout_s: float = DEFAULT_TIMEOUT_S
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the one that talks to the broker."""
+    def is_leader(self) -> bool:
+        """Whether this process is rank 0, which talks to the broker."""
         return self.process_id == 0
 
     def as_variable(self) -> dict[str, str]:
-        """What tells the model process."""
+        """Return the environment variable that passes the rank to the model process."""
         return {VARIABLE: msgspec.json.encode(self).decode()}
 
     @classmethod
-    def of_environment(cls, environment: Mapping[str, str]) -> RankInfo | None:
-        """The place that the variable tells; None where there is none."""
-        told = environment.get(VARIABLE)
-        return None if told is None else msgspec.json.decode(told, type=cls)
+    def from_environment(cls, environment: Mapping[str, str]) -> RankInfo | None:
+        """Return the rank in the environment variable, or None if it is not set."""
+        value = environment.get(VARIABLE)
+        return None if value is None else msgspec.json.decode(value, type=cls)
 
     def __str__(self) -> str:
         return f"process {self.process_id} of {self.num_processes}"
@@ -77,18 +77,18 @@ def find_rank(
     timeout_s: float,
     environment: Mapping[str, str],
 ) -> RankInfo | None:
-    """The place that the options of a worker's command give; None where none of them is there.
+    """Return the rank that the options of a worker's command give, or None if there is no such option.
 
     Args:
         coordinator: ``--coordinator``.
         num_processes: ``--num-processes``.
         process_id: ``--process-id``.
-        distributed: ``--distributed``: what is not given is taken from Slurm's variables.
+        distributed: ``--distributed``: options that are not given are read from Slurm's variables.
         timeout_s: ``--initialization-timeout``.
-        environment: The worker's variables.
+        environment: The environment variables of the worker.
 
     Raises:
-        UsageError: Something is missing, or no such place exists.
+        UsageError: An option is missing or invalid.
     """
     if not distributed:
         given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
@@ -98,31 +98,31 @@ def find_rank(
         if missing:
             raise UsageError(
                 f"{' and '.join(name for name in given if name not in missing)} also needs {' and '.join(missing)}: "
-                "each process of a group is told where process 0 is met, how many they are, and its own number "
-                "(--distributed takes from Slurm what is not given)"
+                "each process of a group needs the address of process 0, the number of processes and its own rank "
+                "(--distributed reads missing options from Slurm)"
             )
     if num_processes is None:
-        num_processes = _of_slurm("--num-processes", _SLURM_COUNTS, environment)
+        num_processes = _from_slurm("--num-processes", _SLURM_COUNTS, environment)
     if process_id is None:
-        process_id = _of_slurm("--process-id", (_SLURM_NUMBER,), environment)
+        process_id = _from_slurm("--process-id", (_SLURM_RANK,), environment)
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise UsageError(
-            f"there is no process {process_id} of {num_processes}: --process-id counts from 0 to --num-processes less 1"
+            f"there is no process {process_id} of {num_processes}: --process-id must be from 0 to --num-processes minus 1"
         )
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise UsageError(f"--coordinator {coordinator!r} is not HOST:PORT, such as gpu0:1234")
+            raise UsageError(f"--coordinator {coordinator!r} is not HOST:PORT, for example gpu0:1234")
     if timeout_s <= 0:
         raise UsageError(f"--initialization-timeout must be above 0 seconds, not {timeout_s:g}")
     return RankInfo(num_processes, process_id, coordinator, timeout_s)
 
 
-def _of_slurm(option: str, variables: tuple[str, ...], environment: Mapping[str, str]) -> int:
+def _from_slurm(option: str, variables: tuple[str, ...], environment: Mapping[str, str]) -> int:
     for name in variables:
         if environment.get(name, "").isdecimal():
             return int(environment[name])
     raise UsageError(
-        f"--distributed takes from Slurm what is not given, and {' or '.join(variables)} is not set here; start the worker "
-        f"with srun, or say {option}"
+        f"--distributed reads missing options from Slurm, but {' or '.join(variables)} is not set here; start the worker "
+        f"with srun, or give {option}"
     )

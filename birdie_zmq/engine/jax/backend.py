@@ -1,7 +1,7 @@
-"""Models in JAX: the compiled steps.
+"""The JAX backend, which computes the steps of a model by compiled executables.
 
-Hidden states, or logits where the model gives no more, stay on the device. Only the positions that are scored are
-gathered, brought to float32 and normalised there, so that a few numbers a request cross to the host.
+Hidden states stay on the device, or logits if the model provides nothing else. Only the scored positions are gathered,
+cast to float32 and normalised there, so only a few numbers per request are copied to the host.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, Pendi
 from birdie_zmq.engine.framework_check import only_framework
 from birdie_zmq.engine.host_memory import host_free_bytes
 from birdie_zmq.engine.jax import lm_head
-from birdie_zmq.engine.jax.compile_cache import keep_programs
+from birdie_zmq.engine.jax.compile_cache import enable_compile_cache
 from birdie_zmq.engine.jax.decoding import (
     JaxDecoding,
     copy_state,
     create_state,
-    creator,
+    extend_function,
     key_data,
-    limits_of,
-    reader,
+    sampling_arrays,
+    state_creator,
 )
-from birdie_zmq.engine.jax.executables import Compiled, Executables, named
-from birdie_zmq.engine.jax.probe import check_leaves, check_logits, find_vocabulary, try_score
-from birdie_zmq.engine.jax.sampling import Chance, Limits, draw
-from birdie_zmq.engine.jax.sharding import Placement, bytes_on_a_device, places
+from birdie_zmq.engine.jax.executables import Compiled, Executables, model_call
+from birdie_zmq.engine.jax.probe import check_logits, check_params, probe_score, probe_vocabulary
+from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, sample
+from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings, bytes_per_device
 from birdie_zmq.engine.jax.sharding import make_mesh as make_mesh
 from birdie_zmq.engine.model_api import LoadedModel, Model
-from birdie_zmq.engine.output_checks import chosen_vocabulary
-from birdie_zmq.engine.planning.prefix_tree import long_pieces
-from birdie_zmq.engine.planning.shape_buckets import SHORTEST, StepBudget
+from birdie_zmq.engine.output_checks import resolve_vocab_size
+from birdie_zmq.engine.planning.prefix_tree import chunk_sizes
+from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, Tokens, Tree
 from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_for
 from birdie_zmq.errors import OutOfDeviceMemory, UsageError
@@ -56,85 +56,87 @@ _ACCELERATOR_BUDGET = StepBudget(
     logits_bytes=2**31,
     head_bytes=2**28,
     rows=256,
-    decoded=8,
+    tokens_per_call=8,
     decoding_rows=64,
 )
 
-_STATE_BYTES = 2**30
-"""What the states of beginnings may take while no batch needs them."""
+_PREFIX_CACHE_BYTES = 2**30
+"""Size limit of the prefix cache, beyond the states that the current batch needs."""
 
 _SHARE_OF_FREE = 0.8
-"""How much of the free memory the rows of a generation may take; the rest is for what a step needs."""
+"""The share of free memory that the rows of a decode batch may take; the rest is for the temporaries of a step."""
 
-_OTHER_ROWS = 2
-"""Beside the rows that are continued there is one that reads a prompt, and one that is kept."""
+_EXTRA_ROWS = 2
+"""The rows beside the decode batch: one for the prompt that is being prefilled, and one cached row."""
 
-_PLACE_COUNTS = tuple(32 << power for power in range(8))
-"""How many positions are unembedded at once."""
+_POSITION_COUNTS = tuple(32 << power for power in range(8))
+"""The numbers of positions that the head may be applied to in one call."""
 
-_PLACES_BYTES = 2**27
-"""The memory that the gathered float32 logits of one call may take, where a model gives them all at once."""
+_GATHERED_LOGITS_BYTES = 2**27
+"""Maximum memory for the gathered float32 logits of one call, if the model has no `unembed_part`."""
 
 _SMALLEST_BLOCK = 1024
-"""The fewest tokens of a block of the vocabulary."""
+"""The smallest block of the vocabulary, in tokens."""
 
 
-class _Pending:
-    """The scores of a step, in chunks that are on the device."""
+class _PendingScores:
+    """The scores of a step, in chunks on the device."""
 
-    def __init__(self, parts: list[tuple[int, Any]]) -> None:
-        self._parts = parts
+    def __init__(self, chunks: list[tuple[int, Any]]) -> None:
+        self._chunks = chunks
 
     def result(self) -> TokenScores:
-        """Wait for them."""
-        with named("a step"):
+        """Wait for the scores and return them."""
+        with model_call("a step"):
             columns = zip(
-                *([np.asarray(column)[:count] for column in part] for count, part in self._parts), strict=True
+                *([np.asarray(column)[:count] for column in chunk] for count, chunk in self._chunks), strict=True
             )
             return TokenScores(*(np.concatenate(column) for column in columns))
 
 
 class _PendingPairs:
-    """What the model's own function says of each row, of which each place names one."""
+    """The results of the model's own `score`, one for each row, and the row of each request."""
 
     def __init__(self, scores: Any, rows: Tokens) -> None:
         self._scores = scores
         self._rows = rows
 
     def result(self) -> TokenScores:
-        """Wait for them."""
-        with named("a step"):
+        """Wait for the scores and return them."""
+        with model_call("a step"):
             loglikelihoods, greedy = (np.asarray(column)[self._rows] for column in self._scores)
         return TokenScores(loglikelihoods.astype(np.float32), greedy, np.isfinite(loglikelihoods))
 
 
-class _NothingAsked:
+class _EmptyScores:
+    """The scores of a step without targets."""
+
     def result(self) -> TokenScores:
-        """Nothing: the step has no places."""
+        """Return empty arrays."""
         return TokenScores(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
 
 
 @dataclass
-class _Register:
-    """Where the last `Extend` came to; ``is_kept`` forbids to write into its memory."""
+class _CurrentState:
+    """The state that the last `Extend` left; it must be copied before it is extended if ``is_cached``."""
 
     state: Any
-    room: int
-    is_kept: bool
+    capacity: int
+    is_cached: bool
 
 
 class JaxBackend:
     """A model's functions on JAX's default device, or on a mesh of devices.
 
     Args:
-        model: What load_model returned, resolved.
-        max_length: The longest row there will be.
-        mesh: Over whose axis ``data`` the rows of steps are dealt out.
+        model: The resolved return value of load_model.
+        max_length: The maximum length of a row, in tokens.
+        mesh: A mesh; rows of steps are sharded over its axis ``data``.
 
     Raises:
-        ModelLoadError: A leaf of the params holds no value that a compiled function takes.
-        ModelCallError: A function raised on a small trial row.
-        ModelOutputError: It returned what has not the right form.
+        ModelLoadError: A leaf of the params is not a valid argument of a jitted function.
+        ModelCallError: A function raised on the small probe row.
+        ModelOutputError: A function returned a value of the wrong shape or dtype.
     """
 
     name = "jax"
@@ -142,34 +144,34 @@ class JaxBackend:
     def __init__(self, model: LoadedModel, max_length: int, mesh: Mesh | None = None) -> None:
         parts = model.parts
         if model.jit:
-            check_leaves(parts.params)
+            check_params(parts.params)
         self._mesh = mesh
-        # A bare callable is given its tokens as ever: where its weights lie, only it knows.
-        self._place = Placement(mesh if model.jit else None)
-        params = self._place.params(parts.params)
+        # A bare callable gets its tokens on the default device: the sharding of its weights is not visible here.
+        self._sharding = MeshSharding(mesh if model.jit else None)
+        params = self._sharding.put_params(parts.params)
         self._params = params
         self._model = parts
         self._is_jitted = model.jit
-        self._programs = Executables(self._place)
-        self.ability: ExecutionMode = ability_of(parts)
+        self._executables = Executables(self._sharding)
+        self.execution_mode: ExecutionMode = execution_mode_of(parts)
         self.scores_pairs = parts.score is not None
-        self.makes_logits = parts.unembed is None or (self.ability == "rows" and parts.hidden is None)
-        self._in_blocks = parts.unembed_part is not None and not self.makes_logits
-        trial = (1, min(SHORTEST, max_length))
-        self.trial_shapes = frozenset() if model.jit else frozenset({trial})
+        self.makes_logits = parts.unembed is None or (self.execution_mode == "rows" and parts.hidden is None)
+        self._scores_in_blocks = parts.unembed_part is not None and not self.makes_logits
+        probe_shape = (1, min(MIN_LENGTH, max_length))
+        self.probe_shapes = frozenset() if model.jit else frozenset({probe_shape})
         if self.scores_pairs:
-            try_score(parts, params, trial)
+            probe_score(parts, params, probe_shape)
         self.vocab_size = parts.vocab_size or 0
-        if self.ability != "pairs":
-            found = find_vocabulary(replace(parts, params=params), self.ability, trial, jit=model.jit)
-            self.vocab_size = chosen_vocabulary(parts.vocab_size, found)
+        if self.execution_mode != "pairs":
+            found = probe_vocabulary(replace(parts, params=params), self.execution_mode, probe_shape, jit=model.jit)
+            self.vocab_size = resolve_vocab_size(parts.vocab_size, found)
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
         if mesh is not None:
-            self.budget = self.budget.times(Placement(mesh).data)
-        self._states = PrefixCache[Any](_STATE_BYTES)
-        self._register: _Register | None = None
-        self._uses = Counter[bytes]()  # how many steps of the plan still start from a state
-        self._room = 0
+            self.budget = self.budget.scaled(MeshSharding(mesh).data)
+        self._prefix_cache = PrefixCache[Any](_PREFIX_CACHE_BYTES)
+        self._current: _CurrentState | None = None
+        self._pending_uses = Counter[bytes]()  # remaining steps of the plan that start from each prefix
+        self._capacity = 0
         self.devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in self._devices()]
         self.versions = {"jax": jax.__version__, "jaxlib": version("jaxlib")}
         weights = _weights(params if model.jit else parts.logits)
@@ -181,284 +183,305 @@ class JaxBackend:
 
     @property
     def compile_seconds(self) -> float:
-        """How long compiling took."""
-        return self._programs.seconds
+        """Seconds spent on compilation."""
+        return self._executables.compile_seconds
 
     @property
     def tracing_seconds(self) -> float:
-        """How long tracing took."""
-        return self._programs.tracing_seconds
+        """Seconds spent on tracing."""
+        return self._executables.tracing_seconds
 
     @property
     def states_evicted(self) -> int:
-        """How many states of beginnings had to go because of the bound."""
-        return self._states.evicted
+        """Number of states evicted from the prefix cache because of its size limit."""
+        return self._prefix_cache.evicted
 
     def _devices(self) -> list[jax.Device]:
         return jax.devices() if self._mesh is None else list(self._mesh.devices.flat)
 
-    # --- Plans and their states --------------------------------------------------------------------------------------
+    # --- Plans and their states ---------------------------------------------------------------------------------------
 
-    def known(self, room: int) -> Collection[bytes]:
-        """The beginnings whose states are there and have this many slots a row, by the bytes of their tokens."""
-        return self._states.known(room)
+    def cached_prefixes(self, capacity: int) -> Collection[bytes]:
+        """Return the prefixes with a cached state of at least this capacity per row, as the bytes of their tokens."""
+        return self._prefix_cache.cached_prefixes(capacity)
 
-    def open(self, steps: Sequence[Step]) -> None:
-        """Make ready for a plan, whose steps are submitted next, in order."""
-        self._register = None
-        self._uses = Counter(name for step in steps if (name := _state_of(step)))
-        rooms = [step.how.room for step in steps if isinstance(step.how, Extend | Fork)]
-        self._room = capacity_for(max(rooms, default=0))
-        self._states.trim(self._uses)
+    def start_plan(self, steps: Sequence[Step]) -> None:
+        """Prepare for a plan; its steps are submitted next, in order."""
+        self._current = None
+        self._pending_uses = Counter(name for step in steps if (name := _prefix_of(step)))
+        capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
+        self._capacity = capacity_for(max(capacities, default=0))
+        self._prefix_cache.trim(self._pending_uses)
 
     def update(self, params: Any) -> None:
-        """Compute with other weights of the same form from now on; None where they are no argument of the functions.
+        """Replace the weights by others with the same tree, shapes and dtypes; None if the functions take no params.
 
         Raises:
-            UsageError: They have another form.
+            UsageError: The tree, a shape or a dtype differs.
         """
-        self._states.clear()
-        self._register = None
+        self._prefix_cache.clear()
+        self._current = None
         if params is None and self._params is None:
             return
-        params = self._place.params(params)
-        before, now = _form(self._params), _form(params)
+        params = self._sharding.put_params(params)
+        before, now = _signature(self._params), _signature(params)
         if before != now:
             raise UsageError(
-                "the new params have another form than those before: other names, shapes or dtypes; make a new BirdieZMQ "
-                "for another model"
+                "the new params differ from the current ones in names, shapes or dtypes; create a new BirdieZMQ for "
+                "another model"
             )
-        if places(self._params) != places(params):
-            self._programs.forget()  # They were compiled for where the weights lay.
+        if argument_shardings(self._params) != argument_shardings(params):
+            self._executables.clear()  # they were compiled for the shardings of the old weights
         self._params = params
 
     def halve_budget(self) -> bool:
-        """Make later steps smaller, and forget all states; False if they are as small as can be."""
-        self._states.clear()
-        self._register = None
-        if self.budget.tokens <= SHORTEST * self.budget.row_unit:
+        """Halve the size of later steps and clear the prefix cache; return False if steps are as small as possible."""
+        self._prefix_cache.clear()
+        self._current = None
+        if self.budget.tokens <= MIN_LENGTH * self.budget.row_unit:
             return False
         self.budget = replace(self.budget, tokens=self.budget.tokens // 2)
         return True
 
-    # --- Scores ------------------------------------------------------------------------------------------------------
+    # --- Scores -------------------------------------------------------------------------------------------------------
 
     def submit(self, step: Step) -> PendingScores:
-        """Begin to compute the log-probabilities of a step's targets at its places."""
-        with named(f"tokens int32{list(step.shape)}"):
-            if isinstance(step.how, Pairs):
-                return _PendingPairs(self._score_pairs(step.tokens, step.how), step.rows)
-            read = self._run(step)
-            self._used(step)
+        """Start to compute the log-probabilities of a step's targets at its positions."""
+        with model_call(f"tokens int32{list(step.shape)}"):
+            if isinstance(step.kind, Pairs):
+                return _PendingPairs(self._score_pairs(step.tokens, step.kind), step.rows)
+            outputs = self._forward(step)
+            self._release_prefix(step)
             if len(step.targets) == 0:
-                return _NothingAsked()
-            return _Pending(
+                return _EmptyScores()
+            return _PendingScores(
                 [
-                    (count, self._at("score", self._score, read, rows, positions, targets))
+                    (count, self._apply_head("score", self._score, outputs, rows, positions, targets))
                     for count, (rows, positions, targets) in self._chunks(step.rows, step.positions, step.targets)
                 ]
             )
 
-    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
-        """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
+    def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""
         columns = [step.rows, step.positions]
-        kind: str = "choose"
-        function: Compiled = self._choose
-        limits = None
-        if drawing is not None:
-            kind, function, limits = "draw", self._draw, limits_of(drawing.sampling)
-            keys = np.array([key_data(key) for key in drawing.keys], np.uint32).reshape(-1, 2)
-            columns += [*keys.T, drawing.drawn]
-        with named(f"tokens int32{list(step.shape)}"):
-            read = self._run(step)
-            parts = []
-            for count, (rows, positions, *by) in self._chunks(*columns):
-                chosen = self._at(kind, function, read, rows, positions, *([limits] if limits else []), *by)
-                parts.append([np.asarray(x)[:count] for x in chosen])
-        return NextTokens(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        kind: str = "greedy"
+        function: Compiled = self._greedy_tokens
+        arrays = None
+        if metadata is not None:
+            kind, function, arrays = "sample", self._sample, sampling_arrays(metadata.sampling)
+            keys = np.array([key_data(key) for key in metadata.keys], np.uint32).reshape(-1, 2)
+            columns += [*keys.T, metadata.sampled]
+        with model_call(f"tokens int32{list(step.shape)}"):
+            outputs = self._forward(step)
+            chunks = []
+            for count, (rows, positions, *keys_) in self._chunks(*columns):
+                chosen = self._apply_head(
+                    kind, function, outputs, rows, positions, *([arrays] if arrays else []), *keys_
+                )
+                chunks.append([np.asarray(x)[:count] for x in chosen])
+        return NextTokens(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
 
-    def _used(self, step: Step) -> None:
-        """A state that no later step starts from may go when there is no room."""
-        name = _state_of(step)
+    def _release_prefix(self, step: Step) -> None:
+        """Count down the uses of a step's prefix; a state without uses left may be evicted."""
+        name = _prefix_of(step)
         if name:
-            self._uses[name] -= 1
-            self._uses += Counter()  # leaves out what has come to zero
+            self._pending_uses[name] -= 1
+            self._pending_uses += Counter()  # drops counts of zero
 
     def _chunks(self, *columns: npt.NDArray[Any]) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
-        """Cut columns of one length into pieces of few sizes, the last padded by its zeros; with each what is real."""
-        fitting = _PLACES_BYTES * self._place.size // (4 * self.vocab_size)
-        most = _PLACE_COUNTS[-1] if self._in_blocks else max(_PLACE_COUNTS[0], fitting)
+        """Split columns of equal length into zero-padded chunks of a few sizes, and yield each with its real size."""
+        fitting = _GATHERED_LOGITS_BYTES * self._sharding.size // (4 * self.vocab_size)
+        most = _POSITION_COUNTS[-1] if self._scores_in_blocks else max(_POSITION_COUNTS[0], fitting)
         begin = 0
-        for size in long_pieces(len(columns[0]), tuple(count for count in _PLACE_COUNTS if count <= most), 16):
+        for size in chunk_sizes(len(columns[0]), tuple(count for count in _POSITION_COUNTS if count <= most), 16):
             real = min(size, len(columns[0]) - begin)
             yield real, [np.pad(column[begin : begin + real], (0, size - real)) for column in columns]
             begin += real
 
-    def _at(self, kind: str, function: Compiled, read: Any, rows: Tokens, positions: Tokens, *others: Any) -> Any:
-        """Apply the head, and a function of its logits, at some places of a step.
+    def _apply_head(
+        self, kind: str, function: Compiled, outputs: Any, rows: Tokens, positions: Tokens, *others: Any
+    ) -> Any:
+        """Apply the head, and a function of its logits, at some positions of a step.
 
-        The places are gathered by a program of their own, so that the head is not compiled again for each step's shape.
+        A separate executable gathers the positions, so that the head is not compiled again for each step's shape.
         """
-        where = (self._place.whole(rows), self._place.whole(positions))
-        key = (str(read.dtype), len(rows))
-        at = self._programs.run(("gather", read.shape, *key), self._gather, read, *where)
+        where = (self._sharding.replicate(rows), self._sharding.replicate(positions))
+        key = (str(outputs.dtype), len(rows))
+        gathered = self._executables.run(("gather", outputs.shape, *key), self._gather, outputs, *where)
         params = None if self.makes_logits else self._params
-        return self._programs.run((kind, *key), function, params, at, *map(self._place.whole, others))
+        return self._executables.run((kind, *key), function, params, gathered, *map(self._sharding.replicate, others))
 
-    def _gather(self, read: jax.Array, rows: jax.Array, positions: jax.Array) -> jax.Array:
-        """The places are dealt out as rows are, so that each group of devices has its share of the head's work."""
-        return jnp.asarray(self._place.dealt(lm_head.gather(read, rows, positions)))
+    def _gather(self, outputs: jax.Array, rows: jax.Array, positions: jax.Array) -> jax.Array:
+        """Gather positions, sharded like rows, so that each device group computes its share of the head."""
+        return jnp.asarray(self._sharding.shard_rows(lm_head.gather(outputs, rows, positions)))
 
-    def _logits(self, params: Any, at: jax.Array) -> jax.Array:
-        """Logits [q, v] of what was gathered [q, …]: hidden states, or logits already."""
+    def _logits(self, params: Any, gathered: jax.Array) -> jax.Array:
+        """Return logits [q, v] of gathered hidden states or logits [q, …]."""
         if not self.makes_logits:
             assert self._model.unembed is not None
-            at = self._model.unembed(params, at)
-        return jnp.asarray(at[:, : self.vocab_size])
+            gathered = self._model.unembed(params, gathered)
+        return jnp.asarray(gathered[:, : self.vocab_size])
 
-    def _score(self, params: Any, at: jax.Array, targets: jax.Array) -> Any:
+    def _score(self, params: Any, gathered: jax.Array, targets: jax.Array) -> Any:
         row_bytes = 4 * len(targets)
-        if not self._in_blocks or row_bytes * self.vocab_size <= self.budget.head_bytes:
-            return self._place.fetched(lm_head.score(self._logits(params, at), targets))
+        if not self._scores_in_blocks or row_bytes * self.vocab_size <= self.budget.head_bytes:
+            return self._sharding.gather(lm_head.score(self._logits(params, gathered), targets))
         assert self._model.unembed_part is not None
-        part = functools.partial(self._model.unembed_part, params, at)
+        head = functools.partial(self._model.unembed_part, params, gathered)
         block = max(_SMALLEST_BLOCK, self.budget.head_bytes // (4 * row_bytes))
-        return self._place.fetched(lm_head.score_in_blocks(part, targets, self.vocab_size, min(block, self.vocab_size)))
+        return self._sharding.gather(
+            lm_head.score_in_blocks(head, targets, self.vocab_size, min(block, self.vocab_size))
+        )
 
-    def _score_pairs(self, input_ids: Tokens, how: Pairs) -> Any:
-        arguments = map(self._place.rows, (input_ids, how.label_ids, how.loss_mask))
-        return self._programs.run(("pairs", input_ids.shape), self._pair_scores, self._params, *arguments)
+    def _score_pairs(self, input_ids: Tokens, kind: Pairs) -> Any:
+        arguments = map(self._sharding.put_rows, (input_ids, kind.label_ids, kind.loss_mask))
+        return self._executables.run(("pairs", input_ids.shape), self._pair_scores, self._params, *arguments)
 
     def _pair_scores(self, *arguments: Any) -> Any:
         assert self._model.score is not None
-        return self._place.fetched(self._model.score(*arguments))
+        return self._sharding.gather(self._model.score(*arguments))
 
-    def _choose(self, params: Any, at: jax.Array) -> Any:
-        return self._place.fetched(lm_head.choose(self._logits(params, at)))
+    def _greedy_tokens(self, params: Any, gathered: jax.Array) -> Any:
+        return self._sharding.gather(lm_head.greedy_tokens(self._logits(params, gathered)))
 
-    def _draw(
-        self, params: Any, at: jax.Array, limits: Limits, high: jax.Array, low: jax.Array, drawn: jax.Array
+    def _sample(
+        self,
+        params: Any,
+        gathered: jax.Array,
+        arrays: SamplingArrays,
+        high: jax.Array,
+        low: jax.Array,
+        sampled: jax.Array,
     ) -> Any:
-        chance = Chance(jnp.stack([high, low], axis=1), drawn)
-        return self._place.fetched(draw(self._logits(params, at), limits, chance))
+        keys = SamplingKeys(jnp.stack([high, low], axis=1), sampled)
+        return self._sharding.gather(sample(self._logits(params, gathered), arrays, keys))
 
-    # --- Steps -------------------------------------------------------------------------------------------------------
+    # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def _run(self, step: Step) -> Any:
-        """The hidden states or logits [rows, length, …] of a step; states are taken, made and kept on the way."""
-        tokens = self._place.rows(step.tokens)
-        match step.how:
+    def _forward(self, step: Step) -> Any:
+        """Return the hidden states or logits [rows, length, …] of a step, and read and update the states it uses."""
+        tokens = self._sharding.put_rows(step.tokens)
+        match step.kind:
             case Dense():
-                read = self._rows(tokens)
+                outputs = self._forward_dense(tokens)
                 if self.makes_logits:
-                    check_logits(read, step.shape)
-                return jnp.asarray(read)
-            case Tree(depths=depths, ends=ends, state=name):
+                    check_logits(outputs, step.shape)
+                return jnp.asarray(outputs)
+            case Tree(depths=depths, ends=ends, prefix=name):
                 assert self._model.branch is not None
-                kept = self._states.get(name) if name else None
-                where = (self._place.rows(depths), self._place.rows(ends), kept.state if kept else None)
-                key = ("branch", step.shape, kept.room if kept else 0)
-                return self._programs.run(key, self._model.branch, self._params, tokens, *where)
+                cached = self._prefix_cache.get(name) if name else None
+                layout = (
+                    self._sharding.put_rows(depths),
+                    self._sharding.put_rows(ends),
+                    cached.state if cached else None,
+                )
+                key = ("tree", step.shape, cached.capacity if cached else 0)
+                return self._executables.run(key, self._model.branch, self._params, tokens, *layout)
             case Extend(lengths=lengths, before=before, after=after):
-                register = self._start(before, len(lengths))
-                arguments = (self._params, tokens, self._place.rows(lengths), register.state)
-                key = ("read", step.shape, register.room)
-                function = reader(self._programs, self._model)
-                hidden, state = self._programs.run(key, function, *arguments, donated=3)
-                self._register = _Register(state, register.room, is_kept=False)
-                if after is not None and after in self._uses:
-                    self._states.put(after, CachedPrefix(state, register.room, bytes_on_a_device(state, places(state))))
-                    self._register.is_kept = True
-                    self._states.trim(self._uses)
+                start = self._state_to_extend(before, len(lengths))
+                arguments = (self._params, tokens, self._sharding.put_rows(lengths), start.state)
+                key = ("extend", step.shape, start.capacity)
+                function = extend_function(self._executables, self._model)
+                hidden, state = self._executables.run(key, function, *arguments, donated=3)
+                self._current = _CurrentState(state, start.capacity, is_cached=False)
+                if after is not None and after in self._pending_uses:
+                    size_bytes = bytes_per_device(state, argument_shardings(state))
+                    self._prefix_cache.put(after, CachedPrefix(state, start.capacity, size_bytes))
+                    self._current.is_cached = True
+                    self._prefix_cache.trim(self._pending_uses)
                 return hidden
             case Pairs():
-                raise AssertionError("a step of pairs gives scores, and nothing to be read")
+                raise AssertionError("a step of pairs has scores, but no hidden states or logits")
             case Fork(parents=parents, lengths=lengths):
-                assert self._register is not None
-                state = self._register.state
-                forked = (self._place.rows(lengths), self._place.whole(parents), state)
-                which = ("fork", step.shape, _batch(state), self._register.room)
-                return self._programs.run(which, self._fork, self._params, tokens, *forked)
+                assert self._current is not None
+                state = self._current.state
+                forked = (self._sharding.put_rows(lengths), self._sharding.replicate(parents), state)
+                fork_key = ("fork", step.shape, _batch_size(state), self._current.capacity)
+                return self._executables.run(fork_key, self._fork, self._params, tokens, *forked)
 
-    def _rows(self, tokens: jax.Array) -> Any:
+    def _forward_dense(self, tokens: jax.Array) -> Any:
         if not self._is_jitted:
             assert self._model.logits is not None
             return self._model.logits(tokens)
         function = self._model.logits if self.makes_logits else self._model.hidden
-        return self._programs.run(("rows", tokens.shape), function, self._params, tokens)
+        return self._executables.run(("dense", tokens.shape), function, self._params, tokens)
 
-    def _start(self, before: bytes | None, rows: int) -> _Register:
-        """A state that may be written into, for so many rows."""
+    def _state_to_extend(self, before: bytes | None, rows: int) -> _CurrentState:
+        """Return a state of `rows` rows that may be overwritten."""
         if before is None:
-            register = self._register
-            assert register is not None
-            return self._copied(register.state, 1, register.room) if register.is_kept else register
+            current = self._current
+            assert current is not None
+            return self._copied_state(current.state, 1, current.capacity) if current.is_cached else current
         if before:
-            kept = self._states.get(before)
-            return self._copied(kept.state, rows, kept.room)
-        return self._new_state(rows, self._room)
+            cached = self._prefix_cache.get(before)
+            return self._copied_state(cached.state, rows, cached.capacity)
+        return self._new_state(rows, self._capacity)
 
-    def _new_state(self, rows: int, room: int) -> _Register:
-        return _Register(create_state(self._programs, self._model, self._params, rows, room), room, is_kept=False)
+    def _new_state(self, rows: int, capacity: int) -> _CurrentState:
+        return _CurrentState(
+            create_state(self._executables, self._model, self._params, rows, capacity), capacity, is_cached=False
+        )
 
-    def _copied(self, state: Any, rows: int, room: int) -> _Register:
-        return _Register(copy_state(self._programs, state, rows, room), room, is_kept=False)
+    def _copied_state(self, state: Any, rows: int, capacity: int) -> _CurrentState:
+        return _CurrentState(copy_state(self._executables, state, rows, capacity), capacity, is_cached=False)
 
     def _fork(self, params: Any, tokens: Any, lengths: Any, parents: Any, state: Any) -> Any:
         assert self._model.extend is not None
-        forked = self._place.dealt(jax.tree.map(lambda x: x[parents], state))
+        forked = self._sharding.shard_rows(jax.tree.map(lambda x: x[parents], state))
         return self._model.extend(params, tokens, lengths, forked)[0]
 
-    # --- Generation --------------------------------------------------------------------------------------------------
+    # --- Generation ---------------------------------------------------------------------------------------------------
 
     def decoding_rows(self, capacity: int, wanted: int) -> int:
-        """How many rows of so many tokens there is room for beside one that is being read and one that is kept.
+        """Return how many rows of `capacity` tokens fit, at most `wanted`.
+
+        Memory is left for one further row that is being prefilled and one that is cached.
 
         Raises:
-            OutOfDeviceMemory: For none. It says how many tokens there is room for.
+            OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
         """
-        room = capacity_for(capacity)
-        row_bytes = self._row_bytes(room)
+        state_capacity = capacity_for(capacity)
+        row_bytes = self._row_bytes(state_capacity)
         free = _free_bytes(jax.devices()[:1] if self._mesh is None else self._mesh.local_devices)
         if free is None or row_bytes == 0:
             return wanted
-        rows = int(free * _SHARE_OF_FREE / row_bytes) - _OTHER_ROWS
+        rows = int(free * _SHARE_OF_FREE / row_bytes) - _EXTRA_ROWS
         if rows < 1:
-            fitting = int(room * free * _SHARE_OF_FREE / row_bytes / (_OTHER_ROWS + 1))
+            fitting = int(state_capacity * free * _SHARE_OF_FREE / row_bytes / (_EXTRA_ROWS + 1))
             raise OutOfDeviceMemory(
-                f"a prompt and its answer of {capacity} tokens need a state of {row_bytes / 2**20:,.0f} MiB, "
-                f"{_OTHER_ROWS + 1} times, and {free / 2**20:,.0f} MiB are free: about {fitting} tokens would fit; lower "
-                "max_gen_toks or max_length"
+                f"a prompt and its answer of {capacity} tokens need {_EXTRA_ROWS + 1} states of "
+                f"{row_bytes / 2**20:,.0f} MiB each, and {free / 2**20:,.0f} MiB are free: about {fitting} tokens would "
+                "fit; lower max_gen_toks or max_length"
             )
-        # The others are one row each, which lies on all devices; rows that cannot be dealt out do so too.
-        return min(wanted, rows * self._place.data if wanted % self._place.data == 0 else rows)
+        # The extra rows are replicated on all devices, and so is a number of rows that cannot be sharded.
+        return min(wanted, rows * self._sharding.data if wanted % self._sharding.data == 0 else rows)
 
-    def _row_bytes(self, room: int) -> int:
-        """What a row of a state takes of each device that it lies on."""
+    def _row_bytes(self, capacity: int) -> int:
+        """Return the bytes that one row of a state takes on each of its devices."""
         assert self._model.init_state is not None
-        state = jax.eval_shape(lambda params: self._model.init_state(params, 1, room), self._params)  # type: ignore[misc]
-        if self._place.mesh is None:
+        state = jax.eval_shape(lambda params: self._model.init_state(params, 1, capacity), self._params)  # type: ignore[misc]
+        if self._sharding.mesh is None:
             return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        program = creator(self._programs, self._model, self._params, 1, room)
-        return bytes_on_a_device(state, program.output_shardings)
+        executable = state_creator(self._executables, self._model, self._params, 1, capacity)
+        return bytes_per_device(state, executable.output_shardings)
 
     def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
-        """Rows with room for `capacity` tokens each, for models with a state."""
+        """Create a decode batch of rows with a capacity of `capacity` tokens each; only for models with a state."""
         return JaxDecoding(
             self._model,
             self._params,
-            self._programs,
-            self._states,
+            self._executables,
+            self._prefix_cache,
             vocab_size=self.vocab_size,
-            decoded=self.budget.decoded,
+            tokens_per_call=self.budget.tokens_per_call,
             rows=rows,
-            room=capacity_for(capacity),
-            drawing=sampling,
+            capacity=capacity_for(capacity),
+            sampling=sampling,
         )
 
 
-def ability_of(model: Model) -> ExecutionMode:
-    """The way of reading with which a model computes least."""
+def execution_mode_of(model: Model) -> ExecutionMode:
+    """Return the execution mode in which a model computes least."""
     if model.branch:
         return "branches"
     if model.extend:
@@ -466,18 +489,18 @@ def ability_of(model: Model) -> ExecutionMode:
     return "rows" if model.hidden or model.logits else "pairs"
 
 
-def _state_of(step: Step) -> bytes | None:
-    """The beginning whose state a step starts from, if there is one."""
-    match step.how:
-        case Tree(state=name) | Extend(before=name):
+def _prefix_of(step: Step) -> bytes | None:
+    """Return the prefix whose cached state a step starts from, or None."""
+    match step.kind:
+        case Tree(prefix=name) | Extend(before=name):
             return name or None
     return None
 
 
 def _free_bytes(devices: Sequence[jax.Device]) -> int | None:
-    """What is free of the memory of the device that has least, of those that a model lies on; None if nobody says."""
+    """Return the smallest free memory, in bytes, of a model's devices; None if a device does not report it."""
     if devices[0].platform == "cpu":
-        free = host_free_bytes()  # which devices that are made up share
+        free = host_free_bytes()  # shared by the virtual devices of a CPU
         return None if free is None else free // len(devices)
     found = []
     for device in devices:
@@ -488,28 +511,28 @@ def _free_bytes(devices: Sequence[jax.Device]) -> int | None:
     return min(found)
 
 
-def _batch(state: Any) -> int:
+def _batch_size(state: Any) -> int:
     return int(jax.tree.leaves(state)[0].shape[0])
 
 
-def _form(tree: Any) -> Any:
-    """What programs are compiled for."""
+def _signature(tree: Any) -> Any:
+    """Return the tree structure, shapes and dtypes that executables are compiled for."""
     leaves = jax.tree.leaves(tree)
     return jax.tree.structure(tree), [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
 
 
 def _weights(tree: Any) -> list[Any]:
-    """The floating-point arrays of a pytree; a function that is no pytree has none."""
+    """Return the floating-point arrays of a pytree; none for a function that is not a pytree."""
     leaves = jax.tree.leaves(tree)
     return [leaf for leaf in leaves if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
 
 def prepare() -> None:
-    """Before a page is imported: let JAX keep what it compiles."""
-    keep_programs()
+    """Enable JAX's compile cache; called before the user module is imported."""
+    enable_compile_cache()
 
 
 def make_backend(model: LoadedModel, max_length: int, mesh: Mesh | None = None) -> JaxBackend:
-    """The engine for models in JAX; as `birdie_zmq.worker.engine_registry` asks for it."""
+    """Make the backend of a JAX model; called by `birdie_zmq.worker.engine_registry`."""
     with only_framework(model, "jax"):
         return JaxBackend(model, max_length, mesh)

@@ -1,8 +1,8 @@
-"""Compiled programs are kept on disk, so that a new model process, or tomorrow's run, does not compile again.
+"""The on-disk compile cache, with which a new model process or a later run does not compile again.
 
-JAX does the keeping. What is kept is machine code that later processes run, so the folder is the user's own and closed
-to others. JAX's own variables go before: JAX_COMPILATION_CACHE_DIR names another folder, and
-JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+This is JAX's own persistent compilation cache. Its files are machine code that later processes run, so the folder
+belongs to the user and is closed to others. JAX's variables take precedence: JAX_COMPILATION_CACHE_DIR names another
+folder, and JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
 """
 
 from __future__ import annotations
@@ -15,32 +15,34 @@ from pathlib import Path
 
 import jax
 
-from birdie_zmq.engine.compile_cache_dir import FOLDER_VARIABLE, programs_folder
+from birdie_zmq.engine.compile_cache_dir import COMPILE_CACHE_VARIABLE, default_compile_cache_dir
 
 logger = logging.getLogger(__name__)
 
-_WORTH_KEEPING_S = 0.1
+_MIN_COMPILE_TIME_S = 0.1
 
 
-def keep_programs(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Let JAX keep its programs; the folder, or None where JAX's own variables say what to do, or it cannot be used.
+def enable_compile_cache(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Enable JAX's compile cache, and return its folder.
+
+    Returns None if JAX's own variables configure the cache, or if the folder cannot be used.
 
     Args:
-        environment: Variables of the process.
+        environment: The environment variables of the process.
     """
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in environment:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_S)  # type: ignore[no-untyped-call]
-    if FOLDER_VARIABLE in environment:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_TIME_S)  # type: ignore[no-untyped-call]
+    if COMPILE_CACHE_VARIABLE in environment:
         return None
-    folder = programs_folder(environment)
+    folder = default_compile_cache_dir(environment)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
-        logger.warning("compiled programs are not kept: %s", error)
+        logger.warning("the compile cache is off: %s", error)
         return None
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        logger.warning("compiled programs are not kept: %s is open to others (chmod 700 it)", folder)
+        logger.warning("the compile cache is off: %s is accessible to other users; run chmod 700 on it", folder)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))  # type: ignore[no-untyped-call]
     return folder

@@ -1,7 +1,7 @@
-"""Generation in JAX: rows of one state, continued side by side.
+"""Decoding with a cache in JAX: a batch of rows that share one state.
 
-Several tokens are decoded in one call, so that the host is asked once for all of them. A row that is not active keeps
-its state: it reads nothing.
+One call decodes several tokens, so that the host synchronises with the device once for all of them. An inactive row
+keeps its state: it is extended by no tokens.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine.backend import NextTokens
-from birdie_zmq.engine.jax import lm_head, sampling
-from birdie_zmq.engine.jax.executables import Compiled, Executables, named
-from birdie_zmq.engine.jax.sharding import bytes_on_a_device, places
+from birdie_zmq.engine.jax import lm_head
+from birdie_zmq.engine.jax.executables import Compiled, Executables, model_call
+from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, sample
+from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import PAD, Tokens
@@ -26,170 +27,174 @@ from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache
 from birdie_zmq.types import SamplingParams
 
 
-def create_state(programs: Executables, model: Model, params: Any, rows: int, room: int) -> Any:
-    """A state of rows that have read nothing, with room for so many tokens each."""
-    return creator(programs, model, params, rows, room)(params)
+def create_state(executables: Executables, model: Model, params: Any, rows: int, capacity: int) -> Any:
+    """Create an empty state of `rows` rows with a capacity of `capacity` tokens each."""
+    return state_creator(executables, model, params, rows, capacity)(params)
 
 
-def creator(programs: Executables, model: Model, params: Any, rows: int, room: int) -> Any:
-    """The program for it."""
+def state_creator(executables: Executables, model: Model, params: Any, rows: int, capacity: int) -> Any:
+    """Return the executable that creates an empty state."""
 
     def create(params: Any) -> Any:
         assert model.init_state is not None
-        return programs.placement.dealt(model.init_state(params, rows, room))
+        return executables.sharding.shard_rows(model.init_state(params, rows, capacity))
 
-    return programs.get(("create", rows, room), create, params)
+    return executables.get(("create", rows, capacity), create, params)
 
 
-def copy_state(programs: Executables, state: Any, rows: int, room: int) -> Any:
-    """A state of one row, as often as said, in memory of its own."""
+def copy_state(executables: Executables, state: Any, rows: int, capacity: int) -> Any:
+    """Repeat the row of a one-row state `rows` times, in new memory."""
 
     def copy(state: Any) -> Any:
-        return programs.placement.dealt(jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), state))
+        return executables.sharding.shard_rows(jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), state))
 
-    return programs.run(("copy", rows, room), copy, state)
+    return executables.run(("copy", rows, capacity), copy, state)
 
 
-def reader(programs: Executables, model: Model) -> Compiled:
-    """The model's `extend`, whose state keeps lying as states lie."""
+def extend_function(executables: Executables, model: Model) -> Compiled:
+    """Return the model's `extend`, with its results sharded by rows on a mesh."""
     assert model.extend is not None
-    if programs.placement.mesh is None:
+    if executables.sharding.mesh is None:
         return model.extend
     extend = model.extend
 
-    def read(params: Any, tokens: jax.Array, lengths: jax.Array, state: Any) -> Any:
+    def extend_sharded(params: Any, tokens: jax.Array, lengths: jax.Array, state: Any) -> Any:
         hidden, state = extend(params, tokens, lengths, state)
-        return programs.placement.dealt((hidden, state))
+        return executables.sharding.shard_rows((hidden, state))
 
-    return read
+    return extend_sharded
 
 
-def limits_of(drawing: SamplingParams) -> sampling.Limits:
-    """The limits as arguments of a program, so that one program serves all of them."""
-    return sampling.Limits(
-        jnp.float32(drawing.temperature),
-        jnp.int32(min(drawing.top_k, 2**31 - 1)),
-        jnp.float32(drawing.top_p),
-        jnp.float32(drawing.min_p),
+def sampling_arrays(sampling: SamplingParams) -> SamplingArrays:
+    """Return sampling parameters as arguments of an executable, so that one executable serves all values."""
+    return SamplingArrays(
+        jnp.float32(sampling.temperature),
+        jnp.int32(min(sampling.top_k, 2**31 - 1)),
+        jnp.float32(sampling.top_p),
+        jnp.float32(sampling.min_p),
     )
 
 
 def key_data(key: int) -> tuple[int, int]:
-    """A key of at most 64 bits as two of 32."""
+    """Split a key of at most 64 bits into two words of 32."""
     return key >> 32, key & 0xFFFFFFFF
 
 
 class JaxDecoding:
-    """Rows of one state that are continued side by side.
+    """A batch of rows of one state that are decoded together.
 
     Args:
         model: The model's functions.
         params: Their first argument.
-        programs: Where compiled programs are.
-        states: Where states of shared beginnings are kept.
-        vocab_size: How many tokens there are to choose from.
-        decoded: How many tokens a call decodes for each row.
-        rows: How many rows there are at first.
-        room: The slots of a row.
-        drawing: How tokens are drawn; None takes the most likely one.
+        executables: The compiled executables.
+        prefix_cache: The cached states of shared prefixes.
+        vocab_size: The size of the vocabulary.
+        tokens_per_call: The number of tokens that one call decodes for each row.
+        rows: The initial number of rows.
+        capacity: The capacity of each row in tokens.
+        sampling: How to sample; None takes the most likely token.
     """
 
     def __init__(
         self,
         model: Model,
         params: Any,
-        programs: Executables,
-        states: PrefixCache[Any],
+        executables: Executables,
+        prefix_cache: PrefixCache[Any],
         *,
         vocab_size: int,
-        decoded: int,
+        tokens_per_call: int,
         rows: int,
-        room: int,
-        drawing: SamplingParams | None,
+        capacity: int,
+        sampling: SamplingParams | None,
     ) -> None:
         self._model = model
         self._params = params
-        self._programs = programs
-        self._states = states
+        self._executables = executables
+        self._prefix_cache = prefix_cache
         self._vocab_size = vocab_size
-        self._decoded = decoded
-        self._room = room
-        self._place = programs.placement
-        self._limits = None if drawing is None else self._place.whole(limits_of(drawing))
-        with named(f"the state of {rows} rows of {room} tokens"):
-            self._state = create_state(programs, model, params, rows, room)
+        self._tokens_per_call = tokens_per_call
+        self._capacity = capacity
+        self._sharding = executables.sharding
+        self._sampling_arrays = None if sampling is None else self._sharding.replicate(sampling_arrays(sampling))
+        with model_call(f"the state of {rows} rows of {capacity} tokens"):
+            self._state = create_state(executables, model, params, rows, capacity)
         self._last = np.zeros(rows, np.int32)
-        self._drawn = np.zeros(rows, np.int32)
+        self._sampled = np.zeros(rows, np.int32)
         self._keys = np.zeros((rows, 2), np.uint32)
 
-    def put(self, row: int, prompt: Tokens, pieces: Sequence[PrefillChunk], key: int = 0, drawn: int = 0) -> list[int]:
-        """Read a prompt int32[n] in pieces, and let a row continue it; the lengths of the steps that it took.
+    def put(
+        self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
+    ) -> list[int]:
+        """Prefill a prompt int32[n] in chunks and let a row continue it; return the lengths of the computed steps.
 
-        Its last token is read together with the first that is decoded. Pieces of a beginning whose state is kept are
-        not read again.
+        The last token of the prompt is computed by the first decode step. Chunks within a cached prefix are skipped.
         """
-        with named("a prompt"):
-            one, begin = self._prefix(prompt, pieces)
-            read = []
-            for piece in pieces:
-                if piece.begin < begin:
+        with model_call("a prompt"):
+            one, begin = self._prefix(prompt, chunks)
+            computed = []
+            for chunk in chunks:
+                if chunk.begin < begin:
                     continue
-                tokens = np.full((1, piece.size), PAD, np.int32)
-                real = piece.end - piece.begin
-                tokens[0, :real] = prompt[piece.begin : piece.end]
-                arguments = (self._params, self._place.rows(tokens), self._place.rows(np.array([real], np.int32)), one)
-                function = reader(self._programs, self._model)
-                _, one = self._programs.run(("read", (1, piece.size), self._room), function, *arguments, donated=3)
-                read.append(piece.size)
-                if piece.is_kept:
-                    self._keep(prompt[: piece.end].tobytes(), one)
-                    one = copy_state(self._programs, one, 1, self._room)
-            together = (self._state, one, self._place.whole(np.int32(row)))
-            self._state = self._programs.run(("put", len(self._last), self._room), self._put, *together, donated=0)
-        self._last[row], self._drawn[row], self._keys[row] = prompt[-1], drawn, key_data(key)
-        return read
+                tokens = np.full((1, chunk.size), PAD, np.int32)
+                real = chunk.end - chunk.begin
+                tokens[0, :real] = prompt[chunk.begin : chunk.end]
+                lengths = np.array([real], np.int32)
+                arguments = (self._params, self._sharding.put_rows(tokens), self._sharding.put_rows(lengths), one)
+                function = extend_function(self._executables, self._model)
+                key_ = ("extend", (1, chunk.size), self._capacity)
+                _, one = self._executables.run(key_, function, *arguments, donated=3)
+                computed.append(chunk.size)
+                if chunk.is_cached:
+                    self._cache(prompt[: chunk.end].tobytes(), one)
+                    one = copy_state(self._executables, one, 1, self._capacity)
+            states = (self._state, one, self._sharding.replicate(np.int32(row)))
+            self._state = self._executables.run(("put", len(self._last), self._capacity), self._put, *states, donated=0)
+        self._last[row], self._sampled[row], self._keys[row] = prompt[-1], sampled, key_data(key)
+        return computed
 
-    def _prefix(self, prompt: Tokens, pieces: Sequence[PrefillChunk]) -> tuple[Any, int]:
-        """A state that may be written into, of the longest beginning that is kept; and how many tokens it has read."""
-        known = set(self._states.known(self._room, exactly=True))
-        for piece in reversed(pieces):
-            name = prompt[: piece.end].tobytes()
-            if piece.is_kept and name in known:
-                return copy_state(self._programs, self._states.get(name).state, 1, self._room), piece.end
-        return create_state(self._programs, self._model, self._params, 1, self._room), 0
+    def _prefix(self, prompt: Tokens, chunks: Sequence[PrefillChunk]) -> tuple[Any, int]:
+        """Return a state of the longest cached prefix that may be overwritten, and the length of that prefix."""
+        cached = set(self._prefix_cache.cached_prefixes(self._capacity, exactly=True))
+        for chunk in reversed(chunks):
+            name = prompt[: chunk.end].tobytes()
+            if chunk.is_cached and name in cached:
+                return copy_state(self._executables, self._prefix_cache.get(name).state, 1, self._capacity), chunk.end
+        return create_state(self._executables, self._model, self._params, 1, self._capacity), 0
 
-    def _keep(self, name: bytes, state: Any) -> None:
-        self._states.put(name, CachedPrefix(state, self._room, bytes_on_a_device(state, places(state))))
-        self._states.trim({name})
+    def _cache(self, name: bytes, state: Any) -> None:
+        size_bytes = bytes_per_device(state, argument_shardings(state))
+        self._prefix_cache.put(name, CachedPrefix(state, self._capacity, size_bytes))
+        self._prefix_cache.trim({name})
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
-        """The next tokens [rows, k] of the active rows, k of them at once."""
-        with named("a step of decoding"):
-            chance = None
-            if self._limits is not None:
-                chance = sampling.Chance(self._place.rows(self._keys), self._place.rows(self._drawn))
+        """Decode the next k tokens of each active row; the result has the shape [rows, k]."""
+        with model_call("a decode step"):
+            keys = None
+            if self._sampling_arrays is not None:
+                keys = SamplingKeys(self._sharding.put_rows(self._keys), self._sharding.put_rows(self._sampled))
             arguments = (
                 self._params,
                 self._state,
-                self._place.rows(self._last),
-                self._place.rows(active.astype(np.int32)),
-                self._limits,
-                chance,
+                self._sharding.put_rows(self._last),
+                self._sharding.put_rows(active.astype(np.int32)),
+                self._sampling_arrays,
+                keys,
             )
-            key = ("decode", len(self._last), self._room, self._decoded, chance is None)
-            self._state, tokens, finite = self._programs.run(key, self._decode, *arguments, donated=1)
+            key = ("decode", len(self._last), self._capacity, self._tokens_per_call, keys is None)
+            self._state, tokens, finite = self._executables.run(key, self._decode, *arguments, donated=1)
             chosen = NextTokens(np.asarray(tokens).T, np.asarray(finite).T)
         self._last = chosen.tokens[:, -1].copy()
-        self._drawn += self._decoded
+        self._sampled += self._tokens_per_call
         return chosen
 
     def narrow(self, rows: Sequence[int]) -> None:
-        """Go on with some rows alone, which are numbered anew in this order."""
+        """Keep only some rows, and renumber them in this order."""
         kept = np.asarray(rows, np.int32)
-        with named("fewer rows"):
-            key = ("narrow", len(self._last), len(kept), self._room)
-            self._state = self._programs.run(key, self._take, self._state, self._place.whole(kept))
-        self._last, self._drawn, self._keys = self._last[kept], self._drawn[kept], self._keys[kept]
+        with model_call("a smaller decode batch"):
+            key = ("narrow", len(self._last), len(kept), self._capacity)
+            self._state = self._executables.run(key, self._take, self._state, self._sharding.replicate(kept))
+        self._last, self._sampled, self._keys = self._last[kept], self._sampled[kept], self._keys[kept]
 
     def _decode(
         self,
@@ -197,8 +202,8 @@ class JaxDecoding:
         state: Any,
         last: jax.Array,
         active: jax.Array,
-        limits: sampling.Limits | None,
-        chance: sampling.Chance | None,
+        arrays: SamplingArrays | None,
+        keys: SamplingKeys | None,
     ) -> Any:
         extend, unembed = self._model.extend, self._model.unembed
         assert extend is not None
@@ -208,27 +213,27 @@ class JaxDecoding:
             state, last = carry
             hidden, state = extend(params, last[:, None], active, state)
             logits = unembed(params, hidden[:, 0])[:, : self._vocab_size]
-            if limits is None or chance is None:
-                token, finite = lm_head.choose(logits)
+            if arrays is None or keys is None:
+                token, finite = lm_head.greedy_tokens(logits)
             else:
-                token, finite = sampling.draw(logits, limits, chance._replace(drawn=chance.drawn + number))
-            return self._place.dealt((state, token)), (token, finite)
+                token, finite = sample(logits, arrays, keys._replace(sampled=keys.sampled + number))
+            return self._sharding.shard_rows((state, token)), (token, finite)
 
-        numbers = jnp.arange(self._decoded, dtype=jnp.int32)
+        numbers = jnp.arange(self._tokens_per_call, dtype=jnp.int32)
         (state, _), (tokens, finite) = jax.lax.scan(step, (state, last), numbers)
-        return self._place.dealt(state), *self._place.fetched((tokens, finite))
+        return self._sharding.shard_rows(state), *self._sharding.gather((tokens, finite))
 
     def _put(self, state: Any, one: Any, row: jax.Array) -> Any:
-        """Row 0 of one state in place of a row of another."""
+        """Replace a row of one state by row 0 of another."""
 
         def put(all_: jax.Array, x: jax.Array) -> jax.Array:
-            if self._place.mesh is None:
+            if self._sharding.mesh is None:
                 return jax.lax.dynamic_update_index_in_dim(all_, x[0], row, 0)  # type: ignore[no-any-return]
-            # Where rows are dealt out, each device looks whether the row is one of its own: no row travels.
+            # With sharded rows, each device checks whether the row is its own, so that no row is transferred.
             is_row = jnp.expand_dims(jnp.arange(len(all_)) == row, range(1, all_.ndim))
             return jnp.where(is_row, x, all_)
 
-        return self._place.dealt(jax.tree.map(put, state, one))
+        return self._sharding.shard_rows(jax.tree.map(put, state, one))
 
     def _take(self, state: Any, rows: jax.Array) -> Any:
-        return self._place.dealt(jax.tree.map(partial(jnp.take, indices=rows, axis=0), state))
+        return self._sharding.shard_rows(jax.tree.map(partial(jnp.take, indices=rows, axis=0), state))

@@ -1,7 +1,7 @@
-"""jax.distributed, and the key-value store of its coordination service; the only file that touches JAX's private names for it.
+"""jax.distributed and the key-value store of its coordination service; only this module uses private names of JAX.
 
-The store lies in the process that leads. It is what Orbax, too, lets processes agree by; `tests/engine/jax/test_distributed_runtime.py` says
-which of these names a version of JAX lacks.
+The store is in the process of rank 0. Orbax, too, synchronises processes through it.
+`tests/engine/jax/test_distributed_runtime.py` fails for a version of JAX that lacks one of these names.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ from birdie_zmq.engine.distributed.process_group import LeaderLost, RankInfo
 from birdie_zmq.errors import UsageError
 
 HEARTBEAT_TIMEOUT_S = 10
-"""A process that is silent for so long has died, and its group with it."""
+"""A process without a heartbeat for this long counts as dead, and its process group ends."""
 
-CLIENT_NAMES = (
+CLIENT_METHODS = (
     "blocking_key_value_get_bytes",
     "key_value_delete",
     "key_value_dir_get_bytes",
     "key_value_set_bytes",
 )
-"""What is asked of the client of the coordination service."""
+"""The methods of the coordination service's client that are used here."""
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
-_LATER_S = 60.0
-"""JAX ends a process that waits for others in vain; ours is to say so first."""
+_JAX_TIMEOUT_MARGIN_S = 60.0
+"""JAX kills a process whose peers do not connect in time; this margin lets our own message come first."""
 
-_KNOCK_S = 0.25
+_RETRY_S = 0.25
 
 
-class Store:
-    """Keys and bytes that all processes of the group see, for as long as the first one lives."""
+class KeyValueStore:
+    """A key-value store shared by all processes of the group, while the process of rank 0 is alive."""
 
     def __init__(self) -> None:
         self._client: Any = distributed.global_state.client
 
     def set(self, key: str, value: bytes) -> None:
-        """Put a value there, perhaps in place of another.
+        """Store a value, replacing any earlier one.
 
         Raises:
-            GroupLost: There is no store any more.
+            LeaderLost: The store is gone.
         """
         self._call("key_value_set_bytes", key, value, True)
 
     def get(self, key: str, timeout_s: float) -> bytes | None:
-        """Wait for a value; None if it does not come in time.
+        """Wait for a value; return None after the time-out.
 
         Raises:
-            GroupLost: There is no store any more.
+            LeaderLost: The store is gone.
         """
         try:
             value: bytes = self._call("blocking_key_value_get_bytes", key, math.ceil(timeout_s * 1000))
@@ -64,11 +64,11 @@ class Store:
             return None
         return value
 
-    def below(self, folder: str) -> dict[str, bytes]:
-        """All keys that begin with a folder's name and a slash.
+    def items_under(self, folder: str) -> dict[str, bytes]:
+        """Return all items whose key starts with the folder's name and a slash.
 
         Raises:
-            GroupLost: There is no store any more.
+            LeaderLost: The store is gone.
         """
         return dict(self._call("key_value_dir_get_bytes", f"{folder}/"))
 
@@ -76,7 +76,7 @@ class Store:
         """Remove a folder.
 
         Raises:
-            GroupLost: There is no store any more.
+            LeaderLost: The store is gone.
         """
         self._call("key_value_delete", f"{folder}/")
 
@@ -89,68 +89,68 @@ class Store:
             raise LeaderLost(str(error)) from error
 
 
-def settle(place: RankInfo) -> str:
-    """Get ready to join; HOST:PORT at which process 0 is met.
+def resolve_coordinator(rank: RankInfo) -> str:
+    """Prepare to join the process group, and return HOST:PORT of its coordinator, the process of rank 0.
 
     Raises:
-        UsageError: Nobody said where, and JAX cannot find it.
+        UsageError: No coordinator is given, and JAX does not detect one.
     """
-    # Its handler of SIGTERM would keep an agent from ending its process.
+    # JAX's SIGTERM handler would keep an agent from ending its process.
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)  # type: ignore[no-untyped-call]
-    if place.coordinator is not None:
-        return place.coordinator
+    if rank.coordinator is not None:
+        return rank.coordinator
     found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        None, place.num_processes, place.process_id, [0], None, int(place.timeout_s)
+        None, rank.num_processes, rank.process_id, [0], None, int(rank.timeout_s)
     )
     if found[0] is None:
         raise UsageError(
-            "JAX knows no cluster here that says where process 0 of the group is met; say --coordinator HOST:PORT, the same "
-            "for all processes, where HOST is that of process 0"
+            "JAX detects no cluster here that names the coordinator of the process group; give --coordinator HOST:PORT, the "
+            "same for all processes, where HOST is the host of process 0"
         )
     return str(found[0])
 
 
-def join(place: RankInfo, coordinator: str) -> Store:
-    """Join the group, once all its processes are there.
+def join(rank: RankInfo, coordinator: str) -> KeyValueStore:
+    """Join the process group, and wait until all its processes have joined.
 
-    JAX kills this process if they are not in time: `birdie_zmq.worker.distributed.rendezvous` says so before.
+    JAX kills this process if they do not join in time; `birdie_zmq.worker.distributed.rendezvous` reports that first.
     """
     more: dict[str, Any] = {}
-    if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:  # else it is 100 s
+    if "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters:  # otherwise 100 s
         more["heartbeat_timeout_seconds"] = HEARTBEAT_TIMEOUT_S
     if coordinator.rpartition(":")[0] in _LOOPBACK and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
-        more["coordinator_bind_address"] = coordinator  # JAX would listen on all addresses
+        more["coordinator_bind_address"] = coordinator  # by default JAX listens on all addresses
     jax.distributed.initialize(
         coordinator,
-        place.num_processes,
-        place.process_id,
-        # All devices of a host are its process's, in a job of Slurm too, where JAX would take one.
+        rank.num_processes,
+        rank.process_id,
+        # One process uses all devices of its host. In a Slurm job JAX would otherwise take a single device.
         cluster_detection_method="deactivate",
-        initialization_timeout=math.ceil(place.timeout_s + _LATER_S),
+        initialization_timeout=math.ceil(rank.timeout_s + _JAX_TIMEOUT_MARGIN_S),
         **more,
     )
-    return Store()
+    return KeyValueStore()
 
 
 def wait_for_port(coordinator: str) -> None:
-    """Wait for ever until process 0 is there: JAX itself would ask less and less often."""
+    """Wait without a time-out until process 0 listens; JAX itself would retry less and less frequently."""
     host, _, port = coordinator.rpartition(":")
     while True:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=5.0):
                 return
         except OSError:
-            time.sleep(_KNOCK_S)
+            time.sleep(_RETRY_S)
 
 
 def device_count() -> int:
-    """How many devices all processes have together."""
+    """Return the number of devices of all processes."""
     return jax.device_count()
 
 
-def is_of_runtime(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is the runtime's: a peer may be gone."""
+def is_runtime_error(error: BaseException | None) -> bool:
+    """Return whether an error or one of its causes comes from the runtime, so that a peer may be gone."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             return True

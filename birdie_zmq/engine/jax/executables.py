@@ -1,7 +1,7 @@
-"""Compiled programs in JAX, and what goes wrong in them.
+"""Compiled executables in JAX, and their errors.
 
-Every program is compiled before it is called, once for each shape (and on several devices for each way in which its
-arguments lie on them), and the seconds are counted.
+Every function is compiled ahead of its call, once for each shape, and on several devices once for each sharding of its
+arguments. The seconds of tracing and compilation are counted.
 """
 
 from __future__ import annotations
@@ -15,58 +15,59 @@ import jax
 
 from birdie_zmq.engine import model_errors
 from birdie_zmq.engine.jax.compiler_options import compiler_options
-from birdie_zmq.engine.jax.sharding import Placement, places
+from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings
 
-_NO_ROOM = ("RESOURCE_EXHAUSTED", "Out of memory")
-"""What runtimes say; the CPU's calls it INTERNAL where a later program meets what could not be computed."""
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
+"""Fragments of out-of-memory errors. On a CPU, an executable that uses a failed result has the status INTERNAL."""
 
 Compiled = Callable[..., Any]
 
 
 class Executables:
-    """The programs of one model.
+    """The compiled executables of one model.
 
     Args:
-        placement: Over which devices their arguments are spread.
+        sharding: How arguments are sharded over devices; None for the default device.
 
     Attributes:
-        seconds: How long compiling took.
-        tracing_seconds: How long the Python functions took to become what is compiled.
+        compile_seconds: Seconds of compilation.
+        tracing_seconds: Seconds of tracing and lowering the Python functions.
     """
 
-    def __init__(self, placement: Placement | None = None) -> None:
-        self.placement = placement or Placement(None)
-        self._programs: dict[Any, Compiled] = {}
-        self.seconds = 0.0
+    def __init__(self, sharding: MeshSharding | None = None) -> None:
+        self.sharding = sharding or MeshSharding(None)
+        self._executables: dict[Any, Compiled] = {}
+        self.compile_seconds = 0.0
         self.tracing_seconds = 0.0
 
     def get(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Compiled:
-        """The program for arguments of these shapes, which the key tells apart; it may overwrite the donated one."""
-        if self.placement.mesh is not None:
-            key = (key, places(arguments))  # on several devices a program is one for where its arguments lie
-        program = self._programs.get(key)
-        if program is None:
+        """Return the executable for arguments of these shapes, identified by the key; it may overwrite the donated argument."""
+        if self.sharding.mesh is not None:
+            # On several devices an executable accepts only one sharding of its arguments.
+            key = (key, argument_shardings(arguments))
+        executable = self._executables.get(key)
+        if executable is None:
             began = time.monotonic()
             lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
             traced = time.monotonic()
-            program = self._programs[key] = lowered.compile(compiler_options=compiler_options())
-            self.seconds += time.monotonic() - traced
+            executable = self._executables[key] = lowered.compile(compiler_options=compiler_options())
+            self.compile_seconds += time.monotonic() - traced
             self.tracing_seconds += traced - began
-        return program
+        return executable
 
-    def forget(self) -> None:
-        """Compile all anew."""
-        self._programs.clear()
+    def clear(self) -> None:
+        """Drop all executables, so that they are compiled again."""
+        self._executables.clear()
 
     def run(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
-        """Call the program."""
+        """Call the executable; compile it first if it is new."""
         return self.get(key, function, *arguments, donated=donated)(*arguments)
 
 
-def named(what: str) -> AbstractContextManager[None]:
-    """Say of an error of the model's own function what it was called with, as `birdie_zmq.engine.model_errors.named`."""
-    return model_errors.named(what, _has_no_room)
+def model_call(what: str) -> AbstractContextManager[None]:
+    """Name the input in errors of the model's own function, as `birdie_zmq.engine.model_errors.model_call` does."""
+    return model_errors.model_call(what, _is_out_of_memory)
 
 
-def _has_no_room(error: Exception) -> bool:
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _NO_ROOM)
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(fragment in str(error) for fragment in _OUT_OF_MEMORY)

@@ -1,7 +1,8 @@
-"""Drawing the next token, in JAX: temperature, then top-k, top-p and min-p, in the order of transformers.
+"""Sampling the next token in JAX: temperature, then top-k, top-p and min-p, in the order of transformers.
 
-Which tokens are left in is decided by a threshold on the logits, found bit by bit: 32 sums over the vocabulary instead
-of sorting it. What is drawn depends on a row's own key and on how many tokens it has drawn, not on its neighbours.
+The filters keep the tokens above a threshold on the logits. The threshold is found bit by bit, by 32 sums over the
+vocabulary instead of a sort. A sampled token depends on its row's key and on how many tokens the row has sampled
+before, not on other rows.
 
 Shape letters: q rows, v vocabulary.
 """
@@ -15,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 
-class Limits(NamedTuple):
-    """What leaves tokens out, as scalars; `birdie_zmq.protocol.messages.SamplingParams` says what each means."""
+class SamplingArrays(NamedTuple):
+    """Sampling parameters as scalar arrays; `birdie_zmq.types.SamplingParams` documents them."""
 
     temperature: jax.Array
     top_k: jax.Array
@@ -24,28 +25,28 @@ class Limits(NamedTuple):
     min_p: jax.Array
 
 
-class Chance(NamedTuple):
-    """What is drawn by: uint32 [q, 2], the key of each row, and int32 [q], how many tokens it has drawn."""
+class SamplingKeys(NamedTuple):
+    """Random keys uint32[q, 2] of the rows, and the number of tokens that each row has sampled before, int32[q]."""
 
     keys: jax.Array
-    drawn: jax.Array
+    sampled: jax.Array
 
 
-def draw(logits: jax.Array, limits: Limits, chance: Chance) -> tuple[jax.Array, jax.Array]:
-    """A token for each row, int32 [q], by logits float[q, v], and whether they are finite enough to tell, bool [q]."""
-    scaled = kept(logits.astype(jnp.float32) / limits.temperature, limits)
+def sample(logits: jax.Array, arrays: SamplingArrays, keys: SamplingKeys) -> tuple[jax.Array, jax.Array]:
+    """Sample a token for each row, int32[q], from logits float[q, v]; also return whether they are finite, bool[q]."""
+    scaled = filter_logits(logits.astype(jnp.float32) / arrays.temperature, arrays)
 
-    def one(key: jax.Array, drawn: jax.Array, row: jax.Array) -> jax.Array:
-        return jax.random.categorical(jax.random.fold_in(jax.random.wrap_key_data(key), drawn), row)
+    def one(key: jax.Array, sampled: jax.Array, row: jax.Array) -> jax.Array:
+        return jax.random.categorical(jax.random.fold_in(jax.random.wrap_key_data(key), sampled), row)
 
-    tokens = jax.vmap(one)(chance.keys, chance.drawn, scaled)
+    tokens = jax.vmap(one)(keys.keys, keys.sampled, scaled)
     return tokens.astype(jnp.int32), jnp.isfinite(jax.nn.logsumexp(scaled, axis=-1))
 
 
-def kept(scaled: jax.Array, limits: Limits) -> jax.Array:
-    """Logits float32 [q, v], those of tokens that are left out at minus infinity.
+def filter_logits(scaled: jax.Array, arrays: SamplingArrays) -> jax.Array:
+    """Return logits float32[q, v] with the tokens that top-k, top-p and min-p exclude at minus infinity.
 
-    Of tokens that are equally likely all stay or none, where top-k and top-p would cut between them.
+    If the boundary of top-k or top-p falls between equally likely tokens, all of them are kept.
     """
     bits = _ordered(scaled)
 
@@ -53,27 +54,27 @@ def kept(scaled: jax.Array, limits: Limits) -> jax.Array:
         return among & (bits >= _threshold(is_enough)[:, None])
 
     vocabulary = scaled.shape[-1]
-    wanted = jnp.where(limits.top_k > 0, jnp.minimum(limits.top_k, vocabulary), vocabulary)
-    likeliest = stay(lambda least: (bits >= least[:, None]).sum(axis=-1) >= wanted, jnp.ones_like(bits, bool))
+    top_k = jnp.where(arrays.top_k > 0, jnp.minimum(arrays.top_k, vocabulary), vocabulary)
+    likeliest = stay(lambda least: (bits >= least[:, None]).sum(axis=-1) >= top_k, jnp.ones_like(bits, bool))
     likelihood = jax.nn.softmax(jnp.where(likeliest, scaled, -jnp.inf), axis=-1)
-    # Rounding may keep the sum of all below a top_p of nearly one: then all stay.
+    # Rounding may leave the sum of all below a top_p of nearly one; then all tokens are kept.
     together = stay(
-        lambda least: jnp.where(bits >= least[:, None], likelihood, 0.0).sum(axis=-1) >= limits.top_p, likeliest
+        lambda least: jnp.where(bits >= least[:, None], likelihood, 0.0).sum(axis=-1) >= arrays.top_p, likeliest
     )
-    together = jnp.where(limits.top_p < 1.0, together, likeliest)
-    likely = likelihood >= limits.min_p * likelihood.max(axis=-1, keepdims=True)
+    together = jnp.where(arrays.top_p < 1.0, together, likeliest)
+    likely = likelihood >= arrays.min_p * likelihood.max(axis=-1, keepdims=True)
     return jnp.where(together & likely, scaled, -jnp.inf)
 
 
 def _ordered(values: jax.Array) -> jax.Array:
-    """uint32 that are ordered as the float32 are."""
+    """Map float32 to uint32 in the same order."""
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     sign = jnp.uint32(1 << 31)
     return jnp.where(bits & sign != 0, ~bits, bits | sign)
 
 
 def _threshold(is_enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The largest uint32 [q] that is enough, where all smaller ones are too; 0 where none is."""
+    """Return the largest uint32[q] for which `is_enough`, which then holds for all smaller ones; 0 if there is none."""
     start = jnp.zeros_like(is_enough(jnp.uint32(0)[None]), jnp.uint32)
 
     def step(number: jax.Array, least: jax.Array) -> jax.Array:

@@ -1,1 +1,1 @@
-"""A backend base for models that only score whole rows, and sampling in NumPy."""
+"""The base class of backends for models that compute whole rows, and sampling in NumPy."""

@@ -1,9 +1,10 @@
-"""What engines for whole rows have in common, in NumPy: an engine is this and a few lines of its framework.
+"""The base class of backends for models that compute whole rows; all but the framework's part is NumPy.
 
-A subclass says how its framework calls a model on a padded batch, and how logits are read at places. Everything else
-has an answer here that it may better: scores and tokens by NumPy, on the host.
+A subclass says how its framework calls a model on a padded batch (`RowBackend.forward`), and how it gathers logits at
+some positions (`RowBackend.logits_at`). All other methods have a default: scores and tokens are computed by NumPy on
+the host. A subclass overrides the methods that its framework does better.
 
-Shape letters: b rows, t tokens of a row, q places, v vocabulary, d the width of a hidden state.
+Shape letters: b rows, t tokens of a row, q positions, v vocabulary, d the width of a hidden state.
 """
 
 from __future__ import annotations
@@ -20,73 +21,81 @@ import numpy.typing as npt
 from birdie_zmq.engine import model_errors
 from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, PendingScores, SamplingMetadata, TokenScores
 from birdie_zmq.engine.model_api import LoadedModel
-from birdie_zmq.engine.numpy.sampling import draw
-from birdie_zmq.engine.output_checks import check_hidden, chosen_vocabulary, vocabulary_of, wrong_score
-from birdie_zmq.engine.planning.shape_buckets import SHORTEST, StepBudget
+from birdie_zmq.engine.numpy.sampling import sample
+from birdie_zmq.engine.output_checks import check_hidden, logits_vocab_size, resolve_vocab_size, score_output_error
+from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Pairs, Step, Tokens
 from birdie_zmq.errors import InternalError, ModelLoadError
 from birdie_zmq.types import SamplingParams
 
 BUDGET = StepBudget(tokens=1024)
-"""What bounds a step on a CPU."""
+"""The limits of a step on a CPU."""
 
-_PLACES_BYTES = 2**27
-"""The memory that the float32 logits of the places that are read at once may take."""
+_MAX_LOGITS_BYTES = 2**27
+"""The maximum size of the float32 logits of one chunk; a step with more positions computes them in several chunks."""
 
-_FEWEST_PLACES = 32
+_MIN_POSITIONS = 32
+"""The minimum number of positions of a chunk."""
 
 
-class Columns(NamedTuple):
-    """What stands at places, as arrays of the framework that may still be computed; as in `TokenScores`."""
+class ScoreColumns(NamedTuple):
+    """The fields of `birdie_zmq.engine.backend.TokenScores` as arrays of the framework that may still be pending."""
 
     logprobs: Any
     greedy: Any
     finite: Any
 
 
-class _Pending:
-    """The scores of a step, part by part."""
+class _PendingScores:
+    """The scores of a step, as chunks of its positions."""
 
-    def __init__(self, backend: RowsBackend, parts: list[Columns], what: str) -> None:
+    def __init__(self, backend: RowBackend, chunks: list[ScoreColumns], inputs: str) -> None:
         self._backend = backend
-        self._parts = parts
-        self._what = what
+        self._chunks = chunks
+        self._inputs = inputs
 
     def result(self) -> TokenScores:
-        """Wait for them."""
-        nothing = Columns(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
-        with self._backend.named(self._what):
-            parts = [Columns(*map(self._backend.to_host, part)) for part in self._parts]
-        return TokenScores(*(np.concatenate(column) for column in zip(nothing, *parts, strict=True)))
+        """Wait for the scores and return them."""
+        empty = ScoreColumns(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
+        with self._backend.model_call(self._inputs):
+            chunks = [ScoreColumns(*map(self._backend.to_host, chunk)) for chunk in self._chunks]
+        return TokenScores(*(np.concatenate(column) for column in zip(empty, *chunks, strict=True)))
 
 
-class _Known:
-    """Scores that need not be waited for."""
+class _ReadyScores:
+    """Scores that have been computed already."""
 
     def __init__(self, scores: TokenScores) -> None:
         self._scores = scores
 
     def result(self) -> TokenScores:
-        """Give them."""
+        """Return the scores."""
         return self._scores
 
 
-class RowsBackend(ABC):
-    """A model that reads whole rows: an `engine.backend.Backend` but for what its framework alone can say.
+class RowBackend(ABC):
+    """A `birdie_zmq.engine.backend.Backend` for models that compute whole rows, without the framework's part.
 
-    Of what load_model returned it takes ``logits``, or ``hidden`` with ``unembed``, and ``score``, and calls them as they
-    are. A subclass
-    that has a constructor of its own calls this one when it can compute.
+    It calls the model's `logits`, or its `hidden` and `unembed`, and its `score` as they are, without tracing or
+    compilation. If a subclass has its own constructor, it calls this one once `forward` works, because this
+    one calls the model.
 
     Args:
-        model: What load_model returned, resolved.
-        max_length: The longest row there will be.
-        budget: What bounds a step on the device.
+        model: The resolved return value of load_model.
+        max_length: The maximum length of a row, in tokens.
+        budget: The limits of a step on the device.
+
+    Attributes:
+        params: The params of the model, the first argument of its functions.
+        takes_params: Whether the functions take the params; a bare callable takes only tokens.
+        function: The model's `hidden`, or else its `logits`; None if it has neither.
+        unembed: The model's `unembed`, if `function` is its `hidden`.
+        score_function: The model's own `score`, if it has one.
 
     Raises:
-        ModelLoadError: The model gives neither of these.
-        ModelCallError: A function raised on a small trial row.
-        ModelOutputError: It returned what has not the right form.
+        ModelLoadError: The model provides none of these functions.
+        ModelCallError: A function raised on a small probe row.
+        ModelOutputError: A function returned an array of the wrong shape or dtype.
     """
 
     name: str
@@ -103,205 +112,220 @@ class RowsBackend(ABC):
         self.unembed = parts.unembed if parts.hidden else None
         self.makes_logits = self.unembed is None
         self.function: Callable[..., Any] | None = parts.hidden or parts.logits
-        self.own_score: Callable[..., Any] | None = parts.score
-        if self.function is None and self.own_score is None:
+        self.score_function: Callable[..., Any] | None = parts.score
+        if self.function is None and self.score_function is None:
             raise ModelLoadError(
-                f"the engine {self.name} reads whole rows, and the Model that load_model returned has no function for "
-                "them: give it logits, or hidden and unembed, or score"
+                f"the engine {self.name} computes whole rows, but the Model that load_model returned has no function for "
+                "them: provide logits, or hidden and unembed, or score"
             )
-        self.ability: ExecutionMode = "rows" if self.function is not None else "pairs"
-        self.scores_pairs = self.own_score is not None
+        self.execution_mode: ExecutionMode = "rows" if self.function is not None else "pairs"
+        self.scores_pairs = self.score_function is not None
         self.budget = budget
         self.devices = self.find_devices()
         self.versions = self.find_versions()
-        shape = (1, min(SHORTEST, max_length))
-        self.trial_shapes = frozenset({shape})
-        if self.own_score is not None:
-            with self.named(f"input_ids int32{list(shape)}"):
+        shape = (1, min(MIN_LENGTH, max_length))
+        self.probe_shapes = frozenset({shape})
+        if self.score_function is not None:
+            with self.model_call(f"input_ids int32{list(shape)}"):
                 self._score_pairs(*(np.zeros(shape, np.int32) for _ in range(3)))
         self.vocab_size = parts.vocab_size or 0
         if self.function is not None:
-            # Any size that leaves all columns in, until it is known.
+            # Until the size is known, a value that keeps all columns of the logits.
             self.vocab_size = parts.vocab_size or np.iinfo(np.int32).max
-            self.vocab_size = chosen_vocabulary(parts.vocab_size, self._trial(shape))
+            self.vocab_size = resolve_vocab_size(parts.vocab_size, self._probe_vocab_size(shape))
 
-    # --- What a framework says ---------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def read(self, tokens: Tokens) -> Any:
-        """What `call` returns for tokens int32[b, t]: logits [b, t, v], or hidden states [b, t, d]."""
+    # --- The part of the framework ------------------------------------------------------------------------------------
 
     @abstractmethod
-    def logits_at(self, read: Any, rows: Tokens, positions: Tokens) -> Any:
-        """Logits float32[q, v] at places int32[q] of what was read, cut to ``self.vocab_size``.
+    def forward(self, tokens: Tokens) -> Any:
+        """Return the result of `call` for tokens int32[b, t]: logits [b, t, v], or hidden states [b, t, d]."""
 
-        With ``self.unembed`` they are what it makes of ``self.params`` and the hidden states there.
+    @abstractmethod
+    def logits_at(self, output: Any, rows: Tokens, positions: Tokens) -> Any:
+        """Return the logits float32[q, v] at some positions, cut to ``self.vocab_size``.
+
+        With ``self.unembed`` the logits are its result for ``self.params`` and the hidden states at the positions.
+
+        Args:
+            output: The result of `forward`.
+            rows: The rows int32[q] of the positions.
+            positions: The positions int32[q] within the rows.
         """
 
-    def place(self, array: Tokens) -> Any:
-        """An array of NumPy as one of the framework, where the model computes."""
+    def to_device(self, array: Tokens) -> Any:
+        """Convert a NumPy array to an array of the framework, on the model's device."""
         return array
 
     def find_devices(self) -> list[str]:
-        """Where the model computes, for results."""
+        """Return the names of the devices on which the model computes, for results."""
         return ["cpu"]
 
     def find_versions(self) -> dict[str, str]:
-        """The versions of the framework's packages, for results."""
+        """Return the versions of the framework's packages, for results."""
         return {}
 
     def is_floating(self, array: Any) -> bool:
-        """Whether an array of the framework holds floating-point numbers."""
+        """Return whether an array of the framework holds floating-point numbers."""
         return bool(np.issubdtype(array.dtype, np.floating))
 
     def to_host(self, array: Any) -> npt.NDArray[Any]:
-        """An array of the framework as one of NumPy."""
+        """Convert an array of the framework to a NumPy array."""
         return np.asarray(array)
 
-    def has_no_room(self, error: Exception) -> bool:
-        """Whether an error of the framework says that the device has no room."""
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Return whether an error of the framework means that the device is out of memory."""
         return isinstance(error, MemoryError)
 
-    def free_memory(self) -> None:  # noqa: B027 - most keep nothing
-        """Give back what the framework keeps for later; called when there was no room."""
+    def free_memory(self) -> None:  # noqa: B027 - most frameworks cache nothing
+        """Release memory that the framework caches; called after a step did not fit into device memory."""
 
-    def score(self, logits: Any, targets: Tokens) -> Columns:
-        """Log-probability, greediness and finiteness of targets int32[q] by logits float32[q, v]."""
-        at = self.to_host(logits)
-        normaliser = _logsumexp(at)
-        chosen = at[np.arange(len(targets)), targets]
+    def score(self, logits: Any, targets: Tokens) -> ScoreColumns:
+        """Score targets int32[q] by logits float32[q, v]."""
+        values = self.to_host(logits)
+        normaliser = _logsumexp(values)
+        chosen = values[np.arange(len(targets)), targets]
         with np.errstate(invalid="ignore"):
             logprobs = chosen - normaliser
-        return Columns(logprobs, at.argmax(axis=-1) == targets, np.isfinite(chosen) & np.isfinite(normaliser))
+        return ScoreColumns(logprobs, values.argmax(axis=-1) == targets, np.isfinite(chosen) & np.isfinite(normaliser))
 
-    def choose(self, logits: Any) -> tuple[Any, Any]:
-        """The greedy tokens [q] by logits float32[q, v], and whether they can be told, bool[q]."""
-        at = self.to_host(logits)
-        return at.argmax(axis=-1), np.isfinite(_logsumexp(at))
+    def greedy_tokens(self, logits: Any) -> tuple[Any, Any]:
+        """Return the most likely tokens [q] by logits float32[q, v], and whether the logits are finite, bool[q]."""
+        values = self.to_host(logits)
+        return values.argmax(axis=-1), np.isfinite(_logsumexp(values))
 
-    def draw(self, logits: Any, drawing: SamplingMetadata) -> NextTokens:
-        """Tokens that are drawn by logits float32[q, v]."""
-        return draw(self.to_host(logits), drawing)
+    def sample(self, logits: Any, metadata: SamplingMetadata) -> NextTokens:
+        """Sample tokens by logits float32[q, v]."""
+        return sample(self.to_host(logits), metadata)
 
-    # --- The Backend -------------------------------------------------------------------------------------------------
+    # --- The interface Backend ----------------------------------------------------------------------------------------
 
     def submit(self, step: Step) -> PendingScores:
-        """Begin to compute the log-probabilities of a step's targets at its places."""
-        what = _called(step.shape)
-        with self.named(what):
-            if isinstance(step.how, Pairs):
-                logprobs, greedy = self._score_pairs(step.tokens, step.how.label_ids, step.how.loss_mask)
+        """Start to compute the log-probabilities of a step's targets at its positions."""
+        inputs = _describe_tokens(step.shape)
+        with self.model_call(inputs):
+            if isinstance(step.kind, Pairs):
+                logprobs, greedy = self._score_pairs(step.tokens, step.kind.label_ids, step.kind.loss_mask)
                 chosen = logprobs[step.rows]
-                return _Known(TokenScores(chosen, greedy[step.rows], np.isfinite(chosen)))
-            read = self._read(step.tokens)
-            parts = [
-                self.score(self.logits_at(read, step.rows[at], step.positions[at]), step.targets[at])
+                return _ReadyScores(TokenScores(chosen, greedy[step.rows], np.isfinite(chosen)))
+            output = self._forward(step.tokens)
+            chunks = [
+                self.score(self.logits_at(output, step.rows[at], step.positions[at]), step.targets[at])
                 for at in self._chunks(len(step.targets))
             ]
-        return _Pending(self, parts, what)
+        return _PendingScores(self, chunks, inputs)
 
-    def next_tokens(self, step: Step, drawing: SamplingMetadata | None = None) -> NextTokens:
-        """The tokens that come next at the places of a step of whole rows: the most likely ones, or drawn."""
-        parts = []
-        with self.named(_called(step.shape)):
-            read = self._read(step.tokens)
+    def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""
+        chunks = []
+        with self.model_call(_describe_tokens(step.shape)):
+            output = self._forward(step.tokens)
             for at in self._chunks(len(step.rows)):
-                logits = self.logits_at(read, step.rows[at], step.positions[at])
-                if drawing is None:
-                    tokens, finite = map(self.to_host, self.choose(logits))
-                    parts.append(NextTokens(tokens.astype(np.int32), finite))
+                logits = self.logits_at(output, step.rows[at], step.positions[at])
+                if metadata is None:
+                    tokens, finite = map(self.to_host, self.greedy_tokens(logits))
+                    chunks.append(NextTokens(tokens.astype(np.int32), finite))
                 else:
-                    parts.append(self.draw(logits, replace(drawing, keys=drawing.keys[at], drawn=drawing.drawn[at])))
+                    chunks.append(
+                        self.sample(logits, replace(metadata, keys=metadata.keys[at], sampled=metadata.sampled[at]))
+                    )
         return NextTokens(
-            np.concatenate([part.tokens for part in parts]), np.concatenate([part.finite for part in parts])
+            np.concatenate([chunk.tokens for chunk in chunks]), np.concatenate([chunk.finite for chunk in chunks])
         )
 
     def halve_budget(self) -> bool:
-        """Make later steps smaller; False if they are as small as can be."""
+        """Halve the size of later steps; return False if they are as small as possible."""
         self.free_memory()
-        if self.budget.tokens <= SHORTEST:
+        if self.budget.tokens <= MIN_LENGTH:
             return False
         self.budget = replace(self.budget, tokens=self.budget.tokens // 2)
         return True
 
     def update(self, params: Any) -> None:
-        """Compute with other weights of the same form from now on; None where they are no argument of the functions."""
+        """Replace the weights by others with the same tree, shapes and dtypes; None keeps them."""
         if params is not None:
             self.params = params
 
-    def known(self, room: int) -> Collection[bytes]:  # noqa: ARG002 - there are none of any size
-        """No beginnings: there are no states."""
+    def cached_prefixes(self, capacity: int) -> Collection[bytes]:  # noqa: ARG002 - the same for all capacities
+        """Return no prefixes, because there are no states."""
         return ()
 
-    def open(self, steps: Sequence[Step]) -> None:  # noqa: B027 - there are no states to make ready
-        """Nothing is made ready for a plan."""
+    def start_plan(self, steps: Sequence[Step]) -> None:  # noqa: B027 - there are no states to prepare
+        """Do nothing, because there are no states to prepare."""
 
-    def decoding_rows(self, capacity: int, wanted: int) -> int:
-        """Never asked of a model without a state."""
-        raise InternalError(f"{self.name} has no states, but was asked for {wanted} of {capacity} tokens")
+    def decoding_rows(self, capacity: int, max_rows: int) -> int:
+        """Raise an error; this is never called for a model without a state."""
+        raise InternalError(
+            f"the engine {self.name} has no states, but {max_rows} rows of {capacity} tokens were requested"
+        )
 
     def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:  # noqa: ARG002
-        """Never asked of a model without a state."""
-        raise InternalError(f"{self.name} has no states, but was asked for {rows} of {capacity} tokens")
+        """Raise an error; this is never called for a model without a state."""
+        raise InternalError(
+            f"the engine {self.name} has no states, but {rows} rows of {capacity} tokens were requested"
+        )
 
-    def named(self, what: str) -> AbstractContextManager[None]:
-        """Say of an error of the model's own function what it was called with, as `birdie_zmq.engine.model_errors.named`."""
-        return model_errors.named(what, self.has_no_room)
+    def model_call(self, inputs: str) -> AbstractContextManager[None]:
+        """Convert errors of a call of the model; see `birdie_zmq.engine.model_errors.model_call`."""
+        return model_errors.model_call(inputs, self.is_out_of_memory)
 
     def call_score(self, input_ids: Any, label_ids: Any, loss_mask: Any) -> Any:
-        """The model's own score of rows, as its framework wants them."""
-        assert self.own_score is not None
-        return self.own_score(self.params, input_ids, label_ids, loss_mask)
+        """Call the model's own `score` on arrays of the framework."""
+        assert self.score_function is not None
+        return self.score_function(self.params, input_ids, label_ids, loss_mask)
 
     def call(self, tokens: Any, **keywords: Any) -> Any:
-        """The model's function on tokens as its framework wants them."""
+        """Call the model's `hidden` or `logits` on tokens, which are an array of the framework."""
         assert self.function is not None
-        given = (self.params, tokens) if self.takes_params else (tokens,)
-        return self.function(*given, **keywords)
+        arguments = (self.params, tokens) if self.takes_params else (tokens,)
+        return self.function(*arguments, **keywords)
 
-    def _read(self, tokens: Tokens) -> Any:
-        """What the model returns for tokens int32[b, t], once its form is seen to be right."""
-        read = self.read(tokens)
+    def _forward(self, tokens: Tokens) -> Any:
+        """Return the model's output for tokens int32[b, t], after a check of its shape and dtype."""
+        output = self.forward(tokens)
         if self.makes_logits:
-            vocabulary_of(read, tokens.shape, self.is_floating)
+            logits_vocab_size(output, tokens.shape, self.is_floating)
         else:
-            check_hidden(read, tokens.shape)
-        return read
+            check_hidden(output, tokens.shape)
+        return output
 
     def _score_pairs(self, *arrays: Tokens) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """What the model's own score says of rows [b], from int32[b, t] each of its three arrays."""
-        assert self.own_score is not None
-        returned = self.call_score(*map(self.place, arrays))
+        """Return the log-likelihoods float32[b] and greediness bool[b] of rows, by the model's own `score`.
+
+        Args:
+            *arrays: Its three inputs, int32[b, t] each.
+        """
+        assert self.score_function is not None
+        returned = self.call_score(*map(self.to_device, arrays))
         columns = returned if isinstance(returned, tuple) else (returned,)
         rows = arrays[0].shape[:1]
         if [tuple(getattr(column, "shape", ())) for column in columns] == [rows, rows]:
             found = [self.to_host(column) for column in columns]
             if self.is_floating(columns[0]) and found[1].dtype == np.bool_:
                 return found[0].astype(np.float32), found[1]
-        raise wrong_score(columns, arrays[0].shape)
+        raise score_output_error(columns, arrays[0].shape)
 
-    def _trial(self, shape: tuple[int, int]) -> int:
-        """The size of the vocabulary, from a row that costs little."""
-        with self.named(_called(shape)):
-            read = self._read(np.zeros(shape, np.int32))
+    def _probe_vocab_size(self, shape: tuple[int, int]) -> int:
+        """Return the size of the vocabulary, found by a call on a short row."""
+        with self.model_call(_describe_tokens(shape)):
+            output = self._forward(np.zeros(shape, np.int32))
             if self.makes_logits:
-                return vocabulary_of(read, shape, self.is_floating)
-            at = self.logits_at(read, np.zeros(1, np.int32), np.zeros(1, np.int32))
-            return vocabulary_of(at[None], (1, 1), self.is_floating)
+                return logits_vocab_size(output, shape, self.is_floating)
+            logits = self.logits_at(output, np.zeros(1, np.int32), np.zeros(1, np.int32))
+            return logits_vocab_size(logits[None], (1, 1), self.is_floating)
 
     def _chunks(self, count: int) -> Iterator[slice]:
-        most = max(_FEWEST_PLACES, _PLACES_BYTES // (4 * max(1, self.vocab_size)))
-        for begin in range(0, count, most):
-            yield slice(begin, min(begin + most, count))
+        size = max(_MIN_POSITIONS, _MAX_LOGITS_BYTES // (4 * max(1, self.vocab_size)))
+        for begin in range(0, count, size):
+            yield slice(begin, min(begin + size, count))
 
 
-def _called(shape: tuple[int, ...]) -> str:
+def _describe_tokens(shape: tuple[int, ...]) -> str:
     return f"tokens int32{list(shape)}"
 
 
-def _logsumexp(at: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The normalisers [q] of logits float32[q, v]; NaN or infinite where they are."""
+def _logsumexp(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the normalisers [q] of logits float32[q, v]; NaN or infinite where the logits are."""
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        peak = at.max(axis=-1)
-        result: npt.NDArray[np.float32] = peak + np.log(np.exp(at - peak[:, None]).sum(axis=-1))
+        peak = logits.max(axis=-1)
+        result: npt.NDArray[np.float32] = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=-1))
     return result

@@ -1,6 +1,6 @@
-"""Drawing the next token, in NumPy: temperature, then top-k, top-p and min-p, as `sampling` does it in JAX.
+"""Sampling the next token in NumPy: temperature, then top-k, top-p and min-p, as in `birdie_zmq.engine.jax.sampling`.
 
-What is drawn depends on a row's own key and on how many tokens it has drawn, not on its neighbours.
+A sampled token depends on its row's key and on how many tokens the row has sampled before, not on other rows.
 
 Shape letters: q rows, v vocabulary.
 """
@@ -18,42 +18,42 @@ from birdie_zmq.types import SamplingParams
 Logits = npt.NDArray[np.float32]
 
 
-def draw(logits: Logits, drawing: SamplingMetadata) -> NextTokens:
-    """A token for each row by logits float32 [q, v], and whether they are finite enough to tell."""
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told by the second answer
-        scaled = kept(logits / np.float32(drawing.sampling.temperature), drawing.sampling)
+def sample(logits: Logits, metadata: SamplingMetadata) -> NextTokens:
+    """Sample a token for each row of logits float32[q, v]; also return whether the logits are finite enough for that."""
+    with np.errstate(invalid="ignore", over="ignore"):  # `finite` reports logits that are not finite
+        scaled = filter_logits(logits / np.float32(metadata.sampling.temperature), metadata.sampling)
         finite = np.isfinite(scaled.max(axis=-1))
-        noise = _gumbel(drawing.keys, drawing.drawn, logits.shape[-1])
+        noise = _gumbel(metadata.keys, metadata.sampled, logits.shape[-1])
         return NextTokens((scaled + noise).argmax(axis=-1).astype(np.int32), finite)
 
 
-def kept(scaled: Logits, sampling: SamplingParams) -> Logits:
-    """Logits float32 [q, v], those of tokens that are left out at minus infinity.
+def filter_logits(scaled: Logits, sampling: SamplingParams) -> Logits:
+    """Return logits float32[q, v] with the tokens that top-k, top-p and min-p exclude at minus infinity.
 
-    Of tokens that are equally likely all stay or none, where top-k and top-p would cut between them.
+    If the boundary of top-k or top-p falls between equally likely tokens, all of them are kept.
     """
-    falling = -np.sort(-scaled, axis=-1)
+    descending = -np.sort(-scaled, axis=-1)
     vocabulary = scaled.shape[-1]
-    wanted = min(sampling.top_k, vocabulary) if sampling.top_k else vocabulary
-    least = falling[:, wanted - 1 : wanted]
-    exponentials = np.exp(scaled - falling[:, :1]) * (scaled >= least)
+    k = min(sampling.top_k, vocabulary) if sampling.top_k else vocabulary
+    smallest = descending[:, k - 1 : k]
+    exponentials = np.exp(scaled - descending[:, :1]) * (scaled >= smallest)
     likelihood = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    stay = scaled >= least
+    keep = scaled >= smallest
     if sampling.top_p < 1.0:
-        together = np.cumsum(-np.sort(-likelihood, axis=-1), axis=-1, dtype=np.float64)
-        # Rounding may keep the sum of all below a top_p of nearly one: then all stay.
-        enough = together >= sampling.top_p
-        last = np.where(enough.any(axis=-1), enough.argmax(axis=-1), wanted - 1)
-        stay &= scaled >= np.take_along_axis(falling, last[:, None], axis=-1)
-    stay &= likelihood >= sampling.min_p * likelihood.max(axis=-1, keepdims=True)
-    return np.where(stay, scaled, np.float32(-np.inf))
+        cumulative = np.cumsum(-np.sort(-likelihood, axis=-1), axis=-1, dtype=np.float64)
+        # Rounding may leave the sum of all below a top_p of nearly one; then all tokens are kept.
+        enough = cumulative >= sampling.top_p
+        last = np.where(enough.any(axis=-1), enough.argmax(axis=-1), k - 1)
+        keep &= scaled >= np.take_along_axis(descending, last[:, None], axis=-1)
+    keep &= likelihood >= sampling.min_p * likelihood.max(axis=-1, keepdims=True)
+    return np.where(keep, scaled, np.float32(-np.inf))
 
 
-def _gumbel(keys: Sequence[int], drawn: npt.NDArray[np.int32], vocabulary: int) -> npt.NDArray[np.float64]:
-    """Noise [q, v] that makes the largest of logits a draw by their likelihoods, from a generator of each row's own."""
+def _gumbel(keys: Sequence[int], sampled: npt.NDArray[np.int32], vocabulary: int) -> npt.NDArray[np.float64]:
+    """Return Gumbel noise [q, v] from each row's own generator; the argmax of logits plus noise is a sample."""
     return np.stack(
         [
             np.random.Generator(np.random.Philox(key=[key, int(number)])).gumbel(size=vocabulary)
-            for key, number in zip(keys, drawn, strict=True)
+            for key, number in zip(keys, sampled, strict=True)
         ]
     )

@@ -1,6 +1,8 @@
-"""The plan for models with a state that is continued, attention or not: shared beginnings are read once, and forked.
+"""The planner for models with `extend`: each shared prefix is prefilled once, and its state is forked.
 
-Subtrees become *clusters*: a stem that rows of a state read side by side, and leaves that continue copies of it.
+The model need not have attention. Subtrees of the prefix tree become *clusters*. A cluster has a stem, the prefix that
+its rows share, and leaves. Several stems are prefilled side by side, one in each row of a state; the leaves extend
+copies of their stem's row.
 """
 
 from __future__ import annotations
@@ -10,17 +12,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from birdie_zmq.engine.planning.prefix_tree import Context, PrefixTree, contexts, long_pieces, read_trunk, score_between
+from birdie_zmq.engine.planning.prefix_tree import (
+    PrefixNode,
+    PrefixTree,
+    add_targets_between,
+    chunk_sizes,
+    prefill_steps,
+    prefix_nodes,
+)
 from birdie_zmq.engine.planning.shape_buckets import Buckets
 from birdie_zmq.engine.planning.steps import PAD, Extend, Fork, ScoredSequence, ScorePositions, Step
 
 FORK_TOKENS = 1
-"""What copying a row of the state costs, in tokens."""
+"""Cost of copying one row of the state, in tokens."""
 
 
 @dataclass(frozen=True)
 class _Cluster:
-    """Rows ``[first, last)`` of the tree, which begin alike up to `stem`."""
+    """Rows ``[first, last)`` of the tree, which share their first `stem` tokens."""
 
     first: int
     last: int
@@ -28,66 +37,66 @@ class _Cluster:
 
 
 def plan_forks(items: Sequence[ScoredSequence], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
-    """Cut requests into steps of stems and leaves.
+    """Plan requests as steps that prefill stems and extend leaves.
 
     Args:
         items: The requests.
         buckets: The shapes that steps may have.
-        known: Beginnings whose states are there, by the bytes of their tokens.
+        known: Cached prefixes, as the bytes of their tokens.
     """
     tree = PrefixTree(items)
-    lengths = piece_lengths(buckets)
+    lengths = chunk_lengths(buckets)
     overhead = buckets.budget.call_tokens
     steps = []
-    for context in contexts(tree, lengths[-1], overhead, known):
-        steps += read_trunk(tree, context, lengths, overhead)
-        found = [cluster for first, last in context.ranges for cluster in _clusters(tree, first, last, context.base)[1]]
-        found.sort(key=lambda cluster: -cluster.stem)
-        while found:
-            count = _rows(len(found), buckets.grown_length_for(found[0].stem - context.base), buckets)
-            group, found = found[:count], found[count:]
-            steps += _stems(tree, context, group, count, lengths, overhead)
-            steps += _leaves(tree, group, buckets)
+    for node in prefix_nodes(tree, lengths[-1], overhead, known):
+        steps += prefill_steps(tree, node, lengths, overhead)
+        clusters = [cluster for first, last in node.ranges for cluster in _clusters(tree, first, last, node.base)[1]]
+        clusters.sort(key=lambda cluster: -cluster.stem)
+        while clusters:
+            count = _row_count(len(clusters), buckets.geometric_length_for(clusters[0].stem - node.base), buckets)
+            group, clusters = clusters[:count], clusters[count:]
+            steps += _stem_steps(tree, node, group, count, lengths, overhead)
+            steps += _leaf_steps(tree, group, buckets)
     return steps
 
 
-def piece_lengths(buckets: Buckets) -> tuple[int, ...]:
-    """The lengths of steps, ascending."""
-    return buckets.piece_lengths(1)
+def chunk_lengths(buckets: Buckets) -> tuple[int, ...]:
+    """Return the lengths that steps may have, ascending."""
+    return buckets.chunk_lengths(1)
 
 
-def _rows(waiting: int, length: int, buckets: Buckets) -> int:
-    """How many rows the next step has: a power of two, no more than are filled but for the last."""
+def _row_count(waiting: int, length: int, buckets: Buckets) -> int:
+    """Return the row count of the next step: a power of two, at most twice the waiting rows."""
     most = buckets.rows_for(length)
-    return most if buckets.limits.rows is not None else min(most, buckets.rows_to_hold(waiting))
+    return most if buckets.limits.rows is not None else min(most, buckets.row_count_for(waiting))
 
 
 def _clusters(tree: PrefixTree, first: int, last: int, base: int) -> tuple[int, list[_Cluster]]:
-    """The clusters of a subtree that cost least behind `base`, and their cost in tokens."""
+    """Return the cheapest clusters of a subtree after the first `base` tokens, and their cost in tokens."""
     depth = tree.depth(first, last)
     if last - first == 1:
         return depth - base, [_Cluster(first, last, depth)]
-    parts = [_clusters(tree, begin, end, base) for begin, end in tree.children(first, last)]
-    apart = sum(cost for cost, _ in parts)
+    subtrees = [_clusters(tree, begin, end, base) for begin, end in tree.children(first, last)]
+    separate_cost = sum(cost for cost, _ in subtrees)
     leaves = [len(tree.rows[i]) - depth for i in range(first, last)]
-    together = depth - base + sum(leaf + FORK_TOKENS for leaf in leaves if leaf)
-    if together < apart and depth > base:
-        return together, [_Cluster(first, last, depth)]
-    return apart, [cluster for _, clusters in parts for cluster in clusters]
+    shared_cost = depth - base + sum(leaf + FORK_TOKENS for leaf in leaves if leaf)
+    if shared_cost < separate_cost and depth > base:
+        return shared_cost, [_Cluster(first, last, depth)]
+    return separate_cost, [cluster for _, clusters in subtrees for cluster in clusters]
 
 
-def _stems(
-    tree: PrefixTree, context: Context, group: list[_Cluster], count: int, lengths: tuple[int, ...], overhead: int
+def _stem_steps(
+    tree: PrefixTree, node: PrefixNode, group: list[_Cluster], count: int, lengths: tuple[int, ...], overhead: int
 ) -> list[Step]:
-    """Read the stems of a group side by side, in as many steps as the longest needs."""
+    """Prefill the stems of a group side by side, in as many steps as the longest stem needs."""
     steps = []
-    at = context.base
-    before: bytes | None = tree.rows[context.first][: context.base].tobytes()
-    room = max(len(tree.rows[i]) for cluster in group for i in range(cluster.first, cluster.last))
-    for size in long_pieces(group[0].stem - at, lengths, overhead):
+    at = node.base
+    before: bytes | None = tree.rows[node.first][: node.base].tobytes()
+    capacity = max(len(tree.rows[i]) for cluster in group for i in range(cluster.first, cluster.last))
+    for size in chunk_sizes(group[0].stem - at, lengths, overhead):
         tokens = np.full((count, size), PAD, np.int32)
         read = np.zeros(count, np.int32)
-        places = ScorePositions()
+        scored = ScorePositions()
         for row, cluster in enumerate(group):
             end = min(at + size, cluster.stem)
             if end <= at:
@@ -96,35 +105,36 @@ def _stems(
             tokens[row, : end - at] = tree.rows[cluster.first][at:end]
             for i in range(cluster.first, cluster.last):
                 for owner in tree.owners[i]:
-                    score_between(places, row, tree.items[owner], owner, at, end)
-        steps.append(Step.of(tokens, int(read.sum()), Extend(read, before, None, max(room, at + size) + size), places))
+                    add_targets_between(scored, row, tree.items[owner], owner, at, end)
+        kind = Extend(read, before, None, max(capacity, at + size) + size)
+        steps.append(Step.of(tokens, int(read.sum()), kind, scored))
         at, before = at + size, None
     return steps
 
 
-def _leaves(tree: PrefixTree, group: list[_Cluster], buckets: Buckets) -> list[Step]:
-    """Continue copies of the stems."""
-    found = [
+def _leaf_steps(tree: PrefixTree, group: list[_Cluster], buckets: Buckets) -> list[Step]:
+    """Extend copies of the stems by the leaves."""
+    leaves = [
         (row, cluster.stem, i)
         for row, cluster in enumerate(group)
         for i in range(cluster.first, cluster.last)
         if len(tree.rows[i]) > cluster.stem
     ]
-    found.sort(key=lambda leaf: leaf[1] - len(tree.rows[leaf[2]]))
+    leaves.sort(key=lambda leaf: leaf[1] - len(tree.rows[leaf[2]]))
     steps = []
-    while found:
-        length = buckets.grown_length_for(len(tree.rows[found[0][2]]) - found[0][1])
-        count = _rows(len(found), length, buckets)
-        chosen, found = found[:count], found[count:]
+    while leaves:
+        length = buckets.geometric_length_for(len(tree.rows[leaves[0][2]]) - leaves[0][1])
+        count = _row_count(len(leaves), length, buckets)
+        chosen, leaves = leaves[:count], leaves[count:]
         tokens = np.full((count, length), PAD, np.int32)
         parents, read = np.zeros(count, np.int32), np.zeros(count, np.int32)
-        places = ScorePositions()
+        scored = ScorePositions()
         for row, (parent, stem, i) in enumerate(chosen):
             text = tree.rows[i]
             tokens[row, : len(text) - stem] = text[stem:]
             parents[row], read[row] = parent, len(text) - stem
             for owner in tree.owners[i]:
-                score_between(places, row, tree.items[owner], owner, stem, len(text))
-        room = max(stem for _, stem, _ in chosen) + length
-        steps.append(Step.of(tokens, int(read.sum()), Fork(parents, read, room), places))
+                add_targets_between(scored, row, tree.items[owner], owner, stem, len(text))
+        capacity = max(stem for _, stem, _ in chosen) + length
+        steps.append(Step.of(tokens, int(read.sum()), Fork(parents, read, capacity), scored))
     return steps

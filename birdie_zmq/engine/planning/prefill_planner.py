@@ -1,55 +1,55 @@
-"""How prompts are read before they are continued: what they share once, and all in pieces of few lengths. Pure NumPy."""
+"""The plan for prefilling prompts before generation: shared prefixes once, in chunks of a few sizes. Pure NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from birdie_zmq.engine.planning.prefix_tree import PrefixTree, long_pieces
-from birdie_zmq.engine.planning.shape_buckets import PROMPT_PIECES, SHORTEST
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree, chunk_sizes
+from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, PREFILL_CHUNK_SIZES
 from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
 
 
 class PrefillChunk(NamedTuple):
-    """Tokens ``[begin, end)`` of a prompt, which one step of `size` positions reads.
+    """Tokens ``[begin, end)`` of a prompt, prefilled by one step of `size` positions.
 
-    After it the prompt's beginning is kept, if others share it.
+    ``is_cached`` says whether the state after the chunk is cached, because other prompts share the prefix up to `end`.
     """
 
     begin: int
     end: int
     size: int
-    is_kept: bool
+    is_cached: bool
 
 
 class PrefillPlan(NamedTuple):
-    """The number of a prompt, and its pieces; the last token is not among them, as decoding begins with it."""
+    """The index of a prompt, and its chunks. They leave out the last token, since decoding starts with it."""
 
     number: int
-    pieces: tuple[PrefillChunk, ...]
+    chunks: tuple[PrefillChunk, ...]
 
     @property
-    def slots(self) -> int:
-        """How many slots of a state the pieces need, padding included."""
-        return max((piece.begin + piece.size for piece in self.pieces), default=0)
+    def capacity(self) -> int:
+        """The capacity in tokens that the chunks need, padding included."""
+        return max((chunk.begin + chunk.size for chunk in self.chunks), default=0)
 
 
 def plan_prefills(prompts: Sequence[Tokens], overhead: int) -> list[PrefillPlan]:
-    """Cut prompts int32[n], n > 0, into pieces; in an order in which those that begin alike are neighbours.
+    """Split prompts int32[n], n > 0, into chunks, in an order in which prompts with a common prefix are neighbours.
 
-    A beginning is worth keeping if reading it again for all that share it would cost more than `overhead` tokens, which
-    is what a call costs beyond its own.
+    A shared prefix is cached if prefilling it again for each of its prompts would cost more than `overhead` tokens, the
+    fixed cost of one call.
     """
     tree = PrefixTree([ScoredSequence(prompt, 1) for prompt in prompts])
-    found = []
+    plans = []
     for shared, row in _shared_prefixes(tree, overhead):
-        pieces = tuple(_pieces(shared, len(tree.rows[row]), overhead))
-        found += [PrefillPlan(number, pieces) for number in tree.owners[row]]
-    return found
+        chunks = tuple(_chunks(shared, len(tree.rows[row]), overhead))
+        plans += [PrefillPlan(number, chunks) for number in tree.owners[row]]
+    return plans
 
 
 def _shared_prefixes(tree: PrefixTree, overhead: int) -> list[tuple[tuple[int, ...], int]]:
-    """For each row of the tree, in its order: the lengths of the beginnings that are worth keeping, and its number."""
+    """Return the lengths of the prefixes worth caching, and the index, of each row of the tree in order."""
     found = []
     waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, len(tree.rows), ())] if tree.rows else []
     while waiting:
@@ -57,7 +57,7 @@ def _shared_prefixes(tree: PrefixTree, overhead: int) -> list[tuple[tuple[int, .
         base = shared[-1] if shared else 0
         depth = tree.depth(first, last)
         sharing = sum(len(owners) for owners in tree.owners[first:last])
-        if depth - base >= SHORTEST and (sharing - 1) * (depth - base) > 2 * overhead:
+        if depth - base >= MIN_LENGTH and (sharing - 1) * (depth - base) > 2 * overhead:
             shared = (*shared, depth)
         if last - first == 1:
             found.append((shared, first))
@@ -66,12 +66,12 @@ def _shared_prefixes(tree: PrefixTree, overhead: int) -> list[tuple[tuple[int, .
     return found
 
 
-def _pieces(shared: tuple[int, ...], length: int, overhead: int) -> list[PrefillChunk]:
-    pieces: list[PrefillChunk] = []
+def _chunks(shared: tuple[int, ...], length: int, overhead: int) -> list[PrefillChunk]:
+    chunks: list[PrefillChunk] = []
     at = 0
     for target in dict.fromkeys((*shared, length)):
-        for size in long_pieces(target - at, PROMPT_PIECES, overhead) if target > at else ():
+        for size in chunk_sizes(target - at, PREFILL_CHUNK_SIZES, overhead) if target > at else ():
             end = min(at + size, target)
-            pieces.append(PrefillChunk(at, end, size, is_kept=end == target and target in shared))
+            chunks.append(PrefillChunk(at, end, size, is_cached=end == target and target in shared))
             at = end
-    return pieces
+    return chunks

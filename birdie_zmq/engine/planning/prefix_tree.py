@@ -1,8 +1,8 @@
-"""The tree of a batch's rows: distinct rows in lexicographic order, and how much each shares with the one before it.
+"""The prefix tree of a batch: its distinct rows in lexicographic order, and the prefix each shares with the row before.
 
-A range of neighbours in that order is a subtree, and the least that two neighbours of it share is what all of it shares.
-Here also is decided which shared beginnings are worth a state: those that would be computed again in several steps, if
-that costs more than the calls that make the state.
+Each subtree is a range of neighbouring rows. The shortest prefix shared by two neighbours in the range is the prefix
+shared by all its rows. This module also decides which shared prefixes get a state: a state is worth computing if
+several steps would otherwise recompute the prefix, at a higher cost than the calls that compute the state.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from birdie_zmq.engine.planning.steps import PAD, Extend, ScoredSequence, ScoreP
 
 
 class PrefixTree:
-    """Rows in the order in which subtrees are ranges.
+    """Distinct rows in lexicographic order, so that each subtree is a range of rows.
 
     Attributes:
         rows: The distinct rows int32[t], sorted.
-        shared: ``shared[i]`` is how many tokens rows i - 1 and i begin with alike; 0 for the first.
-        owners: For each row the requests that read it.
+        shared: ``shared[i]`` is the length of the common prefix of rows i - 1 and i; 0 for the first row.
+        owners: For each row, the indices of the requests that have it.
     """
 
     def __init__(self, items: Sequence[ScoredSequence]) -> None:
         self.items = items
         found: dict[bytes, list[int]] = {}
         for number, item in enumerate(items):
-            # Big-endian, so that bytes are ordered as tokens are.
+            # Big-endian, so that the bytes sort in the order of the tokens.
             found.setdefault(item.row.astype(">i4").tobytes(), []).append(number)
         keys = sorted(found)
         self.rows = [items[found[key][0]].row for key in keys]
         self.owners = [found[key] for key in keys]
-        self.shared = [0] * bool(keys) + [common(a, b) for a, b in pairwise(self.rows)]
+        self.shared = [0] * bool(keys) + [common_prefix_length(a, b) for a, b in pairwise(self.rows)]
 
     def depth(self, first: int, last: int) -> int:
-        """How many tokens all rows of ``[first, last)`` begin with alike."""
+        """Return the length of the prefix shared by all rows of ``[first, last)``."""
         return min(self.shared[first + 1 : last], default=len(self.rows[first]))
 
     def size(self, first: int, last: int, base: int) -> int:
-        """The distinct tokens of ``[first, last)`` behind the first `base` of each row."""
+        """Return the number of distinct tokens of ``[first, last)`` after the first `base` tokens of each row."""
         new = sum(len(self.rows[i]) - max(self.shared[i], base) for i in range(first + 1, last))
         return new + len(self.rows[first]) - base
 
     def children(self, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """The subtrees behind what all of ``[first, last)`` share."""
+        """Yield the subtrees below the prefix shared by all rows of ``[first, last)``."""
         depth = self.depth(first, last)
         begin = first
         for i in range(first + 1, last):
@@ -57,105 +57,106 @@ class PrefixTree:
         yield begin, last
 
     def unscored(self, first: int, last: int) -> int:
-        """How many of their first tokens no request of ``[first, last)`` is scored at."""
+        """Return the number of leading positions at which no request of ``[first, last)`` is scored."""
         owners = (owner for i in range(first, last) for owner in self.owners[i])
         return min(self.items[owner].positions.start for owner in owners)
 
     def distinct_tokens(self) -> int:
-        """The least that a causal model must compute."""
+        """Return the number of distinct tokens: the least that a causal model must compute."""
         return sum(len(row) - shared for row, shared in zip(self.rows, self.shared, strict=True))
 
 
-def common(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with."""
+def common_prefix_length(one: Tokens, other: Tokens) -> int:
+    """Return the length of the common prefix of two sequences."""
     length = min(len(one), len(other))
     different = one[:length] != other[:length]
     return int(different.argmax()) if different.any() else length
 
 
 @dataclass
-class Context:
-    """What is computed behind one beginning.
+class PrefixNode:
+    """A node of the prefix tree that gets a state, and the rows computed from that state.
 
     Attributes:
-        base: The tokens of the beginning, whose state is there.
-        trunk: From how many of them on they have to be read first; base where the state is known already.
-        first: A row that has the beginning.
+        base: The length of the prefix. The rows start from its state.
+        prefill_from: The length of the shorter prefix whose state already exists. Tokens from here to `base` are
+            prefilled; equal to `base` if the state is cached.
+        first: The first row that has the prefix.
         last: The end of the range of rows that have it.
-        ranges: Subtrees that are computed from here.
+        ranges: The subtrees of rows that are computed from this state.
     """
 
     base: int
-    trunk: int
+    prefill_from: int
     first: int
     last: int
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def contexts(tree: PrefixTree, longest: int, overhead: int, known: Collection[bytes]) -> list[Context]:
-    """The beginnings whose states are worth having, each after those that it starts from.
+def prefix_nodes(tree: PrefixTree, longest: int, overhead: int, known: Collection[bytes]) -> list[PrefixNode]:
+    """Return the nodes whose states are worth computing, each after the node that it starts from.
 
     Args:
         tree: The rows.
-        longest: The most tokens that are read behind a state in one row.
-        overhead: What a call of the model costs beyond its tokens, in tokens.
-        known: Beginnings whose states are there, by the bytes of their tokens.
+        longest: The maximum number of tokens that one row computes after a state.
+        overhead: Fixed cost of a model call, in tokens.
+        known: Cached prefixes, as the bytes of their tokens.
     """
-    result: list[Context] = []
+    result: list[PrefixNode] = []
     if not tree.rows:
         return result
 
-    def visit(first: int, last: int, here: Context) -> None:
+    def visit(first: int, last: int, here: PrefixNode) -> None:
         base = here.base
         depth, size = tree.depth(first, last), tree.size(first, last, base)
         if known:
-            # What is known is not read again, so nothing can be scored in it.
-            there = _longest_known(tree.rows[first][: min(depth, tree.unscored(first, last))], known)
-            if there > base:
-                start(first, last, there, there)
+            # A cached prefix is not computed again, so nothing can be scored in it.
+            cached = _longest_cached(tree.rows[first][: min(depth, tree.unscored(first, last))], known)
+            if cached > base:
+                start(first, last, cached, cached)
                 return
         if size <= longest or (last - first == 1 and depth - base <= longest):
             here.ranges.append((first, last))
             return
-        again = size // max(1, longest - (depth - base))  # how often it would be read once more, without a state
+        again = size // max(1, longest - (depth - base))  # how often the prefix is recomputed without a state
         if depth - base > longest or again * (depth - base) > 2 * overhead:
             start(first, last, depth, base)
         else:
             for begin, end in tree.children(first, last):
                 visit(begin, end, here)
 
-    def start(first: int, last: int, base: int, trunk: int) -> None:
-        context = Context(base, trunk, first, last)
-        result.append(context)
+    def start(first: int, last: int, base: int, prefill_from: int) -> None:
+        node = PrefixNode(base, prefill_from, first, last)
+        result.append(node)
         for begin, end in tree.children(first, last) if tree.depth(first, last) == base else [(first, last)]:
             if any(len(tree.rows[i]) > base for i in range(begin, end)):
-                visit(begin, end, context)
+                visit(begin, end, node)
 
-    everything = Context(0, 0, 0, len(tree.rows))
-    result.append(everything)
-    visit(0, len(tree.rows), everything)
+    root = PrefixNode(0, 0, 0, len(tree.rows))
+    result.append(root)
+    visit(0, len(tree.rows), root)
     return result
 
 
-def _longest_known(prefix: Tokens, known: Collection[bytes]) -> int:
-    """The most tokens of a beginning for which there is a state."""
+def _longest_cached(prefix: Tokens, known: Collection[bytes]) -> int:
+    """Return the length of the longest cached prefix of these tokens."""
     if not known:
         return 0
-    whole = prefix.tobytes()
-    return max((len(key) // 4 for key in known if whole.startswith(key)), default=0)
+    tokens = prefix.tobytes()
+    return max((len(key) // 4 for key in known if tokens.startswith(key)), default=0)
 
 
-def pieces(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]:
-    """Cover a count by sizes, largest first, with the least padding and calls.
+def optimal_chunks(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]:
+    """Cover a count by chunks, largest first, at the least cost of padding and calls.
 
     Args:
         count: Above 0.
-        sizes: Ascending.
-        overhead: What each piece costs beyond its size.
+        sizes: The sizes that chunks may have, ascending.
+        overhead: Cost of each chunk beyond its size.
     """
     most = sizes[-1]
     found = [most] * max(0, -(-count // most) - 2)
-    firsts = _firsts(sizes, overhead)
+    firsts = _first_chunks(sizes, overhead)
     rest = count - sum(found)
     while rest > 0:
         found.append(firsts[rest])
@@ -164,10 +165,11 @@ def pieces(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]
 
 
 @lru_cache(maxsize=64)
-def _firsts(sizes: tuple[int, ...], overhead: int) -> list[int]:
-    """For each count up to twice the largest size, one piece of its best cover; the rest is covered like any count.
+def _first_chunks(sizes: tuple[int, ...], overhead: int) -> list[int]:
+    """Return the first chunk of the best cover of each count, up to twice the largest size.
 
-    From small counts to large ones, without calls within each other: 2,048 tokens may be 512 pieces deep.
+    The rest of a count is covered in the same way. Computed from small counts to large ones, without recursion: 2,048
+    tokens may need 512 chunks.
     """
     firsts, costs = [0], [(0, 0)]
     for count in range(1, 2 * sizes[-1] + 1):
@@ -183,39 +185,41 @@ def _firsts(sizes: tuple[int, ...], overhead: int) -> list[int]:
     return firsts
 
 
-def read_trunk(tree: PrefixTree, context: Context, lengths: tuple[int, ...], overhead: int) -> list[Step]:
-    """The steps of one row that read a context's beginning, and score what stands in it."""
-    row = tree.rows[context.first][: context.base]
+def prefill_steps(tree: PrefixTree, node: PrefixNode, lengths: tuple[int, ...], overhead: int) -> list[Step]:
+    """Return the one-row steps that prefill a node's prefix and score the targets in it."""
+    row = tree.rows[node.first][: node.base]
     steps = []
-    at = context.trunk
-    sizes = long_pieces(context.base - at, lengths, overhead) if context.base > at else []
+    at = node.prefill_from
+    sizes = chunk_sizes(node.base - at, lengths, overhead) if node.base > at else []
     for size in sizes:
-        end = min(at + size, context.base)
+        end = min(at + size, node.base)
         tokens = np.full((1, size), PAD, np.int32)
         tokens[0, : end - at] = row[at:end]
-        places = ScorePositions()
-        for i in range(context.first, context.last):
+        scored = ScorePositions()
+        for i in range(node.first, node.last):
             for owner in tree.owners[i]:
-                score_between(places, 0, tree.items[owner], owner, at, end)
-        # Only what the context starts from and comes to is named: a named state is kept, and copied to be continued.
-        before = row[:at].tobytes() if at == context.trunk else None
-        after = row[:end].tobytes() if end == context.base else None
-        how = Extend(np.array([end - at], np.int32), before, after, at + size)
-        steps.append(Step.of(tokens, end - at, how, places))
+                add_targets_between(scored, 0, tree.items[owner], owner, at, end)
+        # Only the first and the last state are named: a named state is cached, and copied before it is extended.
+        before = row[:at].tobytes() if at == node.prefill_from else None
+        after = row[:end].tobytes() if end == node.base else None
+        kind = Extend(np.array([end - at], np.int32), before, after, at + size)
+        steps.append(Step.of(tokens, end - at, kind, scored))
         at = end
     return steps
 
 
-def long_pieces(count: int, sizes: tuple[int, ...], overhead: int) -> list[int]:
-    """As `pieces`, for counts of any size."""
-    whole = max(0, count // sizes[-1] - 1)
-    return [sizes[-1]] * whole + list(pieces(count - whole * sizes[-1], sizes, overhead))
+def chunk_sizes(count: int, sizes: tuple[int, ...], overhead: int) -> list[int]:
+    """Cover a count of any size by chunks, as `optimal_chunks` does."""
+    largest = max(0, count // sizes[-1] - 1)
+    return [sizes[-1]] * largest + list(optimal_chunks(count - largest * sizes[-1], sizes, overhead))
 
 
-def score_between(places: ScorePositions, row: int, item: ScoredSequence, owner: int, begin: int, end: int) -> None:
-    """Score what a request predicts at the positions ``[begin, end)`` of its row, which stand at 0 in a step's row."""
+def add_targets_between(
+    scored: ScorePositions, row: int, item: ScoredSequence, owner: int, begin: int, end: int
+) -> None:
+    """Add a request's targets at positions ``[begin, end)`` of its own row; `begin` is position 0 of the step's row."""
     positions = item.positions
     low, high = max(begin, positions.start), min(end, positions.stop)
     if low < high:
         at = np.arange(low - begin, high - begin, dtype=np.int32)
-        places.add(row, at, item.targets[low - positions.start : high - positions.start], owner)
+        scored.add(row, at, item.targets[low - positions.start : high - positions.start], owner)

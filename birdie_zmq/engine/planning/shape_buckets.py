@@ -1,8 +1,8 @@
-"""The few shapes that steps have: a row of lengths, and one number of rows for each.
+"""Shape buckets: the few (rows, length) shapes that steps are padded to, one row count for each length.
 
-What is compiled is decided by shape, so every step has one of these shapes and is padded up to it. Lengths grow by a
-third or a half at a time (16, 24, 32, 48, 64, 96, …), which keeps the padding of a row under a third of it beyond the
-shortest, and their number, which bounds the compiles, near twice the logarithm of the longest.
+Each shape is compiled once, so every step is padded up to one of these shapes. Lengths grow by a third or a half at a
+time (16, 24, 32, 48, 64, 96, …). This keeps padding under a third of each row longer than the shortest bucket. The
+number of buckets, which bounds the number of compilations, is about twice the logarithm of the longest length.
 """
 
 from __future__ import annotations
@@ -12,36 +12,41 @@ from dataclasses import dataclass, replace
 
 from birdie_zmq.types import StepLimits
 
-SHORTEST = 16
+MIN_LENGTH = 16
 AUTOMATIC = StepLimits()
 
-MOST_PIECE_TOKENS = 1024
-"""A longer text is read in several steps; a longer row of texts spends more on attention than it saves in padding."""
+MAX_CHUNK_TOKENS = 1024
+"""Longer sequences are prefilled in several steps. In longer rows of trees, attention costs more than padding saves."""
 
-PROMPT_PIECES = (16, 32, 64, 128, 256, 512, 1024)
-"""The lengths in which prompts are read before they are continued."""
+PREFILL_CHUNK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+"""The sizes of prefill chunks of prompts."""
 
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
-    """The lengths of steps for a model of ``max_length`` tokens, ascending; the last is ``max_length`` itself."""
-    return (*(length for length in _GROWN if SHORTEST <= length < max_length), max_length)
+    """Return the step lengths for a model of ``max_length`` tokens, ascending; the last is ``max_length`` itself."""
+    return (*(length for length in _GEOMETRIC_LENGTHS if MIN_LENGTH <= length < max_length), max_length)
 
 
-_GROWN = tuple(length for power in range(2, 24) for length in (1 << power, 3 << (power - 1)))
+_GEOMETRIC_LENGTHS = tuple(length for power in range(2, 24) for length in (1 << power, 3 << (power - 1)))
 
 
 @dataclass(frozen=True)
 class StepBudget:
-    """What bounds a step when nobody said how many rows it has.
+    """The limits of a step's size, unless the user sets the number of rows.
 
-    ``tokens`` is the number of positions beyond which a larger step is no faster on the device; ``call_tokens`` is
-    what a call costs beyond its tokens, in tokens, and ``row_tokens`` what a row costs in a call that decodes one
-    token for each; ``logits_bytes`` is the most memory that the float32 logits of a step may take; ``rows`` bounds
-    the rows whatever their length. ``head_bytes`` is what logits may take before they are computed in blocks of the
-    vocabulary, a quarter of it each, where a model gives its head in parts; on a CPU, what stays in its cache.
-    ``decoded`` is how many tokens one call decodes for each row of a generation, which has at most ``decoding_rows``.
-    ``row_unit`` is the number of groups of devices to which the rows of a step are dealt out, so that steps of
-    several rows have a multiple of it.
+    Attributes:
+        tokens: Number of positions beyond which a larger step is no faster on the device.
+        call_tokens: Fixed cost of a call, in tokens.
+        row_tokens: Cost of a row in a call that decodes one token for each row, in tokens.
+        logits_bytes: Maximum memory for the float32 logits of a step.
+        rows: Maximum number of rows of a step of any length.
+        head_bytes: Maximum memory for logits that are computed at once. Larger logits are computed in blocks of the
+            vocabulary of a quarter of this size each, if the model has `unembed_part`. On a CPU, this size stays
+            in its cache.
+        tokens_per_call: Number of tokens that one call decodes for each row.
+        decoding_rows: Maximum number of rows of a decode batch.
+        row_unit: The number of data-parallel device groups over which rows are sharded. Steps of several rows have a
+            multiple of it.
     """
 
     tokens: int
@@ -50,12 +55,12 @@ class StepBudget:
     logits_bytes: int = 2**29
     head_bytes: int = 2**24
     rows: int = 64
-    decoded: int = 1
+    tokens_per_call: int = 1
     decoding_rows: int = 16
     row_unit: int = 1
 
-    def times(self, groups: int) -> StepBudget:
-        """The budget of so many groups of devices, each of which computes its share of the rows."""
+    def scaled(self, groups: int) -> StepBudget:
+        """Return the budget of `groups` data-parallel device groups, each computing its share of the rows."""
         return replace(
             self,
             tokens=self.tokens * groups,
@@ -72,10 +77,10 @@ class Buckets:
     """The shapes of steps.
 
     Args:
-        max_length: The most tokens of a row.
-        vocab_size: The size of the last axis of the logits; 0 where a step holds no logits of all its positions.
-        budget: What bounds a step.
-        limits: What the user said of the rows.
+        max_length: The maximum length of a row, in tokens.
+        vocab_size: The size of the last axis of the logits; 0 if a step does not hold the logits of all its positions.
+        budget: The limits of a step's size.
+        limits: The user's limits on rows.
     """
 
     max_length: int
@@ -85,35 +90,35 @@ class Buckets:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """All lengths, ascending."""
+        """All bucket lengths, ascending."""
         return bucket_lengths(self.max_length)
 
     @property
-    def grown_lengths(self) -> tuple[int, ...]:
-        """The lengths of steps of models that read in pieces, or several texts in a row: no model's own length."""
-        return _GROWN
+    def geometric_lengths(self) -> tuple[int, ...]:
+        """Step lengths for models that prefill in chunks or pack sequences into a row; independent of `max_length`."""
+        return _GEOMETRIC_LENGTHS
 
-    def piece_lengths(self, shortest: int) -> tuple[int, ...]:
-        """Those of `grown_lengths` from the shortest on that a step of the budget may have; ascending."""
-        most = min(MOST_PIECE_TOKENS, max(self.budget.tokens, shortest, self.lengths[0]))
-        return tuple(length for length in _GROWN if shortest <= length <= most)
+    def chunk_lengths(self, shortest: int) -> tuple[int, ...]:
+        """Return the `geometric_lengths` of at least `shortest` tokens that fit the budget, ascending."""
+        most = min(MAX_CHUNK_TOKENS, max(self.budget.tokens, shortest, self.lengths[0]))
+        return tuple(length for length in _GEOMETRIC_LENGTHS if shortest <= length <= most)
 
-    def grown_length_for(self, tokens: int) -> int:
-        """The shortest of `grown_lengths` that holds this many tokens."""
-        return _GROWN[bisect_left(_GROWN, tokens)]
+    def geometric_length_for(self, tokens: int) -> int:
+        """Return the shortest of `geometric_lengths` that holds this many tokens."""
+        return _GEOMETRIC_LENGTHS[bisect_left(_GEOMETRIC_LENGTHS, tokens)]
 
     def length_for(self, tokens: int) -> int:
-        """The shortest bucket that holds this many tokens, which must be 1 to ``max_length``."""
+        """Return the shortest bucket that holds this many tokens, which must be 1 to ``max_length``."""
         lengths = self.lengths
         return lengths[bisect_left(lengths, tokens)]
 
     @property
     def row_unit(self) -> int:
-        """What the rows of a step are a multiple of, where there are several: the budget's, unless the user wants fewer."""
+        """The number that row counts above 1 are a multiple of: the budget's, unless the user's `max_rows` is lower."""
         return 1 if self.limits.max_rows and self.limits.max_rows < self.budget.row_unit else self.budget.row_unit
 
     def rows_for(self, length: int) -> int:
-        """How many rows a step of this length has: a power of two of units, unless the user forced a number."""
+        """Return the row count for this length: a power of two times `row_unit`, unless the user sets a number."""
         if self.limits.rows is not None:
             return self.limits.rows
         most = min(
@@ -125,11 +130,11 @@ class Buckets:
         return self.row_unit << (max(1, most // self.row_unit).bit_length() - 1)
 
     def row_counts(self, most: int) -> tuple[int, ...]:
-        """The numbers of rows that steps of at most so many have, where they are not forced; ascending."""
+        """Return the row counts up to `most` that steps may have unless the user sets one, ascending."""
         return tuple(self.row_unit << power for power in range((most // self.row_unit).bit_length()))
 
-    def rows_to_hold(self, count: int) -> int:
-        """The least of such numbers that holds so many rows, however many that are."""
+    def row_count_for(self, count: int) -> int:
+        """Return the smallest row count that holds `count` rows, without an upper limit."""
         return self.row_unit << (-(-count // self.row_unit) - 1).bit_length()
 
     @property

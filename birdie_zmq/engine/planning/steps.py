@@ -1,6 +1,6 @@
-"""Steps, each one call of the model, and the sequences that they score.
+"""Steps, each of which is one model call, and the sequences that they score. Pure NumPy.
 
-Pure NumPy. A *row* is the input of a causal model: all tokens of a sequence but the last.
+A *row* is the input of a causal model: all tokens of a sequence but the last.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import numpy.typing as npt
 Tokens = npt.NDArray[np.int32]
 
 PAD = 0
-"""The token to pad with: any that the model surely knows."""
+"""The padding token: an id that every vocabulary has."""
 
 
 @dataclass(frozen=True)
 class ScoredSequence:
-    """Tokens to be scored: the last ``count`` of ``tokens`` int32[n], each predicted from all before it.
+    """A sequence of tokens int32[n], the last ``count`` of which are scored, each predicted from all tokens before it.
 
-    ``cut`` is how many tokens were dropped on the left to fit the model.
+    ``truncated`` is the number of tokens dropped on the left to fit the model.
     """
 
     tokens: Tokens
     count: int
-    cut: int = 0
+    truncated: int = 0
 
     @property
     def row(self) -> Tokens:
-        """What the model reads, int32[n-1]."""
+        """The model input, int32[n-1]."""
         return self.tokens[:-1]
 
     @property
     def positions(self) -> range:
-        """Where in the row the scored tokens are predicted."""
+        """The positions of the row at which the scored tokens are predicted."""
         return range(len(self.tokens) - 1 - self.count, len(self.tokens) - 1)
 
     @property
@@ -45,50 +45,53 @@ class ScoredSequence:
 
 @dataclass(frozen=True)
 class Dense:
-    """Each row of the step is a text by itself."""
+    """A step with one sequence in each row."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Rows hold trees of texts, all behind one state; `birdie_zmq.Model.branch` says what the arrays are.
+    """A step with trees of sequences in each row, all after one state; `birdie_zmq.Model.branch` documents the arrays.
 
-    ``state`` is the beginning that all texts share, by the bytes of its tokens; empty for none.
+    ``prefix`` is the prefix that all sequences share, as the bytes of its tokens; empty for none.
     """
 
     depths: Tokens
     ends: Tokens
-    state: bytes
+    prefix: bytes
 
 
 @dataclass(frozen=True)
 class Extend:
-    """Each row of a state reads on, ``lengths`` int32[rows] of its tokens.
+    """A step that extends each row of a state by ``lengths`` int32[rows] of its tokens.
 
-    ``before`` is the beginning, by the bytes of its tokens, whose state all rows start from (empty: a new one); None
-    goes on from where the last `Extend` came to. ``after`` is the name of the state that is kept for later, or None.
-    ``room`` is how many slots its rows need.
+    All rows start from the cached state of the prefix ``before``, given as the bytes of its tokens (empty: a new
+    state); None continues the state that the last `Extend` left. ``after`` is the prefix under which the new state is
+    cached, or None. ``capacity`` is the number of tokens that each row of the state must hold.
     """
 
     lengths: Tokens
     before: bytes | None
     after: bytes | None
-    room: int
+    capacity: int
 
 
 @dataclass(frozen=True)
 class Fork:
-    """Row i continues row ``parents[i]`` of where the last `Extend` came to, by ``lengths[i]`` tokens, and is dropped."""
+    """A step that extends copies of rows of the last `Extend`'s state, and drops them afterwards.
+
+    Row i extends a copy of row ``parents[i]`` by ``lengths[i]`` tokens.
+    """
 
     parents: Tokens
     lengths: Tokens
-    room: int
+    capacity: int
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Each row is a context and its continuation; `birdie_zmq.Model.score` says what the arrays int32[rows, length] are.
+    """A step of contexts and their continuations; `birdie_zmq.Model.score` documents the arrays int32[rows, length].
 
-    A step of these has one place for each request, whose row it names; positions and targets say nothing.
+    It has one entry for each request in `Step.rows` and `Step.owners`; positions and targets are unused.
     """
 
     label_ids: Tokens
@@ -100,7 +103,7 @@ StepKind = Dense | Tree | Extend | Fork | Pairs
 
 @dataclass
 class ScorePositions:
-    """What is scored in a step: at ``rows[i], positions[i]`` the token ``targets[i]``, for request ``owners[i]``."""
+    """Targets of a step: at ``rows[i], positions[i]`` the token ``targets[i]`` is scored for request ``owners[i]``."""
 
     rows: list[Tokens] = field(default_factory=list)
     positions: list[Tokens] = field(default_factory=list)
@@ -108,7 +111,7 @@ class ScorePositions:
     owners: list[Tokens] = field(default_factory=list)
 
     def add(self, row: int, positions: npt.ArrayLike, targets: Tokens, owner: int) -> None:
-        """Score some targets of one request in one row."""
+        """Add targets of one request in one row."""
         count = len(targets)
         self.rows.append(np.full(count, row, np.int32))
         self.positions.append(np.asarray(positions, np.int32))
@@ -118,32 +121,32 @@ class ScorePositions:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the model.
+    """One model call.
 
     Attributes:
         tokens: int32[rows, length], rows padded on the right.
-        used_tokens: How many positions are not padding.
-        how: How the model reads them.
-        rows, positions, targets, owners: int32[q] each; what is scored, as in `ScorePositions`.
+        used_tokens: The number of positions that are not padding.
+        kind: Which function of the model computes the step, and from which state it starts.
+        rows, positions, targets, owners: int32[q] each; the targets, as in `ScorePositions`.
     """
 
     tokens: Tokens
     used_tokens: int
-    how: StepKind
+    kind: StepKind
     rows: Tokens
     positions: Tokens
     targets: Tokens
     owners: Tokens
 
     @classmethod
-    def of(cls, tokens: Tokens, used_tokens: int, how: StepKind, places: ScorePositions) -> Step:
-        """Put the places together."""
-        columns = (places.rows, places.positions, places.targets, places.owners)
+    def of(cls, tokens: Tokens, used_tokens: int, kind: StepKind, scored: ScorePositions) -> Step:
+        """Make a step, joining the columns of its score positions."""
+        columns = (scored.rows, scored.positions, scored.targets, scored.owners)
         joined = [np.concatenate(column) if column else np.zeros(0, np.int32) for column in columns]
-        return cls(tokens, used_tokens, how, *joined)
+        return cls(tokens, used_tokens, kind, *joined)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and length."""
+        """The number of rows, and their length."""
         rows, length = self.tokens.shape
         return rows, length

@@ -1,7 +1,7 @@
-"""The plan for models of attention that read trees: every distinct token once, in rows that are filled.
+"""The planner for attention models that take token trees: it computes distinct tokens once, in well-filled rows.
 
-Texts that share a beginning are laid out in depth-first order in one row, with unrelated ones behind them where there
-is room. Long shared beginnings are states (`prefixes`); rows then hold what follows.
+Sequences that share a prefix are laid out in depth-first order in one row, and unrelated sequences fill the rest of it.
+Long shared prefixes are computed as states (`prefix_tree.prefix_nodes`); rows then hold only the tokens after them.
 """
 
 from __future__ import annotations
@@ -13,60 +13,60 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from birdie_zmq.engine.planning.cost_model import positions_cost
-from birdie_zmq.engine.planning.prefix_tree import Context, PrefixTree, contexts, pieces, read_trunk
-from birdie_zmq.engine.planning.shape_buckets import SHORTEST, Buckets
+from birdie_zmq.engine.planning.prefix_tree import PrefixNode, PrefixTree, optimal_chunks, prefill_steps, prefix_nodes
+from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, Buckets
 from birdie_zmq.engine.planning.steps import PAD, ScoredSequence, ScorePositions, Step, Tree
 
 
 @dataclass
 class _Row:
-    """A row that is being filled: ranges of the tree, and its length."""
+    """A row that is being filled: its length, and the ranges of the tree in it."""
 
     length: int
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
 def plan_trees(items: Sequence[ScoredSequence], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
-    """Cut requests into steps of trees.
+    """Plan requests as steps of trees.
 
     Args:
         items: The requests.
         buckets: The shapes that steps may have.
-        known: Beginnings whose states are there, by the bytes of their tokens.
+        known: Cached prefixes, as the bytes of their tokens.
     """
     tree = PrefixTree(items)
     lengths = row_lengths(buckets)
     overhead = buckets.budget.call_tokens
     steps = []
-    for context in contexts(tree, lengths[-1], overhead, known):
-        steps += read_trunk(tree, context, lengths, overhead)
-        if context.ranges:
-            steps += _steps(tree, context, _best_rows(tree, context, buckets), buckets)
+    for node in prefix_nodes(tree, lengths[-1], overhead, known):
+        steps += prefill_steps(tree, node, lengths, overhead)
+        if node.ranges:
+            steps += _steps(tree, node, _best_rows(tree, node, buckets), buckets)
     return steps
 
 
 def row_lengths(buckets: Buckets) -> tuple[int, ...]:
-    """The lengths of rows of trees, and of the pieces of long texts; ascending."""
-    return buckets.piece_lengths(SHORTEST)
+    """Return the lengths of rows of trees, and of the chunks of long sequences, ascending."""
+    return buckets.chunk_lengths(MIN_LENGTH)
 
 
-def _best_rows(tree: PrefixTree, context: Context, buckets: Buckets) -> list[_Row]:
-    """Fill rows of each length, and take what costs least."""
+def _best_rows(tree: PrefixTree, node: PrefixNode, buckets: Buckets) -> list[_Row]:
+    """Fill rows of each length, and return the rows that cost least."""
     return min(
-        (_fill(tree, context, length, buckets) for length in row_lengths(buckets)),
+        (_fill(tree, node, length, buckets) for length in row_lengths(buckets)),
         key=lambda rows: _cost(rows, buckets),
     )
 
 
-def _fill(tree: PrefixTree, context: Context, length: int, buckets: Buckets) -> list[_Row]:
-    """Put the context's subtrees into rows of a length, the largest first, each where it leaves the least room.
+def _fill(tree: PrefixTree, node: PrefixNode, length: int, buckets: Buckets) -> list[_Row]:
+    """Pack the subtrees of a node into rows of `length` tokens: best fit, largest first.
 
-    A subtree that does not fit is cut, and what its parts share is computed in each; a single text that does not fit
-    gets a longer row.
+    A subtree that does not fit is split into its children, each of which computes their shared prefix again. A single
+    sequence that does not fit gets a longer row.
     """
-    base = context.base
+    base = node.base
     units = []
-    waiting = list(context.ranges)
+    waiting = list(node.ranges)
     while waiting:
         first, last = waiting.pop()
         size = tree.size(first, last, base)
@@ -74,28 +74,28 @@ def _fill(tree: PrefixTree, context: Context, length: int, buckets: Buckets) -> 
             units.append((size, first, last))
         else:
             waiting += tree.children(first, last)
-    # What everything here shares stands once in each row.
-    first, last = min(r[0] for r in context.ranges), max(r[1] for r in context.ranges)
+    # The prefix shared by all subtrees is computed once in each row.
+    first, last = min(r[0] for r in node.ranges), max(r[1] for r in node.ranges)
     common = min(tree.depth(first, last) - base, min(size for size, _, _ in units) - 1)
     rows: list[_Row] = []
-    room: list[tuple[int, int]] = []
+    free_lengths: list[tuple[int, int]] = []
     for size, first, last in sorted(units, reverse=True):
         needed = size - common
-        at = bisect_left(room, (needed, 0))
-        if at == len(room):
+        at = bisect_left(free_lengths, (needed, 0))
+        if at == len(free_lengths):
             row = len(rows)
-            rows.append(_Row(max(length, buckets.grown_length_for(size))))
+            rows.append(_Row(max(length, buckets.geometric_length_for(size))))
             left = rows[row].length - size
         else:
-            left, row = room.pop(at)
+            left, row = free_lengths.pop(at)
             left -= needed
         rows[row].ranges.append((first, last))
-        insort(room, (left, row))
+        insort(free_lengths, (left, row))
     return rows
 
 
 def _groups(rows: list[_Row], buckets: Buckets) -> list[tuple[int, int, list[_Row]]]:
-    """Rows of equal length in steps: how many rows each has, its length, and those that are used."""
+    """Group rows of equal length into steps: the row count of each step, its length, and the rows that fill it."""
     groups = []
     for length in sorted({row.length for row in rows}, reverse=True):
         equal = [row for row in rows if row.length == length]
@@ -110,30 +110,30 @@ def _row_counts(count: int, length: int, buckets: Buckets) -> tuple[int, ...]:
     if buckets.limits.rows is not None:
         return (most,) * -(-count // most)
     sizes = buckets.row_counts(most)
-    whole = max(0, count // most - 1)
-    return (most,) * whole + pieces(count - whole * most, sizes, -(-buckets.budget.call_tokens // length))
+    full = max(0, count // most - 1)
+    return (most,) * full + optimal_chunks(count - full * most, sizes, -(-buckets.budget.call_tokens // length))
 
 
 def _cost(rows: list[_Row], buckets: Buckets) -> float:
-    """In tokens."""
+    """Return the cost of rows, in tokens."""
     return sum(
         positions_cost(count * length, length) + buckets.budget.call_tokens
         for count, length, _ in _groups(rows, buckets)
     )
 
 
-def _steps(tree: PrefixTree, context: Context, rows: list[_Row], buckets: Buckets) -> list[Step]:
-    state = tree.rows[context.first][: context.base].tobytes()
+def _steps(tree: PrefixTree, node: PrefixNode, rows: list[_Row], buckets: Buckets) -> list[Step]:
+    prefix = tree.rows[node.first][: node.base].tobytes()
     steps = []
     for count, length, used in _groups(rows, buckets):
         tokens = np.full((count, length), PAD, np.int32)
         depths = np.zeros((count, length), np.int32)
-        ends = np.tile(np.arange(1, length + 1, dtype=np.int32), (count, 1))  # padding sees itself only
-        places = ScorePositions()
+        ends = np.tile(np.arange(1, length + 1, dtype=np.int32), (count, 1))  # padding attends only to itself
+        scored = ScorePositions()
         total = 0
         for number, row in enumerate(used):
-            total += _lay_out(tree, context.base, row, number, (tokens[number], depths[number], ends[number]), places)
-        steps.append(Step.of(tokens, total, Tree(depths, ends, state), places))
+            total += _lay_out(tree, node.base, row, number, (tokens[number], depths[number], ends[number]), scored)
+        steps.append(Step.of(tokens, total, Tree(depths, ends, prefix), scored))
     return steps
 
 
@@ -143,12 +143,13 @@ def _lay_out(
     row: _Row,
     number: int,
     arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
-    places: ScorePositions,
+    scored: ScorePositions,
 ) -> int:
-    """Write the texts of one row in depth-first order; how many tokens it has."""
+    """Write the sequences of one row in depth-first order, and return its number of tokens."""
     tokens, depths, ends = arrays
     numbers = sorted(i for first, last in row.ranges for i in range(first, last))
-    where = np.zeros(max(len(tree.rows[i]) for i in numbers), np.int32)  # of the token at each depth of the last text
+    # The position in the row of the token at each depth of the last sequence.
+    where = np.zeros(max(len(tree.rows[i]) for i in numbers), np.int32)
     at, previous = 0, -1
     for i in numbers:
         text = tree.rows[i]
@@ -165,6 +166,6 @@ def _lay_out(
             low = max(base, item.positions.start)
             if low < item.positions.stop:
                 skipped = low - item.positions.start
-                places.add(number, where[low : item.positions.stop].copy(), item.targets[skipped:], owner)
+                scored.add(number, where[low : item.positions.stop].copy(), item.targets[skipped:], owner)
     ends[where[base : len(tree.rows[previous])]] = at
     return at

@@ -1,1 +1,1 @@
-"""Who may connect to a broker: keys, the allow list, authentication and roles."""
+"""Access control of a broker: keys, the allow list, authentication and roles."""

@@ -1,4 +1,4 @@
-"""Who may talk to a broker: the public keys in its folder, as the folder is now."""
+"""The allow list of a broker: the public keys in its key folder, which is watched for changes."""
 
 from __future__ import annotations
 
@@ -8,90 +8,90 @@ import threading
 from pathlib import Path
 
 from birdie_zmq.errors import NotAllowed, UsageError
-from birdie_zmq.protocol.security.key_files import check_closed
-from birdie_zmq.protocol.security.keys import read_broker_pair, read_holders
+from birdie_zmq.protocol.security.key_files import check_private
+from birdie_zmq.protocol.security.keys import read_broker_pair, read_principals
 from birdie_zmq.protocol.security.principals import ROLES, Principal
 
 logger = logging.getLogger("birdie_zmq.broker")
 
-_State = tuple[tuple[object, ...], ...]
+_FolderState = tuple[tuple[object, ...], ...]
 
 
 class AllowList:
-    """The holders of the keys in a folder, which is read again when it has changed.
+    """The principals with a key in a folder, which is read again when it changes.
 
-    It is asked by the broker's loop and by the thread that answers handshakes. What goes wrong with a file once the
-    broker runs shuts out the holder of that file, and nobody else.
+    The broker's loop and the authenticator's thread use it. A file that becomes invalid while the broker runs excludes its
+    own principal only.
 
     Args:
-        folder: The broker's folder of keys.
+        folder: The broker's key folder.
 
     Raises:
-        UsageError: A file in it cannot be used, or is open to others.
+        UsageError: A file in it is invalid, or is accessible to other users.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pair = read_broker_pair(folder)
         self._lock = threading.Lock()
-        self._seen = _state(folder)
-        self._holders, errors = read_holders(folder)
+        self._seen = _folder_state(folder)
+        self._principals, errors = read_principals(folder)
         self._former: dict[str, Principal] = {}
         self._revoked: set[Principal] = set()
         if errors:
             raise errors[0]
 
-    def admits(self, key: str) -> bool:
-        """Whether a key may connect, after a look at the folder."""
+    def allows(self, key: str) -> bool:
+        """Return whether a key may connect, after checking the folder for changes."""
         self.refresh()
-        return key in self._holders
+        return key in self._principals
 
-    def holder(self, key: str | None) -> Principal:
-        """Whose key a message came under.
+    def principal(self, key: str | None) -> Principal:
+        """Return the principal of the key that a message was sent with.
 
         Raises:
-            NotAllowed: The key has been revoked since its holder connected.
+            NotAllowed: The key has been revoked since its principal connected, or there is no key.
         """
-        holder = self._holders.get(key) if key is not None else None
-        if holder is not None:
-            return holder
+        principal = self._principals.get(key) if key is not None else None
+        if principal is not None:
+            return principal
         former = self._former.get(key) if key is not None else None
-        raise NotAllowed(f"the key of {former} has been revoked" if former else "a message came under no key")
+        raise NotAllowed(f"the key of {former} has been revoked" if former else "a message was sent without a key")
 
     def take_revoked(self) -> frozenset[Principal]:
-        """Whose keys have been revoked since this was asked last, after a look at the folder."""
+        """Return the principals whose keys were revoked since the last call, after checking the folder for changes."""
         self.refresh()
         with self._lock:
             revoked, self._revoked = frozenset(self._revoked), set()
         return revoked
 
     def refresh(self) -> None:
-        """Read the folder again if anything about it has changed."""
+        """Read the folder again if it has changed."""
         with self._lock:
-            state = _state(self.folder)  # Taken first: what changes while files are read is seen the next time.
+            state = _folder_state(self.folder)  # Taken first: a change while files are read is detected the next time.
             if state == self._seen:
                 return
             self._seen = state
-            holders, errors = read_holders(self.folder)
+            principals, errors = read_principals(self.folder)
             try:
-                check_closed(self.folder)
+                check_private(self.folder)
             except UsageError as open_folder:
-                holders, errors = {}, [open_folder]
+                principals, errors = {}, [open_folder]
             for wrong in errors:
-                logger.warning("not let in: %s", wrong)
-            gone = {key: holder for key, holder in self._holders.items() if holders.get(key) != holder}
-            for holder in gone.values():
-                logger.info("the key of %s is let in no more", holder)
-            for holder in holders.values():
-                if holder not in self._holders.values():
-                    logger.info("the key of %s is let in from now on", holder)
+                logger.warning("key not allowed: %s", wrong)
+            gone = {key: principal for key, principal in self._principals.items() if principals.get(key) != principal}
+            for principal in gone.values():
+                logger.info("the key of %s is no longer allowed", principal)
+            for principal in principals.values():
+                if principal not in self._principals.values():
+                    logger.info("the key of %s is now allowed", principal)
             self._former.update(gone)
             self._revoked.update(gone.values())
-            self._holders = holders
+            self._principals = principals
 
 
-def _state(folder: Path) -> _State:
-    """What tells that keys have come, gone or changed, without opening a file."""
+def _folder_state(folder: Path) -> _FolderState:
+    """Return a value that changes when keys are added, removed or changed; no file is opened for it."""
     found: list[tuple[object, ...]] = []
     for each in (folder, *(folder / f"{role}s" for role in ROLES)):
         try:
@@ -99,12 +99,12 @@ def _state(folder: Path) -> _State:
             found.append((each, status.st_ino, status.st_mode))
             if each != folder:
                 with os.scandir(each) as entries:
-                    found += sorted((entry.name, *_signs(entry)) for entry in entries)
+                    found += sorted((entry.name, *_fingerprint(entry)) for entry in entries)
         except OSError as error:
             found.append((each, error.errno))
     return tuple(found)
 
 
-def _signs(entry: os.DirEntry[str]) -> tuple[int, ...]:
+def _fingerprint(entry: os.DirEntry[str]) -> tuple[int, ...]:
     status = entry.stat()
     return status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns

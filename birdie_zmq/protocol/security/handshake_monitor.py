@@ -1,8 +1,8 @@
-"""What those who connect can know of a broker that does not let them in.
+"""Diagnosis of failed handshakes at the connecting side: why a broker refuses a peer.
 
-Of a key that the broker does not know, CURVE tells its holder. Where only one side has keys, the side that is first to
-see it hangs up, which tells the other nothing; but the handshake is tried again and again, and who is first changes. A
-peer that has another key than the broker's is always hung up on.
+If the broker does not know a key, CURVE reports that to the peer. If only one side has keys, the side that notices it first
+closes the connection, and the other side learns nothing; but the handshake is retried, and the order changes. If the peer has
+the public key of another broker, the broker always closes the connection.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from birdie_zmq.errors import NotAllowed
 from birdie_zmq.protocol.endpoints import Endpoint
 from birdie_zmq.protocol.security.keys import PeerKey
 
-_MANY = 3
-"""So many handshakes in a row that are cut off are no accident, such as a broker that is just stopping."""
+_MIN_CLOSED_HANDSHAKES = 3
+"""This many closed handshakes in a row are no accident; fewer may come from a broker that is just stopping."""
 
 
-class Handshakes:
-    """The handshakes of one connection, as its socket's monitor tells of them.
+class HandshakeMonitor:
+    """The outcome of the handshakes of one connection, from the events of its socket monitor.
 
     Args:
-        endpoint: Where the broker is, for messages.
-        key: What it is greeted with.
+        endpoint: The broker's endpoint, for messages.
+        key: This peer's key, None if it has none.
+
+    Attributes:
+        refusal: The error if the broker has refused the handshake, else None.
     """
 
     EVENTS = (
@@ -35,46 +38,49 @@ class Handshakes:
     def __init__(self, endpoint: Endpoint, key: PeerKey | None) -> None:
         self._endpoint = endpoint
         self._key = key
-        self._cut_off = 0
+        self._closed_handshakes = 0
         self.refusal: NotAllowed | None = None
 
     @property
-    def doubt(self) -> str | None:
-        """Why there may be a broker although none answers, None if nothing speaks for it."""
-        if self._cut_off < _MANY:
+    def handshake_hint(self) -> str | None:
+        """The probable cause if a broker may be running although it does not answer, None if there is no sign of one."""
+        if self._closed_handshakes < _MIN_CLOSED_HANDSHAKES:
             return None
         if self._key is None:
-            return "what is there cuts off every handshake, as a broker does that wants a key (key_file= or --key-file)"
+            return (
+                "the endpoint closes every handshake; a broker that requires a key does this (key_file= or --key-file)"
+            )
         return (
-            "what is there cuts off every handshake, as a broker does that has another key than the one in "
-            f"{self._key.path}: that file is for another broker, or this one is not the one that it should be"
+            "the endpoint closes every handshake; a broker with another key than the one in "
+            f"{self._key.path} does this: either the file is for another broker, or this is not the intended broker"
         )
 
-    def happened(self, event: int, value: int) -> None:
-        """Take in an event."""
+    def on_event(self, event: int, value: int) -> None:
+        """Handle an event of the socket monitor."""
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._cut_off = 0
+            self._closed_handshakes = 0
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH and self._key is not None:
-            self.refusal = self._unknown(self._key)
+            self.refusal = self._key_refused(self._key)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
-            self.refusal = self._wanted() if self._key is None else self._cannot_show(self._key)
+            self.refusal = self._key_required() if self._key is None else self._broker_without_keys(self._key)
         else:
-            self._cut_off += 1
+            self._closed_handshakes += 1
 
-    def _unknown(self, key: PeerKey) -> NotAllowed:
+    def _key_refused(self, key: PeerKey) -> NotAllowed:
         return NotAllowed(
-            f"the broker at {self._endpoint} refuses this key, that of {key.holder} in {key.path}: it is not among those "
-            f"that it lets in, or no longer. A new one is made there with: birdie-zmq keys new {key.holder.role} NAME"
+            f"the broker at {self._endpoint} refuses the key of {key.principal} in {key.path}: it is unknown or revoked. "
+            f"Make a new key on the broker's machine with: birdie-zmq keys new {key.principal.role} NAME"
         )
 
-    def _wanted(self) -> NotAllowed:
+    def _key_required(self) -> NotAllowed:
         return NotAllowed(
-            f"the broker at {self._endpoint} wants a key. A client names its key file with key_file=FILE in model_args, a "
-            "worker with --key-file FILE; it is made there with: birdie-zmq keys new client NAME, or keys new worker NAME"
+            f"the broker at {self._endpoint} requires a key. Give a client its key file with key_file=FILE in model_args, a "
+            "worker with --key-file FILE; make one on the broker's machine with: birdie-zmq keys new client NAME, or keys "
+            "new worker NAME"
         )
 
-    def _cannot_show(self, key: PeerKey) -> NotAllowed:
+    def _broker_without_keys(self, key: PeerKey) -> NotAllowed:
         return NotAllowed(
-            f"the broker at {self._endpoint} has no keys, so it cannot show that it is the one that {key.path} is for. "
-            "Start it with --keys; leave the key file out only if that broker is meant to have none"
+            f"the broker at {self._endpoint} has no keys, so it cannot prove that it is the broker of {key.path}. "
+            "Start it with --keys; omit the key file only if the broker is meant to have no keys"
         )

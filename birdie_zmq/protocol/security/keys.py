@@ -1,14 +1,14 @@
-"""Key files: a broker's folder of them, and the one file that a person is given.
+"""Key files: the broker's key folder, and the private file of each client or worker.
 
-The folder, of mode 0700, is the broker's, and what it holds is of mode 0600::
+The broker's key folder has mode 0700, the files in it have mode 0600::
 
-    broker            the broker's own pair
-    clients/NAME      the public key of each client that may connect; the file is the permission
+    broker            the broker's key pair
+    clients/NAME      the public key of each client that may connect; the file grants the access
     workers/NAME      the same for workers
-    private/ROLE-NAME what a person or machine is given, unless another place was asked for
+    private/ROLE-NAME the private file of a client or worker, unless another path was given
 
-A person's file holds their pair and the broker's public key, so that it can be copied to another machine and is all
-that is needed there: the broker knows them by it, and they know the broker.
+A private file holds the key pair of its principal and the broker's public key. It is the only file that a client or worker
+needs on another machine: the broker authenticates the principal with it, and the principal authenticates the broker.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import zmq
 from zmq.utils import z85
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.protocol.security.key_files import check_closed, make_folder, read_fields, write_fields
+from birdie_zmq.protocol.security.key_files import check_private, make_private_folder, read_fields, write_fields
 from birdie_zmq.protocol.security.principals import ROLES, Principal, Role
 
 _BROKER = "broker"
@@ -33,7 +33,7 @@ _KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A CURVE key pair in Z85, 40 characters each."""
+    """A CURVE key pair in Z85, with 40 characters per key."""
 
     public: str
     secret: str = field(repr=False)
@@ -41,68 +41,68 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class PeerKey:
-    """What a client or worker needs to talk to one broker; ``path`` is where it was read, for messages."""
+    """The contents of a private file, with which a client or worker connects to one broker; ``path`` is for messages."""
 
-    holder: Principal
+    principal: Principal
     pair: KeyPair
     broker: str
     path: Path
 
 
 def default_folder() -> Path:
-    """``birdie-zmq/keys`` in the user's folder of settings."""
+    """Return ``birdie-zmq/keys`` in the user's configuration folder."""
     settings = Path(os.environ.get("XDG_CONFIG_HOME", ""))
     if not settings.is_absolute():
         try:
             settings = Path.home() / ".config"
-        except RuntimeError:  # A container's user that has no home; it only matters if no folder is given.
+        except RuntimeError:  # A container's user without a home; it only matters if no folder is given.
             settings = Path("/nonexistent")
     return settings / "birdie-zmq" / "keys"
 
 
 def public_path(folder: Path, role: Role, name: str) -> Path:
-    """Where the public key of a client or worker is.
+    """Return the path of the public key of a client or worker.
 
     Raises:
-        UsageError: The name is not one that a file may have here.
+        UsageError: The name is invalid.
     """
     if _NAME.fullmatch(name) is None:
         raise UsageError(
-            f"{name!r:.80} cannot name a key; a name has 1 to 64 letters, digits, dots, dashes and underscores, and does "
-            "not begin with a dot"
+            f"{name!r:.80} is not a valid key name; a name has 1 to 64 letters, digits, dots, dashes and underscores, and "
+            "does not begin with a dot"
         )
     return folder / f"{role}s" / name
 
 
 def new_key(folder: Path, role: Role, name: str, output: Path | None = None) -> Path:
-    """Make a key, let it in, and give the path of the private file; the first one makes the broker's pair as well.
+    """Make a key, allow it, and return the path of the private file; the first key also makes the broker's key pair.
 
     Args:
-        folder: The broker's folder of keys, made if it is not there.
-        role: What the key is for.
-        name: Whose it is, for the broker's log and to revoke it.
-        output: Where the private file is written, None for the folder's own place.
+        folder: The broker's key folder, created if it does not exist.
+        role: The role of the key.
+        name: The name of its owner, for the broker's log and for revoking it.
+        output: The path of the private file, None for the default in the key folder.
 
     Raises:
-        UsageError: A file that would be overwritten, a wrong name, or a folder that is open to others.
+        UsageError: A file would be overwritten, the name is invalid, or a folder is accessible to other users.
     """
     public = public_path(folder, role, name)
     private = output or folder / "private" / f"{role}-{name}"
-    make_folder(folder)
+    make_private_folder(folder)
     for path in (public, private):
         if os.path.lexists(path):
             raise UsageError(
-                f"there is {path} already, and keys are never overwritten; choose another name"
+                f"{path} exists already, and keys are never overwritten; choose another name"
                 + (f", or revoke it first with: birdie-zmq keys revoke {role} {name}" if path == public else "")
             )
     broker = _broker_pair(folder)
     pair = _new_pair()
     fields = {"role": role, "name": name, "public": pair.public}
     if output is None:
-        make_folder(private.parent)
+        make_private_folder(private.parent)
     write_fields(private, {**fields, "secret": pair.secret, "broker": broker.public})
     try:
-        make_folder(public.parent)
+        make_private_folder(public.parent)
         write_fields(public, fields)
     except BaseException:
         private.unlink(missing_ok=True)
@@ -111,76 +111,78 @@ def new_key(folder: Path, role: Role, name: str, output: Path | None = None) -> 
 
 
 def revoke_key(folder: Path, role: Role, name: str) -> None:
-    """Remove a public key, so that its holder is let in no more, and the private file where it was never taken away.
+    """Remove a public key, so that its owner can no longer connect, and the private file if it is still in the key folder.
 
     Raises:
-        UsageError: There is no such key.
+        UsageError: The key does not exist.
     """
     try:
         public_path(folder, role, name).unlink()
     except OSError as error:
-        raise UsageError(f"there is no key of a {role} {name!r} in {folder}: {error.strerror}") from error
+        raise UsageError(f"there is no key of {role} {name!r} in {folder}: {error.strerror}") from error
     (folder / "private" / f"{role}-{name}").unlink(missing_ok=True)
 
 
 def read_broker_pair(folder: Path) -> KeyPair:
-    """The broker's own pair.
+    """Return the broker's key pair.
 
     Raises:
-        UsageError: There is none, it is malformed, or it or the folder is open to others.
+        UsageError: It does not exist, is malformed, or it or the folder is accessible to other users.
     """
-    check_closed(folder)
+    check_private(folder)
     path = folder / _BROKER
     if not path.exists():
-        raise UsageError(f"{folder} holds no broker's key; it is made with the first: birdie-zmq keys new client NAME")
+        raise UsageError(f"{folder} has no broker key; the first key creates it: birdie-zmq keys new client NAME")
     fields = read_fields(path, ("role", "public", "secret"))
     if fields["role"] != _BROKER:
-        raise UsageError(
-            f"{path} is not the key of a broker; a broker's own is made with the first key of a new folder"
-        )
+        raise UsageError(f"{path} is not the key of a broker; the first key of a new folder creates the broker's key")
     return _pair(path, fields)
 
 
 def read_peer_key(path: Path) -> PeerKey:
-    """What a client or worker was given.
+    """Return the contents of the private file of a client or worker.
 
     Raises:
-        UsageError: There is no such file, it is no private key of a client or worker, or it is open to others.
+        UsageError: The file does not exist, is not a private key of a client or worker, or is accessible to other users.
     """
     fields = read_fields(path, ("role", "name", "public", "secret", "broker"))
-    return PeerKey(_holder(path, fields), _pair(path, fields), _key(path, fields, "broker"), path)
+    return PeerKey(_principal(path, fields), _pair(path, fields), _key(path, fields, "broker"), path)
 
 
-def read_holders(folder: Path) -> tuple[dict[str, Principal], list[UsageError]]:
-    """Everybody who is let in, by public key, and what is wrong with files that let in nobody.
+def read_principals(folder: Path) -> tuple[dict[str, Principal], list[UsageError]]:
+    """Return the allowed principals by public key, and the errors of invalid files.
 
-    A key that stands in two files is nobody's: it is not known which of the two roles it has.
+    A key in two files is not allowed, since its role is ambiguous.
     """
-    holders: dict[str, Principal] = {}
+    principals: dict[str, Principal] = {}
     errors: list[UsageError] = []
     twice: set[str] = set()
     for role in ROLES:
         for path in _public_files(folder / f"{role}s", errors):
             try:
-                holder = _holder(path, read_fields(path, ("role", "name", "public")))
-                if path != public_path(folder, holder.role, holder.name):
-                    raise UsageError(f"{path} is the key of {holder} and belongs to {holder.role}s/{holder.name}")
-                if holder.public in holders:
-                    twice.add(holder.public)
-                    raise UsageError(f"the key in {path} is also that of {holders[holder.public]}; remove one of them")
+                principal = _principal(path, read_fields(path, ("role", "name", "public")))
+                if path != public_path(folder, principal.role, principal.name):
+                    raise UsageError(
+                        f"{path} is the key of {principal} and belongs in {principal.role}s/{principal.name}"
+                    )
+                if principal.public in principals:
+                    twice.add(principal.public)
+                    raise UsageError(
+                        f"the key in {path} is also that of {principals[principal.public]}; remove one of them"
+                    )
             except UsageError as error:
                 errors.append(error)
             else:
-                holders[holder.public] = holder
-    return {key: holder for key, holder in holders.items() if key not in twice}, errors
+                principals[principal.public] = principal
+    return {key: principal for key, principal in principals.items() if key not in twice}, errors
 
 
 def _public_files(folder: Path, errors: list[UsageError]) -> list[Path]:
-    """The files of a folder, sorted; those that begin with a dot are still being written."""
+    """Return the files of a folder, sorted, without files that are still being written (their names begin with a dot)."""
     if not folder.exists():
         return []
     try:
-        check_closed(folder)
+        check_private(folder)
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except UsageError as error:
         errors.append(error)
@@ -210,7 +212,7 @@ def _new_pair() -> KeyPair:
     return KeyPair(public.decode(), secret.decode())
 
 
-def _holder(path: Path, fields: dict[str, str]) -> Principal:
+def _principal(path: Path, fields: dict[str, str]) -> Principal:
     for role in ROLES:
         if fields["role"] == role:
             if _NAME.fullmatch(fields["name"]) is None:

@@ -1,4 +1,4 @@
-"""Who a peer has proved to be: the role and the name that its key stands for."""
+"""Principals: the role and the name of an authenticated peer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Principal:
-    """Whoever holds the secret half of ``public``, a key in Z85; two keys make two holders, also under one name."""
+    """The owner of a key pair with the public key ``public``, in Z85; two keys are two principals, even with one name."""
 
     role: Role
     name: str

@@ -1,1 +1,1 @@
-"""``birdie-zmq bench``: how fast a model answers what lm_eval asks, where the time goes, and what would save some of it."""
+"""``birdie-zmq bench``: measures a model on lm_eval workloads, shows where the time goes, and advises how to save some."""

@@ -1,187 +1,197 @@
-"""What would make a model faster, by what was measured and by what its page gives. Pure.
+"""Advises how to make a model faster, from the figures and from the functions that the model provides. Pure.
 
-Each piece of advice names the figures that it follows from; where they say nothing, nothing is advised.
+Each piece of advice names the figures that it follows from. Figures that show no problem give no advice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from birdie_zmq.tools.bench.figures import Measured
+from birdie_zmq.tools.bench.figures import Measurement
 from birdie_zmq.types import ModelDescription, StepLimits
 
-_MUCH_SHARED = 1.25
-"""Positions computed for each distinct token, above which sharing would be felt."""
-_MUCH_IDLE = 0.1
-_MUCH_PADDING = 0.25
-_LONG_PATH = 1.25
-_MUCH_COMPILING = 0.5
-"""Seconds of compiling for each second of the timed passes."""
+_HIGH_COMPUTED_PER_DISTINCT = 1.25
+"""Computed tokens per distinct token above which more sharing would pay off."""
+_HIGH_IDLE_SHARE = 0.1
+_HIGH_PADDING_SHARE = 0.25
+_HIGH_PATH_RATIO = 1.25
+_HIGH_COMPILE_RATIO = 0.5
+"""Seconds of compilation per second of the timed passes."""
 _FEW_STEPS = 8
 _SHORT_STEP_S = 0.005
 _LARGE_VOCABULARY = 32_000
-_PAGE = "docs/how_to/your_model.md"
+_GUIDE = "docs/how_to/your_model.md"
 
 
-def advise(description: ModelDescription, limits: StepLimits, measured: Sequence[Measured]) -> list[str]:
-    """Sentences for a person, the most that is to be gained first; empty where nothing stands out.
+def advise(description: ModelDescription, limits: StepLimits, measured: Sequence[Measurement]) -> list[str]:
+    """Return advice in sentences, the largest gain first; empty if the figures show no problem.
 
     Args:
-        description: The model, with what it gives.
-        limits: What was said of the rows of a step.
-        measured: All workloads.
+        description: The model, with the functions that it provides.
+        limits: Limits of the rows per step.
+        measured: The measurements of all workloads.
     """
     return [
         *_sharing(description, measured),
         *_generation(description, measured),
-        *_compiling(description, measured),
+        *_compilation(description, measured),
         *_padding(limits, measured),
-        *_waiting(measured),
+        *_overhead(measured),
     ]
 
 
-def _sharing(description: ModelDescription, measured: Sequence[Measured]) -> list[str]:
-    scored = [each for each in measured if each.excess]
+def _sharing(description: ModelDescription, measured: Sequence[Measurement]) -> list[str]:
+    scored = [each for each in measured if each.computed_per_distinct]
     if not scored:
         return []
-    worst = max(scored, key=lambda each: each.excess)
+    worst = max(scored, key=lambda each: each.computed_per_distinct)
     report = worst.report
-    seen = f"of {worst.title}, {report.tokens_computed:,} tokens were computed where {report.tokens_distinct:,} are distinct"
-    given = set(description.provides)
+    observation = (
+        f"{worst.title} computed {report.tokens_computed:,} tokens for {report.tokens_distinct:,} distinct ones"
+    )
+    provided = set(description.provides)
     if description.engine == "torch":
-        if worst.excess < _MUCH_SHARED:
+        if worst.computed_per_distinct < _HIGH_COMPUTED_PER_DISTINCT:
             return []
         return [
             (
-                f"{seen}, since the engine torch reads whole rows: for a checkpoint of a family that is built in, engine=jax "
-                f"would compute about the {report.tokens_distinct:,} ({_PAGE})"
+                f"{observation}, since the torch engine computes each row completely: for a checkpoint of a built-in family, "
+                f"engine=jax would compute about {report.tokens_distinct:,} ({_GUIDE})"
             )
         ]
-    found = []
-    if description.engine == "jax" and worst.excess >= _MUCH_SHARED and "branch" not in given:
-        found.append(_by_gift(given, seen, report.tokens_distinct))
-    if description.engine == "jax" and given <= {"logits", "callable"}:
-        found.append(
-            "the model gives logits alone, so its head runs at all tokens that are computed, also where none is scored: "
-            f"give hidden and unembed, and it runs where one is ({_PAGE}, Hidden states and the head)"
+    advice = []
+    if (
+        description.engine == "jax"
+        and worst.computed_per_distinct >= _HIGH_COMPUTED_PER_DISTINCT
+        and "branch" not in provided
+    ):
+        advice.append(_jax_sharing_advice(provided, observation, report.tokens_distinct))
+    if description.engine == "jax" and provided <= {"logits", "callable"}:
+        advice.append(
+            "the model provides only logits, so its head runs at every computed position: provide hidden and unembed, and the "
+            f"head runs only at scored positions ({_GUIDE}, Hidden states and the head)"
         )
     large = (description.vocab_size or 0) >= _LARGE_VOCABULARY
-    if large and "unembed" in given and "unembed_part" not in given:
-        found.append(
-            f"logits of all {description.vocab_size:,} tokens of the vocabulary are made where texts are scored: with "
-            f"unembed_part they are made in parts, which takes less memory ({_PAGE})"
+    if large and "unembed" in provided and "unembed_part" not in provided:
+        advice.append(
+            f"scoring computes logits of all {description.vocab_size:,} tokens of the vocabulary at once: unembed_part computes "
+            f"them in parts and needs less memory ({_GUIDE})"
         )
-    return found
+    return advice
 
 
-def _by_gift(given: set[str], seen: str, distinct: int) -> str:
-    """What a model in JAX that does not give branch would gain by giving more."""
-    if "extend" in given:
-        return f"{seen}: with branch, whole trees of texts are one step, and it would be about the {distinct:,} ({_PAGE}, Trees)"
-    if given == {"score"} or given == {"score", "callable"}:
+def _jax_sharing_advice(provided: set[str], observation: str, distinct: int) -> str:
+    """Return the advice for a JAX model without ``branch``: which functions would reduce the computed tokens."""
+    if "extend" in provided:
         return (
-            f"{seen}: a model that gives score alone reads each pair anew; if yours is a plain causal decoder, give it as "
-            f"one, with init_state, extend, unembed and branch, and it would be about the {distinct:,} ({_PAGE})"
+            f"{observation}: with branch, a step computes whole trees of texts, and it would be about {distinct:,} "
+            f"({_GUIDE}, Trees)"
+        )
+    if provided == {"score"} or provided == {"score", "callable"}:
+        return (
+            f"{observation}: a model that provides only score computes each pair from scratch; if it is a plain causal "
+            f"decoder, provide init_state, extend, unembed and branch, and it would be about {distinct:,} ({_GUIDE})"
         )
     return (
-        f"{seen}: with init_state and extend, what texts share would be read once, and with branch too it would be about "
-        f"the {distinct:,} ({_PAGE}, A state and Trees)"
+        f"{observation}: with init_state and extend, shared prefixes would be computed once, and with branch too it would be "
+        f"about {distinct:,} ({_GUIDE}, A state and Trees)"
     )
 
 
-def _generation(description: ModelDescription, measured: Sequence[Measured]) -> list[str]:
+def _generation(description: ModelDescription, measured: Sequence[Measurement]) -> list[str]:
     for each in measured:
         report = each.report
         if not report.tokens_generated or "extend" in description.provides:
             continue
-        anew = report.tokens_computed / report.tokens_generated
+        per_token = report.tokens_computed / report.tokens_generated
         if description.engine == "jax":
             return [
                 (
-                    f"of {each.title}, {anew:,.0f} tokens were computed for each that was generated, since every token reads the "
-                    f"text before it anew: with init_state and extend it would read one ({_PAGE}, A state)"
+                    f"{each.title} computed {per_token:,.0f} tokens per generated token, since decoding without a cache recomputes "
+                    f"the text before each token: with init_state and extend it would compute one ({_GUIDE}, A state)"
                 )
             ]
         if description.engine == "torch":
             return [
                 (
-                    f"of {each.title}, {anew:,.0f} tokens were computed for each that was generated, since the engine torch "
-                    "reads the text before it anew: for a family that is built in, engine=jax reads one"
+                    f"{each.title} computed {per_token:,.0f} tokens per generated token, since the torch engine recomputes the "
+                    "text before each token: for a built-in family, engine=jax computes one"
                 )
             ]
     return []
 
 
-def _compiling(description: ModelDescription, measured: Sequence[Measured]) -> list[str]:
-    compiling = sum(each.compile_s for each in measured)
-    timed = sum(each.wall_s for each in measured)
+def _compilation(description: ModelDescription, measured: Sequence[Measurement]) -> list[str]:
+    compile_s = sum(each.compile_s for each in measured)
+    timed_s = sum(each.wall_s for each in measured)
     shapes = sum(each.new_shapes for each in measured)
     if description.provides == ["callable"] and description.engine == "jax":
         return [
             (
-                "load_model returns a bare function, which is called as it is: return (apply, params), and it is compiled for "
-                f"the few shapes of steps ({_PAGE})"
+                "load_model returns a bare function, which is not compiled: return (apply, params), and it is compiled for the "
+                f"few shapes of steps ({_GUIDE})"
             )
         ]
-    if compiling < _MUCH_COMPILING * timed:
+    if compile_s < _HIGH_COMPILE_RATIO * timed_s:
         return []
     return [
         (
-            f"compiling took {compiling:.1f} s for {shapes} shapes, beside {timed:.1f} s of timed passes: programs are kept on "
-            "disk, so a run with the same model and the same lengths does not compile again; each compiles faster where equal layers "
-            f"are stacked and scanned (jax.lax.scan), and a smaller max_length= has fewer shapes ({_PAGE}, Steps and memory)"
+            f"compilation took {compile_s:.1f} s for {shapes} shapes, compared with {timed_s:.1f} s of timed passes: executables "
+            "are cached on disk, so a run with the same model and the same lengths does not compile again; stack equal layers "
+            "and scan them (jax.lax.scan) to compile faster, or reduce max_length= to have fewer shapes "
+            f"({_GUIDE}, Steps and memory)"
         )
     ]
 
 
-def _padding(limits: StepLimits, measured: Sequence[Measured]) -> list[str]:
-    found = []
+def _padding(limits: StepLimits, measured: Sequence[Measurement]) -> list[str]:
+    advice = []
     for each in measured:
-        if each.padding_share < _MUCH_PADDING:
+        if each.padding_share < _HIGH_PADDING_SHARE:
             continue
-        seen = f"{each.padding_share:.0%} of what {each.title} computed was padding"
+        observation = f"{each.padding_share:.0%} of the tokens computed by {each.title} were padding"
         if limits.rows:
-            found.append(f"{seen}: batch_rows={limits.rows} forces the rows of every step; leave it out")
+            advice.append(f"{observation}: batch_rows={limits.rows} fixes the rows of every step; remove it")
         elif each.report.tokens_generated:
-            found.append(
-                f"{seen}: rows were empty when no prompt was left, of {each.documents:,} altogether; more prompts in one "
-                "run fill them"
+            advice.append(
+                f"{observation}: rows stay empty when no prompt is left, and there were {each.documents:,} prompts; more prompts "
+                "per run fill them"
             )
         elif each.report.steps < _FEW_STEPS:
-            found.append(
-                f"{seen}: it took {each.report.steps} steps only, and the last of a length is filled up; a longer run pads "
-                "less (--seconds)"
+            advice.append(
+                f"{observation}: there were only {each.report.steps} steps, and the last step of each length is padded; a longer "
+                "run has less padding (--seconds)"
             )
         else:
-            found.append(
-                f"{seen}: rows are as long as the next of few lengths, and the last step of a batch has empty rows; trees "
-                f"(branch) fill rows of any length, and a smaller --batch_size has fewer empty ones ({_PAGE})"
+            advice.append(
+                f"{observation}: rows are padded to one of a few lengths, and the last step of a batch has empty rows; trees "
+                f"(branch) fill rows of any length, and a smaller --batch_size leaves fewer rows empty ({_GUIDE})"
             )
-    return found
+    return advice
 
 
-def _waiting(measured: Sequence[Measured]) -> list[str]:
-    found = []
-    idle = [each for each in measured if each.idle_share >= _MUCH_IDLE and each.report.steps]
+def _overhead(measured: Sequence[Measurement]) -> list[str]:
+    advice = []
+    idle = [each for each in measured if each.idle_share >= _HIGH_IDLE_SHARE and each.report.steps]
     if idle:
         worst = max(idle, key=lambda each: each.idle_share)
-        a_step = worst.report.step_seconds / worst.report.steps
-        seen = f"the device was idle for {worst.idle_share:.0%} of {worst.title}"
-        if a_step < _SHORT_STEP_S:
-            found.append(
-                f"{seen}: its steps take {a_step * 1e3:.1f} ms each, less than what stands between them (planning, messages); "
-                "nothing of the page mends that, and a larger model will not feel it"
+        step_s = worst.report.step_seconds / worst.report.steps
+        observation = f"the device was idle for {worst.idle_share:.0%} of {worst.title}"
+        if step_s < _SHORT_STEP_S:
+            advice.append(
+                f"{observation}: a step takes {step_s * 1e3:.1f} ms, less than the work between steps (planning, messages); "
+                "your api.py cannot change that, and a larger model is not affected"
             )
         else:
-            found.append(
-                f"{seen}, with steps of {a_step * 1e3:.0f} ms: it waits for texts to be encoded and planned; a tokenizer in "
-                "Python is the first suspect (the package tokenizers is faster), then other work on this machine's cores"
+            advice.append(
+                f"{observation}, with steps of {step_s * 1e3:.0f} ms: it waits for tokenization and planning; the most likely "
+                "cause is a tokenizer in Python (the package tokenizers is faster), then other load on the CPU cores"
             )
-    slow = [each for each in measured if each.path_ratio >= _LONG_PATH]
+    slow = [each for each in measured if each.path_ratio >= _HIGH_PATH_RATIO]
     if slow:
         worst = max(slow, key=lambda each: each.path_ratio)
-        found.append(
-            f"{worst.title} took {worst.path_ratio:.2f} times the time of its steps: the rest lies before the first step and "
-            "behind the last, and in client, broker and worker; a longer pass (--seconds) says whether it stays"
+        advice.append(
+            f"{worst.title} took {worst.path_ratio:.2f} times the time of its steps: the rest is spent before the first and "
+            "after the last step, and in client, broker and worker; a longer pass (--seconds) shows whether it remains"
         )
-    return found
+    return advice

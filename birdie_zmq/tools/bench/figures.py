@@ -1,17 +1,17 @@
-"""What was measured of a workload, and what follows from its counts. Pure."""
+"""The measurement of a workload, and the figures derived from its counts. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from birdie_zmq.harness.run_report import as_record
-from birdie_zmq.tools.bench.workloads import Kind
+from birdie_zmq.harness.run_report import statistics_record
+from birdie_zmq.tools.bench.workloads import Workload
 from birdie_zmq.types import RunStatistics
 
 
 def difference(before: RunStatistics, after: RunStatistics) -> RunStatistics:
-    """What a model process has computed between two of its reports; of the shapes those that are new."""
+    """Return the statistics between two reports of a model process; only new shapes are included."""
     counts = {
         name: getattr(after, name) - getattr(before, name)
         for name in RunStatistics.__struct_fields__
@@ -26,86 +26,86 @@ def difference(before: RunStatistics, after: RunStatistics) -> RunStatistics:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One workload.
+class Measurement:
+    """The measurement of one workload.
 
     Attributes:
-        kind: Which.
-        title: What a person calls it.
-        documents: The documents of the timed pass.
-        requests: Its requests.
-        wall_s: Seconds from its first request to its last answer, without those of compiling.
-        report: What the model process counted in it.
-        warming: What it counted before, of this workload: while the size was found, and in a first pass of it.
+        workload: The workload.
+        title: Its name for people.
+        documents: Number of documents of the timed pass.
+        requests: Number of requests of the timed pass.
+        wall_s: Seconds from the first request to the last answer, without compilation.
+        report: Statistics of the model process for the timed pass.
+        warmup: Its statistics for the earlier passes of this workload, which choose the size and warm up.
     """
 
-    kind: Kind
+    workload: Workload
     title: str
     documents: int
     requests: int
     wall_s: float
     report: RunStatistics
-    warming: RunStatistics
+    warmup: RunStatistics
 
     @property
     def compile_s(self) -> float:
-        """Seconds of compiling, in all passes."""
-        return self.warming.compile_seconds + self.report.compile_seconds
+        """Seconds of compilation in all passes."""
+        return self.warmup.compile_seconds + self.report.compile_seconds
 
     @property
     def new_shapes(self) -> int:
-        """The shapes that no workload before this had sent to the model."""
-        return len(self.warming.shapes) + len(self.report.shapes)
+        """Number of shapes that no earlier workload used."""
+        return len(self.warmup.shapes) + len(self.report.shapes)
 
     @property
     def requests_per_s(self) -> float:
-        """Requests a second, as lm_eval would see them."""
+        """Requests per second, from the point of view of lm_eval."""
         return self.requests / self.wall_s
 
     @property
-    def asked_per_s(self) -> float:
-        """Tokens of the requests a second, as lm_eval would see them."""
+    def requested_tokens_per_s(self) -> float:
+        """Tokens of the requests per second, from the point of view of lm_eval."""
         return self.report.tokens_requested / self.wall_s
 
     @property
-    def computed_per_s(self) -> float:
-        """Positions that the model computed in a second of its steps, padding included."""
+    def computed_tokens_per_s(self) -> float:
+        """Tokens that the model computed per second of its steps, including padding."""
         return self.report.tokens_computed / self.report.step_seconds if self.report.step_seconds else 0.0
 
     @property
     def sharing_gain(self) -> float:
-        """Tokens asked for each position computed: above 1 by what requests share, below 1 by what is computed twice."""
+        """Requested and generated tokens per computed token: sharing raises it above 1, recomputing lowers it below 1."""
         return (self.report.tokens_requested + self.report.tokens_generated) / max(1, self.report.tokens_computed)
 
     @property
-    def excess(self) -> float:
-        """Positions computed for each token that is distinct: 1 is the least; 0 where that is not counted."""
+    def computed_per_distinct(self) -> float:
+        """Computed tokens per distinct token, at least 1; 0 if distinct tokens are not counted."""
         return self.report.tokens_computed / self.report.tokens_distinct if self.report.tokens_distinct else 0.0
 
     @property
     def padding_share(self) -> float:
-        """How much of what was computed was padding."""
+        """Share of padding among the computed tokens, between 0 and 1."""
         return self.report.tokens_padding / max(1, self.report.tokens_computed)
 
     @property
     def idle_share(self) -> float:
-        """How much of the pass the device waited for the host."""
+        """Share of the pass in which the device waited for the host, between 0 and 1."""
         return self.report.idle_seconds / self.wall_s
 
     @property
     def path_ratio(self) -> float:
-        """The pass's seconds over those of its steps: what client, broker and worker add to the model's own time."""
+        """Duration of the pass divided by the duration of its steps: the overhead of client, broker and worker."""
         return self.wall_s / self.report.step_seconds if self.report.step_seconds else 0.0
 
     @property
-    def thousand_s(self) -> float:
-        """Seconds for 1,000 such documents, at the speed of the timed pass."""
+    def seconds_per_1000_documents(self) -> float:
+        """Seconds for 1,000 documents, at the speed of the timed pass."""
         return 1_000 * self.wall_s / self.documents
 
     def as_record(self) -> dict[str, Any]:
-        """All of it by name; seconds and shares as they say, and the counts as results of a run keep them."""
+        """Return all figures by name, as the JSON file stores them; counts have the names of a run's results file."""
         return {
-            "workload": self.kind,
+            "workload": self.workload,
             "title": self.title,
             "documents": self.documents,
             "requests": self.requests,
@@ -113,19 +113,19 @@ class Measured:
             "compile_seconds": self.compile_s,
             "new_shapes": self.new_shapes,
             "requests_per_second": self.requests_per_s,
-            "asked_tokens_per_second": self.asked_per_s,
+            "asked_tokens_per_second": self.requested_tokens_per_s,
             "sharing_gain": self.sharing_gain,
-            "computed_per_distinct": self.excess or None,
+            "computed_per_distinct": self.computed_per_distinct or None,
             "idle_share": self.idle_share,
             "path_ratio": self.path_ratio,
-            "seconds_per_1000_documents": self.thousand_s,
-            "steps": as_record(self.report),
+            "seconds_per_1000_documents": self.seconds_per_1000_documents,
+            "steps": statistics_record(self.report),
         }
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A workload that this model cannot do, and why."""
+class SkippedWorkload:
+    """A workload that the model cannot run, and the reason."""
 
-    kind: Kind
-    why: str
+    workload: Workload
+    reason: str

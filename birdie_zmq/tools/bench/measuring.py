@@ -1,4 +1,4 @@
-"""A model that is asked: behind a broker that runs already, or one of the bench's own, as a run would start it."""
+"""Measures workloads through a client, as a run: with a running broker, or with an embedded broker and worker."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.errors import UnavailableError, UnsupportedRequest
 from birdie_zmq.harness.model_args import RunArguments
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.tools.bench.figures import LeftOut, Measured, difference
-from birdie_zmq.tools.bench.sizing import Sizing
-from birdie_zmq.tools.bench.workloads import Asked, Kind, Sizes, draw, fit, jobs_of, title
+from birdie_zmq.tools.bench.figures import Measurement, SkippedWorkload, difference
+from birdie_zmq.tools.bench.sizing import PassSizer
+from birdie_zmq.tools.bench.workloads import RequestSet, Sizes, Workload, fit_sizes, make_jobs, make_requests, title
 from birdie_zmq.types import ModelDescription
 from birdie_zmq.worker.devices import device_of_lm_eval
 
 logger = logging.getLogger("birdie_zmq.tools.bench")
 
 _FIRST_DOCUMENTS = 8
-_LEAST_S = 1e-3
+_MIN_S = 1e-3
 
-Tell = Callable[[str], None]
+OnStatus = Callable[[str], None]
 
 
 class Bench:
-    """Measures workloads, one after another.
+    """A bench that measures one workload after another.
 
     Args:
-        arguments: What the model is, and where.
-        seconds: How long a timed pass is to take, about.
-        most_documents: The most documents of a pass, None for no bound.
-        tell: Told what is done at the moment.
+        arguments: The arguments of the run: model, broker, engine and limits.
+        seconds: Approximate duration of a timed pass.
+        max_documents: Maximum number of documents per pass, None for no limit.
+        on_status: Called with a short text about the current activity.
 
     Raises:
         UnavailableError: No broker or no worker answers.
         ModelError: The model cannot be loaded; the worker's traceback is attached.
     """
 
-    def __init__(self, arguments: RunArguments, seconds: float, most_documents: int | None, tell: Tell) -> None:
+    def __init__(self, arguments: RunArguments, seconds: float, max_documents: int | None, on_status: OnStatus) -> None:
         self._seconds = seconds
-        self._most = most_documents
-        self._tell = tell
+        self._max_documents = max_documents
+        self._on_status = on_status
         self._seed = 0
         self.sizes = Sizes()
         self._settings = ClientSettings() if arguments.endpoint else ClientSettings(connect_s=CONNECT_S)
-        self._open = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         try:
-            self._client = self._connected(arguments)
-            tell(f"loading {arguments.model}")
-            began = time.monotonic()
+            self._client = self._connect(arguments)
+            on_status(f"loading {arguments.model}")
+            started = time.monotonic()
             self.description = self._client.describe()
-            self.load_s = time.monotonic() - began
-            """Seconds until the model was there; those of starting broker and worker are among them."""
-            self.sizes = self._fitted()
+            self.load_s = time.monotonic() - started
+            """Seconds until the model was loaded, including the start of the broker and the worker."""
+            self.sizes = self._fit_sizes()
         except BaseException:
             self.close()
             raise
@@ -71,16 +71,16 @@ class Bench:
         self.close()
 
     def close(self) -> None:
-        """End the session, and the broker and worker if they are the bench's own."""
-        self._open.close()
+        """Close the session with the broker, and stop the embedded broker and worker if there are any."""
+        self._resources.close()
 
-    def _connected(self, arguments: RunArguments) -> Client:
-        """A client of the broker that model_args name, or of one of the bench's own."""
+    def _connect(self, arguments: RunArguments) -> Client:
+        """Return a client of the broker in model_args, or of an embedded broker."""
         embedded: EmbeddedProcesses | None = None
         endpoint = arguments.endpoint
         if endpoint is None:
             embedded = EmbeddedProcesses(arguments.api, device_of_lm_eval(arguments.device), engine=arguments.engine)
-            self._open.callback(embedded.close)
+            self._resources.callback(embedded.close)
             endpoint = embedded.endpoint
         client = Client(
             endpoint,
@@ -91,66 +91,67 @@ class Bench:
             log=logger,
             key_file=arguments.key_file,
         )
-        self._open.callback(client.close)
+        self._resources.callback(client.close)
         return client
 
-    def measure(self, kind: Kind) -> Measured | LeftOut:
-        """Pass a workload with more and more documents, other ones each time, until a pass counts.
+    def measure(self, workload: Workload) -> Measurement | SkippedWorkload:
+        """Run passes with more and more documents, new ones each time, until a pass is accepted.
 
         Raises:
-            ModelError: The model does not compute.
-            UnavailableError: Its process ended, so its counts are lost.
+            ModelError: The model fails to compute.
+            UnavailableError: The model process ended, so its counts are lost.
         """
-        if kind == "fewshot" and not self.sizes.shots:
+        if workload == "fewshot" and not self.sizes.shots:
             length = self.description.max_length
-            return LeftOut(
-                kind, f"the model reads {length:,} tokens at once, which an example and a question do not fit"
+            return SkippedWorkload(
+                workload, f"one example and a question do not fit into the model's maximum length of {length:,} tokens"
             )
-        name = title(kind, self.sizes)
-        begun = self.description.report
-        sizing = Sizing(self._seconds, 1 if kind == "long" else _FIRST_DOCUMENTS, self._most)
+        name = title(workload, self.sizes)
+        initial = self.description.report
+        sizer = PassSizer(self._seconds, 1 if workload == "long" else _FIRST_DOCUMENTS, self._max_documents)
         while True:
-            documents, before = sizing.documents, self.description.report
-            self._tell(f"{name}: {documents:,} documents")
+            documents, before = sizer.documents, self.description.report
+            self._on_status(f"{name}: {documents:,} documents")
             try:
-                asked, wall_s = self._pass(kind, documents)
+                requests, wall_s = self._run_pass(workload, documents)
             except UnsupportedRequest as error:
-                return LeftOut(kind, error.message)
-            counted = difference(before, self.description.report)
-            if sizing.counts(wall_s, bool(counted.compile_seconds)):
-                return Measured(kind, name, documents, asked.requests, wall_s, counted, difference(begun, before))
+                return SkippedWorkload(workload, error.message)
+            report = difference(before, self.description.report)
+            if sizer.accepts(wall_s, bool(report.compile_seconds)):
+                warmup = difference(initial, before)
+                return Measurement(workload, name, documents, requests.requests, wall_s, report, warmup)
 
-    def _pass(self, kind: Kind, documents: int) -> tuple[Asked, float]:
-        """Ask other texts than ever before; what was asked, and how long it took, without compiling."""
+    def _run_pass(self, workload: Workload, documents: int) -> tuple[RequestSet, float]:
+        """Run one pass with new texts; return its requests and its duration without compilation."""
         self._seed += 1
-        asked = draw(kind, documents, self._seed, self.sizes)
-        jobs = list(jobs_of(kind, asked, self.sizes, self._settings))
+        requests = make_requests(workload, documents, self._seed, self.sizes)
+        jobs = list(make_jobs(workload, requests, self.sizes, self._settings))
         before = self.description
-        began = time.monotonic()
-        self._client.run(jobs, asked.requests)
-        wall_s = time.monotonic() - began
+        started = time.monotonic()
+        self._client.run(jobs, requests.requests)
+        wall_s = time.monotonic() - started
         self.description = self._client.describe()
         if _process(before) != _process(self.description):
             raise UnavailableError(
-                "another process has the model now, so what was counted is lost: it ended, or several workers of this "
-                "broker have the model; measure again, without port= or endpoint= in model_args"
+                "another process serves the model now, so the counts are lost: the model process ended, or several workers "
+                "of this broker have the model; measure again without port= or endpoint= in model_args"
             )
-        counted = difference(before.report, self.description.report)
-        if counted.requests != asked.requests:
+        report = difference(before.report, self.description.report)
+        if report.requests != requests.requests:
             logger.warning(
-                "the model's process answered %d requests while %d were asked: it serves other runs too, or other workers "
-                "have the model, and figures are of all of them",
-                counted.requests,
-                asked.requests,
+                "the model process answered %d requests, but the bench sent %d: it serves other runs too, or other workers "
+                "have the model, and the figures include all of them",
+                report.requests,
+                requests.requests,
             )
-        return asked, max(_LEAST_S, wall_s - counted.compile_seconds)
+        return requests, max(_MIN_S, wall_s - report.compile_seconds)
 
-    def _fitted(self) -> Sizes:
-        """Sizes by what the tokenizer makes of a few questions."""
+    def _fit_sizes(self) -> Sizes:
+        """Return sizes that fit the model, from the number of tokens of a few questions."""
         before = self.description.report.tokens_requested
-        asked, _ = self._pass("choice", 1)
+        requests, _ = self._run_pass("choice", 1)
         tokens = self.description.report.tokens_requested - before
-        return fit(self.description.max_length, tokens / asked.characters)
+        return fit_sizes(self.description.max_length, tokens / requests.characters)
 
 
 def _process(description: ModelDescription) -> tuple[int, int]:

@@ -1,59 +1,59 @@
-"""How many documents a pass has: more and more, until one takes about as long as it should and nothing is compiled. Pure."""
+"""Chooses the number of documents of a pass, until a pass has the requested duration and compiles nothing. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_MOST_GROWTH = 8.0
-"""Few documents say little of how long many take."""
-_NEAR = 2.0
-"""A pass that takes between a half and twice the seconds that it was to take is near enough."""
-_MOST_AGAIN = 3
-_MOST_PASSES = 12
-_LEAST_S = 1e-3
+_MAX_GROWTH = 8.0
+"""Maximum growth from pass to pass: the speed with few documents is a poor prediction for many."""
+_TOLERANCE = 2.0
+"""A pass that takes between half and twice the requested duration is accepted."""
+_MAX_REPEATS = 3
+_MAX_PASSES = 12
+_MIN_S = 1e-3
 
 
 @dataclass
-class Sizing:
-    """The passes of one workload.
+class PassSizer:
+    """The sizes of the passes of one workload.
 
     Args:
-        seconds: How long a pass is to take.
-        documents: Those of the first pass.
-        most: The most documents of a pass, None for no bound.
+        seconds: Requested duration of a pass.
+        documents: Number of documents of the first pass.
+        max_documents: Maximum number of documents per pass, None for no limit.
     """
 
     seconds: float
     documents: int
-    most: int | None = None
+    max_documents: int | None = None
 
     def __post_init__(self) -> None:
-        self.documents = self._bounded(self.documents)
+        self.documents = self._limit(self.documents)
         self._passes = 0
-        self._again = 0
+        self._repeats = 0
 
-    def counts(self, wall_s: float, compiled: bool) -> bool:
-        """Whether the pass that was made is the one that counts; if not, `documents` says how many the next one has.
+    def accepts(self, wall_s: float, compiled: bool) -> bool:
+        """Return whether the pass is the final one; if not, set `documents` to the size of the next pass.
 
-        A pass in which something was compiled is made again, since tracing and first calls take time as well. But that is
-        given up in the end: to some models each text is of another shape.
+        A pass with compilation is repeated, since tracing and first calls take extra time. The number of repeats is
+        bounded, because every text has a new shape for some models.
 
         Args:
-            wall_s: Seconds that it took.
-            compiled: Whether something was compiled in it.
+            wall_s: Duration of the pass in seconds.
+            compiled: Whether the pass compiled something.
         """
         self._passes += 1
-        if self._passes >= _MOST_PASSES:
+        if self._passes >= _MAX_PASSES:
             return True
-        now = self.documents
-        ratio = self.seconds / max(wall_s, _LEAST_S)
-        if not 1 / _NEAR <= ratio <= _NEAR:
-            self.documents = self._bounded(int(now * min(ratio, _MOST_GROWTH)))
-        if self.documents != now:
-            self._again = 0
+        current = self.documents
+        ratio = self.seconds / max(wall_s, _MIN_S)
+        if not 1 / _TOLERANCE <= ratio <= _TOLERANCE:
+            self.documents = self._limit(int(current * min(ratio, _MAX_GROWTH)))
+        if self.documents != current:
+            self._repeats = 0
             return False
-        self._again += 1
-        return not compiled or self._again > _MOST_AGAIN
+        self._repeats += 1
+        return not compiled or self._repeats > _MAX_REPEATS
 
-    def _bounded(self, documents: int) -> int:
-        return max(1, min(documents, self.most or documents))
+    def _limit(self, documents: int) -> int:
+        return max(1, min(documents, self.max_documents or documents))

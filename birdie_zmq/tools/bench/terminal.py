@@ -1,4 +1,4 @@
-"""A bench in the terminal: a column for each workload, a row for each figure."""
+"""Prints the figures of a bench in the terminal: a column for each workload, a row for each figure."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from birdie_zmq.sanitize import printable
-from birdie_zmq.tools.bench.figures import LeftOut, Measured
+from birdie_zmq.sanitize import sanitize
+from birdie_zmq.tools.bench.figures import Measurement, SkippedWorkload
 from birdie_zmq.types import ModelDescription
 
-_ROWS: tuple[tuple[str, Callable[[Measured], str]], ...] = (
+_ROWS: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
     ("documents", lambda each: f"{each.documents:,}"),
     ("requests", lambda each: f"{each.requests:,}"),
     ("seconds", lambda each: f"{each.wall_s:.2f}"),
-    ("requests a second", lambda each: rate(each.requests_per_s)),
-    ("1,000 documents, s", lambda each: rate(each.thousand_s)),
+    ("requests/s", lambda each: format_rate(each.requests_per_s)),
+    ("1,000 documents, s", lambda each: format_rate(each.seconds_per_1000_documents)),
     ("", lambda _: ""),
-    ("tokens asked", lambda each: f"{each.report.tokens_requested:,}"),
+    ("tokens requested", lambda each: f"{each.report.tokens_requested:,}"),
     ("distinct", lambda each: f"{each.report.tokens_distinct:,}" if each.report.tokens_distinct else "-"),
     ("generated", lambda each: f"{each.report.tokens_generated:,}" if each.report.tokens_generated else "-"),
     ("computed", lambda each: f"{each.report.tokens_computed:,}"),
-    ("asked / computed", lambda each: f"{each.sharing_gain:.2f}"),
+    ("requested / computed", lambda each: f"{each.sharing_gain:.2f}"),
     ("padding", lambda each: f"{each.padding_share:.0%}"),
-    ("asked a second", lambda each: rate(each.asked_per_s)),
-    ("computed a second", lambda each: rate(each.computed_per_s)),
+    ("requested tokens/s", lambda each: format_rate(each.requested_tokens_per_s)),
+    ("computed tokens/s", lambda each: format_rate(each.computed_tokens_per_s)),
     ("", lambda _: ""),
     ("steps", lambda each: f"{each.report.steps:,}"),
     ("new shapes", lambda each: f"{each.new_shapes:,}"),
-    ("compiling, s", lambda each: f"{each.compile_s:.1f}"),
+    ("compilation, s", lambda each: f"{each.compile_s:.1f}"),
     ("device idle", lambda each: f"{each.idle_share:.0%}"),
     ("wall / step time", lambda each: f"{each.path_ratio:.3f}"),
 )
@@ -40,40 +40,41 @@ _ROWS: tuple[tuple[str, Callable[[Measured], str]], ...] = (
 def show(
     description: ModelDescription,
     load_s: float,
-    results: Sequence[Measured | LeftOut],
+    results: Sequence[Measurement | SkippedWorkload],
     advice: Sequence[str],
     console: Console,
 ) -> None:
-    """Print the model, the table, what was left out and what is advised; lines of words are never broken by us."""
-    console.print(Text(printable(model_line(description, load_s))), soft_wrap=True)
-    measured = [each for each in results if isinstance(each, Measured)]
+    """Print the model, the table, the skipped workloads and the advice; lines of text are never wrapped."""
+    console.print(Text(sanitize(model_line(description, load_s))), soft_wrap=True)
+    measured = [each for each in results if isinstance(each, Measurement)]
     if measured:
         console.print(_table(measured))
     for each in results:
-        if isinstance(each, LeftOut):
-            console.print(Text(printable(f"{each.kind} was left out: {each.why}")), soft_wrap=True)
+        if isinstance(each, SkippedWorkload):
+            console.print(Text(sanitize(f"{each.workload} was skipped: {each.reason}")), soft_wrap=True)
     for line in advice:
-        console.print(Text.assemble(("→ ", "bold"), printable(line)), soft_wrap=True)
+        console.print(Text.assemble(("→ ", "bold"), sanitize(line)), soft_wrap=True)
     if not advice:
-        console.print("nothing stands out: no advice follows from these figures")
+        console.print("no advice follows from these figures")
 
 
 def model_line(description: ModelDescription, load_s: float) -> str:
-    """The model in a line."""
+    """Return a line that describes the model."""
     parameters = "" if description.num_parameters is None else f"{description.num_parameters:,} parameters, "
     dtype = "" if description.dtype is None else f"{description.dtype}, "
     return (
-        f"{description.model}: {parameters}{dtype}{description.max_length:,} tokens at once, engine {description.engine} on "
-        f"{', '.join(description.devices)}; there after {load_s:.1f} s; it gives {', '.join(description.provides)}"
+        f"{description.model}: {parameters}{dtype}maximum length {description.max_length:,} tokens, engine "
+        f"{description.engine} on {', '.join(description.devices)}; loaded in {load_s:.1f} s; it provides "
+        f"{', '.join(description.provides)}"
     )
 
 
-def rate(value: float) -> str:
-    """A number with three digits that say something, and no more."""
+def format_rate(value: float) -> str:
+    """Format a number with at least three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _table(measured: Sequence[Measured]) -> Table:
+def _table(measured: Sequence[Measurement]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for each in measured:

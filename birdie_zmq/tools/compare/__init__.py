@@ -1,1 +1,1 @@
-"""``birdie-zmq compare``: two results of lm_eval, held against each other sample by sample."""
+"""``birdie-zmq compare``: compares two lm_eval results sample by sample."""

@@ -1,7 +1,7 @@
-"""Holding two runs of one task against each other, sample by sample. No file is read here.
+"""Compares two runs of one task sample by sample. Pure: no file is read here.
 
-Of the first run, what a comparison needs is kept for each sample; the second one streams by. What is listed is bounded,
-what is counted is not.
+The samples of the first run are kept in memory, without their documents; those of the second run are streamed. Lists of
+differences are bounded, counts are exact.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 
 from birdie_zmq.tools.compare.samples import Sample
 
-MOST_LISTED = 200
-"""Flips, texts and samples of a task that are listed one by one."""
-MOST_POINTS = 5_000
-"""Points of a task that are drawn; of more, each n-th."""
-_AROUND = 40
+MAX_LISTED = 200
+"""Maximum number of flips and of differing texts to list per task."""
+MAX_POINTS = 5_000
+"""Maximum number of plotted responses per task; beyond it, only every n-th response is plotted."""
+_CONTEXT_CHARACTERS = 40
+"""Characters shown before and after the position at which two texts differ."""
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Something of a document that is one thing in one run and another in the other."""
+    """A discrete result of a document that differs between the runs, such as the top choice or a metric of 0 or 1."""
 
     doc_id: str
     what: str
@@ -30,7 +31,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class TextPair:
-    """Two texts to one prompt, from a little before the place where they part; ``position`` counts characters."""
+    """Excerpts of two texts generated for one prompt, around the first difference at character ``position``."""
 
     doc_id: str
     position: int
@@ -39,8 +40,8 @@ class TextPair:
 
 
 @dataclass(frozen=True, order=True)
-class Worst:
-    """A response whose log-likelihoods differ by ``difference`` nats; ``response`` counts those of its document."""
+class WorstResponse:
+    """A response whose log-likelihoods differ by ``difference`` nats; ``response`` is its index in the document."""
 
     difference: float
     doc_id: str = field(compare=False)
@@ -51,7 +52,7 @@ class Worst:
 
 @dataclass
 class TaskReport:
-    """What differs in one task. Differences are of log-likelihoods, in nats."""
+    """The differences of two runs in one task. All numeric differences are of log-likelihoods, in nats."""
 
     task: str
     threshold: float = 1e-3
@@ -60,9 +61,9 @@ class TaskReport:
     compared: int = 0
     missing_in_a: list[str] = field(default_factory=list)
     missing_in_b: list[str] = field(default_factory=list)
-    asked_otherwise: list[str] = field(default_factory=list)
+    request_changed: list[str] = field(default_factory=list)
     responses: int = 0
-    largest: float = 0.0
+    max_difference: float = 0.0
     sum_of_differences: float = 0.0
     finite_differences: int = 0
     over_threshold: int = 0
@@ -70,68 +71,70 @@ class TaskReport:
     flips: list[Flip] = field(default_factory=list)
     text_count: int = 0
     texts: list[TextPair] = field(default_factory=list)
-    worst: list[Worst] = field(default_factory=list)
+    worst: list[WorstResponse] = field(default_factory=list)
     points: list[tuple[float, float]] = field(default_factory=list)
-    points_step: int = 1
+    points_stride: int = 1
     metrics: list[tuple[str, float | None, float | None]] = field(default_factory=list)
 
     @property
-    def mean(self) -> float:
-        """The mean absolute difference, of those that are finite."""
+    def mean_difference(self) -> float:
+        """Mean of the finite absolute differences."""
         return self.sum_of_differences / self.finite_differences if self.finite_differences else 0.0
 
     @property
     def missing(self) -> int:
-        """How many documents are in one run only, or were asked something else."""
-        return len(self.missing_in_a) + len(self.missing_in_b) + len(self.asked_otherwise)
+        """Number of documents that are in one run only or have different requests."""
+        return len(self.missing_in_a) + len(self.missing_in_b) + len(self.request_changed)
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing is over the threshold, flips, reads otherwise or is missing."""
+        """Whether there is no difference above the threshold, no flip, no differing text and no missing document."""
         return not (self.over_threshold or self.flip_count or self.text_count or self.missing)
 
 
 def compare_task(
-    task: str, a: Iterable[Sample], b: Iterable[Sample], *, threshold: float = 1e-3, most_worst: int = 10
+    task: str, a: Iterable[Sample], b: Iterable[Sample], *, threshold: float = 1e-3, max_worst: int = 10
 ) -> TaskReport:
     """Compare two runs of a task.
 
     Args:
-        task: Its name.
-        a: The samples of the one run, in any order.
-        b: Those of the other.
-        threshold: How many nats two log-likelihoods of one response may differ.
-        most_worst: How many of the largest differences are listed.
+        task: The name of the task.
+        a: The samples of the first run, in any order.
+        b: The samples of the second run, in any order.
+        threshold: Allowed difference of the two log-likelihoods of a response, in nats.
+        max_worst: Number of largest differences to list.
     """
     report = TaskReport(task, threshold)
-    waiting: dict[tuple[str, str], list[Sample]] = {}
+    unmatched: dict[tuple[str, str], list[Sample]] = {}
     first_filter: str | None = None
     for sample in a:
         first_filter = sample.filter if first_filter is None else first_filter
-        waiting.setdefault((sample.filter, sample.doc_id), []).append(sample)
+        unmatched.setdefault((sample.filter, sample.doc_id), []).append(sample)
         report.samples_a += 1
     for other in b:
         report.samples_b += 1
-        candidates = waiting.get((other.filter, other.doc_id), [])
+        candidates = unmatched.get((other.filter, other.doc_id), [])
         at = next((i for i, one in enumerate(candidates) if _same_document(one, other)), None)
         if at is None:
             report.missing_in_a.append(_name(other))
             continue
         sample = candidates.pop(at)
-        if sample.kind != other.kind or (sample.asked and other.asked and sample.asked != other.asked):
-            report.asked_otherwise.append(_name(other))
+        if sample.kind != other.kind or (
+            sample.request_hash and other.request_hash and sample.request_hash != other.request_hash
+        ):
+            report.request_changed.append(_name(other))
             continue
         report.compared += 1
         _metric_flips(report, sample, other)
-        if other.filter == first_filter:  # The lines of further filters repeat the same responses.
-            _responses(report, sample, other, most_worst)
-    report.missing_in_b = [_name(sample) for left in waiting.values() for sample in left]
+        if other.filter == first_filter:  # Lines of further filters repeat the same responses.
+            _responses(report, sample, other, max_worst)
+    report.missing_in_b = [_name(sample) for samples in unmatched.values() for sample in samples]
     report.worst.sort(reverse=True)
     return report
 
 
 def difference(a: float, b: float) -> float:
-    """How far two log-likelihoods are apart; two NaN or two equal infinities not at all, NaN and a number infinitely."""
+    """Return the absolute difference: 0 for two NaN or equal infinities, infinite for NaN and a number."""
     if a == b or (math.isnan(a) and math.isnan(b)):
         return 0.0
     gap = abs(a - b)
@@ -139,7 +142,7 @@ def difference(a: float, b: float) -> float:
 
 
 def first_difference(a: str, b: str) -> int:
-    """The position at which two texts part."""
+    """Return the position of the first differing character."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -153,12 +156,15 @@ def _name(sample: Sample) -> str:
 
 def _flip(report: TaskReport, doc_id: str, what: str) -> None:
     report.flip_count += 1
-    if len(report.flips) < MOST_LISTED:
+    if len(report.flips) < MAX_LISTED:
         report.flips.append(Flip(doc_id, what))
 
 
 def _metric_flips(report: TaskReport, a: Sample, b: Sample) -> None:
-    """Metrics of a document that are right or wrong; others, such as a perplexity's parts, differ as its scores do."""
+    """Record metrics of a document that are 0 in one run and 1 in the other.
+
+    Other metrics, such as the parts of a perplexity, differ whenever the scores differ.
+    """
     others = dict(b.metrics)
     for name, value in a.metrics:
         other = others.get(name)
@@ -166,12 +172,12 @@ def _metric_flips(report: TaskReport, a: Sample, b: Sample) -> None:
             _flip(report, _name(a), f"{name} is {value:g} in A and {other:g} in B")
 
 
-def _responses(report: TaskReport, a: Sample, b: Sample, most_worst: int) -> None:
+def _responses(report: TaskReport, a: Sample, b: Sample, max_worst: int) -> None:
     if len(a.loglikelihoods) != len(b.loglikelihoods) or len(a.texts) != len(b.texts):
         _flip(report, a.doc_id, "the numbers of responses differ")
     for i, (x, y) in enumerate(zip(a.loglikelihoods, b.loglikelihoods, strict=False)):
         gap = difference(x, y)
-        report.largest = max(report.largest, gap)
+        report.max_difference = max(report.max_difference, gap)
         if math.isfinite(gap):
             report.sum_of_differences += gap
             report.finite_differences += 1
@@ -179,30 +185,30 @@ def _responses(report: TaskReport, a: Sample, b: Sample, most_worst: int) -> Non
         _keep_point(report, x, y)
         report.responses += 1
         if gap:
-            item = Worst(gap, a.doc_id, i, x, y)
-            if len(report.worst) < most_worst:
+            item = WorstResponse(gap, a.doc_id, i, x, y)
+            if len(report.worst) < max_worst:
                 heapq.heappush(report.worst, item)
-            elif most_worst:
+            elif max_worst:
                 heapq.heappushpop(report.worst, item)
     for i, (one, other) in enumerate(zip(a.greedy, b.greedy, strict=False)):
         if one != other:
             _flip(report, a.doc_id, f"is_greedy of response {i} is {one} in A and {other} in B")
-    if a.chosen != b.chosen:
-        _flip(report, a.doc_id, f"answer {a.chosen} is the likeliest in A and {b.chosen} in B")
+    if a.top_choice != b.top_choice:
+        _flip(report, a.doc_id, f"the top choice is {a.top_choice} in A and {b.top_choice} in B")
     for text, other_text in zip(a.texts, b.texts, strict=False):
         report.responses += 1
         if text != other_text:
             report.text_count += 1
-            if len(report.texts) < MOST_LISTED:
+            if len(report.texts) < MAX_LISTED:
                 at = first_difference(text, other_text)
-                part = slice(max(0, at - _AROUND), at + _AROUND)
-                report.texts.append(TextPair(a.doc_id, at, text[part], other_text[part]))
+                excerpt = slice(max(0, at - _CONTEXT_CHARACTERS), at + _CONTEXT_CHARACTERS)
+                report.texts.append(TextPair(a.doc_id, at, text[excerpt], other_text[excerpt]))
 
 
 def _keep_point(report: TaskReport, x: float, y: float) -> None:
-    if report.responses % report.points_step or not (math.isfinite(x) and math.isfinite(y)):
+    if report.responses % report.points_stride or not (math.isfinite(x) and math.isfinite(y)):
         return
     report.points.append((x, y))
-    if len(report.points) > MOST_POINTS:
+    if len(report.points) > MAX_POINTS:
         del report.points[1::2]
-        report.points_step *= 2
+        report.points_stride *= 2

@@ -1,4 +1,4 @@
-"""A comparison as one page that needs nothing else: no script, nothing from outside, and every text escaped."""
+"""Writes a comparison as a self-contained HTML page: no script, no external resource, and every text escaped."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from pathlib import Path
 
 from birdie_zmq._version import __version__
 from birdie_zmq.errors import UsageError
-from birdie_zmq.sanitize import printable
+from birdie_zmq.sanitize import sanitize
 from birdie_zmq.tools.compare import plots
 from birdie_zmq.tools.compare.comparing import TaskReport
-from birdie_zmq.tools.compare.numbers import change, gap, shown
+from birdie_zmq.tools.compare.numbers import format_delta, format_difference, format_number
 from birdie_zmq.tools.compare.runs import Run
 from birdie_zmq.tools.compare.style import STYLE
 
-MOST_PLOTS = 60
-"""Tasks that are drawn, those with the largest differences; each takes some 80 kB."""
+MAX_PLOTS = 60
+"""Maximum number of tasks with plots: the tasks with the largest differences. The plots of a task take about 80 kB."""
 
 
 def write_page(folder: Path, a: Run, b: Run, reports: Sequence[TaskReport], threshold: float) -> Path:
-    """Write ``index.html`` into a folder, which is made if it is not there.
+    """Write ``index.html`` into a folder, which is created if necessary.
 
     Args:
-        folder: Where to.
-        a: The one run.
-        b: The other.
+        folder: The output folder.
+        a: The first run.
+        b: The second run.
         reports: A report for each task.
-        threshold: How many nats two log-likelihoods may differ.
+        threshold: Allowed difference of two log-likelihoods, in nats.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        UsageError: It cannot be written.
+        UsageError: The page cannot be written.
     """
     page = folder / "index.html"
     try:
@@ -46,12 +46,12 @@ def write_page(folder: Path, a: Run, b: Run, reports: Sequence[TaskReport], thre
 
 
 def render(a: Run, b: Run, reports: Sequence[TaskReport], threshold: float) -> str:
-    """The text of the page; arguments as for `write_page`."""
+    """Return the HTML of the page; arguments as for `write_page`."""
     differing = [report for report in reports if not report.agrees]
-    drawn = sorted((r for r in reports if r.points), key=lambda report: -report.largest)[:MOST_PLOTS]
+    plotted = sorted((r for r in reports if r.points), key=lambda report: -report.max_difference)[:MAX_PLOTS]
     verdict = f"{len(differing)} of {len(reports)} tasks differ" if differing else f"All {len(reports)} tasks agree"
     notes = "".join(f"<p class=note>{_text(note)}</p>" for note in [*a.notes, *b.notes])
-    sections = "".join(_section(i, report, report in drawn) for i, report in enumerate(reports))
+    sections = "".join(_section(i, report, report in plotted) for i, report in enumerate(reports))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -59,17 +59,17 @@ def render(a: Run, b: Run, reports: Sequence[TaskReport], threshold: float) -> s
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{verdict}: two runs of lm_eval</title>
+<title>{verdict}: two lm_eval runs</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <main>
 <header>
 <p class="verdict {"bad" if differing else "good"}">{verdict}</p>
-<h1>Two runs of lm_eval</h1>
+<h1>Two lm_eval runs</h1>
 <dl><dt>A</dt><dd>{_text(str(a.folder))}</dd><dt>B</dt><dd>{_text(str(b.folder))}</dd></dl>
-<p class=note>Two log-likelihoods of one response may differ by {threshold:g} nats. Flips, texts that differ and samples
-that only one run has count as differences too.</p>
+<p class=note>Allowed difference of the log-likelihoods of a response: {threshold:g} nats. Flips, differing texts and samples
+of only one run also count as differences.</p>
 {notes}
 </header>
 {_summary(reports)}
@@ -82,19 +82,19 @@ that only one run has count as differences too.</p>
 
 
 def _text(text: str) -> str:
-    return html.escape(printable(text), quote=True)
+    return html.escape(sanitize(text), quote=True)
 
 
 def _breakable(name: str) -> str:
-    """A name of a task or metric, which may be broken behind an underscore or a comma."""
+    """Escape the name of a task or metric, and allow line breaks after an underscore or a comma."""
     return _text(name).replace("_", "_<wbr>").replace(",", ",<wbr>")
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], words: frozenset[int] = frozenset({0})) -> str:
-    """A table of cells that are HTML already; the columns of `words` are not numbers."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: frozenset[int] = frozenset({0})) -> str:
+    """Return a table of cells that are HTML already; columns other than `text_columns` hold numbers."""
 
     def cell(kind: str, i: int, content: str) -> str:
-        return f"<{kind}{'' if i in words else ' class=n'}>{content}</{kind}>"
+        return f"<{kind}{'' if i in text_columns else ' class=n'}>{content}</{kind}>"
 
     top = "".join(cell("th", i, name) for i, name in enumerate(head))
     body = "".join(f"<tr>{''.join(cell('td', i, c) for i, c in enumerate(row))}</tr>" for row in rows)
@@ -108,7 +108,7 @@ def _badge(report: TaskReport) -> str:
 def _summary(reports: Sequence[TaskReport]) -> str:
     rows = []
     for i, report in enumerate(reports):
-        scored = bool(report.finite_differences or report.largest)
+        scored = bool(report.finite_differences or report.max_difference)
         name, a, b = report.metrics[0] if report.metrics else ("", None, None)
         rows.append(
             [
@@ -116,17 +116,17 @@ def _summary(reports: Sequence[TaskReport]) -> str:
                 _badge(report),
                 f"{report.compared:,}",
                 _count(report.missing),
-                gap(report.largest) if scored else "-",
-                gap(report.mean) if scored else "-",
+                format_difference(report.max_difference) if scored else "-",
+                format_difference(report.mean_difference) if scored else "-",
                 _count(report.flip_count),
                 _count(report.text_count),
                 _breakable(name),
-                shown(a),
-                shown(b),
-                change(a, b),
+                format_number(a),
+                format_number(b),
+                format_delta(a, b),
             ]
         )
-    head = ["task", "", "samples", "missing", "largest", "mean", "flips", "texts", "metric", "A", "B", "B - A"]
+    head = ["task", "", "samples", "missing", "max |d|", "mean |d|", "flips", "texts", "metric", "A", "B", "B - A"]
     return f"<section><h2>Tasks</h2>{_table(head, rows, frozenset({0, 1, 8}))}</section>"
 
 
@@ -134,14 +134,14 @@ def _count(number: int) -> str:
     return f"<b class=bad>{number:,}</b>" if number else "0"
 
 
-def _section(index: int, report: TaskReport, drawn: bool) -> str:
-    parts = [_figure(report) if drawn else "", _facts(report)]
+def _section(index: int, report: TaskReport, plotted: bool) -> str:
+    parts = [_figure(report) if plotted else "", _facts(report)]
     if report.metrics:
-        rows = [[_text(name), shown(a), shown(b), change(a, b)] for name, a, b in report.metrics]
+        rows = [[_text(name), format_number(a), format_number(b), format_delta(a, b)] for name, a, b in report.metrics]
         parts.append(f"<h3>Metrics</h3>{_table(['metric', 'A', 'B', 'B - A'], rows)}")
     parts.append(_documents("Only in A", report.missing_in_b))
     parts.append(_documents("Only in B", report.missing_in_a))
-    parts.append(_documents("Asked otherwise", report.asked_otherwise))
+    parts.append(_documents("Different requests", report.request_changed))
     if report.flips:
         rows = [[_text(flip.doc_id), _text(flip.what)] for flip in report.flips]
         more = _more(report.flip_count - len(rows))
@@ -150,10 +150,16 @@ def _section(index: int, report: TaskReport, drawn: bool) -> str:
         rows = [[_text(t.doc_id), f"{t.position:,}", _excerpt(t.a, t.b), _excerpt(t.b, t.a)] for t in report.texts]
         more = _more(report.text_count - len(rows))
         head = ["document", "character", "A", "B"]
-        parts.append(f"<h3>Texts that differ</h3>{_table(head, rows, frozenset({0, 2, 3}))}{more}")
+        parts.append(f"<h3>Differing texts</h3>{_table(head, rows, frozenset({0, 2, 3}))}{more}")
     if report.worst:
         rows = [
-            [_text(w.doc_id), str(w.response), _over(w.difference, report.threshold), shown(w.a, 6), shown(w.b, 6)]
+            [
+                _text(w.doc_id),
+                str(w.response),
+                _over(w.difference, report.threshold),
+                format_number(w.a, 6),
+                format_number(w.b, 6),
+            ]
             for w in report.worst
         ]
         head = ["document", "response", "|B - A|", "A", "B"]
@@ -165,8 +171,8 @@ def _section(index: int, report: TaskReport, drawn: bool) -> str:
 
 def _facts(report: TaskReport) -> str:
     text = f"{report.compared:,} samples compared, {report.responses:,} responses"
-    if report.points_step > 1:
-        text += f"; every {report.points_step}th response is drawn"
+    if report.points_stride > 1:
+        text += f"; every {report.points_stride}th response is plotted"
     return f"<p class=note>{text}.</p>"
 
 
@@ -174,12 +180,12 @@ def _figure(report: TaskReport) -> str:
     task = _text(report.task)
     return (
         f"<div class=plots>{_picture(plots.scatter, report, f'Log-likelihoods of {task} in A against B')}"
-        f"{_picture(plots.histogram, report, f'How often each difference of {task} occurs')}</div>"
+        f"{_picture(plots.histogram, report, f'Distribution of the differences of {task}')}</div>"
     )
 
 
-def _picture(draw: Callable[[TaskReport, plots.Theme], bytes], report: TaskReport, about: str) -> str:
-    light, dark = (base64.b64encode(draw(report, theme)).decode() for theme in (plots.LIGHT, plots.DARK))
+def _picture(plot: Callable[[TaskReport, plots.Theme], bytes], report: TaskReport, about: str) -> str:
+    light, dark = (base64.b64encode(plot(report, theme)).decode() for theme in (plots.LIGHT, plots.DARK))
     return (
         f"<picture><source media='(prefers-color-scheme: dark)' srcset='data:image/png;base64,{dark}'>"
         f"<img alt='{about}' width=539 height=374 src='data:image/png;base64,{light}'></picture>"
@@ -198,10 +204,10 @@ def _more(left: int) -> str:
 
 
 def _over(value: float, threshold: float) -> str:
-    return f"<b class=bad>{gap(value)}</b>" if value > threshold else gap(value)
+    return f"<b class=bad>{format_difference(value)}</b>" if value > threshold else format_difference(value)
 
 
 def _excerpt(text: str, other: str) -> str:
-    """A text with what follows the common beginning marked."""
+    """Return a text with everything after the common prefix highlighted."""
     at = next((i for i, (x, y) in enumerate(zip(text, other, strict=False)) if x != y), min(len(text), len(other)))
     return f"<code>{_text(text[:at])}<mark>{_text(text[at:]) or '(ends)'}</mark></code>"

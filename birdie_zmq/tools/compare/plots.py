@@ -1,4 +1,4 @@
-"""Plots of a task's log-likelihoods, as PNG; the one place that imports matplotlib."""
+"""Plots of a task's log-likelihoods, as PNG; the only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BINS = 41
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of a plot, on the background of the page."""
+    """The colours of a plot on the page."""
 
     background: str
     text: str
@@ -32,47 +32,47 @@ DARK = Theme("#161b22", "#e6edf3", "#49515c", "#6cb2ff", "#ff7b72")
 
 
 def scatter(report: TaskReport, theme: Theme) -> bytes:
-    """Log-likelihoods in A against those in B, in nats; a PNG. What is over the threshold has a colour of its own.
+    """Plot log-likelihoods in A against those in B, in nats, as a PNG; points above the threshold are highlighted.
 
     Args:
-        report: A task that has points.
+        report: A task with points.
         theme: The colours.
     """
     figure, axes = _figure(theme)
-    # Of many responses only some are drawn, and the largest differences always.
+    # Of many responses only a sample is plotted, but always the largest differences.
     points = [*report.points, *((w.a, w.b) for w in report.worst if math.isfinite(w.difference))]
     numbers = [number for point in points for number in point]
     margin = (max(numbers) - min(numbers)) * 0.05 or 1.0
-    ends = (min(numbers) - margin, max(numbers) + margin)
-    axes.plot(ends, ends, color=theme.faint, linewidth=1, zorder=1)
+    limits = (min(numbers) - margin, max(numbers) + margin)
+    axes.plot(limits, limits, color=theme.faint, linewidth=1, zorder=1)
     for is_over, colour, size in ((False, theme.points, 14), (True, theme.over, 30)):
-        some = [point for point in points if (abs(point[1] - point[0]) > report.threshold) is is_over]
+        selected = [point for point in points if (abs(point[1] - point[0]) > report.threshold) is is_over]
         axes.scatter(
-            [x for x, _ in some],
-            [y for _, y in some],
+            [x for x, _ in selected],
+            [y for _, y in selected],
             s=size,
             color=colour,
             alpha=0.6,
             linewidths=0,
             zorder=2 + is_over,
         )
-    axes.set(xlim=ends, ylim=ends, xlabel="log-likelihood in A, nats", ylabel="in B, nats")
+    axes.set(xlim=limits, ylim=limits, xlabel="log-likelihood in A, nats", ylabel="in B, nats")
     return _png(figure, axes, theme)
 
 
 def histogram(report: TaskReport, theme: Theme) -> bytes:
-    """How often each difference B - A occurs, in nats; a PNG.
+    """Plot the distribution of the differences B - A, in nats, as a PNG.
 
     Args:
-        report: A task that has points.
+        report: A task with points.
         theme: The colours.
     """
     figure, axes = _figure(theme)
     differences = [y - x for x, y in report.points]
-    reach = max(map(abs, differences)) or 1e-9  # All equal: one bar in the middle.
-    axes.hist(differences, bins=_BINS, range=(-reach, reach), color=theme.points)
+    bound = max(map(abs, differences)) or 1e-9  # All differences are 0: one bar in the middle.
+    axes.hist(differences, bins=_BINS, range=(-bound, bound), color=theme.points)
     axes.set_yscale("symlog", linthresh=1)
-    axes.set(xlabel="B - A, nats", ylabel="responses", xlim=(-reach * 1.05, reach * 1.05), ylim=(0, None))
+    axes.set(xlabel="B - A, nats", ylabel="responses", xlim=(-bound * 1.05, bound * 1.05), ylim=(0, None))
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     axes.xaxis.get_offset_text().set_color(theme.text)
     return _png(figure, axes, theme)

@@ -1,4 +1,4 @@
-"""The files of a run: which there are, the newest of each task, and the metrics in its results."""
+"""Finds the files of a run: the newest samples of each task, and the metrics in its results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _RESULTS = re.compile(r"results_(?P<time>\d{4}-\d\d-\d\dT[\d.:-]+)\.json")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it lies on the disk.
+    """The files of a run on disk.
 
     Attributes:
-        folder: What was given.
-        samples: The newest file of samples of each task.
-        metrics: Of each task, the metrics by their names.
-        notes: What was passed over.
+        folder: The folder that the user named.
+        samples: The newest samples file of each task.
+        metrics: The metrics of each task, by name.
+        notes: Messages about ignored files.
     """
 
     folder: Path
@@ -34,40 +34,40 @@ class Run:
 
 
 def find_run(folder: Path) -> Run:
-    """The newest files of a run's folder, or of folders in it.
+    """Find the newest files in a run's folder and its subfolders.
 
     Raises:
         UsageError: There are no samples, or the results cannot be read.
     """
     if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}; give what --output_path named")
+        raise UsageError(f"there is no folder {folder}; pass the --output_path of the run")
     found: dict[str, list[tuple[str, Path]]] = {}
     for path in folder.rglob("samples_*.jsonl"):
         if match := _SAMPLES.fullmatch(path.name):
             found.setdefault(match["task"], []).append((match["time"], path))
     if not found:
         raise UsageError(
-            f"{folder} holds no samples_TASK_TIME.jsonl; run lm_eval with --log_samples --output_path {folder}"
+            f"{folder} has no samples_TASK_TIME.jsonl; run lm_eval with --log_samples --output_path {folder}"
         )
     samples, notes = {}, []
     for task, files in sorted(found.items()):
         samples[task] = max(files)[1]
         if len(files) > 1:
-            notes.append(f"{folder} holds {len(files)} results of {task}; the newest is taken: {samples[task].name}")
+            notes.append(f"{folder} has {len(files)} results of {task}; using the newest: {samples[task].name}")
     metrics: dict[str, dict[str, float]] = {}
     results = [
         (match["time"], path) for path in folder.rglob("results_*.json") if (match := _RESULTS.fullmatch(path.name))
     ]
-    for _, path in sorted(results):  # A newer file goes over an older one, task by task.
+    for _, path in sorted(results):  # A newer file overwrites an older one, task by task.
         metrics.update(_metrics(path))
     return Run(folder, samples, metrics, notes)
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
-    """The samples of a file, one at a time.
+    """Yield the samples of a file.
 
     Raises:
-        UsageError: A line is not what lm_eval writes; it is named.
+        UsageError: A line is not a sample as lm_eval writes it; the message has the line number.
     """
     try:
         with path.open(encoding="utf-8") as lines:
@@ -82,7 +82,7 @@ def read_samples(path: Path) -> Iterator[Sample]:
 
 
 def _metrics(path: Path) -> dict[str, dict[str, float]]:
-    """Each task's metrics, without their standard errors; the filter's name stays where there is one."""
+    """Return the metrics of each task, without standard errors; names keep the filter unless it is ``none``."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -94,4 +94,4 @@ def _metrics(path: Path) -> dict[str, dict[str, float]]:
             for task, values in found["results"].items()
         }
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UsageError(f"{path} is no file of results: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{path} is not a results file of lm_eval: {type(error).__name__}: {error}") from error

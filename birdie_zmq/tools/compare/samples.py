@@ -1,7 +1,8 @@
-"""One line of a file of samples, as lm_eval writes them, read into what a comparison needs.
+"""Reads a line of a samples file of lm_eval into the fields that a comparison needs.
 
-lm_eval writes numbers and flags as texts. A generated text may look like one of them, so what a response is follows
-from the request: one with settings asks for a text, one with a continuation for a score and a flag, else for a score.
+lm_eval writes numbers and flags as text. A generated text may look like a number, so the type of a response follows from
+its request: a request with generation kwargs has a text, one with a continuation a score and a flag, and one with a
+single text a score.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ Kind = Literal["loglikelihood", "rolling", "generate"]
 
 @dataclass(frozen=True)
 class Sample:
-    """What was asked of one document, and what came back.
+    """The requests and responses of one document.
 
     Attributes:
-        doc_id: The document's number in its task.
-        doc_hash: The hash of the document, empty where it is not known.
-        filter: The name of the filter that this line is for; lm_eval writes a line a filter.
-        asked: A hash of all arguments of its requests.
-        kind: What its responses are.
-        loglikelihoods: In nats, those of all repeats of the first request, then of the next; NaN for null.
-        greedy: Whether each is what greedy decoding gives.
+        doc_id: Number of the document in its task.
+        doc_hash: Hash of the document, empty if unknown.
+        filter: The filter that the line belongs to; lm_eval writes one line per filter.
+        request_hash: Hash of all arguments of its requests.
+        kind: The type of its requests.
+        loglikelihoods: Scores in nats, in the order of the requests, with all repeats of a request together; NaN for null.
+        greedy: For each score, whether greedy decoding produces the continuation.
         texts: The generated texts, in the same order.
-        choices: Which of the log-likelihoods are those of the answers to choose from.
-        metrics: The metrics of this document that are numbers.
+        choices: Indices of the scores that belong to answer choices.
+        metrics: The numeric metrics of the document.
     """
 
     doc_id: str
     doc_hash: str
     filter: str
-    asked: str
+    request_hash: str
     kind: Kind
     loglikelihoods: tuple[float, ...] = ()
     greedy: tuple[bool, ...] = ()
@@ -46,8 +47,8 @@ class Sample:
     metrics: tuple[tuple[str, float], ...] = ()
 
     @property
-    def chosen(self) -> int | None:
-        """The likeliest of several answers, None where there is no choice."""
+    def top_choice(self) -> int | None:
+        """Index of the most likely answer choice, None without several choices."""
         if len(self.choices) < 2:
             return None
         scores = [self.loglikelihoods[i] for i in self.choices]
@@ -56,10 +57,10 @@ class Sample:
 
 
 def read_sample(line: str) -> Sample:
-    """Read one line of a file of samples.
+    """Read one line of a samples file.
 
     Raises:
-        UsageError: It is not what lm_eval writes.
+        UsageError: The line is not a sample as lm_eval writes it.
     """
     try:
         found = json.loads(line)
@@ -78,7 +79,7 @@ def read_sample(line: str) -> Sample:
             doc_id=str(found["doc_id"]),
             doc_hash=str(found.get("doc_hash") or ""),
             filter=str(found.get("filter") or "none"),
-            asked=_digest(arguments) if arguments else str(found.get("prompt_hash") or ""),
+            request_hash=_digest(arguments) if arguments else str(found.get("prompt_hash") or ""),
             kind=kind,
             loglikelihoods=numbers,
             greedy=greedy,
@@ -91,11 +92,11 @@ def read_sample(line: str) -> Sample:
             ),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"this is no line of lm_eval's samples: {type(error).__name__}: {error}") from error
+        raise UsageError(f"this is not a line of an lm_eval samples file: {type(error).__name__}: {error}") from error
 
 
 def _arguments(found: Any) -> list[list[Any]]:
-    """The arguments of each request in their order: lm_eval writes objects, whose names end in numbers."""
+    """Return the arguments of each request, in order; lm_eval writes objects with numbered keys."""
     if found is None:
         return []
     requests = list(found.values()) if isinstance(found, dict) else list(found)
@@ -115,7 +116,10 @@ def _kind(arguments: list[list[Any]], responses: list[list[Any]]) -> Kind:
 
 
 def _choices(arguments: list[list[Any]], responses: list[list[Any]]) -> tuple[int, ...]:
-    """The first repeat of each request that has a context: those without one only say how likely an answer is anyway."""
+    """Return the index of the first score of each request that has a context.
+
+    Requests without a context give the unconditional likelihood of an answer, so they are no choices.
+    """
     with_context = [bool(request[0]) for request in arguments] or [True] * len(responses)
     if not any(with_context):
         with_context = [True] * len(responses)

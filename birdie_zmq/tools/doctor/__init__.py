@@ -1,1 +1,1 @@
-"""``birdie-zmq doctor``: whether all that a run needs is there, and what mends it where it is not."""
+"""``birdie-zmq doctor``: checks the requirements of a run, and names the fix for each one that is not met."""

@@ -1,4 +1,4 @@
-"""Asking a fresh process: what may hang, crash, print or take a device's memory is not done in this one."""
+"""Runs probes in a child process: a probe may hang, crash, print, or allocate device memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 from birdie_zmq.processes.spawn import kill_group
 
-MARK = "birdie-zmq doctor: "
-"""What the line with the answer begins with; other code in the child may print as well."""
+MARKER = "birdie-zmq doctor: "
+"""Prefix of the line with the result; other code in the child may print lines too."""
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What a child has said.
+class ProbeResult:
+    """The result of a probe.
 
     Attributes:
-        answer: The object that it printed behind the mark, None if it printed none.
-        status: Its exit status, negative for a signal; None if it was killed because its time was over.
-        errors: What it wrote to standard error.
+        answer: The object that the child printed after MARKER, None if it printed none.
+        status: Its exit status, negative for a signal; None if it was killed after the timeout.
+        errors: Its standard error.
     """
 
     answer: Any
@@ -33,23 +33,23 @@ class Reply:
 
     @property
     def last_line(self) -> str:
-        """The last line of its errors, which names the exception, or how it ended."""
+        """The last line of standard error, which names the exception, or else a text about how the child ended."""
         lines = [line for line in self.errors.splitlines() if line.strip()]
-        # A C library may write on after Python's traceback.
+        # After a signal, a C library may have written more lines after Python's traceback.
         if lines and not (self.status is not None and self.status < 0):
             return lines[-1].strip()
         if self.status is not None and self.status < 0:
-            return f"it was ended by {signal.Signals(-self.status).name}"
-        return f"it ended with status {self.status}"
+            return f"killed by {signal.Signals(-self.status).name}"
+        return f"exited with status {self.status}"
 
 
-def ask(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> Reply:
-    """Run a child until it ends or its time is over, and kill all that it has started itself.
+def run_probe(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> ProbeResult:
+    """Run a probe until it ends or times out, and kill all processes that it has started.
 
     Args:
-        command: The child's, which prints MARK and one line of JSON.
-        environment: Its environment.
-        timeout_s: Seconds that it may take.
+        command: The command of the probe, which prints MARKER and one line of JSON.
+        environment: Its environment variables.
+        timeout_s: Timeout in seconds.
     """
     process = subprocess.Popen(
         command,
@@ -69,19 +69,19 @@ def ask(command: Sequence[str], environment: Mapping[str, str], timeout_s: float
     finally:
         kill_group(process)
         process.wait()
-    return Reply(_answer(printed.decode(errors="replace")), status, errors.decode(errors="replace"))
+    return ProbeResult(_parse_answer(printed.decode(errors="replace")), status, errors.decode(errors="replace"))
 
 
-def _answer(printed: str) -> Any:
+def _parse_answer(printed: str) -> Any:
     for line in reversed(printed.splitlines()):
-        _, mark, rest = line.partition(MARK)
+        _, mark, rest = line.partition(MARKER)
         if mark:
             with contextlib.suppress(ValueError):
                 return json.loads(rest)
     return None
 
 
-def interpreter(*flags: str) -> list[str]:
-    """The command of this Python with the flags that it was started with itself, as far as they say what can be imported."""
-    kept = ["-S"] * sys.flags.no_site + ["-s"] * sys.flags.no_user_site + ["-E"] * sys.flags.ignore_environment
-    return [sys.executable, *kept, *flags]
+def python_command(*flags: str) -> list[str]:
+    """Return the command of this Python, with its own flags that affect which modules can be imported."""
+    inherited = ["-S"] * sys.flags.no_site + ["-s"] * sys.flags.no_user_site + ["-E"] * sys.flags.ignore_environment
+    return [sys.executable, *inherited, *flags]

@@ -1,4 +1,4 @@
-"""What a check has found, and how it is shown."""
+"""The finding of a check, and how it is printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-from birdie_zmq.sanitize import printable
+from birdie_zmq.sanitize import sanitize
 
 Severity = Literal["ok", "warning", "wrong"]
 _STYLES: dict[Severity, str] = {"ok": "green", "warning": "yellow", "wrong": "bold red"}
@@ -17,49 +17,48 @@ _STYLES: dict[Severity, str] = {"ok": "green", "warning": "yellow", "wrong": "bo
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's list.
+    """One line of the doctor's output.
 
     Attributes:
-        name: What was looked at.
-        level: ``ok``; ``warning`` for what a run can do without; ``wrong`` for what will fail.
-        text: What was found.
-        cure: The command or edit that mends it; empty where nothing needs mending.
-        detail: More lines, such as the traceback of a page.
+        name: The name of the check.
+        level: ``ok``; ``warning`` if a run can succeed anyway; ``wrong`` if a run will fail.
+        text: The result of the check.
+        fix: The command or edit that fixes the problem; may be empty unless the level is ``wrong``.
+        detail: Further lines, such as a traceback.
     """
 
     name: str
     level: Severity
     text: str
-    cure: str = ""
+    fix: str = ""
     detail: str = ""
 
     def __post_init__(self) -> None:
-        if self.level == "wrong" and not self.cure:
-            raise ValueError(f"{self.name}: what is wrong needs a cure")
+        if self.level == "wrong" and not self.fix:
+            raise ValueError(f"{self.name}: a finding with level wrong needs a fix")
 
 
 def exit_status(findings: Sequence[Finding]) -> int:
-    """0 where nothing is wrong, else 1."""
+    """Return 1 if a finding has the level ``wrong``, else 0."""
     return int(any(finding.level == "wrong" for finding in findings))
 
 
 def show(finding: Finding, console: Console) -> None:
-    """Print one finding; lines are never broken, so that a cure can be copied."""
-    line = Text.assemble(
-        (f"{finding.level:<8}", _STYLES[finding.level]), f"{finding.name:<17}", printable(finding.text)
-    )
+    """Print one finding; lines are never wrapped, so that a fix can be copied."""
+    line = Text.assemble((f"{finding.level:<8}", _STYLES[finding.level]), f"{finding.name:<17}", sanitize(finding.text))
     console.print(line, soft_wrap=True)
     if finding.detail:
-        for row in printable(finding.detail.rstrip(), lines=True).split("\n"):
+        for row in sanitize(finding.detail.rstrip(), lines=True).split("\n"):
             console.print(Text(f"{'':<25}{row}", style="dim"), soft_wrap=True)
-    if finding.cure:
-        console.print(Text.assemble(f"{'':<25}", ("→ ", "bold"), printable(finding.cure)), soft_wrap=True)
+    if finding.fix:
+        console.print(Text.assemble(f"{'':<25}", ("→ ", "bold"), sanitize(finding.fix)), soft_wrap=True)
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """One line about all of them."""
+    """Return a line that summarizes the findings."""
     wrong = sum(finding.level == "wrong" for finding in findings)
     warnings = sum(finding.level == "warning" for finding in findings)
+    counted = f"{warnings} warning{'s' * (warnings != 1)}"
     if wrong:
-        return f"{wrong} wrong, {warnings} to look at, of {len(findings)} checks"
-    return f"nothing is wrong, {warnings} to look at, of {len(findings)} checks"
+        return f"{wrong} wrong and {counted} in {len(findings)} checks"
+    return f"nothing is wrong, {counted} in {len(findings)} checks"

@@ -1,4 +1,4 @@
-"""Whether the plain ``lm_eval`` command knows birdie_zmq, and which birdie_zmq a fresh Python imports."""
+"""Checks whether the ``lm_eval`` command knows birdie_zmq, and which birdie_zmq a new Python process imports."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from birdie_zmq.tools.doctor.child import MARK, Reply, ask, interpreter
+from birdie_zmq.tools.doctor.child import MARKER, ProbeResult, python_command, run_probe
 from birdie_zmq.tools.doctor.finding import Finding
 
 _TIMEOUT_S = 120.0
-SWITCH = "BIRDIE_ZMQ_NO_HOOK"
+DISABLE_VARIABLE = "BIRDIE_ZMQ_NO_HOOK"
 PTH = "birdie_zmq_lm_eval.pth"
 WITHOUT_PTH = "python -m birdie_zmq lm_eval …   in place of lm_eval …"
 
-PROGRAM = f"""
+PROBE_SCRIPT = f"""
 import importlib.util, json, os, site, sys
 hooked = "_birdie_zmq_hook" in sys.modules
 folders = [*site.getsitepackages(), site.getusersitepackages()] if not sys.flags.no_site else []
 def origin(name):
     spec = importlib.util.find_spec(name)
     return None if spec is None else spec.origin
-found = dict(hooked=hooked, no_site=bool(sys.flags.no_site), package=origin("birdie_zmq"), model=origin("harness_model"),
+facts = dict(hooked=hooked, no_site=bool(sys.flags.no_site), package=origin("birdie_zmq"), model=origin("harness_model"),
              pth=[f for f in folders if os.path.isfile(os.path.join(f, {PTH!r}))], registered=None, error=None)
 try:
     import lm_eval.models
     from lm_eval.api.registry import model_registry
-    found["registered"] = "birdie_zmq" in model_registry
+    facts["registered"] = "birdie_zmq" in model_registry
 except Exception as error:
-    found["error"] = f"{{type(error).__name__}}: {{error}}"
-print({MARK!r} + json.dumps(found))
+    facts["error"] = f"{{type(error).__name__}}: {{error}}"
+print({MARKER!r} + json.dumps(facts))
 """
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a fresh Python says of itself.
+class HookFacts:
+    """The state of the hook in a new Python process.
 
     Attributes:
-        hooked: Whether the hook was imported when it started.
-        no_site: Whether it was started with ``-S`` and so read no .pth file.
-        package: The file of the birdie_zmq that it imports, None if it finds none.
-        model: The same of harness_model.
-        pth: The folders in which it has read our .pth file.
+        hooked: Whether the hook was imported at start-up.
+        no_site: Whether Python runs with ``-S`` and reads no .pth files.
+        package: The file of the birdie_zmq that it imports, None if there is none.
+        model: The file of the harness_model that it imports, None if there is none.
+        pth: The site-packages folders that contain our .pth file.
         registered: Whether lm_eval knows birdie_zmq; None if lm_eval cannot be imported.
-        error: Why not.
+        error: Why lm_eval cannot be imported.
     """
 
     hooked: bool
@@ -58,93 +58,100 @@ class Facts:
     error: str | None
 
 
-def facts(reply: Reply) -> Facts | None:
-    """The facts in a child's reply, None if there are none."""
-    return None if reply.answer is None else Facts(**reply.answer)
+def parse_facts(result: ProbeResult) -> HookFacts | None:
+    """Return the facts that the probe printed, None if it printed none."""
+    return None if result.answer is None else HookFacts(**result.answer)
 
 
-def hook_finding(found: Facts | None, reply: Reply, switched_off: bool) -> Finding:
-    """Whether ``lm_eval --model birdie_zmq`` finds its model, and what is in the way if it does not.
+def hook_finding(facts: HookFacts | None, result: ProbeResult, disabled: bool) -> Finding:
+    """Return the finding whether ``lm_eval --model birdie_zmq`` finds its model, or why it does not.
 
     Args:
-        found: What the child said, None if it said nothing.
-        reply: How it ended.
-        switched_off: Whether the environment switches the hook off.
+        facts: The facts of the probe, None if it printed none.
+        result: The result of the probe.
+        disabled: Whether an environment variable disables the hook.
     """
     name = "lm_eval hook"
     reinstall = "pip install --force-reinstall --no-deps birdie-zmq"
-    if found is None:
-        why = f"took over {_TIMEOUT_S:.0f} s" if reply.status is None else reply.last_line
+    if facts is None:
+        reason = f"no result within {_TIMEOUT_S:.0f} s" if result.status is None else result.last_line
         return Finding(
-            name, "wrong", f"importing lm_eval in a fresh Python failed: {why}", "python -c 'import lm_eval'"
+            name, "wrong", f"importing lm_eval in a new Python process failed: {reason}", "python -c 'import lm_eval'"
         )
-    if found.registered:
-        return Finding(name, "ok", "a fresh Python registers birdie_zmq with lm_eval")
-    if found.error is not None:
+    if facts.registered:
+        return Finding(name, "ok", "a new Python process registers birdie_zmq with lm_eval")
+    if facts.error is not None:
         return Finding(
-            name, "wrong", f"lm_eval cannot be imported: {found.error}", "pip install --force-reinstall lm_eval"
+            name, "wrong", f"lm_eval cannot be imported: {facts.error}", "pip install --force-reinstall lm_eval"
         )
-    if switched_off:
-        return Finding(name, "wrong", f"{SWITCH} is set, so lm_eval does not know birdie_zmq", f"unset {SWITCH}")
-    if found.no_site:
-        return Finding(name, "wrong", "this Python runs with -S and reads no .pth file", WITHOUT_PTH)
-    if found.package is None:
-        return Finding(name, "wrong", "a fresh Python does not find birdie_zmq", "pip install birdie-zmq")
-    if not found.pth:
-        where = Path(found.package).parent.parent
+    if disabled:
+        return Finding(
+            name,
+            "wrong",
+            f"{DISABLE_VARIABLE} is set, so lm_eval does not know birdie_zmq",
+            f"unset {DISABLE_VARIABLE}",
+        )
+    if facts.no_site:
+        return Finding(name, "wrong", "this Python runs with -S and reads no .pth files", WITHOUT_PTH)
+    if facts.package is None:
+        return Finding(name, "wrong", "a new Python process does not find birdie_zmq", "pip install birdie-zmq")
+    if not facts.pth:
+        where = Path(facts.package).parent.parent
         if (where / PTH).is_file():
-            text = f"Python reads no .pth file in {where} (pip install --target, PYTHONPATH), so the hook is not there"
+            text = (
+                f"Python reads no .pth files in {where} (pip install --target, PYTHONPATH), so the hook is not active"
+            )
             return Finding(name, "wrong", text, WITHOUT_PTH)
-        return Finding(name, "wrong", f"{PTH} is in no folder of packages, so the hook is not there", reinstall)
-    return Finding(name, "wrong", f"{found.pth[0]}/{PTH} is there, and its hook did not register birdie_zmq", reinstall)
+        return Finding(name, "wrong", f"{PTH} is in no site-packages folder, so the hook is not active", reinstall)
+    return Finding(name, "wrong", f"{facts.pth[0]}/{PTH} exists, but its hook did not register birdie_zmq", reinstall)
 
 
 def command_finding(command: str | None, python: str) -> Finding:
-    """Whether the ``lm_eval`` on the PATH is that of this Python.
+    """Return the finding whether the ``lm_eval`` command on PATH belongs to this Python.
 
     Args:
-        command: Its path, None if there is none.
-        python: This interpreter's path.
+        command: The path of the command, None if there is none.
+        python: The path of this interpreter.
     """
     if command is None:
-        return Finding("lm_eval on PATH", "warning", "there is no command lm_eval", f"{python} -m lm_eval …")
+        return Finding("lm_eval on PATH", "warning", "there is no lm_eval command", f"{python} -m lm_eval …")
     if Path(command).absolute().parent != Path(python).absolute().parent:
-        text = f"{command} may be that of another Python than {python}"
+        text = f"{command} may belong to another Python than {python}"
         return Finding("lm_eval on PATH", "warning", text, f"{python} -m lm_eval …   in place of lm_eval …")
     return Finding("lm_eval on PATH", "ok", command)
 
 
-def shadow_finding(running: Path, fresh: Path | None, here: Path) -> Finding:
-    """Whether all that may run is one birdie_zmq: that of this process, of the lm_eval command, and of this folder.
+def shadow_finding(running: Path, imported: Path | None, directory: Path) -> Finding:
+    """Return the finding whether this process, the lm_eval command and this directory have the same birdie_zmq.
 
     Args:
         running: The folder of the package that this process has imported.
-        fresh: That of a fresh Python, as the lm_eval command has it; None if it finds none.
-        here: The current directory.
+        imported: The folder that a new Python process imports, as the lm_eval command does; None if it finds none.
+        directory: The current directory.
     """
-    checkout = here / "birdie_zmq"
-    name, mend = "one package", "pip install -e .   in the checkout, or leave its folder"
-    if fresh is not None and fresh != running:
-        text = f"this command runs {running}, and lm_eval imports {fresh}"
-        return Finding(name, "warning", text, mend)
+    checkout = directory / "birdie_zmq"
+    name, fix = "one package", "pip install -e .   in the checkout, or change the directory"
+    if imported is not None and imported != running:
+        text = f"this command runs {running}, but lm_eval imports {imported}"
+        return Finding(name, "warning", text, fix)
     if (checkout / "__init__.py").is_file() and checkout.resolve() != running.resolve():
-        text = f"the checkout in this folder is not what runs: birdie_zmq comes from {running}"
-        return Finding(name, "warning", text, mend)
-    return Finding(name, "ok", f"birdie_zmq comes from {running}")
+        text = f"the checkout in this directory is not used: birdie_zmq is imported from {running}"
+        return Finding(name, "warning", text, fix)
+    return Finding(name, "ok", f"birdie_zmq is imported from {running}")
 
 
 def check(package: Path) -> list[Finding]:
-    """All of these checks.
+    """Run the checks of the hook and the package.
 
     Args:
         package: The folder of the imported package.
     """
-    # As the command lm_eval has it, which is a script in another folder: without the current directory.
-    reply = ask(interpreter("-P", "-c", PROGRAM), os.environ, _TIMEOUT_S)
-    found = facts(reply)
-    fresh = None if found is None or found.package is None else Path(found.package).resolve().parent
+    # The probe does not import from the current directory, like the lm_eval command, which is a script in another folder.
+    result = run_probe(python_command("-P", "-c", PROBE_SCRIPT), os.environ, _TIMEOUT_S)
+    facts = parse_facts(result)
+    imported = None if facts is None or facts.package is None else Path(facts.package).resolve().parent
     return [
-        hook_finding(found, reply, bool(os.environ.get(SWITCH))),
+        hook_finding(facts, result, bool(os.environ.get(DISABLE_VARIABLE))),
         command_finding(shutil.which("lm_eval"), sys.executable),
-        shadow_finding(package, fresh, Path.cwd()),
+        shadow_finding(package, imported, Path.cwd()),
     ]

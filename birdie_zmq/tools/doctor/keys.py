@@ -1,55 +1,58 @@
-"""Whether key files can be read by their owner alone."""
+"""Checks whether only their owner can read key files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.protocol.security.key_files import check_closed
-from birdie_zmq.protocol.security.keys import read_broker_pair, read_holders, read_peer_key
+from birdie_zmq.protocol.security.key_files import check_private
+from birdie_zmq.protocol.security.keys import read_broker_pair, read_peer_key, read_principals
 from birdie_zmq.tools.doctor.finding import Finding
 
-_CLOSE = "close it with: "
+_FIX_MARKER = "fix it with: "
+"""Text before the command in the error messages of key files."""
 
 
 def _wrong(name: str, error: UsageError) -> Finding:
-    """A fault of a key, whose message holds the command that mends it where there is one."""
-    text, found, command = error.message.partition(_CLOSE)
+    """Return the finding for an invalid key; its error message may contain the command that fixes it."""
+    text, found, command = error.message.partition(_FIX_MARKER)
     if found:
         return Finding(name, "wrong", text.rstrip("; "), command)
-    return Finding(name, "wrong", text, "birdie-zmq keys new client NAME   (or worker NAME) makes a key")
+    return Finding(name, "wrong", text, "birdie-zmq keys new client NAME   (or worker NAME) creates a key")
 
 
 def key_file_findings(path: Path | None) -> list[Finding]:
-    """Whether the key that was given can be used; nothing where none was."""
+    """Check the ``--key-file``; return no finding without one."""
     if path is None:
         return []
     try:
         key = read_peer_key(path)
     except UsageError as error:
         return [_wrong("key file", error)]
-    return [Finding("key file", "ok", f"{path} is that of {key.holder}")]
+    return [Finding("key file", "ok", f"{path} belongs to {key.principal}")]
 
 
 def folder_findings(folder: Path) -> list[Finding]:
-    """Whether a broker could use this machine's folder of keys; nothing where there is none."""
+    """Check the key folder of a broker on this machine; return no finding without one."""
     if not folder.exists():
         return []
-    name = "folder of keys"
-    faults: list[UsageError] = []
-    holders = 0
+    name = "key folder"
+    errors: list[UsageError] = []
+    keys = 0
     try:
         read_broker_pair(folder)
-        found, faults = read_holders(folder)
-        holders = len(found)
+        allowed, errors = read_principals(folder)
+        keys = len(allowed)
         private = folder / "private"
         if private.exists():
-            check_closed(private)
+            check_private(private)
             for path in sorted(private.iterdir()):
                 try:
                     read_peer_key(path)
                 except UsageError as error:
-                    faults.append(error)
+                    errors.append(error)
     except UsageError as error:
-        faults.append(error)
-    return [_wrong(name, error) for error in faults] or [Finding(name, "ok", f"{folder} lets in {holders}")]
+        errors.append(error)
+    return [_wrong(name, error) for error in errors] or [
+        Finding(name, "ok", f"{folder} allows {keys} key{'s' * (keys != 1)}")
+    ]

@@ -1,4 +1,4 @@
-"""Whether Python and the packages are of the versions that the installed metadata asks for."""
+"""Checks whether Python and the packages have the versions that the installed metadata requires."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ InstalledVersion = Callable[[str], str | None]
 
 
 def installed_version(name: str) -> str | None:
-    """The version of an installed distribution, None if it is not there."""
+    """Return the version of an installed distribution, None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -26,34 +26,34 @@ def installed_version(name: str) -> str | None:
 
 
 def metadata_finding(running: str, installed: str | None) -> Finding:
-    """Whether the metadata are of the code that runs: those of a checkout stay as they were when it was installed.
+    """Check whether the metadata belongs to the running code: a checkout keeps the metadata of its last installation.
 
     Args:
         running: The version of the imported package.
-        installed: The version in the installed metadata, None if there are none.
+        installed: The version in the installed metadata, None if there is no metadata.
     """
     if installed is None:
         return Finding(
             "birdie-zmq",
             "warning",
-            f"{running} runs from a folder and is not installed, so what it requires cannot be checked",
+            f"{running} runs from a folder and is not installed, so its requirements cannot be checked",
             "pip install .   in the checkout",
         )
     if installed != running:
         return Finding(
             "birdie-zmq",
             "warning",
-            f"{running} runs, and {installed} is what is installed",
+            f"version {running} runs, but version {installed} is installed",
             "pip install .   in the checkout, or pip install --upgrade birdie-zmq",
         )
     return Finding("birdie-zmq", "ok", running)
 
 
 def python_finding(version: str, requires: str | None) -> Finding:
-    """Whether Python is new enough.
+    """Check the version of Python.
 
     Args:
-        version: Python's.
+        version: The version of Python.
         requires: ``Requires-Python`` of the metadata, such as ``>=3.11``.
     """
     if requires is None or SpecifierSet(requires).contains(version, prereleases=True):
@@ -61,49 +61,49 @@ def python_finding(version: str, requires: str | None) -> Finding:
     return Finding(
         "python",
         "wrong",
-        f"{version} is not what birdie-zmq requires ({requires})",
-        "make an environment of another Python: python3.12 -m venv venv && venv/bin/pip install birdie-zmq",
+        f"{version} does not meet the requirement of birdie-zmq ({requires})",
+        "create an environment with another Python: python3.12 -m venv venv && venv/bin/pip install birdie-zmq",
     )
 
 
 def package_findings(requires: Sequence[str], version_of: InstalledVersion = installed_version) -> list[Finding]:
-    """Whether each required package is there in a version that will do; lm_eval has a finding of its own.
+    """Check whether the required packages are installed in suitable versions; lm_eval has a separate finding.
 
     Args:
-        requires: ``Requires-Dist`` of the metadata; those of extras are left out.
-        version_of: The installed version of a distribution, None if there is none.
+        requires: ``Requires-Dist`` of the metadata; requirements of extras are ignored.
+        version_of: Function that returns the installed version of a distribution, None if it is not installed.
     """
-    wanted = [Requirement(line) for line in requires]
-    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
-    lm_eval = [one for one in wanted if canonicalize_name(one.name) == _LM_EVAL]
-    others = [one for one in wanted if one not in lm_eval]
-    bad = [_fault("packages", one, version_of) for one in others]
-    faults = [finding for finding in bad if finding is not None]
-    if not faults:
-        what = ", ".join(f"{one.name} {version_of(one.name)}" for one in others)
-        faults = [Finding("packages", "ok", f"{len(others)} as required: {what}")]
+    required = [Requirement(line) for line in requires]
+    required = [one for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+    lm_eval = [one for one in required if canonicalize_name(one.name) == _LM_EVAL]
+    others = [one for one in required if one not in lm_eval]
+    checked = [_check_requirement("packages", one, version_of) for one in others]
+    findings = [finding for finding in checked if finding is not None]
+    if not findings:
+        versions = ", ".join(f"{one.name} {version_of(one.name)}" for one in others)
+        findings = [Finding("packages", "ok", f"{len(others)} as required: {versions}")]
     for one in lm_eval:
-        fault = _fault("lm_eval", one, version_of)
-        faults.append(fault or Finding("lm_eval", "ok", f"{version_of(one.name)}, as required ({one.specifier})"))
-    return faults
+        finding = _check_requirement("lm_eval", one, version_of)
+        findings.append(finding or Finding("lm_eval", "ok", f"{version_of(one.name)}, as required ({one.specifier})"))
+    return findings
 
 
-def _fault(name: str, wanted: Requirement, version_of: InstalledVersion) -> Finding | None:
-    found = version_of(wanted.name)
-    cure = f"pip install {shlex.quote(f'{wanted.name}{wanted.specifier}')}"
+def _check_requirement(name: str, required: Requirement, version_of: InstalledVersion) -> Finding | None:
+    found = version_of(required.name)
+    fix = f"pip install {shlex.quote(f'{required.name}{required.specifier}')}"
     if found is None:
-        return Finding(name, "wrong", f"{wanted.name} is not installed", cure)
-    if not wanted.specifier.contains(found, prereleases=True):
-        return Finding(name, "wrong", f"{wanted.name} is {found}, and {wanted.specifier} is required", cure)
+        return Finding(name, "wrong", f"{required.name} is not installed", fix)
+    if not required.specifier.contains(found, prereleases=True):
+        return Finding(name, "wrong", f"{required.name} is {found}, but {required.specifier} is required", fix)
     return None
 
 
 def check(python: str, running: str) -> list[Finding]:
-    """All of these checks.
+    """Run the checks of Python and the packages.
 
     Args:
-        python: Python's version.
-        running: That of the imported package.
+        python: The version of Python.
+        running: The version of the imported package.
     """
     try:
         installed = metadata.distribution(DISTRIBUTION)

@@ -1,1 +1,1 @@
-"""A worker rank on another host: it runs the model process that follows rank 0."""
+"""Follower ranks: the workers on the other hosts of a process group, whose model processes follow rank 0."""

@@ -1,4 +1,4 @@
-"""The loop of an agent that follows: its model process, the clock, no broker. All decisions are in `follower_state`."""
+"""The I/O of a follower rank's agent: its model process and the clock, without a broker. `core` makes all decisions."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from birdie_zmq.errors import ProtocolError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
-from birdie_zmq.worker.distributed import core as state
+from birdie_zmq.worker.distributed import core
 from birdie_zmq.worker.model_process import ModelProcess
 
 logger = logging.getLogger("birdie_zmq.worker")
 
 _TICK_S = 0.5
 
-_STOPPED_S = 3.0
-"""A loop that comes round so much too late was stopped, or its machine was."""
+_MIN_STALL_S = 3.0
+"""An iteration of the loop that is later than this was delayed because the process, or its machine, was stopped."""
 
 
 class FollowerAgent:
-    """Runs the model process of one host that follows.
+    """The process that runs the model process of a follower rank.
 
     Args:
-        place: The place of the process in its group.
+        rank: The rank of the model process.
         environment: The environment of the model process.
-        settings: How long it may be silent, and take to end by itself.
+        settings: How long the model process may go without a heartbeat, and take to exit after SIGTERM.
     """
 
-    def __init__(self, place: RankInfo, environment: Mapping[str, str], settings: AgentSettings) -> None:
+    def __init__(self, rank: RankInfo, environment: Mapping[str, str], settings: AgentSettings) -> None:
         self._environment = environment
         self._terminate_s = settings.terminate_s
-        self._agent = state.FollowerCore(str(place), settings)
+        self._core = core.FollowerCore(str(rank), settings)
         self._process: ModelProcess | None = None
         self._is_done = False
 
@@ -52,71 +52,76 @@ class FollowerAgent:
             self._process.close(self._terminate_s)
             self._process = None
 
-    def run(self, stop: StopSignals, lifeline: int | None = None) -> None:
-        """Work until a stop signal, or until the lifeline closes. Must run in the main thread."""
-        ends = {stop.descriptor} if lifeline is None else {stop.descriptor, lifeline}
-        self._handle(state.Begin())
+    def run(self, stop: StopSignals, parent_pipe: int | None = None) -> None:
+        """Run until a stop signal arrives, or until the parent-death pipe closes. Must run in the main thread.
+
+        Args:
+            stop: The stop signals.
+            parent_pipe: The descriptor of the parent-death pipe, None for a worker that does not end with its parent.
+        """
+        stops = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
+        self._handle(core.AgentStarted())
         while not self._is_done:
-            watched = [*ends] if self._process is None else [*ends, self._process.channel.fileno()]
+            watched = [*stops] if self._process is None else [*stops, self._process.channel.fileno()]
             began = time.monotonic()
             ready, _, _ = select.select(watched, [], [], _TICK_S)
             stall_s = time.monotonic() - began - _TICK_S
-            if lifeline in ready:
+            if parent_pipe in ready:
                 return
             if stop.descriptor in ready:
-                ends.discard(stop.descriptor)
-                self._handle(state.Stop())
-            self._from_process(ready)
-            self._handle(state.Tick(stall_s if stall_s > _STOPPED_S else 0.0))
+                stops.discard(stop.descriptor)
+                self._handle(core.StopRequested())
+            self._poll_process(ready)
+            self._handle(core.Tick(stall_s if stall_s > _MIN_STALL_S else 0.0))
 
-    def _from_process(self, ready: list[int]) -> None:
+    def _poll_process(self, ready: list[int]) -> None:
         process = self._process
         if process is None:
             return
         hung_up = False
         if process.channel.fileno() in ready:
-            messages = self._heard(process)
+            messages = self._receive(process)
             hung_up = messages is None
-            self._said(messages or [])
+            self._handle_messages(messages or [])
         returncode = process.reap(hung_up=hung_up)
         if returncode is not None:
             if not hung_up:
-                self._said(process.channel.receive_rest())
-            # What JAX ends by SIGABRT has written its own stack; the process itself was waiting.
-            if returncode != -signal.SIGABRT and (trace := process.trace()) is not None:
-                logger.warning("the model process was at:\n%s", trace)
+                self._handle_messages(process.channel.receive_rest())
+            # When JAX aborts a process, it prints the stack that matters; the process itself was only waiting.
+            if returncode != -signal.SIGABRT and (trace := process.crash_trace()) is not None:
+                logger.warning("the traceback of the model process at its exit:\n%s", trace)
             process.close(self._terminate_s)
             self._process = None
-            self._handle(state.Exited(returncode))
+            self._handle(core.ModelProcessExited(returncode))
 
-    def _heard(self, process: ModelProcess) -> list[m.ModelProcessMessage] | None:
+    def _receive(self, process: ModelProcess) -> list[m.ModelProcessMessage] | None:
         try:
             return process.channel.receive()
         except ProtocolError as error:
-            logger.warning("the model process sent what is no message: %s", error)
+            logger.warning("the model process sent a malformed message: %s", error)
             return None
 
-    def _said(self, messages: list[m.ModelProcessMessage]) -> None:
+    def _handle_messages(self, messages: list[m.ModelProcessMessage]) -> None:
         for message in messages:
             match message:
                 case m.ModelNotice(level=level, text=text):
-                    self._handle(state.Said(level, text))
+                    self._handle(core.NoticeReceived(level, text))
                 case m.PhaseChanged(phase=phase):
-                    self._handle(state.Loads(phase == "compiling"))
+                    self._handle(core.LoadingChanged(phase == "compiling"))
                 case m.ModelHeartbeat():
-                    self._handle(state.ModelHeartbeat())
+                    self._handle(core.HeartbeatReceived())
 
-    def _handle(self, event: state.Event) -> None:
-        for action in self._agent.handle(event, time.monotonic()):
+    def _handle(self, event: core.Event) -> None:
+        for action in self._core.handle(event, time.monotonic()):
             match action:
-                case state.Start():
+                case core.StartModelProcess():
                     self._process = ModelProcess("birdie_zmq.worker.distributed.model_server", self._environment)
-                case state.End(kill):
+                case core.StopModelProcess(kill):
                     if self._process is not None:
                         self._process.end(kill)
-                case state.Log("warning", text):
+                case core.Log("warning", text):
                     logger.warning(text)
-                case state.Log(_, text):
+                case core.Log(_, text):
                     logger.info(text)
-                case state.Done():
+                case core.Stop():
                     self._is_done = True

@@ -1,8 +1,9 @@
-"""What the agent of a host that follows does, with no process or clock in it: its model process runs, or starts again.
+"""The decisions of a follower rank's agent, as a state machine without processes or a clock.
 
-The process waits by itself until the first process of the group is there, and ends when the group ends. So one that has
-lived for a while is started again at once; one that ends soon after its start is given longer and longer pauses. It beats
-each second, and is killed when it is silent: the others wait for one that was stopped.
+The agent runs one model process and restarts it whenever it exits. The model process itself waits for rank 0, and exits
+when the process group ends. A process that has run for a while is therefore restarted at once; a process that exits soon
+after its start is restarted after growing pauses. The process sends a heartbeat each second, and is killed when
+heartbeats stop: the other ranks would wait forever for a stopped rank.
 """
 
 from __future__ import annotations
@@ -10,168 +11,179 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-from birdie_zmq.engine.distributed.process_group import GROUP_ENDED
+from birdie_zmq.engine.distributed.process_group import GROUP_ENDED_EXIT_STATUS
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import Level
 
-LIVED_S = 5.0
+MIN_UPTIME_S = 5.0
+"""A model process that has run this long is restarted without a pause."""
+
 _FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 16.0
+_MAX_PAUSE_S = 16.0
 
 
 @dataclass(frozen=True)
-class Begin:
+class AgentStarted:
     """The agent runs."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """The model process said a line."""
+class NoticeReceived:
+    """The model process sent a line for the log."""
 
     level: Level
     text: str
 
 
 @dataclass(frozen=True)
-class ModelHeartbeat:
-    """The model process is there."""
+class HeartbeatReceived:
+    """The model process sent a heartbeat."""
 
 
 @dataclass(frozen=True)
-class Loads:
-    """The model process begins to load its model, or has done so: meanwhile a page may keep Python's lock for long."""
+class LoadingChanged:
+    """The model process begins or ends loading. While it loads, the user module may hold Python's GIL for long."""
 
-    now: bool
+    is_loading: bool
 
 
 @dataclass(frozen=True)
-class Exited:
-    """The model process is gone; ``returncode`` is as in subprocess."""
+class ModelProcessExited:
+    """The model process exited; ``returncode`` is as in subprocess, negative for a signal."""
 
     returncode: int
 
 
 @dataclass(frozen=True)
-class Stop:
-    """The agent is to stop."""
+class StopRequested:
+    """The agent must stop."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Time has passed; ``late_s`` is how much more of it than should have, because this agent was stopped."""
+    """Time passed.
+
+    ``stall_s`` is the excess over the usual interval, in seconds, if this agent itself was stopped; else 0.
+    """
 
     stall_s: float = 0.0
 
 
-Event = Begin | Said | ModelHeartbeat | Loads | Exited | Stop | Tick
+Event = AgentStarted | NoticeReceived | HeartbeatReceived | LoadingChanged | ModelProcessExited | StopRequested | Tick
 
 
 @dataclass(frozen=True)
-class Start:
+class StartModelProcess:
     """Start a model process."""
 
 
 @dataclass(frozen=True)
-class End:
-    """End the model process: ask it to (SIGTERM), or kill it."""
+class StopModelProcess:
+    """Stop the model process: by SIGTERM, or by SIGKILL if ``kill``."""
 
     kill: bool
 
 
 @dataclass(frozen=True)
 class Log:
-    """Tell the person who watches the worker."""
+    """Write a line to the worker's log."""
 
     level: Level
     text: str
 
 
 @dataclass(frozen=True)
-class Done:
-    """Nothing is left to wait for."""
+class Stop:
+    """End the agent: no process is left."""
 
 
-Action = Start | End | Log | Done
+Action = StartModelProcess | StopModelProcess | Log | Stop
 
 
 class FollowerCore:
-    """The agent's whole behaviour.
+    """The follower agent's state machine.
 
     Args:
-        name: What its process is called in the log, such as ``process 1 of 2``.
-        settings: How long the process may be silent, and take to end by itself.
+        name: The name of its process in the log, such as ``process 1 of 2``.
+        settings: How long the process may go without a heartbeat, and take to exit after SIGTERM.
     """
 
     def __init__(self, name: str, settings: AgentSettings) -> None:
         self._name = name
         self._settings = settings
-        self._heard_at = 0.0
+        self._heartbeat_at = 0.0
         self._silence_s = settings.silence_s
-        self._runs = False
-        self._began_at = 0.0
+        self._is_running = False
+        self._started_at = 0.0
         self._pause_s = 0.0
         self._start_at: float | None = None
-        self._stops = False
+        self._is_stopping = False
         self._kill_at: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Take an event at a time in monotonic seconds; what is to be done, in order."""
+        """Handle one event and return the actions to take, in order.
+
+        Args:
+            event: The event.
+            now: The time in monotonic seconds.
+        """
         actions: list[Action] = []
-        if isinstance(event, Said | ModelHeartbeat | Loads):
-            self._heard_at = now
+        if isinstance(event, NoticeReceived | HeartbeatReceived | LoadingChanged):
+            self._heartbeat_at = now
         match event:
-            case Begin():
+            case AgentStarted():
                 self._start_at = now
-            case Said(level, text):
+            case NoticeReceived(level, text):
                 actions.append(Log(level, f"{self._name}: {text}"))
-            case Loads(loads):
-                self._silence_s = self._settings.loading_silence_s if loads else self._settings.silence_s
-            case Exited(returncode):
-                actions += self._exited(returncode, now)
-            case Stop():
-                self._stops, self._start_at = True, None
-                if not self._runs:
-                    return [Done()]
+            case LoadingChanged(is_loading):
+                self._silence_s = self._settings.loading_silence_s if is_loading else self._settings.silence_s
+            case ModelProcessExited(returncode):
+                actions += self._on_exit(returncode, now)
+            case StopRequested():
+                self._is_stopping, self._start_at = True, None
+                if not self._is_running:
+                    return [Stop()]
                 self._kill_at = now + self._settings.terminate_s
-                actions.append(End(kill=False))
+                actions.append(StopModelProcess(kill=False))
             case Tick(stall_s):
-                self._heard_at += stall_s
-                actions += self._watch(now)
-            case ModelHeartbeat():
+                self._heartbeat_at += stall_s
+                actions += self._check_heartbeat(now)
+            case HeartbeatReceived():
                 pass
         if self._start_at is not None and now >= self._start_at:
-            self._runs, self._began_at, self._start_at = True, now, None
-            self._heard_at, self._silence_s = now, self._settings.silence_s
-            actions.append(Start())
+            self._is_running, self._started_at, self._start_at = True, now, None
+            self._heartbeat_at, self._silence_s = now, self._settings.silence_s
+            actions.append(StartModelProcess())
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
-            actions.append(End(kill=True))
+            actions.append(StopModelProcess(kill=True))
         return actions
 
-    def _watch(self, now: float) -> list[Action]:
-        silent_s = now - self._heard_at
-        if not self._runs or silent_s <= self._silence_s:
+    def _check_heartbeat(self, now: float) -> list[Action]:
+        silent_s = now - self._heartbeat_at
+        if not self._is_running or silent_s <= self._silence_s:
             return []
-        self._heard_at = now
-        return [Log("warning", f"{self._name} gave no sign of life for {silent_s:.0f} s; it is killed"), End(kill=True)]
+        self._heartbeat_at = now
+        text = f"{self._name} sent no heartbeat for {silent_s:.0f} s; killing it"
+        return [Log("warning", text), StopModelProcess(kill=True)]
 
-    def _exited(self, returncode: int, now: float) -> list[Action]:
-        self._runs, self._kill_at = False, None
-        if self._stops:
-            return [Done()]
-        lived = now - self._began_at >= LIVED_S
-        self._pause_s = 0.0 if lived else min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause_s))
+    def _on_exit(self, returncode: int, now: float) -> list[Action]:
+        self._is_running, self._kill_at = False, None
+        if self._is_stopping:
+            return [Stop()]
+        is_stable = now - self._started_at >= MIN_UPTIME_S
+        self._pause_s = 0.0 if is_stable else min(_MAX_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause_s))
         self._start_at = now + self._pause_s
-        level, how = _describe(returncode)
-        when = "starts again" if lived else f"starts again in {self._pause_s:g} s"
-        return [Log(level, f"{self._name} has ended, {how}; it {when}, and waits for process 0")]
+        level, cause = _describe_exit(returncode)
+        when = "restarting it now" if is_stable else f"restarting it in {self._pause_s:g} s"
+        return [Log(level, f"{self._name} has exited, {cause}; {when}, then it waits for process 0")]
 
 
-def _describe(returncode: int) -> tuple[Level, str]:
-    if returncode == GROUP_ENDED:
-        return "info", "with its group"
+def _describe_exit(returncode: int) -> tuple[Level, str]:
+    if returncode == GROUP_ENDED_EXIT_STATUS:
+        return "info", "with its process group"
     if returncode == -signal.SIGABRT:
-        return "warning", "by SIGABRT: JAX ends a process when another one of its group is gone, and says so above"
+        return "warning", "by SIGABRT: JAX aborts a process when another rank of its process group is gone (see above)"
     if returncode < 0:
-        return "warning", f"by signal {-returncode}, and its group with it"
-    return "warning", f"with exit status {returncode}; what it wrote is above"
+        return "warning", f"by signal {-returncode}, and its process group with it"
+    return "warning", f"with exit status {returncode}; see its output above"

@@ -1,7 +1,7 @@
-"""How the processes of a group meet, and what a person hears while they wait.
+"""The rendezvous of the ranks of a process group: reports while they wait for each other, and the error after the timeout.
 
-JAX says nothing while it waits for processes, and kills its own when they do not come. So a thread beside it says after a
-while who is missing, and what to do when the time is over.
+jax.distributed logs nothing while it waits for processes, and kills its own process when they do not connect in time. So a
+thread beside it reports after a while how many are missing, and what to do when the time is over.
 """
 
 from __future__ import annotations
@@ -13,86 +13,86 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from birdie_zmq.engine.distributed.process_group import RankInfo
-from birdie_zmq.errors import GroupIncomplete
+from birdie_zmq.errors import ProcessGroupIncomplete
 
-FIRST_WORD_S = 10.0
-"""Processes that start together meet before anybody wonders."""
+FIRST_REPORT_S = 10.0
+"""Seconds within which ranks that start together connect, so an earlier report would be noise."""
 
-_NEXT_WORD_S = 60.0
+_REPORT_INTERVAL_S = 60.0
 _ESTABLISHED = "01"
 _TABLES = (Path("/proc/self/net/tcp"), Path("/proc/self/net/tcp6"))
 
 
 class Rendezvous:
-    """While entered, tells of the wait for others, and when it is over.
+    """A context manager around joining a process group, which reports the wait and ends it after the timeout.
 
     Args:
-        place: The place of this process.
-        coordinator: HOST:PORT at which they meet.
-        tell: Told who is missing.
-        give_up: Called in another thread when the time is over; must end the process.
-        first_word_s: After how long something is said.
+        rank: The rank of this process.
+        coordinator: HOST:PORT to which all ranks connect.
+        report: Called with lines that say how many ranks are connected.
+        fail: Called in another thread after the timeout; must end the process.
+        first_report_s: The delay before the first report, in seconds.
     """
 
     def __init__(
         self,
-        place: RankInfo,
+        rank: RankInfo,
         coordinator: str,
-        tell: Callable[[str], None],
-        give_up: Callable[[GroupIncomplete], None],
-        first_word_s: float = FIRST_WORD_S,
+        report: Callable[[str], None],
+        fail: Callable[[ProcessGroupIncomplete], None],
+        first_report_s: float = FIRST_REPORT_S,
     ) -> None:
-        self._place = place
+        self._rank = rank
         self._coordinator = coordinator
-        self._tell = tell
-        self._give_up = give_up
-        self._first_word_s = first_word_s
-        self._over = threading.Event()
+        self._report = report
+        self._fail = fail
+        self._first_report_s = first_report_s
+        self._done = threading.Event()
 
     def __enter__(self) -> None:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __exit__(self, *error: object) -> None:
-        self._over.set()
+        self._done.set()
 
     def _watch(self) -> None:
-        until = time.monotonic() + self._place.timeout_s
-        pause_s = min(self._first_word_s, self._place.timeout_s / 3)
-        while not self._over.wait(min(pause_s, max(0.0, until - time.monotonic()))):
-            left_s = until - time.monotonic()
+        deadline = time.monotonic() + self._rank.timeout_s
+        interval_s = min(self._first_report_s, self._rank.timeout_s / 3)
+        while not self._done.wait(min(interval_s, max(0.0, deadline - time.monotonic()))):
+            left_s = deadline - time.monotonic()
             if left_s <= 0:
-                self._give_up(GroupIncomplete(incomplete(self._place, self._coordinator, self._there())))
+                self._fail(ProcessGroupIncomplete(timeout_text(self._rank, self._coordinator, self._connected())))
                 return
-            self._tell(waiting(self._place, self._coordinator, self._there(), left_s))
-            pause_s = _NEXT_WORD_S
+            self._report(waiting_text(self._rank, self._coordinator, self._connected(), left_s))
+            interval_s = _REPORT_INTERVAL_S
 
-    def _there(self) -> int | None:
-        return connected(int(self._coordinator.rpartition(":")[2]))
+    def _connected(self) -> int | None:
+        return connected_processes(int(self._coordinator.rpartition(":")[2]))
 
 
-def waiting(place: RankInfo, coordinator: str, there: int | None, left_s: float) -> str:
-    """What is said while processes are missing."""
+def waiting_text(rank: RankInfo, coordinator: str, connected: int | None, left_s: float) -> str:
+    """Return the report while ranks are missing."""
     return (
-        f"waiting for all {place.num_processes} processes of the group at {coordinator}{_count(there)}; {left_s:.0f} s more, "
-        "then the run gets an error"
+        f"waiting for all {rank.num_processes} processes of the group at {coordinator}{_count(connected)}; the run fails in "
+        f"{left_s:.0f} s"
     )
 
 
-def incomplete(place: RankInfo, coordinator: str, there: int | None) -> str:
-    """What is said when they did not come."""
+def timeout_text(rank: RankInfo, coordinator: str, connected: int | None) -> str:
+    """Return the error message after the timeout."""
     return (
-        f"not all {place.num_processes} processes of the group have come to {coordinator} within {place.timeout_s:.0f} s"
-        f"{_count(there)}; start a worker on each host, with the same --coordinator and --num-processes, each with its own "
-        "--process-id, and see that they reach that port (--initialization-timeout waits longer)"
+        f"not all {rank.num_processes} processes of the group connected to {coordinator} within {rank.timeout_s:.0f} s"
+        f"{_count(connected)}; start a worker on each host, with the same --coordinator and --num-processes and its own "
+        "--process-id, and check that they can reach that port (--initialization-timeout waits longer)"
     )
 
 
-def _count(there: int | None) -> str:
-    return "" if there is None else f" ({there} {'is' if there == 1 else 'are'} there)"
+def _count(connected: int | None) -> str:
+    return "" if connected is None else f" ({connected} connected)"
 
 
-def connected(port: int) -> int | None:
-    """How many processes are connected to a port of this host, itself among them; None where the system does not say."""
+def connected_processes(port: int) -> int | None:
+    """Return the number of processes connected to a port of this host, itself included; None where the system lists no connections."""
     if sys.platform != "linux":
         return None
     try:
@@ -103,7 +103,12 @@ def connected(port: int) -> int | None:
 
 
 def count_connections(lines: Iterable[str], port: int) -> int:
-    """The connections that were made to a port, of a table such as /proc/net/tcp without its heading."""
+    """Count the connections that were made to a port.
+
+    Args:
+        lines: The lines of a table such as /proc/net/tcp, without its heading.
+        port: The port.
+    """
     fields = [line.split() for line in lines]
     return sum(
         len(field) > 3 and field[3] == _ESTABLISHED and int(field[1].rpartition(":")[2], 16) == port for field in fields

@@ -1,4 +1,4 @@
-"""What processes of a group tell each other comes out as it went in, and nothing else comes out."""
+"""Messages between the ranks of a process group: round trips, and rejection of malformed bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ints(*values: int) -> NDArray[np.int32]:
     return np.array(values, np.int32)
 
 
-WAYS: list[StepKind] = [
+KINDS: list[StepKind] = [
     Dense(),
     Tree(TOKENS, TOKENS + 1, b"\x01\xff"),
     Tree(TOKENS, TOKENS + 1, b""),
@@ -35,19 +35,19 @@ WAYS: list[StepKind] = [
 ]
 
 
-def step(how: StepKind) -> Step:
-    places = ScorePositions()
-    places.add(1, [0, 2], ints(7, 8), 5)
-    return Step.of(TOKENS, 11, how, places)
+def step(kind: StepKind) -> Step:
+    scored = ScorePositions()
+    scored.add(1, [0, 2], ints(7, 8), 5)
+    return Step.of(TOKENS, 11, kind, scored)
 
 
-def passed(told: Any) -> Any:
-    """What comes out at the other process."""
-    return calls.decode(calls.encode(told))
+def round_trip(message: Any) -> Any:
+    """Encode and decode a message."""
+    return calls.decode(calls.encode(message))
 
 
-def same(here: Any, there: Any) -> None:
-    """Equal records of arrays, to the dtype."""
+def assert_equal(here: Any, there: Any) -> None:
+    """Assert that two records are equal, including the dtypes of arrays."""
     assert type(here) is type(there)
     for name in here.__dataclass_fields__:
         before, after = getattr(here, name), getattr(there, name)
@@ -55,72 +55,72 @@ def same(here: Any, there: Any) -> None:
             assert before.dtype == after.dtype
             np.testing.assert_array_equal(before, after)
         elif hasattr(before, "__dataclass_fields__"):
-            same(before, after)
+            assert_equal(before, after)
         else:
             assert before == after, name
 
 
-@pytest.mark.parametrize("how", WAYS, ids=lambda how: type(how).__name__)
-def test_a_step_is_the_same_less_whose_places_they_are(how: StepKind) -> None:
-    here = step(how)
-    call = passed(calls.Submit(calls.ToldStep.of(here)))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
+def test_step_round_trips_without_owners(kind: StepKind) -> None:
+    here = step(kind)
+    call = round_trip(calls.Submit(calls.StepPayload.of(here)))
     there = call.step.step()
-    nobody = np.zeros_like(here.owners)
-    same(Step(here.tokens, 0, how, here.rows, here.positions, here.targets, nobody), there)
+    no_owners = np.zeros_like(here.owners)
+    assert_equal(Step(here.tokens, 0, kind, here.rows, here.positions, here.targets, no_owners), there)
     assert there.shape == here.shape
 
 
-@pytest.mark.parametrize("how", WAYS, ids=lambda how: type(how).__name__)
-def test_a_plan_says_from_which_states_its_steps_start(how: StepKind) -> None:
-    (there,) = passed(calls.Open.of([step(how)])).steps()
-    assert type(there.how) is type(how)
-    for name in ("state", "before", "after", "room"):
-        assert getattr(there.how, name, None) == getattr(how, name, None)
-    assert len(calls.encode(calls.Open.of([step(how)]))) < 150
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
+def test_plan_round_trips_the_states_its_steps_start_from(kind: StepKind) -> None:
+    (there,) = round_trip(calls.StartPlan.of([step(kind)])).steps()
+    assert type(there.kind) is type(kind)
+    for name in ("prefix", "before", "after", "capacity"):
+        assert getattr(there.kind, name, None) == getattr(kind, name, None)
+    assert len(calls.encode(calls.StartPlan.of([step(kind)]))) < 150
 
 
-def test_how_tokens_are_drawn() -> None:
+def test_sampling_metadata_round_trips() -> None:
     here = SamplingMetadata(SAMPLING, [2**62 - 1, 0], ints(4, 0))
-    call = passed(calls.Next(calls.ToldStep.of(step(Dense())), calls.ToldDrawing.of(here)))
-    same(here, call.drawing.drawing())
-    assert passed(calls.Next(calls.ToldStep.of(step(Dense())), None)).drawing is None
+    call = round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), calls.SamplingPayload.of(here)))
+    assert_equal(here, call.metadata.metadata())
+    assert round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), None)).metadata is None
 
 
 @pytest.mark.parametrize(
-    "told",
+    "message",
     [
         calls.CountRows(512, 16),
-        calls.Begin(16, 512, None),
-        calls.Begin(16, 512, SAMPLING),
+        calls.StartDecoding(16, 512, None),
+        calls.StartDecoding(16, 512, SAMPLING),
         calls.Put(3, calls.Array.of(ints(1, 2, 3)), [(0, 2, 16, True)], 2**62 - 1, 5),
         calls.Decode(calls.Array.of(np.array([True, False]))),
         calls.Narrow([2, 0]),
-        calls.Halve(),
-        calls.Agreed(),
-        calls.Load("0.1.0", ModelSpec(tag="demo", arguments="{}"), "/a/page.py", "00ff"),
-        calls.Prepared(2048),
+        calls.HalveBudget(),
+        calls.FailureConfirmed(),
+        calls.Load("0.1.0", ModelSpec(tag="demo", arguments="{}"), "/a/api.py", "00ff"),
+        calls.MaxLength(2048),
         calls.Budget(StepBudget(tokens=1024, row_unit=2)),
-        calls.LoadedHere("branches", 264, None, "float32"),
-        calls.Refused(ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")),
+        calls.LoadedModelInfo("branches", 264, None, "float32"),
+        calls.LoadFailed(ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")),
         calls.Failed("out-of-device-memory"),
     ],
-    ids=lambda told: type(told).__name__,
+    ids=lambda message: type(message).__name__,
 )
-def test_what_is_told_comes_out_as_it_went_in(told: Any) -> None:
-    assert passed(told) == told
+def test_message_round_trips(message: Any) -> None:
+    assert round_trip(message) == message
 
 
 def test_arrays_keep_their_dtype_and_shape() -> None:
     for array in (TOKENS, TOKENS[:, :0], np.array([True, False])):
-        there = passed(calls.Decode(calls.Array.of(array))).active.array()
+        there = round_trip(calls.Decode(calls.Array.of(array))).active.array()
         assert (there.dtype, there.shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(there, array)
 
 
-def test_a_prompts_pieces() -> None:
-    (piece,) = passed(calls.Put(0, calls.Array.of(ints(1)), [(0, 2, 16, True)], 0, 0)).planned()
-    assert piece == (0, 2, 16, True)
-    assert piece.is_kept
+def test_prefill_chunks_round_trip() -> None:
+    (chunk,) = round_trip(calls.Put(0, calls.Array.of(ints(1)), [(0, 2, 16, True)], 0, 0)).prefill_chunks()
+    assert chunk == (0, 2, 16, True)
+    assert chunk.is_cached
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_a_prompts_pieces() -> None:
         msgspec.msgpack.encode({"type": "decode", "active": {"dtype": "|O", "shape": [1], "data": b"\x80"}}),
     ],
 )
-def test_what_makes_no_sense_is_refused(data: bytes) -> None:
-    with pytest.raises(MalformedMessage, match="makes no sense"):
+def test_malformed_message_is_rejected(data: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="cannot decode a message"):
         calls.decode(data)
 
 
-def test_an_array_of_other_bytes_than_it_says_and_a_step_without_its_arrays_are_refused() -> None:
-    with pytest.raises(MalformedMessage, match="not as many as its shape"):
+def test_array_with_a_wrong_size_and_step_without_arrays_are_rejected() -> None:
+    with pytest.raises(MalformedMessage, match=r"<i4\[2\] has 4 bytes instead of 8"):
         calls.Array("<i4", [2], b"\0" * 4).array()
-    with pytest.raises(MalformedMessage, match="read as fork has 1 arrays"):
-        calls.Reading("fork", [calls.Array.of(ints(1))]).how()
+    with pytest.raises(MalformedMessage, match="of kind fork has 1 arrays"):
+        calls.KindPayload("fork", [calls.Array.of(ints(1))]).step_kind()

@@ -1,4 +1,4 @@
-"""Which process of a group a worker's options name."""
+"""The rank that a worker's options name."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def found(
     )
 
 
-def test_no_option_is_no_group() -> None:
+def test_no_options_mean_no_process_group() -> None:
     assert found(environment=SLURM) is None
 
 
-def test_the_options_name_a_place_that_reaches_the_model_process() -> None:
-    place = found("gpu0:1234", 2, 1)
-    assert place == RankInfo(2, 1, "gpu0:1234", 300.0)
-    assert not place.leads
-    assert RankInfo.of_environment(place.as_variable()) == place
-    assert RankInfo.of_environment({}) is None
+def test_rank_of_the_options_reaches_the_model_process() -> None:
+    rank = found("gpu0:1234", 2, 1)
+    assert rank == RankInfo(2, 1, "gpu0:1234", 300.0)
+    assert not rank.is_leader
+    assert RankInfo.from_environment(rank.as_variable()) == rank
+    assert RankInfo.from_environment({}) is None
 
 
-def test_slurm_says_what_is_not_given_and_the_step_goes_before_the_job() -> None:
+def test_missing_options_come_from_slurm_step_before_job() -> None:
     assert found(distributed=True, environment=SLURM) == RankInfo(4, 3)
     assert found(distributed=True, environment={"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) == RankInfo(8, 0)
     assert found("gpu0:1", 5, 4, distributed=True, environment=SLURM) == RankInfo(5, 4, "gpu0:1")
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"coordinator": "gpu0:1234"}, "--coordinator also needs --num-processes and --process-id"),
         ({"num_processes": 2, "process_id": 0}, "--num-processes and --process-id also needs --coordinator"),
@@ -63,6 +63,6 @@ def test_slurm_says_what_is_not_given_and_the_step_goes_before_the_job() -> None
         ({"coordinator": "gpu0:1", "num_processes": 2, "process_id": 0, "timeout_s": 0.0}, "above 0 seconds"),
     ],
 )
-def test_a_place_that_is_none_is_named(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_rank_options_are_rejected(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         found(**given)

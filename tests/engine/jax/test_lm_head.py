@@ -1,4 +1,4 @@
-"""The head in blocks of the vocabulary says what the head of all of it says."""
+"""The LM head in blocks of the vocabulary gives the same results as the whole LM head."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Floats = npt.NDArray[np.float32]
 def in_blocks(
     logits: Floats, targets: npt.ArrayLike, block: int
 ) -> tuple[Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Scores from blocks; only what is asked of the logits is looked at."""
-    asked = []
+    """Score from blocks of the logits, and check the size of each block."""
+    sizes = []
 
     def part(begin: jax.Array | int, size: int) -> jax.Array:
-        asked.append(size)
+        sizes.append(size)
         return jax.lax.dynamic_slice_in_dim(jax.numpy.asarray(logits), begin, size, axis=1)
 
     scores = lm_head.score_in_blocks(part, jax.numpy.asarray(targets, np.int32), logits.shape[1], block)
-    assert max(asked) <= block
+    assert max(sizes) <= block
     return tuple(np.asarray(column) for column in scores)  # type: ignore[return-value]
 
 
@@ -36,9 +36,7 @@ def in_blocks(
     arrays(np.int32, 3, elements=st.integers(0, 6)),
     st.integers(1, 7),
 )
-def test_blocks_of_any_size_give_the_scores_of_the_whole(
-    logits: Floats, targets: npt.NDArray[np.int32], block: int
-) -> None:
+def test_blocks_of_any_size_give_the_same_scores(logits: Floats, targets: npt.NDArray[np.int32], block: int) -> None:
     whole = [np.asarray(column) for column in lm_head.score(jax.numpy.asarray(logits), jax.numpy.asarray(targets))]
 
     logprobs, greedy, finite = in_blocks(logits, targets, block)
@@ -48,7 +46,7 @@ def test_blocks_of_any_size_give_the_scores_of_the_whole(
     np.testing.assert_array_equal(greedy[finite], whole[1][finite])
 
 
-def test_of_equal_tokens_the_first_is_greedy() -> None:
+def test_first_of_equal_tokens_is_greedy() -> None:
     logits = np.zeros((4, 4), np.float32)
 
     _, greedy, _ = in_blocks(logits, [0, 1, 2, 3], 2)
@@ -58,7 +56,7 @@ def test_of_equal_tokens_the_first_is_greedy() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("at", [0, 3, 6])
-def test_what_is_not_finite_in_any_block_flags_its_row_alone(value: float, at: int) -> None:
+def test_non_finite_value_in_any_block_flags_its_row_alone(value: float, at: int) -> None:
     logits = np.zeros((2, 7), np.float32)
     logits[1, at] = value
 

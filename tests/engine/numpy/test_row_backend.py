@@ -1,4 +1,4 @@
-"""What engines for whole rows share, by an engine in NumPy, against NumPy in float64."""
+"""The base class of row backends, with an engine in NumPy, compared to NumPy in float64."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def backend_of(returned: object, max_length: int = 64) -> NumpyBackend:
 
 
 def step_of(count: int, tokens: Tokens = TOKENS) -> Step:
-    """A step that asks for any targets at so many places."""
+    """Return a step with random targets at this number of positions."""
     random = np.random.default_rng(count)
     rows, positions = (random.integers(size, size=count, dtype=np.int32) for size in tokens.shape)
     targets = random.integers(VOCABULARY, size=count, dtype=np.int32)
@@ -53,11 +53,11 @@ def logits_of(step: Step, table: npt.NDArray[np.float32] = TABLE) -> npt.NDArray
     return table[step.tokens[step.rows, step.positions]].astype(np.float64)
 
 
-# Fewer places than are read at once, exactly as many, one more, and none.
+# Fewer positions than a chunk has, exactly as many, one more, and none.
 @pytest.mark.parametrize("count", [1, 32, 33, 0])
 @pytest.mark.parametrize("form", FORMS)
-def test_scores_and_next_tokens_are_those_of_numpy(form: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_backend, "_PLACES_BYTES", 1)
+def test_scores_and_next_tokens_equal_those_of_numpy(form: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_backend, "_MAX_LOGITS_BYTES", 1)
     backend, step = backend_of(FORMS[form]), step_of(count)
 
     scores = backend.submit(step).result()
@@ -69,27 +69,27 @@ def test_scores_and_next_tokens_are_those_of_numpy(form: str, count: int, monkey
     assert scores.finite.all()
     assert backend.vocab_size == VOCABULARY
     assert backend.makes_logits == (form != "parts")
-    assert backend.trial_shapes == {(1, 16)}
+    assert backend.probe_shapes == {(1, 16)}
     if count:
         chosen = backend.next_tokens(step)
         np.testing.assert_array_equal(chosen.tokens, at.argmax(axis=-1))
         assert chosen.tokens.dtype == np.int32
 
 
-def test_tokens_are_drawn_by_the_rows_own_keys_across_the_places_that_are_read_at_once(
+def test_sampling_depends_on_each_rows_key_and_not_on_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend, step = backend_of(FORMS["pair"]), step_of(70)
-    drawing = SamplingMetadata(SamplingParams(temperature=3.0), list(range(70)), np.arange(70, dtype=np.int32))
-    expected = backend.next_tokens(step, drawing)
-    monkeypatch.setattr(row_backend, "_PLACES_BYTES", 1)
+    metadata = SamplingMetadata(SamplingParams(temperature=3.0), list(range(70)), np.arange(70, dtype=np.int32))
+    expected = backend.next_tokens(step, metadata)
+    monkeypatch.setattr(row_backend, "_MAX_LOGITS_BYTES", 1)
 
-    np.testing.assert_array_equal(backend.next_tokens(step, drawing).tokens, expected.tokens)
+    np.testing.assert_array_equal(backend.next_tokens(step, metadata).tokens, expected.tokens)
     assert expected.tokens.tolist() != backend.next_tokens(step).tokens.tolist()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_place_with_nan_or_infinity_in_it_is_flagged_alone(value: float) -> None:
+def test_only_a_position_with_nan_or_infinity_is_flagged(value: float) -> None:
     table = TABLE.copy()
     table[3, 7] = value
     where = np.arange(3, dtype=np.int32)
@@ -99,7 +99,7 @@ def test_a_place_with_nan_or_infinity_in_it_is_flagged_alone(value: float) -> No
     assert backend_of((bigram, table)).next_tokens(step).finite.tolist() == [True, False, True]
 
 
-def test_a_token_that_the_model_excludes_is_flagged_where_it_is_asked_for_alone() -> None:
+def test_an_excluded_token_is_flagged_only_where_it_is_the_target() -> None:
     table = TABLE.copy()
     table[3, 7] = -np.inf
     targets = np.array([5, 7], np.int32)
@@ -121,28 +121,28 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "a smaller vocabulary": (
         Model(logits=bigram, params=TABLE, vocab_size=12),
-        "names vocab_size 12, but its logits have 11",
+        "declares vocab_size 12, but its logits have 11",
     ),
 }
 
 
 @pytest.mark.parametrize("returned", WRONG)
-def test_what_has_not_the_right_form_is_refused(returned: str) -> None:
-    model, found = WRONG[returned]
-    with pytest.raises(ModelOutputError, match=found):
+def test_an_output_of_the_wrong_shape_or_dtype_is_rejected(returned: str) -> None:
+    model, message = WRONG[returned]
+    with pytest.raises(ModelOutputError, match=message):
         backend_of(model)
 
 
-def test_a_shape_that_goes_wrong_only_in_a_larger_step_is_refused_there() -> None:
+def test_an_output_that_is_wrong_only_in_a_larger_step_is_rejected_there() -> None:
     backend = backend_of(lambda tokens: TABLE[tokens[:1]])
     with pytest.raises(ModelOutputError, match=r"int32\[4, 16\] .* but returned float32\[1, 16, 11\]"):
         backend.submit(step_of(3))
 
 
-def test_a_model_without_a_function_for_rows_is_refused() -> None:
+def test_a_model_without_a_function_for_rows_is_rejected() -> None:
     states = Model(init_state=bigram, extend=bigram, unembed=bigram)
     with pytest.raises(
-        ModelLoadError, match=r"engine numpy reads whole rows, .* give it logits, or hidden and unembed"
+        ModelLoadError, match=r"engine numpy computes whole rows, .* provide logits, or hidden and unembed"
     ):
         backend_of(states)
 
@@ -156,16 +156,16 @@ def failing(error: Exception) -> Any:
     return function
 
 
-def test_a_function_that_raises_is_named_with_the_shape_and_its_error() -> None:
+def test_an_error_of_the_model_is_reported_with_the_shape() -> None:
     backend = backend_of(failing(KeyError("layer_13")))
     with pytest.raises(ModelCallError, match=r"failed on tokens int32\[4, 16\]: KeyError: 'layer_13'") as caught:
         backend.submit(step_of(3))
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_no_room_is_told_apart_and_steps_are_halved_to_the_shortest() -> None:
+def test_out_of_memory_is_recognised_and_steps_are_halved_to_the_minimum() -> None:
     backend = backend_of(failing(MemoryError()))
-    with pytest.raises(OutOfDeviceMemory, match=r"no room for tokens int32\[4, 16\]: MemoryError"):
+    with pytest.raises(OutOfDeviceMemory, match=r"out of memory for tokens int32\[4, 16\]: MemoryError"):
         backend.next_tokens(step_of(3))
     budgets = [backend.budget.tokens]
     while backend.halve_budget():

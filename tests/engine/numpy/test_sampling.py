@@ -1,4 +1,4 @@
-"""Drawing in NumPy: what is left in, and what it depends on."""
+"""Sampling in NumPy: the tokens that are kept, and what the sampled token depends on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from birdie_zmq.engine.backend import SamplingMetadata
 from birdie_zmq.engine.jax import sampling as jax_sampling
-from birdie_zmq.engine.jax.decoding import limits_of
+from birdie_zmq.engine.jax.decoding import sampling_arrays
 from birdie_zmq.engine.numpy import sampling
 from birdie_zmq.types import SamplingParams
 
 LOGITS = np.random.default_rng(3).normal(scale=3.0, size=(40, 50)).astype(np.float32)
-TIED = np.round(LOGITS) + np.float32(0)  # the zeros without a sign, by which JAX would tell them apart
+TIED = np.round(LOGITS) + np.float32(0)  # zeros without a sign, because JAX distinguishes them
 
-SAMPLINGS = [
+SAMPLING_PARAMS = [
     SamplingParams(),
     SamplingParams(top_k=1),
     SamplingParams(top_k=7),
@@ -29,50 +29,50 @@ SAMPLINGS = [
 ]
 
 
-@pytest.mark.parametrize("logits", [LOGITS, TIED], ids=["apart", "tied"])
-@pytest.mark.parametrize("asked", SAMPLINGS, ids=str)
-def test_the_same_tokens_are_left_in_as_in_jax(asked: SamplingParams, logits: sampling.Logits) -> None:
-    expected = np.asarray(jax_sampling.kept(jnp.asarray(logits), limits_of(asked)))
+@pytest.mark.parametrize("logits", [LOGITS, TIED], ids=["distinct", "tied"])
+@pytest.mark.parametrize("params", SAMPLING_PARAMS, ids=str)
+def test_the_same_tokens_are_kept_as_in_jax(params: SamplingParams, logits: sampling.Logits) -> None:
+    expected = np.asarray(jax_sampling.filter_logits(jnp.asarray(logits), sampling_arrays(params)))
 
-    np.testing.assert_array_equal(sampling.kept(logits, asked), expected)
+    np.testing.assert_array_equal(sampling.filter_logits(logits, params), expected)
 
 
-def drawn(asked: SamplingParams, logits: sampling.Logits, keys: list[int], numbers: list[int]) -> list[int]:
-    chosen = sampling.draw(logits, SamplingMetadata(asked, keys, np.array(numbers, np.int32)))
+def sample(params: SamplingParams, logits: sampling.Logits, keys: list[int], counts: list[int]) -> list[int]:
+    chosen = sampling.sample(logits, SamplingMetadata(params, keys, np.array(counts, np.int32)))
     assert chosen.finite.all()
     tokens: list[int] = chosen.tokens.tolist()
     return tokens
 
 
-def test_a_row_draws_by_its_key_and_number_whatever_its_neighbours() -> None:
-    keys, numbers = [5, 6, 2**62 - 1, 5], [0, 0, 9, 1]
-    together = drawn(SamplingParams(), LOGITS[[0, 0, 0, 0]], keys, numbers)
-    alone = [drawn(SamplingParams(), LOGITS[:1], [key], [number])[0] for key, number in zip(keys, numbers, strict=True)]
+def test_a_row_samples_by_its_key_and_count_independent_of_other_rows() -> None:
+    keys, counts = [5, 6, 2**62 - 1, 5], [0, 0, 9, 1]
+    batched = sample(SamplingParams(), LOGITS[[0, 0, 0, 0]], keys, counts)
+    alone = [sample(SamplingParams(), LOGITS[:1], [key], [number])[0] for key, number in zip(keys, counts, strict=True)]
 
-    assert together == alone
-    many = drawn(SamplingParams(), LOGITS[[0] * 40], list(range(40)), [0] * 40)
+    assert batched == alone
+    many = sample(SamplingParams(), LOGITS[[0] * 40], list(range(40)), [0] * 40)
     assert len(set(many)) > 3
-    assert many != drawn(SamplingParams(), LOGITS[[0] * 40], list(range(40)), [1] * 40)
+    assert many != sample(SamplingParams(), LOGITS[[0] * 40], list(range(40)), [1] * 40)
 
 
-def test_tokens_come_as_often_as_their_likelihoods_and_temperature_say() -> None:
+def test_token_frequencies_match_the_probabilities_at_the_temperature() -> None:
     count, logits = 4000, np.array([[0.0, 1.0, 2.0, -1.0]], np.float32)
-    tokens = drawn(SamplingParams(temperature=2.0), logits.repeat(count, 0), list(range(count)), [0] * count)
+    tokens = sample(SamplingParams(temperature=2.0), logits.repeat(count, 0), list(range(count)), [0] * count)
 
     likelihood = np.exp(logits[0] / 2) / np.exp(logits[0] / 2).sum()
     np.testing.assert_allclose(np.bincount(tokens, minlength=4) / count, likelihood, atol=0.03)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_is_told(value: float) -> None:
+def test_non_finite_logits_are_flagged(value: float) -> None:
     logits = LOGITS[:3].copy()
     logits[1, 4] = value
 
-    chosen = sampling.draw(
+    chosen = sampling.sample(
         logits, SamplingMetadata(SamplingParams(top_k=5, top_p=0.9), [1, 2, 3], np.zeros(3, np.int32))
     )
 
     assert chosen.finite.tolist() == [True, False, True]
-    assert not sampling.draw(
+    assert not sampling.sample(
         np.full((1, 4), -np.inf, np.float32), SamplingMetadata(SamplingParams(), [1], np.zeros(1, np.int32))
     ).finite

@@ -1,4 +1,4 @@
-"""Plans of stems and leaves: each target once from exactly what stands before it, and shared beginnings read once."""
+"""Plans of stems and leaves: each target is scored once from its prefix, and shared prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.planning.fork_planner import piece_lengths, plan_forks
+from birdie_zmq.engine.planning.fork_planner import chunk_lengths, plan_forks
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, ScoredSequence, Tree
-from birdie_zmq.engine.scoring import plan_for
+from birdie_zmq.engine.scoring import plan_scoring
 from birdie_zmq.types import StepLimits
-from tests.engine.replay import Knows, any_buckets, replay, requests, states_of, texts, tokens_of
+from tests.engine.replay import FakeBackend, any_buckets, replay, requests, states_of, texts, tokens_of
 
 CPU = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024))
 
@@ -22,7 +22,7 @@ thorough = settings(max_examples=100)
 
 @thorough
 @given(st.data(), any_buckets)
-def test_every_target_is_scored_once_from_all_that_stands_before_it(data: st.DataObject, shapes: Buckets) -> None:
+def test_every_target_is_scored_once_from_its_whole_prefix(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
     replayed = replay(items, plan_forks(items, shapes), "forks", shapes, {})
@@ -32,67 +32,67 @@ def test_every_target_is_scored_once_from_all_that_stands_before_it(data: st.Dat
 
 @thorough
 @given(st.data(), any_buckets)
-def test_states_that_are_there_are_continued_rightly(data: st.DataObject, shapes: Buckets) -> None:
+def test_cached_states_are_extended_correctly(data: st.DataObject, shapes: Buckets) -> None:
     of = data.draw(texts())
-    backend = Knows("forks", data.draw(states_of(of)))
+    backend = FakeBackend("forks", data.draw(states_of(of)))
 
-    for _ in range(2):  # the second batch finds what the first has left
+    for _ in range(2):  # the second batch finds the states cached by the first
         items = data.draw(requests(of))
         backend.states = replay(
-            items, plan_for(backend.as_backend, items, shapes), "forks", shapes, backend.states
+            items, plan_scoring(backend.as_backend, items, shapes), "forks", shapes, backend.states
         ).states
 
     assert all(backend.states.values())
 
 
-def test_no_requests_need_no_steps() -> None:
+def test_no_requests_give_no_steps() -> None:
     assert plan_forks([], CPU) == []
 
 
-# --- Stems and leaves ------------------------------------------------------------------------------------------------
+# --- Stems and leaves -------------------------------------------------------------------------------------------------
 
 
 def question(*answers: int, of: int = 40, first: int = 1) -> list[ScoredSequence]:
-    """A question of some tokens, with answers of so many tokens."""
+    """Return requests for one question of `of` tokens, with answers of these lengths."""
     return [
         ScoredSequence(tokens_of([first, *range(2, of + 1), *[100 + i] * answer, 9]), answer)
         for i, answer in enumerate(answers)
     ]
 
 
-def test_what_answers_share_is_read_once_and_forked() -> None:
+def test_shared_prefix_of_answers_is_prefilled_once_and_forked() -> None:
     items = question(3, 5, 4)
     stem, leaves = plan_forks(items, CPU)
 
-    assert isinstance(stem.how, Extend)
-    assert isinstance(leaves.how, Fork)
+    assert isinstance(stem.kind, Extend)
+    assert isinstance(leaves.kind, Fork)
     assert stem.used_tokens == 40
-    # Of each answer all tokens but the first are read, since the first is predicted at the end of the question.
+    # The first token of each answer is predicted at the end of the question, so only the others are computed.
     assert leaves.used_tokens == 3 + 5 + 4
-    assert leaves.how.parents[:3].tolist() == [0, 0, 0]
-    assert sorted(leaves.how.lengths.tolist(), reverse=True)[:3] == [5, 4, 3]
+    assert leaves.kind.parents[:3].tolist() == [0, 0, 0]
+    assert sorted(leaves.kind.lengths.tolist(), reverse=True)[:3] == [5, 4, 3]
 
 
-def test_an_answer_of_one_token_needs_no_leaf() -> None:
+def test_one_token_answer_needs_no_leaf() -> None:
     items = [ScoredSequence(tokens_of([*range(1, 41), answer]), 1) for answer in (50, 51, 52)]
 
     (stem,) = plan_forks(items, CPU)
 
-    assert isinstance(stem.how, Extend)
+    assert isinstance(stem.kind, Extend)
     assert sorted(stem.targets.tolist()) == [50, 51, 52]
     assert stem.used_tokens == 40
 
 
-def test_texts_that_share_little_are_read_side_by_side() -> None:
+def test_texts_with_a_short_common_prefix_are_computed_side_by_side() -> None:
     items = [ScoredSequence(tokens_of([1, *[first] * 30]), 5) for first in (2, 3, 4)]
 
     (step,) = plan_forks(items, CPU)
 
-    assert isinstance(step.how, Extend)
-    assert step.how.lengths[:3].tolist() == [30, 30, 30]
+    assert isinstance(step.kind, Extend)
+    assert step.kind.lengths[:3].tolist() == [30, 30, 30]
 
 
-def test_a_batch_of_questions_costs_little_more_than_its_distinct_tokens() -> None:
+def test_only_the_distinct_tokens_of_a_batch_of_questions_are_computed() -> None:
     items = [item for first in range(200, 216) for item in question(3, 5, 4, first=first)]
 
     replayed = replay(items, plan_forks(items, CPU), "forks", CPU, {})
@@ -100,7 +100,7 @@ def test_a_batch_of_questions_costs_little_more_than_its_distinct_tokens() -> No
     assert replayed.used == PrefixTree(items).distinct_tokens()
 
 
-def test_a_long_beginning_is_read_once_and_by_the_next_batch_not_at_all() -> None:
+def test_long_prefix_is_prefilled_once_and_reused_by_the_next_batch() -> None:
     prefix = np.random.default_rng(0).integers(1, 1000, 600, dtype=np.int32)
 
     def batch(seed: int) -> list[ScoredSequence]:
@@ -108,30 +108,32 @@ def test_a_long_beginning_is_read_once_and_by_the_next_batch_not_at_all() -> Non
         texts = [random.integers(1, 1000, 60, dtype=np.int32) for _ in range(20)]
         return [ScoredSequence(np.concatenate([prefix, text]), 5) for text in texts]
 
-    backend = Knows("forks")
-    first = replay(batch(1), plan_for(backend.as_backend, batch(1), CPU), "forks", CPU, {})
-    assert sum(len(text) - len(name) // 4 for name, text in first.read) == 600
+    backend = FakeBackend("forks")
+    first = replay(batch(1), plan_scoring(backend.as_backend, batch(1), CPU), "forks", CPU, {})
+    assert sum(len(text) - len(name) // 4 for name, text in first.prefills) == 600
     assert first.used == PrefixTree(batch(1)).distinct_tokens()
     backend.states = first.states
 
-    second = replay(batch(2), plan_for(backend.as_backend, batch(2), CPU), "forks", CPU, first.states)
+    second = replay(batch(2), plan_scoring(backend.as_backend, batch(2), CPU), "forks", CPU, first.states)
 
-    assert second.read == []
+    assert second.prefills == []
     assert second.used == PrefixTree(batch(2)).distinct_tokens() - 600
 
 
-def test_a_state_without_the_slots_to_go_on_is_not_used() -> None:
+def test_cached_state_without_enough_capacity_is_not_used() -> None:
     prefix = tokens_of(range(1, 101))
     items = [ScoredSequence(np.concatenate([prefix, tokens_of([last] * 40)]), 5) for last in (200, 201)]
-    tight, roomy = ({prefix.tobytes(): room} for room in (128, 512))
+    tight, roomy = ({prefix.tobytes(): capacity} for capacity in (128, 512))
 
-    tight_steps, roomy_steps = (plan_for(Knows("forks", states).as_backend, items, CPU) for states in (tight, roomy))
+    tight_steps, roomy_steps = (
+        plan_scoring(FakeBackend("forks", states).as_backend, items, CPU) for states in (tight, roomy)
+    )
 
     assert replay(items, tight_steps, "forks", CPU, tight).used == PrefixTree(items).distinct_tokens()
     assert replay(items, roomy_steps, "forks", CPU, roomy).used == PrefixTree(items).distinct_tokens() - 100
 
 
-def test_the_more_is_shared_the_less_is_computed() -> None:
+def test_longer_shared_prefix_reduces_computation() -> None:
     prefix = np.random.default_rng(0).integers(1, 1000, 400, dtype=np.int32)
 
     def share_of(length: int) -> float:
@@ -149,27 +151,27 @@ def test_the_more_is_shared_the_less_is_computed() -> None:
     assert shares[-1] < 0.2
 
 
-def test_a_state_has_the_slots_for_the_padding_of_leaves_too() -> None:
-    """All of a step is written behind a row, and JAX moves a write that has no room to the left, over what is there."""
+def test_state_capacity_includes_the_padding_of_leaves() -> None:
+    """A step writes its padding too, and JAX moves a write beyond the capacity to the left, over existing tokens."""
     prefix, stem = range(1, 33), [200] * 8
     items = [ScoredSequence(tokens_of([*prefix, *stem, *[300 + i] * 72]), 5) for i in range(2)]
     # Stem and leaves end at the 111th token, and the padding of the leaves at the 136th.
     states = {tokens_of(prefix).tobytes(): 128}
 
-    steps = plan_for(Knows("forks", states).as_backend, items, CPU)
+    steps = plan_scoring(FakeBackend("forks", states).as_backend, items, CPU)
 
     assert replay(items, steps, "forks", CPU, states).used >= 8 + 2 * 71
 
 
 @given(st.data(), any_buckets)
-def test_all_steps_are_of_states(data: st.DataObject, shapes: Buckets) -> None:
+def test_all_steps_use_a_state(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    assert not any(isinstance(step.how, Dense | Tree) for step in plan_forks(items, shapes))
+    assert not any(isinstance(step.kind, Dense | Tree) for step in plan_forks(items, shapes))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_forced_number_of_rows_is_that_of_every_step_of_stems_and_leaves(rows: int) -> None:
+def test_forced_row_count_applies_to_every_stem_and_leaf_step(rows: int) -> None:
     shapes = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024), limits=StepLimits(rows=rows))
     items = question(3, 5, 4)
     steps = plan_forks(items, shapes)
@@ -179,7 +181,7 @@ def test_a_forced_number_of_rows_is_that_of_every_step_of_stems_and_leaves(rows:
     assert {step.shape[0] for step in steps} == {rows}
 
 
-def test_pieces_are_no_longer_than_the_budget_but_for_the_shortest_row() -> None:
-    assert piece_lengths(Buckets(2048, vocab_size=0, budget=StepBudget(tokens=50))) == (4, 6, 8, 12, 16, 24, 32, 48)
-    assert piece_lengths(Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1))) == (4, 6, 8, 12, 16)
-    assert piece_lengths(Buckets(2048, vocab_size=0, budget=StepBudget(tokens=2**16)))[-1] == 1024
+def test_chunk_lengths_respect_the_budget_down_to_the_minimum_length() -> None:
+    assert chunk_lengths(Buckets(2048, vocab_size=0, budget=StepBudget(tokens=50))) == (4, 6, 8, 12, 16, 24, 32, 48)
+    assert chunk_lengths(Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1))) == (4, 6, 8, 12, 16)
+    assert chunk_lengths(Buckets(2048, vocab_size=0, budget=StepBudget(tokens=2**16)))[-1] == 1024

@@ -1,4 +1,4 @@
-"""A model's own score: how its rows are laid out, and what becomes of what it says."""
+"""A model's own `score`: the layout of its rows, and the use of its results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def logits(params: Any, tokens: jax.Array) -> Any:
 
 
 def score(params: Any, input_ids: jax.Array, label_ids: jax.Array, loss_mask: jax.Array) -> Any:
-    """As by `logits`, and one nat more for each token of the context: what no causal model would say."""
+    """Score as by `logits`, plus one nat for each token of the context, which no causal model would do."""
     scores = jax.nn.log_softmax(params[input_ids])
     of_labels = jnp.take_along_axis(scores, label_ids[..., None], -1)[..., 0]
     is_context = jnp.arange(input_ids.shape[1]) <= loss_mask.argmax(1)[:, None]
@@ -58,8 +58,8 @@ def score(params: Any, input_ids: jax.Array, label_ids: jax.Array, loss_mask: ja
     return (of_labels * loss_mask).sum(1) + is_context.sum(1), greedy
 
 
-def directly(context: str, continuation: str, is_own: bool) -> tuple[float, bool]:
-    """In float64, one token at a time."""
+def expected_score(context: str, continuation: str, has_own_score: bool) -> tuple[float, bool]:
+    """Return the score computed in float64, one token at a time."""
     ids = [BOS] if not context else list(context.encode())
     whole = (ids + list(continuation.encode()))[-MAX_LENGTH - 1 :]
     count = len(continuation)
@@ -67,49 +67,51 @@ def directly(context: str, continuation: str, is_own: bool) -> tuple[float, bool
         return 0.0, True
     rows = TABLE[whole[-count - 1 : -1]].astype(np.float64)
     chosen = rows[np.arange(count), whole[-count:]] - np.log(np.exp(rows).sum(-1))
-    return float(chosen.sum()) + is_own * (len(whole) - count), bool((rows.argmax(-1) == whole[-count:]).all())
+    return float(chosen.sum()) + has_own_score * (len(whole) - count), bool((rows.argmax(-1) == whole[-count:]).all())
 
 
 @pytest.mark.parametrize("limits", [StepLimits(), StepLimits(rows=1), StepLimits(rows=3)])
-def test_each_pair_has_the_score_that_the_model_gives_it(limits: StepLimits) -> None:
+def test_each_pair_gets_the_score_of_the_model(limits: StepLimits) -> None:
     likely = chr(int(TABLE[ord("a"), :128].argmax()))
     table = TABLE.copy()
     table[ord("a"), ord(likely)] += 50  # one pair is greedy
-    heard = loglikelihood(evaluator_for(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), PAIRS, limits)
-    expected = [directly(*pair, is_own=True) for pair in PAIRS]
+    listener = loglikelihood(evaluator_for(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), PAIRS, limits)
+    expected = [expected_score(*pair, has_own_score=True) for pair in PAIRS]
     np.testing.assert_allclose(
-        [value for value, _ in heard.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
+        [value for value, _ in listener.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
     )
-    assert [greedy for _, greedy in heard.in_order] == [greedy for _, greedy in expected]
+    assert [greedy for _, greedy in listener.in_order] == [greedy for _, greedy in expected]
     (greedy,) = loglikelihood(evaluator_for(Model(params=table, score=score)), [("xa", likely)]).in_order
     assert greedy[1]
 
 
-def test_score_is_for_pairs_and_logits_are_for_the_rest() -> None:
+def test_score_handles_pairs_and_logits_handle_other_requests() -> None:
     both = evaluator_for(Model(params=TABLE, score=score, logits=logits))
     text = "a text"
-    assert loglikelihood(both, [("ab", "cd")]).in_order[0][0] == pytest.approx(directly("ab", "cd", True)[0], abs=1e-4)
-    assert rolling(both, [text]).in_order == pytest.approx([directly("", text, False)[0]], abs=1e-4)
+    assert loglikelihood(both, [("ab", "cd")]).in_order[0][0] == pytest.approx(
+        expected_score("ab", "cd", True)[0], abs=1e-4
+    )
+    assert rolling(both, [text]).in_order == pytest.approx([expected_score("", text, False)[0]], abs=1e-4)
     follows = [int(TABLE[ord("a")].argmax())]
     assert generate(both, ["a"], max_gen_toks=1).in_order == [Letters().decode(follows)]
 
 
-def test_score_alone_refuses_the_rest_and_names_what_is_missing() -> None:
+def test_model_with_score_alone_rejects_other_requests_and_names_the_missing_functions() -> None:
     alone = evaluator_for(Model(params=TABLE, score=score))
     with pytest.raises(UnsupportedRequest, match=r"whole texts.*needs logits, or hidden and unembed"):
         rolling(alone, ["a text"])
-    with pytest.raises(UnsupportedRequest, match=r"to be continued.*needs logits, or hidden and unembed"):
+    with pytest.raises(UnsupportedRequest, match=r"continu.*needs logits, or hidden and unembed"):
         generate(alone, ["a"])
 
 
-def test_equal_pairs_are_computed_once_and_counted_so() -> None:
+def test_equal_pairs_are_computed_and_counted_once() -> None:
     evaluator = evaluator_for(Model(params=TABLE, score=score, vocab_size=VOCABULARY))
     loglikelihood(evaluator, [("ab", "cd"), ("ab", "cd"), ("abc", "d"), ("ab", "cde")])
     report = evaluator.report
     assert (report.tokens_requested, report.tokens_distinct) == (3 + 3 + 3 + 4, 3 + 3 + 4)
 
 
-def gives(returned: Any) -> Model:
+def model_returning(returned: Any) -> Model:
     return Model(params=TABLE, score=lambda params, input_ids, label_ids, loss_mask: returned(input_ids.shape[0]))
 
 
@@ -125,22 +127,22 @@ def gives(returned: Any) -> Model:
         lambda b: None,
     ],
 )
-def test_what_is_no_score_is_refused_when_it_is_loaded(returned: Any) -> None:
+def test_malformed_score_output_is_rejected_at_load(returned: Any) -> None:
     with pytest.raises(
         ModelOutputError, match=r"score must return \(loglikelihood float\[1\], is_greedy bool\[1\]\), but"
     ):
-        evaluator_for(gives(returned))
+        evaluator_for(model_returning(returned))
 
 
-def test_a_score_that_raises_is_the_pages_own_fault() -> None:
+def test_score_that_raises_is_a_model_call_error() -> None:
     def fails(b: int) -> Any:
         raise ValueError("no such layer")
 
     with pytest.raises(ModelCallError, match="ValueError"):
-        evaluator_for(gives(fails))
+        evaluator_for(model_returning(fails))
 
 
-def test_a_score_that_is_no_number_fails_its_pair() -> None:
+def test_nan_score_fails_its_pair() -> None:
     def nan_for_b(params: Any, input_ids: jax.Array, label_ids: jax.Array, loss_mask: jax.Array) -> Any:
         scores, greedy = score(params, input_ids, label_ids, loss_mask)
         return jnp.where(input_ids[:, 0] == ord("b"), jnp.nan, scores), greedy
@@ -151,28 +153,30 @@ def test_a_score_that_is_no_number_fails_its_pair() -> None:
     assert isinstance(failure.value.error, NonFiniteLogits)
 
 
-def test_a_step_without_room_is_made_smaller() -> None:
+def test_step_that_exceeds_device_memory_is_halved() -> None:
     class Small(JaxBackend):
-        """A device with room for two rows."""
+        """A device with memory for two rows."""
 
         def submit(self, step: Any) -> Any:
             if step.shape[0] > 2:
-                raise OutOfDeviceMemory("no room")
+                raise OutOfDeviceMemory("out of memory")
             return super().submit(step)
 
     backend = Small(resolve(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), MAX_LENGTH)
-    heard = loglikelihood(evaluator_of(backend), PAIRS)
-    assert len(heard.in_order) == len(PAIRS)
-    assert heard.in_order[0][0] == pytest.approx(directly(*PAIRS[0], is_own=True)[0], abs=TOLERANCE_NATS)
-    assert any("steps are made smaller" in notice for notice in heard.notices)
+    listener = loglikelihood(evaluator_of(backend), PAIRS)
+    assert len(listener.in_order) == len(PAIRS)
+    assert listener.in_order[0][0] == pytest.approx(
+        expected_score(*PAIRS[0], has_own_score=True)[0], abs=TOLERANCE_NATS
+    )
+    assert any("retrying with steps of at most" in notice for notice in listener.notices)
 
 
-def test_a_model_must_give_some_way_to_compute() -> None:
+def test_model_without_any_way_to_compute_is_rejected() -> None:
     with pytest.raises(ModelLoadError, match="init_state, extend and unembed; or score"):
         resolve(Model(params=TABLE))
 
 
-# --- The plan --------------------------------------------------------------------------------------------------------
+# --- The plan ---------------------------------------------------------------------------------------------------------
 
 requests = st.lists(
     st.lists(st.integers(1, 3), min_size=2, max_size=20).flatmap(
@@ -185,26 +189,26 @@ requests = st.lists(
 
 
 def read_back(input_ids: list[int], label_ids: list[int], loss_mask: list[int]) -> tuple[list[int], int]:
-    """A request's tokens and how many count, from its row as `Model.score` documents it."""
+    """Return a request's tokens and its number of scored tokens, from its row as `Model.score` documents it."""
     end = max(i for i, counts in enumerate(loss_mask) if counts) + 1
-    assert all(loss_mask[loss_mask.index(1) : end]), "what counts stands together"
-    assert not any(input_ids[end:] + label_ids[end:]), "what follows is padding"
+    assert all(loss_mask[loss_mask.index(1) : end]), "scored tokens are contiguous"
+    assert not any(input_ids[end:] + label_ids[end:]), "the rest is padding"
     assert input_ids[1:end] == label_ids[: end - 1]
     return [*input_ids[:end], label_ids[end - 1]], sum(loss_mask)
 
 
 @given(requests, st.integers(16, 100), st.one_of(st.none(), st.integers(1, 4)))
-def test_each_distinct_request_has_one_row(items: list[ScoredSequence], tokens: int, rows: int | None) -> None:
+def test_each_distinct_pair_gets_one_row(items: list[ScoredSequence], tokens: int, rows: int | None) -> None:
     buckets = Buckets(20, 7, StepBudget(tokens), StepLimits(rows=rows))
     owners: list[int] = []
     taken: set[tuple[int, int]] = set()
     for number, step in enumerate(plan_pairs(items, buckets)):
         assert step.shape in buckets.shapes
-        assert isinstance(step.how, Pairs)
+        assert isinstance(step.kind, Pairs)
         owner_of = dict(zip(step.rows.tolist(), step.owners.tolist(), strict=True))
         assert step.used_tokens == sum(len(items[owner].row) for owner in owner_of.values())
         for row, owner in zip(step.rows.tolist(), step.owners.tolist(), strict=True):
-            columns = [x[row].tolist() for x in (step.tokens, step.how.label_ids, step.how.loss_mask)]
+            columns = [x[row].tolist() for x in (step.tokens, step.kind.label_ids, step.kind.loss_mask)]
             assert read_back(*columns) == (items[owner].tokens.tolist(), items[owner].count)
             owners.append(owner)
             taken.add((number, row))
@@ -212,7 +216,7 @@ def test_each_distinct_request_has_one_row(items: list[ScoredSequence], tokens: 
     assert len(taken) == len({(item.tokens.tobytes(), item.count) for item in items})
 
 
-# --- Engines for whole rows ------------------------------------------------------------------------------------------
+# --- Row backends -----------------------------------------------------------------------------------------------------
 
 
 def numpy_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> Any:
@@ -220,19 +224,19 @@ def numpy_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> 
     return tuple(map(np.asarray, columns))
 
 
-def test_engines_for_whole_rows_take_a_score_as_well() -> None:
+def test_row_backend_supports_score() -> None:
     backend = NumpyBackend(resolve(Model(params=TABLE, score=numpy_score, vocab_size=VOCABULARY)), MAX_LENGTH)
-    heard = loglikelihood(evaluator_of(backend), PAIRS)
-    expected = [directly(*pair, is_own=True) for pair in PAIRS]
+    listener = loglikelihood(evaluator_of(backend), PAIRS)
+    expected = [expected_score(*pair, has_own_score=True) for pair in PAIRS]
     np.testing.assert_allclose(
-        [value for value, _ in heard.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
+        [value for value, _ in listener.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
     )
     with pytest.raises(UnsupportedRequest, match="needs logits"):
         rolling(evaluator_of(backend), ["a text"])
 
 
 @pytest.mark.parametrize("columns", [2, 3])
-def test_engines_for_whole_rows_refuse_what_is_no_score(columns: int) -> None:
+def test_row_backend_rejects_malformed_score_output(columns: int) -> None:
     wrong = Model(
         params=TABLE, score=lambda params, ids, labels, mask: tuple(np.zeros(len(ids)) for _ in range(columns))
     )

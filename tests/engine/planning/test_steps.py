@@ -1,4 +1,4 @@
-"""Every request is served once, out of as few rows as there are distinct ones."""
+"""Plans of whole rows: every request is scored once, from as few rows as are distinct."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def as_tokens(rows: Sequence[Row]) -> list[Tokens]:
 
 
 def plan(rows: Sequence[Row], shapes: Buckets) -> list[Step]:
-    """The plan for requests that have these rows, and score one token behind each."""
+    """Plan requests that have these rows and score the token after each row."""
     return plan_rows([ScoredSequence(np.append(row, np.int32(9)), 1) for row in as_tokens(rows)], shapes)
 
 
 def used_rows(step: Step) -> list[Row]:
-    """The rows of a step without their padding; rows of padding only are left out."""
+    """Return the rows of a step without padding, and without rows of padding only."""
     rows = [tuple(token for token in tokens if token != PAD) for tokens in step.tokens.tolist()]
     return [row for row in rows if row]
 
@@ -38,24 +38,24 @@ def buckets(tokens: int = 64, rows: int | None = None) -> Buckets:
     return Buckets(MAX_LENGTH, vocab_size=2**17, budget=StepBudget(tokens=tokens), limits=StepLimits(rows=rows))
 
 
-def is_beginning(row: Row, other: Row) -> bool:
+def is_prefix(row: Row, other: Row) -> bool:
     return other[: len(row)] == row
 
 
 def maximal(rows: Sequence[Row]) -> set[Row]:
-    """The distinct rows that are not the beginning of another."""
+    """Return the distinct rows that are not a prefix of another row."""
     distinct = set(rows)
-    return {row for row in distinct if not any(row != other and is_beginning(row, other) for other in distinct)}
+    return {row for row in distinct if not any(row != other and is_prefix(row, other) for other in distinct)}
 
 
-# Few tokens, so that beginnings are shared, and some whose bytes are those of others in another order. None is PAD, so
+# Few tokens, so that prefixes are shared, and some whose bytes are a permutation of others. None is PAD, so
 # that padding can be counted.
 row = st.lists(st.sampled_from([1, 255, 256, 65_536]), min_size=1, max_size=MAX_LENGTH).map(tuple)
 
 
 @st.composite
 def related_rows(draw: st.DrawFn) -> list[Row]:
-    """Rows among which many are equal or the beginning of one another."""
+    """Draw rows of which many are equal to, or a prefix of, another."""
     originals = draw(st.lists(row, min_size=1, max_size=6))
     copies = st.sampled_from(originals).flatmap(lambda whole: st.integers(1, len(whole)).map(lambda n: whole[:n]))
     return draw(st.permutations([*originals, *draw(st.lists(copies, max_size=12))]))
@@ -65,40 +65,40 @@ plans = st.builds(buckets, st.integers(1, 400), st.none() | st.integers(1, 5))
 
 
 @given(st.data(), any_buckets)
-def test_every_target_is_scored_once_from_all_that_stands_before_it(data: st.DataObject, shapes: Buckets) -> None:
+def test_every_target_is_scored_once_from_its_whole_prefix(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
     steps = plan_rows(items, shapes)
 
     replayed = replay(items, steps, "rows", shapes, {})
 
-    assert all(isinstance(step.how, Dense) for step in steps)
+    assert all(isinstance(step.kind, Dense) for step in steps)
     assert replayed.states == {}
 
 
 @given(related_rows(), plans)
-def test_every_request_is_placed_once(rows: list[Row], shapes: Buckets) -> None:
+def test_every_request_is_scored_once(rows: list[Row], shapes: Buckets) -> None:
     placed = [request for step in plan(rows, shapes) for request in step.owners.tolist()]
 
     assert sorted(placed) == list(range(len(rows)))
 
 
 @given(related_rows(), plans)
-def test_what_stands_at_a_place_begins_with_the_requests_row(rows: list[Row], shapes: Buckets) -> None:
+def test_row_at_a_score_position_starts_with_the_requests_row(rows: list[Row], shapes: Buckets) -> None:
     for step in plan(rows, shapes):
-        for request, place, position in zip(step.owners, step.rows, step.positions, strict=True):
-            assert is_beginning(rows[request], tuple(step.tokens[place].tolist()))
+        for request, row, position in zip(step.owners, step.rows, step.positions, strict=True):
+            assert is_prefix(rows[request], tuple(step.tokens[row].tolist()))
             assert position == len(rows[request]) - 1
 
 
 @given(related_rows(), plans)
-def test_steps_have_no_shape_but_those_of_the_buckets(rows: list[Row], shapes: Buckets) -> None:
+def test_steps_have_only_bucket_shapes(rows: list[Row], shapes: Buckets) -> None:
     for step in plan(rows, shapes):
         assert step.shape in shapes.shapes
         assert step.tokens.dtype == np.int32
 
 
 @given(related_rows(), plans)
-def test_equal_rows_and_beginnings_of_others_are_not_computed_again(rows: list[Row], shapes: Buckets) -> None:
+def test_equal_rows_and_prefixes_of_other_rows_are_not_computed_again(rows: list[Row], shapes: Buckets) -> None:
     computed = [row for step in plan(rows, shapes) for row in used_rows(step)]
 
     assert len(computed) == len(maximal(rows))
@@ -106,7 +106,7 @@ def test_equal_rows_and_beginnings_of_others_are_not_computed_again(rows: list[R
 
 
 @given(related_rows(), plans)
-def test_padding_is_all_that_is_not_accounted_as_used(rows: list[Row], shapes: Buckets) -> None:
+def test_used_tokens_exclude_exactly_the_padding(rows: list[Row], shapes: Buckets) -> None:
     for step in plan(rows, shapes):
         used = used_rows(step)
 
@@ -116,13 +116,13 @@ def test_padding_is_all_that_is_not_accounted_as_used(rows: list[Row], shapes: B
 
 
 @given(related_rows(), plans)
-def test_the_longest_come_first(rows: list[Row], shapes: Buckets) -> None:
+def test_longest_rows_come_first(rows: list[Row], shapes: Buckets) -> None:
     lengths = [len(row) for step in plan(rows, shapes) for row in used_rows(step)]
 
     assert lengths == sorted(lengths, reverse=True)
 
 
-def test_a_step_that_is_not_full_takes_shorter_rows_along() -> None:
+def test_partly_filled_step_takes_shorter_rows() -> None:
     rows = [(1,) * 40, (2,) * 3, (3,) * 20]
 
     (step,) = plan(rows, buckets(rows=4))
@@ -132,25 +132,25 @@ def test_a_step_that_is_not_full_takes_shorter_rows_along() -> None:
     assert (len(used_rows(step)), step.used_tokens) == (3, 63)
 
 
-def test_all_targets_of_a_request_are_placed() -> None:
+def test_all_targets_of_a_request_are_scored() -> None:
     (step,) = plan_rows([ScoredSequence(np.array([5, 6, 7, 8], dtype=np.int32), count=2)], buckets())
 
     assert list(zip(step.rows, step.positions, step.targets, strict=True)) == [(0, 1, 7), (0, 2, 8)]
 
 
-def test_no_requests_need_no_steps() -> None:
+def test_no_requests_give_no_steps() -> None:
     assert plan([], buckets()) == []
 
 
-def test_a_row_is_carried_by_the_longest_of_those_that_begin_with_it() -> None:
+def test_covering_row_is_the_longest_row_with_this_prefix() -> None:
     rows = [(1, 2), (1, 2, 3), (1, 2, 3), (1,), (2,), (1, 2, 3, 4)]
 
     assert covering_rows(as_tokens(rows)) == [5, 5, 5, 5, 4, 5]
 
 
 @given(related_rows())
-def test_carriers_carry_themselves(rows: list[Row]) -> None:
+def test_covering_rows_cover_themselves(rows: list[Row]) -> None:
     carried_by = covering_rows(as_tokens(rows))
 
     assert all(carried_by[carrier] == carrier for carrier in carried_by)
-    assert all(is_beginning(rows[i], rows[carrier]) for i, carrier in enumerate(carried_by))
+    assert all(is_prefix(rows[i], rows[carrier]) for i, carrier in enumerate(carried_by))

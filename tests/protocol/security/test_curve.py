@@ -1,4 +1,4 @@
-"""Keys over real sockets: who gets in, what those hear who do not, and what the broker's log says of them."""
+"""Keys over real sockets: which peers are allowed, what refused peers receive, and what the broker logs about them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from birdie_zmq.protocol.security import authentication
 from birdie_zmq.protocol.security.allow_list import AllowList
 from birdie_zmq.protocol.security.keys import KeyPair, PeerKey, new_key, read_peer_key, revoke_key
 from birdie_zmq.protocol.security.principals import Principal, Role
-from birdie_zmq.protocol.sockets import Arrival, Dealer, Router, wait
+from birdie_zmq.protocol.sockets import Dealer, ReceivedFrame, Router, wait
 from birdie_zmq.settings import AgentSettings, BrokerSettings, ClientSettings
 from birdie_zmq.types import ModelSpec, RollingWork, Texts
 from birdie_zmq.worker import agent
@@ -41,27 +41,27 @@ from birdie_zmq.worker.agent import Agent
 
 DEADLINE_S = 20.0
 ANY_PORT = "tcp://127.0.0.1:*"
-QUICK = BrokerSettings(tick_s=0.05)
-IMPATIENT = ClientSettings(connect_s=1.0, greet_s=0.2)
+SHORT_TICK = BrokerSettings(tick_s=0.05)
+SHORT_TIMEOUTS = ClientSettings(connect_s=1.0, open_retry_s=0.2)
 
 decode = decoder(m.BrokerToClient | m.BrokerToWorker | m.Refusal)
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Poll until something that other threads bring about is so."""
+def wait_until(condition: Callable[[], object]) -> None:
+    """Poll until a condition that other threads change is true."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
 
 
-def stranger() -> KeyPair:
+def unknown_key_pair() -> KeyPair:
     public, secret = zmq.curve_keypair()
     return KeyPair(public.decode(), secret.decode())
 
 
-class Folder:
-    """A broker's folder of keys, and those that were handed out."""
+class KeyFolder:
+    """A broker's key folder, and the private keys of its principals."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,25 +74,25 @@ class Folder:
 
 
 @pytest.fixture(autouse=True)
-def quick_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a peer that is not let in wanted to say last is not waited for long."""
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the wait for unsent messages of a refused peer."""
     monkeypatch.setattr(sockets, "LINGER_MS", 100)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path / "keys")
+def folder(tmp_path: Path) -> KeyFolder:
+    return KeyFolder(tmp_path / "keys")
 
 
-class Serving:
-    """A broker's loop in a thread, and peers of it."""
+class RunningBroker:
+    """A broker in a thread, and its peers."""
 
     def __init__(self, keys: Path | None, bind: str = ANY_PORT) -> None:
         self.router = Router(parse_endpoint(bind), None if keys is None else AllowList(keys))
         self.endpoint = self.router.endpoint
         self._ends, self._stops = os.pipe()
         stop = cast(StopSignals, SimpleNamespace(descriptor=self._ends))
-        self._thread = threading.Thread(target=serve, args=(self.router, QUICK, stop))
+        self._thread = threading.Thread(target=serve, args=(self.router, SHORT_TICK, stop))
         self._thread.start()
         self._dealers: list[Dealer] = []
 
@@ -113,25 +113,25 @@ class Serving:
 
 
 @pytest.fixture
-def serving(folder: Folder, caplog: pytest.LogCaptureFixture) -> Iterator[Serving]:
+def running_broker(folder: KeyFolder, caplog: pytest.LogCaptureFixture) -> Iterator[RunningBroker]:
     caplog.set_level(logging.INFO)
-    serving = Serving(folder.path)
-    yield serving
-    serving.close()
+    running_broker = RunningBroker(folder.path)
+    yield running_broker
+    running_broker.close()
 
 
 @pytest.fixture
-def serving_without_keys() -> Iterator[Serving]:
-    serving = Serving(None)
-    yield serving
-    serving.close()
+def running_broker_without_keys() -> Iterator[RunningBroker]:
+    running_broker = RunningBroker(None)
+    yield running_broker
+    running_broker.close()
 
 
-def hears(dealer: Dealer, *messages: m.Message, patience_s: float = DEADLINE_S) -> Any:
-    """Send messages, and the next one that comes, None if none does in time; raises what the dealer raises."""
+def exchange(dealer: Dealer, *messages: m.Message, timeout_s: float = DEADLINE_S) -> Any:
+    """Send messages and return the next received one, None after the timeout; raises what the dealer raises."""
     for message in messages:
         dealer.send(encode(message))
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while (frame := dealer.receive()) is None:
         if time.monotonic() > deadline:
             return None
@@ -139,15 +139,15 @@ def hears(dealer: Dealer, *messages: m.Message, patience_s: float = DEADLINE_S) 
     return decode(frame)
 
 
-def refused(dealer: Dealer, *messages: m.Message) -> str:
-    """What the broker's refusal says, which must be for want of a right."""
-    heard = hears(dealer, *messages)
-    assert isinstance(heard, m.Refusal)
-    assert type(heard.error.to_error()) is NotAllowed
-    return heard.error.message
+def refusal_text(dealer: Dealer, *messages: m.Message) -> str:
+    """Return the text of the broker's refusal, which must be a NotAllowed error."""
+    received = exchange(dealer, *messages)
+    assert isinstance(received, m.Refusal)
+    assert type(received.error.to_error()) is NotAllowed
+    return received.error.message
 
 
-GREETING = m.OpenSession(package_version=__version__)
+OPEN_SESSION = m.OpenSession(package_version=__version__)
 REGISTRATION = m.RegisterWorker(package_version=__version__, engine="jax", host="here", process_id=7, capacity=1)
 
 
@@ -155,104 +155,108 @@ def submit(text: str) -> m.Submit:
     return m.Submit(batch=1, model=ModelSpec(tag="A"), work=RollingWork(texts=[text]))
 
 
-# --- Who gets in -----------------------------------------------------------------------------------------------------
+# --- Allowed peers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bind", [ANY_PORT, "ipc"])
-def test_clients_and_workers_with_keys_are_served(folder: Folder, bind: str, tmp_path: Path) -> None:
-    serving = Serving(folder.path, f"ipc://{tmp_path / 'broker'}" if bind == "ipc" else bind)
+def test_clients_and_workers_with_keys_are_served(folder: KeyFolder, bind: str, tmp_path: Path) -> None:
+    running_broker = RunningBroker(folder.path, f"ipc://{tmp_path / 'broker'}" if bind == "ipc" else bind)
     try:
-        worker, client = serving.dealer(folder.gpu), serving.dealer(folder.alice)
-        assert isinstance(hears(worker, REGISTRATION), m.WorkerRegistered)
-        assert isinstance(hears(client, GREETING), m.SessionOpened)
+        worker, client = running_broker.dealer(folder.gpu), running_broker.dealer(folder.alice)
+        assert isinstance(exchange(worker, REGISTRATION), m.WorkerRegistered)
+        assert isinstance(exchange(client, OPEN_SESSION), m.SessionOpened)
         client.send(encode(submit("x")))
-        lease = hears(worker)
+        lease = exchange(worker)
         assert isinstance(lease, m.Lease)
         texts = Texts(texts=["X"])
         worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=texts)))
-        answered = hears(client)
+        answered = exchange(client)
         assert isinstance(answered, m.Answered)
         assert answered.answers == texts
     finally:
-        serving.close()
+        running_broker.close()
 
 
-def arrival_at(router: Router) -> Arrival:
+def receive_frame(router: Router) -> ReceivedFrame:
     deadline = time.monotonic() + DEADLINE_S
-    while (arrival := router.receive()) is None:
+    while (received := router.receive()) is None:
         assert time.monotonic() < deadline, "nothing came"
         wait(router, 0.05)
-    return arrival
+    return received
 
 
-def test_a_router_knows_whose_key_each_frame_came_under(folder: Folder) -> None:
+def test_a_router_knows_the_key_of_each_frame(folder: KeyFolder) -> None:
     allowed = AllowList(folder.path)
     with Router(parse_endpoint(ANY_PORT), allowed) as router:
         for key in (folder.alice, folder.gpu):
             with Dealer(parse_endpoint(router.endpoint), key) as dealer:
                 dealer.send(b"hello")
-                assert allowed.holder(arrival_at(router).key) == key.holder
+                assert allowed.principal(receive_frame(router).key) == key.principal
 
 
-def test_a_router_without_keys_knows_of_none() -> None:
+def test_a_router_without_keys_has_no_key_for_a_frame() -> None:
     with Router(parse_endpoint(ANY_PORT)) as router, Dealer(parse_endpoint(router.endpoint)) as dealer:
         dealer.send(b"hello")
-        assert arrival_at(router).key is None
+        assert receive_frame(router).key is None
 
 
-def test_all_addresses_may_be_bound_with_keys(folder: Folder) -> None:
-    serving = Serving(folder.path, "tcp://0.0.0.0:*")
+def test_all_addresses_may_be_bound_with_keys(folder: KeyFolder) -> None:
+    running_broker = RunningBroker(folder.path, "tcp://0.0.0.0:*")
     try:
-        port = serving.endpoint.rpartition(":")[2]
-        serving.endpoint = f"tcp://127.0.0.1:{port}"
-        assert isinstance(hears(serving.dealer(folder.alice), GREETING), m.SessionOpened)
+        port = running_broker.endpoint.rpartition(":")[2]
+        running_broker.endpoint = f"tcp://127.0.0.1:{port}"
+        assert isinstance(exchange(running_broker.dealer(folder.alice), OPEN_SESSION), m.SessionOpened)
     finally:
-        serving.close()
+        running_broker.close()
     with pytest.raises(UsageError, match="--keys"):
         Router(parse_endpoint("tcp://0.0.0.0:*"))
 
 
-# --- Who does not ----------------------------------------------------------------------------------------------------
+# --- Refused peers ---------------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_is_not_let_in_is_refused_at_once(
-    serving: Serving, folder: Folder, caplog: pytest.LogCaptureFixture
+def test_an_unknown_key_is_refused_at_once(
+    running_broker: RunningBroker, folder: KeyFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    unknown = stranger()
-    with pytest.raises(NotAllowed, match="refuses this key, that of client 'alice'") as error:
-        hears(serving.dealer(replace(folder.alice, pair=unknown)), GREETING)
+    unknown = unknown_key_pair()
+    with pytest.raises(NotAllowed, match="refuses the key of client 'alice'") as error:
+        exchange(running_broker.dealer(replace(folder.alice, pair=unknown)), OPEN_SESSION)
     assert str(folder.alice.path) in error.value.message
-    until(lambda: "refused connections" in caplog.text)
+    wait_until(lambda: "refused connections" in caplog.text)
     assert (
-        f"refused connections: 1 brought a key that is not among those let in; the last key was {unknown.public} from 127.0.0.1"
+        f"refused connections: 1 with a key that is not allowed; the last key was {unknown.public} from 127.0.0.1"
         in (caplog.text)
     )
 
 
-def test_a_key_does_not_serve_without_its_secret(serving: Serving, folder: Folder) -> None:
-    forged = KeyPair(folder.alice.pair.public, stranger().secret)
-    assert hears(serving.dealer(replace(folder.alice, pair=forged)), GREETING, patience_s=0.5) is None
+def test_a_public_key_without_its_secret_is_refused(running_broker: RunningBroker, folder: KeyFolder) -> None:
+    forged = KeyPair(folder.alice.pair.public, unknown_key_pair().secret)
+    assert exchange(running_broker.dealer(replace(folder.alice, pair=forged)), OPEN_SESSION, timeout_s=0.5) is None
 
 
-def test_whoever_has_no_key_is_told_that_one_is_wanted(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(NotAllowed, match="wants a key") as error:
-        hears(serving.dealer(None), GREETING)
-    for words in ("key_file=", "--key-file", "birdie-zmq keys new client NAME"):
-        assert words in error.value.message
-    until(lambda: "refused connections" in caplog.text)
+def test_a_peer_without_a_key_learns_that_one_is_required(
+    running_broker: RunningBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(NotAllowed, match="requires a key") as error:
+        exchange(running_broker.dealer(None), OPEN_SESSION)
+    for message in ("key_file=", "--key-file", "birdie-zmq keys new client NAME"):
+        assert message in error.value.message
+    wait_until(lambda: "refused connections" in caplog.text)
 
 
-def test_a_key_for_a_broker_that_has_none_is_not_used(serving_without_keys: Serving, folder: Folder) -> None:
+def test_a_key_is_refused_for_a_broker_without_keys(
+    running_broker_without_keys: RunningBroker, folder: KeyFolder
+) -> None:
     with pytest.raises(NotAllowed, match="has no keys"):
-        hears(serving_without_keys.dealer(folder.alice), GREETING)
+        exchange(running_broker_without_keys.dealer(folder.alice), OPEN_SESSION)
 
 
-def test_a_client_does_not_talk_to_a_broker_with_another_key(tmp_path: Path, folder: Folder) -> None:
-    """As to one that stands in between: it lets everybody in, and has a key of its own."""
-    other = Folder(tmp_path / "other")
+def test_a_client_sends_nothing_to_a_broker_with_another_key(tmp_path: Path, folder: KeyFolder) -> None:
+    """Such a broker may be a man in the middle: it allows every peer, and has its own key."""
+    other = KeyFolder(tmp_path / "other")
     new_key(other.path, "client", "carol", carol := tmp_path / "carol")
     allowed = AllowList(other.path)
-    allowed.admits = allowed.holder = lambda key: folder.alice.holder  # type: ignore[method-assign,assignment]
+    allowed.allows = allowed.principal = lambda key: folder.alice.principal  # type: ignore[method-assign,assignment]
     with Router(parse_endpoint(ANY_PORT), allowed) as router:
         with Dealer(parse_endpoint(router.endpoint), folder.alice) as dealer:
             dealer.send(b"a prompt")
@@ -262,31 +266,33 @@ def test_a_client_does_not_talk_to_a_broker_with_another_key(tmp_path: Path, fol
                 wait(dealer, 0)
                 assert router.receive() is None
                 assert dealer.receive() is None
-            assert dealer.doubt is not None
-            assert f"another key than the one in {folder.alice.path}" in dealer.doubt
+            assert dealer.handshake_hint is not None
+            assert f"another key than the one in {folder.alice.path}" in dealer.handshake_hint
             assert "a key file for a broker with another key" in str(router.refused_connections())
         with Dealer(parse_endpoint(router.endpoint), read_peer_key(carol)) as dealer:
             dealer.send(b"a prompt")
-            assert arrival_at(router).frame == b"a prompt"
+            assert receive_frame(router).frame == b"a prompt"
 
 
-def test_a_scanner_cannot_fill_the_log(serving: Serving, folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scanner_cannot_fill_the_log(
+    running_broker: RunningBroker, folder: KeyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
     began = time.monotonic()
     for _ in range(50):
         with (
             pytest.raises(NotAllowed),
-            Dealer(parse_endpoint(serving.endpoint), replace(folder.alice, pair=stranger())) as d,
+            Dealer(parse_endpoint(running_broker.endpoint), replace(folder.alice, pair=unknown_key_pair())) as d,
         ):
-            hears(d, GREETING)
+            exchange(d, OPEN_SESSION)
     took_s = time.monotonic() - began
     time.sleep(2.5)
     lines = [record.getMessage() for record in caplog.records if "refused connections" in record.getMessage()]
     assert 1 <= len(lines) <= took_s + 3
-    counts = [re.fullmatch(r"refused connections: (\d+) brought a key that is not .*", line) for line in lines]
+    counts = [re.fullmatch(r"refused connections: (\d+) with a key that is not .*", line) for line in lines]
     assert sum(int(count[1]) for count in counts if count is not None) == 50
 
 
-def test_a_broker_whose_authenticator_has_ended_lets_nobody_in_and_says_so(folder: Folder) -> None:
+def test_a_broker_whose_authenticator_has_ended_raises(folder: KeyFolder) -> None:
     with Router(parse_endpoint(ANY_PORT), AllowList(folder.path)) as router:
         assert router._authentication is not None
         router._authentication._authenticator.stop()
@@ -298,18 +304,18 @@ def test_a_broker_whose_authenticator_has_ended_lets_nobody_in_and_says_so(folde
             router.refused_connections()
 
 
-def test_a_lookup_that_fails_refuses_and_the_next_one_is_answered(
-    serving: Serving, folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_failed_key_lookup_refuses_only_that_connection(
+    running_broker: RunningBroker, folder: KeyFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(serving.router.keys, "admits", lambda key: 1 / 0)
+        broken.setattr(running_broker.router.keys, "allows", lambda key: 1 / 0)
         with pytest.raises(NotAllowed):
-            hears(serving.dealer(folder.alice), GREETING)
-    assert isinstance(hears(serving.dealer(folder.alice), GREETING), m.SessionOpened)
-    until(lambda: "1 brought a key that could not be looked up (ZeroDivisionError" in caplog.text)
+            exchange(running_broker.dealer(folder.alice), OPEN_SESSION)
+    assert isinstance(exchange(running_broker.dealer(folder.alice), OPEN_SESSION), m.SessionOpened)
+    wait_until(lambda: "1 with a key that could not be looked up (ZeroDivisionError" in caplog.text)
 
 
-def test_a_stranger_that_never_shows_a_key_is_hung_up_on(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_without_a_handshake_is_closed(folder: KeyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authentication, "HANDSHAKE_MS", 200)
     with (
         Router(parse_endpoint(ANY_PORT), AllowList(folder.path)) as router,
@@ -320,15 +326,15 @@ def test_a_stranger_that_never_shows_a_key_is_hung_up_on(folder: Folder, monkeyp
             pass
 
 
-OLD_GREETING = b"\xff" + bytes(8) + b"\x7f\x01\x05" + bytes(2)
-"""ZMTP 2.0, which knew no keys: a DEALER without a routing id."""
+ZMTP_2_GREETING = b"\xff" + bytes(8) + b"\x7f\x01\x05" + bytes(2)
+"""The greeting of ZMTP 2.0, which has no CURVE: a DEALER without a routing id."""
 
 
-def test_an_old_protocol_is_no_way_past_the_keys(folder: Folder) -> None:
+def test_zmtp_2_does_not_bypass_the_keys(folder: KeyFolder) -> None:
     with Router(parse_endpoint(ANY_PORT), AllowList(folder.path)) as router:
         with socket.create_connection(("127.0.0.1", int(router.endpoint.rpartition(":")[2]))) as old:
             old.settimeout(DEADLINE_S)
-            old.sendall(OLD_GREETING + b"\x00\x05hello")
+            old.sendall(ZMTP_2_GREETING + b"\x00\x05hello")
             with contextlib.suppress(ConnectionError):
                 while old.recv(1_000):
                     pass
@@ -338,13 +344,13 @@ def test_an_old_protocol_is_no_way_past_the_keys(folder: Folder) -> None:
         Router(parse_endpoint(ANY_PORT)) as router,
         socket.create_connection(("127.0.0.1", int(router.endpoint.rpartition(":")[2]))) as old,
     ):
-        old.sendall(OLD_GREETING + b"\x00\x05hello")
-        assert arrival_at(router).frame == b"hello"
+        old.sendall(ZMTP_2_GREETING + b"\x00\x05hello")
+        assert receive_frame(router).frame == b"hello"
 
 
 @pytest.mark.parametrize("has_key", [True, False])
-def test_a_client_with_a_key_speaks_no_old_protocol(folder: Folder, has_key: bool) -> None:
-    heard = b""
+def test_a_client_with_a_key_does_not_use_zmtp_2(folder: KeyFolder, has_key: bool) -> None:
+    received = b""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         Dealer(
@@ -355,77 +361,81 @@ def test_a_client_with_a_key_speaks_no_old_protocol(folder: Folder, has_key: boo
         connection, _ = listener.accept()
         connection.settimeout(0.5)
         with connection, contextlib.suppress(ConnectionError, TimeoutError):
-            connection.sendall(OLD_GREETING.replace(b"\x05", b"\x06"))
+            connection.sendall(ZMTP_2_GREETING.replace(b"\x05", b"\x06"))
             while chunk := connection.recv(1_000):
-                heard += chunk
-    assert (b"a prompt" in heard) == (not has_key)
+                received += chunk
+    assert (b"a prompt" in received) == (not has_key)
 
 
 # --- Roles -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_clients_key_registers_no_worker(serving: Serving, folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
-    impostor, client = serving.dealer(folder.alice), serving.dealer(folder.bob)
-    assert "the key of client 'alice' may not send RegisterWorker" in refused(impostor, REGISTRATION)
-    hears(client, GREETING)
-    assert hears(client, submit("secret"), m.Ping()) == m.Pong(workers=0)
-    assert hears(impostor, patience_s=0.2) is None
+def test_a_client_key_cannot_register_a_worker(
+    running_broker: RunningBroker, folder: KeyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    client_as_worker, client = running_broker.dealer(folder.alice), running_broker.dealer(folder.bob)
+    assert "the key of client 'alice' may not send RegisterWorker" in refusal_text(client_as_worker, REGISTRATION)
+    exchange(client, OPEN_SESSION)
+    assert exchange(client, submit("secret"), m.Ping()) == m.Pong(workers=0)
+    assert exchange(client_as_worker, timeout_s=0.2) is None
     assert "refused a message: the key of client 'alice' may not send RegisterWorker" in caplog.text
 
 
-def test_a_workers_key_opens_no_session(serving: Serving, folder: Folder) -> None:
-    assert "the key of worker 'gpu1' may not send OpenSession" in refused(serving.dealer(folder.gpu), GREETING)
+def test_a_worker_key_cannot_open_a_session(running_broker: RunningBroker, folder: KeyFolder) -> None:
+    assert "the key of worker 'gpu1' may not send OpenSession" in refusal_text(
+        running_broker.dealer(folder.gpu), OPEN_SESSION
+    )
 
 
-def test_a_role_in_a_file_is_worth_nothing_to_its_holder(serving: Serving, folder: Folder) -> None:
+def test_editing_the_role_in_a_private_file_has_no_effect(running_broker: RunningBroker, folder: KeyFolder) -> None:
     folder.alice.path.write_text(folder.alice.path.read_text().replace("role: client", "role: worker"))
     forged = read_peer_key(folder.alice.path)
-    assert forged.holder.role == "worker"
-    assert "client 'alice'" in refused(serving.dealer(forged), REGISTRATION)
+    assert forged.principal.role == "worker"
+    assert "client 'alice'" in refusal_text(running_broker.dealer(forged), REGISTRATION)
 
 
-# --- Keys that come and go -------------------------------------------------------------------------------------------
+# --- Keys added and revoked ------------------------------------------------------------------------------------------
 
 
-def test_a_revoked_client_is_refused_in_the_middle_of_its_session(
-    serving: Serving, folder: Folder, caplog: pytest.LogCaptureFixture
+def test_a_revoked_client_is_refused_during_its_session(
+    running_broker: RunningBroker, folder: KeyFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, worker = serving.dealer(folder.alice), serving.dealer(folder.gpu)
-    hears(worker, REGISTRATION)
-    hears(client, GREETING)
+    client, worker = running_broker.dealer(folder.alice), running_broker.dealer(folder.gpu)
+    exchange(worker, REGISTRATION)
+    exchange(client, OPEN_SESSION)
     client.send(encode(submit("x")))
-    lease = hears(worker)
+    lease = exchange(worker)
     revoke_key(folder.path, "client", "alice")
-    assert hears(worker) == m.CancelLease(lease=lease.lease)
-    assert refused(client, m.Ping()) == "the key of client 'alice' has been revoked"
-    assert "the key of client 'alice' is let in no more" in caplog.text
+    assert exchange(worker) == m.CancelLease(lease=lease.lease)
+    assert refusal_text(client, m.Ping()) == "the key of client 'alice' has been revoked"
+    assert "the key of client 'alice' is no longer allowed" in caplog.text
     assert "refused a message: the key of client 'alice' has been revoked" in caplog.text
     client.reconnect()
-    with pytest.raises(NotAllowed, match="refuses this key"):
-        hears(client, GREETING)
+    with pytest.raises(NotAllowed, match="refuses the key"):
+        exchange(client, OPEN_SESSION)
 
 
-def test_a_revoked_worker_gets_no_more_work(serving: Serving, folder: Folder) -> None:
-    client, worker = serving.dealer(folder.alice), serving.dealer(folder.gpu)
-    hears(worker, REGISTRATION)
-    hears(client, GREETING)
+def test_a_revoked_worker_gets_no_more_work(running_broker: RunningBroker, folder: KeyFolder) -> None:
+    client, worker = running_broker.dealer(folder.alice), running_broker.dealer(folder.gpu)
+    exchange(worker, REGISTRATION)
+    exchange(client, OPEN_SESSION)
     revoke_key(folder.path, "worker", "gpu1")
-    until(lambda: hears(client, m.Ping()) == m.Pong(workers=0))
+    wait_until(lambda: exchange(client, m.Ping()) == m.Pong(workers=0))
     client.send(encode(submit("secret")))
-    assert hears(worker, patience_s=0.2) is None
-    assert "revoked" in refused(worker, m.Heartbeat(phase="idle"))
+    assert exchange(worker, timeout_s=0.2) is None
+    assert "revoked" in refusal_text(worker, m.Heartbeat(phase="idle"))
 
 
-def test_a_key_made_while_the_broker_runs_gets_in(serving: Serving, folder: Folder) -> None:
-    assert isinstance(hears(serving.dealer(folder.key("client", "carol")), GREETING), m.SessionOpened)
+def test_a_key_made_while_the_broker_runs_is_allowed(running_broker: RunningBroker, folder: KeyFolder) -> None:
+    assert isinstance(exchange(running_broker.dealer(folder.key("client", "carol")), OPEN_SESSION), m.SessionOpened)
 
 
 # --- Identities ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def forge(folder: Folder, serving: Serving) -> Iterator[Callable[[bytes], zmq.Socket[bytes]]]:
-    """Bob's own program, which says that its connection has some routing id."""
+def forge(folder: KeyFolder, running_broker: RunningBroker) -> Iterator[Callable[[bytes], zmq.Socket[bytes]]]:
+    """Connect as Bob with a forged routing id."""
     with zmq.Context() as context:
         made: list[zmq.Socket[bytes]] = []
 
@@ -436,7 +446,7 @@ def forge(folder: Folder, serving: Serving) -> Iterator[Callable[[bytes], zmq.So
             forger.curve_publickey = folder.bob.pair.public.encode()
             forger.curve_secretkey = folder.bob.pair.secret.encode()
             forger.curve_serverkey = folder.bob.broker.encode()
-            forger.connect(serving.endpoint)
+            forger.connect(running_broker.endpoint)
             made.append(forger)
             return forger
 
@@ -445,50 +455,50 @@ def forge(folder: Folder, serving: Serving) -> Iterator[Callable[[bytes], zmq.So
             forger.close()
 
 
-def seen_by(router: Router, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The routing ids of all that a router receives from now on."""
+def record_routing_ids(router: Router, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Record the routing ids of all messages that a router receives."""
     seen: list[bytes] = []
     receive = router.receive
 
-    def noting() -> Any:
-        if (arrival := receive()) is not None:
-            seen.append(arrival.peer)
-        return arrival
+    def recording_receive() -> Any:
+        if (received := receive()) is not None:
+            seen.append(received.peer)
+        return received
 
-    monkeypatch.setattr(router, "receive", noting)
+    monkeypatch.setattr(router, "receive", recording_receive)
     return seen
 
 
-def test_a_routing_id_that_is_in_use_gets_the_forger_nothing(
-    serving: Serving, folder: Folder, forge: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
+def test_forging_a_routing_id_in_use_has_no_effect(
+    running_broker: RunningBroker, folder: KeyFolder, forge: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = seen_by(serving.router, monkeypatch)
-    client, worker = serving.dealer(folder.alice), serving.dealer(folder.gpu)
-    hears(client, GREETING)
+    seen = record_routing_ids(running_broker.router, monkeypatch)
+    client, worker = running_broker.dealer(folder.alice), running_broker.dealer(folder.gpu)
+    exchange(client, OPEN_SESSION)
     forged = forge(seen[0])
-    for message in (m.CloseSession(), GREETING, submit("forged")):
+    for message in (m.CloseSession(), OPEN_SESSION, submit("forged")):
         forged.send(encode(message))
     assert not forged.poll(500)
-    hears(worker, REGISTRATION)
+    exchange(worker, REGISTRATION)
     client.send(encode(submit("x")))
-    lease = hears(worker)
+    lease = exchange(worker)
     assert lease.work == RollingWork(texts=["x"])
     texts = Texts(texts=["X"])
     worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=texts)))
-    assert hears(client).answers == texts
+    assert exchange(client).answers == texts
     assert not forged.poll(100)
 
 
-def test_a_routing_id_whose_owner_left_gets_the_forger_no_session(
-    serving: Serving, folder: Folder, forge: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
+def test_forging_a_former_routing_id_gives_no_session(
+    running_broker: RunningBroker, folder: KeyFolder, forge: Callable[[bytes], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = seen_by(serving.router, monkeypatch)
-    client = serving.dealer(folder.alice)
-    hears(client, GREETING)
+    seen = record_routing_ids(running_broker.router, monkeypatch)
+    client = running_broker.dealer(folder.alice)
+    exchange(client, OPEN_SESSION)
     client.reconnect()
 
     def attempt() -> bool:
-        # It comes to nothing as long as the ROUTER has not noticed that the owner has left.
+        # The attempt has no effect until the ROUTER has noticed that the owner has left.
         forged = forge(seen[0])
         forged.send(encode(m.Ping()))
         if not forged.poll(200):
@@ -496,92 +506,92 @@ def test_a_routing_id_whose_owner_left_gets_the_forger_no_session(
         refusal = decode(forged.recv())
         assert isinstance(refusal, m.Refusal)
         assert type(refusal.error.to_error()) is NotAllowed
-        return refusal.error.message == "client 'bob' speaks as client 'alice'"
+        return refusal.error.message == "client 'bob' sent a message on the connection of client 'alice'"
 
-    until(attempt)
+    wait_until(attempt)
 
 
-def test_a_chosen_routing_id_is_refused(serving: Serving, forge: Callable[[bytes], Any]) -> None:
+def test_a_self_chosen_routing_id_is_refused(running_broker: RunningBroker, forge: Callable[[bytes], Any]) -> None:
     chosen = forge(b"alice")
-    chosen.send(encode(GREETING))
+    chosen.send(encode(OPEN_SESSION))
     refusal = decode(chosen.recv())
     assert isinstance(refusal, m.Refusal)
     assert "client 'bob' may not choose the routing id" in refusal.error.message
 
 
-# --- What a person sees ----------------------------------------------------------------------------------------------
+# --- Messages to the user --------------------------------------------------------------------------------------------
 
 
-def ask(endpoint: str, key_file: Path | None) -> None:
-    with Client(endpoint, ModelSpec(tag="A"), settings=IMPATIENT, key_file=key_file) as client:
+def send_request(endpoint: str, key_file: Path | None) -> None:
+    with Client(endpoint, ModelSpec(tag="A"), settings=SHORT_TIMEOUTS, key_file=key_file) as client:
         client.run([Job(RollingWork(texts=["x"]), [0])], 1)
 
 
-def test_a_client_fails_at_once_with_the_reason(serving: Serving, folder: Folder) -> None:
+def test_a_refused_client_fails_at_once_with_the_reason(running_broker: RunningBroker, folder: KeyFolder) -> None:
     began = time.monotonic()
     with pytest.raises(NotAllowed, match="may not send OpenSession"):
-        ask(serving.endpoint, folder.gpu.path)
-    assert time.monotonic() - began < IMPATIENT.connect_s
+        send_request(running_broker.endpoint, folder.gpu.path)
+    assert time.monotonic() - began < SHORT_TIMEOUTS.connect_s
 
 
-def test_a_client_that_was_refused_may_try_again(serving: Serving, folder: Folder, tmp_path: Path) -> None:
+def test_a_refused_client_may_retry(running_broker: RunningBroker, folder: KeyFolder, tmp_path: Path) -> None:
     new_key(folder.path, "client", "dave", dave := tmp_path / "dave")
     public = folder.path / "clients" / "dave"
     public.rename(tmp_path / "aside")
     settings = ClientSettings(connect_s=5.0, worker_wait_s=0.1, ping_s=0.05)
-    with Client(serving.endpoint, ModelSpec(tag="A"), settings=settings, key_file=dave) as client:
-        with pytest.raises(NotAllowed, match="refuses this key"):
+    with Client(running_broker.endpoint, ModelSpec(tag="A"), settings=settings, key_file=dave) as client:
+        with pytest.raises(NotAllowed, match="refuses the key"):
             client.describe()
         (tmp_path / "aside").rename(public)
         with pytest.raises(BirdieError, match="no worker"):
             client.describe()
 
 
-def test_the_time_out_names_the_key_where_it_may_be_the_cause(folder: Folder, tmp_path: Path) -> None:
-    other = Folder(tmp_path / "other")
-    serving = Serving(other.path)
+def test_the_timeout_names_the_key_if_it_may_be_the_cause(folder: KeyFolder, tmp_path: Path) -> None:
+    other = KeyFolder(tmp_path / "other")
+    running_broker = RunningBroker(other.path)
     try:
         with pytest.raises(BrokerUnavailable, match="within 1 s") as error:
-            ask(serving.endpoint, folder.alice.path)
+            send_request(running_broker.endpoint, folder.alice.path)
         assert f"another key than the one in {folder.alice.path}" in error.value.message
     finally:
-        serving.close()
+        running_broker.close()
     with pytest.raises(BrokerUnavailable) as error:
-        ask(serving.endpoint, folder.alice.path)
+        send_request(running_broker.endpoint, folder.alice.path)
     assert "key" not in error.value.message.replace(str(folder.alice.path), "")
 
 
-@pytest.mark.parametrize("whose", ["alice", "nobody", "stranger"])
-def test_a_worker_ends_with_the_reason(serving: Serving, folder: Folder, whose: str) -> None:
-    key, words = {
-        "alice": (folder.alice, "may not send RegisterWorker"),
-        "nobody": (None, "wants a key"),
-        "stranger": (replace(folder.gpu, pair=stranger()), "refuses this key, that of worker 'gpu1'"),
-    }[whose]
+@pytest.mark.parametrize("key_kind", ["client-key", "no-key", "unknown-key"])
+def test_a_refused_worker_ends_with_the_reason(running_broker: RunningBroker, folder: KeyFolder, key_kind: str) -> None:
+    key, message = {
+        "client-key": (folder.alice, "may not send RegisterWorker"),
+        "no-key": (None, "requires a key"),
+        "unknown-key": (replace(folder.gpu, pair=unknown_key_pair()), "refuses the key of worker 'gpu1'"),
+    }[key_kind]
     with (
         StopSignals() as stop,
         Agent(
-            serving.dealer(key),
+            running_broker.dealer(key),
             AgentSettings(),
             engine="jax",
             process_module="none",
             environment={},
             api=None,
         ) as loop,
-        pytest.raises(NotAllowed, match=words),
+        pytest.raises(NotAllowed, match=message),
     ):
         loop.run(stop)
 
 
-def test_a_worker_that_waits_for_a_broker_with_another_key_says_so(
-    serving: Serving, folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_worker_logs_that_the_broker_has_another_key(
+    running_broker: RunningBroker, folder: KeyFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(agent, "_REGISTER_S", 0.3)
     ends, stops = os.pipe()
     stop = cast(StopSignals, SimpleNamespace(descriptor=ends))
     timer = threading.Timer(1.5, os.write, (stops, b"!"))
     timer.start()
-    dealer = serving.dealer(replace(folder.gpu, broker=stranger().public))
+    dealer = running_broker.dealer(replace(folder.gpu, broker=unknown_key_pair().public))
     settings = AgentSettings(heartbeat_s=0.1)
     with Agent(dealer, settings, engine="jax", process_module="none", environment={}, api=None) as loop:
         loop.run(stop)
@@ -591,12 +601,12 @@ def test_a_worker_that_waits_for_a_broker_with_another_key_says_so(
     assert f"another key than the one in {folder.gpu.path}" in caplog.text
 
 
-def test_a_broker_that_cannot_bind_leaves_no_authenticator(serving: Serving, folder: Folder) -> None:
+def test_a_broker_that_cannot_bind_leaves_no_authenticator(running_broker: RunningBroker, folder: KeyFolder) -> None:
     before = threading.active_count()
     with pytest.raises(UsageError, match="in use"):
-        Router(parse_endpoint(serving.endpoint), AllowList(folder.path))
+        Router(parse_endpoint(running_broker.endpoint), AllowList(folder.path))
     assert threading.active_count() == before
 
 
-def test_a_holder_is_not_its_name() -> None:
+def test_principals_with_the_same_name_differ() -> None:
     assert Principal("client", "alice", "a") != Principal("worker", "alice", "a")

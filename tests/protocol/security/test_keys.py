@@ -1,4 +1,4 @@
-"""Key files: who can read them, what is refused, and what a folder of them lets in."""
+"""Key files: their permissions, the files that are rejected, and the principals that a key folder allows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from birdie_zmq.protocol.security.keys import (
     new_key,
     public_path,
     read_broker_pair,
-    read_holders,
     read_peer_key,
+    read_principals,
     revoke_key,
 )
 from birdie_zmq.protocol.security.principals import Principal, Role
@@ -41,11 +41,11 @@ def secret_of(path: Path) -> str:
     return read_peer_key(path).pair.secret
 
 
-# --- Making ----------------------------------------------------------------------------------------------------------
+# --- Creation --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_files_and_folders_are_their_owners_alone(folder: Path, umask: int) -> None:
+def test_files_and_folders_are_private(folder: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         new_key(folder, "client", "alice")
@@ -58,16 +58,16 @@ def test_files_and_folders_are_their_owners_alone(folder: Path, umask: int) -> N
     assert not [path for path in made if path.name.startswith(".")]
 
 
-def test_a_private_file_has_all_that_another_machine_needs(folder: Path, tmp_path: Path) -> None:
+def test_a_private_file_is_sufficient_on_another_machine(folder: Path, tmp_path: Path) -> None:
     private = new_key(folder, "client", "alice", tmp_path / "elsewhere")
     key = read_peer_key(private)
     assert key.broker == read_broker_pair(folder).public
-    assert key.holder == Principal("client", "alice", key.pair.public)
-    assert read_holders(folder) == ({key.pair.public: key.holder}, [])
+    assert key.principal == Principal("client", "alice", key.pair.public)
+    assert read_principals(folder) == ({key.pair.public: key.principal}, [])
     assert not (folder / "private").exists()
 
 
-def test_the_brokers_pair_is_made_once_and_every_key_is_another(folder: Path) -> None:
+def test_the_brokers_key_pair_is_made_once_and_every_key_is_new(folder: Path) -> None:
     keys = [read_peer_key(new_key(folder, role, "same")) for role in ("client", "worker")]
     assert keys[0].broker == keys[1].broker
     assert len({keys[0].pair.secret, keys[1].pair.secret, read_broker_pair(folder).secret}) == 3
@@ -87,16 +87,16 @@ def test_a_key_is_never_overwritten(folder: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_key_that_cannot_be_let_in_leaves_no_private_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_new_key_leaves_no_private_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new_key(folder, "client", "alice")
-    (folder / "workers").write_text("in the way")
+    (folder / "workers").write_text("a file in place of the folder")
     with pytest.raises(UsageError, match="workers"):
         new_key(folder, "worker", "gpu1")
     assert not (folder / "private" / "worker-gpu1").exists()
 
 
 @given(st.text(NAME_LETTERS, min_size=1, max_size=64).filter(lambda name: not name.startswith(".")))
-def test_a_name_is_a_file_of_its_folder(name: str) -> None:
+def test_a_valid_name_is_a_file_in_its_folder(name: str) -> None:
     assert public_path(Path("/keys"), "worker", name) == Path("/keys/workers", name)
 
 
@@ -108,12 +108,12 @@ def test_a_name_is_a_file_of_its_folder(name: str) -> None:
         st.sampled_from(["", "../alice", "a/b", "alice\n", "\0"]),
     )
 )
-def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="cannot name a key"):
+def test_invalid_names_are_rejected(name: str) -> None:
+    with pytest.raises(UsageError, match="is not a valid key name"):
         public_path(Path("/keys"), "client", name)
 
 
-def test_the_folder_is_among_the_users_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_folder_is_in_the_users_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", "/settings")
     assert default_folder() == Path("/settings/birdie-zmq/keys")
     for unusable in ("", "relative"):
@@ -126,17 +126,17 @@ def test_the_folder_is_among_the_users_settings(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])
-def test_a_private_file_that_others_can_open_is_refused(folder: Path, mode: int) -> None:
+def test_a_private_file_accessible_to_others_is_rejected(folder: Path, mode: int) -> None:
     private = new_key(folder, "client", "alice")
     private.chmod(mode)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as raised:
         read_peer_key(private)
-    assert f"mode {mode:04o}" in refused.value.message
-    assert f"chmod 600 {private}" in refused.value.message
+    assert f"mode {mode:04o}" in raised.value.message
+    assert f"chmod 600 {private}" in raised.value.message
 
 
 @pytest.mark.parametrize("mode", [0o750, 0o701])
-def test_a_folder_that_others_can_enter_is_refused(folder: Path, mode: int) -> None:
+def test_a_folder_accessible_to_others_is_rejected(folder: Path, mode: int) -> None:
     new_key(folder, "client", "alice")
     folder.chmod(mode)
     for use in (lambda: AllowList(folder), lambda: new_key(folder, "client", "bob")):
@@ -144,7 +144,7 @@ def test_a_folder_that_others_can_enter_is_refused(folder: Path, mode: int) -> N
             use()
 
 
-def test_a_folder_without_a_brokers_key_is_refused_with_what_to_do(folder: Path) -> None:
+def test_a_folder_without_a_broker_key_is_rejected_with_the_command(folder: Path) -> None:
     with pytest.raises(UsageError, match="birdie-zmq keys new client NAME"):
         AllowList(folder)
     folder.mkdir(0o700)
@@ -152,13 +152,13 @@ def test_a_folder_without_a_brokers_key_is_refused_with_what_to_do(folder: Path)
         AllowList(folder)
 
 
-def test_a_file_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_rejected(folder: Path, tmp_path: Path) -> None:
     private = new_key(folder, "client", "alice")
     for wrong in (folder / "broker", public_path(folder, "client", "alice"), tmp_path / "missing", folder):
         with pytest.raises(UsageError, match=wrong.name):
             read_peer_key(wrong)
     os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(UsageError, match="no key file"):
+    with pytest.raises(UsageError, match="not a key file"):
         read_peer_key(tmp_path / "pipe")
     (folder / "broker").unlink()
     private.rename(folder / "broker")
@@ -168,7 +168,7 @@ def test_a_file_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> None
 
 CHANGES = {
     "another version": ("version 1", "version 2", "another version"),
-    "no version": ("birdie-zmq key file", "key file", "no key file"),
+    "no version": ("birdie-zmq key file", "key file", "not a birdie-zmq key file"),
     "a field more": ("role: client", "role: client\nmore: x", "fields"),
     "a field twice": ("role: client", "role: client\nrole: client", "fields"),
     "a field less": ("role: client\n", "", "fields"),
@@ -179,16 +179,16 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_malformed_file_is_refused_for_what_is_wrong(folder: Path, change: str) -> None:
-    old, new, words = CHANGES[change]
+def test_a_malformed_file_is_rejected_with_the_reason(folder: Path, change: str) -> None:
+    old, new, message = CHANGES[change]
     private = new_key(folder, "client", "alice")
     private.write_text(private.read_text().replace(old, new), encoding="latin-1")
-    with pytest.raises(UsageError, match=words) as refused:
+    with pytest.raises(UsageError, match=message) as raised:
         read_peer_key(private)
-    assert str(private) in refused.value.message
+    assert str(private) in raised.value.message
 
 
-def test_two_keys_that_are_no_pair_are_refused(folder: Path) -> None:
+def test_two_keys_that_are_not_a_pair_are_rejected(folder: Path) -> None:
     one, other = new_key(folder, "client", "alice"), new_key(folder, "client", "bob")
     one.write_text(one.read_text().replace(secret_of(one), secret_of(other)))
     with pytest.raises(UsageError, match="not a pair"):
@@ -196,7 +196,7 @@ def test_two_keys_that_are_no_pair_are_refused(folder: Path) -> None:
 
 
 @given(st.data())
-def test_no_error_shows_what_a_file_holds(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_no_error_shows_a_secret_key(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("broken") / "keys"
     private = new_key(folder, "client", "alice")
     secret, content = secret_of(private), bytearray(private.read_bytes())
@@ -206,51 +206,51 @@ def test_no_error_shows_what_a_file_holds(tmp_path_factory: pytest.TempPathFacto
     try:
         read_peer_key(private)
     except UsageError as error:
-        shown = f"{error}"
-        assert not any(secret[i : i + 8] in shown for i in range(len(secret) - 7))
+        output = f"{error}"
+        assert not any(secret[i : i + 8] in output for i in range(len(secret) - 7))
 
 
-def test_no_key_is_shown_where_an_object_is_printed(folder: Path) -> None:
+def test_repr_shows_no_secret_key(folder: Path) -> None:
     key = read_peer_key(new_key(folder, "client", "alice"))
     assert key.pair.secret not in repr(key)
     assert read_broker_pair(folder).secret not in repr(AllowList(folder).pair)
 
 
-# --- Who is let in ---------------------------------------------------------------------------------------------------
+# --- Allow list ------------------------------------------------------------------------------------------------------
 
 
-def test_keys_come_and_go_while_a_broker_runs(folder: Path) -> None:
-    alice = read_peer_key(new_key(folder, "client", "alice")).holder
+def test_keys_can_be_added_and_revoked_while_a_broker_runs(folder: Path) -> None:
+    alice = read_peer_key(new_key(folder, "client", "alice")).principal
     allowed = AllowList(folder)
-    gpu = read_peer_key(new_key(folder, "worker", "gpu1")).holder
-    assert allowed.admits(gpu.public)
-    assert (allowed.holder(alice.public), allowed.holder(gpu.public)) == (alice, gpu)
+    gpu = read_peer_key(new_key(folder, "worker", "gpu1")).principal
+    assert allowed.allows(gpu.public)
+    assert (allowed.principal(alice.public), allowed.principal(gpu.public)) == (alice, gpu)
     assert allowed.take_revoked() == frozenset()
     revoke_key(folder, "client", "alice")
-    assert not allowed.admits(alice.public)
+    assert not allowed.allows(alice.public)
     with pytest.raises(NotAllowed, match="client 'alice' has been revoked"):
-        allowed.holder(alice.public)
+        allowed.principal(alice.public)
     assert allowed.take_revoked() == {alice}
     assert allowed.take_revoked() == frozenset()
-    assert allowed.holder(gpu.public) == gpu
+    assert allowed.principal(gpu.public) == gpu
 
 
-def test_a_new_key_under_an_old_name_does_not_bring_the_old_one_back(folder: Path) -> None:
-    old = read_peer_key(new_key(folder, "client", "alice")).holder
+def test_a_new_key_with_an_old_name_does_not_allow_the_old_key(folder: Path) -> None:
+    old = read_peer_key(new_key(folder, "client", "alice")).principal
     allowed = AllowList(folder)
     revoke_key(folder, "client", "alice")
-    new = read_peer_key(new_key(folder, "client", "alice")).holder
+    new = read_peer_key(new_key(folder, "client", "alice")).principal
     assert allowed.take_revoked() == {old}
-    assert allowed.admits(new.public)
-    assert not allowed.admits(old.public)
+    assert allowed.allows(new.public)
+    assert not allowed.allows(old.public)
 
 
-def test_whoever_has_no_key_or_a_strange_one_is_nobody(folder: Path) -> None:
+def test_no_key_or_an_unknown_key_has_no_principal(folder: Path) -> None:
     new_key(folder, "client", "alice")
     allowed = AllowList(folder)
     for key in (None, "0" * 40):
         with pytest.raises(NotAllowed):
-            allowed.holder(key)
+            allowed.principal(key)
 
 
 def moved(folder: Path) -> None:
@@ -287,50 +287,51 @@ def make_workers(folder: Path) -> None:
     (folder / "workers").mkdir(0o700, exist_ok=True)
 
 
-@pytest.mark.parametrize("harm", [moved, renamed, opened, folder_opened, copied, cut_off])
-def test_a_file_that_is_not_as_it_was_made_lets_nobody_in(folder: Path, harm: object) -> None:
-    assert callable(harm)
-    alice = read_peer_key(new_key(folder, "client", "alice")).holder
+@pytest.mark.parametrize("change", [moved, renamed, opened, folder_opened, copied, cut_off])
+def test_a_changed_public_file_allows_no_key(folder: Path, change: object) -> None:
+    assert callable(change)
+    alice = read_peer_key(new_key(folder, "client", "alice")).principal
     new_key(folder, "worker", "gpu1")
     allowed = AllowList(folder)
-    harm(folder)
-    assert not allowed.admits(alice.public)
+    change(folder)
+    assert not allowed.allows(alice.public)
     assert allowed.take_revoked() == {alice}
     with pytest.raises(UsageError):
         AllowList(folder)
 
 
 def test_the_folder_is_not_read_again_unless_it_has_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    alice = read_peer_key(new_key(folder, "client", "alice")).holder
+    alice = read_peer_key(new_key(folder, "client", "alice")).principal
     allowed = AllowList(folder)
     monkeypatch.setattr(
-        "birdie_zmq.protocol.security.allow_list.read_holders", lambda folder: pytest.fail("it was read")
+        "birdie_zmq.protocol.security.allow_list.read_principals",
+        lambda folder: pytest.fail("the folder was read again"),
     )
     for _ in range(3):
-        assert allowed.admits(alice.public)
+        assert allowed.allows(alice.public)
         assert allowed.take_revoked() == frozenset()
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_makes_lists_and_revokes_and_shows_no_secret(
+def test_the_keys_command_makes_lists_and_revokes_keys_without_showing_secrets(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--folder", str(folder)]
     roles: tuple[Role, ...] = ("client", "worker")
     for role in roles:
         assert cli.main(["keys", "new", role, "one", *where]) == 0
-    holders = read_holders(folder)[0].values()
+    principals = read_principals(folder)[0].values()
     secrets = [secret_of(folder / "private" / f"{role}-one") for role in roles] + [read_broker_pair(folder).secret]
     assert cli.main(["keys", "list", *where]) == 0
-    shown = capsys.readouterr().out
-    for holder in holders:
-        (line,) = (line for line in shown.splitlines() if holder.public in line)
-        assert line.split() == [holder.role, "one", holder.public, "new"]
+    output = capsys.readouterr().out
+    for principal in principals:
+        (line,) = (line for line in output.splitlines() if principal.public in line)
+        assert line.split() == [principal.role, "one", principal.public, "new"]
     assert cli.main(["keys", "revoke", "client", "one", *where]) == 0
-    assert [holder.role for holder in read_holders(folder)[0].values()] == ["worker"]
+    assert [principal.role for principal in read_principals(folder)[0].values()] == ["worker"]
     assert not (folder / "private" / "client-one").exists()
     assert cli.main(["keys", "revoke", "client", "one", *where]) == 2
-    assert "there is no key of a client 'one'" in (heard := capsys.readouterr()).err
-    assert not any(secret in shown + heard.out + heard.err for secret in secrets)
+    assert "there is no key of client 'one'" in (captured := capsys.readouterr()).err
+    assert not any(secret in output + captured.out + captured.err for secret in secrets)

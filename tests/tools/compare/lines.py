@@ -1,4 +1,4 @@
-"""Lines of samples as lm_eval 0.4.13 writes them."""
+"""Lines of samples files as lm_eval 0.4.13 writes them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def line(doc_id: int, arguments: list[list[Any]], responses: list[list[Any]], **
 
 def choice(doc_id: int, scores: list[Any], greedy: list[bool] | None = None, **more: Any) -> dict[str, Any]:
     flags = greedy or [False] * len(scores)
-    asked: list[list[Any]] = [[f"question {doc_id}", f" answer {i}"] for i in range(len(scores))]
+    requests: list[list[Any]] = [[f"question {doc_id}", f" answer {i}"] for i in range(len(scores))]
     responses: list[list[Any]] = [
         [[None if score is None else str(score), str(flag)]] for score, flag in zip(scores, flags, strict=True)
     ]
-    return line(doc_id, asked, responses, **more)
+    return line(doc_id, requests, responses, **more)
 
 
 def rolling(doc_id: int, score: float, **more: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def generated(doc_id: int, *texts: str, **more: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, task: str, lines: list[dict[str, Any]], time: str = TIME, **metrics: float) -> Path:
-    """A run's folder with one task; further calls add tasks or newer results."""
+    """Write the folder of a run with one task; further calls add tasks or newer results."""
     inner = folder / "some__model"
     inner.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(one) + "\n" for one in lines)

@@ -1,4 +1,4 @@
-"""A run is equal to a shuffled copy of itself, and any difference that is planted is found."""
+"""A run agrees with a shuffled copy of itself, and every injected difference is found."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.tools.compare.comparing import MOST_POINTS, TaskReport, compare_task, difference, first_difference
+from birdie_zmq.tools.compare.comparing import MAX_POINTS, TaskReport, compare_task, difference, first_difference
 from birdie_zmq.tools.compare.samples import Sample, read_sample
 from tests.tools.compare.lines import choice, generated, line, rolling
 
@@ -20,7 +20,7 @@ SCORES = st.floats(-1e4, 0, allow_nan=False) | st.sampled_from([math.nan, -math.
 
 @st.composite
 def samples(draw: st.DrawFn) -> list[Sample]:
-    """A run of one task of any kind, with one or two filters."""
+    """Generate a run of one task of any kind, with one or two filters."""
     filters = draw(st.sampled_from([["none"], ["strict", "flexible"]]))
     kind = draw(st.sampled_from(["choice", "rolling", "generate"]))
     lines: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ def samples(draw: st.DrawFn) -> list[Sample]:
 
 
 @given(samples(), st.randoms())
-def test_a_shuffled_copy_is_the_same_run(run: list[Sample], random: Any) -> None:
+def test_shuffled_run_agrees_with_itself(run: list[Sample], random: Any) -> None:
     copy = list(run)
     random.shuffle(copy)
 
@@ -44,12 +44,12 @@ def test_a_shuffled_copy_is_the_same_run(run: list[Sample], random: Any) -> None
 
     assert report.agrees
     assert report.compared == len(run)
-    assert (report.largest, report.flips, report.texts, report.worst) == (0.0, [], [], [])
+    assert (report.max_difference, report.flips, report.texts, report.worst) == (0.0, [], [], [])
 
 
 @given(samples(), st.data())
-def test_a_planted_difference_is_found_wherever_it_is(run: list[Sample], data: st.DataObject) -> None:
-    # The lines of further filters repeat the responses of the first one, and are compared by their metrics.
+def test_any_single_difference_is_found(run: list[Sample], data: st.DataObject) -> None:
+    # Lines of further filters repeat the responses of the first one; only their metrics are compared.
     at = data.draw(st.sampled_from([i for i, one in enumerate(run) if one.filter == run[0].filter]))
     sample = run[at]
     if sample.texts:
@@ -75,7 +75,7 @@ def test_a_planted_difference_is_found_wherever_it_is(run: list[Sample], data: s
 
 
 @given(samples(), st.data())
-def test_a_sample_that_one_run_lacks_is_named(run: list[Sample], data: st.DataObject) -> None:
+def test_sample_missing_in_one_run_is_named(run: list[Sample], data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(run) - 1))
     rest = [*run[:at], *run[at + 1 :]]
 
@@ -86,12 +86,12 @@ def test_a_sample_that_one_run_lacks_is_named(run: list[Sample], data: st.DataOb
     assert compare_task("task", run, rest).missing_in_a == []
 
 
-def compared(a: list[dict[str, Any]], b: list[dict[str, Any]], **how: Any) -> TaskReport:
+def compared(a: list[dict[str, Any]], b: list[dict[str, Any]], **options: Any) -> TaskReport:
     one, other = ([read_sample(json.dumps(each)) for each in run] for run in (a, b))
-    return compare_task("task", one, other, **how)
+    return compare_task("task", one, other, **options)
 
 
-def test_flips_are_named_by_document() -> None:
+def test_flips_name_their_document() -> None:
     a = [choice(0, [-1, -2]), choice(1, [-1.0, -1.1]), choice(2, [-1], [True])]
     b = [choice(0, [-1, -2]), choice(1, [-1.1, -1.0]), choice(2, [-1], [False])]
 
@@ -99,13 +99,13 @@ def test_flips_are_named_by_document() -> None:
 
     assert report.over_threshold == 0
     assert [(flip.doc_id, flip.what) for flip in report.flips] == [
-        ("1", "answer 0 is the likeliest in A and 1 in B"),
+        ("1", "the top choice is 0 in A and 1 in B"),
         ("2", "is_greedy of response 0 is True in A and False in B"),
     ]
     assert not report.agrees
 
 
-def test_a_metric_that_is_right_in_one_run_only_is_a_flip() -> None:
+def test_metric_correct_in_one_run_only_is_a_flip() -> None:
     a = generated(0, "12", filter="strict", metrics=["exact_match"], exact_match=1.0)
 
     report = compared([a], [{**a, "exact_match": 0.0}])
@@ -113,38 +113,38 @@ def test_a_metric_that_is_right_in_one_run_only_is_a_flip() -> None:
     assert [(flip.doc_id, flip.what) for flip in report.flips] == [("0 (strict)", "exact_match is 1 in A and 0 in B")]
 
 
-def test_parts_of_a_perplexity_are_no_flips() -> None:
+def test_perplexity_differences_are_not_flips() -> None:
     a = rolling(0, -10.0, metrics=["perplexity", "bits"], perplexity=[-10.0, 7], bits=0.5)
 
     assert compared([a], [{**a, "perplexity": [-10.1, 7], "bits": 0.6}]).agrees
 
 
-def test_differences_are_measured_in_nats_over_all_responses() -> None:
+def test_differences_are_in_nats_over_all_responses() -> None:
     report = compared([choice(0, [-1.0, -2.0]), choice(1, [-3.0])], [choice(0, [-1.5, -2.0]), choice(1, [-2.75])])
 
-    assert (report.responses, report.largest, report.mean) == (3, 0.5, 0.25)
+    assert (report.responses, report.max_difference, report.mean_difference) == (3, 0.5, 0.25)
     assert [(one.doc_id, one.response, one.difference) for one in report.worst] == [("0", 0, 0.5), ("1", 0, 0.25)]
     assert report.over_threshold == 2
 
 
-def test_only_the_worst_are_listed() -> None:
+def test_only_the_largest_differences_are_listed() -> None:
     a = [rolling(i, -10.0) for i in range(30)]
     b = [rolling(i, -10.0 - i) for i in range(30)]
 
-    report = compared(a, b, most_worst=2)
+    report = compared(a, b, max_worst=2)
 
     assert [one.doc_id for one in report.worst] == ["29", "28"]
     assert report.over_threshold == 29
 
 
-def test_a_number_against_none_is_infinitely_apart_and_leaves_the_mean() -> None:
+def test_difference_from_null_is_infinite_and_not_in_the_mean() -> None:
     report = compared([choice(0, [None, -1.0])], [choice(0, [-2.0, -1.5])])
 
-    assert math.isinf(report.largest)
-    assert report.mean == 0.5
+    assert math.isinf(report.max_difference)
+    assert report.mean_difference == 0.5
 
 
-def test_the_first_filter_s_lines_count_for_the_responses() -> None:
+def test_responses_are_compared_for_the_first_filter_only() -> None:
     a = [{**generated(i, "a"), "filter": name} for name in ("strict", "flexible") for i in range(2)]
 
     report = compared(a, list(reversed(a)))
@@ -152,7 +152,7 @@ def test_the_first_filter_s_lines_count_for_the_responses() -> None:
     assert (report.compared, report.responses) == (4, 2)
 
 
-def test_texts_part_somewhere() -> None:
+def test_differing_texts_report_the_position() -> None:
     report = compared([generated(4, "x" * 100 + "cat")], [generated(4, "x" * 100 + "car and more")])
 
     (pair,) = report.texts
@@ -161,16 +161,16 @@ def test_texts_part_somewhere() -> None:
     assert first_difference("ab", "abc") == 2
 
 
-def test_another_document_or_another_question_is_not_compared() -> None:
+def test_different_document_or_request_is_not_compared() -> None:
     a = choice(0, [-1.0])
     another_document = {**a, "doc_hash": "f" * 64}
     another_question = choice(0, [-9.0])
     another_question["arguments"]["gen_args_0"]["arg_0"] = "with an example before it"
 
-    other, asked = compared([a], [another_document]), compared([a], [another_question])
+    other_document, other_request = compared([a], [another_document]), compared([a], [another_question])
 
-    assert (other.missing_in_a, other.missing_in_b) == (["0"], ["0"])
-    assert (asked.asked_otherwise, asked.compared, asked.agrees) == (["0"], 0, False)
+    assert (other_document.missing_in_a, other_document.missing_in_b) == (["0"], ["0"])
+    assert (other_request.request_changed, other_request.compared, other_request.agrees) == (["0"], 0, False)
 
 
 def test_a_different_number_of_responses_is_a_difference() -> None:
@@ -179,13 +179,13 @@ def test_a_different_number_of_responses_is_a_difference() -> None:
     assert not compared([two], [line(0, [["q", " a"]], [[["-1", "True"]]])]).agrees
 
 
-def test_of_many_points_some_are_kept() -> None:
-    run = [rolling(i, -float(i)) for i in range(MOST_POINTS + 10)]
+def test_plot_points_are_bounded() -> None:
+    run = [rolling(i, -float(i)) for i in range(MAX_POINTS + 10)]
 
     report = compared(run, run)
 
-    assert len(report.points) <= MOST_POINTS
-    assert report.points_step == 2
+    assert len(report.points) <= MAX_POINTS
+    assert report.points_stride == 2
     assert report.points[:2] == [(0.0, 0.0), (-2.0, -2.0)]
 
 
@@ -200,5 +200,5 @@ def test_of_many_points_some_are_kept() -> None:
         (math.nan, -math.inf, math.inf),
     ],
 )
-def test_differences_of_what_is_no_number(a: float, b: float, expected: float) -> None:
+def test_differences_of_nan_and_infinity(a: float, b: float, expected: float) -> None:
     assert difference(a, b) == difference(b, a) == expected

@@ -1,4 +1,4 @@
-"""How findings are shown, and what the command ends with."""
+"""Output of findings, and the exit status of the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from birdie_zmq.tools.doctor.finding import Finding, exit_status, show, summary
 
 OK, WARNING = Finding("python", "ok", "3.11"), Finding("open files", "warning", "256", "ulimit -n 4096")
-WRONG = Finding("page", "wrong", "it raised \x1b[2J [red]", "edit page.py, line 3", "Traceback\n  a\x07b")
+WRONG = Finding("api.py", "wrong", "it raised \x1b[2J [red]", "edit api.py, line 3", "Traceback\n  a\x07b")
 
 
 def shown(finding: Finding) -> str:
@@ -19,25 +19,25 @@ def shown(finding: Finding) -> str:
     return written.getvalue()
 
 
-def test_only_what_is_wrong_fails() -> None:
+def test_only_wrong_findings_set_the_exit_status() -> None:
     assert exit_status([OK, WARNING]) == 0
     assert exit_status([OK, WRONG, WARNING]) == 1
-    assert summary([OK, WARNING]).startswith("nothing is wrong, 1 to look at")
-    assert summary([OK, WRONG]).startswith("1 wrong, 0 to look at")
+    assert summary([OK, WARNING]).startswith("nothing is wrong, 1 warning ")
+    assert summary([OK, WRONG]).startswith("1 wrong and 0 warnings")
 
 
-def test_what_is_wrong_has_a_cure() -> None:
-    with pytest.raises(ValueError, match="needs a cure"):
-        Finding("page", "wrong", "it raised")
+def test_wrong_finding_needs_a_fix() -> None:
+    with pytest.raises(ValueError, match="needs a fix"):
+        Finding("api.py", "wrong", "it raised")
 
 
-def test_a_cure_is_never_broken_over_lines() -> None:
-    cure = "pip install " + "x" * 100
+def test_fix_is_never_wrapped() -> None:
+    fix = "pip install " + "x" * 100
 
-    assert f"→ {cure}\n" in shown(Finding("packages", "wrong", "too old", cure))
+    assert f"→ {fix}\n" in shown(Finding("packages", "wrong", "too old", fix))
 
 
-def test_what_others_wrote_neither_moves_the_cursor_nor_colours() -> None:
+def test_control_characters_and_markup_are_escaped() -> None:
     text = shown(WRONG)
 
     assert "\x1b" not in text

@@ -1,4 +1,4 @@
-"""What keeps the plain lm_eval command from knowing birdie_zmq. Each time a fresh Python is broken so, and asked."""
+"""Problems that keep the lm_eval command from finding birdie_zmq, each reproduced in a new Python process."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 import pytest
 
 from birdie_zmq.tools.doctor import hook
-from birdie_zmq.tools.doctor.child import ask
+from birdie_zmq.tools.doctor.child import run_probe
 from birdie_zmq.tools.doctor.finding import Finding
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
 
 def finding(python: str, *flags: str, path: list[Path | str], **environment: str) -> Finding:
-    """What is found in a Python that imports from these folders, and then from those of this one."""
+    """Return the finding for a Python that imports from these folders first, then from those of this process."""
     folders = os.pathsep.join(map(str, [*path, *filter(None, sys.path)]))
     child = {**os.environ, "PYTHONPATH": folders, "BIRDIE_ZMQ_NO_HOOK": "", **environment}
-    reply = ask([python, *flags, "-P", "-c", hook.PROGRAM], child, 120.0)
-    return hook.hook_finding(hook.facts(reply), reply, bool(child["BIRDIE_ZMQ_NO_HOOK"]))
+    result = run_probe([python, *flags, "-P", "-c", hook.PROBE_SCRIPT], child, 120.0)
+    return hook.hook_finding(hook.parse_facts(result), result, bool(child["BIRDIE_ZMQ_NO_HOOK"]))
 
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Python without packages of its own."""
+    """A Python interpreter with an empty site-packages folder."""
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, symlinks=True)
     return str(folder / "bin" / "python")
@@ -35,14 +35,14 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """What ``pip install --target`` leaves."""
+    """A folder as ``pip install --target`` writes it."""
     for path in ("birdie_zmq", "harness_model.py", "lm_eval_hook/_birdie_zmq_hook.py", f"lm_eval_hook/{hook.PTH}"):
         (tmp_path / Path(path).name).symlink_to(ROOT / path)
     return tmp_path
 
 
-def test_an_active_hook_is_found(empty: str, target: Path) -> None:
-    """As it is where site reads the .pth file."""
+def test_active_hook_is_ok(empty: str, target: Path) -> None:
+    """The site module reads the .pth file in site-packages."""
     packages = next(Path(empty).parent.parent.rglob("site-packages"))
     (packages / hook.PTH).symlink_to(ROOT / "lm_eval_hook" / hook.PTH)
 
@@ -51,34 +51,34 @@ def test_an_active_hook_is_found(empty: str, target: Path) -> None:
     (packages / hook.PTH).unlink()
 
     assert one.level == "ok"
-    assert (off.level, off.cure) == ("wrong", "unset BIRDIE_ZMQ_NO_HOOK")
+    assert (off.level, off.fix) == ("wrong", "unset BIRDIE_ZMQ_NO_HOOK")
 
 
-def test_no_pth_file_is_read_in_a_target_folder(empty: str, target: Path) -> None:
+def test_pth_file_in_a_target_folder_is_not_read(empty: str, target: Path) -> None:
     one = finding(empty, path=[target])
 
     assert one.level == "wrong"
-    assert f"no .pth file in {target}" in one.text
-    assert one.cure.startswith("python -m birdie_zmq lm_eval")
+    assert f"no .pth files in {target}" in one.text
+    assert one.fix.startswith("python -m birdie_zmq lm_eval")
 
 
-def test_a_missing_pth_file_is_installed_again(empty: str, target: Path) -> None:
+def test_missing_pth_file_names_the_reinstall_command(empty: str, target: Path) -> None:
     (target / hook.PTH).unlink()
 
     one = finding(empty, path=[target])
 
     assert one.level == "wrong"
-    assert one.cure == "pip install --force-reinstall --no-deps birdie-zmq"
+    assert one.fix == "pip install --force-reinstall --no-deps birdie-zmq"
 
 
-def test_a_python_without_site_reads_no_pth_file(target: Path) -> None:
+def test_python_without_site_is_reported(target: Path) -> None:
     one = finding(sys.executable, "-S", path=[target])
 
     assert (one.level, "-S" in one.text) == ("wrong", True)
-    assert one.cure.startswith("python -m birdie_zmq lm_eval")
+    assert one.fix.startswith("python -m birdie_zmq lm_eval")
 
 
-def test_a_package_that_is_not_there_is_installed(empty: str, tmp_path: Path) -> None:
+def test_missing_package_names_the_install_command(empty: str, tmp_path: Path) -> None:
     ours = ("birdie_zmq", "harness_model", "_birdie_zmq_hook", "__editable__")
     for folder in filter(os.path.isdir, filter(None, sys.path)):
         if "site-packages" in folder:
@@ -86,34 +86,34 @@ def test_a_package_that_is_not_there_is_installed(empty: str, tmp_path: Path) ->
                 if not path.name.startswith(ours) and not (tmp_path / path.name).exists():
                     (tmp_path / path.name).symlink_to(path)
     child = {**os.environ, "PYTHONPATH": str(tmp_path), "BIRDIE_ZMQ_NO_HOOK": ""}
-    reply = ask([empty, "-P", "-c", hook.PROGRAM], child, 120.0)
+    result = run_probe([empty, "-P", "-c", hook.PROBE_SCRIPT], child, 120.0)
 
-    one = hook.hook_finding(hook.facts(reply), reply, False)
+    one = hook.hook_finding(hook.parse_facts(result), result, False)
 
-    assert (one.level, one.cure) == ("wrong", "pip install birdie-zmq")
+    assert (one.level, one.fix) == ("wrong", "pip install birdie-zmq")
 
 
-def test_an_lm_eval_that_raises_is_named(empty: str, target: Path) -> None:
+def test_failing_lm_eval_import_is_reported(empty: str, target: Path) -> None:
     (target / "lm_eval").mkdir()
     (target / "lm_eval" / "__init__.py").write_text("raise ImportError('half of it is missing')")
 
     one = finding(empty, path=[target])
 
-    assert (one.level, one.cure) == ("wrong", "pip install --force-reinstall lm_eval")
+    assert (one.level, one.fix) == ("wrong", "pip install --force-reinstall lm_eval")
     assert "ImportError: half of it is missing" in one.text
 
 
-def test_a_python_that_dies_is_named(empty: str, target: Path) -> None:
+def test_crashing_python_is_reported(empty: str, target: Path) -> None:
     (target / "lm_eval").mkdir()
     (target / "lm_eval" / "__init__.py").write_text("import os; os.abort()")
 
     one = finding(empty, path=[target])
 
-    assert (one.level, one.cure) == ("wrong", "python -c 'import lm_eval'")
+    assert (one.level, one.fix) == ("wrong", "python -c 'import lm_eval'")
     assert "SIGABRT" in one.text
 
 
-def test_the_command_of_another_python_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_eval_of_another_python_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert hook.command_finding(shutil.which("lm_eval"), sys.executable).level == "warning"
     command = tmp_path / "lm_eval"
@@ -124,11 +124,11 @@ def test_the_command_of_another_python_is_noticed(tmp_path: Path, monkeypatch: p
 
     assert one.level == "warning"
     assert str(command) in one.text
-    assert one.cure.startswith(f"{sys.executable} -m lm_eval")
+    assert one.fix.startswith(f"{sys.executable} -m lm_eval")
     assert hook.command_finding(str(command), str(tmp_path / "python")).level == "ok"
 
 
-def test_two_packages_are_told_apart(tmp_path: Path) -> None:
+def test_shadowed_package_is_a_warning(tmp_path: Path) -> None:
     installed, checkout = tmp_path / "installed" / "birdie_zmq", tmp_path / "checkout" / "birdie_zmq"
     for folder in (installed, checkout):
         folder.mkdir(parents=True)
@@ -140,6 +140,6 @@ def test_two_packages_are_told_apart(tmp_path: Path) -> None:
     assert hook.shadow_finding(checkout, checkout, checkout.parent).level == "ok"
     assert hook.shadow_finding(installed, installed, tmp_path).level == "ok"
     assert (shadowed.level, shadows.level) == ("warning", "warning")
-    assert "the checkout in this folder is not what runs" in shadowed.text
+    assert "the checkout in this directory is not used" in shadowed.text
     assert f"lm_eval imports {installed}" in shadows.text
-    assert shadows.cure.startswith("pip install -e .")
+    assert shadows.fix.startswith("pip install -e .")

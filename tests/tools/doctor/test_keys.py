@@ -1,4 +1,4 @@
-"""Key files that others may read, and files that are no keys."""
+"""Key files that others can read, and files that are not keys."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def private(tmp_path: Path) -> Path:
     return new_key(tmp_path / "keys", "client", "alice")
 
 
-def test_keys_that_are_closed_are_as_they_should_be(private: Path, tmp_path: Path) -> None:
+def test_private_keys_are_ok(private: Path, tmp_path: Path) -> None:
     (file,) = keys.key_file_findings(private)
     (folder,) = keys.folder_findings(tmp_path / "keys")
 
     assert (file.level, folder.level) == ("ok", "ok")
     assert "client 'alice'" in file.text
-    assert folder.text.endswith("lets in 1")
+    assert folder.text.endswith("allows 1 key")
 
 
-def test_where_there_are_no_keys_nothing_is_said(tmp_path: Path) -> None:
+def test_no_findings_without_keys(tmp_path: Path) -> None:
     assert keys.key_file_findings(None) == keys.folder_findings(tmp_path / "keys") == []
 
 
@@ -32,33 +32,33 @@ def test_where_there_are_no_keys_nothing_is_said(tmp_path: Path) -> None:
     ("name", "mode"),
     [("", 0o755), ("broker", 0o644), ("clients", 0o750), ("clients/alice", 0o604), ("private", 0o711)],
 )
-def test_what_others_may_read_in_the_folder_is_closed(private: Path, tmp_path: Path, name: str, mode: int) -> None:
+def test_key_folder_readable_by_others_names_the_chmod(private: Path, tmp_path: Path, name: str, mode: int) -> None:
     path = tmp_path / "keys" / name
-    closed = 0o700 if path.is_dir() else 0o600
+    private_mode = 0o700 if path.is_dir() else 0o600
     path.chmod(mode)
 
     (one,) = keys.folder_findings(tmp_path / "keys")
 
-    assert (one.level, one.cure) == ("wrong", f"chmod {closed:o} {path}")
+    assert (one.level, one.fix) == ("wrong", f"chmod {private_mode:o} {path}")
 
 
-def test_a_private_file_that_others_may_read_is_closed(private: Path, tmp_path: Path) -> None:
+def test_private_key_readable_by_others_names_the_chmod(private: Path, tmp_path: Path) -> None:
     private.chmod(0o644)
 
     (file,) = keys.key_file_findings(private)
     (folder,) = keys.folder_findings(tmp_path / "keys")
 
     assert file.level == folder.level == "wrong"
-    assert file.cure == folder.cure == f"chmod 600 {private}"
+    assert file.fix == folder.fix == f"chmod 600 {private}"
 
 
-def test_a_file_that_is_no_key_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "page.py"
+def test_invalid_key_file_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "api.py"
     path.touch(0o600)
 
     (one,) = keys.key_file_findings(path)
     (missing,) = keys.key_file_findings(tmp_path / "nothing")
 
     assert one.level == missing.level == "wrong"
-    assert "no key file" in one.text
-    assert one.cure.startswith("birdie-zmq keys new")
+    assert "is not a birdie-zmq key file" in one.text
+    assert one.fix.startswith("birdie-zmq keys new")

@@ -1,4 +1,4 @@
-"""Folders of wrong modes, full disks, and few open files."""
+"""Cache folders with wrong modes, full disks, and low limits of open files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_a_private_folder_is_measured(folder: Path, tmp_path: Path) -> None:
+def test_private_cache_folder_reports_its_size(folder: Path, tmp_path: Path) -> None:
     (folder / "one").write_bytes(b"\0" * 3 * MIB)
 
     one = machine.cache_finding({"XDG_CACHE_HOME": str(tmp_path)})
 
-    assert (one.level, one.text) == ("ok", f"{folder} holds 1 files, 3 MiB")
+    assert (one.level, one.text) == ("ok", f"{folder} has 1 files, 3 MiB")
 
 
-def test_a_folder_that_will_be_made_is_as_it_should_be(tmp_path: Path) -> None:
+def test_missing_cache_folder_is_ok(tmp_path: Path) -> None:
     one = machine.cache_finding({"XDG_CACHE_HOME": str(tmp_path / "new")})
 
     assert one.level == "ok"
@@ -34,59 +34,59 @@ def test_a_folder_that_will_be_made_is_as_it_should_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o707])
-def test_a_folder_that_is_open_to_others_is_closed(folder: Path, tmp_path: Path, mode: int) -> None:
+def test_cache_folder_open_to_others_names_the_chmod(folder: Path, tmp_path: Path, mode: int) -> None:
     folder.chmod(mode)
 
     one = machine.cache_finding({"XDG_CACHE_HOME": str(tmp_path)})
 
-    assert (one.level, one.cure) == ("warning", f"chmod 700 {folder}")
+    assert (one.level, one.fix) == ("warning", f"chmod 700 {folder}")
     assert f"mode {mode:04o}" in one.text
 
 
-def test_a_file_in_its_place_is_noticed(folder: Path, tmp_path: Path) -> None:
+def test_file_instead_of_the_cache_folder_is_a_warning(folder: Path, tmp_path: Path) -> None:
     folder.rmdir()
     folder.touch()
 
     one = machine.cache_finding({"XDG_CACHE_HOME": str(tmp_path)})
 
-    assert (one.level, one.cure) == ("warning", f"rm {folder}")
+    assert (one.level, one.fix) == ("warning", f"rm {folder}")
 
 
-def test_a_folder_that_cannot_be_made_is_noticed(tmp_path: Path) -> None:
+def test_uncreatable_cache_folder_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     one = machine.cache_finding({"XDG_CACHE_HOME": str(tmp_path / "file")})
 
     assert one.level == "warning"
-    assert one.cure.startswith("export XDG_CACHE_HOME")
+    assert one.fix.startswith("export XDG_CACHE_HOME")
 
 
-def test_a_folder_that_may_not_be_written_to_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The superuser, as whom tests may run, may write everywhere.
+def test_unwritable_cache_folder_is_a_warning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests may run as root, who can write everywhere.
     monkeypatch.setattr("os.access", lambda *_: False)
 
     one = machine.cache_finding({"JAX_COMPILATION_CACHE_DIR": str(folder)})
 
-    assert (one.level, one.cure) == ("warning", f"chmod 700 {folder}")
+    assert (one.level, one.fix) == ("warning", f"chmod 700 {folder}")
 
 
-def test_a_cache_that_is_switched_off_is_named() -> None:
+def test_disabled_cache_is_a_warning() -> None:
     one = machine.cache_finding({"JAX_ENABLE_COMPILATION_CACHE": "false"})
 
-    assert (one.level, one.cure) == ("warning", "unset JAX_ENABLE_COMPILATION_CACHE")
+    assert (one.level, one.fix) == ("warning", "unset JAX_ENABLE_COMPILATION_CACHE")
 
 
-def test_temporary_files_need_a_folder_with_room(tmp_path: Path) -> None:
+def test_temporary_folder_needs_free_space(tmp_path: Path) -> None:
     assert machine.temporary_finding(tmp_path, 900 * MIB).level == "ok"
     assert machine.temporary_finding(tmp_path, 100 * MIB).level == "warning"
     assert machine.temporary_finding(tmp_path, 1 * MIB).level == "wrong"
     one = machine.temporary_finding(machine.temporary_folder({"TMPDIR": str(tmp_path / "not-there")}))
     assert one.level == "wrong"
-    assert one.cure.startswith("export TMPDIR")
+    assert one.fix.startswith("export TMPDIR")
 
 
-def test_few_open_files_are_named() -> None:
+def test_low_open_file_limit_is_a_warning() -> None:
     assert machine.descriptors_finding(1024, 4096).level == "ok"
     assert machine.descriptors_finding(-1, -1).level == "ok"
-    assert machine.descriptors_finding(256, -1).cure == "ulimit -n 4096"
-    assert machine.descriptors_finding(256, 512).cure == "ulimit -n 512"
+    assert machine.descriptors_finding(256, -1).fix == "ulimit -n 4096"
+    assert machine.descriptors_finding(256, 512).fix == "ulimit -n 512"

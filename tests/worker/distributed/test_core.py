@@ -1,127 +1,127 @@
-"""What the agent of a host that follows does, event by event and on a clock of plain numbers."""
+"""FollowerCore, event by event with a fake clock."""
 
 from __future__ import annotations
 
 import signal
 
-from birdie_zmq.engine.distributed.process_group import GROUP_ENDED
+from birdie_zmq.engine.distributed.process_group import GROUP_ENDED_EXIT_STATUS
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.worker.distributed.core import (
-    LIVED_S,
+    MIN_UPTIME_S,
     Action,
-    Begin,
-    Done,
-    End,
+    AgentStarted,
     Event,
-    Exited,
     FollowerCore,
-    Loads,
+    HeartbeatReceived,
+    LoadingChanged,
     Log,
-    ModelHeartbeat,
-    Said,
-    Start,
+    ModelProcessExited,
+    NoticeReceived,
+    StartModelProcess,
     Stop,
+    StopModelProcess,
+    StopRequested,
     Tick,
 )
 
 
-class Desk:
-    """An agent and a clock that moves only when told to."""
+class Harness:
+    """A FollowerCore with a fake clock, which records its log."""
 
     def __init__(self) -> None:
-        self.agent = FollowerCore("process 1 of 2", AgentSettings())
+        self.core = FollowerCore("process 1 of 2", AgentSettings())
         self.now = 100.0
         self.logged: list[tuple[str, str]] = []
 
-    def happens(self, event: Event, after_s: float = 0.0) -> list[Action]:
+    def handle(self, event: Event, after_s: float = 0.0) -> list[Action]:
         self.now += after_s
-        actions = self.agent.handle(event, self.now)
+        actions = self.core.handle(event, self.now)
         self.logged += [(action.level, action.text) for action in actions if isinstance(action, Log)]
         return [action for action in actions if not isinstance(action, Log)]
 
     def pause(self) -> float:
-        """After how long the next process is started."""
+        """Return the seconds until the next process is started."""
         for halves in range(100):
-            if self.happens(Tick(), after_s=0.5) == [Start()]:
+            if self.handle(Tick(), after_s=0.5) == [StartModelProcess()]:
                 return (halves + 1) / 2
-        raise AssertionError("no process is started")
+        raise AssertionError("no process was started")
 
 
-def test_a_process_starts_and_what_it_says_is_written_down() -> None:
-    desk = Desk()
-    assert desk.happens(Begin()) == [Start()]
-    assert desk.happens(Tick(), 1.0) == []
-    desk.happens(Said("warning", "cannot load the model: why"))
-    assert desk.logged == [("warning", "process 1 of 2: cannot load the model: why")]
+def test_process_starts_and_its_notices_are_logged() -> None:
+    harness = Harness()
+    assert harness.handle(AgentStarted()) == [StartModelProcess()]
+    assert harness.handle(Tick(), 1.0) == []
+    harness.handle(NoticeReceived("warning", "cannot load the model: why"))
+    assert harness.logged == [("warning", "process 1 of 2: cannot load the model: why")]
 
 
-def test_one_that_has_lived_is_started_again_at_once() -> None:
-    desk = Desk()
-    desk.happens(Begin())
-    assert desk.happens(Exited(GROUP_ENDED), LIVED_S) == [Start()]
-    assert desk.happens(Exited(GROUP_ENDED), LIVED_S) == [Start()]
-    level, text = desk.logged[-1]
+def test_process_with_enough_uptime_is_restarted_at_once() -> None:
+    harness = Harness()
+    harness.handle(AgentStarted())
+    assert harness.handle(ModelProcessExited(GROUP_ENDED_EXIT_STATUS), MIN_UPTIME_S) == [StartModelProcess()]
+    assert harness.handle(ModelProcessExited(GROUP_ENDED_EXIT_STATUS), MIN_UPTIME_S) == [StartModelProcess()]
+    level, text = harness.logged[-1]
     assert (level, text) == (
         "info",
-        "process 1 of 2 has ended, with its group; it starts again, and waits for process 0",
+        "process 1 of 2 has exited, with its process group; restarting it now, then it waits for process 0",
     )
 
 
-def test_one_that_ends_at_once_is_given_longer_and_longer_pauses_up_to_a_bound() -> None:
-    desk = Desk()
-    desk.happens(Begin())
+def test_process_that_exits_at_once_is_restarted_after_growing_bounded_pauses() -> None:
+    harness = Harness()
+    harness.handle(AgentStarted())
     pauses = []
     for _ in range(8):
-        assert desk.happens(Exited(1)) == []
-        pauses.append(desk.pause())
+        assert harness.handle(ModelProcessExited(1)) == []
+        pauses.append(harness.pause())
     assert pauses == [0.5, 1, 2, 4, 8, 16, 16, 16]
-    assert desk.happens(Exited(1), LIVED_S) == [Start()]  # this one was there for a while
-    assert desk.happens(Exited(1)) == []
-    assert desk.pause() == 0.5
+    assert harness.handle(ModelProcessExited(1), MIN_UPTIME_S) == [StartModelProcess()]  # this one ran for a while
+    assert harness.handle(ModelProcessExited(1)) == []
+    assert harness.pause() == 0.5
 
 
-def test_what_jax_does_to_a_process_without_its_group_is_said() -> None:
-    desk = Desk()
-    desk.happens(Begin())
-    desk.happens(Exited(-signal.SIGABRT), 60)
-    assert "JAX ends a process when another one of its group is gone" in desk.logged[-1][1]
+def test_abort_by_jax_is_explained() -> None:
+    harness = Harness()
+    harness.handle(AgentStarted())
+    harness.handle(ModelProcessExited(-signal.SIGABRT), 60)
+    assert "JAX aborts a process when another rank of its process group is gone" in harness.logged[-1][1]
 
 
-def test_one_that_is_silent_is_killed_since_the_others_wait_for_it() -> None:
-    desk = Desk()
-    desk.happens(Begin())
+def test_process_without_heartbeat_is_killed() -> None:
+    harness = Harness()
+    harness.handle(AgentStarted())
     for _ in range(60):
-        desk.happens(ModelHeartbeat(), 1.0)
-        assert desk.happens(Tick()) == []
-    assert desk.happens(Tick(), 20.0) == []
-    assert desk.happens(Tick(), 1.0) == [End(kill=True)]
-    assert desk.logged[-1][1] == "process 1 of 2 gave no sign of life for 21 s; it is killed"
-    assert desk.happens(Exited(-9)) == [Start()]
-    assert desk.happens(Tick(), 19.0) == []
+        harness.handle(HeartbeatReceived(), 1.0)
+        assert harness.handle(Tick()) == []
+    assert harness.handle(Tick(), 20.0) == []
+    assert harness.handle(Tick(), 1.0) == [StopModelProcess(kill=True)]
+    assert harness.logged[-1][1] == "process 1 of 2 sent no heartbeat for 21 s; killing it"
+    assert harness.handle(ModelProcessExited(-9)) == [StartModelProcess()]
+    assert harness.handle(Tick(), 19.0) == []
 
 
-def test_one_that_loads_may_be_silent_for_longer_and_one_whose_agent_was_stopped_too() -> None:
-    desk = Desk()
-    desk.happens(Begin())
-    desk.happens(Loads(True))
-    assert desk.happens(Tick(), 299.0) == []
-    desk.happens(Loads(False))
-    assert desk.happens(Tick(stall_s=1000.0), 1000.0) == []
-    assert desk.happens(Tick(), 21.0) == [End(kill=True)]
+def test_heartbeat_timeout_is_longer_while_loading_and_excludes_stalls() -> None:
+    harness = Harness()
+    harness.handle(AgentStarted())
+    harness.handle(LoadingChanged(True))
+    assert harness.handle(Tick(), 299.0) == []
+    harness.handle(LoadingChanged(False))
+    assert harness.handle(Tick(stall_s=1000.0), 1000.0) == []
+    assert harness.handle(Tick(), 21.0) == [StopModelProcess(kill=True)]
 
 
-def test_it_stops_when_the_process_has_ended_which_is_killed_if_it_does_not() -> None:
-    desk = Desk()
-    desk.happens(Begin())
-    assert desk.happens(Stop()) == [End(kill=False)]
-    assert desk.happens(Tick(), 4.9) == []
-    assert desk.happens(Tick(), 0.1) == [End(kill=True)]
-    assert desk.happens(Tick(), 10) == []  # it is on its way
-    assert desk.happens(Exited(-9)) == [Done()]
+def test_stop_ends_the_process_and_kills_it_after_the_timeout() -> None:
+    harness = Harness()
+    harness.handle(AgentStarted())
+    assert harness.handle(StopRequested()) == [StopModelProcess(kill=False)]
+    assert harness.handle(Tick(), 4.9) == []
+    assert harness.handle(Tick(), 0.1) == [StopModelProcess(kill=True)]
+    assert harness.handle(Tick(), 10) == []  # it was killed already
+    assert harness.handle(ModelProcessExited(-9)) == [Stop()]
 
 
-def test_it_stops_at_once_between_two_processes() -> None:
-    desk = Desk()
-    desk.happens(Begin())
-    desk.happens(Exited(1))
-    assert desk.happens(Stop()) == [Done()]
+def test_stop_without_a_process_ends_at_once() -> None:
+    harness = Harness()
+    harness.handle(AgentStarted())
+    harness.handle(ModelProcessExited(1))
+    assert harness.handle(StopRequested()) == [Stop()]
