@@ -64,11 +64,10 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
         architecture, params = load_checkpoint(path, dtype, mesh)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
-    requested = keywords.get("max_length")
-    if "positions" in params.outer and isinstance(requested, int) and requested > architecture.max_length:
+    requested, limit = keywords.get("max_length"), architecture.position_limit
+    if limit is not None and isinstance(requested, int) and requested > limit:
         raise UsageError(
-            f"max_length={requested} is more than the {architecture.max_length} learned positions of the model "
-            f"{model_tag!r}; lower max_length"
+            f"max_length={requested} is more than the {limit} positions of the model {model_tag!r}; lower max_length"
         )
     return build_model(architecture, params, mesh)
 

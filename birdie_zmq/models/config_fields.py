@@ -1,4 +1,4 @@
-"""Typed access to a ``config.json``: a missing value or one of the wrong type is an error that names the key."""
+"""Typed access to a model's configuration: a missing value or one of the wrong type is an error that names the key."""
 
 from __future__ import annotations
 
@@ -74,14 +74,19 @@ class ConfigReader:
             raise ValueError(f"{key} must be a string, not {value!r}")
         return value
 
-    def texts(self, key: str, count: int) -> tuple[str, ...] | None:
-        """Return a list of exactly `count` strings, or None if the key is missing."""
+    def texts(self, key: str, count: int) -> tuple[str, ...]:
+        """Return a list of exactly `count` strings."""
         value = self._values.get(key)
-        if value is None:
-            return None
         if not isinstance(value, list) or len(value) != count or not all(isinstance(text, str) for text in value):
             raise ValueError(f"{key} must be a list of {count} strings, not {value!r}")
         return tuple(value)
+
+    def numbers(self, key: str, count: int) -> tuple[float, ...]:
+        """Return a list of exactly `count` numbers, as floats."""
+        value = self._values.get(key)
+        if not isinstance(value, list) or len(value) != count:
+            raise ValueError(f"{key} must be a list of {count} numbers, not {value!r}")
+        return tuple(ConfigReader({key: number}).number(key) for number in value)
 
     def record(self, key: str) -> ConfigReader:
         """Return a JSON object; an empty one if the key is missing."""

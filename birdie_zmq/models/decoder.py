@@ -141,7 +141,7 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
         init_state=bind(init_state, mesh=mesh),
         extend=bind(extend, mesh=mesh),
         branch=bind(branch, mesh=mesh),
-        max_length=architecture.max_length,
+        max_length=min(architecture.max_length, architecture.position_limit or architecture.max_length),
         vocab_size=architecture.vocab_size,
     )
 

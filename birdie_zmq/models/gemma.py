@@ -68,33 +68,24 @@ class Gemma:
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any]) -> Self:
-        """Read a ``config.json`` of model_type gemma2 or gemma3_text.
+        """Read a configuration of model_type gemma2 or gemma3_text.
+
+        Args:
+            values: All keys, as `birdie_zmq.models.config` returns them.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
+            ValueError: A size is of the wrong type, or the configuration requests an unsupported feature.
         """
         config = ConfigReader(values)
         config.require("use_bidirectional_attention", (False,))
         is_gemma3 = config.text("model_type") == "gemma3_text"
         n_layers = config.integer("num_hidden_layers")
         n_heads, n_kv_heads = config.integer("num_attention_heads"), config.integer("num_key_value_heads")
-        head_width = config.integer("head_dim", 256)
+        head_width = config.integer("head_dim")
         require_positive(num_hidden_layers=n_layers, num_attention_heads=n_heads, num_key_value_heads=n_kv_heads)
         if n_heads % n_kv_heads:
             raise ValueError(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
-        # The last of every `period` layers has full attention; old files give only the period.
-        period = config.integer("sliding_window_pattern", 6) if is_gemma3 else 2
-        types = config.texts("layer_types", n_layers) or tuple(
-            "sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(n_layers)
-        )
-        if not is_gemma3:
-            rope = window_rope = read_rope(config, head_width)
-        elif "full_attention" in config.record("rope_parameters"):
-            rope = read_rope(config, head_width, section="full_attention", theta=1e6)
-            window_rope = read_rope(config, head_width, section="sliding_attention")
-        else:
-            rope = read_rope(config, head_width, theta=1e6)
-            window_rope = Rope(head_width, config.number("rope_local_base_freq", 10_000.0))
+        rope = read_rope(config, head_width, section="full_attention" if is_gemma3 else None)
         return cls(
             vocab_size=config.integer("vocab_size"),
             d_model=config.integer("hidden_size"),
@@ -104,18 +95,26 @@ class Gemma:
             head_width=head_width,
             d_ff=config.integer("intermediate_size"),
             max_length=config.integer("max_position_embeddings"),
-            norm_epsilon=config.number("rms_norm_eps", 1e-6),
-            activation=layers.check_activation(config.text("hidden_activation", "gelu_pytorch_tanh")),
+            norm_epsilon=config.number("rms_norm_eps"),
+            activation=layers.check_activation(config.text("hidden_activation")),
             attention_bias=config.flag("attention_bias", False),
             tied_head=config.flag("tie_word_embeddings", True),
-            query_scalar=config.number("query_pre_attn_scalar", 256),
-            score_cap=config.optional_number("attn_logit_softcapping", None if is_gemma3 else 50.0),
-            logit_cap=config.optional_number("final_logit_softcapping", None if is_gemma3 else 30.0),
-            windows=windows_from_layer_types(types, config.integer("sliding_window", 4096)),
+            query_scalar=config.number("query_pre_attn_scalar"),
+            score_cap=config.optional_number("attn_logit_softcapping"),
+            logit_cap=config.optional_number("final_logit_softcapping"),
+            windows=windows_from_layer_types(
+                config.texts("layer_types", n_layers), config.optional_integer("sliding_window")
+            ),
             rope=rope,
-            window_rope=window_rope,
+            window_rope=read_rope(config, head_width, section="sliding_attention") if is_gemma3 else rope,
             query_key_norm=is_gemma3,
         )
+
+    @property
+    def position_limit(self) -> int | None:
+        """The number of positions that the rotary embedding supports; None for any number."""
+        limits = [rope.position_limit for rope in (self.rope, self.window_rope) if rope.position_limit is not None]
+        return min(limits, default=None)
 
     def weight_map(self) -> WeightMap:
         """Return the tensors of a Hugging Face checkpoint."""

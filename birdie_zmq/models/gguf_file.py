@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 
 from birdie_zmq.errors import TokenizerError, UsageError
-from birdie_zmq.models.tokenizer import CheckpointTokenizer
+from birdie_zmq.models.tokenizer import CheckpointTokenizer, wrap_tokenizer
 from birdie_zmq.models.weight_map import WeightMap
 from birdie_zmq.models.weights import Index, TensorHeader, TensorReader
 
@@ -140,12 +140,8 @@ class GgufFile:
             tokenizer.post_processor = processors.TemplateProcessing(
                 single=single, pair=[*single, "$B"], special_tokens=list(added.values())
             )
-        return CheckpointTokenizer(
-            tokenizer,
-            {name: tokens[id] for name, id in ids.items() if id is not None},
-            chat_template=self._value("tokenizer.chat_template", None),
-            fingerprint=fingerprint,
-        )
+        special = {name: tokens[id] for name, id in ids.items() if id is not None}
+        return wrap_tokenizer(tokenizer, special, self._value("tokenizer.chat_template", None), fingerprint)
 
     def source(self, weight_map: WeightMap) -> GgufSource:
         """Return the weights, under the names of a weight map."""

@@ -49,10 +49,13 @@ class Gpt2:
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any]) -> Self:
-        """Read a ``config.json`` of model_type gpt2.
+        """Read a configuration of model_type gpt2.
+
+        Args:
+            values: All keys, as `birdie_zmq.models.config` returns them.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
+            ValueError: A size is of the wrong type, or the configuration requests an unsupported feature.
         """
         config = ConfigReader(values)
         config.require("add_cross_attention", (False,))
@@ -67,12 +70,17 @@ class Gpt2:
             n_heads=n_heads,
             d_ff=config.integer("n_inner", 4 * d_model),
             max_length=config.integer("n_positions"),
-            norm_epsilon=config.number("layer_norm_epsilon", 1e-5),
-            activation=layers.check_activation(config.text("activation_function", "gelu_new")),
+            norm_epsilon=config.number("layer_norm_epsilon"),
+            activation=layers.check_activation(config.text("activation_function")),
             tied_head=config.flag("tie_word_embeddings", True),
             scaled_scores=config.flag("scale_attn_weights", True),
             scaled_by_layer=config.flag("scale_attn_by_inverse_layer_idx", False),
         )
+
+    @property
+    def position_limit(self) -> int:
+        """The number of learned positions."""
+        return self.max_length
 
     def weight_map(self) -> WeightMap:
         """Return the tensors of a Hugging Face checkpoint, whose layers store matrices as [in, out]."""

@@ -51,10 +51,13 @@ class GptNeoX:
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any]) -> Self:
-        """Read a ``config.json`` of model_type gpt_neox.
+        """Read a configuration of model_type gpt_neox.
+
+        Args:
+            values: All keys, as `birdie_zmq.models.config` returns them.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
+            ValueError: A size is of the wrong type, or the configuration requests an unsupported feature.
         """
         config = ConfigReader(values)
         d_model, n_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
@@ -63,8 +66,7 @@ class GptNeoX:
         )
         if d_model % n_heads:
             raise ValueError(f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}")
-        share = config.record("rope_parameters").number("partial_rotary_factor", config.number("rotary_pct", 0.25))
-        width = int(d_model // n_heads * share)
+        width = int(d_model // n_heads * config.record("rope_parameters").number("partial_rotary_factor", 1.0))
         return cls(
             vocab_size=config.integer("vocab_size"),
             d_model=d_model,
@@ -72,13 +74,18 @@ class GptNeoX:
             n_heads=n_heads,
             d_ff=config.integer("intermediate_size"),
             max_length=config.integer("max_position_embeddings"),
-            norm_epsilon=config.number("layer_norm_eps", 1e-5),
-            activation=layers.check_activation(config.text("hidden_act", "gelu")),
+            norm_epsilon=config.number("layer_norm_eps"),
+            activation=layers.check_activation(config.text("hidden_act")),
             attention_bias=config.flag("attention_bias", True),
             tied_head=config.flag("tie_word_embeddings", False),
             parallel=config.flag("use_parallel_residual", True),
-            rope=read_rope(config, width, theta=config.number("rotary_emb_base", 10_000.0)),
+            rope=read_rope(config, width),
         )
+
+    @property
+    def position_limit(self) -> int | None:
+        """The number of positions that the rotary embedding supports; None for any number."""
+        return self.rope.position_limit
 
     def weight_map(self) -> WeightMap:
         """Return the tensors of a Hugging Face checkpoint."""

@@ -1,4 +1,4 @@
-"""The Llama family: Llama 1 to 3, SmolLM, Mistral, Qwen 2 and Qwen 3.
+"""The Llama family: Llama 1 to 3, SmolLM, Mistral, Ministral, Qwen 2 and Qwen 3.
 
 Pre-normalisation with RMSNorm, rotary positions, grouped-query attention and a gated feed-forward layer (Touvron et
 al., 2023, arXiv:2302.13971; Shazeer, 2020, arXiv:2002.05202). Members differ in biases, in norms of queries and keys,
@@ -87,33 +87,33 @@ class Llama:
 
     @classmethod
     def from_hugging_face(cls, values: Mapping[str, Any]) -> Self:
-        """Read a ``config.json`` of model_type llama, mistral, qwen2 or qwen3.
+        """Read a configuration of model_type llama, mistral, ministral, qwen2 or qwen3.
 
-        Keys that have a default in transformers may be missing or null.
+        Args:
+            values: All keys, as `birdie_zmq.models.config` returns them.
 
         Raises:
-            ValueError: A size is missing or of the wrong type, or the file requests an unsupported feature.
+            ValueError: A size is of the wrong type, or the configuration requests an unsupported feature.
         """
         config = ConfigReader(values)
-        kind = config.text("model_type", "llama")
+        kind = config.text("model_type")
         n_heads, n_layers = config.integer("num_attention_heads"), config.integer("num_hidden_layers")
         require_positive(num_attention_heads=n_heads, num_hidden_layers=n_layers)
-        # Only Qwen 3 has a default head width of its own. Mistral's default of 8 key/value heads is that of its 7B.
-        head_width = config.integer("head_dim", 128 if kind == "qwen3" else config.integer("hidden_size") // n_heads)
+        head_width = config.integer("head_dim", config.integer("hidden_size") // n_heads)
         attention_bias = config.flag("attention_bias", False)
         return cls(
             vocab_size=config.integer("vocab_size"),
             d_model=config.integer("hidden_size"),
             n_layers=n_layers,
             n_heads=n_heads,
-            n_kv_heads=config.integer("num_key_value_heads", 8 if kind == "mistral" else n_heads),
+            n_kv_heads=config.integer("num_key_value_heads"),
             d_ff=config.integer("intermediate_size"),
             max_length=config.integer("max_position_embeddings"),
-            norm_epsilon=config.number("rms_norm_eps", 1e-6),
+            norm_epsilon=config.number("rms_norm_eps"),
             tied_head=config.flag("tie_word_embeddings", False),
             head_width=head_width,
             rope=read_rope(config, head_width),
-            activation=layers.check_activation(config.text("hidden_act", "silu")),
+            activation=layers.check_activation(config.text("hidden_act")),
             qkv_bias=attention_bias or kind == "qwen2",
             output_bias=attention_bias and kind in ("llama", "qwen3"),
             feed_forward_bias=kind == "llama" and config.flag("mlp_bias", False),
@@ -149,6 +149,12 @@ class Llama:
             "rms_norm_eps": self.norm_epsilon,
             "tie_word_embeddings": self.tied_head,
         }
+
+    @property
+    def position_limit(self) -> int | None:
+        """The number of positions that the rotary embedding supports; None for any number."""
+        assert self.rope is not None
+        return self.rope.position_limit
 
     def weight_map(self) -> WeightMap:
         """Return the tensors of a Hugging Face checkpoint."""
@@ -238,29 +244,26 @@ class Llama:
 
 
 def _layer_windows(config: ConfigReader, kind: str, n_layers: int) -> tuple[int, ...]:
-    """Return the attention window of each layer: Mistral limits all layers, Qwen some of the later ones, Llama none."""
-    if kind == "mistral":
-        window = config.optional_integer("sliding_window", 4096)
-        return () if window is None else (window,) * n_layers
-    if kind not in ("qwen2", "qwen3") or not config.flag("use_sliding_window", False):
+    """Return the attention window of each layer: Mistral limits all layers, Llama none, the others those of a type."""
+    window = config.optional_integer("sliding_window")
+    if kind == "llama":
         return ()
-    window = config.integer("sliding_window", 4096)
-    first = config.integer("max_window_layers", 28)
-    types = config.texts("layer_types", n_layers) or tuple(
-        _WINDOWED if layer >= first else _FULL for layer in range(n_layers)
-    )
-    return windows_from_layer_types(types, window)
+    if kind == "mistral":
+        return () if window is None else (window,) * n_layers
+    return windows_from_layer_types(config.texts("layer_types", n_layers), window)
 
 
-def windows_from_layer_types(types: tuple[str, ...], window: int) -> tuple[int, ...]:
+def windows_from_layer_types(types: tuple[str, ...], window: int | None) -> tuple[int, ...]:
     """Return the attention window of each layer from Hugging Face's ``layer_types``.
 
     Raises:
-        ValueError: A type is neither sliding_attention nor full_attention.
+        ValueError: A type is neither sliding_attention nor full_attention, or a window is needed and None.
     """
     unknown = sorted(set(types) - {_WINDOWED, _FULL})
     if unknown:
         raise ValueError(f"layer_types has the unknown type {unknown[0]!r}; supported: {_WINDOWED}, {_FULL}")
     if _WINDOWED not in types:
         return ()
+    if window is None:
+        raise ValueError(f"layer_types has {_WINDOWED}, but there is no sliding_window")
     return tuple(window if kind == _WINDOWED else NO_WINDOW for kind in types)

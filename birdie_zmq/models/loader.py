@@ -8,10 +8,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from birdie_zmq.models.config import CONFIG_FILE, complete_config, read_config, read_model_type
 from birdie_zmq.models.gguf_file import GgufFile
-from birdie_zmq.models.registry import build_architecture
+from birdie_zmq.models.registry import build_architecture, check_model_type
 from birdie_zmq.models.weight_map import Architecture, Params
-from birdie_zmq.models.weights import SafetensorsDirectory, TensorSource, load_params, read_config
+from birdie_zmq.models.weights import SafetensorsDirectory, TensorSource, load_params
 
 
 def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -> tuple[Architecture, Params]:
@@ -33,12 +34,13 @@ def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -
     source: TensorSource
     if path.is_file():
         file = GgufFile(path)
-        config = file.config()
+        config = complete_config(file.config())
         architecture = build_architecture(config, str(path))
         source = file.source(architecture.weight_map())
     else:
+        check_model_type(read_model_type(path), str(path / CONFIG_FILE))
         config = read_config(path)
-        architecture = build_architecture(config, str(path / "config.json"))
+        architecture = build_architecture(config, str(path / CONFIG_FILE))
         source = SafetensorsDirectory(path)
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
     return architecture, load_params(architecture.weight_map(), source, chosen, mesh)
@@ -46,6 +48,6 @@ def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -
 
 def _stored_dtype(config: Mapping[str, Any], source: TensorSource) -> str:
     """Return the dtype that a checkpoint requests: that of its config, else that of its tensors."""
-    named = config.get("dtype") or config.get("torch_dtype")
+    named = config.get("dtype")
     stored = {header.dtype for header in source.headers.values()}
     return "bfloat16" if named == "bfloat16" or (named is None and stored == {"BF16"}) else "float32"

@@ -17,6 +17,7 @@ from birdie_zmq.models.weight_map import Architecture
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": Llama.from_hugging_face,
     "mistral": Llama.from_hugging_face,
+    "ministral": Llama.from_hugging_face,
     "qwen2": Llama.from_hugging_face,
     "qwen3": Llama.from_hugging_face,
     "gemma2": Gemma.from_hugging_face,
@@ -25,26 +26,43 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gpt_neox": GptNeoX.from_hugging_face,
 }
 
+WITH_TEXT_CONFIG = ("gemma3",)
+"""Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
 
-def build_architecture(config: Mapping[str, Any], source: str) -> Architecture:
-    """Build the decoder that a ``config.json`` describes.
+
+def check_model_type(model_type: object, source: str) -> None:
+    """Check that a family with a model_type is supported.
 
     Args:
-        config: The keys of the file.
+        model_type: The value in the ``config.json``.
+        source: The path that error messages name.
+
+    Raises:
+        ValueError: The model_type is not supported.
+    """
+    if model_type not in FAMILIES and model_type not in WITH_TEXT_CONFIG:
+        supported = ", ".join(sorted({*FAMILIES, *WITH_TEXT_CONFIG}))
+        raise ValueError(
+            f"{source}: the model_type {model_type!r} is not known; supported: {supported}. For "
+            "another architecture, write an api.py whose load_model returns the model"
+        )
+
+
+def build_architecture(config: Mapping[str, Any], source: str) -> Architecture:
+    """Build the decoder that a configuration describes.
+
+    Args:
+        config: All keys, as `birdie_zmq.models.config` returns them.
         source: The path that error messages name.
 
     Raises:
         ValueError: The model_type is unknown, the weights are quantised, or the config requests an unsupported variant.
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(
-            f"{source}: the model_type {model_type!r} is not known; supported: {', '.join(sorted(FAMILIES))}. For "
-            "another architecture, write an api.py whose load_model returns the model"
-        )
+    check_model_type(model_type, source)
     if config.get("quantization_config") is not None:
         raise ValueError(f"{source}: quantised weights (quantization_config) are not supported")
     try:
-        return FAMILIES[model_type](config)
+        return FAMILIES[str(model_type)](config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -1,18 +1,22 @@
 """Rotary position embedding (Su et al., 2021, arXiv:2104.09864), with the scaling types for longer texts.
 
-A config file names the scaling type under ``rope_parameters``, or in old files under ``rope_scaling``:
+transformers gathers the scaling type and its numbers under ``rope_parameters``:
 
 - ``default``: no scaling;
 - ``linear``: every frequency is divided by a factor (Chen et al., 2023, arXiv:2306.15595);
 - ``llama3``: frequencies of long wavelengths are divided by a factor, frequencies of short ones are kept, and a linear
   blend of both is used in between (Llama 3.1);
-- ``yarn``: the same with a ramp over dimensions, and scaled attention (Peng et al., 2023, arXiv:2309.00071).
+- ``yarn``: the same with a ramp over dimensions, and scaled attention (Peng et al., 2023, arXiv:2309.00071);
+- ``dynamic``: no scaling for texts within ``max_position_embeddings``; longer texts are not supported;
+- ``longrope``: a factor for each frequency, and scaled attention (Ding et al., 2024, arXiv:2402.13753); only texts within
+  the original length are supported.
 
 Frequencies are computed in float32 as in transformers: at position 8,000 a float64 angle already differs by 1e-3.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -23,7 +27,10 @@ import numpy.typing as npt
 
 from birdie_zmq.models.config_fields import ConfigReader
 
-KINDS = ("default", "linear", "llama3", "yarn")
+KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
+"""The supported values of ``rope_type``."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,14 @@ class Rope:
     Attributes:
         width: Even; dimension i is paired with i + width / 2 ("rotate_half", as Hugging Face's weights require).
         theta: The base of the wavelengths.
-        kind: The scaling type, one of `KINDS`.
+        kind: How frequencies are scaled: default, linear, llama3 or yarn.
         factor: The scaling factor: how much longer the texts may be.
         original_length: The maximum length before scaling (llama3, yarn).
         low, high: ``low_freq_factor`` and ``high_freq_factor`` of llama3; ``beta_slow`` and ``beta_fast`` of yarn.
-        attention_factor: The factor of cos and sin (yarn).
+        attention_factor: The factor of cos and sin (yarn, longrope).
         truncate: Whether yarn's ramp begins and ends at whole dimensions.
+        factors: Each frequency is divided by one of these, if there are any (longrope, GGUF files).
+        position_limit: The number of positions for which the frequencies hold; None for any number.
     """
 
     width: int
@@ -50,6 +59,8 @@ class Rope:
     high: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    factors: tuple[float, ...] = ()
+    position_limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -61,12 +72,16 @@ class Rope:
                 f"{self.kind} needs original_max_position_embeddings above 0 and two different limits, the lower first, "
                 f"not {self.original_length}, {self.low} and {self.high} (RoPE)"
             )
+        if self.factors and (len(self.factors) != self.width // 2 or min(self.factors) <= 0):
+            raise ValueError(f"RoPE needs {self.width // 2} factors above 0, one for each frequency")
 
     def frequencies(self) -> npt.NDArray[np.float32]:
         """Return the frequencies in radians per position, float32 [width / 2]."""
         exponents = np.arange(0, self.width, 2, dtype=np.float32) / np.float32(self.width)
         plain = np.float32(1) / np.float32(self.theta) ** exponents
         factor = np.float32(self.factor)
+        if self.factors:
+            plain = np.float32(1) / (np.asarray(self.factors, np.float32) * np.float32(self.theta) ** exponents)
         match self.kind:
             case "linear":
                 return np.asarray(plain / factor)
@@ -107,55 +122,84 @@ class Rope:
         return np.asarray(1 - np.clip(ramp, 0, 1), np.float32)
 
 
-def read_rope(config: ConfigReader, width: int, *, section: str | None = None, theta: float = 10_000.0) -> Rope:
-    """Read the rotary embedding from a model's config.
+def read_rope(config: ConfigReader, width: int, *, section: str | None = None) -> Rope:
+    """Read the rotary embedding from a model's configuration.
 
     Args:
-        config: The model's config, which has ``max_position_embeddings``.
+        config: The configuration as `birdie_zmq.models.config` returns it: transformers has completed ``rope_parameters``.
         width: Number of rotated dimensions of a head.
         section: The key under ``rope_parameters``, for models whose layer types differ.
-        theta: The default of ``rope_theta``.
 
     Raises:
-        ValueError: The scaling type is unknown, or a number that it needs is missing.
+        ValueError: The scaling type is not supported, or a number that it needs is missing.
     """
-    scaling = config.record("rope_parameters" if "rope_parameters" in config else "rope_scaling")
+    parameters = config.record("rope_parameters")
     if section is not None:
-        scaling = scaling.record(section)
-    kind = scaling.text("rope_type", scaling.text("type", "default"))
-    if kind not in KINDS:
-        raise ValueError(f"rope_scaling has the unknown type {kind!r}; supported: {', '.join(KINDS)}")
-    theta = scaling.number("rope_theta", config.number("rope_theta", theta))
-    if kind == "default":
-        return Rope(width, theta)
-    factor = scaling.number("factor")
-    if kind == "linear":
-        return Rope(width, theta, kind, factor)
-    original = scaling.integer("original_max_position_embeddings", config.integer("max_position_embeddings"))
-    if kind == "llama3":
-        low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
-        return Rope(width, theta, kind, factor, original, low, high)
-    slow, fast = scaling.number("beta_slow", 1.0), scaling.number("beta_fast", 32.0)
-    truncate = scaling.flag("truncate", True)
-    return Rope(width, theta, kind, factor, original, slow, fast, _yarn_attention_factor(scaling, factor), truncate)
+        parameters = parameters.record(section)
+    kind, theta = parameters.text("rope_type"), parameters.number("rope_theta")
+    match kind:
+        case "default":
+            return Rope(width, theta)
+        case "dynamic":
+            return Rope(width, theta, position_limit=config.integer("max_position_embeddings"))
+        case "linear":
+            return Rope(width, theta, kind, parameters.number("factor"))
+        case "llama3":
+            low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
+            original = parameters.integer("original_max_position_embeddings")
+            return Rope(width, theta, kind, parameters.number("factor"), original, low, high)
+        case "yarn":
+            return _read_yarn(config, parameters, width, theta)
+        case "longrope":
+            return _read_longrope(config, parameters, width, theta)
+    raise ValueError(f"rope_parameters has the unknown rope_type {kind!r}; supported: {', '.join(KINDS)}")
 
 
-def _yarn_attention_factor(scaling: ConfigReader, factor: float) -> float:
+def _read_yarn(config: ConfigReader, parameters: ConfigReader, width: int, theta: float) -> Rope:
+    original = parameters.integer("original_max_position_embeddings")
+    factor = parameters.number("factor", config.integer("max_position_embeddings") / max(original, 1))
+    slow, fast = parameters.number("beta_slow", 1.0), parameters.number("beta_fast", 32.0)
+    truncate = parameters.flag("truncate", True)
+    return Rope(
+        width, theta, "yarn", factor, original, slow, fast, _yarn_attention_factor(parameters, factor), truncate
+    )
+
+
+def _read_longrope(config: ConfigReader, parameters: ConfigReader, width: int, theta: float) -> Rope:
+    """Read LongRoPE up to its original length, where a text has the short factors.
+
+    A longer text has other factors at all of its positions, so texts of both kinds cannot share a prefix.
+    """
+    original, longest = (
+        parameters.integer("original_max_position_embeddings"),
+        config.integer("max_position_embeddings"),
+    )
+    factors = parameters.numbers("short_factor", width // 2)
+    if original < 2:
+        raise ValueError(f"longrope needs original_max_position_embeddings above 1, not {original}")
+    factor = parameters.number("factor", longest / original)
+    scaled = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention_factor = parameters.number("attention_factor", scaled)
+    if original < longest:
+        logger.warning(
+            "longrope is supported up to the original length of %d tokens, which is now max_length; the model's own "
+            "max_position_embeddings is %d",
+            original,
+            longest,
+        )
+    return Rope(width, theta, attention_factor=attention_factor, factors=factors, position_limit=original)
+
+
+def _yarn_attention_factor(parameters: ConfigReader, factor: float) -> float:
     """Return the factor of yarn's cos and sin: as configured, or from the factor as in section 3.4 of the paper."""
 
     def scale(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    if "attention_factor" in scaling:
-        return scaling.number("attention_factor")
-    if (
-        "mscale" in scaling
-        and "mscale_all_dim" in scaling
-        and scaling.number("mscale")
-        and scaling.number("mscale_all_dim")
-    ):
-        return scale(scaling.number("mscale")) / scale(scaling.number("mscale_all_dim"))
-    return scale(1.0)
+    if "attention_factor" in parameters:
+        return parameters.number("attention_factor")
+    weights = [parameters.number(name, 0.0) for name in ("mscale", "mscale_all_dim")]
+    return scale(weights[0]) / scale(weights[1]) if all(weights) else scale(1.0)
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:

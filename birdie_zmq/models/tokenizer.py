@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, with its special tokens and chat templates, read without transformers."""
+"""The tokenizer of a checkpoint, read by transformers, so that its tokens are those of lm_eval's hf backend."""
 
 from __future__ import annotations
 
@@ -6,65 +6,56 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.config_fields import read_json_object
+from birdie_zmq.models.transformers_import import transformers_without_torch
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+_MAX_CHARACTERS = 400
 
 
 class CheckpointTokenizer:
-    """A ``tokenizers.Tokenizer`` with its checkpoint's special tokens and settings, and with transformers' attributes.
+    """A tokenizer of transformers, with what else the engine needs to know of its checkpoint.
 
     Args:
-        tokenizer: The tokenizer itself.
-        special_tokens: Texts of the special tokens by name: ``bos_token``, ``eos_token``, …
-        chat_template: A jinja2 template, or several by name.
-        model_max_length: The maximum length in the checkpoint's tokenizer config.
+        tokenizer: The ``PreTrainedTokenizerBase``.
         eos_token_ids: All tokens at which generation ends, if the checkpoint names them.
+        generation_config: The content of the checkpoint's ``generation_config.json``; empty if there is none.
         fingerprint: A string that distinguishes this checkpoint from others with the same name.
-
-    Raises:
-        TokenizerError: BOS or EOS is not in the vocabulary.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        special_tokens: Mapping[str, str],
+        tokenizer: Any,
         *,
-        chat_template: str | dict[str, str] | None = None,
-        model_max_length: int | float | None = None,
         eos_token_ids: Sequence[int] = (),
+        generation_config: Mapping[str, Any] | None = None,
         fingerprint: str | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.bos_token, self.bos_token_id = self._special_token("bos_token", special_tokens)
-        self.eos_token, self.eos_token_id = self._special_token("eos_token", special_tokens)
-        self.unk_token = special_tokens.get("unk_token")
-        self.pad_token = special_tokens.get("pad_token")
-        self.pad_token_id: int | None = None if self.pad_token is None else tokenizer.token_to_id(self.pad_token)
-        self.chat_template = chat_template
-        self.model_max_length = model_max_length
+        self.transformers_tokenizer = tokenizer
+        self.bos_token: str | None = tokenizer.bos_token
+        self.bos_token_id: int | None = tokenizer.bos_token_id
+        self.eos_token: str | None = tokenizer.eos_token
+        self.eos_token_id: int | None = tokenizer.eos_token_id
+        self.pad_token: str | None = tokenizer.pad_token
+        self.pad_token_id: int | None = tokenizer.pad_token_id
+        self.unk_token: str | None = tokenizer.unk_token
+        self.special_tokens_map: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        self.all_special_ids: list[int] = list(tokenizer.all_special_ids)
+        self.chat_template: str | dict[str, str] | None = tokenizer.chat_template
+        self.model_max_length: int | float | None = tokenizer.model_max_length
         self.eos_token_ids = tuple(eos_token_ids)
+        self.generation_config = dict(generation_config or {})
         self.fingerprint = fingerprint
 
     @property
-    def all_special_ids(self) -> list[int]:
-        """The ids that `decode` omits with ``skip_special_tokens``."""
-        return [id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special]
+    def backend_tokenizer(self) -> Any:
+        """The ``tokenizers.Tokenizer`` of a fast tokenizer; None for a tokenizer in Python."""
+        return getattr(self.transformers_tokenizer, "backend_tokenizer", None)
 
     def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
-        """Return the token ids of each text under ``input_ids``.
-
-        The post-processor adds BOS and EOS unless `add_special_tokens` is False. Older files also have
-        ``add_bos_token`` in tokenizer_config.json, which is ignored as in transformers 5.
-        """
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        return {"input_ids": [encoding.ids for encoding in encodings]}
+        """Return the token ids of each text under ``input_ids``."""
+        encoded = self.transformers_tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False)
+        return {"input_ids": encoded["input_ids"]}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of one text."""
@@ -72,82 +63,63 @@ class CheckpointTokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of token ids."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        text: str = self.transformers_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def _special_token(self, name: str, texts: Mapping[str, str]) -> tuple[str | None, int | None]:
-        text = texts.get(name)
-        if text is None:
-            return None, None
-        number = self._tokenizer.token_to_id(text)
-        if number is None:
-            raise TokenizerError(f"the {name} {text!r} is not in the tokenizer's vocabulary")
-        return text, number
 
-
-def read_tokenizer(directory: Path, fingerprint: str | None = None) -> CheckpointTokenizer:
+def read_tokenizer(directory: Path, fingerprint: str | None = None, *, name: str | None = None) -> CheckpointTokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
     Args:
-        directory: Holds ``tokenizer.json`` and, optionally, ``tokenizer_config.json``, ``special_tokens_map.json``,
-            ``chat_template.jinja``, ``generation_config.json`` and ``config.json``.
+        directory: Holds the tokenizer's files, and optionally ``config.json`` and ``generation_config.json``.
         fingerprint: As in `CheckpointTokenizer`.
+        name: The name of the hub repository, if the directory is one; transformers knows some by name.
 
     Raises:
-        TokenizerError: ``tokenizer.json`` is missing or damaged, another file is damaged, or a special token is not in
-            the vocabulary.
+        TokenizerError: There is no tokenizer, or a file is damaged.
     """
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise TokenizerError(
-            f"there is no tokenizer.json in {directory}; convert other tokenizer files with transformers: "
-            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-        )
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise TokenizerError(f"{path} is not a valid tokenizer: {error}") from error
-    config = _read_json(directory / "tokenizer_config.json")
-    special = _read_json(directory / "special_tokens_map.json") | {
-        name: value for name, value in config.items() if name in _SPECIAL_TOKENS and value is not None
-    }
+    generation_config = _read_json(directory / "generation_config.json")
+    eos_token_ids = _eos_token_ids(directory, generation_config)
+    with transformers_without_torch() as transformers:
+        source = {"trust_remote_code": False, "local_files_only": True}
+        try:
+            if name is not None and (directory / "config.json").is_file():
+                config = transformers.AutoConfig.from_pretrained(str(directory), **source)
+                config._name_or_path = name  # noqa: SLF001 - where AutoTokenizer looks for the name
+                source["config"] = config
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), **source)
+        except Exception as error:  # transformers and tokenizers raise many types
+            raise TokenizerError(
+                f"transformers cannot load a tokenizer from {directory}: {type(error).__name__}: {_summary(error)}"
+            ) from error
     return CheckpointTokenizer(
-        tokenizer,
-        {name: text for name in _SPECIAL_TOKENS if (text := _token_text(special.get(name))) is not None},
-        chat_template=_chat_template(directory, config),
-        model_max_length=config.get("model_max_length"),
-        eos_token_ids=_eos_token_ids(directory),
-        fingerprint=fingerprint,
+        tokenizer, eos_token_ids=eos_token_ids, generation_config=generation_config, fingerprint=fingerprint
     )
 
 
-def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """Return the chat template, or several by name; template files take precedence over the config."""
-    given = config.get("chat_template")
-    if isinstance(given, list):
-        try:
-            templates = {str(entry["name"]): str(entry["template"]) for entry in given}
-        except (KeyError, TypeError) as error:
-            raise TokenizerError(
-                f"chat_template in {directory / 'tokenizer_config.json'} must be a string or a list of objects with name "
-                "and template"
-            ) from error
-    else:
-        templates = {"default": given} if isinstance(given, str) else {}
-    default = directory / "chat_template.jinja"
-    additional = sorted((directory / "additional_chat_templates").glob("*.jinja"))
-    for name, path in [("default", default)] * default.is_file() + [(path.stem, path) for path in additional]:
-        try:
-            templates[name] = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"{path} is not valid UTF-8: {error}") from error
-    return templates["default"] if templates.keys() == {"default"} else templates or None
+def wrap_tokenizer(
+    tokenizer: Any, special_tokens: Mapping[str, str], chat_template: str | None, fingerprint: str | None = None
+) -> CheckpointTokenizer:
+    """Make the tokenizer of a checkpoint from its parts.
+
+    Args:
+        tokenizer: A ``tokenizers.Tokenizer``.
+        special_tokens: Texts of the special tokens by name: ``bos_token``, ``eos_token``, …
+        chat_template: A jinja2 template; None if there is none.
+        fingerprint: As in `CheckpointTokenizer`.
+    """
+    with transformers_without_torch() as transformers:
+        wrapped = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, chat_template=chat_template, clean_up_tokenization_spaces=False, **special_tokens
+        )
+    return CheckpointTokenizer(wrapped, fingerprint=fingerprint)
 
 
-def _eos_token_ids(directory: Path) -> list[int]:
+def _eos_token_ids(directory: Path, generation_config: Mapping[str, Any]) -> list[int]:
     """Return the tokens that end generation, as in transformers: from the generation config, else the model config."""
-    for name in ("generation_config.json", "config.json"):
-        value = _read_json(directory / name).get("eos_token_id")
+    sources = {"generation_config.json": generation_config, "config.json": _read_json(directory / "config.json")}
+    for name, values in sources.items():
+        value = values.get("eos_token_id")
         if value is not None:
             ids = value if isinstance(value, list) else [value]
             if not all(isinstance(id, int) for id in ids):
@@ -158,11 +130,9 @@ def _eos_token_ids(directory: Path) -> list[int]:
     return []
 
 
-def _token_text(value: object) -> str | None:
-    """Return the text of a special token, which files store as a string or as an object with the field ``content``."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
+def _summary(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

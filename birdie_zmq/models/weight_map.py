@@ -184,6 +184,11 @@ class Architecture(Protocol):
         """The maximum length of a row in tokens that the model was trained for."""
         ...
 
+    @property
+    def position_limit(self) -> int | None:
+        """The number of positions that the model has, and so the longest possible row; None if there is no such limit."""
+        ...
+
     def weight_map(self) -> WeightMap:
         """Return the tensors of its checkpoints."""
         ...

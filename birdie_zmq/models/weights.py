@@ -24,12 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from birdie_zmq.engine.jax.sharding import sharded
-from birdie_zmq.models.config_fields import read_json_object
+from birdie_zmq.models.config import CONFIG_FILE
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.sharding import TensorShardings, check_mesh, tensor_shardings
 from birdie_zmq.models.weight_map import Params, ParamSlot, TensorSpec, WeightMap
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 STORED_DTYPES = ("float16", "float32")
@@ -190,19 +189,6 @@ def save_checkpoint(directory: str | Path, model: Llama, params: Params, dtype: 
     description = model.to_hugging_face() | {"torch_dtype": stored_dtype.name}
     (path / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     (path / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))  # transformers requires "pt"
-
-
-def read_config(directory: Path) -> dict[str, Any]:
-    """Read the ``config.json`` of a checkpoint.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file does not hold a JSON object.
-    """
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {CONFIG_FILE} in {directory}, so it is not a checkpoint directory")
-    return read_json_object(path)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))

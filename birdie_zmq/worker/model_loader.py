@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +38,7 @@ from birdie_zmq.types import (
     Work,
 )
 from birdie_zmq.worker.engine_registry import Engine
-from birdie_zmq.worker.user_module import import_user_module
+from birdie_zmq.worker.user_module import BUILT_IN, import_user_module
 
 DEFAULT_MAX_LENGTH = 2048
 """lm_eval's own default for a model without a maximum length."""
@@ -221,10 +223,36 @@ def load(request: m.LoadModel, engine: Engine, group: ProcessGroup | None = None
         shape = pop_mesh(json.loads(request.model.arguments))
         check_mesh(None if shape is None else shape.size, group.device_count(), group.rank)
     mesh = mesh_for(request.model, engine)  # after the import, which may have set the number of devices
-    tokenizer = adapt_tokenizer(request.model, user_module.load_tokenizer(request.model))
-    model = user_module.load_model(request.model, mesh)
+    with _collect_warnings() as warnings:
+        tokenizer = adapt_tokenizer(request.model, user_module.load_tokenizer(request.model))
+        model = user_module.load_model(request.model, mesh)
     source = ModelSource(user_module.name, user_module.sha256)
-    return assemble(request.model, engine, source, tokenizer, model, request.start_count, mesh=mesh, group=group)
+    served = assemble(request.model, engine, source, tokenizer, model, request.start_count, mesh=mesh, group=group)
+    served.warnings.extend(warnings)
+    return served
+
+
+@contextlib.contextmanager
+def _collect_warnings() -> Iterator[list[str]]:
+    """Collect what the built-in models log as warnings while they load, so that it reaches the user as well."""
+    collector = _Collector(logging.WARNING)
+    logger = logging.getLogger(BUILT_IN)
+    logger.addHandler(collector)
+    try:
+        yield collector.messages
+    finally:
+        logger.removeHandler(collector)
+
+
+class _Collector(logging.Handler):
+    """A handler that keeps the text of each record."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def mesh_for(spec: ModelSpec, engine: Engine) -> object:
