@@ -13,6 +13,7 @@ from typing import Any
 
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
+from birdie_zmq.models.demo_tokenizer import DemoTokenizer
 from birdie_zmq.models.resolution import BUILT_IN, checkpoint_fingerprint, resolve_checkpoint
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
@@ -95,7 +96,7 @@ def _load_for_other_engine(engine: str, model_tag: str, path: Path, dtype: str) 
     return load_checkpoint(path, dtype)
 
 
-def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
+def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer | DemoTokenizer:
     """Load the tokenizer of a tag, or of the checkpoint that ``tokenizer=`` names.
 
     Raises:
@@ -110,6 +111,8 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
     fingerprint = checkpoint_fingerprint(model)
     if path != model:
         fingerprint = f"{fingerprint} {checkpoint_fingerprint(path)}"
+    if path in BUILT_IN.values():
+        return DemoTokenizer(path, fingerprint)
     if path.is_dir():
         return read_tokenizer(path, fingerprint)
     from birdie_zmq.models.gguf_file import GgufFile

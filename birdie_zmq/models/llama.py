@@ -122,7 +122,7 @@ class Llama:
         )
 
     def to_hugging_face(self) -> dict[str, Any]:
-        """Return the ``config.json`` of a plain Llama; `from_hugging_face` reads it back.
+        """Return the complete ``config.json`` of a plain Llama; `from_hugging_face` reads it back.
 
         Raises:
             ValueError: This decoder has a feature that a plain Llama lacks.
@@ -145,7 +145,7 @@ class Llama:
             "intermediate_size": self.d_ff,
             "max_position_embeddings": self.max_length,
             "head_dim": self.head_width,
-            "rope_theta": self.rope.theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope.theta},
             "rms_norm_eps": self.norm_epsilon,
             "tie_word_embeddings": self.tied_head,
         }

@@ -9,8 +9,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from birdie_zmq.models.config import CONFIG_FILE, complete_config, read_config, read_model_type
+from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.registry import build_architecture, check_model_type
+from birdie_zmq.models.resolution import BUILT_IN
 from birdie_zmq.models.weight_map import Architecture, Params
 from birdie_zmq.models.weights import SafetensorsDirectory, TensorSource, load_params
 
@@ -39,7 +41,8 @@ def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -
         source = file.source(architecture.weight_map())
     else:
         check_model_type(read_model_type(path), str(path / CONFIG_FILE))
-        config = read_config(path)
+        # The demo's file is complete. A start without transformers, which takes seconds to import, suits a demo.
+        config = read_json_object(path / CONFIG_FILE) if path in BUILT_IN.values() else read_config(path)
         architecture = build_architecture(config, str(path / CONFIG_FILE))
         source = SafetensorsDirectory(path)
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype

@@ -186,7 +186,7 @@ def save_checkpoint(directory: str | Path, model: Llama, params: Params, dtype: 
             raise ValueError(f"tensor {name} has values that are not finite in {stored_dtype.name}")
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    description = model.to_hugging_face() | {"torch_dtype": stored_dtype.name}
+    description = model.to_hugging_face() | {"dtype": stored_dtype.name}
     (path / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     (path / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))  # transformers requires "pt"
 
