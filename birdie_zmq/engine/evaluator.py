@@ -51,7 +51,6 @@ from birdie_zmq.types import (
     Work,
 )
 
-
 T = TypeVar("T")
 R = TypeVar("R")
 

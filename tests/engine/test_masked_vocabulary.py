@@ -36,7 +36,14 @@ from tests.engine.test_evaluator import (
 from tests.model_files.numpy_engine import NumpyBackend
 
 CONTEXT = "Which bird builds no nest?"
-PAIRS = [(CONTEXT, " the cuckoo"), (CONTEXT, " THE WREN"), (CONTEXT, " a"), (CONTEXT, " A"), ("x" * 40, "y"), ("", "abc")]
+PAIRS = [
+    (CONTEXT, " the cuckoo"),
+    (CONTEXT, " THE WREN"),
+    (CONTEXT, " a"),
+    (CONTEXT, " A"),
+    ("x" * 40, "y"),
+    ("", "abc"),
+]
 TEXTS = ["only small letters", "One capital", "x" * 100]
 
 MASKED = np.array([chr(id).isupper() or chr(id) == "~" or id >= 256 for id in range(VOCABULARY)])

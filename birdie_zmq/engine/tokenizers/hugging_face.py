@@ -112,7 +112,7 @@ class TransformersTokenizer:
         """Return the text of token ids; ids that the tokenizer does not have add nothing."""
         return decode_known(lambda some: self._tokenizer.decode(some, skip_special_tokens=skip_special), ids)
 
-    def special_id(self, name: SpecialName) -> None:  # noqa: ARG002 - there are attributes only
+    def special_id(self, name: SpecialName) -> None:
         """Return None: transformers names special tokens by attributes."""
 
 

@@ -74,7 +74,9 @@ def checked_ids(encoded: Any, texts: list[str]) -> list[list[int]]:
     return result
 
 
-def decode_known(decode: Callable[[list[int]], Any], ids: list[int]) -> Any:
+def decode_known(
+    decode: Callable[[list[int]], Any], ids: list[int], own_ids: Callable[[], list[int]] | None = None
+) -> Any:
     """Decode token ids without those that the tokenizer does not have.
 
     The vocabulary of a model is often padded beyond its tokenizer, so the model may generate such ids. The libraries of
@@ -84,14 +86,20 @@ def decode_known(decode: Callable[[list[int]], Any], ids: list[int]) -> Any:
     Args:
         decode: Decodes ids.
         ids: The token ids.
+        own_ids: Returns ids that the tokenizer has. A decoder that fails on these too has a fault, and would otherwise
+            seem to have none of the ids.
 
     Raises:
-        Exception: What `decode` raised, if it decodes each id alone.
+        Exception: What `decode` raised, if it decodes each id alone, or fails on the tokenizer's own ids.
     """
     try:
         return decode(ids)
     except Exception as error:
-        unknown = {id for id in set(ids) if _is_unknown(decode, id)} if _means_unknown(error) else set()
+        if not _means_unknown(error):
+            raise
+        if own_ids is not None:
+            decode(own_ids())
+        unknown = {id for id in set(ids) if _is_unknown(decode, id)}
         if not unknown:
             raise
         return decode([id for id in ids if id not in unknown])

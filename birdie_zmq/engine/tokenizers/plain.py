@@ -35,18 +35,12 @@ class PlainTokenizer:
     def decode(self, ids: list[int], *, skip_special: bool) -> Any:
         """Return the text of token ids; ids that the tokenizer does not have add nothing."""
         keywords = {"skip_special_tokens": skip_special} if self._skips_special else {}
+        return decode_known(lambda some: self._tokenizer.decode(some, **keywords), ids, self._own_ids)
 
-        def decode(some: list[int]) -> Any:
-            return self._tokenizer.decode(some, **keywords)
+    def _own_ids(self) -> list[int]:
+        return list(self._encoder.encode([_PROBE[0]])[0])
 
-        try:
-            return decode(ids)
-        except Exception:
-            # A decoder that fails on its own tokens has a fault, and would otherwise seem to have none of the ids.
-            decode(list(self._encoder.encode([_PROBE[0]])[0]))
-            return decode_known(decode, ids)
-
-    def special_id(self, name: SpecialName) -> None:  # noqa: ARG002 - there are attributes only
+    def special_id(self, name: SpecialName) -> None:
         """Return None: an object names its special tokens by attributes."""
 
 

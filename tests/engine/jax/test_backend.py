@@ -325,7 +325,11 @@ def test_excluded_token_does_not_affect_other_tokens() -> None:
     assert scores.logprobs[0] == pytest.approx(log_softmax(table[3])[5], abs=1e-5)
     assert next_tokens(backend, tokens, position).finite.all()
     excluded = score(backend, tokens, position, int32([7]))
-    assert (excluded.logprobs.tolist(), excluded.greedy.tolist(), excluded.finite.tolist()) == ([-np.inf], [False], [True])
+    assert (excluded.logprobs.tolist(), excluded.greedy.tolist(), excluded.finite.tolist()) == (
+        [-np.inf],
+        [False],
+        [True],
+    )
 
 
 def test_row_that_excludes_all_tokens_is_flagged() -> None:

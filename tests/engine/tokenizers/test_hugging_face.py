@@ -22,7 +22,9 @@ def byte_level() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<s>", "</s>", "<pad>")])
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in ("<s>", "</s>", "<pad>")]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return tokenizer
 
@@ -60,7 +62,7 @@ def test_truncation_and_padding_are_restored_for_the_users_own_batches() -> None
     again = adapter.encode(["one two three"])
 
     assert len(again[0]) == 13
-    assert tokenizer.truncation["max_length"] == 2
+    assert (tokenizer.truncation or {})["max_length"] == 2
     assert tokenizer.padding == before[1]
     assert before[0] == {"max_length": 3, "stride": 1, "strategy": "only_first", "direction": "left"}
 
@@ -162,8 +164,9 @@ class OwnCall(transformers.PreTrainedTokenizerFast):
 class OwnEncodePlus(transformers.PreTrainedTokenizerFast):
     """A tokenizer that changes texts before they are encoded, as CodeLlamaTokenizer does."""
 
-    def _encode_plus(self, text: Any, **keywords: Any) -> Any:
-        return super()._encode_plus([one.upper() for one in text], **keywords)
+    def _encode_plus(self, *arguments: Any, **keywords: Any) -> Any:
+        keywords["text"] = [text.upper() for text in keywords["text"]]
+        return super()._encode_plus(*arguments, **keywords)
 
 
 class OwnLanguage(transformers.PreTrainedTokenizerFast):

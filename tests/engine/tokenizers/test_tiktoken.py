@@ -44,12 +44,15 @@ def test_attributes_take_precedence_over_eot_token() -> None:
     given.eos_token_id, given.bos_token_id, given.eos_token_ids = CALL, END, [3]
     adapter = TokenizerAdapter(given, add_bos=True)
 
-    assert (adapter.eos_token_id, adapter.prefix_token_id, adapter.eos_token_ids) == (CALL, END, {CALL, 3})
+    assert (adapter.eos_token_id, adapter.prefix_token_id) == (CALL, END)
+    assert adapter.eos_token_ids == {CALL, 3}
     assert adapter.encode(["ab"]) == [[END, 256]]
 
 
 def test_an_encoding_without_endoftext_is_rejected_with_the_attribute_to_set() -> None:
-    with pytest.raises(TokenizerError, match=r"the Encoding has neither .* set tokenizer.eos_token_id = N in load_token"):
+    with pytest.raises(
+        TokenizerError, match=r"the Encoding has neither .* set tokenizer.eos_token_id = N in load_token"
+    ):
         TokenizerAdapter(encoding({}))
     assert TokenizerAdapter(encoding({}), prefix_token_id=0).eos_token_ids == frozenset()
 
