@@ -23,9 +23,9 @@ its memory, and a new process calls these functions again.
   the engine compute less (``hidden``, ``unembed``, ``init_state``, ``extend``, ``branch``), or ``score`` for a model
   that is not a plain causal decoder. docs/how_to/your_model.md has examples.
 
-``load_tokenizer`` returns a transformers tokenizer, a ``tokenizers.Tokenizer``, or any object with
-``encode(str) -> list[int]``, ``decode(list[int]) -> str``, and ``bos_token_id`` or ``eos_token_id``. A
-``chat_template`` attribute, if present, is used for ``--apply_chat_template``.
+``load_tokenizer`` returns a transformers tokenizer, a ``tokenizers.Tokenizer``, a tiktoken ``Encoding``, a
+``SentencePieceProcessor``, or any object with ``encode(str) -> list[int]``, ``decode(list[int]) -> str``, and
+``bos_token_id`` or ``eos_token_id``. A ``chat_template`` attribute, if present, is used for ``--apply_chat_template``.
 
 A PyTorch model is returned in the same ways, or as a module, and is served by ``python -m workers.torch_worker``.
 

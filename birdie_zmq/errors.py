@@ -207,7 +207,7 @@ class OutOfDeviceMemory(ModelError):
 
 
 class NonFiniteLogits(ModelError):
-    """The model returned NaN or infinity at a score position."""
+    """The model returned NaN or plus infinity at a score position, or minus infinity for all tokens."""
 
     code = "non-finite-logits"
 

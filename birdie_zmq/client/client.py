@@ -265,7 +265,9 @@ def combine_failures(failures: dict[int, BirdieError], count: int, answered: int
         return first
     others = f", and {len(failures) - 1} more failed (see above)" if len(failures) > 1 else ""
     text = f"{name_of(item)} has no answer{others}; {answered} of {count} requests were answered. {first.message}"
-    return type(first)(text, remote_traceback=first.remote_traceback)
+    combined = type(first)(text, remote_traceback=first.remote_traceback)
+    combined.__cause__ = first.__cause__  # the user's own exception, if it was raised in this process
+    return combined
 
 
 def answer_values(answers: Answers) -> Sequence[Answer]:

@@ -2,7 +2,8 @@
 
 A request passes through these modules, in this order:
 
-- `tokenizer` and `request_encoding` turn texts into token sequences;
+- `tokenizer`, with a class for each kind of tokenizer in `tokenizers`, and `request_encoding` turn texts into token
+  sequences;
 - `planning` cuts the sequences of a batch into few padded steps that compute shared prefixes once. It is pure NumPy;
 - `scoring` runs the steps of log-likelihood requests, and `generation` decodes prompts;
 - `backend` is the interface between these and a framework. A backend does all the arithmetic;

@@ -57,9 +57,11 @@ class TokenScores:
     """The scores at the positions of a step.
 
     Attributes:
-        logprobs: float32[q], the log-probability of each target token, in nats.
+        logprobs: float32[q], the log-probability of each target token, in nats; minus infinity for a masked token, whose
+            logit is minus infinity.
         greedy: bool[q], whether each target is the most likely token.
-        finite: bool[q], whether both the target's logit and the normaliser are finite.
+        finite: bool[q], whether the normaliser is finite: no logit is NaN or plus infinity, and not all are minus
+            infinity.
     """
 
     logprobs: npt.NDArray[np.float32]

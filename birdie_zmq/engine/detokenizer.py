@@ -30,7 +30,7 @@ class AnswerExtractor:
             case int() as token:
                 self._end_token = token
             case str() as text:
-                ids = tokenizer.encode([text], special=False)[0]
+                ids = tokenizer.encode_token(text)
                 # Decoding leaves out special tokens, so a special token is searched for by its id.
                 if len(ids) == 1 and not tokenizer.decode(ids):
                     self._end_token = ids[0]

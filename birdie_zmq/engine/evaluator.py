@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from birdie_zmq.errors import (
     NonFiniteLogits,
     OutOfDeviceMemory,
     RequestError,
+    TokenizerError,
     TokenOutOfVocabulary,
     UnsupportedRequest,
 )
@@ -49,6 +50,9 @@ from birdie_zmq.types import (
     Texts,
     Work,
 )
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Listener(Protocol):
@@ -169,14 +173,21 @@ class Evaluator:
         May be called in another thread while this evaluator computes, so that the device does not wait for it.
 
         Raises:
-            TokenizerError: The tokenizer failed.
+            ItemFailed: The tokenizer failed on one of the items.
+            TokenizerError: The tokenizer failed on all items together only.
         """
         match work:
             case LogLikelihoodWork(pairs=pairs):
-                return encode_pairs(self._tokenizer, pairs, self._max_length)
+                return self._encode_pairs(pairs)
             case RollingWork(texts=texts):
-                return encode_rolling(self._tokenizer, texts, self._max_length)
+                return self._encode_rolling(texts)
         return None
+
+    def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[ScoredSequence | None]:
+        return _encode_items(lambda some: encode_pairs(self._tokenizer, some, self._max_length), pairs)
+
+    def _encode_rolling(self, texts: Sequence[str]) -> list[list[ScoredSequence]]:
+        return _encode_items(lambda some: encode_rolling(self._tokenizer, some, self._max_length), texts)
 
     def pause_idle_clock(self) -> None:
         """Stop counting idle seconds until the next step, because there is no work."""
@@ -201,7 +212,7 @@ class Evaluator:
             ItemFailed: One of the items cannot be scored; the others may have been.
         """
         if items is None:
-            items = encode_pairs(self._tokenizer, work.pairs, self._max_length)
+            items = self._encode_pairs(work.pairs)
         self._check_lengths(items, listener)
         empty = [index for index, item in enumerate(items) if item is None]
         if empty:
@@ -239,7 +250,7 @@ class Evaluator:
         """
         self._check_not_pairs_only("whole texts (loglikelihood_rolling, as for perplexity)")
         if texts is None:
-            texts = encode_rolling(self._tokenizer, work.texts, self._max_length)
+            texts = self._encode_rolling(work.texts)
         windows = [window for text in texts for window in text]
         owners = [index for index, text in enumerate(texts) for _ in text]
         unfinished = [len(text) for text in texts]
@@ -384,7 +395,7 @@ class Evaluator:
         longest = 0
         truncated = 0
         extractor = AnswerExtractor(self._tokenizer, work.settings)
-        for index, ids in enumerate(self._tokenizer.encode(work.prompts)):
+        for index, ids in enumerate(_encode_items(self._tokenizer.encode, work.prompts)):
             if len(ids) > longest_prompt:
                 truncated += 1
                 longest = max(longest, len(ids))
@@ -474,8 +485,26 @@ class Evaluator:
             listener.running()
 
 
+def _encode_items(encode: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
+    """Encode items together; if the tokenizer fails, find an item on which it also fails alone.
+
+    Raises:
+        ItemFailed: The tokenizer fails on this item.
+        TokenizerError: The tokenizer fails on all items together only.
+    """
+    try:
+        return encode(items)
+    except TokenizerError:
+        for index, item in enumerate(items):
+            try:
+                encode([item])
+            except TokenizerError as error:
+                raise ItemFailed(index, error) from error
+        raise
+
+
 def _non_finite_logits() -> NonFiniteLogits:
     return NonFiniteLogits(
-        "the model returned NaN or infinity where a token is scored; check the weights and the dtype (float16 "
-        "overflows where bfloat16 and float32 do not)"
+        "the model returned NaN or infinity where a token is scored (only minus infinity, for some tokens, is accepted: "
+        "they are masked); check the weights and the dtype (float16 overflows where bfloat16 and float32 do not)"
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from birdie_zmq.errors import ModelOutputError
 
 
@@ -53,6 +56,15 @@ def score_output_error(columns: Sequence[Any], shape: tuple[int, ...]) -> ModelO
         f"for int32{list(shape)} score must return (loglikelihood float[{rows}], is_greedy bool[{rows}]), but returned "
         f"{', '.join(map(describe_output, columns))}"
     )
+
+
+def is_log_probability(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return whether values [n] of a model's own `score` may be log-likelihoods: not NaN, and not plus infinity.
+
+    Minus infinity is the log-likelihood of a continuation with a masked token.
+    """
+    result: npt.NDArray[np.bool_] = values < np.inf
+    return result
 
 
 def check_hidden(returned: Any, shape: tuple[int, ...]) -> None:

@@ -41,7 +41,7 @@ class FinishedSequences(NamedTuple):
 
 
 class NonFiniteScore(Exception):
-    """The logits of a scored or generated token hold NaN or infinity."""
+    """The logits of a scored or generated token hold NaN or plus infinity, or all are minus infinity."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"request {number}")

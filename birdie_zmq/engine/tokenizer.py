@@ -1,20 +1,22 @@
 """One small interface to any tokenizer.
 
-``load_tokenizer`` may return a tokenizer of transformers, a ``tokenizers.Tokenizer``, or any object with ``encode`` (of
-a string or of a list of strings) and ``decode``. The adapter distinguishes them by their methods, so that neither
-library needs to be installed.
+``load_tokenizer`` may return a tokenizer of transformers, a ``tokenizers.Tokenizer``, a ``tiktoken.Encoding``, a
+``SentencePieceProcessor``, or any object with ``encode`` (of a string or of a list of strings) and ``decode``.
+`birdie_zmq.engine.tokenizers` has one class for each kind; here is what they share.
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from birdie_zmq.engine.tokenizers.hugging_face import TransformersTokenizer
+from birdie_zmq.engine.tokenizers.kind import SpecialName, checked_ids
+from birdie_zmq.engine.tokenizers.recognition import recognise
 from birdie_zmq.errors import BirdieError, TokenizerError
 from birdie_zmq.types import ChatTemplates
 
@@ -23,8 +25,6 @@ _HF_INFINITY = 10**20
 
 NO_TEMPLATE_ARGS: Mapping[str, Any] = MappingProxyType({})
 
-_BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "[BOS]")
-_EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "<|im_end|>")
 _SPECIAL_ATTRIBUTES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -33,8 +33,8 @@ class TokenizerAdapter:
 
     Args:
         tokenizer: The tokenizer that ``load_tokenizer`` returned.
-        add_bos: Whether a BOS token is added before texts. None keeps the default of a transformers tokenizer, and is
-            False for the others.
+        add_bos: Whether a BOS token is added before texts. None leaves it to a tokenizer of transformers or of
+            SentencePiece, and is False for the others.
         prefix_token_id: The token that precedes a text without context; None takes BOS, or EOS if there is no BOS.
 
     Attributes:
@@ -44,7 +44,8 @@ class TokenizerAdapter:
             use to end a turn.
 
     Raises:
-        TokenizerError: The tokenizer has no ``encode`` or no ``decode``, or no token to use as the prefix token.
+        TokenizerError: The tokenizer has no ``encode`` or no ``decode``, no token to use as the prefix token, or no BOS
+            token although `add_bos` is True. A tokenizer of transformers then adds nothing, as in lm_eval's ``hf``.
     """
 
     def __init__(self, tokenizer: Any, add_bos: bool | None = None, prefix_token_id: int | None = None) -> None:
@@ -58,20 +59,24 @@ class TokenizerAdapter:
         # The next batch is encoded while answers of this one are decoded, and not every tokenizer is thread-safe.
         self._lock = threading.Lock()
         self._add_bos = add_bos
-        self._is_transformers = hasattr(tokenizer, "all_special_ids") and callable(tokenizer)
-        self._is_tokenizers = not self._is_transformers and callable(getattr(tokenizer, "encode_batch", None))
-        self._takes_lists: bool | None = None
-        self._can_skip_special = self._is_transformers or self._is_tokenizers or _takes_skip_special(tokenizer.decode)
-        self.bos_token_id = self._special_id("bos_token_id", _BOS_NAMES)
-        self.eos_token_id = self._special_id("eos_token_id", _EOS_NAMES)
+        self._kind = recognise(tokenizer)
+        self.bos_token_id = self._special_id("bos_token_id")
+        self.eos_token_id = self._special_id("eos_token_id")
         self._prefix_token_id = prefix_token_id
         if prefix_token_id is None and self.bos_token_id is None and self.eos_token_id is None:
             raise TokenizerError(
                 f"the {type(tokenizer).__name__} has neither bos_token_id nor eos_token_id; one of them is needed "
-                "to score a text without context, so set the attribute in load_tokenizer, or set prefix_token_id=N in "
-                "model_args"
+                "to score a text without context, so set tokenizer.eos_token_id = N in load_tokenizer, or prefix_token_id=N "
+                "in model_args"
             )
-        more_eos = getattr(tokenizer, "eos_token_ids", None) or ()
+        if add_bos and self.bos_token_id is None and not isinstance(self._kind, TransformersTokenizer):
+            raise TokenizerError(
+                f"add_bos_token=True, but the {type(tokenizer).__name__} has no BOS token; set tokenizer.bos_token_id = N "
+                "in load_tokenizer, or leave add_bos_token out"
+            )
+        more_eos = getattr(tokenizer, "eos_token_ids", None)
+        if more_eos is None or isinstance(more_eos, int):  # transformers answers with the one id of eos_token
+            more_eos = () if more_eos is None else (more_eos,)
         self.eos_token_ids = frozenset(int(id) for id in (self.eos_token_id, *more_eos) if id is not None)
 
     @property
@@ -105,23 +110,26 @@ class TokenizerAdapter:
         """
         if not texts:
             return []
-        try:
-            with self._lock:
-                encoded = self._encode(list(texts), special)
-        except BirdieError:
-            raise
-        except Exception as error:
-            raise TokenizerError(f"the tokenizer failed to encode a text: {_describe_error(error)}") from error
+        add_special = special and self._add_bos is None
+        encoded = self._encode(lambda: self._kind.encode(list(texts), add_special=add_special), texts)
         bos = self.bos_token_id
         if special and self._add_bos and bos is not None:
             encoded = [[bos, *ids] for ids in encoded]
-        if special and bos is not None and (self._add_bos or (self._is_transformers and self._add_bos is None)):
+        if special and bos is not None and (self._add_bos or (self._kind.adds_special and self._add_bos is None)):
             # A text that already begins with BOS, as chat templates write it, gets no second one.
             encoded = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]
         return encoded
 
+    def encode_token(self, text: str) -> list[int]:
+        """Encode a text that may spell one special token, which is then its only id; nothing is added.
+
+        Raises:
+            TokenizerError: As in `encode`.
+        """
+        return self._encode(lambda: [self._kind.encode_token(text)], [text])[0]
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """Decode token ids into text.
+        """Decode token ids into text; ids that the tokenizer does not have add nothing, as in transformers.
 
         Args:
             ids: The token ids.
@@ -132,10 +140,7 @@ class TokenizerAdapter:
         """
         try:
             with self._lock:
-                if self._can_skip_special:
-                    text = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
-                else:
-                    text = self._tokenizer.decode(list(ids))
+                text = self._kind.decode(list(ids), skip_special=skip_special)
         except Exception as error:
             raise TokenizerError(
                 f"the tokenizer failed to decode {len(ids)} tokens: {_describe_error(error)}"
@@ -197,38 +202,19 @@ class TokenizerAdapter:
             raise TokenizerError(f"apply_chat_template returned a {type(text).__name__}, not a string")
         return text
 
-    # --- The three kinds of tokenizer ---------------------------------------------------------------------------------
-
-    def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
-        if self._is_transformers:
-            keywords = {} if special and self._add_bos is None else {"add_special_tokens": False}
-            return _checked(self._tokenizer(texts, **keywords)["input_ids"], texts)
-        if self._is_tokenizers:
-            encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-            return _checked([encoding.ids for encoding in encodings], texts)
-        if self._takes_lists is None:
-            self._takes_lists = self._probe_lists()
-        if self._takes_lists:
-            return _checked(self._tokenizer.encode(texts), texts)
-        return _checked([self._tokenizer.encode(text) for text in texts], texts)
-
-    def _probe_lists(self) -> bool:
-        """Return whether ``encode`` takes a list of strings and, if it also takes single strings, encodes both alike."""
-        probe = ["a b", "c"]
+    def _encode(self, encode: Callable[[], Any], texts: Sequence[str]) -> list[list[int]]:
         try:
-            together = _checked(self._tokenizer.encode(list(probe)), probe)
-        except Exception:  # noqa: BLE001 - a tokenizer may reject a list with any error
-            return False
-        try:
-            alone = _checked([self._tokenizer.encode(text) for text in probe], probe)
-        except Exception:  # noqa: BLE001 - one that takes lists may reject a string
-            return True
-        return together == alone
+            with self._lock:
+                return checked_ids(encode(), list(texts))
+        except BirdieError:
+            raise
+        except Exception as error:
+            raise TokenizerError(f"the tokenizer failed to encode a text: {_describe_error(error)}") from error
 
-    def _special_id(self, attribute: str, names: Sequence[str]) -> int | None:
+    def _special_id(self, attribute: SpecialName) -> int | None:
         value = getattr(self._tokenizer, attribute, None)
-        if value is None and self._is_tokenizers:
-            value = next((id for name in names if (id := self._tokenizer.token_to_id(name)) is not None), None)
+        if value is None:
+            value = self._kind.special_id(attribute)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
@@ -239,39 +225,3 @@ class TokenizerAdapter:
 def _describe_error(error: Exception) -> str:
     """Describe an error without its message, which may repeat a text; the run that caused it gets it in the traceback."""
     return f"{type(error).__name__} (its message is in the traceback)"
-
-
-def _takes_skip_special(decode: Any) -> bool:
-    """Return whether a ``decode`` has the parameter ``skip_special_tokens``."""
-    try:
-        return "skip_special_tokens" in inspect.signature(decode).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _checked(encoded: Any, texts: list[str]) -> list[list[int]]:
-    """Return the ids as one plain list of ints per text.
-
-    Raises:
-        TokenizerError: The ids are not one list of ints from 0 to 2**31 - 1 for each text.
-    """
-    if len(encoded) != len(texts):
-        raise TokenizerError(
-            f"the tokenizer's encode must return a list of token ids for each text, but returned {len(encoded)} for {len(texts)}"
-        )
-    result: list[list[int]] = []
-    for ids in encoded:
-        try:
-            array = np.asarray(ids)
-        except ValueError:  # lists of uneven length
-            array = np.zeros((1, 1))
-        if array.size == 0 and array.ndim == 1:
-            result.append([])
-        elif array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and 0 <= array.min() <= array.max() < 2**31:
-            result.append(array.tolist())
-        else:
-            raise TokenizerError(
-                "the tokenizer's encode must return a list of token ids from 0 to 2**31 - 1, but returned a "
-                f"{type(ids).__name__} of something else"
-            )
-    return result

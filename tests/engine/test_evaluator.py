@@ -594,6 +594,48 @@ def test_a_token_out_of_the_vocabulary_fails_its_item(
     assert "returned the token 122, but the model has logits for 100 tokens" in error.message
 
 
+@pytest.mark.parametrize(
+    ("function", "items"),
+    [
+        (loglikelihood, [("a", "b"), ("a", "b"), ("a\u0100", "b"), ("c", "d")]),
+        (loglikelihood, [("a", "b"), ("", ""), ("", "\u0100")]),
+        (rolling, ["a", "b", "\u0100"]),
+        (generate, ["a", "b", "\u0100"]),
+    ],
+)
+def test_a_text_that_the_tokenizer_cannot_encode_fails_its_item_with_the_cause(
+    evaluator: Evaluator, function: Callable[..., RecordingListener], items: list[Any]
+) -> None:
+    index, error = failure(function, evaluator, items)
+
+    assert index == 2
+    assert isinstance(error, TokenizerError)
+    assert "failed to encode a text: UnicodeEncodeError" in error.message
+    assert "\u0100" not in error.message
+    assert isinstance(error.__cause__, UnicodeEncodeError)
+
+
+def test_encoding_beforehand_names_the_item_too(evaluator: Evaluator) -> None:
+    for work in (RollingWork(texts=["a", "\u0100"]), LogLikelihoodWork(pairs=[("a", "b"), ("a", "\u0100")])):
+        with pytest.raises(ItemFailed) as caught:
+            evaluator.encode(work)
+        assert caught.value.index == 1
+        assert isinstance(caught.value.error, TokenizerError)
+
+
+def test_a_tokenizer_that_fails_on_all_items_together_only_is_reported() -> None:
+    class Together(Letters):
+        def encode(self, text: Any) -> Any:
+            if isinstance(text, str):
+                return super().encode(text)
+            if "x" in text and len(text) > 1:
+                raise RuntimeError("too many")
+            return [super(Together, self).encode(one) for one in text]
+
+    with pytest.raises(TokenizerError, match="RuntimeError"):
+        rolling(evaluator_for(uniform, Together()), ["a", "x"])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
     ("function", "items"),

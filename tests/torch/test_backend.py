@@ -144,6 +144,22 @@ def test_only_a_position_with_nan_or_infinity_is_flagged(value: float) -> None:
     assert backend_of((bigram, table)).next_tokens(step).finite.tolist() == [True, False, True]
 
 
+def test_an_excluded_target_scores_minus_infinity_and_a_row_of_excluded_tokens_is_flagged() -> None:
+    table = WEIGHTS.clone()
+    table[3, 7] = table[4] = -torch.inf
+    targets, zeros = np.array([5, 7, 5], np.int32), np.zeros(3, np.int32)
+    step = Step(np.array([[3, 4]], np.int32), 2, Dense(), zeros, np.array([0, 0, 1], np.int32), targets, zeros)
+
+    scores = backend_of((bigram, table)).submit(step).result()
+
+    logits = np.delete(TABLE[3].astype(np.float64), 7)
+    assert scores.logprobs[0] == pytest.approx(TABLE[3, 5] - np.log(np.exp(logits).sum()), abs=1e-5)
+    assert scores.logprobs[1] == -np.inf
+    assert not scores.greedy[1]
+    assert scores.finite.tolist() == [True, True, False]
+    assert backend_of((bigram, table)).next_tokens(step).finite.tolist() == [True, True, False]
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "two dimensions": (lambda tokens: WEIGHTS, r"must return logits .* returned torch.float32\[11, 11\]"),
     "integers": (lambda tokens: WEIGHTS[tokens].int(), r"floating-point logits, but returned torch.int32\[1, 16, 11\]"),

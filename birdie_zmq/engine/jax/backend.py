@@ -40,7 +40,7 @@ from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, sample
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings, bytes_per_device
 from birdie_zmq.engine.jax.sharding import make_mesh as make_mesh
 from birdie_zmq.engine.model_api import LoadedModel, Model
-from birdie_zmq.engine.output_checks import resolve_vocab_size
+from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_size
 from birdie_zmq.engine.planning.prefix_tree import chunk_sizes
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, Tokens, Tree
@@ -105,7 +105,7 @@ class _PendingPairs:
         """Wait for the scores and return them."""
         with model_call("a step"):
             loglikelihoods, greedy = (np.asarray(column)[self._rows] for column in self._scores)
-        return TokenScores(loglikelihoods.astype(np.float32), greedy, np.isfinite(loglikelihoods))
+        return TokenScores(loglikelihoods.astype(np.float32), greedy, is_log_probability(loglikelihoods))
 
 
 class _EmptyScores:

@@ -24,14 +24,17 @@ def gather(outputs: jax.Array, rows: jax.Array, positions: jax.Array) -> jax.Arr
 
 
 def score(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the log-probability, greediness and finiteness, [q] each, of targets int32[q], from logits float[q, v]."""
+    """Return the log-probability, greediness and finiteness, [q] each, of targets int32[q], from logits float[q, v].
+
+    `birdie_zmq.engine.backend.TokenScores` says what finite means: a masked token, at minus infinity, is finite.
+    """
     logits = logits.astype(jnp.float32)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return (
         chosen - normaliser,
         logits.argmax(axis=-1).astype(targets.dtype) == targets,
-        jnp.isfinite(chosen) & jnp.isfinite(normaliser),
+        jnp.isfinite(normaliser),
     )
 
 
@@ -76,7 +79,7 @@ def score_in_blocks(
     return (
         running.chosen - normaliser,
         (running.chosen == running.peak) & (running.earlier < running.chosen),  # the first of equal logits, as argmax
-        jnp.isfinite(running.chosen) & jnp.isfinite(normaliser),
+        jnp.isfinite(normaliser),
     )
 
 

@@ -22,7 +22,13 @@ from birdie_zmq.engine import model_errors
 from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, PendingScores, SamplingMetadata, TokenScores
 from birdie_zmq.engine.model_api import LoadedModel
 from birdie_zmq.engine.numpy.sampling import sample
-from birdie_zmq.engine.output_checks import check_hidden, logits_vocab_size, resolve_vocab_size, score_output_error
+from birdie_zmq.engine.output_checks import (
+    check_hidden,
+    is_log_probability,
+    logits_vocab_size,
+    resolve_vocab_size,
+    score_output_error,
+)
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Pairs, Step, Tokens
 from birdie_zmq.errors import InternalError, ModelLoadError
@@ -186,7 +192,7 @@ class RowBackend(ABC):
         chosen = values[np.arange(len(targets)), targets]
         with np.errstate(invalid="ignore"):
             logprobs = chosen - normaliser
-        return ScoreColumns(logprobs, values.argmax(axis=-1) == targets, np.isfinite(chosen) & np.isfinite(normaliser))
+        return ScoreColumns(logprobs, values.argmax(axis=-1) == targets, np.isfinite(normaliser))
 
     def greedy_tokens(self, logits: Any) -> tuple[Any, Any]:
         """Return the most likely tokens [q] by logits float32[q, v], and whether the logits are finite, bool[q]."""
@@ -206,7 +212,7 @@ class RowBackend(ABC):
             if isinstance(step.kind, Pairs):
                 logprobs, greedy = self._score_pairs(step.tokens, step.kind.label_ids, step.kind.loss_mask)
                 chosen = logprobs[step.rows]
-                return _ReadyScores(TokenScores(chosen, greedy[step.rows], np.isfinite(chosen)))
+                return _ReadyScores(TokenScores(chosen, greedy[step.rows], is_log_probability(chosen)))
             output = self._forward(step.tokens)
             chunks = [
                 self.score(self.logits_at(output, step.rows[at], step.positions[at]), step.targets[at])

@@ -108,8 +108,7 @@ class TorchBackend(RowBackend):
         on_device = torch.from_numpy(targets).to(logits.device, torch.int64)
         normaliser = torch.logsumexp(logits, dim=-1)
         chosen = logits.gather(-1, on_device[:, None])[:, 0]
-        finite = torch.isfinite(chosen) & torch.isfinite(normaliser)
-        return ScoreColumns(chosen - normaliser, logits.argmax(dim=-1) == on_device, finite)
+        return ScoreColumns(chosen - normaliser, logits.argmax(dim=-1) == on_device, torch.isfinite(normaliser))
 
     def greedy_tokens(self, logits: Any) -> tuple[Any, Any]:
         """Return the most likely tokens [q] by logits float32[q, v], and whether the logits are finite, bool[q]."""

@@ -324,13 +324,19 @@ def test_excluded_token_does_not_affect_other_tokens() -> None:
     assert scores.finite.all()
     assert scores.logprobs[0] == pytest.approx(log_softmax(table[3])[5], abs=1e-5)
     assert next_tokens(backend, tokens, position).finite.all()
-    assert not score(backend, tokens, position, int32([7])).finite.any()
+    excluded = score(backend, tokens, position, int32([7]))
+    assert (excluded.logprobs.tolist(), excluded.greedy.tolist(), excluded.finite.tolist()) == (
+        [-np.inf],
+        [False],
+        [True],
+    )
 
 
 def test_row_that_excludes_all_tokens_is_flagged() -> None:
     backend = backend_of((bigram, np.full_like(TABLE, -np.inf)))
 
     assert not next_tokens(backend, int32([[3]]), positions_of((0, 0))).finite.any()
+    assert not score(backend, int32([[3]]), positions_of((0, 0)), int32([5])).finite.any()
 
 
 # --- Invalid models ---------------------------------------------------------------------------------------------------

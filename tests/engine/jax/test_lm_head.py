@@ -65,6 +65,18 @@ def test_non_finite_value_in_any_block_flags_its_row_alone(value: float, at: int
     assert finite.tolist() == [True, False]
 
 
+@pytest.mark.parametrize("block", [1, 3, 7])
+def test_masked_target_scores_minus_infinity_and_a_row_of_masked_tokens_is_flagged(block: int) -> None:
+    logits = np.zeros((3, 7), np.float32)
+    logits[1, :4] = logits[2] = -np.inf
+
+    logprobs, greedy, finite = in_blocks(logits, [2, 2, 2], block)
+
+    np.testing.assert_allclose(logprobs[:2], [-np.log(7), -np.inf], atol=1e-6)
+    assert not greedy[1]
+    assert finite.tolist() == [True, True, False]
+
+
 def test_blocks_of_bfloat16_are_summed_in_float32() -> None:
     logits = np.linspace(-3, 3, 4096, dtype=np.float32)[None]
     rounded = jax.numpy.asarray(logits, "bfloat16")

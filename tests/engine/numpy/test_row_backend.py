@@ -99,14 +99,26 @@ def test_only_a_position_with_nan_or_infinity_is_flagged(value: float) -> None:
     assert backend_of((bigram, table)).next_tokens(step).finite.tolist() == [True, False, True]
 
 
-def test_an_excluded_token_is_flagged_only_where_it_is_the_target() -> None:
+def test_an_excluded_target_scores_minus_infinity_and_is_not_flagged() -> None:
     table = TABLE.copy()
     table[3, 7] = -np.inf
     targets = np.array([5, 7], np.int32)
     step = Step(np.array([[3]], np.int32), 1, Dense(), targets * 0, targets * 0, targets, targets * 0)
 
-    assert backend_of((bigram, table)).submit(step).result().finite.tolist() == [True, False]
+    scores = backend_of((bigram, table)).submit(step).result()
+    assert scores.finite.all()
+    assert np.isfinite(scores.logprobs).tolist() == [True, False]
+    assert scores.logprobs[1] == -np.inf
+    assert not scores.greedy[1]
     assert backend_of((bigram, table)).next_tokens(step).finite.all()
+
+
+def test_a_position_where_all_tokens_are_excluded_is_flagged() -> None:
+    step = step_of(3)
+    backend = backend_of((bigram, np.full_like(TABLE, -np.inf)))
+
+    assert not backend.submit(step).result().finite.any()
+    assert not backend.next_tokens(step).finite.any()
 
 
 WRONG: dict[str, tuple[Any, str]] = {
