@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from birdie_zmq.engine.tokenizers.hugging_face import TransformersEncoder
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.transformers_import import transformers_without_torch
@@ -32,6 +33,7 @@ class CheckpointTokenizer:
         fingerprint: str | None = None,
     ) -> None:
         self.transformers_tokenizer = tokenizer
+        self._encoder = TransformersEncoder(tokenizer)
         self.bos_token: str | None = tokenizer.bos_token
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.eos_token: str | None = tokenizer.eos_token
@@ -47,15 +49,9 @@ class CheckpointTokenizer:
         self.generation_config = dict(generation_config or {})
         self.fingerprint = fingerprint
 
-    @property
-    def backend_tokenizer(self) -> Any:
-        """The ``tokenizers.Tokenizer`` of a fast tokenizer; None for a tokenizer in Python."""
-        return getattr(self.transformers_tokenizer, "backend_tokenizer", None)
-
     def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
         """Return the token ids of each text under ``input_ids``."""
-        encoded = self.transformers_tokenizer(texts, add_special_tokens=add_special_tokens, return_attention_mask=False)
-        return {"input_ids": encoded["input_ids"]}
+        return {"input_ids": list(self._encoder.encode(texts, add_special=add_special_tokens))}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of one text."""
