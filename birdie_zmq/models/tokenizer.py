@@ -24,6 +24,7 @@ class CheckpointTokenizer:
         model_max_length: The maximum length in the checkpoint's tokenizer config.
         eos_token_ids: All tokens at which generation ends, if the checkpoint names them.
         fingerprint: A string that distinguishes this checkpoint from others with the same name.
+        generation_config: The content of the checkpoint's ``generation_config.json``.
 
     Raises:
         TokenizerError: BOS or EOS is not in the vocabulary.
@@ -38,6 +39,7 @@ class CheckpointTokenizer:
         model_max_length: int | float | None = None,
         eos_token_ids: Sequence[int] = (),
         fingerprint: str | None = None,
+        generation_config: Mapping[str, Any] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
@@ -51,6 +53,7 @@ class CheckpointTokenizer:
         self.model_max_length = model_max_length
         self.eos_token_ids = tuple(eos_token_ids)
         self.fingerprint = fingerprint
+        self.generation_config: Mapping[str, Any] = dict(generation_config or {})
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -118,6 +121,7 @@ def read_tokenizer(directory: Path, fingerprint: str | None = None) -> Checkpoin
         model_max_length=config.get("model_max_length"),
         eos_token_ids=_eos_token_ids(directory),
         fingerprint=fingerprint,
+        generation_config=_read_json(directory / "generation_config.json"),
     )
 
 
