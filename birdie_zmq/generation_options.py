@@ -31,7 +31,7 @@ COMPUTED = LENGTH_OPTIONS | SAMPLING_OPTIONS | LOGITS_OPTIONS | {"until", "do_sa
 
 UNSUPPORTED: Mapping[str, tuple[object, ...]] = MappingProxyType(
     {
-        # transformers: length and search
+        # The length and the search, in transformers
         "max_length": (),
         "max_time": (),
         "stop_strings": ("", []),
@@ -46,7 +46,7 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = MappingProxyType(
         "guidance_scale": (1,),
         "token_healing": (False,),
         "assistant_ensemble_weight": (0,),
-        # transformers: logits
+        # Logits, in transformers
         "top_h": (),
         "typical_p": (1,),
         "epsilon_cutoff": (0,),
@@ -112,7 +112,7 @@ _SAMPLING_ONLY = frozenset({"top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"
 
 NO_EFFECT = frozenset(
     {
-        # transformers: caches, compilation and speculative decoding, which change the time and not the text
+        # Caches, compilation and speculative decoding in transformers, which change the time and not the text
         "use_cache",
         "cache_implementation",
         "cache_config",
@@ -134,7 +134,7 @@ NO_EFFECT = frozenset(
         "low_memory",
         "prefill_chunk_size",
         "synced_gpus",
-        # transformers: what is returned, and tokens that a decoder-only model with a prompt does not use
+        # What transformers returns, and tokens that a decoder-only model with a prompt does not use
         "output_attentions",
         "output_hidden_states",
         "output_scores",
@@ -147,7 +147,7 @@ NO_EFFECT = frozenset(
         "transformers_version",
         "_from_model_config",
         "tokenizer",
-        # transformers: only in beam search, which num_beams rejects; and a normalisation that changes no order
+        # For beam search only, which num_beams rejects; and a normalisation that changes no order
         "early_stopping",
         "length_penalty",
         "renormalize_logits",
@@ -216,8 +216,8 @@ def largest_token_ids(params: LogitsParams) -> dict[str, int]:
     return found
 
 
-def vocabulary_error(settings: GenerationParams, vocab_size: int) -> str | None:
-    """Return what is wrong with the token ids of generation parameters for a vocabulary, or None.
+def tokens_outside(settings: GenerationParams, vocab_size: int) -> str:
+    """Describe the tokens that generation parameters name and the vocabulary does not have; empty if there are none.
 
     Args:
         settings: The generation parameters.
@@ -228,10 +228,7 @@ def vocabulary_error(settings: GenerationParams, vocab_size: int) -> str | None:
         for name, id in largest_token_ids(settings.logits or LogitsParams()).items()
         if vocab_size and id >= vocab_size
     }
-    if not outside:
-        return None
-    shown = ", ".join(f"the token {id} in {name}" for name, id in outside.items())
-    return f"generation_kwargs name {shown}, but the model has logits for {vocab_size} tokens only"
+    return ", ".join(f"the token {id} in {name}" for name, id in outside.items())
 
 
 # --- The forms of values ---------------------------------------------------------------------------------------------

@@ -289,9 +289,7 @@ class Evaluator:
         if backend.execution_mode == "rows":
             self._note_recompute(listener)
             buckets = self._buckets(limits, backend.execution_mode)
-            finished = decode_without_cache(
-                backend, rows, stop, sampling, buckets, on_call, self._counters, processing
-            )
+            finished = decode_without_cache(backend, rows, stop, sampling, buckets, on_call, self._counters, processing)
         else:
             finished = decode_with_cache(
                 backend, rows, stop, sampling, limits, on_call, self._counters, fewer, processing

@@ -6,7 +6,7 @@ same is done here with the options that are computed; each of the others is name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from birdie_zmq.generation_options import (
     UNSUPPORTED,
     is_neutral,
     read_logits_option,
-    vocabulary_error,
+    tokens_outside,
 )
 from birdie_zmq.types import GenerationParams, Level, LogitsParams, SamplingParams
 
@@ -29,6 +29,11 @@ _REQUEST_SETS = frozenset({"max_length", "eos_token_id"})
 """Options of generation_config.json that are not merged: every request sets its length, the tokenizer has the EOS tokens."""
 
 _NEUTRAL_LOGITS = LogitsParams()
+
+_NO_EOS = (
+    "the tokenizer has no EOS token, so an answer ends only at a stop string or after max_gen_toks tokens; set "
+    "eos_token_id in generation_kwargs, or the attribute eos_token_id of the tokenizer"
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +56,7 @@ class GenerationSettings:
     notices: tuple[tuple[Level, str], ...]
 
 
-def generation_settings(
-    request: GenerationParams, tokenizer: TokenizerAdapter, vocab_size: int
-) -> GenerationSettings:
+def generation_settings(request: GenerationParams, tokenizer: TokenizerAdapter, vocab_size: int) -> GenerationSettings:
     """Return the settings for a request's parameters.
 
     Args:
@@ -64,9 +67,8 @@ def generation_settings(
     Raises:
         RequestError: The request names a token that the model does not have.
     """
-    error = vocabulary_error(request, vocab_size)
-    if error is not None:
-        raise RequestError(error)
+    if outside := tokens_outside(request, vocab_size):
+        raise RequestError(f"generation_kwargs name {outside}, but the model has logits for {vocab_size} tokens only")
     logits, sampling, notices = _with_defaults(request, tokenizer.generation_defaults, vocab_size)
     given_ends = frozenset((*(logits.eos_token_id or ()), *logits.stop_token_ids))
     ends = tokenizer.eos_token_ids
@@ -78,13 +80,7 @@ def generation_settings(
         ends = frozenset()
     ends |= frozenset(logits.stop_token_ids)
     if not ends and not logits.ignore_eos:
-        notices.append(
-            (
-                "warning",
-                "the tokenizer has no EOS token, so an answer ends only at a stop string or after max_gen_toks tokens; "
-                "set eos_token_id in generation_kwargs, or the attribute eos_token_id of the tokenizer",
-            )
-        )
+        notices.append(("warning", _NO_EOS))
     return GenerationSettings(
         sampling, _processing(logits, ends), ends, given_ends - tokenizer.eos_token_ids, tuple(notices)
     )
@@ -142,20 +138,21 @@ def _with_defaults(
             ignored.append(f"{name}={value!r}")
             continue
         applied.append(f"{name}={value!r}")
+    return logits, sampling, _notices(applied, ignored)
+
+
+def _notices(applied: Sequence[str], ignored: Sequence[str]) -> list[tuple[Level, str]]:
+    """Return what is said about the options of generation_config.json, each given as ``name=value``."""
+    source = "the checkpoint's generation_config.json sets"
     notices: list[tuple[Level, str]] = []
     if applied:
-        notices.append(
-            ("info", f"the checkpoint's generation_config.json sets {', '.join(applied)}, which is applied as by hf")
-        )
+        notices.append(("info", f"{source} {', '.join(applied)}, which is applied as by hf"))
     if ignored:
-        notices.append(
-            (
-                "warning",
-                f"the checkpoint's generation_config.json sets {', '.join(ignored)}, which hf applies and birdie-zmq "
-                "does not; the texts may differ from hf's",
-            )
+        text = (
+            f"{source} {', '.join(ignored)}, which hf applies and birdie-zmq does not; the texts may differ from hf's"
         )
-    return logits, sampling, notices
+        notices.append(("warning", text))
+    return notices
 
 
 def _within_vocabulary(field: str, value: Any, vocab_size: int) -> Any:

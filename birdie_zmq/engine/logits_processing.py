@@ -103,7 +103,9 @@ def token_history(prompt: Tokens, generated: Tokens, vocab_size: int) -> npt.NDA
     return history
 
 
-def step_state(processing: LogitsProcessing, step: Step, generated: Tokens, at: slice, vocab_size: int) -> ProcessingState:
+def step_state(
+    processing: LogitsProcessing, step: Step, generated: Tokens, at: slice, vocab_size: int
+) -> ProcessingState:
     """Return the state of some positions of a step of whole rows.
 
     Args:

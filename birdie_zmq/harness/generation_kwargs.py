@@ -161,7 +161,9 @@ def _max_gen_toks(given: Mapping[str, Any], default: int) -> int:
     try:
         # With both, lm_eval warns if do_sample=False turns the temperature off. With do_sample alone it would warn of a
         # temperature of 0 that nobody has set.
-        both = {name: given[name] for name in ("do_sample", "temperature") if {"do_sample", "temperature"} <= given.keys()}
+        both = {
+            name: given[name] for name in ("do_sample", "temperature") if {"do_sample", "temperature"} <= given.keys()
+        }
         count = int(normalize_gen_kwargs(lengths | both, default)["max_gen_toks"])
     except (TypeError, ValueError) as error:
         raise UsageError(f"invalid number of generated tokens {lengths}: {error}") from error

@@ -28,7 +28,7 @@ from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
-from birdie_zmq.generation_options import vocabulary_error
+from birdie_zmq.generation_options import tokens_outside
 from birdie_zmq.harness.chat_template import render, select_template
 from birdie_zmq.harness.generation_kwargs import parse_generation_params
 from birdie_zmq.harness.model_args import RunArguments, parse_model_args
@@ -327,9 +327,10 @@ class BirdieZMQ(LM):
             content = repr(request.args[1])
             if content not in parsed:
                 params = parse_generation_params(request.args[1], arguments.max_gen_toks, arguments.think_end_token)
-                error = vocabulary_error(params, vocab_size)
-                if error is not None:
-                    raise UsageError(error)
+                if outside := tokens_outside(params, vocab_size):
+                    raise UsageError(
+                        f"generation_kwargs name {outside}, but the model has logits for {vocab_size} tokens only"
+                    )
                 parsed[content] = params
             items.append((str(request.args[0]), parsed[content]))
         prompts = assign_random_keys(items, arguments.seed)

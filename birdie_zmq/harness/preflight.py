@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from types import FrameType
 
 from lm_eval.api.instance import Instance
 
@@ -26,21 +27,22 @@ def requests_of_run(requests: Sequence[Instance]) -> Mapping[str, Sequence[Insta
     """
     if not requests:
         return {}
-    frame = sys._getframe(1)  # noqa: SLF001 - the module's docstring explains why
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == _EVALUATOR:
-            found = frame.f_locals.get(_VARIABLE)
-            if _is_run_of(requests[0], found):
-                return {str(kind): list(items) for kind, items in found.items()}
-        frame = frame.f_back  # type: ignore[assignment]
+            found = _run_of(requests[0], frame.f_locals.get(_VARIABLE))
+            if found:
+                return found
+        frame = frame.f_back
     return {}
 
 
-def _is_run_of(request: Instance, found: object) -> bool:
-    """Return whether a value holds the requests of a run by their type, with a certain one among them."""
-    if not isinstance(found, Mapping):
-        return False
-    groups = list(found.values())
-    if not all(isinstance(group, list) and all(isinstance(item, Instance) for item in group) for group in groups):
-        return False
-    return any(item is request for group in groups for item in group)
+def _run_of(request: Instance, value: object) -> dict[str, list[Instance]]:
+    """Return a value that holds the requests of a run by their type, with a certain one among them; else nothing."""
+    if not isinstance(value, Mapping):
+        return {}
+    groups = {str(kind): list(items) for kind, items in value.items() if isinstance(items, list)}
+    items = [item for group in groups.values() for item in group]
+    if len(groups) < len(value) or not all(isinstance(item, Instance) for item in items):
+        return {}
+    return groups if any(item is request for item in items) else {}

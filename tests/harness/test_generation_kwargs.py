@@ -138,7 +138,10 @@ def test_invalid_value_is_named(gen_kwargs: dict[str, Any], message: str) -> Non
         ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size=3, .* no_repeat_ngram_size=0 to turn it off"),
         ({"max_length": 20}, "max_length=20, .*; set the number of generated tokens with max_gen_toks=N"),
         ({"stop_strings": ["a"]}, "stop_strings=.*; set stop strings with until"),
-        ({"exponential_decay_length_penalty": [1, 2.0]}, "exponential_decay.*; remove exponential_decay_length_penalty from"),
+        (
+            {"exponential_decay_length_penalty": [1, 2.0]},
+            "exponential_decay.*; remove exponential_decay_length_penalty from",
+        ),
         ({"guided_json": {}}, "guided_json={}"),
         ({"skip_special_tokens": False}, "skip_special_tokens=False"),
         ({"bad_words_ids": [[1, 2]]}, "bad_words_ids=.* has a sequence of several tokens"),

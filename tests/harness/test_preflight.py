@@ -22,7 +22,7 @@ def evaluate(find: Finder, requests: object, called_with: list[Instance], module
     """Call a function from a frame of a module that has a local variable ``requests``."""
     code = compile("def evaluate(find, requests, called_with): return find(called_with)", "evaluator.py", "exec")
     namespace = types.ModuleType(module).__dict__
-    exec(code, namespace)  # noqa: S102 - a frame with another module's globals
+    exec(code, namespace)
     return namespace["evaluate"](find, requests, called_with)
 
 

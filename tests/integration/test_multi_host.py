@@ -30,7 +30,12 @@ TEXTS = ["The mill of Oldbrook was built of grey stone.", "Una built it."]
 PROMPTS = ["The mill of Oldbrook", "Una"]
 GREEDY = {"max_gen_toks": 6, "until": []}
 SAMPLED = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
-PENALISED = GREEDY | {"repetition_penalty": 1.6, "frequency_penalty": 0.5, "suppress_tokens": [32, 97], "min_new_tokens": 3}
+PENALISED = GREEDY | {
+    "repetition_penalty": 1.6,
+    "frequency_penalty": 0.5,
+    "suppress_tokens": [32, 97],
+    "min_new_tokens": 3,
+}
 ATOL = 1e-4
 """Nats; the same tolerance as for several devices in tests/integration/test_mesh.py."""
 

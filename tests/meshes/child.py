@@ -47,7 +47,12 @@ PAIRS = [(f"{n}. {SHARED}Mill {n}?", f" {name}") for n in range(5) for name in (
 TEXTS = [SHARED * 4, SHARED, "Oldbrook"]
 GREEDY = {"max_gen_toks": 5, "until": []}
 SAMPLED = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
-PENALISED = GREEDY | {"repetition_penalty": 1.6, "frequency_penalty": 0.5, "suppress_tokens": [32, 97], "min_new_tokens": 3}
+PENALISED = GREEDY | {
+    "repetition_penalty": 1.6,
+    "frequency_penalty": 0.5,
+    "suppress_tokens": [32, 97],
+    "min_new_tokens": 3,
+}
 
 
 def answers(model: Any, mesh: str | None, *, texts: bool = True, **model_args: Any) -> dict[str, Any]:

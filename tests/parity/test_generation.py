@@ -45,7 +45,7 @@ def pair(checkpoints: Path) -> Iterator[Pair]:
 OPTIONS: dict[str, Any] = {
     "repetition_penalty": lambda tokens: 1.4,
     "suppress_tokens": lambda tokens: tokens[:3],
-    "begin_suppress_tokens": lambda tokens: tokens[:1],
+    "begin_suppress_tokens": lambda tokens: list(range(0, 1024, 2)),
     "bad_words_ids": lambda tokens: [[token] for token in tokens[1:3]],
     "sequence_bias": lambda tokens: [[[tokens[0]], -4.0], [[7], 3.0]],
     "eos_token_id": lambda tokens: [tokens[3], tokens[5]],

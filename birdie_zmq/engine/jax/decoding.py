@@ -179,9 +179,7 @@ class JaxDecoding:
         if self._history is not None:
             one = token_history(tokens[:prompt_length], tokens[prompt_length:], self._vocab_size)[None]
             arguments = (self._history, self._sharding.replicate(one), self._sharding.replicate(np.int32(row)))
-            self._history = self._executables.run(
-                ("put-history", len(self._last)), self._put, *arguments, donated=0
-            )
+            self._history = self._executables.run(("put-history", len(self._last)), self._put, *arguments, donated=0)
 
     def _prefix(self, prompt: Tokens, chunks: Sequence[PrefillChunk]) -> tuple[Any, int]:
         """Return a state of the longest cached prefix that may be overwritten, and the length of that prefix."""
@@ -203,7 +201,7 @@ class JaxDecoding:
             keys = None
             if self._sampling_arrays is not None:
                 keys = SamplingKeys(self._sharding.put_rows(self._keys), self._sharding.put_rows(self._sampled))
-            arguments = (
+            arguments: tuple[Any, ...] = (
                 self._params,
                 self._state,
                 self._sharding.put_rows(self._last),
@@ -216,9 +214,7 @@ class JaxDecoding:
                 counts = (self._sharding.put_rows(self._sampled), self._sharding.put_rows(self._minimum))
                 arguments += (self._processing_arrays, ProcessingState(*counts, self._history))
                 key += ("processed", self._history is not None)
-            self._state, tokens, finite, self._history = self._executables.run(
-                key, self._decode, *arguments, donated=1
-            )
+            self._state, tokens, finite, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
             chosen = NextTokens(np.asarray(tokens).T, np.asarray(finite).T)
         self._last = chosen.tokens[:, -1].copy()
         self._sampled += self._tokens_per_call

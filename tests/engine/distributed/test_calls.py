@@ -18,7 +18,9 @@ from birdie_zmq.errors import MalformedMessage, ModelCallError
 from birdie_zmq.types import ErrorReport, ModelSpec, SamplingParams
 
 TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6)
-PROCESSING = LogitsProcessing(bias=((3, -1.5),), forbidden=(1, 2), end_tokens=(0,), min_length=9, repetition_penalty=1.5)
+PROCESSING = LogitsProcessing(
+    bias=((3, -1.5),), forbidden=(1, 2), end_tokens=(0,), min_length=9, repetition_penalty=1.5
+)
 SAMPLING = SamplingParams(temperature=0.5, top_k=3)
 
 

@@ -104,7 +104,9 @@ def generate(
     listener = RecordingListener()
     settings = GenerationParams(max_gen_toks=COUNT, sampling=sampling, logits=logits)
     keys = KEYS[: len(prompts)] if sampling else []
-    evaluator.generate(GenerateWork(prompts=list(prompts), settings=settings, keys=keys), StepLimits(**limits), listener)
+    evaluator.generate(
+        GenerateWork(prompts=list(prompts), settings=settings, keys=keys), StepLimits(**limits), listener
+    )
     return [listener.texts[index] for index in range(len(prompts))]
 
 
