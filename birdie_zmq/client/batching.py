@@ -14,8 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-
-import msgspec
+from typing import Any
 
 from birdie_zmq.client.core import Job
 from birdie_zmq.settings import ClientSettings
@@ -63,12 +62,17 @@ def assign_random_keys(prompts: Sequence[tuple[str, GenerationParams]], seed: in
     for text, settings in prompts:
         key = None
         if settings.sampling is not None:
-            content = [seed, text, msgspec.to_builtins(settings), seen[text, settings]]
+            content = [seed, text, _key_content(settings), seen[text, settings]]
             digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
             key = int.from_bytes(digest[:8], "big") >> 2
             seen[text, settings] += 1
         keyed_prompts.append(Prompt(text, settings, key))
     return keyed_prompts
+
+
+def _key_content(settings: GenerationParams) -> dict[str, Any]:
+    """Return the generation parameters that a random key depends on: which of them the request names has no influence."""
+    return {name: value for name, value in settings.key_content().items() if name != "given"}
 
 
 def generate_jobs(prompts: Sequence[Prompt], settings: ClientSettings) -> Iterator[Job]:

@@ -19,6 +19,8 @@ from zlib import crc32
 
 import msgspec
 
+from birdie_zmq.types import GenerationParams
+
 HEADER = b"birdie_zmq journal 1\n"
 _ANY_VERSION = b"birdie_zmq journal "
 
@@ -38,7 +40,11 @@ def answer_key(identity: str, kind: str, content: object) -> str:
         kind: lm_eval's name for the request type.
         content: The request: texts, or a prompt with its generation parameters and, if it is sampled, its random key.
     """
-    canonical = json.dumps([identity, kind, msgspec.to_builtins(content)], sort_keys=True, separators=(",", ":"))
+    plain = msgspec.to_builtins(content)
+    settings = getattr(content, "settings", None)
+    if isinstance(settings, GenerationParams):
+        plain["settings"] = settings.key_content()
+    canonical = json.dumps([identity, kind, plain], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:_KEY_DIGITS]
 
 

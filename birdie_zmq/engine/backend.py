@@ -43,6 +43,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Step, Tokens
@@ -84,17 +85,19 @@ class NextTokens:
 
 @dataclass(frozen=True)
 class SamplingMetadata:
-    """How to sample a token at each position of a step.
+    """How to choose a token at each position of a step.
 
     Attributes:
-        sampling: Temperature, top-k, top-p and min-p, the same at all positions.
+        sampling: Temperature, top-k, top-p and min-p, the same at all positions; None takes the most likely token.
         keys: The random key of each position.
-        sampled: int32[q], the number of tokens that were sampled with each key before.
+        sampled: int32[q], the number of tokens that were generated before each position.
+        processing: How logits are changed first; None leaves them.
     """
 
-    sampling: SamplingParams
+    sampling: SamplingParams | None
     keys: Sequence[int]
     sampled: npt.NDArray[np.int32]
+    processing: LogitsProcessing | None = None
 
 
 class PendingScores(Protocol):
@@ -118,7 +121,7 @@ class Decoding(Protocol):
             prompt: The tokens int32[n], n > 0.
             chunks: The prefill chunks. They leave out the last token, because decoding begins with it.
             key: The random key of the row, if tokens are sampled.
-            sampled: The number of tokens of this prompt that were sampled before.
+            sampled: The number of tokens at the end of this prompt that were generated before.
 
         Returns:
             The lengths of the prefill steps that were computed. Chunks within a cached prefix need none.
@@ -196,7 +199,7 @@ class Backend(Protocol):
 
         Args:
             step: The step; its kind is Dense.
-            metadata: How to sample; None takes the most likely token.
+            metadata: How to choose; None takes the most likely token.
         """
         ...
 
@@ -214,13 +217,20 @@ class Backend(Protocol):
         """
         ...
 
-    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
+    def decoding(
+        self,
+        rows: int,
+        capacity: int,
+        sampling: SamplingParams | None = None,
+        processing: LogitsProcessing | None = None,
+    ) -> Decoding:
         """Create a batch of rows to decode, with a capacity in tokens for each; only for models with a state.
 
         Args:
             rows: The number of rows.
             capacity: The capacity of each row in tokens.
             sampling: How to sample; None takes the most likely token.
+            processing: How logits are changed first; None leaves them.
         """
         ...
 

@@ -57,7 +57,8 @@ class AnswerExtractor:
         """Return the answer, up to the first stop string.
 
         A stop string may itself contain special tokens, which the answer's text leaves out. It is then searched for in
-        the text with special tokens, and the tokens before it are decoded.
+        the text with special tokens, and the tokens before it are decoded. If it begins inside a token, the part of the
+        token before it belongs to the answer, unless the token is special.
         """
         text = self._decode_answer(generated)
         if self._end_text is not None and self._end_text in text:
@@ -69,8 +70,13 @@ class AnswerExtractor:
         for count in range(len(generated), -1, -1):
             whole = self._decode_answer(generated[:count], skip_special=False)
             if len(whole) <= len(raw):
-                return self._decode_answer(generated[:count]) + raw[len(whole) :]
+                is_special = count < len(generated) and self._is_special(generated[count])
+                return self._decode_answer(generated[:count]) + ("" if is_special else raw[len(whole) :])
         return ""
+
+    def _is_special(self, token: int) -> bool:
+        """Return whether a token has a text that answers leave out."""
+        return not self._tokenizer.decode([token]) and bool(self._tokenizer.decode([token], skip_special=False))
 
     def _decode_answer(self, generated: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text after the token that ends the reasoning, or all of it if there is no such token."""

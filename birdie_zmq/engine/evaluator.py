@@ -18,6 +18,7 @@ from birdie_zmq.engine.backend import Backend, ExecutionMode
 from birdie_zmq.engine.counters import Counters, Shape
 from birdie_zmq.engine.detokenizer import AnswerExtractor
 from birdie_zmq.engine.generation import Row, StopConditions, decode_with_cache, decode_without_cache
+from birdie_zmq.engine.generation_settings import generation_settings
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.row_planner import distinct_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets
@@ -277,13 +278,17 @@ class Evaluator:
 
         Raises:
             UnsupportedRequest: The model only scores pairs.
+            RequestError: The generation parameters name a token that the model does not have.
             ItemFailed: One of the prompts cannot be continued; others may have been.
             OutOfDeviceMemory: The state of one prompt does not fit into device memory.
         """
         self._check_not_pairs_only("continuations of prompts (generate_until)")
+        settings = generation_settings(work.settings, self._tokenizer, self._backend.vocab_size)
+        for level, text in settings.notices:
+            listener.notice(level, text)
         rows = self._prompts(work, listener)
-        stop = StopConditions(self._tokenizer.eos_token_ids, work.settings.max_gen_toks)
-        backend, sampling = self._backend, work.settings.sampling
+        stop = StopConditions(settings.end_token_ids, work.settings.max_gen_toks, settings.kept_token_ids)
+        backend, sampling, processing = self._backend, settings.sampling, settings.processing
 
         def on_call(shapes: Sequence[Shape]) -> AbstractContextManager[None]:
             return self._report_compilation(shapes, listener)
@@ -295,9 +300,11 @@ class Evaluator:
         if backend.execution_mode == "rows":
             self._note_recompute(listener)
             buckets = self._buckets(limits, backend.execution_mode)
-            finished = decode_without_cache(backend, rows, stop, sampling, buckets, on_call, self._counters)
+            finished = decode_without_cache(backend, rows, stop, sampling, buckets, on_call, self._counters, processing)
         else:
-            finished = decode_with_cache(backend, rows, stop, sampling, limits, on_call, self._counters, fewer)
+            finished = decode_with_cache(
+                backend, rows, stop, sampling, limits, on_call, self._counters, fewer, processing
+            )
         with self._timed():
             try:
                 for row in finished:

@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from birdie_zmq.engine.backend import Backend, Decoding, SamplingMetadata
 from birdie_zmq.engine.counters import Counters, Shape
 from birdie_zmq.engine.detokenizer import IncrementalDetokenizer
+from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.cost_model import decode_row_cost, decode_step_cost, prefill_cost, step_cost
 from birdie_zmq.engine.planning.prefill_planner import PrefillPlan, plan_prefills
 from birdie_zmq.engine.planning.row_planner import plan_rows
@@ -56,14 +58,23 @@ class Row:
 
 @dataclass(frozen=True)
 class StopConditions:
-    """Conditions, other than stop strings, that end an answer: an EOS token or the maximum number of tokens."""
+    """Conditions, other than stop strings, that end an answer: an EOS token or the maximum number of tokens.
+
+    Attributes:
+        eos_token_ids: The tokens that end an answer.
+        max_gen_toks: The maximum number of tokens of an answer.
+        kept_token_ids: The EOS tokens that belong to the answer.
+    """
 
     eos_token_ids: Collection[int]
     max_gen_toks: int
+    kept_token_ids: Collection[int] = ()
 
     def add_token(self, row: Row, token: int) -> bool:
         """Append a row's next token, unless it is an EOS token; return whether the answer is finished."""
         if token in self.eos_token_ids:
+            if token in self.kept_token_ids:
+                row.answer.add(token)
             return True
         return row.answer.add(token) or len(row.answer.tokens) >= self.max_gen_toks
 
@@ -76,6 +87,7 @@ def decode_without_cache(
     buckets: Buckets,
     on_call: CallContext,
     counters: Counters,
+    processing: LogitsProcessing | None = None,
 ) -> Iterator[Row]:
     """Decode rows with a model that has no state, and yield each row that is finished.
 
@@ -87,6 +99,7 @@ def decode_without_cache(
         buckets: The shapes that steps may have.
         on_call: Makes the context that is entered around calls of the model.
         counters: Counts what is computed.
+        processing: How logits are changed before a token is chosen; None leaves them.
 
     Raises:
         NonFiniteScore: A row cannot be continued, because its logits are not finite.
@@ -98,10 +111,10 @@ def decode_without_cache(
         # Only the position before the appended token is scored, so that token may have any value.
         for step in plan_rows([ScoredSequence(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
             metadata = None
-            if sampling is not None:
-                sampled_rows = [waiting[owner] for owner in step.owners]
-                sampled = np.array([len(row.answer.tokens) for row in sampled_rows], np.int32)
-                metadata = SamplingMetadata(sampling, [row.key for row in sampled_rows], sampled)
+            if sampling is not None or processing is not None:
+                owners = [waiting[owner] for owner in step.owners]
+                generated = np.array([len(row.answer.tokens) for row in owners], np.int32)
+                metadata = SamplingMetadata(sampling, [row.key for row in owners], generated, processing)
             with on_call([step.shape]):
                 chosen = backend.next_tokens(step, metadata)
             cost += step_cost(step, backend.budget)
@@ -130,6 +143,7 @@ def decode_with_cache(
     on_call: CallContext,
     counters: Counters,
     out_of_memory: Callable[[OutOfDeviceMemory, int], None],
+    processing: LogitsProcessing | None = None,
 ) -> Iterator[Row]:
     """Decode rows with a model that has a state, and yield each row that is finished.
 
@@ -142,6 +156,7 @@ def decode_with_cache(
         on_call: Makes the context that is entered around calls of the model.
         counters: Counts what is computed.
         out_of_memory: Called when fewer rows are decoded together from now on, with their new number.
+        processing: How logits are changed before a token is chosen; None leaves them.
 
     Raises:
         NonFiniteScore: A row cannot be continued, because its logits are not finite.
@@ -172,7 +187,10 @@ def decode_with_cache(
         finished: set[int] = set()
         try:
             # No variable refers to the batch, so its memory is freed before the next one is created, also on failure.
-            for row in _DecodeBatch(backend, sampling, row_counts, largest, on_call, counters).run(work, stop):
+            decoding = partial(backend.decoding, sampling=sampling)
+            if processing is not None:  # a backend of a user's own may not know this argument
+                decoding = partial(decoding, processing=processing)
+            for row in _DecodeBatch(backend, decoding, row_counts, largest, on_call, counters).run(work, stop):
                 finished.add(id(row))
                 yield row
         except OutOfDeviceMemory as error:
@@ -222,7 +240,7 @@ class _DecodeBatch:
 
     Args:
         backend: The model.
-        sampling: How to sample; None takes the most likely token.
+        decoding: Creates the decode batch from its number of rows and their capacity.
         row_counts: The numbers of rows that the batch may have. It begins with the first; free rows are dropped at the
             end.
         capacity: The capacity of each row in tokens.
@@ -233,13 +251,13 @@ class _DecodeBatch:
     def __init__(
         self,
         backend: Backend,
-        sampling: SamplingParams | None,
+        decoding: Callable[[int, int], Decoding],
         row_counts: Sequence[int],
         capacity: int,
         on_call: CallContext,
         counters: Counters,
     ) -> None:
-        self._decoding: Decoding = backend.decoding(row_counts[0], capacity, sampling)
+        self._decoding: Decoding = decoding(row_counts[0], capacity)
         self._rows: list[Row | None] = [None] * row_counts[0]
         self._row_counts = row_counts
         self._capacity = capacity

@@ -93,6 +93,12 @@ class TokenizerAdapter:
         return found if isinstance(found, str) else None
 
     @property
+    def generation_defaults(self) -> Mapping[str, Any]:
+        """The content of the checkpoint's ``generation_config.json``; empty for a tokenizer that has none."""
+        found = getattr(self._tokenizer, "generation_config", None)
+        return found if isinstance(found, Mapping) else MappingProxyType({})
+
+    @property
     def max_length(self) -> int | None:
         """The maximum length of the model in tokens, if the tokenizer has one."""
         length = getattr(self._tokenizer, "model_max_length", None)

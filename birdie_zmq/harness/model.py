@@ -21,22 +21,24 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.batching import assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
+from birdie_zmq.client.batching import Prompt, assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
 from birdie_zmq.client.client import Answer
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
+from birdie_zmq.generation_options import tokens_outside
 from birdie_zmq.harness.chat_template import render, select_template
 from birdie_zmq.harness.generation_kwargs import parse_generation_params
 from birdie_zmq.harness.model_args import RunArguments, parse_model_args
+from birdie_zmq.harness.preflight import requests_of_run
 from birdie_zmq.harness.progress_bar import ProgressBar
 from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, reject_sampled_repeats
 from birdie_zmq.harness.run_report import format_statistics, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import ChatWork
+from birdie_zmq.types import ChatWork, GenerationParams
 from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
@@ -243,11 +245,8 @@ class BirdieZMQ(LM):
             UsageError: ``enable_thinking=True`` is set, but a log-likelihood leaves the model no tokens to think.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
-        if self._arguments.enable_thinking:
-            tasks = ", ".join(sorted({request.task_name for request in requests if request.task_name}))
-            raise UsageError(
-                f"enable_thinking=True is for tasks that generate text; these score log-likelihoods: {tasks}"
-            )
+        self._reject_thinking(requests)
+        self._check_run(requests)
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
         return self._run("loglikelihood", requests, pairs, loglikelihood_jobs, tuple, disable_tqdm)
 
@@ -262,15 +261,17 @@ class BirdieZMQ(LM):
             The log-likelihood in nats of each text, in order.
 
         Raises:
+            UsageError: Another request of the run is invalid, as in `generate_until`.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
+        self._check_run(requests)
         texts = [str(request.args[0]) for request in requests]
         return self._run("loglikelihood_rolling", requests, texts, rolling_jobs, float, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate a continuation of each prompt, cut before the first stop string.
 
-        Decoding is greedy unless the request sets a temperature. Repeats of a sampled request get different answers,
+        Decoding is greedy unless the request sets a temperature or ``do_sample=True``. Repeats of a sampled request get different answers,
         which are the same in every run with the same ``seed`` in model_args.
 
         Args:
@@ -285,15 +286,57 @@ class BirdieZMQ(LM):
             UsageError: Generation kwargs are invalid, or ``--use_cache`` would return one answer for all repeats.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
-        max_gen_toks, think_end_token = self._arguments.max_gen_toks, self._arguments.think_end_token
-        items = [
-            (str(request.args[0]), parse_generation_params(request.args[1], max_gen_toks, think_end_token))
-            for request in requests
-        ]
-        prompts = assign_random_keys(items, self._arguments.seed)
+        prompts = self._prompts(requests)
+        self._check_run(requests)
+        return self._run("generate_until", requests, prompts, generate_jobs, str, disable_tqdm)
+
+    def _check_run(self, requests: Sequence[Instance]) -> None:
+        """Reject all requests of the run that these belong to, before the first of them is computed.
+
+        Raises:
+            UnsupportedRequest, UsageError: As in `generate_until` and `loglikelihood`.
+        """
+        others = requests_of_run(requests)
+        self._reject_thinking(others.get("loglikelihood", ()))
+        repeated = [request for request in others.get("generate_until", ()) for _ in range(request.repeats or 1)]
+        self._prompts(repeated)
+
+    def _reject_thinking(self, requests: Sequence[Instance]) -> None:
+        """Reject log-likelihoods if the model is to think.
+
+        Raises:
+            UsageError: ``enable_thinking=True`` is set, and there are requests.
+        """
+        if self._arguments.enable_thinking and requests:
+            tasks = ", ".join(sorted({request.task_name for request in requests if request.task_name}))
+            raise UsageError(
+                f"enable_thinking=True is for tasks that generate text; these score log-likelihoods: {tasks}"
+            )
+
+    def _prompts(self, requests: Sequence[Instance]) -> list[Prompt]:
+        """Return the prompts of generation requests.
+
+        Raises:
+            UnsupportedRequest, UsageError: As in `generate_until`.
+        """
+        arguments = self._arguments
+        vocab_size = self._description.vocab_size or 0
+        parsed: dict[str, GenerationParams] = {}  # the requests of a task have equal generation_kwargs
+        items = []
+        for request in requests:
+            content = repr(request.args[1])
+            if content not in parsed:
+                params = parse_generation_params(request.args[1], arguments.max_gen_toks, arguments.think_end_token)
+                if outside := tokens_outside(params, vocab_size):
+                    raise UsageError(
+                        f"generation_kwargs name {outside}, but the model has logits for {vocab_size} tokens only"
+                    )
+                parsed[content] = params
+            items.append((str(request.args[0]), parsed[content]))
+        prompts = assign_random_keys(items, arguments.seed)
         if self._cache is not None:
             reject_sampled_repeats(prompts, [request.args[1] for request in requests])
-        return self._run("generate_until", requests, prompts, generate_jobs, str, disable_tqdm)
+        return prompts
 
     def _run(
         self,

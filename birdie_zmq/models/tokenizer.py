@@ -81,7 +81,7 @@ def read_tokenizer(directory: Path, fingerprint: str | None = None, *, name: str
         try:
             if name is not None and (directory / "config.json").is_file():
                 config = transformers.AutoConfig.from_pretrained(str(directory), **source)
-                config._name_or_path = name  # noqa: SLF001 - where AutoTokenizer looks for the name
+                config._name_or_path = name
                 source["config"] = config
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), **source)
         except Exception as error:  # transformers and tokenizers raise many types
@@ -106,7 +106,10 @@ def wrap_tokenizer(
     """
     with transformers_without_torch() as transformers:
         wrapped = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, chat_template=chat_template, clean_up_tokenization_spaces=False, **special_tokens
+            tokenizer_object=tokenizer,
+            chat_template=chat_template,
+            clean_up_tokenization_spaces=False,
+            **special_tokens,
         )
     return CheckpointTokenizer(wrapped, fingerprint=fingerprint)
 

@@ -39,7 +39,7 @@ from birdie_zmq.types import (
     Work,
 )
 
-WIRE_VERSION = 11
+WIRE_VERSION = 12
 """Increased whenever a message changes so that an older peer would misread it."""
 
 # --- Client to broker ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from birdie_zmq.client.journal_records import (
     header_error,
     scan,
 )
-from birdie_zmq.types import GenerationParams, SamplingParams
+from birdie_zmq.types import GenerationParams, LogitsParams, SamplingParams
 
 numbers = st.floats(allow_nan=False)
 texts = st.text(st.characters())  # lone surrogates among them
@@ -165,6 +165,9 @@ def test_the_key_depends_on_model_kind_text_settings_and_random_key() -> None:
         ("one", "generate_until", Prompt("a", short)),
         ("one", "generate_until", Prompt("a", GenerationParams(until=("x",)))),
         ("one", "generate_until", Prompt("a", GenerationParams(until=("x", "y")))),
+        ("one", "generate_until", Prompt("a", GenerationParams(logits=LogitsParams(repetition_penalty=1.5)))),
+        ("one", "generate_until", Prompt("a", GenerationParams(logits=LogitsParams(suppress_tokens=(1,))))),
+        ("one", "generate_until", Prompt("a", GenerationParams(given=("repetition_penalty",)))),
         ("one", "generate_until", first),
         ("one", "generate_until", second),
         ("one", "generate_until", other_seed),

@@ -44,6 +44,21 @@ def test_text_ends_before_the_first_stop_string() -> None:
     assert extract(" 12 plums", "\n") == (" 12 plums", False)
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("ab</think>cd", "think", "ab"),  # inside the name of the special token
+        ("ab</think>cd", "k>c", "ab"),
+        ("ab</think>cd", "</think>c", "ab"),
+        ("ab</think>cd", "b</th", "a"),
+        ("ab</think>c</think>d", "c</", "ab"),
+        ("ab</think>cd", "d", "abc"),
+    ],
+)
+def test_a_stop_string_inside_a_special_token_leaves_no_part_of_its_name(text: str, stop: str, expected: str) -> None:
+    assert extract(text, stop) == (expected, True)
+
+
 @pytest.mark.parametrize("end", ["</think>", END])
 def test_a_special_token_ends_the_reasoning(end: Any) -> None:
     assert extract("3 and\n\n9 </think>\n\n 12\nQuestion", "\n", end=end) == ("12", True)

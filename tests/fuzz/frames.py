@@ -15,6 +15,7 @@ from birdie_zmq.types import (
     ErrorReport,
     GenerateWork,
     GenerationParams,
+    LogitsParams,
     LogLikelihoodWork,
     ModelSpec,
     ProgressDelta,
@@ -32,6 +33,7 @@ _WORKS: Sequence[Work] = (
     LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")]),
     RollingWork(texts=["a text", "änother ☂"]),
     GenerateWork(prompts=["a"], settings=_SAMPLING, keys=[1]),
+    GenerateWork(prompts=["a"], settings=GenerationParams(logits=LogitsParams(logit_bias=((3, 1.5),)), given=("n",))),
     ChatWork(conversations=[[{"role": "user", "content": "a"}]], add_generation_prompt=True),
     DescribeWork(),
 )

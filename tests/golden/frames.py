@@ -25,6 +25,8 @@ NUMBERS: dict[Any, float] = {
     types.Temperature: 0.75,
     types.PositiveFraction: 0.5,
     types.Fraction: 0.125,
+    types.LogitBias: -1.5,
+    types.Penalty: 1.25,
     Annotated[float, Meta(ge=0)]: 1.5,
 }
 MOST_ALTERNATIVES = 5

@@ -15,7 +15,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from birdie_zmq import models
-from birdie_zmq.errors import UsageError
+from birdie_zmq.errors import BirdieError, UsageError
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT
 
@@ -58,6 +58,22 @@ def test_in_process_metrics_equal_served_metrics(tasks: TaskManager) -> None:
     for metrics in (*served, *in_process):
         assert metrics.keys() == served[0].keys()
         np.testing.assert_allclose(list(metrics.values()), list(served[0].values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gen_kwargs", "message"),
+    [
+        ("num_beams=4", "num_beams=4, which is not supported"),
+        ("do_sample=True,temperature=0", "do_sample=True contradicts temperature=0"),
+        ("eos_token_id=99999", "the token 99999 in eos_token_id"),
+    ],
+)
+def test_a_mixed_run_is_rejected_before_its_log_likelihoods(tasks: TaskManager, gen_kwargs: str, message: str) -> None:
+    names = ["demo_choice", "demo_rolling", "demo_generate"]
+    with BirdieZMQ(model=models.load_model("demo"), tokenizer=models.load_tokenizer("demo")) as lm:
+        with pytest.raises(BirdieError, match=message):
+            lm_eval.simple_evaluate(lm, tasks=names, task_manager=tasks, limit=2, gen_kwargs=gen_kwargs)
+        assert lm.get_model_info()["model_steps"]["requests"] == 0
 
 
 def test_in_process_answers_equal_served_answers() -> None:

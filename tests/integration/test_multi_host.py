@@ -30,6 +30,12 @@ TEXTS = ["The mill of Oldbrook was built of grey stone.", "Una built it."]
 PROMPTS = ["The mill of Oldbrook", "Una"]
 GREEDY = {"max_gen_toks": 6, "until": []}
 SAMPLED = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
+PENALISED = GREEDY | {
+    "repetition_penalty": 1.6,
+    "frequency_penalty": 0.5,
+    "suppress_tokens": [32, 97],
+    "min_new_tokens": 3,
+}
 ATOL = 1e-4
 """Nats; the same tolerance as for several devices in tests/integration/test_mesh.py."""
 
@@ -114,7 +120,7 @@ def test_process_group_equals_one_process_and_switches_models_together(
 ) -> None:
     with group.open_model(checkpoint) as lm:
         np.testing.assert_allclose(scores_of(lm), scores_of(one_process), rtol=0, atol=ATOL)
-        for gen_kwargs in (GREEDY, SAMPLED):
+        for gen_kwargs in (GREEDY, SAMPLED, PENALISED):
             assert generate(lm, gen_kwargs) == generate(one_process, gen_kwargs)
         assert len(lm.get_model_info()["model_devices"]) == 2
     # A coordinator with a loopback address must not listen on other interfaces.

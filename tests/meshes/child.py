@@ -47,6 +47,12 @@ PAIRS = [(f"{n}. {SHARED}Mill {n}?", f" {name}") for n in range(5) for name in (
 TEXTS = [SHARED * 4, SHARED, "Oldbrook"]
 GREEDY = {"max_gen_toks": 5, "until": []}
 SAMPLED = GREEDY | {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
+PENALISED = GREEDY | {
+    "repetition_penalty": 1.6,
+    "frequency_penalty": 0.5,
+    "suppress_tokens": [32, 97],
+    "min_new_tokens": 3,
+}
 
 
 def answers(model: Any, mesh: str | None, *, texts: bool = True, **model_args: Any) -> dict[str, Any]:
@@ -58,7 +64,7 @@ def answers(model: Any, mesh: str | None, *, texts: bool = True, **model_args: A
         if texts:
             rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS]
             found["texts"] = lm.loglikelihood_rolling(rolling, disable_tqdm=True)
-            for name, kwargs in (("generated", GREEDY), ("sampled", SAMPLED)):
+            for name, kwargs in (("generated", GREEDY), ("sampled", SAMPLED), ("penalised", PENALISED)):
                 prompts = [Instance("generate_until", {}, (f"{SHARED}Mill {n}?", dict(kwargs)), 0) for n in range(6)]
                 found[name] = lm.generate_until(prompts, disable_tqdm=True)
         found["shapes"] = lm.get_model_info()["model_steps"]["shapes"]

@@ -53,7 +53,7 @@ def test_scores_and_texts_equal_those_of_one_device(results: dict[str, Any], sui
     assert len(set(one["pairs"])) == len(one["pairs"]), "a model with equal scores for everything proves nothing"
     for kind in sharded.keys() & {"pairs", "texts"}:
         np.testing.assert_allclose(sharded[kind], one[kind], rtol=0, atol=1e-4, err_msg=kind)
-    for kind in sharded.keys() & {"greedy", "generated", "sampled"}:
+    for kind in sharded.keys() & {"greedy", "generated", "sampled", "penalised"}:
         assert sharded[kind] == one[kind], kind
 
 

@@ -35,9 +35,11 @@ from birdie_zmq.types import (
     GenerateWork,
     GenerationParams,
     Lengths,
+    LogitBias,
     LogLikelihoodWork,
     ModelSpec,
     Name,
+    Penalty,
     PositiveCount,
     PositiveFraction,
     RandomKey,
@@ -48,6 +50,8 @@ from birdie_zmq.types import (
     StepLimits,
     Temperature,
     Texts,
+    TokenBias,
+    TokenIds,
     Work,
 )
 
@@ -62,6 +66,7 @@ many_examples = settings(deadline=None, max_examples=300)
 # --- Messages of every kind ------------------------------------------------------------------------------------------
 
 TEXT = st.text(max_size=8)
+GIVEN = get_type_hints(GenerationParams, include_extras=True)["given"]
 LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     NoneType: st.none(),
     bool: st.booleans(),
@@ -78,6 +83,11 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     Annotated[float, Meta(ge=0)]: st.floats(0, allow_infinity=False),
     Name: TEXT,
     Lengths: st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple),
+    TokenIds: st.lists(st.integers(0, 2**31 - 1), max_size=3).map(tuple),
+    TokenBias: st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-1e9, 1e9)), max_size=3).map(tuple),
+    LogitBias: st.floats(-1e9, 1e9),
+    Penalty: st.floats(0, 1e9, exclude_min=True),
+    GIVEN: st.lists(TEXT, max_size=3).map(tuple),
 }
 
 

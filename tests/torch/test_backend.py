@@ -12,6 +12,7 @@ import torch
 from lm_eval.api.instance import Instance
 
 from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.engine.planning.row_planner import plan_pairs
 from birdie_zmq.engine.planning.shape_buckets import Buckets
@@ -20,6 +21,7 @@ from birdie_zmq.engine.torch.backend import TorchBackend, make_backend
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError, OutOfDeviceMemory
 from birdie_zmq.types import SamplingParams
 from harness_model import BirdieZMQ
+from tests.model_files.numpy_engine import NumpyBackend
 
 pytestmark = pytest.mark.torch
 
@@ -132,6 +134,18 @@ def test_sampled_tokens_equal_those_of_numpy() -> None:
     tokens = first.next_tokens(step, metadata).tokens
     np.testing.assert_array_equal(tokens, second.next_tokens(step, metadata).tokens)
     assert tokens.tolist() != first.next_tokens(step).tokens.tolist()
+
+
+@pytest.mark.parametrize("sampling", [None, SamplingParams(temperature=2.0)])
+def test_tokens_of_changed_logits_equal_those_of_numpy(sampling: SamplingParams | None) -> None:
+    how = LogitsProcessing(bias=((3, 2.0),), forbidden=(1,), repetition_penalty=1.5, frequency_penalty=0.5)
+    step = step_of(60)
+    metadata = SamplingMetadata(sampling, list(range(60)), np.minimum(step.positions, 2), how)
+    table = np.asarray(WEIGHTS)
+    tokens = backend_of((bigram, TABLE)).next_tokens(step, metadata).tokens
+    expected = NumpyBackend(resolve(lambda tokens: table[tokens]), 64).next_tokens(step, metadata).tokens
+    np.testing.assert_array_equal(tokens, expected)
+    assert 1 not in tokens
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, StepKind, Tree
@@ -143,20 +144,22 @@ class Submit(Struct, frozen=True, forbid_unknown_fields=True, tag="submit"):
 
 
 class SamplingPayload(Struct, frozen=True, forbid_unknown_fields=True):
-    """How to sample tokens."""
+    """How to choose tokens."""
 
-    sampling: SamplingParams
+    sampling: SamplingParams | None
     keys: list[NonNegativeInt]
     sampled: Array
+    processing: LogitsProcessing | None = None
 
     @classmethod
     def of(cls, metadata: SamplingMetadata) -> SamplingPayload:
         """Encode sampling metadata."""
-        return cls(metadata.sampling, [int(key) for key in metadata.keys], Array.of(metadata.sampled))
+        keys = [int(key) for key in metadata.keys]
+        return cls(metadata.sampling, keys, Array.of(metadata.sampled), metadata.processing)
 
     def metadata(self) -> SamplingMetadata:
         """Return the sampling metadata."""
-        return SamplingMetadata(self.sampling, self.keys, self.sampled.array())
+        return SamplingMetadata(self.sampling, self.keys, self.sampled.array(), self.processing)
 
 
 class NextTokensCall(Struct, frozen=True, forbid_unknown_fields=True, tag="next-tokens"):
@@ -185,6 +188,7 @@ class StartDecoding(Struct, frozen=True, forbid_unknown_fields=True, tag="start-
     rows: NonNegativeInt
     capacity: NonNegativeInt
     sampling: SamplingParams | None
+    processing: LogitsProcessing | None = None
 
 
 class Put(Struct, frozen=True, forbid_unknown_fields=True, tag="put"):

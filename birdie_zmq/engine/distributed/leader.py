@@ -18,6 +18,7 @@ import numpy.typing as npt
 from birdie_zmq.engine.backend import Backend, Decoding, NextTokens, PendingScores, SamplingMetadata, TokenScores
 from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError, RankInfo
+from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
@@ -258,11 +259,17 @@ class BroadcastingBackend:
         except Exception as error:
             raise ProcessGroupError(str(error)) from error
 
-    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
+    def decoding(
+        self,
+        rows: int,
+        capacity: int,
+        sampling: SamplingParams | None = None,
+        processing: LogitsProcessing | None = None,
+    ) -> Decoding:
         """Create a decode batch of rows with a capacity of `capacity` tokens each."""
-        call = calls.StartDecoding(rows, capacity, sampling)
+        call = calls.StartDecoding(rows, capacity, sampling, processing)
         return _BroadcastingDecoding(
-            self, self.broadcast(call, lambda: self._backend.decoding(rows, capacity, sampling))
+            self, self.broadcast(call, lambda: self._backend.decoding(rows, capacity, sampling, processing))
         )
 
     def update(self, params: Any) -> None:

@@ -39,6 +39,14 @@ from birdie_zmq.engine.jax.probe import check_logits, check_params, probe_score,
 from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, sample
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings, bytes_per_device
 from birdie_zmq.engine.jax.sharding import make_mesh as make_mesh
+from birdie_zmq.engine.logits_processing import (
+    LogitsProcessing,
+    ProcessingArrays,
+    ProcessingState,
+    process_logits,
+    processing_arrays,
+    step_state,
+)
 from birdie_zmq.engine.model_api import LoadedModel, Model
 from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_size
 from birdie_zmq.engine.planning.prefix_tree import chunk_sizes
@@ -263,11 +271,13 @@ class JaxBackend:
 
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
         """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""
+        if metadata is not None and metadata.processing is not None:
+            return self._next_processed_tokens(step, metadata, metadata.processing)
         columns = [step.rows, step.positions]
         kind: str = "greedy"
         function: Compiled = self._greedy_tokens
         arrays = None
-        if metadata is not None:
+        if metadata is not None and metadata.sampling is not None:
             kind, function, arrays = "sample", self._sample, sampling_arrays(metadata.sampling)
             keys = np.array([key_data(key) for key in metadata.keys], np.uint32).reshape(-1, 2)
             columns += [*keys.T, metadata.sampled]
@@ -278,6 +288,31 @@ class JaxBackend:
                 chosen = self._apply_head(
                     kind, function, outputs, rows, positions, *([arrays] if arrays else []), *keys_
                 )
+                chunks.append([np.asarray(x)[:count] for x in chosen])
+        return NextTokens(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
+
+    def _next_processed_tokens(
+        self, step: Step, metadata: SamplingMetadata, processing: LogitsProcessing
+    ) -> NextTokens:
+        """Choose the next tokens as `next_tokens` does, from changed logits."""
+        keys = np.array([key_data(key) for key in metadata.keys], np.uint32).reshape(-1, 2)
+        sampling = None if metadata.sampling is None else sampling_arrays(metadata.sampling)
+        arrays = processing_arrays(processing, self.vocab_size)
+        kind = f"processed-{sampling is not None}-{processing.needs_history}"
+        chunks = []
+        begin = 0
+        with model_call(f"tokens int32{list(step.shape)}"):
+            outputs = self._forward(step)
+            for count, (rows, positions, *keys_, sampled) in self._chunks(
+                step.rows, step.positions, *keys.T, metadata.sampled
+            ):
+                at = slice(begin, begin + count)
+                begin += count
+                state = step_state(processing, step, metadata.sampled[at], at, self.vocab_size)
+                state = jax.tree.map(lambda x, size=len(rows): _pad_rows(x, size), state)
+                sampling_keys = SamplingKeys(np.stack(keys_, axis=1), sampled)  # type: ignore[arg-type]
+                others = (arrays, state, sampling, None if sampling is None else sampling_keys)
+                chosen = self._apply_head(kind, self._choose_processed, outputs, rows, positions, *others)
                 chunks.append([np.asarray(x)[:count] for x in chosen])
         return NextTokens(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
 
@@ -355,6 +390,20 @@ class JaxBackend:
     ) -> Any:
         keys = SamplingKeys(jnp.stack([high, low], axis=1), sampled)
         return self._sharding.gather(sample(self._logits(params, gathered), arrays, keys))
+
+    def _choose_processed(
+        self,
+        params: Any,
+        gathered: jax.Array,
+        processing: ProcessingArrays,
+        state: ProcessingState,
+        sampling: SamplingArrays | None,
+        keys: SamplingKeys | None,
+    ) -> Any:
+        logits = process_logits(jnp, self._logits(params, gathered).astype(jnp.float32), processing, state)
+        if sampling is None or keys is None:
+            return self._sharding.gather(lm_head.greedy_tokens(logits))
+        return self._sharding.gather(sample(logits, sampling, keys))
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
@@ -465,7 +514,13 @@ class JaxBackend:
         executable = state_creator(self._executables, self._model, self._params, 1, capacity)
         return bytes_per_device(state, executable.output_shardings)
 
-    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
+    def decoding(
+        self,
+        rows: int,
+        capacity: int,
+        sampling: SamplingParams | None = None,
+        processing: LogitsProcessing | None = None,
+    ) -> Decoding:
         """Create a decode batch of rows with a capacity of `capacity` tokens each; only for models with a state."""
         return JaxDecoding(
             self._model,
@@ -477,6 +532,7 @@ class JaxBackend:
             rows=rows,
             capacity=capacity_for(capacity),
             sampling=sampling,
+            processing=processing,
         )
 
 
@@ -509,6 +565,11 @@ def _free_bytes(devices: Sequence[jax.Device]) -> int | None:
             return None
         found.append(int(statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)))
     return min(found)
+
+
+def _pad_rows(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """Pad an array [q, …] with zeros to a number of rows."""
+    return np.pad(array, [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 def _batch_size(state: Any) -> int:

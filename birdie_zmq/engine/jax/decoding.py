@@ -20,6 +20,14 @@ from birdie_zmq.engine.jax import lm_head
 from birdie_zmq.engine.jax.executables import Compiled, Executables, model_call
 from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, sample
 from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
+from birdie_zmq.engine.logits_processing import (
+    LogitsProcessing,
+    ProcessingArrays,
+    ProcessingState,
+    process_logits,
+    processing_arrays,
+    token_history,
+)
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import PAD, Tokens
@@ -93,6 +101,7 @@ class JaxDecoding:
         rows: The initial number of rows.
         capacity: The capacity of each row in tokens.
         sampling: How to sample; None takes the most likely token.
+        processing: How logits are changed first; None leaves them, with the same executables as ever.
     """
 
     def __init__(
@@ -107,6 +116,7 @@ class JaxDecoding:
         rows: int,
         capacity: int,
         sampling: SamplingParams | None,
+        processing: LogitsProcessing | None = None,
     ) -> None:
         self._model = model
         self._params = params
@@ -117,11 +127,18 @@ class JaxDecoding:
         self._capacity = capacity
         self._sharding = executables.sharding
         self._sampling_arrays = None if sampling is None else self._sharding.replicate(sampling_arrays(sampling))
+        self._processing = processing
+        self._processing_arrays = self._history = None
         with model_call(f"the state of {rows} rows of {capacity} tokens"):
             self._state = create_state(executables, model, params, rows, capacity)
+            if processing is not None:
+                self._processing_arrays = self._sharding.replicate(processing_arrays(processing, vocab_size))
+                if processing.needs_history:
+                    self._history = self._sharding.put_rows(np.zeros((rows, vocab_size), np.int32))
         self._last = np.zeros(rows, np.int32)
         self._sampled = np.zeros(rows, np.int32)
         self._keys = np.zeros((rows, 2), np.uint32)
+        self._minimum = np.zeros(rows, np.int32)
 
     def put(
         self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
@@ -150,8 +167,19 @@ class JaxDecoding:
                     one = copy_state(self._executables, one, 1, self._capacity)
             states = (self._state, one, self._sharding.replicate(np.int32(row)))
             self._state = self._executables.run(("put", len(self._last), self._capacity), self._put, *states, donated=0)
+            self._put_processing(row, prompt, len(prompt) - sampled)
         self._last[row], self._sampled[row], self._keys[row] = prompt[-1], sampled, key_data(key)
         return computed
+
+    def _put_processing(self, row: int, tokens: Tokens, prompt_length: int) -> None:
+        """Set what the processing of a row's logits depends on: a prompt int32[n] and the tokens generated after it."""
+        if self._processing is None:
+            return
+        self._minimum[row] = self._processing.minimum(prompt_length)
+        if self._history is not None:
+            one = token_history(tokens[:prompt_length], tokens[prompt_length:], self._vocab_size)[None]
+            arguments = (self._history, self._sharding.replicate(one), self._sharding.replicate(np.int32(row)))
+            self._history = self._executables.run(("put-history", len(self._last)), self._put, *arguments, donated=0)
 
     def _prefix(self, prompt: Tokens, chunks: Sequence[PrefillChunk]) -> tuple[Any, int]:
         """Return a state of the longest cached prefix that may be overwritten, and the length of that prefix."""
@@ -173,7 +201,7 @@ class JaxDecoding:
             keys = None
             if self._sampling_arrays is not None:
                 keys = SamplingKeys(self._sharding.put_rows(self._keys), self._sharding.put_rows(self._sampled))
-            arguments = (
+            arguments: tuple[Any, ...] = (
                 self._params,
                 self._state,
                 self._sharding.put_rows(self._last),
@@ -181,8 +209,12 @@ class JaxDecoding:
                 self._sampling_arrays,
                 keys,
             )
-            key = ("decode", len(self._last), self._capacity, self._tokens_per_call, keys is None)
-            self._state, tokens, finite = self._executables.run(key, self._decode, *arguments, donated=1)
+            key: tuple[Any, ...] = ("decode", len(self._last), self._capacity, self._tokens_per_call, keys is None)
+            if self._processing_arrays is not None:
+                counts = (self._sharding.put_rows(self._sampled), self._sharding.put_rows(self._minimum))
+                arguments += (self._processing_arrays, ProcessingState(*counts, self._history))
+                key += ("processed", self._history is not None)
+            self._state, tokens, finite, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
             chosen = NextTokens(np.asarray(tokens).T, np.asarray(finite).T)
         self._last = chosen.tokens[:, -1].copy()
         self._sampled += self._tokens_per_call
@@ -192,9 +224,13 @@ class JaxDecoding:
         """Keep only some rows, and renumber them in this order."""
         kept = np.asarray(rows, np.int32)
         with model_call("a smaller decode batch"):
-            key = ("narrow", len(self._last), len(kept), self._capacity)
+            key: tuple[Any, ...] = ("narrow", len(self._last), len(kept), self._capacity)
             self._state = self._executables.run(key, self._take, self._state, self._sharding.replicate(kept))
+            if self._history is not None:
+                key = ("narrow-history", len(self._last), len(kept))
+                self._history = self._executables.run(key, self._take, self._history, self._sharding.replicate(kept))
         self._last, self._sampled, self._keys = self._last[kept], self._sampled[kept], self._keys[kept]
+        self._minimum = self._minimum[kept]
 
     def _decode(
         self,
@@ -204,24 +240,37 @@ class JaxDecoding:
         active: jax.Array,
         arrays: SamplingArrays | None,
         keys: SamplingKeys | None,
+        processing: ProcessingArrays | None = None,
+        processed: ProcessingState | None = None,
     ) -> Any:
+        """Decode some tokens of each row; return the state, tokens [k, rows], their finiteness, and the token histories.
+
+        Without a processing, or without a penalty, the histories are None, which is no array of the executable.
+        """
         extend, unembed = self._model.extend, self._model.unembed
         assert extend is not None
         assert unembed is not None
 
-        def step(carry: tuple[Any, jax.Array], number: jax.Array) -> tuple[tuple[Any, jax.Array], Any]:
-            state, last = carry
+        def step(carry: tuple[Any, jax.Array, Any], number: jax.Array) -> tuple[tuple[Any, jax.Array, Any], Any]:
+            state, last, history = carry
             hidden, state = extend(params, last[:, None], active, state)
             logits = unembed(params, hidden[:, 0])[:, : self._vocab_size]
+            if processing is not None and processed is not None:
+                now = ProcessingState(processed.generated + number, processed.minimum, history)
+                logits = process_logits(jnp, logits.astype(jnp.float32), processing, now)
             if arrays is None or keys is None:
                 token, finite = lm_head.greedy_tokens(logits)
             else:
                 token, finite = sample(logits, arrays, keys._replace(sampled=keys.sampled + number))
-            return self._sharding.shard_rows((state, token)), (token, finite)
+            if history is not None:  # compared, not scattered: on a mesh no row is transferred
+                history += jnp.arange(self._vocab_size, dtype=jnp.int32) == token[:, None]
+            return self._sharding.shard_rows((state, token, history)), (token, finite)
 
         numbers = jnp.arange(self._tokens_per_call, dtype=jnp.int32)
-        (state, _), (tokens, finite) = jax.lax.scan(step, (state, last), numbers)
-        return self._sharding.shard_rows(state), *self._sharding.gather((tokens, finite))
+        history = None if processed is None else processed.history
+        (state, _, history), (tokens, finite) = jax.lax.scan(step, (state, last, history), numbers)
+        tokens, finite = self._sharding.gather((tokens, finite))
+        return self._sharding.shard_rows(state), tokens, finite, self._sharding.shard_rows(history)
 
     def _put(self, state: Any, one: Any, row: jax.Array) -> Any:
         """Replace a row of one state by row 0 of another."""

@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from birdie_zmq.engine import model_errors
 from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, PendingScores, SamplingMetadata, TokenScores
+from birdie_zmq.engine.logits_processing import LogitsProcessing, process_logits, processing_arrays, step_state
 from birdie_zmq.engine.model_api import LoadedModel
-from birdie_zmq.engine.numpy.sampling import sample
+from birdie_zmq.engine.numpy.sampling import greedy, logsumexp, sample
 from birdie_zmq.engine.output_checks import (
     check_hidden,
     is_log_probability,
@@ -188,7 +189,7 @@ class RowBackend(ABC):
     def score(self, logits: Any, targets: Tokens) -> ScoreColumns:
         """Score targets int32[q] by logits float32[q, v]."""
         values = self.to_host(logits)
-        normaliser = _logsumexp(values)
+        normaliser = logsumexp(values)
         chosen = values[np.arange(len(targets)), targets]
         with np.errstate(invalid="ignore"):
             logprobs = chosen - normaliser
@@ -197,7 +198,7 @@ class RowBackend(ABC):
     def greedy_tokens(self, logits: Any) -> tuple[Any, Any]:
         """Return the most likely tokens [q] by logits float32[q, v], and whether the logits are finite, bool[q]."""
         values = self.to_host(logits)
-        return values.argmax(axis=-1), np.isfinite(_logsumexp(values))
+        return values.argmax(axis=-1), np.isfinite(logsumexp(values))
 
     def sample(self, logits: Any, metadata: SamplingMetadata) -> NextTokens:
         """Sample tokens by logits float32[q, v]."""
@@ -230,13 +231,25 @@ class RowBackend(ABC):
                 if metadata is None:
                     tokens, finite = map(self.to_host, self.greedy_tokens(logits))
                     chunks.append(NextTokens(tokens.astype(np.int32), finite))
+                    continue
+                here = replace(metadata, keys=metadata.keys[at], sampled=metadata.sampled[at])
+                if metadata.processing is None:
+                    chunks.append(self.sample(logits, here))
                 else:
-                    chunks.append(
-                        self.sample(logits, replace(metadata, keys=metadata.keys[at], sampled=metadata.sampled[at]))
-                    )
+                    chunks.append(self._choose_processed(logits, here, metadata.processing, step, at))
         return NextTokens(
             np.concatenate([chunk.tokens for chunk in chunks]), np.concatenate([chunk.finite for chunk in chunks])
         )
+
+    def _choose_processed(
+        self, logits: Any, metadata: SamplingMetadata, processing: LogitsProcessing, step: Step, at: slice
+    ) -> NextTokens:
+        """Change logits float32[q, v] on the host, and choose tokens at some positions of a step."""
+        values = np.asarray(self.to_host(logits), np.float32)
+        vocabulary = values.shape[-1]
+        state = step_state(processing, step, metadata.sampled, at, vocabulary)
+        changed = process_logits(np, values, processing_arrays(processing, vocabulary), state)
+        return greedy(changed) if metadata.sampling is None else sample(changed, metadata)
 
     def halve_budget(self) -> bool:
         """Halve the size of later steps; return False if they are as small as possible."""
@@ -264,7 +277,13 @@ class RowBackend(ABC):
             f"the engine {self.name} has no states, but {max_rows} rows of {capacity} tokens were requested"
         )
 
-    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:  # noqa: ARG002
+    def decoding(
+        self,
+        rows: int,
+        capacity: int,
+        sampling: SamplingParams | None = None,  # noqa: ARG002 - there is nothing to decode
+        processing: LogitsProcessing | None = None,  # noqa: ARG002
+    ) -> Decoding:
         """Raise an error; this is never called for a model without a state."""
         raise InternalError(
             f"the engine {self.name} has no states, but {rows} rows of {capacity} tokens were requested"
@@ -327,11 +346,3 @@ class RowBackend(ABC):
 
 def _describe_tokens(shape: tuple[int, ...]) -> str:
     return f"tokens int32{list(shape)}"
-
-
-def _logsumexp(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the normalisers [q] of logits float32[q, v]; NaN or infinite where the logits are."""
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        peak = logits.max(axis=-1)
-        result: npt.NDArray[np.float32] = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=-1))
-    return result

@@ -1,4 +1,4 @@
-"""Sampling the next token in NumPy: temperature, then top-k, top-p and min-p, as in `birdie_zmq.engine.jax.sampling`.
+"""Choosing the next token in NumPy: temperature, then top-k, top-p and min-p, as in `birdie_zmq.engine.jax.sampling`.
 
 A sampled token depends on its row's key and on how many tokens the row has sampled before, not on other rows.
 
@@ -20,11 +20,26 @@ Logits = npt.NDArray[np.float32]
 
 def sample(logits: Logits, metadata: SamplingMetadata) -> NextTokens:
     """Sample a token for each row of logits float32[q, v]; also return whether the logits are finite enough for that."""
+    sampling = metadata.sampling
+    assert sampling is not None
     with np.errstate(invalid="ignore", over="ignore"):  # `finite` reports logits that are not finite
-        scaled = filter_logits(logits / np.float32(metadata.sampling.temperature), metadata.sampling)
+        scaled = filter_logits(logits / np.float32(sampling.temperature), sampling)
         finite = np.isfinite(scaled.max(axis=-1))
         noise = _gumbel(metadata.keys, metadata.sampled, logits.shape[-1])
         return NextTokens((scaled + noise).argmax(axis=-1).astype(np.int32), finite)
+
+
+def greedy(logits: Logits) -> NextTokens:
+    """Take the most likely token for each row of logits float32[q, v]; also return whether the logits are finite."""
+    return NextTokens(logits.argmax(axis=-1).astype(np.int32), np.isfinite(logsumexp(logits)))
+
+
+def logsumexp(logits: Logits) -> Logits:
+    """Return the normalisers float32[q] of logits float32[q, v]; NaN or infinite where the logits are."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        peak = logits.max(axis=-1)
+        result: Logits = peak + np.log(np.exp(logits - peak[:, None]).sum(axis=-1))
+    return result
 
 
 def filter_logits(scaled: Logits, sampling: SamplingParams) -> Logits:

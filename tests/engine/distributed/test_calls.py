@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from birdie_zmq.engine.backend import SamplingMetadata
 from birdie_zmq.engine.distributed import calls
+from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, ScorePositions, Step, StepKind, Tree
 from birdie_zmq.errors import MalformedMessage, ModelCallError
 from birdie_zmq.types import ErrorReport, ModelSpec, SamplingParams
 
 TOKENS = np.arange(12, dtype=np.int32).reshape(2, 6)
+PROCESSING = LogitsProcessing(
+    bias=((3, -1.5),), forbidden=(1, 2), end_tokens=(0,), min_length=9, repetition_penalty=1.5
+)
 SAMPLING = SamplingParams(temperature=0.5, top_k=3)
 
 
@@ -83,6 +87,10 @@ def test_sampling_metadata_round_trips() -> None:
     here = SamplingMetadata(SAMPLING, [2**62 - 1, 0], ints(4, 0))
     call = round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), calls.SamplingPayload.of(here)))
     assert_equal(here, call.metadata.metadata())
+    processed = SamplingMetadata(None, [0], ints(4), PROCESSING)
+    call = round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), calls.SamplingPayload.of(processed)))
+    assert call.metadata.metadata().processing == PROCESSING
+    assert call.metadata.metadata().sampling is None
     assert round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), None)).metadata is None
 
 
@@ -92,6 +100,7 @@ def test_sampling_metadata_round_trips() -> None:
         calls.CountRows(512, 16),
         calls.StartDecoding(16, 512, None),
         calls.StartDecoding(16, 512, SAMPLING),
+        calls.StartDecoding(16, 512, None, PROCESSING),
         calls.Put(3, calls.Array.of(ints(1, 2, 3)), [(0, 2, 16, True)], 2**62 - 1, 5),
         calls.Decode(calls.Array.of(np.array([True, False]))),
         calls.Narrow([2, 0]),
