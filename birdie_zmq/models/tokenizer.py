@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class CheckpointTokenizer:
         chat_template: A jinja2 template, or several by name.
         model_max_length: The maximum length in the checkpoint's tokenizer config.
         eos_token_ids: All tokens at which generation ends, if the checkpoint names them.
-        fingerprint: A string that distinguishes this checkpoint from others with the same name.
+        fingerprint: A string that distinguishes this checkpoint from others with the same name, or a function that
+            returns it, which is called when it is first needed.
 
     Raises:
         TokenizerError: BOS or EOS is not in the vocabulary.
@@ -37,7 +39,7 @@ class CheckpointTokenizer:
         chat_template: str | dict[str, str] | None = None,
         model_max_length: int | float | None = None,
         eos_token_ids: Sequence[int] = (),
-        fingerprint: str | None = None,
+        fingerprint: str | Callable[[], str] | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
@@ -50,7 +52,12 @@ class CheckpointTokenizer:
         self.chat_template = chat_template
         self.model_max_length = model_max_length
         self.eos_token_ids = tuple(eos_token_ids)
-        self.fingerprint = fingerprint
+        self._fingerprint = fingerprint
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """A string that distinguishes this checkpoint from others with the same name, if there is one."""
+        return self._fingerprint() if callable(self._fingerprint) else self._fingerprint
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -85,7 +92,7 @@ class CheckpointTokenizer:
         return text, number
 
 
-def read_tokenizer(directory: Path, fingerprint: str | None = None) -> CheckpointTokenizer:
+def read_tokenizer(directory: Path, fingerprint: str | Callable[[], str] | None = None) -> CheckpointTokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
     Args:
