@@ -54,8 +54,8 @@ def resolve_checkpoint(
     except Exception as error:
         at = f" at revision {commit}" if commit else ""
         raise UnknownModelTag(
-            f"there is no local checkpoint {tag}, and downloading {tag}{at} from the Hugging Face hub "
-            f"failed: {type(error).__name__}: {error}\nThe model tag {tag!r} is unknown. {_choices(tag, policy)}"
+            f"unknown model tag {tag!r}: it is not a local checkpoint, and downloading {tag}{at} from the Hugging Face hub "
+            f"failed: {type(error).__name__}: {error}\n{_choices(tag, policy)}"
         ) from error
 
 

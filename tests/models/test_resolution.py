@@ -97,8 +97,8 @@ def test_failed_download_error_has_its_cause_and_lists_valid_tags(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UnknownModelTag,
-        match=f"no local checkpoint {tag}, and downloading {tag} from the Hugging Face hub failed(.|\n)*model tag {tag!r} "
-        "is unknown. It may be demo; or the path of .*; or the name of a repository.* such as gpt2.*api=",
+        match=f"unknown model tag {tag!r}: it is not a local checkpoint, and downloading {tag} from the Hugging Face hub "
+        r"failed(.|\n)*It may be demo; or the path of .*; or the name of a repository.* such as gpt2.*api=",
     ) as caught:
         resolve_checkpoint(tag)
     assert caught.value.__cause__ is not None
