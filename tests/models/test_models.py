@@ -1,6 +1,7 @@
 """The built-in load_model and load_tokenizer: tags, and the arguments of model_args."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
-from birdie_zmq.models import load_model, load_tokenizer
+from birdie_zmq.models import load_model, load_tokenizer, loader
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.registry import build_architecture
@@ -140,13 +141,75 @@ def test_tokenizer_of_a_missing_directory_is_refused(checkpoint: Path, tmp_path:
         load_tokenizer(str(checkpoint), tokenizer=str(tmp_path / "none_such"))
 
 
-def test_fingerprint_changes_with_the_model(checkpoint: Path) -> None:
-    before = load_tokenizer(str(checkpoint)).fingerprint
-    assert before is not None
-    assert load_tokenizer(str(checkpoint)).fingerprint == before
+def test_fingerprints_change_with_the_model(checkpoint: Path) -> None:
+    def both() -> tuple[str | None, str | None]:
+        return load_model(str(checkpoint)).fingerprint, load_tokenizer(str(checkpoint)).fingerprint
+
+    before = both()
+    assert None not in before
+    (checkpoint / "README.md").write_text("About this model.")
+    assert both() == before
     values = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8")) | {"another": "key"}
     (checkpoint / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
-    assert load_tokenizer(str(checkpoint)).fingerprint != before
+    assert not set(both()) & set(before)
+
+
+def test_other_weights_change_both_fingerprints_of_a_local_checkpoint(checkpoint: Path) -> None:
+    """An api.py may load the weights by itself, and only the tokenizer from here."""
+    status = (checkpoint / WEIGHTS_FILE).stat()
+    before = load_model(str(checkpoint)).fingerprint, load_tokenizer(str(checkpoint)).fingerprint
+    save_checkpoint(checkpoint, MODEL, MODEL.init_params(jax.random.key(1)))
+    os.utime(checkpoint / WEIGHTS_FILE, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = load_model(str(checkpoint)).fingerprint, load_tokenizer(str(checkpoint)).fingerprint
+    assert not set(after) & set(before)
+
+
+def test_fingerprints_of_a_hub_name_do_not_depend_on_what_has_been_downloaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = checkpoint / WEIGHTS_FILE
+    content = weights.read_bytes()
+    weights.unlink()
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        if WEIGHTS_FILE in allow_patterns:
+            weights.write_bytes(content)
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(checkpoint)
+    tokenizer = load_tokenizer("organisation/m")
+    model = load_model("organisation/m")
+    assert weights.is_file()
+    (checkpoint / "README.md").write_text("About this model.")
+    assert load_tokenizer("organisation/m").fingerprint == tokenizer.fingerprint
+    assert load_model("organisation/m").fingerprint == model.fingerprint
+
+    content = content[:-1] + bytes([content[-1] ^ 1])
+    assert load_model("organisation/m").fingerprint != model.fingerprint
+
+
+def test_only_the_tokenizer_files_of_another_directory_count(checkpoint: Path, tmp_path: Path) -> None:
+    other = add_tokenizer(tmp_path / "other", ["c", "b", "a"])
+    before = load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint
+    (other / WEIGHTS_FILE).write_bytes(b"weights of another model")
+    (other / "README.md").write_text("About another model.")
+    assert load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint == before
+
+
+def test_checkpoint_that_changes_while_it_is_loaded_is_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = loader.load_checkpoint
+
+    def load_and_change(*arguments: Any) -> Any:
+        loaded = loading(*arguments)
+        os.utime(checkpoint / WEIGHTS_FILE, (1, 1))
+        return loaded
+
+    monkeypatch.setattr(loader, "load_checkpoint", load_and_change)
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors was changed while the model was loaded"):
+        load_model(str(checkpoint))
 
 
 def test_changed_tokenizer_of_another_directory_changes_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
