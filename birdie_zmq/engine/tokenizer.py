@@ -83,8 +83,14 @@ class TokenizerAdapter:
 
     @property
     def fingerprint(self) -> str | None:
-        """The fingerprint of the checkpoint that the tokenizer was loaded from, if it has one."""
+        """The fingerprint of the files that the tokenizer was loaded from, if it has one."""
         found = getattr(self._tokenizer, "fingerprint", None)
+        return found if isinstance(found, str) else None
+
+    @property
+    def checkpoint_fingerprint(self) -> str | None:
+        """The fingerprint of the model's checkpoint, if the tokenizer knows it: for a model that has none itself."""
+        found = getattr(self._tokenizer, "checkpoint_fingerprint", None)
         return found if isinstance(found, str) else None
 
     @property

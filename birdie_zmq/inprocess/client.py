@@ -74,7 +74,7 @@ class InProcessClient:
     @property
     def has_fingerprint(self) -> bool:
         """Whether the caller identified the weights with a fingerprint; otherwise their identity is random."""
-        return self._served_model().fingerprint is not None
+        return not self._served_model().source.sha256
 
     def describe(self) -> ModelDescription:
         """Return the description of the model, with the statistics so far."""
@@ -212,5 +212,5 @@ def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedMod
     """
     if isinstance(fingerprint, CheckpointFingerprint):
         fingerprint = None
-    source = ModelSource(ORIGIN, "" if fingerprint is not None else uuid.uuid4().hex)
-    return replace(served, source=source, fingerprint=fingerprint)
+    unique = "" if fingerprint is not None else uuid.uuid4().hex
+    return replace(served, source=ModelSource(ORIGIN, unique), fingerprint=fingerprint or unique)

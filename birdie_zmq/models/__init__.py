@@ -116,20 +116,21 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
     _check_arguments(model_tag, keywords)
     given = keywords.get("tokenizer")
     path = model if given is None else resolve_checkpoint(str(given), weights=False)
-    parts = [Fingerprint(tokenizer_files(path))]
-    if not is_hub_name(model_tag):
-        # An api.py may load these weights by itself. Those of a hub name may not have been downloaded yet.
-        parts.append(Fingerprint(checkpoint_files(model)))
+    fingerprint = Fingerprint(tokenizer_files(path))
+    # An api.py may load these weights by itself. Those of a hub name may not have been downloaded yet.
+    checkpoint = None if is_hub_name(model_tag) else Fingerprint(checkpoint_files(model))
+    tokenizer = _read_tokenizer(path, fingerprint)
+    tokenizer.checkpoint = checkpoint
+    return tokenizer
 
-    def fingerprint() -> str:
-        return " ".join(part.result() for part in parts)
 
+def _read_tokenizer(path: Path, fingerprint: Fingerprint) -> CheckpointTokenizer:
     if path.is_dir():
-        return read_tokenizer(path, fingerprint)
+        return read_tokenizer(path, fingerprint.result)
     from birdie_zmq.models.gguf_file import GgufFile
 
     try:
-        return GgufFile(path).tokenizer(fingerprint)
+        return GgufFile(path).tokenizer(fingerprint.result)
     except ValueError as error:
         raise TokenizerError(str(error)) from error
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.config_fields import read_json_object
+from birdie_zmq.models.fingerprint import Fingerprint
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -26,6 +27,9 @@ class CheckpointTokenizer:
         eos_token_ids: All tokens at which generation ends, if the checkpoint names them.
         fingerprint: A string that distinguishes this checkpoint from others with the same name, or a function that
             returns it, which is called when it is first needed.
+
+    Attributes:
+        checkpoint: The fingerprint of the local checkpoint that this tokenizer was loaded for, if there is one.
 
     Raises:
         TokenizerError: BOS or EOS is not in the vocabulary.
@@ -53,11 +57,21 @@ class CheckpointTokenizer:
         self.model_max_length = model_max_length
         self.eos_token_ids = tuple(eos_token_ids)
         self._fingerprint = fingerprint
+        self.checkpoint: Fingerprint | None = None
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
         """A string that distinguishes this checkpoint from others with the same name, if there is one."""
         return self._fingerprint() if callable(self._fingerprint) else self._fingerprint
+
+    @property
+    def checkpoint_fingerprint(self) -> str | None:
+        """The fingerprint of the local checkpoint that this tokenizer was loaded for, if there is one.
+
+        Raises:
+            ModelLoadError: The checkpoint has changed since the tokenizer was loaded.
+        """
+        return None if self.checkpoint is None else self.checkpoint.result()
 
     @property
     def all_special_ids(self) -> list[int]:

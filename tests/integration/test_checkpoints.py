@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -83,7 +84,7 @@ def test_identity_follows_the_content_of_a_checkpoint_and_not_its_times(checkpoi
 def test_journal_and_results_may_lie_beside_the_weights(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(checkpoint, directory)
-    arguments = {"model_tag": str(directory), "resume": directory / "answers.journal", "device": "cpu"}
+    arguments: dict[str, Any] = {"model_tag": str(directory), "resume": directory / "answers.journal", "device": "cpu"}
     with BirdieZMQ(**arguments) as model:
         first = model.loglikelihood(requests()[:2], disable_tqdm=True)
     (directory / "eval").mkdir()
@@ -106,7 +107,7 @@ def test_other_weights_with_equal_sizes_and_times_are_computed_again(
     caplog.set_level(logging.INFO)
     directory, journal = tmp_path / "copy", tmp_path / "answers.journal"
     shutil.copytree(checkpoint, directory)
-    arguments = {"model_tag": str(directory), "resume": journal, "device": "cpu"}
+    arguments: dict[str, Any] = {"model_tag": str(directory), "resume": journal, "device": "cpu"}
     times = (directory / WEIGHTS_FILE).stat()
     with BirdieZMQ(**arguments) as model:
         first = model.loglikelihood(requests(), disable_tqdm=True)

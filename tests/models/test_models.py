@@ -141,27 +141,31 @@ def test_tokenizer_of_a_missing_directory_is_refused(checkpoint: Path, tmp_path:
         load_tokenizer(str(checkpoint), tokenizer=str(tmp_path / "none_such"))
 
 
-def test_fingerprints_change_with_the_model(checkpoint: Path) -> None:
-    def both() -> tuple[str | None, str | None]:
-        return load_model(str(checkpoint)).fingerprint, load_tokenizer(str(checkpoint)).fingerprint
+def fingerprints(tag: str, **keywords: Any) -> tuple[str | None, str | None, str | None]:
+    """Return the fingerprints of a tag: of its model, its tokenizer, and its checkpoint as the tokenizer knows it."""
+    tokenizer = load_tokenizer(tag, **keywords)
+    return load_model(tag, **keywords).fingerprint, tokenizer.fingerprint, tokenizer.checkpoint_fingerprint
 
-    before = both()
+
+def test_fingerprints_change_with_the_model(checkpoint: Path) -> None:
+    before = fingerprints(str(checkpoint))
     assert None not in before
+    assert before[0] == before[2]
     (checkpoint / "README.md").write_text("About this model.")
-    assert both() == before
+    assert fingerprints(str(checkpoint)) == before
     values = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8")) | {"another": "key"}
     (checkpoint / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
-    assert not set(both()) & set(before)
+    assert not set(fingerprints(str(checkpoint))) & set(before)
 
 
-def test_other_weights_change_both_fingerprints_of_a_local_checkpoint(checkpoint: Path) -> None:
-    """An api.py may load the weights by itself, and only the tokenizer from here."""
+def test_other_weights_change_the_fingerprints_of_the_checkpoint(checkpoint: Path) -> None:
     status = (checkpoint / WEIGHTS_FILE).stat()
-    before = load_model(str(checkpoint)).fingerprint, load_tokenizer(str(checkpoint)).fingerprint
+    before = fingerprints(str(checkpoint))
     save_checkpoint(checkpoint, MODEL, MODEL.init_params(jax.random.key(1)))
     os.utime(checkpoint / WEIGHTS_FILE, ns=(status.st_atime_ns, status.st_mtime_ns))
-    after = load_model(str(checkpoint)).fingerprint, load_tokenizer(str(checkpoint)).fingerprint
-    assert not set(after) & set(before)
+    after = fingerprints(str(checkpoint))
+    assert after[1] == before[1]
+    assert after[0] == after[2] != before[0]
 
 
 def test_fingerprints_of_a_hub_name_do_not_depend_on_what_has_been_downloaded(
@@ -178,15 +182,14 @@ def test_fingerprints_of_a_hub_name_do_not_depend_on_what_has_been_downloaded(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.chdir(checkpoint)
-    tokenizer = load_tokenizer("organisation/m")
-    model = load_model("organisation/m")
+    before = fingerprints("organisation/m")
     assert weights.is_file()
     (checkpoint / "README.md").write_text("About this model.")
-    assert load_tokenizer("organisation/m").fingerprint == tokenizer.fingerprint
-    assert load_model("organisation/m").fingerprint == model.fingerprint
+    assert fingerprints("organisation/m") == before
+    assert before == (*fingerprints(str(checkpoint))[:2], None)
 
     content = content[:-1] + bytes([content[-1] ^ 1])
-    assert load_model("organisation/m").fingerprint != model.fingerprint
+    assert fingerprints("organisation/m")[0] != before[0]
 
 
 def test_only_the_tokenizer_files_of_another_directory_count(checkpoint: Path, tmp_path: Path) -> None:
