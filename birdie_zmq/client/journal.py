@@ -18,7 +18,14 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from birdie_zmq.client.journal_records import HEADER, RecordedAnswer, encode_record, header_error, scan
+from birdie_zmq.client.journal_records import (
+    HEADER,
+    RecordedAnswer,
+    ScanResult,
+    encode_record,
+    header_error,
+    scan,
+)
 from birdie_zmq.errors import UsageError
 
 logger = logging.getLogger("birdie_zmq.client")
@@ -78,7 +85,11 @@ class Journal:
         self._finalizer()
 
     def find(self, keys: Collection[str]) -> dict[str, RecordedAnswer]:
-        """Return the recorded answers for these keys, whichever process wrote them.
+        """Return the recorded answers for these keys, as `scan` finds them."""
+        return self.scan(keys).answers
+
+    def scan(self, keys: Collection[str]) -> ScanResult:
+        """Find the recorded answers for these keys, whichever process wrote them, and count all answers.
 
         Raises:
             UsageError: The file can no longer be read, or has been closed.
@@ -95,7 +106,7 @@ class Journal:
                 found.damaged,
             )
             self._damaged = found.damaged
-        return found.answers
+        return found
 
     def append(self, key: str, answer: RecordedAnswer) -> None:
         """Append an answer; when this returns, the answer survives the death of this process.

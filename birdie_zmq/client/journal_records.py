@@ -103,10 +103,12 @@ class ScanResult:
     Attributes:
         answers: The first answer for each requested key.
         damaged: The number of damaged lines.
+        total: The number of undamaged lines, whatever their keys.
     """
 
     answers: dict[str, RecordedAnswer]
     damaged: int
+    total: int
 
 
 def scan(blocks: Iterable[bytes], keys: Collection[str]) -> ScanResult:
@@ -116,14 +118,14 @@ def scan(blocks: Iterable[bytes], keys: Collection[str]) -> ScanResult:
     """
     encoded_keys = {key.encode() for key in keys}
     answers: dict[str, RecordedAnswer] = {}
-    damaged = 0
+    count = damaged = 0
     lines = complete_lines(blocks)
     next(lines, None)  # the header line
-    for line in lines:
+    for count, line in enumerate(lines, 1):  # noqa: B007 - used after the loop
         if line[_KEY_AT] not in encoded_keys:
             damaged += not _is_intact(line)
         elif (record := decode_record(line)) is not None:
             answers.setdefault(*record)
         else:
             damaged += 1
-    return ScanResult(answers, damaged)
+    return ScanResult(answers, damaged, count - damaged)

@@ -52,6 +52,8 @@ class ResumableClient:
         self._journal = journal
         self._settings = settings
         self._log = log
+        self._used: set[str] = set()
+        """Identities of the models whose answers this client has found in the journal or recorded."""
         self.resumed = 0
 
     def run(
@@ -88,7 +90,8 @@ class ResumableClient:
         if journal is None:
             return self._client.run(jobs_of(requests, self._settings), len(requests), on_answer, name_of, on_progress)
         keys = [answer_key(identity, kind, each) for each in requests]
-        known = {key: answer for key, answer in journal.find(set(keys)).items() if isinstance(answer, expected)}
+        found = journal.scan(set(keys))
+        known = {key: answer for key, answer in found.answers.items() if isinstance(answer, expected)}
         items_of: dict[str, list[int]] = {}
         for item, key in enumerate(keys):
             items_of.setdefault(key, []).append(item)
@@ -101,6 +104,16 @@ class ResumableClient:
             f"{len(requests):,}",
             journal.path,
         )
+        if known:
+            self._used.add(identity)
+        elif found.total and keys and identity not in self._used:
+            self._log.info(
+                "%s has %s answers, none of them to these requests by this model; they are not used. A journal keeps "
+                "answers apart by the model's files, model_args and api.py: if you expected to resume, one of these has "
+                "changed, or an earlier version of birdie-zmq wrote the journal",
+                journal.path,
+                f"{found.total:,}",
+            )
 
         answers: dict[int, Answer] = {}
 
@@ -113,6 +126,7 @@ class ResumableClient:
             key, items = sent[number]
             if isinstance(answer, expected):
                 journal.append(key, answer)
+                self._used.add(identity)
             deliver(items, answer)
 
         for key, answer in known.items():

@@ -21,6 +21,16 @@ from birdie_zmq.errors import ModelLoadError
 Function = Callable[..., Any]
 
 
+class CheckpointFingerprint(str):
+    """A fingerprint of the files that a model was loaded from.
+
+    It holds for a model that is evaluated as it was loaded. In a process of the user's, such as a training loop, the
+    weights may have changed since, so an in-process client does not trust it.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Model:
     """A language model, given as its functions and its params.

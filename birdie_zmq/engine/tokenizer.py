@@ -88,7 +88,7 @@ class TokenizerAdapter:
 
     @property
     def fingerprint(self) -> str | None:
-        """The fingerprint of the checkpoint that the tokenizer was loaded from, if it has one."""
+        """The fingerprint of the files that the tokenizer was loaded from, if it has one."""
         found = getattr(self._tokenizer, "fingerprint", None)
         return found if isinstance(found, str) else None
 
@@ -97,6 +97,12 @@ class TokenizerAdapter:
         """The content of the checkpoint's ``generation_config.json``; empty for a tokenizer that has none."""
         found = getattr(self._tokenizer, "generation_config", None)
         return found if isinstance(found, Mapping) else MappingProxyType({})
+
+    @property
+    def checkpoint_fingerprint(self) -> str | None:
+        """The fingerprint of the model's checkpoint, if the tokenizer knows it: for a model that has none itself."""
+        found = getattr(self._tokenizer, "checkpoint_fingerprint", None)
+        return found if isinstance(found, str) else None
 
     @property
     def max_length(self) -> int | None:

@@ -17,6 +17,7 @@ from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, answe
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.progress import ProgressEstimator
 from birdie_zmq.engine.evaluator import ItemFailed
+from birdie_zmq.engine.model_api import CheckpointFingerprint
 from birdie_zmq.engine.progress_reporter import ProgressReporter
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.types import Answers, Level, ModelDescription, ModelSpec, StepLimits
@@ -73,7 +74,7 @@ class InProcessClient:
     @property
     def has_fingerprint(self) -> bool:
         """Whether the caller identified the weights with a fingerprint; otherwise their identity is random."""
-        return self._served_model().fingerprint is not None
+        return not self._served_model().source.sha256
 
     def describe(self) -> ModelDescription:
         """Return the description of the model, with the statistics so far."""
@@ -205,6 +206,11 @@ class _Listener:
 
 
 def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedModel:
-    """Return the model identified by a fingerprint of its weights; without one, by a random unique identity."""
-    source = ModelSource(ORIGIN, "" if fingerprint is not None else uuid.uuid4().hex)
-    return replace(served, source=source, fingerprint=fingerprint)
+    """Return the model identified by a fingerprint of its weights; without one, by a random unique identity.
+
+    The fingerprint of a checkpoint is none: the weights may have been trained since they were loaded.
+    """
+    if isinstance(fingerprint, CheckpointFingerprint):
+        fingerprint = None
+    unique = "" if fingerprint is not None else uuid.uuid4().hex
+    return replace(served, source=ModelSource(ORIGIN, unique), fingerprint=fingerprint or unique)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from birdie_zmq.engine.model_api import Model
+from birdie_zmq.engine.model_api import CheckpointFingerprint, Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
 from birdie_zmq.models.demo_tokenizer import DemoTokenizer
-from birdie_zmq.models.resolution import BUILT_IN, checkpoint_fingerprint, resolve_checkpoint
+from birdie_zmq.models.fingerprint import Fingerprint, checkpoint_files, tokenizer_files
+from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
 
@@ -41,8 +43,8 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
     In JAX, the weights are put on the default device or sharded over a mesh.
 
     Args:
-        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or ``organisation/name`` of the hub. In PyTorch
-            it is a directory or a repository, which transformers reads.
+        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or the name of a hub repository, such as ``gpt2``
+            or ``organisation/name``. In PyTorch it is a directory or a repository, which transformers reads.
         mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
             ``revision`` is a revision of the hub repository.
@@ -54,6 +56,12 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
     """
     path = resolve_checkpoint(model_tag, keywords.get("revision"))
     dtype = _check_arguments(model_tag, keywords)
+    fingerprint = Fingerprint(checkpoint_files(path))  # computed while the weights are loaded
+    model = _load(model_tag, path, dtype, mesh, keywords)
+    return replace(model, fingerprint=CheckpointFingerprint(fingerprint.result()))
+
+
+def _load(model_tag: str, path: Path, dtype: str, mesh: Any, keywords: Mapping[str, Any]) -> Model:
     engine = os.environ.get(ENGINE_VARIABLE, "jax")
     if engine != "jax":
         return _load_for_other_engine(engine, model_tag, path, dtype)
@@ -108,17 +116,23 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer | Dem
     _check_arguments(model_tag, keywords)
     given = keywords.get("tokenizer")
     path = model if given is None else resolve_checkpoint(str(given), weights=False)
-    fingerprint = checkpoint_fingerprint(model)
-    if path != model:
-        fingerprint = f"{fingerprint} {checkpoint_fingerprint(path)}"
+    fingerprint = Fingerprint(tokenizer_files(path))
     if path in BUILT_IN.values():
-        return DemoTokenizer(path, fingerprint)
+        return DemoTokenizer(path, fingerprint.result())
+    tokenizer = _read_tokenizer(path, fingerprint, name=str(model_tag if given is None else given))
+    if not is_hub_name(model_tag):
+        # An api.py may load these weights by itself. Those of a hub name may not have been downloaded yet.
+        tokenizer.checkpoint = Fingerprint(checkpoint_files(model))
+    return tokenizer
+
+
+def _read_tokenizer(path: Path, fingerprint: Fingerprint, name: str) -> CheckpointTokenizer:
     if path.is_dir():
-        return read_tokenizer(path, fingerprint)
+        return read_tokenizer(path, fingerprint.result, name=name)
     from birdie_zmq.models.gguf_file import GgufFile
 
     try:
-        return GgufFile(path).tokenizer(fingerprint)
+        return GgufFile(path).tokenizer(fingerprint.result)
     except ValueError as error:
         raise TokenizerError(str(error)) from error
 

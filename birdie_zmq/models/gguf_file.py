@@ -7,7 +7,7 @@ Weights are dequantised to float32 one tensor at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class GgufFile:
             raise ValueError(f"{self.path}: RoPE scaling of the type {kind} is not supported in GGUF files")
         return config
 
-    def tokenizer(self, fingerprint: str | None = None) -> CheckpointTokenizer:
+    def tokenizer(self, fingerprint: str | Callable[[], str] | None = None) -> CheckpointTokenizer:
         """Read the tokenizer in the file.
 
         Raises:
@@ -103,7 +103,7 @@ class GgufFile:
         except ValueError as error:
             raise TokenizerError(str(error)) from error
 
-    def _tokenizer(self, fingerprint: str | None) -> CheckpointTokenizer:
+    def _tokenizer(self, fingerprint: str | Callable[[], str] | None) -> CheckpointTokenizer:
         # Files without `pre` do not name their pre-tokenizer.
         model, pre = self._value("tokenizer.ggml.model", None), self._value("tokenizer.ggml.pre", None)
         if model != "gpt2" or pre not in _PRE_TOKENIZERS:

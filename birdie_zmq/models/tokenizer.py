@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from birdie_zmq.engine.tokenizers.hugging_face import TransformersEncoder
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.config_fields import read_json_object
+from birdie_zmq.models.fingerprint import Fingerprint
 from birdie_zmq.models.transformers_import import transformers_without_torch
 
 _MAX_CHARACTERS = 400
@@ -21,7 +23,11 @@ class CheckpointTokenizer:
         tokenizer: The ``PreTrainedTokenizerBase``.
         eos_token_ids: All tokens at which generation ends, if the checkpoint names them.
         generation_config: The content of the checkpoint's ``generation_config.json``; empty if there is none.
-        fingerprint: A string that distinguishes this checkpoint from others with the same name.
+        fingerprint: A string that distinguishes this checkpoint from others with the same name, or a function that
+            returns it, which is called when it is first needed.
+
+    Attributes:
+        checkpoint: The fingerprint of the local checkpoint that this tokenizer was loaded for, if there is one.
     """
 
     def __init__(
@@ -30,7 +36,7 @@ class CheckpointTokenizer:
         *,
         eos_token_ids: Sequence[int] = (),
         generation_config: Mapping[str, Any] | None = None,
-        fingerprint: str | None = None,
+        fingerprint: str | Callable[[], str] | None = None,
     ) -> None:
         self.transformers_tokenizer = tokenizer
         self._encoder = TransformersEncoder(tokenizer)
@@ -47,7 +53,22 @@ class CheckpointTokenizer:
         self.model_max_length: int | float | None = tokenizer.model_max_length
         self.eos_token_ids = tuple(eos_token_ids)
         self.generation_config = dict(generation_config or {})
-        self.fingerprint = fingerprint
+        self._fingerprint = fingerprint
+        self.checkpoint: Fingerprint | None = None
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """A string that distinguishes this checkpoint from others with the same name, if there is one."""
+        return self._fingerprint() if callable(self._fingerprint) else self._fingerprint
+
+    @property
+    def checkpoint_fingerprint(self) -> str | None:
+        """The fingerprint of the local checkpoint that this tokenizer was loaded for, if there is one.
+
+        Raises:
+            ModelLoadError: The checkpoint has changed since the tokenizer was loaded.
+        """
+        return None if self.checkpoint is None else self.checkpoint.result()
 
     def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
         """Return the token ids of each text under ``input_ids``."""
@@ -63,7 +84,10 @@ class CheckpointTokenizer:
         return text
 
 
-def read_tokenizer(directory: Path, fingerprint: str | None = None, *, name: str | None = None) -> CheckpointTokenizer:
+
+def read_tokenizer(
+    directory: Path, fingerprint: str | Callable[[], str] | None = None, *, name: str | None = None
+) -> CheckpointTokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
     Args:
@@ -94,7 +118,7 @@ def read_tokenizer(directory: Path, fingerprint: str | None = None, *, name: str
 
 
 def wrap_tokenizer(
-    tokenizer: Any, special_tokens: Mapping[str, str], chat_template: str | None, fingerprint: str | None = None
+    tokenizer: Any, special_tokens: Mapping[str, str], chat_template: str | None, fingerprint: str | Callable[[], str] | None = None
 ) -> CheckpointTokenizer:
     """Make the tokenizer of a checkpoint from its parts.
 

@@ -84,10 +84,15 @@ class ServedModel:
 
     @functools.cached_property
     def identity(self) -> str:
-        """A SHA-256 over the tag, its arguments, its source, its fingerprints, and its engine unless that is JAX."""
+        """A SHA-256 over the tag, its arguments, its source, its fingerprints, and its engine unless that is JAX.
+
+        For a model without a fingerprint, which an ``api.py`` has loaded from files of its own choice, it covers the
+        checkpoint beside the tokenizer.
+        """
+        fingerprint = self.tokenizer.checkpoint_fingerprint if self.fingerprint is None else self.fingerprint
         parts = [self.spec.tag, json.loads(self.spec.arguments), self.source.sha256, self.tokenizer.fingerprint]
         parts += [] if self.engine.identity is None else [self.engine.identity]
-        parts += [] if self.fingerprint is None else [{"fingerprint": self.fingerprint}]
+        parts += [] if fingerprint is None else [{"fingerprint": fingerprint}]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def check(self, identity: str | None) -> None:

@@ -79,7 +79,7 @@ VARIABLES: tuple[tuple[str, str], ...] = (
         "of XLA, passed on as well; `--xla_gpu_enable_triton_gemm=true` undoes the GPU setting described in measurements.md",
     ),
     (", ".join(VISIBLE_DEVICES), "the GPUs that a worker may use; `--device N` is an index into them"),
-    ("XDG_CACHE_HOME", "if set, it replaces `~/.cache` above"),
+    ("XDG_CACHE_HOME", "if set, it replaces `~/.cache` above, and for the remembered hashes of checkpoint files"),
     ("XDG_CONFIG_HOME", "if set, it replaces `~/.config` in the default key folder"),
     ("TMPDIR", "the folder in which the embedded broker creates its socket"),
 )

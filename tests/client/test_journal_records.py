@@ -96,13 +96,15 @@ def test_a_truncated_journal_yields_its_complete_lines(
     found = scan(in_blocks(content[:end], data.draw(st.integers(1, 100))), {key for key, _ in records})
 
     assert reprs(found.answers) == firsts(records[:complete])
-    assert found.damaged == 0
+    assert (found.damaged, found.total) == (0, complete)
 
 
 def test_only_requested_keys_are_returned() -> None:
     content = journal_of([("a" * 32, -1.0), ("b" * 32, -2.0)])
 
-    assert scan([content], {"b" * 32, "c" * 32}).answers == {"b" * 32: -2.0}
+    found = scan([content], {"b" * 32, "c" * 32})
+    assert found.answers == {"b" * 32: -2.0}
+    assert found.total == 2
 
 
 def test_damaged_lines_are_counted_whether_or_not_their_keys_are_requested() -> None:
@@ -112,7 +114,7 @@ def test_damaged_lines_are_counted_whether_or_not_their_keys_are_requested() -> 
     found = scan([HEADER, *map(bytes, lines), b"\n"], {"a" * 32, "b" * 32})
 
     assert found.answers == {"b" * 32: -1.0}
-    assert found.damaged == 3
+    assert (found.damaged, found.total) == (3, 2)
 
 
 @pytest.mark.parametrize("end", [0, 1, 10, len(HEADER) - 1, len(HEADER)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import cast
@@ -57,9 +58,9 @@ class Run:
         self.delivered: dict[int, Answer] = {}
         self.resumable = ResumableClient(cast(Client, self.client), journal, SETTINGS)
 
-    def __call__(self, *texts: str) -> list[Answer]:
+    def __call__(self, *texts: str, identity: str = "identity") -> list[Answer]:
         return self.resumable.run(
-            "identity",
+            identity,
             "loglikelihood_rolling",
             texts,
             rolling_jobs,
@@ -168,3 +169,42 @@ def test_without_a_journal_every_request_is_sent() -> None:
 
 def test_no_requests_have_no_answers(journal: Journal) -> None:
     assert Run(journal)() == []
+
+
+def unused(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the messages about answers that are not used, up to their explanation, and forget them."""
+    messages = [record.getMessage() for record in caplog.records if "they are not used" in record.getMessage()]
+    assert all("the model's files, model_args and api.py" in message for message in messages)
+    caplog.clear()
+    return [message.split(";")[0] for message in messages]
+
+
+def test_answers_of_other_models_are_counted_once_in_the_log_and_not_used(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first = Run(journal)
+    first("a", "bb", "ccc")
+    first("dddd")
+    assert unused(caplog) == []
+
+    changed = Run(journal)
+    assert changed("a", "bb", identity="other") == [-1.0, -2.0]
+    assert sorted(changed.client.texts) == ["a", "bb"]
+    assert unused(caplog) == [f"{journal.path} has 4 answers, none of them to these requests by this model"]
+    changed("ccc", identity="other")
+    assert unused(caplog) == []
+
+    again = Run(journal)
+    again("a", "eeeee")
+    again("ffffff")
+    assert unused(caplog) == []
+
+
+def test_no_requests_say_nothing_about_the_journal_of_another_model(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    Run(journal)("a")
+    assert Run(journal)(identity="other") == []
+    assert unused(caplog) == []

@@ -390,11 +390,12 @@ def test_eos_token_ids_include_those_of_the_tokenizer() -> None:
 
 
 @pytest.mark.parametrize(("declared", "expected"), [("abc", "abc"), (None, None), (7, None)])
-def test_the_fingerprint_is_the_attribute_of_the_tokenizer(declared: Any, expected: str | None) -> None:
+@pytest.mark.parametrize("name", ["fingerprint", "checkpoint_fingerprint"])
+def test_the_fingerprints_are_attributes_of_the_tokenizer(name: str, declared: Any, expected: str | None) -> None:
     tokenizer = Words()
-    assert TokenizerAdapter(tokenizer).fingerprint is None
-    tokenizer.fingerprint = declared  # type: ignore[attr-defined]
-    assert TokenizerAdapter(tokenizer).fingerprint == expected
+    assert getattr(TokenizerAdapter(tokenizer), name) is None
+    setattr(tokenizer, name, declared)
+    assert getattr(TokenizerAdapter(tokenizer), name) == expected
 
 
 def test_apply_chat_template_receives_template_args() -> None:

@@ -15,6 +15,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from birdie_zmq import Model
+from birdie_zmq.engine.model_api import CheckpointFingerprint
 from birdie_zmq.errors import ModelCallError, TokenizerError, TokenOutOfVocabulary, UsageError
 from harness_model import BirdieZMQ
 
@@ -196,6 +197,17 @@ def test_resume_needs_a_fingerprint_in_process(tmp_path: Path) -> None:
         lm.update(table(1), fingerprint="step 2")
         assert scores(lm, *PAIRS) == [reference_score(table(1), *pair) for pair in PAIRS]
         assert lm.get_model_info()["model_resumed_answers"] == len(PAIRS)
+
+
+def test_fingerprint_of_a_checkpoint_does_not_identify_weights_that_may_have_been_trained(tmp_path: Path) -> None:
+    loaded = Model(params=table(0), logits=bigram, fingerprint=CheckpointFingerprint("of the files"))
+    with pytest.raises(UsageError, match="fingerprint"):
+        BirdieZMQ(model=loaded, tokenizer=Bytes(), resume=str(tmp_path / "answers.journal"))
+    identities = set()
+    for _ in range(2):
+        with BirdieZMQ(model=loaded, tokenizer=Bytes()) as lm:
+            identities.add(lm.get_model_info()["model_identity"])
+    assert len(identities) == 2
 
 
 def test_calls_from_threads_are_serialized() -> None:

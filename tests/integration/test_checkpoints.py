@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -53,15 +56,68 @@ def test_directory_and_gguf_file_of_one_model_score_equally(checkpoint: Path, tm
     assert info["model_dtype"] == "float32"
 
 
-def test_changed_checkpoint_has_another_model_identity(checkpoint: Path, tmp_path: Path) -> None:
+def identity(directory: Path) -> str:
+    with BirdieZMQ(model_tag=str(directory), device="cpu") as model:
+        found: str = model.get_model_info()["model_identity"]
+        return found
+
+
+def test_identity_follows_the_content_of_a_checkpoint_and_not_its_times(checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    shutil.copytree(checkpoint, directory, copy_function=shutil.copyfile)
+    weights = directory / WEIGHTS_FILE
+    for file in directory.iterdir():
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+    first = identity(directory)
+    for file in directory.iterdir():
+        os.utime(file, (2_000_000_000, 2_000_000_000))
+    (directory / "README.md").write_text("About this model.\n")
+    assert identity(directory) == first
+
+    size = weights.stat().st_size
+    save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(6)))
+    os.utime(weights, (2_000_000_000, 2_000_000_000))
+    assert weights.stat().st_size == size
+    assert identity(directory) != first
+
+
+def test_journal_and_results_may_lie_beside_the_weights(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(checkpoint, directory)
-    identities = []
-    for modified_at in (1_000_000_000, 2_000_000_000):
-        os.utime(directory / WEIGHTS_FILE, (modified_at, modified_at))
-        with BirdieZMQ(model_tag=str(directory), device="cpu") as model:
-            identities.append(model.get_model_info()["model_identity"])
-    assert identities[0] != identities[1]
+    arguments: dict[str, Any] = {"model_tag": str(directory), "resume": directory / "answers.journal", "device": "cpu"}
+    with BirdieZMQ(**arguments) as model:
+        first = model.loglikelihood(requests()[:2], disable_tqdm=True)
+    (directory / "eval").mkdir()
+    (directory / "eval" / "results.json").write_text("{}")
+    with BirdieZMQ(**arguments) as model:
+        before = model._client.describe().process_id
+        assert model.loglikelihood(requests()[:2], disable_tqdm=True) == first
+        assert model.get_model_info()["model_resumed_answers"] == 2
+
+        (directory / "notes.txt").write_text("in the middle of a run")
+        os.kill(before, signal.SIGKILL)
+        assert len(model.loglikelihood(requests(), disable_tqdm=True)) == 3
+        assert model._client.describe().process_id != before
+        assert model.get_model_info()["model_resumed_answers"] == 4
+
+
+def test_other_weights_with_equal_sizes_and_times_are_computed_again(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    directory, journal = tmp_path / "copy", tmp_path / "answers.journal"
+    shutil.copytree(checkpoint, directory)
+    arguments: dict[str, Any] = {"model_tag": str(directory), "resume": journal, "device": "cpu"}
+    times = (directory / WEIGHTS_FILE).stat()
+    with BirdieZMQ(**arguments) as model:
+        first = model.loglikelihood(requests(), disable_tqdm=True)
+    save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(6)))
+    os.utime(directory / WEIGHTS_FILE, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with BirdieZMQ(**arguments) as model:
+        second = model.loglikelihood(requests(), disable_tqdm=True)
+        assert model.get_model_info()["model_resumed_answers"] == 0
+    assert all(abs(one - other) > 1e-3 for (one, _), (other, _) in zip(first, second, strict=True))
+    assert f"{journal} has 3 answers, none of them to these requests by this model" in caplog.text
 
 
 def test_unknown_architecture_lists_the_supported_ones(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The built-in load_model and load_tokenizer: tags, and the arguments of model_args."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
-from birdie_zmq.models import load_model, load_tokenizer
+from birdie_zmq.models import load_model, load_tokenizer, loader
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.registry import build_architecture
@@ -140,13 +141,78 @@ def test_tokenizer_of_a_missing_directory_is_refused(checkpoint: Path, tmp_path:
         load_tokenizer(str(checkpoint), tokenizer=str(tmp_path / "none_such"))
 
 
-def test_fingerprint_changes_with_the_model(checkpoint: Path) -> None:
-    before = load_tokenizer(str(checkpoint)).fingerprint
-    assert before is not None
-    assert load_tokenizer(str(checkpoint)).fingerprint == before
+def fingerprints(tag: str, **keywords: Any) -> tuple[str | None, str | None, str | None]:
+    """Return the fingerprints of a tag: of its model, its tokenizer, and its checkpoint as the tokenizer knows it."""
+    tokenizer = load_tokenizer(tag, **keywords)
+    return load_model(tag, **keywords).fingerprint, tokenizer.fingerprint, tokenizer.checkpoint_fingerprint
+
+
+def test_fingerprints_change_with_the_model(checkpoint: Path) -> None:
+    before = fingerprints(str(checkpoint))
+    assert None not in before
+    assert before[0] == before[2]
+    (checkpoint / "README.md").write_text("About this model.")
+    assert fingerprints(str(checkpoint)) == before
     values = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8")) | {"another": "key"}
     (checkpoint / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
-    assert load_tokenizer(str(checkpoint)).fingerprint != before
+    assert not set(fingerprints(str(checkpoint))) & set(before)
+
+
+def test_other_weights_change_the_fingerprints_of_the_checkpoint(checkpoint: Path) -> None:
+    status = (checkpoint / WEIGHTS_FILE).stat()
+    before = fingerprints(str(checkpoint))
+    save_checkpoint(checkpoint, MODEL, MODEL.init_params(jax.random.key(1)))
+    os.utime(checkpoint / WEIGHTS_FILE, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = fingerprints(str(checkpoint))
+    assert after[1] == before[1]
+    assert after[0] == after[2] != before[0]
+
+
+def test_fingerprints_of_a_hub_name_do_not_depend_on_what_has_been_downloaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = checkpoint / WEIGHTS_FILE
+    content = weights.read_bytes()
+    weights.unlink()
+
+    def download(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        if WEIGHTS_FILE in allow_patterns:
+            weights.write_bytes(content)
+        return str(checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.chdir(checkpoint)
+    before = fingerprints("organisation/m")
+    assert weights.is_file()
+    (checkpoint / "README.md").write_text("About this model.")
+    assert fingerprints("organisation/m") == before
+    assert before == (*fingerprints(str(checkpoint))[:2], None)
+
+    content = content[:-1] + bytes([content[-1] ^ 1])
+    assert fingerprints("organisation/m")[0] != before[0]
+
+
+def test_only_the_tokenizer_files_of_another_directory_count(checkpoint: Path, tmp_path: Path) -> None:
+    other = add_tokenizer(tmp_path / "other", ["c", "b", "a"])
+    before = load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint
+    (other / WEIGHTS_FILE).write_bytes(b"weights of another model")
+    (other / "README.md").write_text("About another model.")
+    assert load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint == before
+
+
+def test_checkpoint_that_changes_while_it_is_loaded_is_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading = loader.load_checkpoint
+
+    def load_and_change(*arguments: Any) -> Any:
+        loaded = loading(*arguments)
+        os.utime(checkpoint / WEIGHTS_FILE, (1, 1))
+        return loaded
+
+    monkeypatch.setattr(loader, "load_checkpoint", load_and_change)
+    with pytest.raises(ModelLoadError, match=r"model\.safetensors was changed while the model was loaded"):
+        load_model(str(checkpoint))
 
 
 def test_changed_tokenizer_of_another_directory_changes_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:

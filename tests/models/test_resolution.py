@@ -1,13 +1,17 @@
-"""Resolution of model tags to checkpoints, and the fingerprint of a checkpoint."""
+"""Resolution of model tags to checkpoints: built-in models, local paths, and names of the hub."""
 
-import os
+from __future__ import annotations
+
+import fnmatch
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
-from birdie_zmq.errors import UnknownModelTag
-from birdie_zmq.models.resolution import BUILT_IN, checkpoint_fingerprint, resolve_checkpoint
+from birdie_zmq.errors import UnknownModelTag, UsageError
+from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
 
 COMMITS = {"main": "a" * 40, "older": "b" * 40}
 
@@ -23,19 +27,23 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     return cache
 
 
+def add_snapshot(repository: Path, revision: str, commit: str) -> Path:
+    """Add a revision to a repository, in the layout of the hub cache, and return its snapshot."""
+    reference = repository / "refs" / revision
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(revision.encode())
+    return snapshot
+
+
 @pytest.fixture
 def cached(hub: Path) -> dict[str, Path]:
     """Make a repository with two revisions, in the layout of the hub cache."""
     repository = hub / "models--acme--tiny"
-    (repository / "refs").mkdir(parents=True)
-    snapshots = {}
-    for revision, commit in COMMITS.items():
-        (repository / "refs" / revision).write_text(commit)
-        snapshots[revision] = repository / "snapshots" / commit
-        snapshots[revision].mkdir(parents=True)
-        (snapshots[revision] / "config.json").write_text("{}")
-        (snapshots[revision] / "model.safetensors").write_bytes(revision.encode())
-    return snapshots
+    return {revision: add_snapshot(repository, revision, commit) for revision, commit in COMMITS.items()}
 
 
 def test_demo_resolves_to_the_package() -> None:
@@ -75,19 +83,24 @@ def test_other_file_type_is_refused(tmp_path: Path) -> None:
         resolve_checkpoint(str(file))
 
 
-@pytest.mark.parametrize("tag", ["", "tiny", "/no/such/directory", "a/b/c", "acme/tiny.gguf", "acme/ti ny"])
+@pytest.mark.parametrize("tag", ["", "ti ny", "/no/such/directory", "a/b/c", "acme/tiny.gguf", "acme/ti ny"])
 def test_unknown_tag_error_lists_valid_tags(tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnknownModelTag, match=f"unknown model tag {tag!r}.*demo.*api="):
         resolve_checkpoint(tag)
 
 
-def test_failed_download_is_refused_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tag", ["acme/none", "none"])
+def test_failed_download_error_has_its_cause_and_lists_valid_tags(
+    tag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        UnknownModelTag, match="no directory acme/none, and downloading acme/none from the Hugging Face hub failed"
+        UnknownModelTag,
+        match=f"unknown model tag {tag!r}: it is not a local checkpoint, and downloading {tag} from the Hugging Face hub "
+        r"failed(.|\n)*It may be demo; or the path of .*; or the name of a repository.* such as gpt2.*api=",
     ) as caught:
-        resolve_checkpoint("acme/none")
+        resolve_checkpoint(tag)
     assert caught.value.__cause__ is not None
     assert type(caught.value.__cause__).__name__ in str(caught.value)
 
@@ -110,50 +123,104 @@ def test_unknown_revision_is_refused_with_its_name(cached: dict[str, Path]) -> N
         resolve_checkpoint("acme/tiny", "newer")
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    (tmp_path / "part").mkdir()
-    (tmp_path / "a.json").write_text("one")
-    (tmp_path / "part" / "b.json").write_text("two")
-    return tmp_path
+def test_name_without_an_organisation_is_a_hub_name_unless_a_path_has_it(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    snapshot = add_snapshot(hub / "models--gpt2", "main", COMMITS["main"])
+    assert resolve_checkpoint("gpt2") == snapshot
+    assert is_hub_name("gpt2")
+    (tmp_path / "gpt2").mkdir()
+    assert resolve_checkpoint("gpt2") == tmp_path / "gpt2"
+    assert not is_hub_name("gpt2")
+    assert not is_hub_name("demo")
+    assert not is_hub_name("a/b/c")
 
 
-def test_fingerprint_is_stable_without_changes(directory: Path) -> None:
-    before = checkpoint_fingerprint(directory)
-    (directory / "a.json").read_text()
-    assert checkpoint_fingerprint(directory) == before
+@pytest.mark.parametrize(
+    ("given", "name"), [(1000, "1000"), (-7, "-7"), ("step1000", "step1000"), ("refs/pr/1", "refs/pr/1")]
+)
+def test_revision_may_be_an_integer_or_have_slashes(hub: Path, given: object, name: str) -> None:
+    snapshot = add_snapshot(hub / "models--acme--tiny", name, COMMITS["older"])
+    assert resolve_checkpoint("acme/tiny", given) == snapshot
 
 
-def test_fingerprint_changes_with_every_file(directory: Path) -> None:
-    seen = {checkpoint_fingerprint(directory)}
-    (directory / "a.json").write_text("longer")
-    seen.add(checkpoint_fingerprint(directory))
-    (directory / "part" / "b.json").write_text("longer too")
-    seen.add(checkpoint_fingerprint(directory))
-    (directory / "a.json").rename(directory / "c.json")
-    seen.add(checkpoint_fingerprint(directory))
-    (directory / "d.json").touch()
-    seen.add(checkpoint_fingerprint(directory))
-    (directory / "part" / "b.json").unlink()
-    seen.add(checkpoint_fingerprint(directory))
-    assert len(seen) == 6
+@pytest.mark.parametrize("revision", [1.0, 1e3, True, ["main"]])
+def test_revision_whose_text_is_lost_is_refused(cached: dict[str, Path], revision: object) -> None:
+    with pytest.raises(
+        UsageError, match=r"revision=.* is not a string but (float|bool|list); write model_args as JSON"
+    ):
+        resolve_checkpoint("acme/tiny", revision)
 
 
-def test_fingerprint_changes_with_the_modification_time_of_a_file(directory: Path) -> None:
-    before = checkpoint_fingerprint(directory)
-    (directory / "a.json").write_text("eno")
-    os.utime(directory / "a.json", ns=(0, 1))
-    assert checkpoint_fingerprint(directory) != before
+class Repository:
+    """A repository of the hub, of which `snapshot_download` downloads the requested files."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+        self.snapshot = folder / COMMITS["main"]
+        self._files = files
+        self.calls: list[str | None] = []
+        self.downloaded: set[str] = set()
+        monkeypatch.setattr("huggingface_hub.snapshot_download", self._download)
+
+    def _download(self, name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        self.calls.append(revision)
+        wanted = {file for file in self._files if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)}
+        for file in wanted:
+            path = self.snapshot / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self._files[file])
+        self.downloaded |= wanted
+        return str(self.snapshot)
 
 
-def test_fingerprint_does_not_depend_on_the_path_of_the_directory(directory: Path, tmp_path: Path) -> None:
-    before = checkpoint_fingerprint(directory / "part")
-    assert checkpoint_fingerprint((directory / "part").rename(tmp_path / "moved")) == before
+METADATA = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "merges.txt",
+    "vocab.json",
+    "qwen.tiktoken",
+    "chat_template.jinja",
+    "additional_chat_templates/tools.jinja",
+    "adapter_config.json",
+)
+UNUSED = (
+    "README.md",
+    "pytorch_model.bin",
+    "consolidated.safetensors",
+    "model.fp16.safetensors",
+    "onnx/config.json",
+    "trainer_state.json",
+)
+INDEX = json.dumps(
+    {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors", "c": "../outside.safetensors"}}
+)
 
 
-def test_fingerprint_of_a_file_covers_only_that_file(directory: Path) -> None:
-    before = checkpoint_fingerprint(directory / "a.json")
-    (directory / "part" / "b.json").write_text("longer")
-    assert checkpoint_fingerprint(directory / "a.json") == before
-    (directory / "a.json").write_text("longer")
-    assert checkpoint_fingerprint(directory / "a.json") != before
+@pytest.mark.parametrize(
+    ("stored", "weights"),
+    [
+        (["model.safetensors", "part-1.safetensors"], ["model.safetensors"]),
+        (
+            ["part-1.safetensors", "part-2.safetensors", "part-3.safetensors"],
+            ["part-1.safetensors", "part-2.safetensors"],
+        ),
+    ],
+    ids=["single", "shards"],
+)
+def test_only_files_that_are_read_are_downloaded(
+    stored: list[str], weights: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: dict[str, Any] = dict.fromkeys([*METADATA, *UNUSED, *stored], "")
+    repository = Repository(tmp_path, monkeypatch, files | {"model.safetensors.index.json": INDEX})
+    metadata = {*METADATA, "model.safetensors.index.json"}
+
+    assert resolve_checkpoint("acme/tiny", weights=False) == repository.snapshot
+    assert repository.downloaded == metadata
+    assert resolve_checkpoint("acme/tiny") == repository.snapshot
+    assert repository.downloaded == metadata | set(weights)
+    # The shards are those of the commit whose index was read.
+    assert repository.calls == [None, None] + [COMMITS["main"]] * (weights != ["model.safetensors"])
