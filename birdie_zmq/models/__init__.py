@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
-from birdie_zmq.models.resolution import BUILT_IN, checkpoint_fingerprint, resolve_checkpoint
+from birdie_zmq.models.resolution import BUILT_IN, Checkpoint, checkpoint_fingerprint, resolve_checkpoint, resolve_model
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
-_MODEL_ARGS = {"dtype", "revision", "tokenizer"}
+_MODEL_ARGS = {"dtype", "peft", "revision", "tokenizer"}
 _ENGINE_ARGS = {
     "max_length",
     "max_gen_toks",
@@ -44,24 +43,25 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
             it is a directory or a repository, which transformers reads.
         mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
-            ``revision`` is a revision of the hub repository.
+            ``revision`` is a revision of the hub repository. ``peft`` is the directory or hub repository of a LoRA
+            adapter, which is merged into the weights.
 
     Raises:
         UnknownModelTag: The tag is none of those.
         UsageError: An argument is unknown or has a wrong value, or the engine does not support this model.
         ModelLoadError: The checkpoint is damaged, or its architecture is unknown.
     """
-    path = resolve_checkpoint(model_tag, keywords.get("revision"))
+    checkpoint = resolve_model(model_tag, keywords.get("revision"), peft=_adapter_tag(keywords))
     dtype = _check_arguments(model_tag, keywords)
     engine = os.environ.get(ENGINE_VARIABLE, "jax")
     if engine != "jax":
-        return _load_for_other_engine(engine, model_tag, path, dtype)
+        return _load_for_other_engine(engine, model_tag, checkpoint, dtype)
     # Imported here, so that the agent and load_tokenizer work without jax.
     from birdie_zmq.models.decoder import build_model
     from birdie_zmq.models.loader import load_checkpoint
 
     try:
-        architecture, params = load_checkpoint(path, dtype, mesh)
+        architecture, params = load_checkpoint(checkpoint.path, dtype, mesh, checkpoint.adapter)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
     requested = keywords.get("max_length")
@@ -73,7 +73,8 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
     return build_model(architecture, params, mesh)
 
 
-def _load_for_other_engine(engine: str, model_tag: str, path: Path, dtype: str) -> Model:
+def _load_for_other_engine(engine: str, model_tag: str, checkpoint: Checkpoint, dtype: str) -> Model:
+    path = checkpoint.path
     if engine != "torch":
         raise UsageError(
             f"the built-in models are for the engines jax and torch; for {engine}, write load_model and load_tokenizer in "
@@ -93,7 +94,7 @@ def _load_for_other_engine(engine: str, model_tag: str, path: Path, dtype: str) 
             f"the engine torch loads {path} with transformers, but {error.name} is not installed; "
             "run: pip install 'birdie-zmq[torch]'"
         ) from error
-    return load_checkpoint(path, dtype)
+    return load_checkpoint(path, dtype, checkpoint.adapter)
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
@@ -104,21 +105,24 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
         UsageError: An argument is unknown or has a wrong value.
         TokenizerError: The checkpoint has no tokenizer that can be read.
     """
-    model = resolve_checkpoint(model_tag, keywords.get("revision"), weights=False)
+    model = resolve_model(model_tag, keywords.get("revision"), peft=_adapter_tag(keywords), weights=False)
     _check_arguments(model_tag, keywords)
     given = keywords.get("tokenizer")
-    path = model if given is None else resolve_checkpoint(str(given), weights=False)
-    fingerprint = checkpoint_fingerprint(model)
-    if path != model:
-        fingerprint = f"{fingerprint} {checkpoint_fingerprint(path)}"
+    path = model.tokenizer if given is None else resolve_checkpoint(str(given), weights=False)
+    fingerprint = " ".join(map(checkpoint_fingerprint, dict.fromkeys((*model.paths, path))))
     if path.is_dir():
         return read_tokenizer(path, fingerprint)
     from birdie_zmq.models.gguf_file import GgufFile
 
     try:
         return GgufFile(path).tokenizer(fingerprint)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise TokenizerError(str(error)) from error
+
+
+def _adapter_tag(keywords: Mapping[str, Any]) -> str | None:
+    given = keywords.get("peft")
+    return None if given is None else str(given)
 
 
 def _check_arguments(model_tag: str, keywords: Mapping[str, Any]) -> str:

@@ -9,12 +9,16 @@ from typing import Any
 from jax.sharding import Mesh
 
 from birdie_zmq.models.gguf_file import GgufFile
+from birdie_zmq.models.lora import read_adapter
 from birdie_zmq.models.registry import build_architecture
+from birdie_zmq.models.tensor_source import SafetensorsDirectory, TensorSource
 from birdie_zmq.models.weight_map import Architecture, Params
-from birdie_zmq.models.weights import SafetensorsDirectory, TensorSource, load_params, read_config
+from birdie_zmq.models.weights import load_params, read_config
 
 
-def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -> tuple[Architecture, Params]:
+def load_checkpoint(
+    path: Path, dtype: str = "auto", mesh: Mesh | None = None, adapter: Path | None = None
+) -> tuple[Architecture, Params]:
     """Load a Hugging Face directory or a GGUF file.
 
     Args:
@@ -23,25 +27,27 @@ def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -
             bfloat16 if the checkpoint is bfloat16, else float32, also for float16: it overflows in many models where
             bfloat16 and float32 do not.
         mesh: Devices over which the weights are sharded.
+        adapter: The directory of a LoRA adapter, which is merged into the weights.
 
     Raises:
         UsageError: The mesh divides none of this model's weights.
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, the architecture is unknown, or the weights do not fit it. The message names the
-            file, and the tensor or the key.
+        ValueError: A file is damaged, the architecture is unknown, the weights do not fit it, or the adapter does not
+            fit them. The message names the file, and the tensor or the key.
     """
+    lora = None if adapter is None else read_adapter(adapter)
     source: TensorSource
     if path.is_file():
         file = GgufFile(path)
         config = file.config()
-        architecture = build_architecture(config, str(path))
+        architecture = file.scaled(build_architecture(config, str(path)))
         source = file.source(architecture.weight_map())
     else:
         config = read_config(path)
         architecture = build_architecture(config, str(path / "config.json"))
-        source = SafetensorsDirectory(path)
+        source = SafetensorsDirectory(path, config.get("transformers_weights"))
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
-    return architecture, load_params(architecture.weight_map(), source, chosen, mesh)
+    return architecture, load_params(architecture.weight_map(), source, chosen, mesh, lora)
 
 
 def _stored_dtype(config: Mapping[str, Any], source: TensorSource) -> str:

@@ -21,6 +21,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "qwen3": Llama.from_hugging_face,
     "gemma2": Gemma.from_hugging_face,
     "gemma3_text": Gemma.from_hugging_face,
+    "gemma3": lambda config: Gemma.from_hugging_face(_text_config(config)),
     "gpt2": Gpt2.from_hugging_face,
     "gpt_neox": GptNeoX.from_hugging_face,
 }
@@ -48,3 +49,17 @@ def build_architecture(config: Mapping[str, Any], source: str) -> Architecture:
         return FAMILIES[model_type](config)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the text decoder of a multimodal Gemma 3.
+
+    As in transformers, the outer config says whether the head is tied, by default that it is, and the logits are not
+    capped.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        raise ValueError(f"text_config must be an object, not {text!r}")
+    tied = config.get("tie_word_embeddings", True)
+    changes = {"model_type": "gemma3_text", "tie_word_embeddings": tied, "final_logit_softcapping": None}
+    return {**text, **changes}

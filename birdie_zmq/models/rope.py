@@ -39,6 +39,7 @@ class Rope:
         low, high: ``low_freq_factor`` and ``high_freq_factor`` of llama3; ``beta_slow`` and ``beta_fast`` of yarn.
         attention_factor: The factor of cos and sin (yarn).
         truncate: Whether yarn's ramp begins and ends at whole dimensions.
+        factors: Divisors of the plain frequencies, one for each of the width / 2; empty for none.
     """
 
     width: int
@@ -50,6 +51,7 @@ class Rope:
     high: float = 1.0
     attention_factor: float = 1.0
     truncate: bool = True
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -67,6 +69,8 @@ class Rope:
         exponents = np.arange(0, self.width, 2, dtype=np.float32) / np.float32(self.width)
         plain = np.float32(1) / np.float32(self.theta) ** exponents
         factor = np.float32(self.factor)
+        if self.factors:
+            return np.asarray(plain / np.asarray(self.factors, np.float32))
         match self.kind:
             case "linear":
                 return np.asarray(plain / factor)

@@ -17,7 +17,8 @@ from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.registry import build_architecture
-from birdie_zmq.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.tensor_source import WEIGHTS_FILE
+from birdie_zmq.models.weights import CONFIG_FILE, save_checkpoint
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
 PARAMS = MODEL.init_params(jax.random.key(0))
@@ -61,9 +62,9 @@ def test_demo_tag_loads_the_demo() -> None:
 @pytest.mark.parametrize("load", LOADERS)
 def test_unknown_argument_is_refused_with_a_list_of_known_ones(load: Any, checkpoint: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"has no argument device, peft in model_args; known arguments: .*dtype.*revision"
+        UsageError, match=r"has no argument delta, device in model_args; known arguments: .*dtype.*peft.*revision"
     ):
-        load(str(checkpoint), peft="x", device="cuda", dtype="float32")
+        load(str(checkpoint), delta="x", device="cuda", dtype="float32")
 
 
 @pytest.mark.parametrize("load", LOADERS)
