@@ -157,6 +157,34 @@ def test_changed_tokenizer_of_another_directory_changes_the_fingerprint(checkpoi
     assert load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint != before
 
 
+def test_adapter_is_merged_and_part_of_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(checkpoint)}))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    save_file(
+        {f"{name}A.weight": np.ones((1, 8), np.float32), f"{name}B.weight": np.ones((8, 1), np.float32)},
+        adapter / "adapter_model.safetensors",
+    )
+
+    for tag, keywords in ((checkpoint, {"peft": str(adapter)}), (adapter, {})):
+        params = load_model(str(tag), **keywords).params
+        np.testing.assert_allclose(params.layers["query"], PARAMS.layers["query"] + 2, rtol=1e-5)
+        np.testing.assert_array_equal(params.layers["key"], PARAMS.layers["key"])
+        assert load_tokenizer(str(tag), **keywords).encode("c") == [2]
+        before = load_tokenizer(str(tag), **keywords).fingerprint
+        assert before != load_tokenizer(str(checkpoint)).fingerprint
+        (adapter / "more").write_text(str(tag))
+        assert load_tokenizer(str(tag), **keywords).fingerprint != before
+
+
+def test_adapter_that_cannot_be_merged_raises_a_load_error(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    with pytest.raises(ModelLoadError, match="peft_type 'IA3'"):
+        load_model(str(checkpoint), peft=str(tmp_path))
+
+
 def test_max_length_beyond_the_learned_positions_is_refused(tmp_path: Path) -> None:
     """JAX clamps an index beyond the end of an array to its last row: scores would be wrong without an error."""
     config = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}

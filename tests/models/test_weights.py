@@ -178,8 +178,9 @@ def test_buffers_of_old_versions_are_ignored(saved: Path) -> None:
 
 
 def test_repeated_head_of_a_tied_model_is_ignored(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, TIED, TIED.init_params(jax.random.key(0)))
-    rewrite(tmp_path, {"lm_head.weight": np.zeros((20, 16), np.float32)})
+    params = TIED.init_params(jax.random.key(0))
+    save_checkpoint(tmp_path, TIED, params)
+    rewrite(tmp_path, {"lm_head.weight": np.asarray(params.outer["embedding"])})
     assert "head" not in load_checkpoint(tmp_path)[1].outer
 
 
@@ -197,6 +198,25 @@ def test_headless_checkpoint_of_an_untied_model_is_refused(saved: Path) -> None:
     save_file({name.removeprefix("model."): x for name, x in tensors.items()}, saved / WEIGHTS_FILE)
     with pytest.raises(ValueError, match=r"lacks the tensor lm_head\.weight"):
         load_checkpoint(saved)
+
+
+def test_single_file_comes_before_an_index(saved: Path) -> None:
+    """As transformers chooses: an earlier, sharded save may have left its index and its shards."""
+    tensors = load_file(saved / WEIGHTS_FILE)
+    write_index(saved, dict.fromkeys(tensors, FIRST))
+    assert_same(load_checkpoint(saved)[1], PARAMS)
+    save_file({name: x + 1 for name, x in tensors.items()}, saved / FIRST)
+    assert_same(load_checkpoint(saved)[1], PARAMS)
+
+
+def test_file_that_the_config_names_is_read(saved: Path) -> None:
+    (saved / WEIGHTS_FILE).rename(saved / "weights.safetensors")
+    reconfigure(saved, transformers_weights="weights.safetensors")
+    assert_same(load_checkpoint(saved)[1], PARAMS)
+    for name, message in (("../weights.safetensors", "not a plain file name"), ("weights.bin", "no safetensors file")):
+        reconfigure(saved, transformers_weights=name)
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(saved)
 
 
 def test_pickle_is_refused_with_the_reason(saved: Path) -> None:
