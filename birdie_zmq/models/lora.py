@@ -186,9 +186,12 @@ def _parse(name: str, config: LoraConfig) -> tuple[str, str]:
     """
     found = _MATRIX.fullmatch(name.removeprefix(_ROOT))
     if found is None:
+        # peft saves the base weights of an adapted LM head or embedding, and loads them in place of the base model's.
+        whole = (
+            "a weight of the base model" if "lora_" not in name else "not a lora_A.weight or lora_B.weight of a layer"
+        )
         raise ValueError(
-            f"the adapter {config.directory} has the tensor {name}, which is not one of lora_A.weight and lora_B.weight of "
-            "a linear layer; only plain LoRA is supported: merge it into its base model with peft (merge_and_unload) and "
+            f"the adapter {config.directory} has the tensor {name}, which is {whole}; only plain LoRA is supported: merge it into its base model with peft (merge_and_unload) and "
             "evaluate the result"
         )
     if not config.adapts(found["module"]):
