@@ -165,7 +165,7 @@ def test_adapters_of_a_vision_tower_are_ignored_with_a_warning(
     assert f"ignoring the adapters of 1 modules that are not part of the text decoder: model.{vision}" in caplog.text
 
 
-REFUSED = {
+REFUSED: dict[str, Any] = {
     "use_rslora": True,
     "use_dora": True,
     "use_qalora": True,
@@ -203,7 +203,7 @@ def test_initialisations_that_change_the_base_model_are_refused(kind: str, adapt
         read_lora_config(adapter)
 
 
-HARMLESS = {
+HARMLESS: dict[str, Any] = {
     "auto_mapping": None,
     "peft_version": "0.21.2",
     "inference_mode": True,

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -62,7 +63,7 @@ def torch_logits(module: Any) -> NDArray[Any]:
 
 def jax_logits(directory: Path, adapter: Path | None = None) -> NDArray[Any]:
     architecture, params = load_checkpoint(directory, "float32", adapter=adapter)
-    return np.asarray(logits(architecture, params, TOKENS))
+    return np.asarray(logits(architecture, params, jnp.asarray(TOKENS)))
 
 
 def engine_torch_logits(directory: Path, adapter: Path | None = None) -> NDArray[Any]:
