@@ -14,15 +14,16 @@ from typing import Any
 
 from birdie_zmq.engine.model_api import CheckpointFingerprint, Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
+from birdie_zmq.models.checkpoint import Checkpoint, resolve_model
 from birdie_zmq.models.demo_tokenizer import DemoTokenizer
-from birdie_zmq.models.fingerprint import Fingerprint, checkpoint_files, tokenizer_files
+from birdie_zmq.models.fingerprint import Fingerprint, tokenizer_files
 from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
-_MODEL_ARGS = {"dtype", "revision", "tokenizer"}
+_MODEL_ARGS = {"dtype", "peft", "revision", "tokenizer"}
 _ENGINE_ARGS = {
     "max_length",
     "max_gen_toks",
@@ -47,30 +48,31 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
             or ``organisation/name``. In PyTorch it is a directory or a repository, which transformers reads.
         mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
-            ``revision`` is a revision of the hub repository.
+            ``revision`` is a revision of the hub repository. ``peft`` is the directory or hub repository of a LoRA
+            adapter, which is merged into the weights.
 
     Raises:
         UnknownModelTag: The tag is none of those.
         UsageError: An argument is unknown or has a wrong value, or the engine does not support this model.
         ModelLoadError: The checkpoint is damaged, or its architecture is unknown.
     """
-    path = resolve_checkpoint(model_tag, keywords.get("revision"))
+    checkpoint = resolve_model(model_tag, keywords.get("revision"), peft=_adapter_tag(keywords))
     dtype = _check_arguments(model_tag, keywords)
-    fingerprint = Fingerprint(checkpoint_files(path))  # computed while the weights are loaded
-    model = _load(model_tag, path, dtype, mesh, keywords)
+    fingerprint = Fingerprint(checkpoint.files())  # computed while the weights are loaded
+    model = _load(model_tag, checkpoint, dtype, mesh, keywords)
     return replace(model, fingerprint=CheckpointFingerprint(fingerprint.result()))
 
 
-def _load(model_tag: str, path: Path, dtype: str, mesh: Any, keywords: Mapping[str, Any]) -> Model:
+def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, keywords: Mapping[str, Any]) -> Model:
     engine = os.environ.get(ENGINE_VARIABLE, "jax")
     if engine != "jax":
-        return _load_for_other_engine(engine, model_tag, path, dtype)
+        return _load_for_other_engine(engine, model_tag, checkpoint, dtype)
     # Imported here, so that the agent and load_tokenizer work without jax.
     from birdie_zmq.models.decoder import build_model
     from birdie_zmq.models.loader import load_checkpoint
 
     try:
-        architecture, params = load_checkpoint(path, dtype, mesh)
+        architecture, params = load_checkpoint(checkpoint.path, dtype, mesh, checkpoint.adapter)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
     requested, limit = keywords.get("max_length"), architecture.position_limit
@@ -81,7 +83,8 @@ def _load(model_tag: str, path: Path, dtype: str, mesh: Any, keywords: Mapping[s
     return build_model(architecture, params, mesh)
 
 
-def _load_for_other_engine(engine: str, model_tag: str, path: Path, dtype: str) -> Model:
+def _load_for_other_engine(engine: str, model_tag: str, checkpoint: Checkpoint, dtype: str) -> Model:
+    path = checkpoint.path
     if engine != "torch":
         raise UsageError(
             f"the built-in models are for the engines jax and torch; for {engine}, write load_model and load_tokenizer in "
@@ -101,7 +104,7 @@ def _load_for_other_engine(engine: str, model_tag: str, path: Path, dtype: str) 
             f"the engine torch loads {path} with transformers, but {error.name} is not installed; "
             "run: pip install 'birdie-zmq[torch]'"
         ) from error
-    return load_checkpoint(path, dtype)
+    return load_checkpoint(path, dtype, checkpoint.adapter)
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer | DemoTokenizer:
@@ -112,17 +115,17 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer | Dem
         UsageError: An argument is unknown or has a wrong value.
         TokenizerError: The checkpoint has no tokenizer that can be read.
     """
-    model = resolve_checkpoint(model_tag, keywords.get("revision"), weights=False)
+    model = resolve_model(model_tag, keywords.get("revision"), peft=_adapter_tag(keywords), weights=False)
     _check_arguments(model_tag, keywords)
     given = keywords.get("tokenizer")
-    path = model if given is None else resolve_checkpoint(str(given), weights=False)
+    path = model.tokenizer if given is None else resolve_checkpoint(str(given), weights=False)
     fingerprint = Fingerprint(tokenizer_files(path))
     if path in BUILT_IN.values():
         return DemoTokenizer(path, fingerprint.result())
     tokenizer = _read_tokenizer(path, fingerprint, name=str(model_tag if given is None else given))
     if not is_hub_name(model_tag):
         # An api.py may load these weights by itself. Those of a hub name may not have been downloaded yet.
-        tokenizer.checkpoint = Fingerprint(checkpoint_files(model))
+        tokenizer.checkpoint = Fingerprint(model.files())
     return tokenizer
 
 
@@ -133,8 +136,13 @@ def _read_tokenizer(path: Path, fingerprint: Fingerprint, name: str) -> Checkpoi
 
     try:
         return GgufFile(path).tokenizer(fingerprint.result)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise TokenizerError(str(error)) from error
+
+
+def _adapter_tag(keywords: Mapping[str, Any]) -> str | None:
+    given = keywords.get("peft")
+    return None if given is None else str(given)
 
 
 def _check_arguments(model_tag: str, keywords: Mapping[str, Any]) -> str:

@@ -7,13 +7,14 @@ results beside the weights change nothing. This module imports neither jax nor t
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.file_hashes import FileHasher, shared_hasher
+from birdie_zmq.models.gguf_parts import named_parts
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -59,8 +60,6 @@ TOKENIZER_PATTERNS = (
 )
 """The files that the tokenizer classes of transformers read, in all versions."""
 
-_SPLIT_GGUF = re.compile(r"(?P<name>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
-
 
 @dataclass(frozen=True)
 class CheckpointFile:
@@ -87,13 +86,19 @@ def checkpoint_files(path: Path) -> list[CheckpointFile]:
 
 
 def weight_files(directory: Path) -> list[CheckpointFile]:
-    """Return ``model.safetensors``, or else the index and the existing shards that it names.
+    """Return the files of `weight_names` that exist."""
+    return _named_files(directory, weight_names(directory))
 
-    A damaged index is returned alone: whoever loads the weights says what is wrong with it.
+
+def weight_names(directory: Path) -> list[str]:
+    """Return the names of the files that hold the weights of a directory, and of the index that names them.
+
+    They are those that `birdie_zmq.models.tensor_source` reads, as far as config and index are readable: whoever loads
+    the weights says what is wrong with them.
     """
-    if (directory / WEIGHTS_FILE).is_file():
-        return _named_files(directory, [WEIGHTS_FILE])
-    return _named_files(directory, [INDEX_FILE, *shard_names(directory / INDEX_FILE)])
+    named = _plain_names([_read_object(directory / CONFIG_FILES[0]).get("transformers_weights")])
+    (first,) = named or [WEIGHTS_FILE if (directory / WEIGHTS_FILE).is_file() else INDEX_FILE]
+    return [first, *(shard_names(directory / first) if first.endswith(".json") else [])]
 
 
 def adapter_files(directory: Path) -> list[CheckpointFile]:
@@ -115,15 +120,22 @@ def tokenizer_files(path: Path) -> list[CheckpointFile]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """Return the file names in an index of safetensors files, sorted; none if it is missing or damaged.
+    """Return the file names in an index of safetensors files, sorted; none if it is missing or damaged."""
+    weight_map = _read_object(index).get("weight_map")
+    return _plain_names(weight_map.values()) if isinstance(weight_map, dict) else []
 
-    An untrusted index must not name files outside its directory, so such names are left out.
-    """
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if the file is missing or damaged."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return []
-    return sorted(name for name in names if isinstance(name, str) and name and Path(name).name == name)
+        return read_json_object(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def _plain_names(names: Iterable[object]) -> list[str]:
+    """Return the distinct plain file names among some values, sorted: an index must not name files elsewhere."""
+    return sorted({name for name in names if isinstance(name, str) and name and Path(name).name == name})
 
 
 def _named_files(directory: Path, names: Iterable[str]) -> list[CheckpointFile]:
@@ -131,12 +143,9 @@ def _named_files(directory: Path, names: Iterable[str]) -> list[CheckpointFile]:
 
 
 def _gguf_files(path: Path) -> list[CheckpointFile]:
-    match = _SPLIT_GGUF.fullmatch(path.name)
-    if match is None:
-        return [CheckpointFile("gguf", path)]
-    parts = [f"{part:05d}-of-{match['count']}.gguf" for part in range(1, int(match["count"]) + 1)]
-    paths = {part: path.with_name(f"{match['name']}-{part}") for part in parts}
-    return [CheckpointFile(part, file) for part, file in paths.items() if file.is_file()]
+    parts = named_parts(path)
+    roles = [f"gguf {number} of {len(parts)}" for number in range(1, len(parts) + 1)]
+    return [CheckpointFile(role, part) for role, part in zip(roles, parts, strict=True) if part.is_file()]
 
 
 class Fingerprint:

@@ -136,7 +136,8 @@ class Gemma:
         }
         if not self.tied_head:
             outer["head"] = head_spec("lm_head.weight", self.vocab_size, d)
-        return WeightMap(outer, layers, self.n_layers, "model.", ("lm_head.weight",) * self.tied_head)
+        tied_head = "lm_head.weight" if self.tied_head else None
+        return WeightMap(outer, layers, self.n_layers, "model.", (".rotary_emb.inv_freq",), tied_head)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ Weights are dequantised to float32 one tensor at a time.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,29 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processo
 from tokenizers.models import BPE
 
 from birdie_zmq.errors import TokenizerError, UsageError
+from birdie_zmq.models.gguf_parts import gguf_parts
+from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.tensor_source import Index, TensorHeader, TensorReader
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, wrap_tokenizer
-from birdie_zmq.models.weight_map import WeightMap
-from birdie_zmq.models.weights import Index, TensorHeader, TensorReader
+from birdie_zmq.models.weight_map import Architecture, WeightMap
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """The supported values of ``general.architecture``; SmolLM's files have llama."""
+
+_ROPE_FACTORS = "rope_freqs.weight"
+"""The tensor with the divisors of the RoPE frequencies, into which llama.cpp converts Llama 3.1's scaling."""
 
 _CONTROL, _USER_DEFINED = 3, 4
 """Token types in ``tokenizer.ggml.token_type``."""
 
 
 class GgufFile:
-    """An open GGUF file.
+    """An open GGUF file, or all parts of a split one, whose first part is named.
 
     Raises:
         UsageError: The package ``gguf`` is not installed.
-        ValueError: The file is not a complete GGUF file.
+        FileNotFoundError: A part is missing.
+        ValueError: A file is not a complete GGUF file, or it is a part other than the first.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,11 +52,28 @@ class GgufFile:
             ) from error
         self._gguf = gguf
         self.path = path
+        parts = gguf_parts(path)
+        readers = [self._open(part) for part in parts]
+        self._reader = readers[0]
+        for number, (part, reader) in enumerate(zip(parts, readers, strict=True)):
+            found = [reader.get_field(f"split.{key}") for key in ("no", "count")]
+            no, count = (
+                default if field is None else int(field.contents())
+                for field, default in zip(found, (0, 1), strict=True)
+            )
+            if (no, max(count, 1)) != (number, len(parts)):
+                raise ValueError(
+                    f"{part} says that it is part {no + 1} of {count} of a split GGUF model, and its name does not; rename "
+                    f"the parts to NAME-00001-of-{count:05}.gguf and so on, and name the first"
+                )
+        self._tensors = [tensor for reader in readers for tensor in reader.tensors]
+        self.architecture = str(self._value("general.architecture", ""))
+
+    def _open(self, path: Path) -> Any:
         try:
-            self._reader = gguf.GGUFReader(path)
+            return self._gguf.GGUFReader(path)
         except (ValueError, IndexError, KeyError) as error:
             raise ValueError(f"{path} is not a complete GGUF file: {error}") from error
-        self.architecture = str(self._value("general.architecture", ""))
 
     def config(self) -> dict[str, Any]:
         """Return the keys of the Hugging Face ``config.json`` of the same model.
@@ -64,9 +88,7 @@ class GgufFile:
             )
         if self._model_value("expert_count", 0):
             raise ValueError(f"{self.path}: mixtures of experts are not supported")
-        names = {tensor.name for tensor in self._reader.tensors}
-        if "rope_freqs.weight" in names:
-            raise ValueError(f"{self.path}: RoPE factors (rope_freqs.weight) are not supported in GGUF files")
+        names = {tensor.name for tensor in self._tensors}
         heads = self._model_value("attention.head_count")
         config = {
             "model_type": self.architecture,
@@ -85,12 +107,53 @@ class GgufFile:
         }
         if self._model_value("attention.sliding_window", 0):
             raise ValueError(f"{self.path}: sliding windows are not supported in GGUF files")
+        rotated = self._model_value("rope.dimension_count", config["head_dim"])
+        if rotated != config["head_dim"]:
+            raise ValueError(
+                f"{self.path}: heads of {config['head_dim']} dimensions with {rotated} rotated are not supported"
+            )
+        scaling = self._rope_scaling()
+        return config | ({"rope_scaling": scaling} if scaling else {})
+
+    def _rope_scaling(self) -> dict[str, Any]:
+        """Return ``rope_scaling`` of the config; empty without."""
         kind = self._model_value("rope.scaling.type", "none")
-        if kind == "linear":
-            config["rope_scaling"] = {"rope_type": kind, "factor": self._model_value("rope.scaling.factor")}
-        elif kind != "none":
+        if kind == "none":
+            return {}
+        if kind not in ("linear", "yarn"):
             raise ValueError(f"{self.path}: RoPE scaling of the type {kind} is not supported in GGUF files")
-        return config
+        scaling = {"rope_type": kind, "factor": self._model_value("rope.scaling.factor")}
+        if kind == "linear":
+            return scaling
+        for key in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"):
+            if self._model_value(f"rope.scaling.{key}", None) is not None:
+                raise ValueError(f"{self.path}: the key {self.architecture}.rope.scaling.{key} is not supported")
+        return scaling | {
+            "original_max_position_embeddings": self._model_value("rope.scaling.original_context_length"),
+            "beta_fast": self._model_value("rope.scaling.yarn_beta_fast", 32.0),
+            "beta_slow": self._model_value("rope.scaling.yarn_beta_slow", 1.0),
+        }
+
+    def scaled(self, architecture: Architecture) -> Architecture:
+        """Return a decoder of this file's config with the RoPE factors of the file, if it has any.
+
+        Raises:
+            ValueError: Their number is wrong, one is not above 0, or the config has another scaling as well.
+        """
+        tensor = next((tensor for tensor in self._tensors if tensor.name == _ROPE_FACTORS), None)
+        if tensor is None or not isinstance(architecture, Llama):
+            return architecture
+        rope = architecture.rope
+        assert rope is not None
+        values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        factors = tuple(float(value) for value in np.asarray(values, np.float32).reshape(-1))
+        if rope.kind != "default":
+            raise ValueError(
+                f"{self.path}: {_ROPE_FACTORS} beside RoPE scaling of the type {rope.kind} is not supported"
+            )
+        if len(factors) != rope.width // 2 or not all(factor > 0 for factor in factors):
+            raise ValueError(f"{self.path}: {_ROPE_FACTORS} must be {rope.width // 2} numbers above 0, not {factors}")
+        return dataclasses.replace(architecture, rope=dataclasses.replace(rope, factors=factors))
 
     def tokenizer(self, fingerprint: str | Callable[[], str] | None = None) -> CheckpointTokenizer:
         """Read the tokenizer in the file.
@@ -144,7 +207,11 @@ class GgufFile:
         return wrap_tokenizer(tokenizer, special, self._value("tokenizer.chat_template", None), fingerprint)
 
     def source(self, weight_map: WeightMap) -> GgufSource:
-        """Return the weights, under the names of a weight map."""
+        """Return the weights, under the names of a weight map.
+
+        Raises:
+            ValueError: The file has a tensor that the model does not use.
+        """
         model_arch = getattr(self._gguf.MODEL_ARCH, self.architecture.upper())
         names = self._gguf.get_tensor_name_map(model_arch, weight_map.n_layers)
         hf_names = {str(names.get_name(name, (".weight", ".bias"))): name for name, _ in weight_map.tensors()}
@@ -152,7 +219,11 @@ class GgufFile:
         interleaved = {}
         if self.architecture == "llama":
             interleaved = {"q_proj": heads, "k_proj": self._model_value("attention.head_count_kv", heads)}
-        return GgufSource(self.path, self._gguf, self._reader.tensors, hf_names, interleaved)
+        tensors = [tensor for tensor in self._tensors if tensor.name != _ROPE_FACTORS]
+        unknown = [tensor.name for tensor in tensors if tensor.name not in hf_names]
+        if unknown:
+            raise ValueError(f"{self.path} has the tensor {unknown[0]}, which this architecture does not use")
+        return GgufSource(self.path, self._gguf, tensors, hf_names, interleaved)
 
     def _model_value(self, key: str, *default: Any) -> Any:
         return self._value(f"{self.architecture}.{key}", *default)
@@ -182,7 +253,7 @@ class GgufSource:
     ) -> None:
         self.location = str(path)
         self._package = package
-        self._tensors: dict[str, Any] = {names.get(tensor.name, tensor.name): tensor for tensor in tensors}
+        self._tensors: dict[str, Any] = {names[tensor.name]: tensor for tensor in tensors}
         self._interleaved = interleaved
         self.headers = {
             name: TensorHeader(tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name, True)
@@ -202,6 +273,10 @@ class GgufSource:
                 return cache[0] if index is None else cache[0][index]
 
             yield name, read_tensor
+
+    def equal(self, first: str, second: str) -> bool:
+        """Return whether two tensors have the same shape and values."""
+        return np.array_equal(self._dequantise(first), self._dequantise(second))
 
     def _dequantise(self, name: str) -> NDArray[np.float32]:
         tensor = self._tensors[name]

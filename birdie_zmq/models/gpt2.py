@@ -110,8 +110,9 @@ class Gpt2:
         }
         if not self.tied_head:
             outer["head"] = head_spec("lm_head.weight", self.vocab_size, d)
-        redundant = (".attn.bias", ".attn.masked_bias") + ("lm_head.weight",) * self.tied_head
-        return WeightMap(outer, layers, self.n_layers, "transformer.", redundant)
+        redundant = (".attn.bias", ".attn.masked_bias")
+        tied_head = "lm_head.weight" if self.tied_head else None
+        return WeightMap(outer, layers, self.n_layers, "transformer.", redundant, tied_head)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

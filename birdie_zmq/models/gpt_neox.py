@@ -115,7 +115,8 @@ class GptNeoX:
         if not self.tied_head:
             outer["head"] = head_spec("embed_out.weight", self.vocab_size, d)
         redundant = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
-        return WeightMap(outer, layers, self.n_layers, "gpt_neox.", redundant + ("embed_out.weight",) * self.tied_head)
+        tied_head = "embed_out.weight" if self.tied_head else None
+        return WeightMap(outer, layers, self.n_layers, "gpt_neox.", redundant, tied_head)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

@@ -175,8 +175,8 @@ class Llama:
         }
         if not self.tied_head:
             outer["head"] = head_spec("lm_head.weight", self.vocab_size, d)
-        redundant = (".rotary_emb.inv_freq",) + ("lm_head.weight",) * self.tied_head
-        return WeightMap(outer, layers, self.n_layers, "model.", redundant)
+        tied_head = "lm_head.weight" if self.tied_head else None
+        return WeightMap(outer, layers, self.n_layers, "model.", (".rotary_emb.inv_freq",), tied_head)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

@@ -11,13 +11,17 @@ from jax.sharding import Mesh
 from birdie_zmq.models.config import CONFIG_FILE, complete_config, read_config, read_model_type
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.gguf_file import GgufFile
+from birdie_zmq.models.lora import read_adapter
 from birdie_zmq.models.registry import build_architecture, check_model_type
 from birdie_zmq.models.resolution import BUILT_IN
+from birdie_zmq.models.tensor_source import SafetensorsDirectory, TensorSource
 from birdie_zmq.models.weight_map import Architecture, Params
-from birdie_zmq.models.weights import SafetensorsDirectory, TensorSource, load_params
+from birdie_zmq.models.weights import load_params
 
 
-def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -> tuple[Architecture, Params]:
+def load_checkpoint(
+    path: Path, dtype: str = "auto", mesh: Mesh | None = None, adapter: Path | None = None
+) -> tuple[Architecture, Params]:
     """Load a Hugging Face directory or a GGUF file.
 
     Args:
@@ -26,27 +30,29 @@ def load_checkpoint(path: Path, dtype: str = "auto", mesh: Mesh | None = None) -
             bfloat16 if the checkpoint is bfloat16, else float32, also for float16: it overflows in many models where
             bfloat16 and float32 do not.
         mesh: Devices over which the weights are sharded.
+        adapter: The directory of a LoRA adapter, which is merged into the weights.
 
     Raises:
         UsageError: The mesh divides none of this model's weights.
         FileNotFoundError: A file is missing.
-        ValueError: A file is damaged, the architecture is unknown, or the weights do not fit it. The message names the
-            file, and the tensor or the key.
+        ValueError: A file is damaged, the architecture is unknown, the weights do not fit it, or the adapter does not
+            fit them. The message names the file, and the tensor or the key.
     """
+    lora = None if adapter is None else read_adapter(adapter)
     source: TensorSource
     if path.is_file():
         file = GgufFile(path)
         config = complete_config(file.config())
-        architecture = build_architecture(config, str(path))
+        architecture = file.scaled(build_architecture(config, str(path)))
         source = file.source(architecture.weight_map())
     else:
         check_model_type(read_model_type(path), str(path / CONFIG_FILE))
         # The demo's file is complete. A start without transformers, which takes seconds to import, suits a demo.
         config = read_json_object(path / CONFIG_FILE) if path in BUILT_IN.values() else read_config(path)
         architecture = build_architecture(config, str(path / CONFIG_FILE))
-        source = SafetensorsDirectory(path)
+        source = SafetensorsDirectory(path, config.get("transformers_weights"))
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
-    return architecture, load_params(architecture.weight_map(), source, chosen, mesh)
+    return architecture, load_params(architecture.weight_map(), source, chosen, mesh, lora)
 
 
 def _stored_dtype(config: Mapping[str, Any], source: TensorSource) -> str:

@@ -13,7 +13,7 @@ from birdie_zmq.models.fingerprint import (
     INDEX_FILE,
     TOKENIZER_PATTERNS,
     WEIGHTS_FILE,
-    shard_names,
+    weight_names,
 )
 
 DEMO = "demo"
@@ -72,11 +72,15 @@ def _local_path(tag: str, policy: CheckpointPolicy) -> Path | None:
         UnknownModelTag: It is a file of another type.
     """
     path = policy.find(tag) if tag else None
-    if path is not None and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
+    if path is None or not path.exists():
+        return None
+    if path.is_dir():
         return path.resolve()
-    if path is not None and path.is_file():
-        raise UnknownModelTag(f"{path.resolve()} is neither a checkpoint directory nor a .gguf file")
-    return None
+    # The name of a file is kept where it is a link: the hub's cache links to names without a suffix or a part's number.
+    found = path.parent.resolve() / path.name
+    if path.suffix != ".gguf":
+        raise UnknownModelTag(f"{found} is neither a checkpoint directory nor a .gguf file")
+    return found
 
 
 def _may_be_hub_name(tag: str, policy: CheckpointPolicy) -> bool:
@@ -130,8 +134,13 @@ def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
 
     patterns = _METADATA_PATTERNS + [WEIGHTS_FILE, _ADAPTER_WEIGHTS] * weights
     snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    shards = [] if not weights or (snapshot / WEIGHTS_FILE).is_file() else shard_names(snapshot / INDEX_FILE)
-    if shards:
+    named = weight_names(snapshot) if weights else []
+    if any(not (snapshot / file).is_file() for file in named):
         # By its commit: a branch may have moved since the index was downloaded.
-        snapshot = Path(snapshot_download(name, revision=snapshot.name, allow_patterns=[*patterns, *shards]))
+        snapshot = Path(snapshot_download(name, revision=snapshot.name, allow_patterns=[*patterns, *named]))
+        shards = [file for file in weight_names(snapshot) if file not in named]
+        if shards:  # of an index that the configuration names
+            snapshot = Path(
+                snapshot_download(name, revision=snapshot.name, allow_patterns=[*patterns, *named, *shards])
+            )
     return snapshot

@@ -84,7 +84,6 @@ class CheckpointTokenizer:
         return text
 
 
-
 def read_tokenizer(
     directory: Path, fingerprint: str | Callable[[], str] | None = None, *, name: str | None = None
 ) -> CheckpointTokenizer:
@@ -118,7 +117,10 @@ def read_tokenizer(
 
 
 def wrap_tokenizer(
-    tokenizer: Any, special_tokens: Mapping[str, str], chat_template: str | None, fingerprint: str | Callable[[], str] | None = None
+    tokenizer: Any,
+    special_tokens: Mapping[str, str],
+    chat_template: str | None,
+    fingerprint: str | Callable[[], str] | None = None,
 ) -> CheckpointTokenizer:
     """Make the tokenizer of a checkpoint from its parts.
 

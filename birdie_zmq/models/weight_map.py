@@ -151,6 +151,8 @@ class WeightMap:
         base: The prefix of all names but the head's. Files of a backbone without its head omit it.
         redundant: Suffixes of tensor names that a file may contain and that are ignored, such as buffers of old
             versions.
+        tied_head: The name of the head of a tied model, whose one matrix a file may store under this name, under the
+            embedding's, or under both; None if the head has a matrix of its own.
     """
 
     outer: Mapping[str, TensorSpec]
@@ -158,6 +160,7 @@ class WeightMap:
     n_layers: int
     base: str
     redundant: tuple[str, ...] = field(default=())
+    tied_head: str | None = None
 
     def tensors(self) -> Iterator[tuple[str, ParamSlot]]:
         """Yield each tensor's name in the file, and its destination."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+import logging
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,106 +20,50 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.models.config import CONFIG_FILE
 from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.lora import LoraAdapter
 from birdie_zmq.models.sharding import TensorShardings, check_mesh, tensor_shardings
-from birdie_zmq.models.weight_map import Params, ParamSlot, TensorSpec, WeightMap
+from birdie_zmq.models.tensor_names import MatchedTensors, abbreviate, match_tensors
+from birdie_zmq.models.tensor_source import WEIGHTS_FILE, TensorReader, TensorSource
+from birdie_zmq.models.weight_map import Params, TensorSpec, WeightMap
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 STORED_DTYPES = ("float16", "float32")
 """The dtypes that `save_checkpoint` writes."""
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
+logger = logging.getLogger(__name__)
 
 
-class TensorHeader(NamedTuple):
-    """The header of a stored tensor, known before it is read; `floating` says whether its values are floating-point."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    floating: bool
-
-
-Index = tuple[slice, ...]
-
-
-class TensorReader(Protocol):
-    """A function that reads a tensor, or a slice of it."""
-
-    def __call__(self, index: Index | None = None) -> NDArray[Any]:
-        """Read the slice at an index; by default the whole tensor."""
-        ...
-
-
-class TensorSource(Protocol):
-    """The tensors of a checkpoint, under Hugging Face's names; `location` is its path, for error messages."""
-
-    location: str
-
-    @property
-    def headers(self) -> Mapping[str, TensorHeader]:
-        """The header of each tensor, by name."""
-        ...
-
-    def read(self) -> Iterator[tuple[str, TensorReader]]:
-        """Yield each tensor's name and its reader, in file order; call the reader before the next iteration."""
-        ...
-
-
-class SafetensorsDirectory:
-    """A directory with ``model.safetensors``, or with the shards that ``model.safetensors.index.json`` names.
-
-    Raises:
-        FileNotFoundError: One of these files does not exist.
-        ValueError: One of them is damaged, or a tensor is in two of them.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.location = str(directory)
-        self._shard_files = _shard_files(directory)
-        self.headers: dict[str, TensorHeader] = {}
-        for shard in self._shard_files:
-            with _open_file(shard) as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    if name in self.headers:
-                        raise ValueError(f"the tensor {name} is in {shard} and in another file of {directory}")
-                    tensor = file.get_slice(name)
-                    dtype = tensor.get_dtype()
-                    self.headers[name] = TensorHeader(tuple(tensor.get_shape()), dtype, dtype in _FLOATS)
-
-    def read(self) -> Iterator[tuple[str, TensorReader]]:
-        """Yield each tensor, file by file; a slice of a tensor is read without the rest."""
-        for shard in self._shard_files:
-            with _open_file(shard) as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-
-                    def read_tensor(index: Index | None = None, name: str = name, file: Any = file) -> NDArray[Any]:
-                        values: NDArray[Any] = file.get_tensor(name) if index is None else file.get_slice(name)[index]
-                        return values
-
-                    yield name, read_tensor
-
-
-def load_params(weight_map: WeightMap, source: TensorSource, dtype: DTypeLike, mesh: Mesh | None = None) -> Params:
+def load_params(
+    weight_map: WeightMap,
+    source: TensorSource,
+    dtype: DTypeLike,
+    mesh: Mesh | None = None,
+    adapter: LoraAdapter | None = None,
+) -> Params:
     """Load weights onto the default device, or sharded over a mesh.
+
+    A head that differs from the embedding of a tied model is ignored with a warning, as lm_eval's hf ignores it. So are
+    tensors outside of the decoder.
 
     Args:
         weight_map: The tensors that the model needs.
         source: The checkpoint that holds them.
         dtype: Floating dtype of all arrays in memory, whatever it is on disk.
         mesh: Devices over which the weights are sharded; each receives only its shard.
+        adapter: A LoRA adapter, which is merged into the weights while they are read.
 
     Raises:
         UsageError: The mesh divides none of this model's weights.
-        ValueError: The checkpoint lacks a tensor, has one that the model does not use, or has one of another shape or
-            of a quantised type. The message names the checkpoint and the tensor.
+        ValueError: The checkpoint lacks a tensor, has one in the decoder that the model does not use, or has one of
+            another shape or of a quantised type, or the adapter does not fit the model. The message names the
+            checkpoint or the adapter, and the tensor.
     """
-    slots = _match_tensors(weight_map, source)
+    matched = match_tensors(weight_map, source.headers, source.location)
+    updates = {} if adapter is None else adapter.match(weight_map, matched)
     if mesh is not None:
         check_mesh(weight_map, mesh)
     outer: dict[str, jax.Array] = {}
@@ -130,9 +74,11 @@ def load_params(weight_map: WeightMap, source: TensorSource, dtype: DTypeLike, m
         for key, spec in weight_map.layers.items()
     }
     for name, read_tensor in source.read():
-        slot = slots.get(name)
+        slot = matched.slots.get(name)
         if slot is None:
             continue
+        if name in updates:
+            read_tensor = updates[name].merged(read_tensor)
         spec = slot.spec
         shardings = None if mesh is None else tensor_shardings(spec, mesh)
         # Waiting for each step keeps the host from reading ahead of the device and holding several tensors.
@@ -143,7 +89,31 @@ def load_params(weight_map: WeightMap, source: TensorSource, dtype: DTypeLike, m
         else:
             stack = _insert(layers[slot.key], array, slot.layer, spec.transposed, shardings and shardings.stacked)
             layers[slot.key] = stack.block_until_ready()
+    _report(weight_map, source, matched)
+    if adapter is not None:
+        logger.warning("merged the adapter %s into %d tensors of %s", adapter, len(updates), source.location)
     return Params(outer, layers)
+
+
+def _report(weight_map: WeightMap, source: TensorSource, matched: MatchedTensors) -> None:
+    """Warn of stored tensors that are not loaded and hold values of their own."""
+    embedding = matched.stored[weight_map.outer["embedding"].name]
+    if matched.other_head is not None and not source.equal(matched.other_head, embedding):
+        logger.warning(
+            "%s: the tensor %s differs from %s, but the config ties the two (tie_word_embeddings), so the embedding is "
+            "also the LM head, as in lm_eval's hf, and %s is ignored",
+            source.location,
+            matched.other_head,
+            embedding,
+            matched.other_head,
+        )
+    if matched.unused:
+        logger.warning(
+            "%s: ignoring %d tensors that are not part of the text decoder: %s",
+            source.location,
+            len(matched.unused),
+            abbreviate(matched.unused),
+        )
 
 
 def _to_device(read_tensor: TensorReader, spec: TensorSpec, shardings: TensorShardings | None) -> jax.Array:
@@ -210,68 +180,3 @@ def _insert(
 def _with_sharding(array: jax.Array, sharding: NamedSharding | None) -> jax.Array:
     """Constrain the sharding of an array inside a compiled function, if one is given."""
     return array if sharding is None else sharded(array, sharding)
-
-
-def _match_tensors(weight_map: WeightMap, source: TensorSource) -> dict[str, ParamSlot]:
-    """Return the destination of each stored tensor that is not redundant.
-
-    Raises:
-        ValueError: As for `load_params`.
-    """
-    headers = source.headers
-    # A file of the backbone without its head omits the common prefix.
-    bare = not any(name.startswith(weight_map.base) for name in headers)
-    slots: dict[str, ParamSlot] = {}
-    for full_name, slot in weight_map.tensors():
-        name = full_name.removeprefix(weight_map.base) if bare else full_name
-        if name not in headers:
-            raise ValueError(f"{source.location} lacks the tensor {full_name}")
-        _check(name, headers[name], slot.spec, source.location)
-        slots[name] = slot
-    for name in headers.keys() - slots.keys():
-        if not f".{name}".endswith(tuple(f".{end.lstrip('.')}" for end in weight_map.redundant)):
-            raise ValueError(f"{source.location} has the tensor {name}, which this architecture does not use")
-    return slots
-
-
-def _check(name: str, header: TensorHeader, spec: TensorSpec, location: str) -> None:
-    if not header.floating:
-        raise ValueError(f"{location}: the tensor {name} is {header.dtype}; quantised weights are not supported")
-    if header.shape != spec.shape:
-        raise ValueError(
-            f"{location}: the tensor {name} has the shape {header.shape}, but the config requires {spec.shape}"
-        )
-
-
-def _shard_files(directory: Path) -> list[Path]:
-    index = directory / INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{index} is not an index of safetensors files: {error!r}") from error
-        # An untrusted index must not name files outside its directory.
-        outside = [name for name in names if Path(str(name)).name != name]
-        if outside:
-            raise ValueError(f"{index} names {outside[0]!r}, which is not a plain file name")
-        shards = [directory / name for name in names]
-    else:
-        shards = [directory / WEIGHTS_FILE]
-    for shard in shards:
-        if not shard.is_file():
-            pickled = sorted(path.name for path in directory.glob("*.bin"))
-            reason = (
-                f"; {pickled[0]} is a pickle, which can run arbitrary code and is not read: save the model with "
-                "transformers' save_pretrained, which writes safetensors"
-                if pickled
-                else ""
-            )
-            raise FileNotFoundError(f"there is no {shard.name} in {directory}{reason}")
-    return shards
-
-
-def _open_file(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error

@@ -30,7 +30,7 @@ from birdie_zmq.engine.mesh_shape import MeshShape, parse_mesh
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.steps import Extend, ScorePositions, Step, Tree
 from birdie_zmq.errors import UsageError
-from birdie_zmq.models import weights
+from birdie_zmq.models import tensor_source, weights
 from birdie_zmq.models.llama import Llama
 from harness_model import BirdieZMQ
 
@@ -103,7 +103,7 @@ def shard_shapes(params: Any) -> dict[str, Any]:
 def largest_read(directory: Path, mesh: str) -> dict[str, int]:
     """The maximum number of elements of each tensor that the host read at once while it was sharded."""
     seen: dict[str, int] = {}
-    original = weights.SafetensorsDirectory.read
+    original = tensor_source.SafetensorsDirectory.read
 
     def recorded(self: Any) -> Iterator[tuple[str, Any]]:
         for name, read_tensor in original(self):
@@ -115,11 +115,11 @@ def largest_read(directory: Path, mesh: str) -> dict[str, int]:
 
             yield name, record_and_read
 
-    weights.SafetensorsDirectory.read = recorded  # type: ignore[method-assign]
+    tensor_source.SafetensorsDirectory.read = recorded  # type: ignore[method-assign]
     try:
         models.load_model(str(directory), mesh=make_mesh(parse_mesh(mesh)))
     finally:
-        weights.SafetensorsDirectory.read = original  # type: ignore[method-assign]
+        tensor_source.SafetensorsDirectory.read = original  # type: ignore[method-assign]
     return seen
 
 

@@ -1,7 +1,9 @@
 """GGUF files: row order of the weights, tokenizers, and errors that name what is not supported."""
 
 import dataclasses
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,20 +160,129 @@ def test_unsupported_architecture_is_refused_with_its_name(tmp_path: Path) -> No
         load_checkpoint(path)
 
 
-def test_rope_factors_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "m.gguf", more=lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, "f4")))
-    with pytest.raises(ValueError, match=r"rope_freqs\.weight"):
-        load_checkpoint(path)
+def test_yarn_is_read(tmp_path: Path) -> None:
+    def yarn(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(32)
+
+    model = load_checkpoint(write(tmp_path / "m.gguf", more=yarn))[0]
+    assert isinstance(model, Llama)
+    assert model.rope == Rope(8, 500.0, "yarn", 4.0, 32, 1.0, 32.0, 0.1 * math.log(4.0) + 1.0)
+
+
+def add_rope_factors(factors: list[float]) -> Callable[[gguf.GGUFWriter], None]:
+    return lambda writer: writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
+
+
+def test_rope_factors_divide_the_frequencies(tmp_path: Path) -> None:
+    params = random_params(MODEL)
+    path = write(tmp_path / "m.gguf", params=params, more=add_rope_factors([1.0, 2.0, 8.0, 8.0]))
+    model, read_params = load_checkpoint(path)
+    assert isinstance(model, Llama)
+    assert model.rope is not None
+    np.testing.assert_array_equal(model.rope.frequencies(), Rope(8, 500.0).frequencies() / np.array([1, 2, 8, 8], "f4"))
+    jax.tree.map(np.testing.assert_array_equal, read_params, params)
+
+
+def test_rope_factors_of_llama_3_give_its_frequencies(tmp_path: Path) -> None:
+    """The converter of llama.cpp writes the quotient of the plain frequencies and those of rope_type llama3."""
+    scaled = Rope(8, 500.0, "llama3", 8.0, 32, 1.0, 4.0)
+    factors = (Rope(8, 500.0).frequencies() / scaled.frequencies()).tolist()
+    model = load_checkpoint(write(tmp_path / "m.gguf", more=add_rope_factors(factors)))[0]
+    assert isinstance(model, Llama)
+    assert model.rope is not None
+    np.testing.assert_allclose(model.rope.frequencies(), scaled.frequencies(), rtol=1e-6)
+    assert scaled.frequencies().min() < Rope(8, 500.0).frequencies().min() / 2
+
+
+def test_wrong_rope_factors_are_refused(tmp_path: Path) -> None:
+    for number, factors in enumerate(([1.0] * 3, [1.0, 1.0, 0.0, 1.0])):
+        with pytest.raises(ValueError, match=r"rope_freqs\.weight must be 4 numbers above 0"):
+            load_checkpoint(write(tmp_path / f"{number}.gguf", more=add_rope_factors(factors)))
+
+    def both(writer: gguf.GGUFWriter) -> None:
+        add_rope_factors([1.0] * 4)(writer)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight beside RoPE scaling of the type linear"):
+        load_checkpoint(write(tmp_path / "both.gguf", more=both))
 
 
 def test_windows_and_other_scaling_are_refused(tmp_path: Path) -> None:
     def yarn(writer: gguf.GGUFWriter) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(32)
+        writer.add_rope_scaling_attn_factors(2.0)
 
     with pytest.raises(ValueError, match="sliding windows are not supported"):
         load_checkpoint(write(tmp_path / "w.gguf", more=lambda writer: writer.add_sliding_window(16)))
-    with pytest.raises(ValueError, match="of the type yarn is not supported"):
+    with pytest.raises(ValueError, match=r"the key llama\.rope\.scaling\.attn_factor is not supported"):
         load_checkpoint(write(tmp_path / "y.gguf", more=yarn))
+    with pytest.raises(ValueError, match="of the type longrope is not supported"):
+        load_checkpoint(
+            write(tmp_path / "l.gguf", more=lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE))
+        )
+    with pytest.raises(ValueError, match="heads of 8 dimensions with 4 rotated"):
+        load_checkpoint(write(tmp_path / "p.gguf", more=lambda writer: writer.add_rope_dimension_count(4)))
+
+
+def split(path: Path, count: int = 3, parts: int | None = None) -> list[Path]:
+    """Split a GGUF file as llama.cpp's gguf-split does: the metadata is in the first part, the tensors in all."""
+    reader = gguf.GGUFReader(path)
+    paths = [path.with_name(f"{path.stem}-{number + 1:05}-of-{count:05}.gguf") for number in range(parts or count)]
+    for number, part in enumerate(paths):
+        writer = gguf.GGUFWriter(part, "llama")
+        for field in reader.fields.values() if number == 0 else ():
+            if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+                kind = field.types[0]
+                inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(field.name, field.contents(), kind, inner)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number::count]:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+def test_all_parts_of_a_split_file_are_read_by_the_name_of_the_first(tmp_path: Path) -> None:
+    whole = write(tmp_path / "m.gguf", more=add_rope_factors([1.0, 2.0, 8.0, 8.0]))
+    model, params = load_checkpoint(whole)
+    parts = split(whole)
+    assert [len(gguf.GGUFReader(part).tensors) > 0 for part in parts] == [True] * 3
+    read_model, read_params = load_checkpoint(parts[0])
+    assert read_model == model
+    jax.tree.map(np.testing.assert_array_equal, read_params, params)
+    assert GgufFile(parts[0]).tokenizer().encode("the cat") == GgufFile(whole).tokenizer().encode("the cat")
+
+
+def test_other_and_missing_parts_of_a_split_file_are_refused_by_name(tmp_path: Path) -> None:
+    first, second, third = split(write(tmp_path / "m.gguf"))
+    with pytest.raises(
+        ValueError, match=rf"{second.name} is one part of a split GGUF model; name its first part, {first.name}"
+    ):
+        load_checkpoint(second)
+    third.unlink()
+    with pytest.raises(FileNotFoundError, match=f"is split into 3 parts, and there is no {third.name}"):
+        load_checkpoint(first)
+
+
+def test_part_of_a_split_file_under_another_name_is_refused(tmp_path: Path) -> None:
+    first, second, _ = split(write(tmp_path / "m.gguf"))
+    renamed = first.rename(tmp_path / "renamed.gguf")
+    with pytest.raises(ValueError, match=r"renamed\.gguf says that it is part 1 of 3.*-00001-of-00003\.gguf"):
+        load_checkpoint(renamed)
+    renamed.rename(first)
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match="says that it is part 2 of 3"):
+        load_checkpoint(first)
 
 
 def test_mixture_of_experts_is_refused(tmp_path: Path) -> None:

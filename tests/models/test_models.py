@@ -18,7 +18,8 @@ from birdie_zmq.models import load_model, load_tokenizer, loader
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.registry import build_architecture
-from birdie_zmq.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.tensor_source import WEIGHTS_FILE
+from birdie_zmq.models.weights import CONFIG_FILE, save_checkpoint
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
 PARAMS = MODEL.init_params(jax.random.key(0))
@@ -62,9 +63,9 @@ def test_demo_tag_loads_the_demo() -> None:
 @pytest.mark.parametrize("load", LOADERS)
 def test_unknown_argument_is_refused_with_a_list_of_known_ones(load: Any, checkpoint: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"has no argument device, peft in model_args; known arguments: .*dtype.*revision"
+        UsageError, match=r"has no argument delta, device in model_args; known arguments: .*dtype.*peft.*revision"
     ):
-        load(str(checkpoint), peft="x", device="cuda", dtype="float32")
+        load(str(checkpoint), delta="x", device="cuda", dtype="float32")
 
 
 @pytest.mark.parametrize("load", LOADERS)
@@ -220,6 +221,34 @@ def test_changed_tokenizer_of_another_directory_changes_the_fingerprint(checkpoi
     before = load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint
     add_tokenizer(other, ["another", "order", "a", "b", "c"])
     assert load_tokenizer(str(checkpoint), tokenizer=str(other)).fingerprint != before
+
+
+def test_adapter_is_merged_and_part_of_the_fingerprint(checkpoint: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 2, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(checkpoint)}))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    save_file(
+        {f"{name}A.weight": np.ones((1, 8), np.float32), f"{name}B.weight": np.ones((8, 1), np.float32)},
+        adapter / "adapter_model.safetensors",
+    )
+
+    for tag, keywords in ((checkpoint, {"peft": str(adapter)}), (adapter, {})):
+        params = load_model(str(tag), **keywords).params
+        np.testing.assert_allclose(params.layers["query"], PARAMS.layers["query"] + 2, rtol=1e-5)
+        np.testing.assert_array_equal(params.layers["key"], PARAMS.layers["key"])
+        assert load_tokenizer(str(tag), **keywords).encode("c") == [2]
+        before = load_tokenizer(str(tag), **keywords).fingerprint
+        assert before != load_tokenizer(str(checkpoint)).fingerprint
+        (adapter / "more").write_text(str(tag))
+        assert load_tokenizer(str(tag), **keywords).fingerprint != before
+
+
+def test_adapter_that_cannot_be_merged_raises_a_load_error(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    with pytest.raises(ModelLoadError, match="peft_type 'IA3'"):
+        load_model(str(checkpoint), peft=str(tmp_path))
 
 
 def test_max_length_beyond_the_learned_positions_is_refused(tmp_path: Path) -> None:

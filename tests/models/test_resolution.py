@@ -8,42 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
 
 from birdie_zmq.errors import UnknownModelTag, UsageError
 from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
+from tests.models.hub_cache import COMMITS, add_snapshot
 
-COMMITS = {"main": "a" * 40, "older": "b" * 40}
-
-
-@pytest.fixture(autouse=True)
-def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set up an empty hub cache and no network in huggingface_hub, which reads its variables on import."""
-    cache = tmp_path_factory.mktemp("hub")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    # Versions before 0.24 copy the constant into the module that uses it.
-    monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(cache), raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return cache
-
-
-def add_snapshot(repository: Path, revision: str, commit: str) -> Path:
-    """Add a revision to a repository, in the layout of the hub cache, and return its snapshot."""
-    reference = repository / "refs" / revision
-    reference.parent.mkdir(parents=True, exist_ok=True)
-    reference.write_text(commit)
-    snapshot = repository / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
-    (snapshot / "model.safetensors").write_bytes(revision.encode())
-    return snapshot
-
-
-@pytest.fixture
-def cached(hub: Path) -> dict[str, Path]:
-    """Make a repository with two revisions, in the layout of the hub cache."""
-    repository = hub / "models--acme--tiny"
-    return {revision: add_snapshot(repository, revision, commit) for revision, commit in COMMITS.items()}
+pytestmark = pytest.mark.usefixtures("hub")
 
 
 def test_demo_resolves_to_the_package() -> None:
@@ -224,3 +194,11 @@ def test_only_files_that_are_read_are_downloaded(
     assert repository.downloaded == metadata | set(weights)
     # The shards are those of the commit whose index was read.
     assert repository.calls == [None, None] + [COMMITS["main"]] * (weights != ["model.safetensors"])
+
+
+def test_gguf_file_that_is_a_link_keeps_its_name(tmp_path: Path) -> None:
+    """The hub's cache links to files without a suffix, and the parts of a split model lie beside the link."""
+    (tmp_path / "blob").write_bytes(b"GGUF")
+    (tmp_path / "m-00001-of-00002.gguf").symlink_to(tmp_path / "blob")
+    found = resolve_checkpoint(str(tmp_path / "m-00001-of-00002.gguf"))
+    assert found == tmp_path.resolve() / "m-00001-of-00002.gguf"

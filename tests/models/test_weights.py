@@ -17,8 +17,9 @@ from safetensors.numpy import load_file, save_file
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.loader import load_checkpoint
 from birdie_zmq.models.registry import FAMILIES
+from birdie_zmq.models.tensor_source import INDEX_FILE, WEIGHTS_FILE
 from birdie_zmq.models.weight_map import Params
-from birdie_zmq.models.weights import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.weights import CONFIG_FILE, save_checkpoint
 
 MODEL = Llama(vocab_size=20, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=24, max_length=32, tied_head=False)
 TIED = dataclasses.replace(MODEL, tied_head=True)
@@ -177,8 +178,9 @@ def test_buffers_of_old_versions_are_ignored(saved: Path) -> None:
 
 
 def test_repeated_head_of_a_tied_model_is_ignored(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, TIED, TIED.init_params(jax.random.key(0)))
-    rewrite(tmp_path, {"lm_head.weight": np.zeros((20, 16), np.float32)})
+    params = TIED.init_params(jax.random.key(0))
+    save_checkpoint(tmp_path, TIED, params)
+    rewrite(tmp_path, {"lm_head.weight": np.asarray(params.outer["embedding"])})
     assert "head" not in load_checkpoint(tmp_path)[1].outer
 
 
@@ -196,6 +198,25 @@ def test_headless_checkpoint_of_an_untied_model_is_refused(saved: Path) -> None:
     save_file({name.removeprefix("model."): x for name, x in tensors.items()}, saved / WEIGHTS_FILE)
     with pytest.raises(ValueError, match=r"lacks the tensor lm_head\.weight"):
         load_checkpoint(saved)
+
+
+def test_single_file_comes_before_an_index(saved: Path) -> None:
+    """As transformers chooses: an earlier, sharded save may have left its index and its shards."""
+    tensors = load_file(saved / WEIGHTS_FILE)
+    write_index(saved, dict.fromkeys(tensors, FIRST))
+    assert_same(load_checkpoint(saved)[1], PARAMS)
+    save_file({name: x + 1 for name, x in tensors.items()}, saved / FIRST)
+    assert_same(load_checkpoint(saved)[1], PARAMS)
+
+
+def test_file_that_the_config_names_is_read(saved: Path) -> None:
+    (saved / WEIGHTS_FILE).rename(saved / "weights.safetensors")
+    reconfigure(saved, transformers_weights="weights.safetensors")
+    assert_same(load_checkpoint(saved)[1], PARAMS)
+    for name, message in (("../weights.safetensors", "not a plain file name"), ("weights.bin", "no safetensors file")):
+        reconfigure(saved, transformers_weights=name)
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(saved)
 
 
 def test_pickle_is_refused_with_the_reason(saved: Path) -> None:

@@ -126,6 +126,24 @@ VARIANTS: dict[str, Variant] = {
             "sliding_window_pattern": 2,
         },
     ),
+    "gemma3_with_vision": Variant(
+        "Gemma3Config",
+        {
+            "text_config": {**_SIZES, "num_hidden_layers": 7, "head_dim": 24, "sliding_window": 16},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "mm_tokens_per_image": 4,
+            "boi_token_index": 1021,
+            "eoi_token_index": 1022,
+            "image_token_index": 1023,
+        },
+    ),
     "gpt2": Variant("GPT2Config", _GPT2_SIZES),
     "gpt2_untied_scaled": Variant(
         "GPT2Config",
