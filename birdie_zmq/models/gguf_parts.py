@@ -16,6 +16,8 @@ def gguf_parts(path: Path) -> list[Path]:
         ValueError: The name is that of another part.
     """
     parts = named_parts(path)
+    if parts == [path]:
+        return parts
     if path not in parts:
         raise ValueError(f"{path} is no part of a split GGUF model: its name gives it a number that does not exist")
     if path != parts[0]:

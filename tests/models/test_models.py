@@ -15,6 +15,7 @@ from tokenizers.models import WordLevel
 
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
 from birdie_zmq.models import load_model, load_tokenizer, loader
+from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.registry import build_architecture
@@ -239,10 +240,16 @@ def test_adapter_is_merged_and_part_of_the_fingerprint(checkpoint: Path, tmp_pat
         np.testing.assert_allclose(params.layers["query"], PARAMS.layers["query"] + 2, rtol=1e-5)
         np.testing.assert_array_equal(params.layers["key"], PARAMS.layers["key"])
         assert load_tokenizer(str(tag), **keywords).encode("c") == [2]
-        before = load_tokenizer(str(tag), **keywords).fingerprint
-        assert before != load_tokenizer(str(checkpoint)).fingerprint
-        (adapter / "more").write_text(str(tag))
-        assert load_tokenizer(str(tag), **keywords).fingerprint != before
+        before = load_model(str(tag), **keywords).fingerprint
+        assert before != load_model(str(checkpoint)).fingerprint
+        assert before == load_tokenizer(str(tag), **keywords).checkpoint_fingerprint
+        (adapter / "notes").write_text("about the adapter")
+        assert load_model(str(tag), **keywords).fingerprint == before
+        (adapter / "adapter_config.json").write_text(
+            json.dumps(config | {"lora_alpha": 3, "base_model_name_or_path": str(checkpoint)})
+        )
+        assert load_model(str(tag), **keywords).fingerprint != before
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(checkpoint)}))
 
 
 def test_adapter_that_cannot_be_merged_raises_a_load_error(checkpoint: Path, tmp_path: Path) -> None:
@@ -254,7 +261,7 @@ def test_adapter_that_cannot_be_merged_raises_a_load_error(checkpoint: Path, tmp
 def test_max_length_beyond_the_learned_positions_is_refused(tmp_path: Path) -> None:
     """JAX clamps an index beyond the end of an array to its last row: scores would be wrong without an error."""
     config = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
-    weight_map = build_architecture(config, "config.json").weight_map()
+    weight_map = build_architecture(complete_config(config), "config.json").weight_map()
     tensors = {spec.name: np.zeros(spec.shape, np.float32) for spec in weight_map.outer.values()}
     tensors |= {spec.name.format(0): np.zeros(spec.shape, np.float32) for spec in weight_map.layers.values()}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
