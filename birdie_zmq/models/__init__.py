@@ -107,7 +107,7 @@ def _load_for_other_engine(engine: str, model_tag: str, checkpoint: Checkpoint, 
     return load_checkpoint(path, dtype, checkpoint.adapter)
 
 
-def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer | DemoTokenizer:
+def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
     """Load the tokenizer of a tag, or of the checkpoint that ``tokenizer=`` names.
 
     Raises:
@@ -119,17 +119,17 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer | Dem
     _check_arguments(model_tag, keywords)
     given = keywords.get("tokenizer")
     path = model.tokenizer if given is None else resolve_checkpoint(str(given), weights=False)
-    fingerprint = Fingerprint(tokenizer_files(path))
-    if path in BUILT_IN.values():
-        return DemoTokenizer(path, fingerprint.result())
-    tokenizer = _read_tokenizer(path, fingerprint, name=str(model_tag if given is None else given))
+    tokenizer = _read_tokenizer(path, name=str(model_tag if given is None else given))
     if not is_hub_name(model_tag):
         # An api.py may load these weights by itself. Those of a hub name may not have been downloaded yet.
         tokenizer.checkpoint = Fingerprint(model.files())
     return tokenizer
 
 
-def _read_tokenizer(path: Path, fingerprint: Fingerprint, name: str) -> CheckpointTokenizer:
+def _read_tokenizer(path: Path, name: str) -> CheckpointTokenizer:
+    fingerprint = Fingerprint(tokenizer_files(path))
+    if path in BUILT_IN.values():
+        return CheckpointTokenizer(DemoTokenizer(path), fingerprint=fingerprint.result)
     if path.is_dir():
         return read_tokenizer(path, fingerprint.result, name=name)
     from birdie_zmq.models.gguf_file import GgufFile

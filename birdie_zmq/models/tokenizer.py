@@ -20,7 +20,7 @@ class CheckpointTokenizer:
     """A tokenizer of transformers, with what else the engine needs to know of its checkpoint.
 
     Args:
-        tokenizer: The ``PreTrainedTokenizerBase``.
+        tokenizer: A ``PreTrainedTokenizerBase``, or an object with its methods and attributes that are used here.
         eos_token_ids: All tokens at which generation ends, if the checkpoint names them.
         generation_config: The content of the checkpoint's ``generation_config.json``; empty if there is none.
         fingerprint: A string that distinguishes this checkpoint from others with the same name, or a function that

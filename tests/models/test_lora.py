@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from birdie_zmq.models.config import CONFIG_FILE
 from birdie_zmq.models.loader import load_checkpoint
 from birdie_zmq.models.lora import ADAPTER_WEIGHTS_FILE, LowRankUpdate, read_adapter
 from birdie_zmq.models.lora_config import ADAPTER_CONFIG_FILE, read_lora_config
 from birdie_zmq.models.tensor_source import INDEX_FILE, WEIGHTS_FILE
-from birdie_zmq.models.weights import CONFIG_FILE
 from tests.models.test_tensor_names import Tensors, config_of, random_tensors, write
 
 RANK, ALPHA = 2, 6

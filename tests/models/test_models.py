@@ -15,12 +15,12 @@ from tokenizers.models import WordLevel
 
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
 from birdie_zmq.models import load_model, load_tokenizer, loader
-from birdie_zmq.models.config import complete_config
+from birdie_zmq.models.config import CONFIG_FILE, complete_config
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.tensor_source import WEIGHTS_FILE
-from birdie_zmq.models.weights import CONFIG_FILE, save_checkpoint
+from birdie_zmq.models.weights import save_checkpoint
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
 PARAMS = MODEL.init_params(jax.random.key(0))

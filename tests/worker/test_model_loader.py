@@ -14,7 +14,8 @@ from tokenizers.models import WordLevel
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.weights import WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.tensor_source import WEIGHTS_FILE
+from birdie_zmq.models.weights import save_checkpoint
 from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker.engine_registry import import_engine
 from birdie_zmq.worker.model_loader import ModelSource, adapt_tokenizer, assemble
