@@ -111,7 +111,8 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
     if path != model:
         fingerprint = f"{fingerprint} {checkpoint_fingerprint(path)}"
     if path.is_dir():
-        return read_tokenizer(path, fingerprint)
+        add_bos = keywords.get("add_bos_token")  # the worker refuses other values than True and False
+        return read_tokenizer(path, fingerprint, add_bos_token=add_bos if isinstance(add_bos, bool) else None)
     from birdie_zmq.models.gguf_file import GgufFile
 
     try:
