@@ -105,20 +105,43 @@ class TokenizerAdapter:
         """
         if not texts:
             return []
+        if special and self._is_transformers and self._add_bos is not False:
+            return self._encode_with_special_tokens(texts)
+        encoded = self._checked_encode(texts, special)
+        bos = self.bos_token_id
+        if special and self._add_bos and bos is not None:
+            # A text that already begins with BOS, as chat templates write it, gets no second one.
+            encoded = [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+        return encoded
+
+    def _encode_with_special_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts with the special tokens that a tokenizer of transformers adds, as lm_eval's hf backend does.
+
+        A text that begins with the text of the prefix token, as chat templates write it, gets none of them.
+        """
+        prefix = self.decode([self.prefix_token_id], skip_special=False)
+        begun = [text.startswith(prefix) for text in texts]
+        plain = iter(self._checked_encode([text for text, is_begun in zip(texts, begun, strict=True) if is_begun], False))
+        added = iter(self._checked_encode([text for text, is_begun in zip(texts, begun, strict=True) if not is_begun], True))
+        bos = self.bos_token_id if self._add_bos else None
+        encoded = [next(plain) if is_begun else next(added) for is_begun in begun]
+        if bos is None:
+            return encoded
+        # A tokenizer of a user's own may add none although add_bos_token=True asks for it.
+        return [
+            ids if is_begun or ids[:1] == [bos] else [bos, *ids] for ids, is_begun in zip(encoded, begun, strict=True)
+        ]
+
+    def _checked_encode(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        if not texts:
+            return []
         try:
             with self._lock:
-                encoded = self._encode(list(texts), special)
+                return self._encode(list(texts), special)
         except BirdieError:
             raise
         except Exception as error:
             raise TokenizerError(f"the tokenizer failed to encode a text: {_describe_error(error)}") from error
-        bos = self.bos_token_id
-        if special and self._add_bos and bos is not None:
-            encoded = [[bos, *ids] for ids in encoded]
-        if special and bos is not None and (self._add_bos or (self._is_transformers and self._add_bos is None)):
-            # A text that already begins with BOS, as chat templates write it, gets no second one.
-            encoded = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]
-        return encoded
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Decode token ids into text.
@@ -201,7 +224,7 @@ class TokenizerAdapter:
 
     def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
         if self._is_transformers:
-            keywords = {} if special and self._add_bos is None else {"add_special_tokens": False}
+            keywords = {} if special and self._add_bos is not False else {"add_special_tokens": False}
             return _checked(self._tokenizer(texts, **keywords)["input_ids"], texts)
         if self._is_tokenizers:
             encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)

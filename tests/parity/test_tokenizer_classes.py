@@ -109,7 +109,6 @@ def test_the_tokenizers_differ(directories: dict[str, Path]) -> None:
         ("llama_model", "llama_model_no_bos"),
         ("llama_model", "llama_model_legacy"),
         ("llama_prepend_legacy", "llama_prepend"),
-        ("gemma_json", "gemma_json_eos"),
         ("gpt2_prefix_space", "gpt2_without_config"),
         ("gpt2_no_prefix_space", "gpt2_without_config"),
         ("gpt_neox", "gpt_neox_bos"),
