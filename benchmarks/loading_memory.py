@@ -24,8 +24,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from birdie_zmq.engine.mesh_shape import parse_mesh
+from birdie_zmq.models.config import CONFIG_FILE
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.weights import CONFIG_FILE, INDEX_FILE
+from birdie_zmq.models.weights import INDEX_FILE
 
 MIB = 2**20
 MODEL = Llama(

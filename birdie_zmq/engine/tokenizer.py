@@ -121,8 +121,12 @@ class TokenizerAdapter:
         """
         prefix = self.decode([self.prefix_token_id], skip_special=False)
         begun = [text.startswith(prefix) for text in texts]
-        plain = iter(self._checked_encode([text for text, is_begun in zip(texts, begun, strict=True) if is_begun], False))
-        added = iter(self._checked_encode([text for text, is_begun in zip(texts, begun, strict=True) if not is_begun], True))
+        plain = iter(
+            self._checked_encode([text for text, is_begun in zip(texts, begun, strict=True) if is_begun], False)
+        )
+        added = iter(
+            self._checked_encode([text for text, is_begun in zip(texts, begun, strict=True) if not is_begun], True)
+        )
         bos = self.bos_token_id if self._add_bos else None
         encoded = [next(plain) if is_begun else next(added) for is_begun in begun]
         if bos is None:

@@ -141,7 +141,9 @@ def read_rope(config: ConfigReader, head_width: int, *, section: str | None = No
     share = parameters.number("partial_rotary_factor", 1.0)
     if share != 1 and kind != "default" and not partial:
         # transformers ignores the share for the type default, and fails with any other type.
-        raise ValueError(f"partial_rotary_factor={share} with the rope_type {kind!r} is not supported for this model_type")
+        raise ValueError(
+            f"partial_rotary_factor={share} with the rope_type {kind!r} is not supported for this model_type"
+        )
     width = int(head_width * share) if partial else head_width
     match kind:
         case "default":

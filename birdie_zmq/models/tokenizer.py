@@ -96,7 +96,7 @@ def read_tokenizer(
         try:
             if name is not None and (directory / "config.json").is_file():
                 config = transformers.AutoConfig.from_pretrained(str(directory), **source)
-                config._name_or_path = name  # noqa: SLF001 - where AutoTokenizer looks for the name
+                config._name_or_path = name
                 source["config"] = config
             if add_bos_token is not None:
                 source["add_bos_token"] = add_bos_token
@@ -124,7 +124,10 @@ def wrap_tokenizer(
     """
     with transformers_without_torch() as transformers:
         wrapped = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, chat_template=chat_template, clean_up_tokenization_spaces=False, **special_tokens
+            tokenizer_object=tokenizer,
+            chat_template=chat_template,
+            clean_up_tokenization_spaces=False,
+            **special_tokens,
         )
     return CheckpointTokenizer(wrapped, fingerprint=fingerprint)
 

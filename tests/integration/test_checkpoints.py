@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 import birdie_zmq.models
 from birdie_zmq.errors import ModelLoadError, UsageError
+from birdie_zmq.models.config import CONFIG_FILE
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.loader import load_checkpoint
-from birdie_zmq.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.weights import WEIGHTS_FILE, save_checkpoint
 from harness_model import BirdieZMQ
 from tests.gguf_files import write_gguf
 

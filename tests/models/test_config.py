@@ -24,7 +24,17 @@ DEFAULTS: dict[str, Architecture] = {
     ),
     "qwen2": Llama(151_936, 4096, 2, 32, 32, 22_016, 32_768, norm_epsilon=1e-6, tied_head=False, qkv_bias=True),
     "qwen3": Llama(
-        151_936, 4096, 2, 32, 32, 22_016, 32_768, norm_epsilon=1e-6, tied_head=False, head_width=128, query_key_norm=True
+        151_936,
+        4096,
+        2,
+        32,
+        32,
+        22_016,
+        32_768,
+        norm_epsilon=1e-6,
+        tied_head=False,
+        head_width=128,
+        query_key_norm=True,
     ),
     "gemma2": Gemma(
         vocab_size=256_000,
@@ -271,7 +281,10 @@ def test_unsupported_family_is_refused_with_the_supported_ones(tmp_path: Path) -
         ({"model_type": "llama", "hidden_size": "32"}, r"'hidden_size' expected int, got str \(value: '32'\)"),
         ({"model_type": "llama", "vocab_size": None}, "'vocab_size' expected int, got NoneType"),
         ({"model_type": "llama", "num_attention_heads": 0}, "ZeroDivisionError: integer division"),
-        ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, r"Missing required keys .*'linear': \{'factor'\}"),
+        (
+            {"model_type": "llama", "rope_scaling": {"type": "linear"}},
+            r"Missing required keys .*'linear': \{'factor'\}",
+        ),
         ({"model_type": "llama", "rope_scaling": {"type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"model_type": "llama", "head_dim": 5}, "`head_dim`=5"),
         ({"model_type": "qwen2", "num_hidden_layers": 2, "layer_types": ["full_attention"]}, "`layer_types`"),

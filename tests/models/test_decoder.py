@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.models import attention
-from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
 from birdie_zmq.models.config import complete_config
+from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
 from birdie_zmq.models.registry import FAMILIES, build_architecture
 from birdie_zmq.models.weight_map import Architecture, Params
 

@@ -14,11 +14,11 @@ from tokenizers.models import WordLevel
 
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, UsageError
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.models.config import complete_config
+from birdie_zmq.models.config import CONFIG_FILE, complete_config
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.registry import build_architecture
-from birdie_zmq.models.weights import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.weights import WEIGHTS_FILE, save_checkpoint
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
 PARAMS = MODEL.init_params(jax.random.key(0))
@@ -192,7 +192,9 @@ def test_max_length_beyond_the_supported_positions_of_rope_is_refused(checkpoint
     (checkpoint / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
     assert load_model(str(checkpoint)).max_length == 12
     assert load_model(str(checkpoint), max_length=12).max_length == 12
-    with pytest.raises(UsageError, match="max_length=13 is more than the 12 positions of the model .*; lower max_length"):
+    with pytest.raises(
+        UsageError, match=r"max_length=13 is more than the 12 positions of the model .*; lower max_length"
+    ):
         load_model(str(checkpoint), max_length=13)
 
 

@@ -161,10 +161,9 @@ def test_longrope_warns_of_a_length_below_that_of_the_config(caplog: pytest.LogC
     assert read(8, LONGROPE, 1024).position_limit == 1024
     assert not caplog.messages
     read(8, LONGROPE, 4096)
-    assert caplog.messages == [
-        "longrope is supported up to the original length of 1024 tokens, which is now max_length; the model's own "
-        "max_position_embeddings is 4096"
-    ]
+    (message,) = caplog.messages
+    assert message.startswith("longrope is supported up to the original length of 1024 tokens, which is now max_length")
+    assert message.endswith("max_position_embeddings is 4096")
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,7 @@ def stand_in(tmp_path: Path) -> Path:
 
 
 def test_stand_in_would_be_imported_by_transformers(stand_in: Path) -> None:
-    code = (
-        "try:\n    from transformers import AutoTokenizer\n    AutoTokenizer.from_pretrained\nexcept Exception:\n    pass"
-    )
+    code = "try:\n    from transformers import AutoTokenizer\n    AutoTokenizer.from_pretrained\nexcept Exception:\n    pass"
     assert "torch was imported" in run(code, path=stand_in)
 
 

@@ -14,11 +14,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from birdie_zmq.models.config import CONFIG_FILE
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.loader import load_checkpoint
 from birdie_zmq.models.registry import FAMILIES
 from birdie_zmq.models.weight_map import Params
-from birdie_zmq.models.weights import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, save_checkpoint
+from birdie_zmq.models.weights import INDEX_FILE, WEIGHTS_FILE, save_checkpoint
 
 MODEL = Llama(vocab_size=20, d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=24, max_length=32, tied_head=False)
 TIED = dataclasses.replace(MODEL, tied_head=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from birdie_zmq.models.registry import FAMILIES
 from tests.parity import encode_with_ours
+from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.conftest import assert_same, hf, instances, ours
 from tests.parity.tokenizer_files import TOKENIZERS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
@@ -52,11 +56,12 @@ def reference(directory: Path, add_bos: bool | None) -> dict[str, Any]:
     HFLM._create_tokenizer(backend, str(directory), None, add_bos_token=add_bos)
     tokenizer = backend.tokenizer
     backend.prefix_token_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    decode: Any = HFLM.tok_decode  # its annotation is wrong: it takes a list of ids
     ids = [HFLM.tok_encode(backend, text) for text in TEXTS]
     return {
         "ids": ids,
-        "whole": [HFLM.tok_decode(backend, row, skip_special_tokens=False) for row in ids],
-        "skipped": [HFLM.tok_decode(backend, row) for row in ids],
+        "whole": [decode(backend, row, skip_special_tokens=False) for row in ids],
+        "skipped": [decode(backend, row) for row in ids],
         "prefix": backend.prefix_token_id,
         "eos": tokenizer.eos_token_id,
     }
@@ -77,7 +82,9 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def answers(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, Any], Any]:
     """Encode the texts with birdie-zmq's tokenizers, in a process without torch."""
     cases = [(name, add_bos) for name in directories for add_bos in ADD_BOS]
-    questions = [{"directory": str(directories[name]), "add_bos_token": add_bos, "texts": TEXTS} for name, add_bos in cases]
+    questions = [
+        {"directory": str(directories[name]), "add_bos_token": add_bos, "texts": TEXTS} for name, add_bos in cases
+    ]
     folder = tmp_path_factory.mktemp("answers")
     (folder / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
     command = [sys.executable, encode_with_ours.__file__, str(folder / "questions.json"), str(folder / "answers.json")]
@@ -98,6 +105,55 @@ def test_tokens_and_texts_match_hf(
     for text, theirs, mine in zip(TEXTS, expected["ids"], found["ids"], strict=True):
         assert mine == theirs, text
     assert found == expected
+
+
+OF_FAMILIES = {
+    "llama": "llama_model_legacy",
+    "mistral_window": "llama_metaspace",
+    "ministral": "llama_prepend",
+    "qwen2": "qwen2_vocabulary",
+    "qwen3": "qwen2_json",
+    "gemma2": "gemma_model",
+    "gemma3": "gemma_json",
+    "gpt2": "gpt2_vocabulary_bare_config",
+    "gpt_neox": "gpt_neox_bos",
+}
+"""A tokenizer for a model of each family, of the class that its released checkpoints have."""
+
+PAIRS = [
+    ("Question: Where does Mira number 7 live?\nAnswer:", " Fernley"),
+    ("Question: Where does Mira number 7 live?\nAnswer:  ", "Oldbrook\n"),
+    ("The pl", "ums are ripe"),
+    ("", " Una lives"),
+    ("東京 🦔 <s>naïve", " café 🦔 <|endoftext|>"),
+    ("<s>Una<eos>", "<bos> lives <|im_end|>\n"),
+]
+
+
+def test_every_family_has_a_tokenizer_of_its_own() -> None:
+    import transformers
+
+    assert {getattr(transformers, VARIANTS[name].config).model_type for name in OF_FAMILIES} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("name", OF_FAMILIES)
+def test_scores_with_the_tokenizer_of_the_family_match_hf(
+    name: str, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    directory = make_checkpoint(VARIANTS[name], tmp_path / "model")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / file).unlink()
+    for path in directories[OF_FAMILIES[name]].iterdir():
+        if path.name != "config.json":
+            shutil.copy(path, directory)
+    pairs = instances("loglikelihood", list(PAIRS))
+    greedy = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    prompts = instances("generate_until", [(context, dict(greedy)) for context, _ in PAIRS if context])
+    theirs = hf(directory)
+    with ours(directory) as mine:
+        assert_same("classes", theirs.loglikelihood(pairs, True), mine.loglikelihood(pairs, True), PAIRS)
+        for prompt, here in zip(prompts, mine.generate_until(prompts, True), strict=True):
+            assert theirs.generate_until([prompt], True) == [here]
 
 
 def test_the_tokenizers_differ(directories: dict[str, Path]) -> None:

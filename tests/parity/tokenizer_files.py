@@ -86,7 +86,9 @@ def _configured(directory: Path, kind: str, tokenizer_class: str | None, **keys:
 
 def _llama_model(directory: Path, tokenizer_class: str | None = "LlamaTokenizer", **keys: Any) -> None:
     """Write the only file of Llama 1 and 2 before there were fast tokenizers: tokenizer.model."""
-    model = sentencepiece_model("bpe", 600, _SENTENCEPIECE_LLAMA, add_dummy_prefix=True, normalization_rule_name="identity")
+    model = sentencepiece_model(
+        "bpe", 600, _SENTENCEPIECE_LLAMA, add_dummy_prefix=True, normalization_rule_name="identity"
+    )
     (directory / "tokenizer.model").write_bytes(model)
     _configured(directory, "llama", tokenizer_class, **(keys and _LLAMA_TOKENS | keys))
 
