@@ -60,6 +60,7 @@ class TokenizerAdapter:
         self._lock = threading.Lock()
         self._add_bos = add_bos
         self._kind = recognise(tokenizer)
+        self._is_transformers = isinstance(self._kind, TransformersTokenizer)
         self.bos_token_id = self._special_id("bos_token_id")
         self.eos_token_id = self._special_id("eos_token_id")
         self._prefix_token_id = prefix_token_id
@@ -122,8 +123,10 @@ class TokenizerAdapter:
         """
         if not texts:
             return []
+        if special and self._is_transformers and self._add_bos is not False:
+            return self._encode_with_special_tokens(texts)
         add_special = special and self._add_bos is None
-        encoded = self._encode(lambda: self._kind.encode(list(texts), add_special=add_special), texts)
+        encoded = self._encode(texts, add_special)
         bos = self.bos_token_id
         if special and self._add_bos and bos is not None:
             encoded = [[bos, *ids] for ids in encoded]
@@ -132,13 +135,33 @@ class TokenizerAdapter:
             encoded = [ids[1:] if ids[:2] == [bos, bos] else ids for ids in encoded]
         return encoded
 
+    def _encode_with_special_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts with the special tokens that a tokenizer of transformers adds, as lm_eval's hf backend does.
+
+        A text that begins with the text of the prefix token, as chat templates write it, gets none of them.
+        """
+        prefix = self.decode([self.prefix_token_id], skip_special=False)
+        begun = [bool(prefix) and text.startswith(prefix) for text in texts]
+        plain, added = (
+            iter(self._encode([text for text, it in zip(texts, begun, strict=True) if it == wanted], not wanted))
+            for wanted in (True, False)
+        )
+        encoded = [next(plain if is_begun else added) for is_begun in begun]
+        bos = self.bos_token_id if self._add_bos else None
+        if bos is None:
+            return encoded
+        # A tokenizer of a user's own may add none although add_bos_token=True asks for it.
+        return [
+            ids if is_begun or ids[:1] == [bos] else [bos, *ids] for ids, is_begun in zip(encoded, begun, strict=True)
+        ]
+
     def encode_token(self, text: str) -> list[int]:
         """Encode a text that may spell one special token, which is then its only id; nothing is added.
 
         Raises:
             TokenizerError: As in `encode`.
         """
-        return self._encode(lambda: [self._kind.encode_token(text)], [text])[0]
+        return self._checked(lambda: [self._kind.encode_token(text)], [text])[0]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Decode token ids into text; ids that the tokenizer does not have add nothing, as in transformers.
@@ -214,7 +237,12 @@ class TokenizerAdapter:
             raise TokenizerError(f"apply_chat_template returned a {type(text).__name__}, not a string")
         return text
 
-    def _encode(self, encode: Callable[[], Any], texts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], add_special: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        return self._checked(lambda: self._kind.encode(list(texts), add_special=add_special), texts)
+
+    def _checked(self, encode: Callable[[], Any], texts: Sequence[str]) -> list[list[int]]:
         try:
             with self._lock:
                 return checked_ids(encode(), list(texts))

@@ -119,19 +119,21 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
     _check_arguments(model_tag, keywords)
     given = keywords.get("tokenizer")
     path = model.tokenizer if given is None else resolve_checkpoint(str(given), weights=False)
-    tokenizer = _read_tokenizer(path, name=str(model_tag if given is None else given))
+    add_bos = keywords.get("add_bos_token")  # the worker refuses other values than True and False
+    add_bos_token = add_bos if isinstance(add_bos, bool) else None
+    tokenizer = _read_tokenizer(path, str(model_tag if given is None else given), add_bos_token)
     if not is_hub_name(model_tag):
         # An api.py may load these weights by itself. Those of a hub name may not have been downloaded yet.
         tokenizer.checkpoint = Fingerprint(model.files())
     return tokenizer
 
 
-def _read_tokenizer(path: Path, name: str) -> CheckpointTokenizer:
+def _read_tokenizer(path: Path, name: str, add_bos_token: bool | None) -> CheckpointTokenizer:
     fingerprint = Fingerprint(tokenizer_files(path))
     if path in BUILT_IN.values():
         return CheckpointTokenizer(DemoTokenizer(path), fingerprint=fingerprint.result)
     if path.is_dir():
-        return read_tokenizer(path, fingerprint.result, name=name)
+        return read_tokenizer(path, fingerprint.result, name=name, add_bos_token=add_bos_token)
     from birdie_zmq.models.gguf_file import GgufFile
 
     try:

@@ -86,5 +86,7 @@ def _text_values(config: Any) -> dict[str, Any]:
 
 def _summary(error: Exception) -> str:
     """Return the message of an error on one line, without the long lists that transformers appends."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, ArithmeticError | AttributeError | LookupError | TypeError):
+        text = f"{type(error).__name__}: {text}"  # such a message says little on its own
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"

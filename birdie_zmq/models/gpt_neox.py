@@ -66,7 +66,6 @@ class GptNeoX:
         )
         if d_model % n_heads:
             raise ValueError(f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}")
-        width = int(d_model // n_heads * config.record("rope_parameters").number("partial_rotary_factor", 1.0))
         return cls(
             vocab_size=config.integer("vocab_size"),
             d_model=d_model,
@@ -79,7 +78,7 @@ class GptNeoX:
             attention_bias=config.flag("attention_bias", True),
             tied_head=config.flag("tie_word_embeddings", False),
             parallel=config.flag("use_parallel_residual", True),
-            rope=read_rope(config, width),
+            rope=read_rope(config, d_model // n_heads, partial=True),
         )
 
     @property

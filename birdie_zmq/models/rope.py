@@ -122,21 +122,29 @@ class Rope:
         return np.asarray(1 - np.clip(ramp, 0, 1), np.float32)
 
 
-def read_rope(config: ConfigReader, width: int, *, section: str | None = None) -> Rope:
+def read_rope(config: ConfigReader, head_width: int, *, section: str | None = None, partial: bool = False) -> Rope:
     """Read the rotary embedding from a model's configuration.
 
     Args:
         config: The configuration as `birdie_zmq.models.config` returns it: transformers has completed ``rope_parameters``.
-        width: Number of rotated dimensions of a head.
+        head_width: Number of dimensions of a head.
         section: The key under ``rope_parameters``, for models whose layer types differ.
+        partial: Whether the family rotates only the share ``partial_rotary_factor`` of a head's dimensions.
 
     Raises:
-        ValueError: The scaling type is not supported, or a number that it needs is missing.
+        ValueError: The scaling type or the share is not supported, or a number that the type needs is missing.
     """
     parameters = config.record("rope_parameters")
     if section is not None:
         parameters = parameters.record(section)
     kind, theta = parameters.text("rope_type"), parameters.number("rope_theta")
+    share = parameters.number("partial_rotary_factor", 1.0)
+    if share != 1 and kind != "default" and not partial:
+        # transformers ignores the share for the type default, and fails with any other type.
+        raise ValueError(
+            f"partial_rotary_factor={share} with the rope_type {kind!r} is not supported for this model_type"
+        )
+    width = int(head_width * share) if partial else head_width
     match kind:
         case "default":
             return Rope(width, theta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,13 @@ from birdie_zmq.models.fingerprint import Fingerprint
 from birdie_zmq.models.transformers_import import transformers_without_torch
 
 _MAX_CHARACTERS = 400
+
+_VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab.*", "merges.txt", "*.tiktoken", "tekken.json")
+_JSON_FILES = ("*token*.json", "vocab.json", "tekken.json", "config.json")
+_NO_VOCABULARY = (
+    "there is no tokenizer in {}: its vocabulary (tokenizer.json, tokenizer.model, or vocab.json and merges.txt) is "
+    "missing; copy these files from the checkpoint, or name a directory that has them with tokenizer=DIRECTORY in model_args"
+)
 
 
 class CheckpointTokenizer:
@@ -85,7 +92,11 @@ class CheckpointTokenizer:
 
 
 def read_tokenizer(
-    directory: Path, fingerprint: str | Callable[[], str] | None = None, *, name: str | None = None
+    directory: Path,
+    fingerprint: str | Callable[[], str] | None = None,
+    *,
+    name: str | None = None,
+    add_bos_token: bool | None = None,
 ) -> CheckpointTokenizer:
     """Read the tokenizer of a Hugging Face directory.
 
@@ -93,6 +104,8 @@ def read_tokenizer(
         directory: Holds the tokenizer's files, and optionally ``config.json`` and ``generation_config.json``.
         fingerprint: As in `CheckpointTokenizer`.
         name: The name of the hub repository, if the directory is one; transformers knows some by name.
+        add_bos_token: Whether special tokens that are added include BOS; None leaves it to the files. The class rebuilds
+            its post-processor from this, as in lm_eval's hf backend.
 
     Raises:
         TokenizerError: There is no tokenizer, or a file is damaged.
@@ -100,17 +113,20 @@ def read_tokenizer(
     generation_config = _read_json(directory / "generation_config.json")
     eos_token_ids = _eos_token_ids(directory, generation_config)
     with transformers_without_torch() as transformers:
-        source = {"trust_remote_code": False, "local_files_only": True}
+        source: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         try:
             if name is not None and (directory / "config.json").is_file():
                 config = transformers.AutoConfig.from_pretrained(str(directory), **source)
                 config._name_or_path = name
                 source["config"] = config
+            if add_bos_token is not None:
+                source["add_bos_token"] = add_bos_token
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), **source)
         except Exception as error:  # transformers and tokenizers raise many types
-            raise TokenizerError(
-                f"transformers cannot load a tokenizer from {directory}: {type(error).__name__}: {_summary(error)}"
-            ) from error
+            raise TokenizerError(_explain(directory, error)) from error
+    if _is_empty(tokenizer):
+        # transformers makes such a tokenizer without an error if the class is known and its files are missing.
+        raise TokenizerError(_NO_VOCABULARY.format(directory))
     return CheckpointTokenizer(
         tokenizer, eos_token_ids=eos_token_ids, generation_config=generation_config, fingerprint=fingerprint
     )
@@ -153,6 +169,34 @@ def _eos_token_ids(directory: Path, generation_config: Mapping[str, Any]) -> lis
                 )
             return ids
     return []
+
+
+def _is_empty(tokenizer: Any) -> bool:
+    """Return whether the vocabulary has only special and added tokens."""
+    added = {*tokenizer.added_tokens_encoder, *tokenizer.all_special_tokens}
+    return tokenizer.vocab_size <= len(added) and added.issuperset(tokenizer.get_vocab())
+
+
+def _explain(directory: Path, error: Exception) -> str:
+    """Say why a tokenizer cannot be loaded: transformers names neither a damaged nor a missing file."""
+    if not any(path for pattern in _VOCABULARY_FILES for path in directory.glob(pattern)):
+        return _NO_VOCABULARY.format(directory)
+    damaged = "".join(f"; {message}" for message in _damaged_files(directory))
+    return f"transformers cannot load a tokenizer from {directory}: {type(error).__name__}: {_summary(error)}{damaged}"
+
+
+def _damaged_files(directory: Path) -> Iterator[str]:
+    for pattern in _JSON_FILES:
+        for path in sorted(directory.glob(pattern)):
+            try:
+                read_json_object(path)
+            except (OSError, ValueError) as error:
+                yield str(error)
+    for path in sorted(directory.glob("**/*.jinja")):
+        try:
+            path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            yield f"{path} is not UTF-8 text: {error}"
 
 
 def _summary(error: Exception) -> str:

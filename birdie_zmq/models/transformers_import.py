@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,9 @@ _PACKAGE = "transformers"
 
 _modules: dict[str, ModuleType] = {}
 """The modules of the copy of transformers that was imported without torch."""
+
+_lock = threading.RLock()
+"""Two threads that exchange modules at the same time would leave those of one to the other."""
 
 
 @contextlib.contextmanager
@@ -32,15 +36,17 @@ def transformers_without_torch() -> Iterator[Any]:
 
         yield transformers
         return
-    theirs = _take_modules()
-    sys.modules.update(_modules)
-    sys.modules["torch"] = None  # type: ignore[assignment] # the import system then reports that there is no torch
-    try:
-        yield _import_quietly()
-    finally:
-        _modules.update(_take_modules())
-        del sys.modules["torch"]
-        sys.modules.update(theirs)
+    with _lock:
+        theirs, is_blocked = _take_modules(), "torch" in sys.modules
+        sys.modules.update(_modules)
+        sys.modules["torch"] = None  # type: ignore[assignment] # the import system then reports that there is no torch
+        try:
+            yield _import_quietly()
+        finally:
+            _modules.update(_take_modules())
+            if not is_blocked:
+                del sys.modules["torch"]
+            sys.modules.update(theirs)
 
 
 def _take_modules() -> dict[str, ModuleType]:

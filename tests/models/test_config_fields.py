@@ -15,6 +15,7 @@ READERS: dict[str, Callable[[ConfigReader], object]] = {
     "flag": lambda fields: fields.flag("key", True),
     "text": lambda fields: fields.text("key"),
     "texts": lambda fields: fields.texts("key", 2),
+    "numbers": lambda fields: fields.numbers("key", 2),
     "record": lambda fields: fields.record("key"),
 }
 WRONG: dict[str, list[Any]] = {
@@ -25,6 +26,7 @@ WRONG: dict[str, list[Any]] = {
     "flag": [1, 0, "true"],
     "text": [1, ["a"]],
     "texts": ["ab", ["a"], ["a", "b", "c"], ["a", 1]],
+    "numbers": [1.0, [1.0], [1, 2, 3], [1.0, "2"], [1.0, None], [1.0, True]],
     "record": [[], "a", 1],
 }
 
@@ -46,6 +48,7 @@ def test_value_of_the_wrong_type_is_refused_with_its_key(reader: str, value: obj
         ("flag", False, False),
         ("text", "a", "a"),
         ("texts", ["a", "b"], ("a", "b")),
+        ("numbers", [1, 2.5], (1.0, 2.5)),
     ],
 )
 def test_value_of_the_right_type_is_read(reader: str, value: object, expected: object) -> None:
@@ -54,7 +57,7 @@ def test_value_of_the_right_type_is_read(reader: str, value: object, expected: o
     assert type(got) is type(expected)
 
 
-@pytest.mark.parametrize("reader", ["integer", "number", "text"])
+@pytest.mark.parametrize("reader", ["integer", "number", "text", "texts", "numbers"])
 @pytest.mark.parametrize("values", [{}, {"key": None}])
 def test_missing_key_without_a_default_is_refused_with_its_name(reader: str, values: dict[str, None]) -> None:
     with pytest.raises(ValueError, match=r"^key must be"):
@@ -69,7 +72,6 @@ def test_null_counts_as_missing(values: dict[str, None]) -> None:
     assert fields.number("key", 0.5) == 0.5
     assert fields.flag("key", True) is True
     assert fields.text("key", "a") == "a"
-    assert fields.texts("key", 2) is None
     assert "x" not in fields.record("key")
 
 

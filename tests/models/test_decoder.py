@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.models import attention
+from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
 from birdie_zmq.models.registry import FAMILIES, build_architecture
 from birdie_zmq.models.weight_map import Architecture, Params
@@ -35,6 +36,7 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers":
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**SIZES, "num_key_value_heads": 1},
     "mistral": {**SIZES, "sliding_window": 5},
+    "ministral": {**SIZES, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen2": {**SIZES, **WINDOWS, "rope_parameters": YARN},
     "qwen3": {**SIZES, **WINDOWS},
     "gemma2": {
@@ -76,7 +78,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def architecture(kind: str, **change: Any) -> Architecture:
-    return build_architecture({"model_type": kind, **CONFIGS[kind], **change}, "config.json")
+    return build_architecture(complete_config({"model_type": kind, **CONFIGS[kind], **change}), "config.json")
 
 
 def random_params(architecture: Architecture, dtype: str = "float32") -> Params:

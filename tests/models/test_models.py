@@ -129,8 +129,14 @@ def test_damaged_gguf_file_is_refused_with_its_name(
 
 def test_missing_tokenizer_raises_a_tokenizer_error(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").unlink()
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+    with pytest.raises(TokenizerError, match=r"there is no tokenizer in .*tokenizer\.json"):
         load_tokenizer(str(checkpoint))
+
+
+@pytest.mark.parametrize(("add_bos_token", "expected"), [(True, [1, 2]), (False, [2])])
+def test_add_bos_token_reaches_the_tokenizer(checkpoint: Path, add_bos_token: bool, expected: list[int]) -> None:
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"bos_token": "b"}), encoding="utf-8")
+    assert load_tokenizer(str(checkpoint), add_bos_token=add_bos_token).encode("c") == expected
 
 
 def test_tokenizer_of_another_directory_is_used(checkpoint: Path, tmp_path: Path) -> None:
@@ -268,5 +274,30 @@ def test_max_length_beyond_the_learned_positions_is_refused(tmp_path: Path) -> N
     save_file(tensors, tmp_path / WEIGHTS_FILE)
 
     assert load_model(str(tmp_path), max_length=16).max_length == 16
-    with pytest.raises(UsageError, match="max_length=17 is more than the 16 learned positions"):
+    with pytest.raises(UsageError, match="max_length=17 is more than the 16 positions of the model"):
         load_model(str(tmp_path), max_length=17)
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "dynamic": {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 12},
+    "longrope": {
+        "rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]},
+        "original_max_position_embeddings": 12,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_max_length_beyond_the_supported_positions_of_rope_is_refused(checkpoint: Path, kind: str) -> None:
+    values = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8")) | ROPES[kind]
+    (checkpoint / CONFIG_FILE).write_text(json.dumps(values), encoding="utf-8")
+    assert load_model(str(checkpoint)).max_length == 12
+    assert load_model(str(checkpoint), max_length=12).max_length == 12
+    with pytest.raises(
+        UsageError, match=r"max_length=13 is more than the 12 positions of the model .*; lower max_length"
+    ):
+        load_model(str(checkpoint), max_length=13)
+
+
+def test_max_length_beyond_that_of_a_model_without_a_limit_is_accepted(checkpoint: Path) -> None:
+    assert load_model(str(checkpoint), max_length=99).max_length == 16

@@ -14,16 +14,25 @@ from birdie_zmq.models.rope import KINDS, Rope, read_rope, rotate
 
 LLAMA3 = {
     "rope_type": "llama3",
+    "rope_theta": 10_000.0,
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 1000,
 }
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 4096}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "short_factor": [1.0, 2.0, 4.0, 8.0],
+    "long_factor": [9.0] * 4,
+    "original_max_position_embeddings": 1024,
+}
 
 
-def read(width: int, **keys: Any) -> Rope:
-    return read_rope(ConfigReader({"max_position_embeddings": 2048} | keys), width)
+def read(width: int, parameters: dict[str, Any], max_position_embeddings: int = 2048, **keywords: Any) -> Rope:
+    values = {"max_position_embeddings": max_position_embeddings, "rope_parameters": parameters}
+    return read_rope(ConfigReader(values), width, **keywords)
 
 
 def plain(width: int, theta: float = 10_000.0) -> list[float]:
@@ -41,7 +50,7 @@ def test_default_frequencies_match_the_paper() -> None:
 
 
 def test_linear_divides_every_frequency() -> None:
-    rope = read(8, rope_scaling={"type": "linear", "factor": 4.0})
+    rope = read(8, {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0})
     np.testing.assert_allclose(rope.frequencies(), [0.25, 0.025, 0.0025, 0.00025], rtol=1e-6)
 
 
@@ -50,7 +59,7 @@ def test_llama3_keeps_short_wavelengths_scales_long_ones_and_blends_between() ->
     blend = (1000 / (2 * math.pi / 0.01) - 1) / (4 - 1)
     assert 0 < blend < 1
     expected = [1, 0.1, (1 - blend) * 0.01 / 8 + blend * 0.01, 0.001 / 8]
-    np.testing.assert_allclose(read(8, rope_scaling=LLAMA3).frequencies(), expected, rtol=1e-6)
+    np.testing.assert_allclose(read(8, LLAMA3).frequencies(), expected, rtol=1e-6)
 
 
 def test_yarn_keeps_the_first_dimensions_scales_the_last_and_ramps_between() -> None:
@@ -59,17 +68,17 @@ def test_yarn_keeps_the_first_dimensions_scales_the_last_and_ramps_between() -> 
         return 32 * math.log(4096 / (periods * 2 * math.pi)) / (2 * math.log(10_000))
 
     assert (math.floor(dimension_of(32)), math.ceil(dimension_of(1))) == (5, 12)
-    frequencies, unscaled = read(32, rope_scaling=YARN).frequencies(), plain(32)
+    frequencies, unscaled = read(32, YARN).frequencies(), plain(32)
     np.testing.assert_allclose(frequencies[:6], unscaled[:6], rtol=1e-6)
     np.testing.assert_allclose(frequencies[12:], np.array(unscaled[12:]) / 4, rtol=1e-6)
     np.testing.assert_allclose(frequencies[8], unscaled[8] * (4 / 7 + 3 / 7 / 4), rtol=1e-6)
-    exact = read(32, rope_scaling=YARN | {"truncate": False}).frequencies()
+    exact = read(32, YARN | {"truncate": False}).frequencies()
     scaled_share = (8 - dimension_of(32)) / (dimension_of(1) - dimension_of(32))
     np.testing.assert_allclose(exact[8], unscaled[8] * (1 - scaled_share + scaled_share / 4), rtol=1e-6)
 
 
 def test_yarn_ramp_of_zero_length_is_a_step() -> None:
-    frequencies = read(8, rope_scaling=YARN | {"original_max_position_embeddings": 2}).frequencies()
+    frequencies = read(8, YARN | {"original_max_position_embeddings": 2}).frequencies()
     np.testing.assert_allclose(frequencies, [1, 0.1 / 4, 0.01 / 4, 0.001 / 4], rtol=1e-6)
 
 
@@ -86,11 +95,11 @@ def test_yarn_ramp_of_zero_length_is_a_step() -> None:
     ],
 )
 def test_yarn_attention_factor(change: dict[str, float], expected: float) -> None:
-    assert read(32, rope_scaling=YARN | change).attention_factor == pytest.approx(expected, rel=1e-12)
+    assert read(32, YARN | change).attention_factor == pytest.approx(expected, rel=1e-12)
 
 
 def test_attention_factor_scales_the_tables() -> None:
-    rope = read(32, rope_scaling=YARN | {"attention_factor": 1.5})
+    rope = read(32, YARN | {"attention_factor": 1.5})
     unscaled = dataclasses.replace(rope, attention_factor=1.0)
     for scaled, table in zip(rope.tables(first_positions(9)), unscaled.tables(first_positions(9)), strict=True):
         np.testing.assert_allclose(scaled, 1.5 * np.asarray(table), rtol=1e-6)
@@ -106,30 +115,90 @@ def test_tables_are_cos_and_sin_of_position_times_frequency() -> None:
     np.testing.assert_allclose(sin, np.sin(angles), atol=1e-5)
 
 
-def test_rope_parameters_and_rope_scaling_are_equivalent() -> None:
-    old = read(8, rope_theta=500.0, rope_scaling=LLAMA3)
-    assert old == Rope(8, 500.0, "llama3", 8.0, 1000, 1.0, 4.0)
-    assert read(8, rope_parameters=LLAMA3 | {"rope_theta": 500.0}) == old
-    assert read(8, rope_parameters=LLAMA3 | {"rope_theta": 500.0}, rope_scaling={"type": "linear"}) == old
+def test_every_number_of_llama3_is_read() -> None:
+    assert read(8, LLAMA3 | {"rope_theta": 500.0}) == Rope(8, 500.0, "llama3", 8.0, 1000, 1.0, 4.0)
 
 
-@pytest.mark.parametrize("scaling", [None, {}, {"rope_type": "default"}, {"rope_type": None, "type": None}])
-def test_config_without_scaling_gives_default_rope(scaling: dict[str, Any] | None) -> None:
-    assert read(8, rope_theta=500.0, rope_scaling=scaling) == Rope(8, 500.0)
-    assert read(8, rope_parameters=scaling) == Rope(8, 10_000.0)
+@pytest.mark.parametrize("parameters", [LLAMA3, YARN, LONGROPE])
+def test_missing_original_length_is_refused_with_its_key(parameters: dict[str, Any]) -> None:
+    rest = {key: value for key, value in parameters.items() if key != "original_max_position_embeddings"}
+    with pytest.raises(ValueError, match=r"^original_max_position_embeddings must be an integer"):
+        read(8, rest)
 
 
-def test_theta_in_rope_parameters_takes_precedence() -> None:
-    assert read(8, rope_theta=1.5, rope_parameters={"rope_theta": 500}).theta == 500.0
+def test_yarn_factor_of_null_is_the_ratio_of_the_lengths() -> None:
+    assert read(8, YARN | {"factor": None}, 16_384).factor == 4.0
 
 
-def test_missing_theta_is_the_default_of_the_family() -> None:
-    assert read_rope(ConfigReader({}), 8, theta=77.0) == Rope(8, 77.0)
+def test_dynamic_scales_nothing_up_to_its_length() -> None:
+    """transformers scales only texts that are longer than max_position_embeddings."""
+    rope = read(8, {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}, 77)
+    assert rope == Rope(8, 500.0, position_limit=77)
+    np.testing.assert_allclose(rope.frequencies(), plain(8, 500.0), rtol=1e-6)
 
 
-def test_original_length_defaults_to_the_maximum_length_of_the_model() -> None:
-    rest = {key: value for key, value in YARN.items() if key != "original_max_position_embeddings"}
-    assert read(8, rope_scaling=rest).original_length == 2048
+def test_longrope_divides_each_frequency_by_its_own_short_factor() -> None:
+    rope = read(8, LONGROPE)
+    np.testing.assert_allclose(rope.frequencies(), [1, 0.1 / 2, 0.01 / 4, 0.001 / 8], rtol=1e-6)
+    assert rope.position_limit == 1024
+
+
+@pytest.mark.parametrize(
+    ("change", "longest", "expected"),
+    [
+        ({}, 4096, math.sqrt(1 + math.log(4) / math.log(1024))),
+        ({}, 1024, 1.0),
+        ({}, 512, 1.0),
+        ({"factor": 16.0}, 4096, math.sqrt(1 + math.log(16) / math.log(1024))),
+        ({"attention_factor": 1.5, "factor": 16.0}, 4096, 1.5),
+    ],
+)
+def test_longrope_attention_factor(change: dict[str, float], longest: int, expected: float) -> None:
+    assert read(8, LONGROPE | change, longest).attention_factor == pytest.approx(expected, rel=1e-12)
+
+
+def test_longrope_warns_of_a_length_below_that_of_the_config(caplog: pytest.LogCaptureFixture) -> None:
+    assert read(8, LONGROPE, 1024).position_limit == 1024
+    assert not caplog.messages
+    read(8, LONGROPE, 4096)
+    (message,) = caplog.messages
+    assert message.startswith("longrope is supported up to the original length of 1024 tokens, which is now max_length")
+    assert message.endswith("max_position_embeddings is 4096")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"short_factor": [1.0] * 3}, "short_factor must be a list of 4 numbers"),
+        ({"short_factor": None}, "short_factor must be a list of 4 numbers"),
+        ({"short_factor": [1.0, 2.0, "x", 1.0]}, "short_factor must be a number, not 'x'"),
+        ({"short_factor": [1.0, 0.0, 1.0, 1.0]}, "4 factors above 0"),
+        ({"original_max_position_embeddings": 1}, "original_max_position_embeddings above 1, not 1"),
+    ],
+)
+def test_invalid_longrope_is_refused_with_its_key(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(8, LONGROPE | change)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear"])
+def test_partial_rotation_narrows_the_rotated_width_where_the_family_has_it(kind: str) -> None:
+    parameters = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0, "partial_rotary_factor": 0.25}
+    assert read(16, parameters, partial=True).width == 4
+    assert read(16, parameters | {"partial_rotary_factor": None}, partial=True).width == 16
+
+
+def test_partial_rotation_is_ignored_without_scaling_in_other_families() -> None:
+    parameters = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25}
+    assert read(16, parameters) == Rope(16)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "linear"])
+def test_partial_rotation_is_refused_with_scaling_in_other_families(kind: str) -> None:
+    parameters = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0, "partial_rotary_factor": 0.25}
+    with pytest.raises(ValueError, match=f"partial_rotary_factor=0.25 with the rope_type '{kind}' is not supported"):
+        read(16, parameters)
+    assert read(16, parameters | {"partial_rotary_factor": 1.0}).width == 16
 
 
 def test_section_selects_the_parameters_of_a_layer_type() -> None:
@@ -145,23 +214,27 @@ def test_section_selects_the_parameters_of_a_layer_type() -> None:
     assert read_rope(config, 8, section="sliding_attention") == Rope(8, 5e3)
 
 
-@pytest.mark.parametrize("key", ["type", "rope_type"])
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_unknown_scaling_type_is_refused_with_its_name(key: str, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"rope_scaling has the unknown type '{kind}'; supported: {', '.join(KINDS)}"):
-        read(8, rope_scaling={key: kind, "factor": 2.0})
+def test_unknown_scaling_type_is_refused_with_its_name() -> None:
+    with pytest.raises(ValueError, match=f"has the unknown rope_type 'su'; supported: {', '.join(KINDS)}"):
+        read(8, {"rope_type": "su", "rope_theta": 10_000.0, "factor": 2.0})
 
 
-@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
-def test_missing_factor_is_refused_with_its_key(kind: str) -> None:
+@pytest.mark.parametrize("key", ["rope_type", "rope_theta"])
+def test_missing_type_or_base_is_refused_with_its_key(key: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key} must be"):
+        read(8, {"rope_type": "default", "rope_theta": 10_000.0} | {key: None})
+
+
+@pytest.mark.parametrize("parameters", [{"rope_type": "linear", "rope_theta": 1.5}, LLAMA3 | {"factor": None}])
+def test_missing_factor_is_refused_with_its_key(parameters: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^factor must be a number"):
-        read(8, rope_scaling={"rope_type": kind})
+        read(8, parameters)
 
 
 @pytest.mark.parametrize("key", ["low_freq_factor", "high_freq_factor"])
 def test_missing_number_of_llama3_is_refused_with_its_key(key: str) -> None:
     with pytest.raises(ValueError, match=key):
-        read(8, rope_scaling=LLAMA3 | {key: None})
+        read(8, LLAMA3 | {key: None})
 
 
 @pytest.mark.parametrize("width", [0, 1, 7])
@@ -209,10 +282,19 @@ def test_rotate_keeps_the_dtype() -> None:
     assert rotate(x, Rope(8).tables(first_positions(4))).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 2.0}, LLAMA3, YARN])
-def test_scores_depend_only_on_the_relative_position(scaling: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"rope_type": "default", "rope_theta": 10_000.0},
+        {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0},
+        LLAMA3,
+        YARN,
+        LONGROPE | {"short_factor": [1.0, 2.0] * 4},
+    ],
+)
+def test_scores_depend_only_on_the_relative_position(parameters: dict[str, Any]) -> None:
     """Place the same query and key at every position."""
-    tables = read(16, rope_scaling=scaling).tables(first_positions(40))
+    tables = read(16, parameters).tables(first_positions(40))
     vectors = jax.random.normal(jax.random.key(3), (2, 1, 1, 1, 16))
     query, key = (np.asarray(rotate(jnp.tile(x, (1, 40, 1, 1)), tables))[0, :, 0] for x in vectors)
     scores = query @ key.T

@@ -116,7 +116,7 @@ def test_missing_file_is_refused_with_its_name(saved: Path, name: str) -> None:
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama"}', "\udcff"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"model_type": "llama", "hidden_size": "16"}', "\udcff"])
 def test_damaged_config_is_refused_with_its_name(saved: Path, content: str) -> None:
     (saved / CONFIG_FILE).write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=CONFIG_FILE):

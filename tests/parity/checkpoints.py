@@ -69,8 +69,28 @@ VARIANTS: dict[str, Variant] = {
         {**_SIZES, "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
         rewrite={"rope_parameters": None, "rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 2.0}},
     ),
+    "llama_rope_dynamic": _llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}),
+    "llama_rope_longrope": _llama(
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5],
+            "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0],
+            "factor": 4.0,
+            "original_max_position_embeddings": MAX_LENGTH,
+        }
+    ),
     "mistral": Variant("MistralConfig", {**_SIZES, "sliding_window": None}),
     "mistral_window": Variant("MistralConfig", {**_SIZES, "sliding_window": 20, "head_dim": 32}),
+    "ministral": Variant(
+        "MinistralConfig",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "qwen2": Variant("Qwen2Config", _SIZES),
     "qwen2_tied_window_yarn": Variant(
         "Qwen2Config",
