@@ -194,6 +194,9 @@ class TokenizerAdapter:
         else:
             templates = {}
         special = {name: str(getattr(self._tokenizer, name, None) or "") for name in _SPECIAL_ATTRIBUTES}
+        # transformers also passes the special tokens that a model has by other names, such as image_token.
+        named = getattr(self._tokenizer, "special_tokens_map", None)
+        special |= {name: text for name, text in dict(named or {}).items() if isinstance(text, str)}
         return ChatTemplates(
             templates=templates,
             special_tokens={name: text for name, text in special.items() if text},

@@ -217,3 +217,9 @@ def test_the_single_id_that_transformers_returns_for_eos_token_ids_is_taken() ->
 
     assert adapter.eos_token_ids == {EOS}
     assert (adapter.bos_token_id, adapter.eos_token_id) == (BOS, EOS)
+
+
+def test_chat_templates_get_the_special_tokens_of_other_names() -> None:
+    adapter = TokenizerAdapter(of_transformers(extra_special_tokens={"image_token": "<image>"}))
+
+    assert adapter.chat_templates().special_tokens["image_token"] == "<image>"
