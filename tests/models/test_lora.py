@@ -80,10 +80,11 @@ def test_merged_weights_are_those_of_the_formula(family: str, tmp_path: Path, ca
     base = write(tmp_path / "base", config, tensors)
     adapter = write_adapter(tmp_path / "adapter", low_rank, base_model_name_or_path="acme/base")
     expected = load_checkpoint(write(tmp_path / "merged", config, merged))[1]
-    assert not caplog.records
+    caplog.clear()  # of transformers' own warnings about these small models
     assert_close(load_checkpoint(base, adapter=adapter)[1], expected)
     into = f"into {len(ADAPTED[family])} tensors of {base}"
-    assert caplog.messages == [f"merged the adapter {adapter} (LoRA of rank 2 for the base model acme/base) {into}"]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("birdie_zmq")]
+    assert ours == [f"merged the adapter {adapter} (LoRA of rank 2 for the base model acme/base) {into}"]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", ml_dtypes.bfloat16])

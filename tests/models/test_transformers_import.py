@@ -10,13 +10,16 @@ Where torch is not installed, a package that only records its import takes its p
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "birdie_zmq" / "models" / "demo"
 
 STAND_IN = '''
 """Takes the place of torch: this file alone is imported, and prints that it was."""
@@ -28,8 +31,8 @@ JAX_PROCESS = """
 import sys
 from birdie_zmq.models import load_model, load_tokenizer
 
-tokenizer = load_tokenizer("demo")
-model = load_model("demo")
+tokenizer = load_tokenizer(CHECKPOINT)
+model = load_model(CHECKPOINT)
 ids = tokenizer.encode("Una lives in Fernley.")
 assert tokenizer.decode(ids) == "Una lives in Fernley."
 assert model.logits(model.params, __import__("jax").numpy.asarray([ids])).shape[1] == len(ids)
@@ -46,7 +49,7 @@ if __name__ == "__main__":
     from harness_model import BirdieZMQ
     from lm_eval.api.instance import Instance
 
-    with BirdieZMQ(model_tag="demo", device="cpu") as model:
+    with BirdieZMQ(model_tag=CHECKPOINT, device="cpu") as model:
         request = Instance("loglikelihood", {}, ("Question: Where does Una live?\\nAnswer:", " Fernley"), 0)
         [(score, greedy)] = model.loglikelihood([request], disable_tqdm=True)
         assert score < 0
@@ -60,13 +63,13 @@ LATER_USE = """
 import sys
 from birdie_zmq.models import load_tokenizer
 
-tokenizer = load_tokenizer("demo")
+tokenizer = load_tokenizer(CHECKPOINT)
 assert tokenizer.encode("Una <|eos|>")[-1] == tokenizer.eos_token_id
 assert tokenizer(["a", "b"])["input_ids"]
 ids = tokenizer.encode("Una lives")
 assert tokenizer.decode([*ids, 2], skip_special_tokens=True) == tokenizer.decode(ids) == "Una lives"
 assert tokenizer.transformers_tokenizer.convert_ids_to_tokens([2]) == [tokenizer.eos_token]
-again = load_tokenizer("demo")
+again = load_tokenizer(CHECKPOINT)
 assert type(again.transformers_tokenizer) is type(tokenizer.transformers_tokenizer)
 assert not [name for name in sys.modules if name.partition(".")[0] in ("torch", "transformers")]
 print("used")
@@ -79,7 +82,7 @@ import transformers
 from birdie_zmq.models import load_tokenizer
 
 before = transformers.AutoTokenizer
-tokenizer = load_tokenizer("demo")
+tokenizer = load_tokenizer(CHECKPOINT)
 assert tokenizer.encode("Una")
 assert sys.modules["transformers"] is transformers
 assert transformers.AutoTokenizer is before
@@ -115,7 +118,7 @@ assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 8)
 BUILT_IN = """
 from birdie_zmq.models import load_model, load_tokenizer
 
-tokenizer, built_in = load_tokenizer("demo"), load_model("demo")
+tokenizer, built_in = load_tokenizer(CHECKPOINT), load_model(CHECKPOINT)
 assert tokenizer.decode(tokenizer.encode("Una lives.")) == "Una lives."
 """
 
@@ -130,8 +133,14 @@ def run(code: str, *arguments: str, path: Path | None = None) -> str:
     """
     searched = [str(folder) for folder in (path, ROOT) if folder is not None]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(searched)}
-    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        # A copy of the demo is a checkpoint like any other, which transformers reads; the demo itself is not.
+        checkpoint = shutil.copytree(DEMO, Path(folder) / "checkpoint")
+        code = f"CHECKPOINT = {str(checkpoint)!r}\n{code}"
+        command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+        done = subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -283,14 +283,14 @@ def test_auto_dtype_is_bfloat16_only_for_bfloat16_checkpoints(
     tensors = load_file(saved / WEIGHTS_FILE)
     save_file({name: x.astype(ml_dtypes.bfloat16 if stored == "bfloat16" else stored) for name, x in tensors.items()},
               saved / WEIGHTS_FILE)  # fmt: skip
-    reconfigure(saved, **{"torch_dtype": None, key: configured})
+    reconfigure(saved, **{"dtype": None, key: configured})
     params = load_checkpoint(saved)[1]
     assert dtypes(params) == {expected}
     assert_same(params, jax.tree.map(lambda x: x.astype(stored).astype(expected), PARAMS))
 
 
 def test_auto_dtype_is_float32_if_one_tensor_is_float32(saved: Path) -> None:
-    reconfigure(saved, torch_dtype=None)
+    reconfigure(saved, dtype=None)
     tensors = load_file(saved / WEIGHTS_FILE)
     kept = "model.norm.weight"
     save_file(

@@ -10,7 +10,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from birdie_zmq.models import load_model
 from harness_model import BirdieZMQ
@@ -26,6 +25,8 @@ PROMPTS = ["Count with me:", "the weather today"]
 
 @pytest.mark.parametrize("engine", ["jax", "torch"])
 def test_scores_and_texts_match_hf(engine: str, tmp_path: Path) -> None:
+    import torch
+
     directory = make_checkpoint(VARIANTS["llama"], tmp_path / "model", tokenizer_kind="none")
     theirs = hf(directory)
     tokenizer, vocabulary = theirs.tokenizer, theirs.model.config.vocab_size
