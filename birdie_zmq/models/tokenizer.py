@@ -115,10 +115,12 @@ def read_tokenizer(
     with transformers_without_torch() as transformers:
         source: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
         try:
-            if name is not None and (directory / "config.json").is_file():
-                config = transformers.AutoConfig.from_pretrained(str(directory), **source)
-                config._name_or_path = name
+            config = _read_auto_config(transformers, directory, source)
+            if config is not None:
+                config._name_or_path = name or config._name_or_path
                 source["config"] = config
+                if not (directory / "generation_config.json").is_file():
+                    eos_token_ids = eos_token_ids or _default_eos_token_ids(config)
             if add_bos_token is not None:
                 source["add_bos_token"] = add_bos_token
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(directory), **source)
@@ -130,6 +132,22 @@ def read_tokenizer(
     return CheckpointTokenizer(
         tokenizer, eos_token_ids=eos_token_ids, generation_config=generation_config, fingerprint=fingerprint
     )
+
+
+def _read_auto_config(transformers: Any, directory: Path, source: Mapping[str, Any]) -> Any:
+    """Return the configuration of a directory; None if it has none that transformers knows."""
+    if not (directory / "config.json").is_file():
+        return None
+    try:
+        return transformers.AutoConfig.from_pretrained(str(directory), **source)
+    except (OSError, ValueError):
+        return None  # AutoTokenizer can do without
+
+
+def _default_eos_token_ids(config: Any) -> list[int]:
+    """Return the tokens that end generation by the default of a family, for a ``config.json`` that names none."""
+    value = getattr(config.get_text_config(), "eos_token_id", None)
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def wrap_tokenizer(

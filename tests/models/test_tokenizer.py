@@ -166,6 +166,9 @@ def test_additional_chat_template_without_a_default_keeps_its_name(directory: Pa
         (None, {"eos_token_id": 3}, (3,)),
         (None, {}, ()),
         (None, None, ()),
+        (None, {"model_type": "llama"}, (2,)),  # the default of the family
+        (None, {"model_type": "llama", "eos_token_id": None}, ()),
+        ({}, {"model_type": "llama"}, ()),
     ],
 )
 def test_eos_tokens_come_from_the_generation_config_else_the_config(
