@@ -5,6 +5,7 @@ The commands of a page cannot change the checkout, the real home directory, or t
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
+from safetensors.numpy import save_file
 
 from tests.docs.as_typed import ready_mark, starts_broker, substituted, without_comment
 from tests.docs.markdown import ROOT, Block
@@ -70,6 +73,7 @@ class Machine:
         demo = self.checkout / "birdie_zmq" / "models" / "demo"
         for name in ("Qwen3-8B", "SmolLM2-135M", "mine"):
             shutil.copytree(demo, self.checkpoints / name)
+        write_adapter(self.checkpoints / "tuned")
 
     def _copy_checkout(self) -> None:
         listed = subprocess.run(
@@ -240,3 +244,17 @@ class Reader:
             process.kill()
         assert not left, f"left behind: {left}"
         assert not exited_early, "\n".join(f"{each.command} exited early:\n{each.output}" for each in exited_early)
+
+
+def write_adapter(directory: Path) -> None:
+    """Write a LoRA adapter for the demo."""
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    directory.mkdir()
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (directory / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    width = 128
+    matrices = {"A": np.full((1, width), 0.01, np.float32), "B": np.full((width, 1), 0.01, np.float32)}
+    save_file(
+        {f"{module}.lora_{part}.weight": matrix for part, matrix in matrices.items()},
+        directory / "adapter_model.safetensors",
+    )
