@@ -22,8 +22,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 PROCESSES = ("client", "broker", "agent", "model process")
+Kind = Literal["generate_until", "loglikelihood"]
 WORKLOADS = ("state", "rows", "generation")
 
 MODEL_FILE = '''
@@ -91,7 +93,8 @@ def run_client(endpoint: str, workload: str, count: int, passes: Sequence[int], 
     tag = "rows" if workload == "rows" else "state"
     with BirdieZMQ(model_tag=tag, endpoint=endpoint) as lm:
         pids = {"client": os.getpid(), **pids, "model process": children_of(pids["agent"])[0]}
-        function = lm.generate_until if workload == "generation" else lm.loglikelihood
+        kind: Kind = "generate_until" if workload == "generation" else "loglikelihood"
+        function = getattr(lm, kind)
         part = 0
 
         def run_pass() -> None:
@@ -99,7 +102,7 @@ def run_client(endpoint: str, workload: str, count: int, passes: Sequence[int], 
             part += 1
             requests = requests_of(workload, count, part)
             function(
-                [Instance(function.__name__, {}, arguments, n) for n, arguments in enumerate(requests)],
+                [Instance(kind, {}, arguments, n) for n, arguments in enumerate(requests)],
                 disable_tqdm=True,
             )
 
