@@ -17,6 +17,7 @@ from birdie_zmq.cluster.capacity import Node
 from birdie_zmq.cluster.core import ActorLost, Event, Placed, WorkerExited
 from birdie_zmq.cluster.node_worker import NodeWorker
 from birdie_zmq.errors import UnavailableError
+from birdie_zmq.sanitize import first_line
 
 logger = logging.getLogger("birdie_zmq.ray")
 
@@ -172,6 +173,6 @@ class Cluster:
 def _reason(error: Exception) -> str:
     if isinstance(error, ActorUnavailableError):
         return "Ray cannot reach its node"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line for line in lines if line.lower().startswith(("the actor died", "the actor is dead", "the node"))]
-    return (reasons or lines or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines()]
+    reasons = (line for line in lines if line.lower().startswith(("the actor died", "the actor is dead", "the node")))
+    return next(reasons, first_line(error))
