@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -31,6 +32,9 @@ from birdie_zmq.settings import BrokerSettings
 
 logger = logging.getLogger("birdie_zmq.broker")
 
+_MAX_FIRST_LEASE = 2**52
+"""The first lease of a broker has a random number below this: the leases of two brokers are then never equal."""
+
 _GENERATED_ID_PREFIX = b"\0"
 """First byte of a routing id that the ROUTER generated; libzmq reserves it."""
 
@@ -56,7 +60,7 @@ def serve(
     Returns:
         Whether the parent process is gone.
     """
-    core = BrokerCore(settings)
+    core = BrokerCore(settings, first_lease=secrets.randbelow(_MAX_FIRST_LEASE))
     stop_descriptors = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
     ticker = Ticker(settings.tick_s, first_at=time.monotonic())
     while True:
