@@ -10,12 +10,12 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from birdie_zmq.cli.broker import parser as broker_parser
-from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.common import STDIN, run_guarded
 from birdie_zmq.cli.worker import parser as worker_parser
 from birdie_zmq.cluster import capacity, core, worker_command
 from birdie_zmq.errors import UnavailableError, UsageError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("birdie_zmq.ray")
 
-_STDIN = 0
 _POLL_S = 0.25
 _BROKER_OPTIONS = ("bind", "keys", "memory_limit", "status_port")
 """The options of a broker that the command accepts for its embedded broker."""
@@ -143,11 +142,13 @@ def run(options: argparse.Namespace, worker: argparse.ArgumentParser) -> int:
             capacity.check_capacity(nodes, per_worker, options.workers)
         kind = "a local Ray cluster" if cluster.is_local else "the Ray cluster"
         logger.info("%s has %s; workers connect to %s", kind, capacity.describe_nodes(nodes), endpoint)
-        command = worker_command.worker_arguments(worker, options, endpoint, folders)
+        arguments = worker_command.worker_arguments(worker, options, endpoint, folders)
+        spec = worker_command.WorkerSpec(arguments, variables, per_worker)
         # Ray installs signal handlers of its own, so these must come after it.
         with StopSignals() as stop, contextlib.ExitStack() as stack:
             broker = None if options.connect is not None else stack.enter_context(_embedded_broker(options))
-            _supervise(cluster, options, command, variables, per_worker, stop, broker)
+            stops = [stop.descriptor, *([STDIN] if options.lifeline else [])]
+            _supervise(cluster, options.workers, spec, stops, broker)
             logger.info("stopping; workers finish their running leases (a second signal ends the command at once)")
             cluster.stop(_STOP_S)
         return 0
@@ -189,39 +190,32 @@ def _embedded_broker(options: argparse.Namespace) -> Iterator[subprocess.Popen[b
 
 def _supervise(
     cluster: Cluster,
-    options: argparse.Namespace,
-    command: Sequence[str],
-    variables: dict[str, str],
-    per_worker: dict[str, float],
-    stop: StopSignals,
+    workers: int,
+    spec: worker_command.WorkerSpec,
+    stops: Sequence[int],
     broker: subprocess.Popen[bytes] | None,
 ) -> None:
-    cluster_core = core.ClusterCore(options.workers)
-    stops = [stop.descriptor, *([_STDIN] if options.lifeline else [])]
-    actions = cluster_core.start(time.monotonic())
+    """Keep the workers placed until one of the descriptors `stops` is readable."""
+    cluster_core = core.ClusterCore(workers)
     while True:
-        for action in actions:
-            match action:
-                case core.PlaceWorker(number):
-                    cluster.place(number, command, variables, per_worker)
-                case core.Log(level, text):
-                    logger.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
-                case core.LogWaiting(numbers):
-                    logger.warning("%s", _waiting_text(numbers, per_worker, cluster))
+        for event in (*cluster.events(), core.Tick()):
+            for action in cluster_core.handle(event, time.monotonic()):
+                match action:
+                    case core.PlaceWorker(number):
+                        cluster.place(number, spec)
+                    case core.Log(level, text):
+                        logger.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
+                    case core.LogWaiting(numbers):
+                        logger.warning("%s", _waiting_text(numbers, spec.resources, cluster))
         if cluster_core.has_failed:
             raise UsageError(f"all workers failed with an error of their options: {cluster_core.last_line}")
         if select.select(stops, [], [], _POLL_S)[0]:
             return
         if broker is not None and (status := broker.poll()) is not None:
             raise UnavailableError(f"the embedded broker exited with status {status}; see its output above")
-        actions = [
-            action
-            for event in (*cluster.events(), core.Tick())
-            for action in cluster_core.handle(event, time.monotonic())
-        ]
 
 
-def _waiting_text(numbers: Sequence[int], per_worker: dict[str, float], cluster: Cluster) -> str:
+def _waiting_text(numbers: Sequence[int], per_worker: Mapping[str, float], cluster: Cluster) -> str:
     names = f"worker{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"
     free = {name: cluster.free.get(name, 0.0) for name in ("CPU", "GPU")}
     return (

@@ -14,6 +14,7 @@ from typing import Self
 from birdie_zmq._version import __version__
 from birdie_zmq.errors import NotAllowed, ProtocolError, UnknownPeer, VersionMismatch
 from birdie_zmq.processes.signals import StopSignals
+from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.sockets import Dealer, wait
@@ -24,9 +25,6 @@ from birdie_zmq.worker.device_memory import DeviceMemory
 from birdie_zmq.worker.model_process import ModelProcess
 
 logger = logging.getLogger("birdie_zmq.worker")
-
-_MIN_STALL_S = 3.0
-"""An iteration of the loop that is later than this was delayed because the process, or its machine, was stopped."""
 
 _REGISTER_S = 5.0
 """Seconds to wait for an answer before a registration is sent again: the broker may have died meanwhile."""
@@ -102,14 +100,15 @@ class Agent:
         """
         stops = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
         self._register()
-        next_heartbeat = time.monotonic() + self._settings.heartbeat_s
+        interval_s = self._settings.heartbeat_s
+        ticker = Ticker(interval_s, first_at=time.monotonic() + interval_s)
         while not self._is_done:
             readable, writable = list(stops), []
             if self._process is not None:
                 readable.append(self._process.channel.fileno())
                 if self._process.channel.has_unsent:
                     writable.append(self._process.channel.fileno())
-            ready = wait(self._dealer, next_heartbeat - time.monotonic(), readable, writable)
+            ready = wait(self._dealer, ticker.remaining_s(time.monotonic()), readable, writable)
             if parent_pipe in ready:
                 break
             if stop.descriptor in ready:
@@ -118,10 +117,8 @@ class Agent:
             while (frame := self._dealer.receive()) is not None:
                 self._handle_broker_frame(frame)
             self._poll_process(ready)
-            stall_s = time.monotonic() - next_heartbeat
-            if stall_s >= 0:
-                next_heartbeat = time.monotonic() + self._settings.heartbeat_s
-                self._tick(stall_s if stall_s > _MIN_STALL_S else 0.0)
+            if (stall_s := ticker.tick(time.monotonic())) is not None:
+                self._tick(stall_s)
         if self._registered:
             self._dealer.send(encode(m.CloseWorker()))
 

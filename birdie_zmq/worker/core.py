@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from birdie_zmq.errors import ModelProcessDied
+from birdie_zmq.processes.restart_policy import RestartPolicy
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import ComputeCounters, ErrorReport, Level, ModelSpec
@@ -186,14 +187,6 @@ class _ActiveLease:
         return len(self.answered) == len(self.lease.work)
 
 
-@dataclass(frozen=True)
-class _LoadCrashes:
-    """The number of processes of a model that died while loading, and the time of the next start."""
-
-    count: int
-    retry_at: float
-
-
 class AgentCore:
     """The agent's state machine.
 
@@ -221,7 +214,7 @@ class AgentCore:
         self._steps = 0
         self._computed_before = ComputeCounters()
         self._computed = ComputeCounters()
-        self._load_crashes: dict[ModelSpec, _LoadCrashes] = {}
+        self._load_crashes: dict[ModelSpec, RestartPolicy] = {}
         self._drain_until: float | None = None
         self._start_count = 0
         self._actions: list[Action] = []
@@ -350,7 +343,7 @@ class AgentCore:
             return
         if self._phase is Phase.ABSENT:
             crashes = self._load_crashes.get(first.lease.model)
-            if crashes is None or self._now >= crashes.retry_at:
+            if crashes is None or crashes.may_start(self._now):
                 self._start(first)
         elif self._phase is Phase.FREEING:
             return
@@ -475,20 +468,20 @@ class AgentCore:
                 self._return(active)
 
     def _on_load_crash(self, model: ModelSpec, cause: str, trace: str | None) -> None:
-        previous = self._load_crashes.pop(model, None)
-        count = 1 if previous is None else previous.count + 1
+        policy = RestartPolicy(self._settings.max_load_crashes, self._settings.restart_delay_s)
+        crashes = self._load_crashes.setdefault(model, policy)
+        pause_s = crashes.failed(self._now)
         affected = [active for active in self._leases.values() if active.lease.model == model]
-        if count >= self._settings.max_load_crashes:
+        if crashes.is_exhausted:
+            del self._load_crashes[model]
             text = (
-                f"the model process of {model} exited unexpectedly {count} times while loading, the last time {cause}; "
+                f"the model process of {model} exited unexpectedly {crashes.failures} times while loading, the last time {cause}; "
                 "see the worker's standard error for its output"
             )
             error = ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
             for active in affected:
                 self._fail(active, error, None)
             return
-        pause_s = self._settings.restart_delay_s * 2 ** (count - 1)
-        self._load_crashes[model] = _LoadCrashes(count, self._now + pause_s)
         for active in affected[:1]:
             text = f"the model process of {model} exited unexpectedly while loading, {cause}; restarting in {pause_s:.0f} s"
             self._notify(active.lease.lease, "warning", text)
