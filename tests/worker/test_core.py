@@ -26,9 +26,9 @@ from birdie_zmq.types import (
     StepLimits,
     Work,
 )
-from birdie_zmq.worker.core import (
+from birdie_zmq.worker.core import AgentCore
+from birdie_zmq.worker.events import (
     Action,
-    AgentCore,
     Drain,
     Event,
     ForwardToBroker,
