@@ -14,7 +14,6 @@ itself can be the cause, so the agent keeps the leases and restarts the process 
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,6 +22,7 @@ from typing import Any
 
 from birdie_zmq.errors import ModelProcessDied
 from birdie_zmq.processes.restart_policy import RestartPolicy
+from birdie_zmq.processes.signals import signal_name
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import ComputeCounters, ErrorReport, Level, ModelSpec
@@ -572,10 +572,7 @@ class AgentCore:
 
 def _describe_exit(returncode: int) -> str:
     if returncode < 0:
-        try:
-            name = signal.Signals(-returncode).name
-        except ValueError:
-            name = f"signal {-returncode}"
+        name = signal_name(-returncode)
         hint = " (often sent by the system when the machine is out of memory)" if name == "SIGKILL" else ""
         return f"by {name}{hint}"
     return f"with exit status {returncode}"
