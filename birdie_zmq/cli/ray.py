@@ -38,21 +38,14 @@ _STOP_S = _AGENT_SETTINGS.drain_s + _AGENT_SETTINGS.terminate_s + 2.0
 _BROKER_END_S = 5.0
 
 
-def parser(prog: str, broker: argparse.ArgumentParser, worker: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Return the parser of the command.
-
-    Args:
-        prog: The name of the program.
-        broker: The parser of a broker, for the options of the embedded broker. It is modified: pass a new one.
-        worker: The parser of a worker, without --help; its options are passed on to the workers. It is modified: pass a
-            new one.
-    """
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the argument parser of the command, with the options of a broker and of a worker."""
     result = argparse.ArgumentParser(prog=prog, description="Run workers on a Ray cluster.")
     actions = result.add_subparsers(dest="action", required=True, metavar="up")
     up = actions.add_parser(
         "up",
         help="run workers, and replace workers that die, until Ctrl-C",
-        parents=[worker],
+        parents=[worker_parser(prog, add_help=False)],
         conflict_handler="resolve",
     )
     up.add_argument("--workers", type=int, required=True, metavar="N", help="number of workers")
@@ -99,19 +92,15 @@ def parser(prog: str, broker: argparse.ArgumentParser, worker: argparse.Argument
     )
     up.add_argument("--device", metavar="cpu", help="use the CPU; GPUs are assigned by Ray")
     embedded = up.add_argument_group("embedded broker, without --connect")
-    for action in broker._actions:
+    for action in broker_parser(prog)._actions:
         if action.dest in _BROKER_OPTIONS:
             action.help = f"embedded broker: {action.help}"
             embedded._add_action(action)
     return result
 
 
-def run(options: argparse.Namespace, worker: argparse.ArgumentParser) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run workers on a cluster until a stop signal arrives.
-
-    Args:
-        options: The parsed options of `parser`.
-        worker: The parser of a worker alone.
 
     Raises:
         UsageError: An option cannot be used as given, or exceeds the cluster; or every worker failed with a usage error.
@@ -128,6 +117,7 @@ def run(options: argparse.Namespace, worker: argparse.ArgumentParser) -> int:
         **worker_command.gpu_memory_variables(options.gpus_per_worker, os.environ),
         **worker_command.variables(options.env, os.environ),
     }
+    worker = worker_parser("birdie-zmq worker")
     # Reports errors in the worker's own options before Ray is started.
     worker_command.worker_arguments(worker, options, bound, folders)
 
@@ -224,12 +214,7 @@ def _waiting_text(numbers: Sequence[int], per_worker: Mapping[str, float], clust
     )
 
 
-def full_parser(prog: str = "birdie-zmq ray") -> argparse.ArgumentParser:
-    """Return the parser of ``birdie-zmq ray``, with the options of a broker and of a worker."""
-    return parser(prog, broker_parser(prog), worker_parser(prog, add_help=False))
-
-
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq ray") -> int:
     """Run ``birdie-zmq ray`` and return the exit status."""
-    options = full_parser(prog).parse_args(arguments)
-    return run_guarded(f"{prog} {options.action}", options.quiet, lambda: run(options, worker_parser(prog)))
+    options = parser(prog).parse_args(arguments)
+    return run_guarded(f"{prog} {options.action}", options.quiet, lambda: run(options))

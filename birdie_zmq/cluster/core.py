@@ -7,12 +7,12 @@ and after the exit of a process. It knows nothing of requests: the broker retrie
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from birdie_zmq.processes.restart_policy import RestartPolicy
+from birdie_zmq.processes.signals import signal_name
 
 USAGE_STATUS = 2
 """The exit status of a worker with a usage error, which another attempt would not fix."""
@@ -197,9 +197,4 @@ def _at(worker: _Worker) -> str:
 
 
 def _describe_exit(status: int) -> str:
-    if status >= 0:
-        return f"with status {status}"
-    try:
-        return f"by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"by signal {-status}"
+    return f"with status {status}" if status >= 0 else f"by {signal_name(-status)}"

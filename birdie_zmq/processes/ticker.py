@@ -29,8 +29,8 @@ class Ticker:
 
         The stall is the delay of the tick if the process was stopped meanwhile, and 0 for the usual delay of a busy loop.
         """
-        late_s = now - self._due_at
-        if late_s < 0:
+        delay_s = now - self._due_at
+        if delay_s < 0:
             return None
         self._due_at = now + self._interval_s
-        return late_s if late_s > _MIN_STALL_S else 0.0
+        return delay_s if delay_s > _MIN_STALL_S else 0.0
