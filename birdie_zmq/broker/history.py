@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from birdie_zmq.broker.rate_limits import one_line
+from birdie_zmq.sanitize import one_line
 from birdie_zmq.types import ComputeCounters
 
 BUCKET_S = 2.0

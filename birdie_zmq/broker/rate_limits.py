@@ -12,7 +12,8 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
-_MAX_LINE_CHARS = 500
+from birdie_zmq.sanitize import one_line
+
 _MAX_PEERS = 4096
 """Maximum number of peers whose invalid messages are counted; the least recently counted peer is dropped first."""
 
@@ -91,9 +92,3 @@ class LogLimiter:
             return False
         self._tokens -= 1
         return True
-
-
-def one_line(text: str, max_chars: int = _MAX_LINE_CHARS) -> str:
-    """Return a text from a peer, such as a host name, as one line of bounded length without control characters."""
-    shown = "".join(character if character.isprintable() else "?" for character in text[: max_chars + 1])
-    return shown if len(shown) <= max_chars else f"{shown[:max_chars]} …"

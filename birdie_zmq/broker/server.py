@@ -24,15 +24,13 @@ from birdie_zmq.broker.events import (
 )
 from birdie_zmq.errors import BirdieError, NotAllowed, ProtocolError
 from birdie_zmq.processes.signals import StopSignals
+from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.messages import ClientMessage, WorkerMessage
 from birdie_zmq.protocol.sockets import ReceivedFrame, Router, wait
 from birdie_zmq.settings import BrokerSettings
 
 logger = logging.getLogger("birdie_zmq.broker")
-
-_MIN_STALL_S = 3.0
-"""A tick that is later than this means that the broker's own process, or its machine, was stopped."""
 
 _MAX_FIRST_LEASE = 2**52
 """The first lease of a broker has a random number below this: the leases of two brokers are then never equal."""
@@ -64,9 +62,9 @@ def serve(
     """
     core = BrokerCore(settings, first_lease=secrets.randbelow(_MAX_FIRST_LEASE))
     stop_descriptors = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
-    next_tick = time.monotonic()
+    ticker = Ticker(settings.tick_s, first_at=time.monotonic())
     while True:
-        ready = wait(router, next_tick - time.monotonic(), readable=stop_descriptors)
+        ready = wait(router, ticker.remaining_s(time.monotonic()), readable=stop_descriptors)
         if parent_pipe in ready:
             return True
         if stop.descriptor in ready:
@@ -76,13 +74,11 @@ def serve(
         while (arrival := router.receive()) is not None:
             if _dispatch(router, core, _to_event(router, arrival)):
                 return False
-            if time.monotonic() >= next_tick:
+            if not ticker.remaining_s(time.monotonic()):
                 break  # Ticks and stop signals must not starve, however many messages arrive.
-        stall_s = time.monotonic() - next_tick
-        if stall_s >= 0:
-            next_tick = time.monotonic() + settings.tick_s
+        if (stall_s := ticker.tick(time.monotonic())) is not None:
             _poll_keys(router, core)
-            if _dispatch(router, core, Tick(stall_s if stall_s > _MIN_STALL_S else 0.0)):
+            if _dispatch(router, core, Tick(stall_s)):
                 return False
             if on_tick is not None:
                 on_tick(core, time.monotonic())

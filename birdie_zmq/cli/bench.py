@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from lm_eval._cli.utils import MergeDictAction
@@ -86,7 +87,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         with (
             errors.status("starting") as status,
-            Bench(arguments, options.seconds, options.limit, lambda text: status.update(sanitize(text))) as bench,
+            closing(
+                Bench(arguments, options.seconds, options.limit, lambda text: status.update(sanitize(text)))
+            ) as bench,
         ):
             results.extend(bench.measure(workload) for workload in options.workloads)
             description, load_s = bench.description, bench.load_s

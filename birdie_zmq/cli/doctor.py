@@ -11,16 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-import birdie_zmq
 from birdie_zmq._version import __version__
-from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.common import PACKAGE, run_guarded
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.tools.doctor import broker, devices, hook, keys, machine, packages, user_module
 from birdie_zmq.tools.doctor.finding import Finding, exit_status, show, summary
 from birdie_zmq.worker import engine_registry
-
-_PACKAGE = Path(birdie_zmq.__file__).resolve().parent
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -72,7 +69,7 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         raise UsageError(f"there is no file {options.api.absolute()}; --api takes the path of an api.py")
     endpoint = options.endpoint if options.port is None else f"tcp://127.0.0.1:{options.port}"
     yield from packages.check(platform.python_version(), __version__)
-    yield from hook.check(_PACKAGE)
+    yield from hook.check(PACKAGE)
     if engine in devices.PROBE_SCRIPTS:
         yield devices.check(engine, os.environ)
     if engine == engine_registry.DEFAULT:

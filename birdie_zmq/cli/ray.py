@@ -10,12 +10,12 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from birdie_zmq.cli.broker import parser as broker_parser
-from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.common import STDIN, run_guarded
 from birdie_zmq.cli.worker import parser as worker_parser
 from birdie_zmq.cluster import capacity, core, worker_command
 from birdie_zmq.errors import UnavailableError, UsageError
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("birdie_zmq.ray")
 
-_STDIN = 0
 _POLL_S = 0.25
 _BROKER_OPTIONS = ("bind", "keys", "memory_limit", "status_port")
 """The options of a broker that the command accepts for its embedded broker."""
@@ -39,21 +38,14 @@ _STOP_S = _AGENT_SETTINGS.drain_s + _AGENT_SETTINGS.terminate_s + 2.0
 _BROKER_END_S = 5.0
 
 
-def parser(prog: str, broker: argparse.ArgumentParser, worker: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Return the parser of the command.
-
-    Args:
-        prog: The name of the program.
-        broker: The parser of a broker, for the options of the embedded broker. It is modified: pass a new one.
-        worker: The parser of a worker, without --help; its options are passed on to the workers. It is modified: pass a
-            new one.
-    """
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Return the argument parser of the command, with the options of a broker and of a worker."""
     result = argparse.ArgumentParser(prog=prog, description="Run workers on a Ray cluster.")
     actions = result.add_subparsers(dest="action", required=True, metavar="up")
     up = actions.add_parser(
         "up",
         help="run workers, and replace workers that die, until Ctrl-C",
-        parents=[worker],
+        parents=[worker_parser(prog, add_help=False)],
         conflict_handler="resolve",
     )
     up.add_argument("--workers", type=int, required=True, metavar="N", help="number of workers")
@@ -100,19 +92,15 @@ def parser(prog: str, broker: argparse.ArgumentParser, worker: argparse.Argument
     )
     up.add_argument("--device", metavar="cpu", help="use the CPU; GPUs are assigned by Ray")
     embedded = up.add_argument_group("embedded broker, without --connect")
-    for action in broker._actions:
+    for action in broker_parser(prog)._actions:
         if action.dest in _BROKER_OPTIONS:
             action.help = f"embedded broker: {action.help}"
             embedded._add_action(action)
     return result
 
 
-def run(options: argparse.Namespace, worker: argparse.ArgumentParser) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run workers on a cluster until a stop signal arrives.
-
-    Args:
-        options: The parsed options of `parser`.
-        worker: The parser of a worker alone.
 
     Raises:
         UsageError: An option cannot be used as given, or exceeds the cluster; or every worker failed with a usage error.
@@ -129,6 +117,7 @@ def run(options: argparse.Namespace, worker: argparse.ArgumentParser) -> int:
         **worker_command.gpu_memory_variables(options.gpus_per_worker, os.environ),
         **worker_command.variables(options.env, os.environ),
     }
+    worker = worker_parser("birdie-zmq worker")
     # Reports errors in the worker's own options before Ray is started.
     worker_command.worker_arguments(worker, options, bound, folders)
 
@@ -143,11 +132,13 @@ def run(options: argparse.Namespace, worker: argparse.ArgumentParser) -> int:
             capacity.check_capacity(nodes, per_worker, options.workers)
         kind = "a local Ray cluster" if cluster.is_local else "the Ray cluster"
         logger.info("%s has %s; workers connect to %s", kind, capacity.describe_nodes(nodes), endpoint)
-        command = worker_command.worker_arguments(worker, options, endpoint, folders)
+        arguments = worker_command.worker_arguments(worker, options, endpoint, folders)
+        spec = worker_command.WorkerSpec(arguments, variables, per_worker)
         # Ray installs signal handlers of its own, so these must come after it.
         with StopSignals() as stop, contextlib.ExitStack() as stack:
             broker = None if options.connect is not None else stack.enter_context(_embedded_broker(options))
-            _supervise(cluster, options, command, variables, per_worker, stop, broker)
+            stops = [stop.descriptor, *([STDIN] if options.lifeline else [])]
+            _supervise(cluster, options.workers, spec, stops, broker)
             logger.info("stopping; workers finish their running leases (a second signal ends the command at once)")
             cluster.stop(_STOP_S)
         return 0
@@ -189,39 +180,32 @@ def _embedded_broker(options: argparse.Namespace) -> Iterator[subprocess.Popen[b
 
 def _supervise(
     cluster: Cluster,
-    options: argparse.Namespace,
-    command: Sequence[str],
-    variables: dict[str, str],
-    per_worker: dict[str, float],
-    stop: StopSignals,
+    workers: int,
+    spec: worker_command.WorkerSpec,
+    stops: Sequence[int],
     broker: subprocess.Popen[bytes] | None,
 ) -> None:
-    cluster_core = core.ClusterCore(options.workers)
-    stops = [stop.descriptor, *([_STDIN] if options.lifeline else [])]
-    actions = cluster_core.start(time.monotonic())
+    """Keep the workers placed until one of the descriptors `stops` is readable."""
+    cluster_core = core.ClusterCore(workers)
     while True:
-        for action in actions:
-            match action:
-                case core.PlaceWorker(number):
-                    cluster.place(number, command, variables, per_worker)
-                case core.Log(level, text):
-                    logger.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
-                case core.LogWaiting(numbers):
-                    logger.warning("%s", _waiting_text(numbers, per_worker, cluster))
+        for event in (*cluster.events(), core.Tick()):
+            for action in cluster_core.handle(event, time.monotonic()):
+                match action:
+                    case core.PlaceWorker(number):
+                        cluster.place(number, spec)
+                    case core.Log(level, text):
+                        logger.log(logging.WARNING if level == "warning" else logging.INFO, "%s", text)
+                    case core.LogWaiting(numbers):
+                        logger.warning("%s", _waiting_text(numbers, spec.resources, cluster))
         if cluster_core.has_failed:
             raise UsageError(f"all workers failed with an error of their options: {cluster_core.last_line}")
         if select.select(stops, [], [], _POLL_S)[0]:
             return
         if broker is not None and (status := broker.poll()) is not None:
             raise UnavailableError(f"the embedded broker exited with status {status}; see its output above")
-        actions = [
-            action
-            for event in (*cluster.events(), core.Tick())
-            for action in cluster_core.handle(event, time.monotonic())
-        ]
 
 
-def _waiting_text(numbers: Sequence[int], per_worker: dict[str, float], cluster: Cluster) -> str:
+def _waiting_text(numbers: Sequence[int], per_worker: Mapping[str, float], cluster: Cluster) -> str:
     names = f"worker{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"
     free = {name: cluster.free.get(name, 0.0) for name in ("CPU", "GPU")}
     return (
@@ -230,12 +214,7 @@ def _waiting_text(numbers: Sequence[int], per_worker: dict[str, float], cluster:
     )
 
 
-def full_parser(prog: str = "birdie-zmq ray") -> argparse.ArgumentParser:
-    """Return the parser of ``birdie-zmq ray``, with the options of a broker and of a worker."""
-    return parser(prog, broker_parser(prog), worker_parser(prog, add_help=False))
-
-
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq ray") -> int:
     """Run ``birdie-zmq ray`` and return the exit status."""
-    options = full_parser(prog).parse_args(arguments)
-    return run_guarded(f"{prog} {options.action}", options.quiet, lambda: run(options, worker_parser(prog)))
+    options = parser(prog).parse_args(arguments)
+    return run_guarded(f"{prog} {options.action}", options.quiet, lambda: run(options))

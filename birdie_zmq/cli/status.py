@@ -18,6 +18,7 @@ from rich.text import Text
 from birdie_zmq.broker.status.snapshot import Status
 from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.errors import BrokerUnavailable, UsageError
+from birdie_zmq.sanitize import sanitize
 from birdie_zmq.settings import DEFAULT_STATUS_PORT
 
 _TIMEOUT_S = 5.0
@@ -104,13 +105,10 @@ def fetch(url: str) -> Status:
 
 
 def render(status: Status) -> RenderableType:
-    """Return the status as tables; texts of peers are inserted as plain text, never as rich markup."""
+    """Return the status as tables; texts of peers are sanitised and inserted as plain text, not as rich markup."""
     totals = status.totals
-    head = Text.assemble(
-        ("birdie-zmq broker ", "bold"),
-        f"{status.endpoint}, up {format_duration(status.uptime_s)}, version {status.version}",
-    )
-    parts: list[RenderableType] = [head]
+    head = f"{status.endpoint}, up {format_duration(status.uptime_s)}, version {status.version}"
+    parts: list[RenderableType] = [Text.assemble(("birdie-zmq broker ", "bold"), sanitize(head))]
     if status.age_s > _STALE_S:
         parts.append(Text(f"the broker has not responded for {format_duration(status.age_s)}", "bold red"))
     if status.draining:
@@ -189,7 +187,7 @@ def _table(*columns: str) -> Table:
 
 
 def _cells(*texts: str) -> list[Text]:
-    return [Text(text) for text in texts]
+    return [Text(sanitize(text)) for text in texts]
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq status") -> int:

@@ -15,6 +15,7 @@ from typing import Protocol, Self
 from birdie_zmq.client.core import Action, ClientCore, Deliver, FailCall, FailItem, Job, Log, ReportProgress, Send
 from birdie_zmq.client.progress import INTERVAL_S, Progress, ProgressEstimator
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
+from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
@@ -31,8 +32,6 @@ OnAnswer = Callable[[int, Answer], None]
 OnProgress = Callable[[Progress], None]
 NameOf = Callable[[int], str]
 _POLL_S = 0.25
-_MIN_STALL_S = 3.0
-"""A poll that takes this much longer than its timeout means that the process, or its machine, was stopped."""
 
 
 @dataclass(frozen=True)
@@ -224,13 +223,12 @@ class Client:
 
     def _wait(self, act: Callable[[list[Action]], None]) -> None:
         """Wait for messages for at most one poll interval, and pass the resulting actions to `act`."""
-        started_at = time.monotonic()
+        ticker = Ticker(_POLL_S, first_at=time.monotonic() + _POLL_S)
         wait(self._dealer, _POLL_S)
         while (frame := self._dealer.receive()) is not None:
             act(self._core.received(self._decoded(frame), time.monotonic()))
         now = time.monotonic()
-        stall_s = now - started_at - _POLL_S
-        act(self._core.tick(now, stall_s if stall_s > _MIN_STALL_S else 0.0))
+        act(self._core.tick(now, ticker.tick(now) or 0.0))
         if self._supervisor is not None:
             silent_s, missing_s = self._core.broker_silent_s(now), self._core.worker_missing_s()
             self._supervisor.check(Liveness(silent_s, missing_s, self._core.answered))

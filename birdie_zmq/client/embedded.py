@@ -21,6 +21,7 @@ from pathlib import Path
 
 from birdie_zmq.client.client import Liveness
 from birdie_zmq.errors import UnavailableError
+from birdie_zmq.processes.restart_policy import RestartPolicy
 from birdie_zmq.processes.spawn import kill_group, module_command, package_environment, start
 from birdie_zmq.protocol.endpoints import MAX_IPC_PATH_BYTES
 from birdie_zmq.worker.engine_registry import DEFAULT
@@ -46,8 +47,8 @@ class _Child:
     command: list[str]
     process: subprocess.Popen[bytes]
     started_at: float = field(default_factory=time.monotonic)
-    starts: int = 1
     answered: int = 0
+    restarts: RestartPolicy = field(default_factory=lambda: RestartPolicy(max_failures=_MAX_STARTS))
 
 
 class EmbeddedProcesses:
@@ -114,16 +115,18 @@ class EmbeddedProcesses:
             status = child.process.wait()
         if status is None:
             return
+        now = time.monotonic()
         if liveness.answered > child.answered:
-            child.starts = 0
-        if child.starts >= _MAX_STARTS:
+            child.restarts.succeeded()
+        elif not child.restarts.is_exhausted:
+            child.restarts.failed(now)
+        if child.restarts.is_exhausted:
             raise UnavailableError(
-                f"the embedded {child.name} ended {child.starts} times without an answer in between, the last time "
-                f"with exit status {status}; see its output above"
+                f"the embedded {child.name} ended {child.restarts.failures} times without an answer in between, the last "
+                f"time with exit status {status}; see its output above"
             )
         logger.warning("the embedded %s ended with exit status %d; restarting it", child.name, status)
-        child.starts += 1
-        child.started_at, child.answered = time.monotonic(), liveness.answered
+        child.started_at, child.answered = now, liveness.answered
         child.process = self._start(child.command)
 
     def close(self) -> None:

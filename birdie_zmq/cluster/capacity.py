@@ -44,7 +44,10 @@ def worker_resources(cpus: float, gpus: float) -> dict[str, float]:
 
 def worker_capacity(nodes: Sequence[Node], per_worker: Mapping[str, float]) -> float:
     """Return the number of workers that fit on all nodes of an idle cluster; infinite if a worker reserves nothing."""
-    return sum(_node_capacity(node, per_worker) for node in nodes)
+    if not per_worker:
+        return float("inf")
+    counts = ((node.resources.get(name, 0.0) / amount for name, amount in per_worker.items()) for node in nodes)
+    return sum(int(min(each) + _ROUNDING) for each in counts)
 
 
 def check_capacity(nodes: Sequence[Node], per_worker: Mapping[str, float], workers: int) -> None:
@@ -64,20 +67,12 @@ def check_capacity(nodes: Sequence[Node], per_worker: Mapping[str, float], worke
 
 def describe_nodes(nodes: Sequence[Node]) -> str:
     """Describe all nodes with their resources, such as ``a (CPU 8, GPU 2) and b (CPU 4)``."""
-    shown = [f"{node.name} ({format_resources(_shown_resources(node.resources)) or 'nothing'})" for node in nodes]
+    shown = [
+        f"{node.name} ({format_resources({kind: node.resources.get(kind, 0.0) for kind in _SHOWN})})" for node in nodes
+    ]
     return " and ".join(shown) or "no nodes"
 
 
 def format_resources(resources: Mapping[str, float]) -> str:
     """Format resources, such as ``CPU 8, GPU 0.5``."""
     return ", ".join(f"{name} {amount:g}" for name, amount in resources.items())
-
-
-def _shown_resources(resources: Mapping[str, float]) -> dict[str, float]:
-    return {name: resources.get(name, 0.0) for name in _SHOWN}
-
-
-def _node_capacity(node: Node, per_worker: Mapping[str, float]) -> float:
-    if not per_worker:
-        return float("inf")
-    return min(int(node.resources.get(name, 0.0) / amount + _ROUNDING) for name, amount in per_worker.items())

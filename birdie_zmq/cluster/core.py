@@ -7,10 +7,12 @@ and after the exit of a process. It knows nothing of requests: the broker retrie
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
+
+from birdie_zmq.processes.restart_policy import RestartPolicy
+from birdie_zmq.processes.signals import signal_name
 
 USAGE_STATUS = 2
 """The exit status of a worker with a usage error, which another attempt would not fix."""
@@ -56,7 +58,7 @@ class ActorLost:
 
 @dataclass(frozen=True)
 class Tick:
-    """Time passed."""
+    """Time passed; the first tick requests a placement for every worker."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,21 @@ Action = PlaceWorker | Log | LogWaiting
 class _Worker:
     """The state of a worker.
 
-    ``requested_at`` is set while Ray looks for a placement, ``retry_at`` while the next request is delayed.
+    ``requested_at`` is set while Ray looks for a placement.
     """
 
     requested_at: float | None = None
-    retry_at: float | None = None
     placed_at: float | None = None
     location: str | None = None
-    quick_failures: int = 0
     has_failed: bool = False
+    restarts: RestartPolicy = field(
+        default_factory=lambda: RestartPolicy(first_pause_s=1.0, max_pause_s=_MAX_PAUSE_S, immediate_restarts=1)
+    )
+
+    def is_due(self, now: float) -> bool:
+        """Return whether a placement is to be requested."""
+        is_absent = self.requested_at is None and self.placed_at is None and not self.has_failed
+        return is_absent and self.restarts.may_start(now)
 
 
 @dataclass
@@ -122,10 +130,6 @@ class ClusterCore:
         """Whether every worker has failed with a usage error, which another attempt would not fix."""
         return all(worker.has_failed for worker in self._workers.values())
 
-    def start(self, now: float) -> list[Action]:
-        """Return the first actions: one placement request per worker."""
-        return [self._request(number, now) for number in self._workers]
-
     def handle(self, event: Event, now: float) -> list[Action]:
         """Handle one event and return the actions to take, in order.
 
@@ -147,7 +151,7 @@ class ClusterCore:
 
     def _request(self, number: int, now: float) -> PlaceWorker:
         worker = self._workers[number]
-        worker.requested_at, worker.retry_at, worker.placed_at = now, None, None
+        worker.requested_at, worker.placed_at = now, None
         return PlaceWorker(number)
 
     def _on_placed(self, number: int, location: str, now: float) -> list[Action]:
@@ -158,7 +162,7 @@ class ClusterCore:
 
     def _fail(self, number: int, last_line: str) -> list[Action]:
         worker = self._workers[number]
-        worker.has_failed, worker.requested_at, worker.retry_at = True, None, None
+        worker.has_failed, worker.requested_at = True, None
         self.last_line = last_line
         return [Log("warning", f"worker {number}{_at(worker)} failed and is not placed again: {last_line}")]
 
@@ -166,20 +170,16 @@ class ClusterCore:
         worker = self._workers[number]
         where = _at(worker)
         uptime_s = 0.0 if worker.placed_at is None else now - worker.placed_at
-        worker.quick_failures = 1 if uptime_s >= _STABLE_S else worker.quick_failures + 1
+        if uptime_s >= _STABLE_S:
+            worker.restarts.succeeded()
         worker.requested_at, worker.placed_at = None, None
-        # At once the first time, then after 1, 2, 4, … seconds.
-        pause_s = 0.0 if worker.quick_failures == 1 else min(2.0 ** min(worker.quick_failures - 2, 16), _MAX_PAUSE_S)
-        if pause_s == 0.0:
-            log = Log("warning", f"worker {number}{where} is gone: {reason}; requesting a new placement from Ray")
-            return [log, self._request(number, now)]
-        worker.retry_at = now + pause_s
-        text = f"worker {number}{where} is gone: {reason}; requesting a new placement in {pause_s:.0f} s"
-        return [Log("warning", text)]
+        pause_s = worker.restarts.failed(now)
+        when = f"in {pause_s:.0f} s" if pause_s else "from Ray"
+        log = Log("warning", f"worker {number}{where} is gone: {reason}; requesting a new placement {when}")
+        return [log] if pause_s else [log, self._request(number, now)]
 
     def _on_tick(self, now: float) -> list[Action]:
-        due = [n for n, worker in self._workers.items() if worker.retry_at is not None and worker.retry_at <= now]
-        actions: list[Action] = [self._request(number, now) for number in due]
+        actions: list[Action] = [self._request(n, now) for n, worker in self._workers.items() if worker.is_due(now)]
         waiting = tuple(self._waiting(now))
         if waiting and now - self._waiting_reported_at >= _REPORT_WAITING_INTERVAL_S:
             self._waiting_reported_at = now
@@ -197,9 +197,4 @@ def _at(worker: _Worker) -> str:
 
 
 def _describe_exit(status: int) -> str:
-    if status >= 0:
-        return f"with status {status}"
-    try:
-        return f"by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"by signal {-status}"
+    return f"with status {status}" if status >= 0 else f"by {signal_name(-status)}"

@@ -8,7 +8,6 @@ ends, for whatever reason.
 
 from __future__ import annotations
 
-import collections
 import os
 import signal
 import subprocess
@@ -17,8 +16,8 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from birdie_zmq.processes.spawn import kill_group, module_command, package_environment, start
+from birdie_zmq.sanitize import one_line
 
-_MAX_LINES = 20
 _MAX_CHARACTERS = 2_000
 
 
@@ -35,7 +34,7 @@ class NodeWorker:
         self._number = number
         self._arguments = list(arguments)
         self._variables = dict(variables)
-        self._lines: collections.deque[str] = collections.deque(maxlen=_MAX_LINES)
+        self._last_line = "it wrote nothing"
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -63,7 +62,7 @@ class NodeWorker:
         self._reader.join(1.0)
         if self._process.stdin is not None:
             self._process.stdin.close()
-        return status, self._lines[-1][:_MAX_CHARACTERS] if self._lines else "it wrote nothing"
+        return status, one_line(self._last_line, _MAX_CHARACTERS)
 
     def stop(self, timeout_s: float) -> None:
         """Let the worker finish its running lease and exit; kill it if that takes longer than `timeout_s` seconds."""
@@ -82,6 +81,6 @@ class NodeWorker:
             for line in lines:
                 text = line.decode(errors="replace").rstrip()
                 if text:
-                    self._lines.append(text)
+                    self._last_line = text
                 sys.stderr.write(f"{text}\n")
                 sys.stderr.flush()

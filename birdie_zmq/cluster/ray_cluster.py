@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 from birdie_zmq.cluster.capacity import Node
 from birdie_zmq.cluster.core import ActorLost, Event, Placed, WorkerExited
 from birdie_zmq.cluster.node_worker import NodeWorker
+from birdie_zmq.cluster.worker_command import WorkerSpec
 from birdie_zmq.errors import UnavailableError
+from birdie_zmq.sanitize import first_line
 
 logger = logging.getLogger("birdie_zmq.ray")
 
@@ -110,20 +112,18 @@ class Cluster:
         """The resources that are not reserved."""
         return dict(ray.available_resources())
 
-    def place(
-        self, number: int, arguments: Sequence[str], variables: Mapping[str, str], per_worker: Mapping[str, float]
-    ) -> None:
+    def place(self, number: int, spec: WorkerSpec) -> None:
         """Request an actor for a worker. `events` reports its location once it runs."""
         actor_class = ray.remote(
-            num_cpus=per_worker.get("CPU", 0.0),
-            num_gpus=per_worker.get("GPU", 0.0),
+            num_cpus=spec.resources.get("CPU", 0.0),
+            num_gpus=spec.resources.get("GPU", 0.0),
             # ClusterCore decides about lost actors, and the broker retries requests.
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=_CALLS_AT_ONCE,
             scheduling_strategy="SPREAD",
         )(RayWorker)
-        actor = actor_class.remote(number, list(arguments), dict(variables))
+        actor = actor_class.remote(number, list(spec.arguments), dict(spec.variables))
         self._placements[number] = _Placement(actor, actor.begin.remote(), actor.wait.remote())
 
     def events(self) -> Iterator[Event]:
@@ -151,7 +151,7 @@ class Cluster:
         ray.kill(self._placements.pop(number).actor)
 
     def stop(self, timeout_s: float) -> None:
-        """Let all workers finish their running leases and exit, within `timeout_s` seconds, then disconnect."""
+        """Let all workers finish their running leases and exit, within `timeout_s` seconds."""
         stops = [
             placement.actor.stop.remote(timeout_s)
             for placement in self._placements.values()
@@ -161,7 +161,6 @@ class Cluster:
             ray.wait(stops, num_returns=len(stops), timeout=timeout_s + _MARGIN_S)
         for number in list(self._placements):
             self._kill(number)
-        self.disconnect()
 
     @staticmethod
     def disconnect() -> None:
@@ -172,6 +171,6 @@ class Cluster:
 def _reason(error: Exception) -> str:
     if isinstance(error, ActorUnavailableError):
         return "Ray cannot reach its node"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reasons = [line for line in lines if line.lower().startswith(("the actor died", "the actor is dead", "the node"))]
-    return (reasons or lines or [type(error).__name__])[0]
+    lines = [line.strip() for line in str(error).splitlines()]
+    reasons = (line for line in lines if line.lower().startswith(("the actor died", "the actor is dead", "the node")))
+    return next(reasons, first_line(error))

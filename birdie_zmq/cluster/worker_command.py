@@ -18,6 +18,21 @@ _JAX_MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
+class WorkerSpec:
+    """What Ray starts for each worker.
+
+    Attributes:
+        arguments: The arguments of ``birdie-zmq worker``.
+        variables: Variables to add to the environment of its node.
+        resources: The resources that Ray reserves, such as ``{"CPU": 1.0}``.
+    """
+
+    arguments: Sequence[str]
+    variables: Mapping[str, str]
+    resources: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class BaseFolders:
     """The folders that relative paths are relative to.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from birdie_zmq.errors import BirdieError, ModelCallError, OutOfDeviceMemory
+from birdie_zmq.sanitize import first_line
 
 
 @contextmanager
@@ -26,6 +27,5 @@ def model_call(inputs: str, is_out_of_memory: Callable[[Exception], bool]) -> It
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OutOfDeviceMemory(f"the device is out of memory for {inputs}: {reason}") from error
+            raise OutOfDeviceMemory(f"the device is out of memory for {inputs}: {first_line(error)}") from error
         raise ModelCallError(f"the model's function failed on {inputs}: {type(error).__name__}: {error}") from error

@@ -1,1 +1,1 @@
-"""Child processes and signals: starting, stopping, and ending with the parent."""
+"""Processes: starting, stopping and restarting a child, ending with the parent, signals, and the ticks of a loop."""

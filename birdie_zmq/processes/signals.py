@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a file descriptor that a poll loop can wait for.
+"""The names of signals, and SIGINT and SIGTERM as a file descriptor that a poll loop can wait for.
 
 The handler only records the signal and wakes the loop, which then shuts down cleanly.
 """
@@ -9,6 +9,14 @@ import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as ``SIGKILL``, or ``signal 63`` if it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class StopSignals:

@@ -14,19 +14,18 @@ from typing import Self
 from birdie_zmq._version import __version__
 from birdie_zmq.errors import NotAllowed, ProtocolError, UnknownPeer, VersionMismatch
 from birdie_zmq.processes.signals import StopSignals
+from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import ModelSpec
-from birdie_zmq.worker import core
+from birdie_zmq.worker import events
+from birdie_zmq.worker.core import AgentCore
 from birdie_zmq.worker.device_memory import DeviceMemory
 from birdie_zmq.worker.model_process import ModelProcess
 
 logger = logging.getLogger("birdie_zmq.worker")
-
-_MIN_STALL_S = 3.0
-"""An iteration of the loop that is later than this was delayed because the process, or its machine, was stopped."""
 
 _REGISTER_S = 5.0
 """Seconds to wait for an answer before a registration is sent again: the broker may have died meanwhile."""
@@ -69,7 +68,7 @@ class Agent:
         self._environment = environment
         self._api = api
         self._memory = memory
-        self._core = core.AgentCore(settings, watches_memory=memory is not None, num_processes=num_processes)
+        self._core = AgentCore(settings, watches_memory=memory is not None, num_processes=num_processes)
         self._process: ModelProcess | None = None
         self._registered = False
         self._registered_at = 0.0
@@ -102,26 +101,25 @@ class Agent:
         """
         stops = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
         self._register()
-        next_heartbeat = time.monotonic() + self._settings.heartbeat_s
+        interval_s = self._settings.heartbeat_s
+        ticker = Ticker(interval_s, first_at=time.monotonic() + interval_s)
         while not self._is_done:
             readable, writable = list(stops), []
             if self._process is not None:
                 readable.append(self._process.channel.fileno())
                 if self._process.channel.has_unsent:
                     writable.append(self._process.channel.fileno())
-            ready = wait(self._dealer, next_heartbeat - time.monotonic(), readable, writable)
+            ready = wait(self._dealer, ticker.remaining_s(time.monotonic()), readable, writable)
             if parent_pipe in ready:
                 break
             if stop.descriptor in ready:
                 stops.discard(stop.descriptor)
-                self._handle(core.Drain())
+                self._handle(events.Drain())
             while (frame := self._dealer.receive()) is not None:
                 self._handle_broker_frame(frame)
             self._poll_process(ready)
-            stall_s = time.monotonic() - next_heartbeat
-            if stall_s >= 0:
-                next_heartbeat = time.monotonic() + self._settings.heartbeat_s
-                self._tick(stall_s if stall_s > _MIN_STALL_S else 0.0)
+            if (stall_s := ticker.tick(time.monotonic())) is not None:
+                self._tick(stall_s)
         if self._registered:
             self._dealer.send(encode(m.CloseWorker()))
 
@@ -142,9 +140,9 @@ class Agent:
 
     def _tick(self, stall_s: float) -> None:
         """Advance the core's clock, then send a heartbeat, or register again where that is needed."""
-        self._handle(core.Tick(stall_s))
+        self._handle(events.Tick(stall_s))
         if self._core.waits_for_memory and self._memory is not None and self._memory.is_free():
-            self._handle(core.MemoryFreed())
+            self._handle(events.MemoryFreed())
         self._broker_seen_at += stall_s
         if time.monotonic() - self._broker_seen_at > self._settings.broker_timeout_s:
             handshake_hint = self._dealer.handshake_hint
@@ -154,7 +152,7 @@ class Agent:
                 "" if handshake_hint is None else f"; {handshake_hint}",
             )
             self._broker_seen_at = time.monotonic()
-            self._handle(core.LeasesRevoked())
+            self._handle(events.LeasesRevoked())
             self._dealer.reconnect()
             self._register()
         elif not self._registered:
@@ -181,15 +179,15 @@ class Agent:
                 self._registered = True
                 logger.info("registered with the broker (birdie-zmq %s)", message.package_version)
             case m.Lease():
-                self._handle(core.LeaseReceived(message, frame))
+                self._handle(events.LeaseReceived(message, frame))
             case m.CancelLease(lease=lease):
-                self._handle(core.LeaseCancelled(lease))
+                self._handle(events.LeaseCancelled(lease))
             case m.Refusal(error=report):
                 refusal = report.to_error()
                 if isinstance(refusal, UnknownPeer):
                     # The messages before the new registration are refused as well, but one new registration is enough.
                     if self._registered:
-                        self._handle(core.LeasesRevoked())
+                        self._handle(events.LeasesRevoked())
                         self._register()
                 elif isinstance(refusal, VersionMismatch | NotAllowed):
                     raise refusal
@@ -213,46 +211,46 @@ class Agent:
                 messages = None
             hung_up = messages is None
             for message, frame in messages or ():
-                self._handle(core.ModelMessageReceived(message, frame))
+                self._handle(events.ModelMessageReceived(message, frame))
         returncode = process.reap(hung_up=hung_up)
         if returncode is not None:
             self._receive_rest(process)
             trace = process.crash_trace()
             process.close(self._settings.terminate_s)
             self._process = None
-            self._handle(core.ModelProcessExited(returncode, trace))
+            self._handle(events.ModelProcessExited(returncode, trace))
 
     def _receive_rest(self, process: ModelProcess) -> None:
         """Handle the last messages of the process: its exit can be noticed before the message that explains it is read."""
         try:
             for message, frame in process.channel.receive_rest():
-                self._handle(core.ModelMessageReceived(message, frame))
+                self._handle(events.ModelMessageReceived(message, frame))
         except ProtocolError as error:
             logger.warning("the last message of the model process is malformed: %s", error)
 
-    def _handle(self, event: core.Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         for action in self._core.handle(event, time.monotonic()):
             match action:
-                case core.Log("warning", text):
+                case events.Log("warning", text):
                     logger.warning(text)
-                case core.Log(_, text):
+                case events.Log(_, text):
                     logger.info(text)
-                case core.SendToBroker(message):
+                case events.SendToBroker(message):
                     self._dealer.send(encode(message))
-                case core.ForwardToBroker(frame):
+                case events.ForwardToBroker(frame):
                     self._dealer.send(frame)
-                case core.SendToModel(message):
+                case events.SendToModel(message):
                     if self._process is not None:
                         self._process.channel.send(message)
-                case core.ForwardToModel(frame):
+                case events.ForwardToModel(frame):
                     if self._process is not None:
                         self._process.channel.send_frame(frame)
-                case core.StopModelProcess(kill):
+                case events.StopModelProcess(kill):
                     if self._process is not None:
                         self._process.end(kill)
-                case core.StartModelProcess(model, start_count):
+                case events.StartModelProcess(model, start_count):
                     self._start(model, start_count)
-                case core.Stop():
+                case events.Stop():
                     self._is_done = True
 
     def _start(self, model: ModelSpec, start_count: int) -> None:

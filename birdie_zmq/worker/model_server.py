@@ -33,6 +33,7 @@ from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.protocol.packing import pack_answers, unpack_work
+from birdie_zmq.sanitize import first_line
 from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.types import Answer, ComputeCounters, ErrorReport, Level, Work
 from birdie_zmq.worker.channel import Channel
@@ -200,7 +201,7 @@ def _join_process_group(rank: RankInfo, connection: _AgentConnection) -> Process
 
 def _exit_group(error: ProcessGroupError) -> NoReturn:
     """Exit this process, which ends the process group: the agent restarts it, and the running lease is computed again."""
-    logger.warning("the process group cannot continue: %s", (str(error).splitlines() or [""])[0])
+    logger.warning("the process group cannot continue: %s", first_line(error))
     os._exit(GROUP_ENDED_EXIT_STATUS)
 
 

@@ -32,7 +32,7 @@ COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
     ("`birdie-zmq doctor`", doctor.parser("birdie-zmq doctor")),
     ("`birdie-zmq compare`", compare.parser("birdie-zmq compare")),
     ("`birdie-zmq bench`", bench.parser("birdie-zmq bench")),
-    ("`birdie-zmq ray`", ray.full_parser("birdie-zmq ray")),
+    ("`birdie-zmq ray`", ray.parser("birdie-zmq ray")),
     ("`birdie-zmq`", main.parser()),
 )
 

@@ -28,7 +28,7 @@ def placed_workers(actions: list[Action]) -> list[int]:
 def test_all_workers_are_placed_at_start_and_their_locations_logged() -> None:
     core = ClusterCore(2)
 
-    assert core.start(0.0) == [PlaceWorker(1), PlaceWorker(2)]
+    assert core.handle(Tick(), 0.0) == [PlaceWorker(1), PlaceWorker(2)]
     assert core.handle(Placed(2, "node a, process 7"), 1.0) == [Log("info", "worker 2 is placed: node a, process 7")]
 
 
@@ -43,7 +43,7 @@ def test_all_workers_are_placed_at_start_and_their_locations_logged() -> None:
 )
 def test_lost_worker_is_placed_again_at_once(event: WorkerExited | ActorLost, reason: str) -> None:
     core = ClusterCore(1)
-    core.start(0.0)
+    core.handle(Tick(), 0.0)
     core.handle(Placed(1, "node a"), 1.0)
 
     actions = core.handle(event, 5.0)
@@ -55,7 +55,7 @@ def test_lost_worker_is_placed_again_at_once(event: WorkerExited | ActorLost, re
 
 def test_worker_lost_before_its_placement_is_logged_without_a_location() -> None:
     core = ClusterCore(1)
-    core.start(0.0)
+    core.handle(Tick(), 0.0)
     core.handle(Placed(1, "node a"), 1.0)
     core.handle(ActorLost(1, "the node died"), 2.0)
 
@@ -66,7 +66,7 @@ def test_worker_lost_before_its_placement_is_logged_without_a_location() -> None
 
 def test_worker_that_keeps_failing_is_placed_after_growing_bounded_pauses() -> None:
     core = ClusterCore(1)
-    core.start(0.0)
+    core.handle(Tick(), 0.0)
     now, pauses = 0.0, []
     for _ in range(10):
         core.handle(Placed(1, "node a"), now)
@@ -82,7 +82,7 @@ def test_worker_that_keeps_failing_is_placed_after_growing_bounded_pauses() -> N
 
 def test_worker_stable_for_a_minute_is_placed_again_at_once() -> None:
     core = ClusterCore(1)
-    core.start(0.0)
+    core.handle(Tick(), 0.0)
     for now in (0.0, 1.0):
         core.handle(Placed(1, "node a"), now)
         core.handle(WorkerExited(1, 1, "…"), now)
@@ -94,7 +94,7 @@ def test_worker_stable_for_a_minute_is_placed_again_at_once() -> None:
 
 def test_worker_with_a_usage_error_is_not_placed_again() -> None:
     core = ClusterCore(2)
-    core.start(0.0)
+    core.handle(Tick(), 0.0)
     core.handle(Placed(1, "node a"), 1.0)
     core.handle(Placed(2, "node b"), 1.0)
 
@@ -112,7 +112,7 @@ def test_worker_with_a_usage_error_is_not_placed_again() -> None:
 
 def test_waiting_workers_are_logged_together_once_a_minute() -> None:
     core = ClusterCore(3)
-    core.start(0.0)
+    core.handle(Tick(), 0.0)
     core.handle(Placed(1, "node a"), 1.0)
 
     logged = {now: core.handle(Tick(), float(now)) for now in range(2, 100)}

@@ -24,7 +24,7 @@ ENDPOINT = parse_endpoint("tcp://10.0.0.1:5555")
 
 
 def arguments(*options: str, folders: BaseFolders) -> list[str]:
-    parsed = ray.full_parser("ray").parse_args(["up", "--workers", "2", *options])
+    parsed = ray.parser("ray").parse_args(["up", "--workers", "2", *options])
     return worker_arguments(worker.parser("worker"), parsed, ENDPOINT, folders)
 
 
@@ -63,9 +63,7 @@ def test_only_given_options_are_passed_on_and_the_worker_parses_them(tmp_path: P
 def test_command_has_every_option_of_a_worker(tmp_path: Path) -> None:
     own = {option for action in worker.parser("worker")._actions for option in action.option_strings}
     (up,) = [
-        action.choices["up"]
-        for action in ray.full_parser("ray")._actions
-        if isinstance(action, argparse._SubParsersAction)
+        action.choices["up"] for action in ray.parser("ray")._actions if isinstance(action, argparse._SubParsersAction)
     ]
 
     assert own <= {option for action in up._actions for option in action.option_strings}

@@ -13,7 +13,7 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.limits import MAX_FRAME_BYTES
 from birdie_zmq.types import ErrorReport
-from birdie_zmq.worker.channel import Channel, FrameDecoder
+from birdie_zmq.worker.channel import Channel, FrameDecoder, Received
 
 decode = decoder(m.Message)
 LARGE = m.PhaseChanged(phase="running", detail="x" * 4_000)
@@ -68,13 +68,20 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 SocketPair = tuple[socket.socket, socket.socket]
 
 
+def messages(received: list[Received] | None) -> list[object]:
+    """Return the received messages, whose frames encode them."""
+    assert received is not None
+    assert all(frame == encode(message) for message, frame in received)
+    return [message for message, _ in received]
+
+
 def test_messages_arrive_in_order_in_both_directions(pair: SocketPair) -> None:
     ours, theirs = (Channel(end, decode) for end in pair)
     ours.send(m.LeaseDone(lease=1))
     ours.send(m.LeaseDone(lease=2))
     theirs.send(m.PhaseChanged(phase="compiling"))
-    assert theirs.receive() == [m.LeaseDone(lease=1), m.LeaseDone(lease=2)]
-    assert ours.receive() == [m.PhaseChanged(phase="compiling")]
+    assert messages(theirs.receive()) == [m.LeaseDone(lease=1), m.LeaseDone(lease=2)]
+    assert messages(ours.receive()) == [m.PhaseChanged(phase="compiling")]
 
 
 def test_receive_rest_reads_long_last_messages(pair: SocketPair) -> None:
@@ -87,7 +94,7 @@ def test_receive_rest_reads_long_last_messages(pair: SocketPair) -> None:
         theirs.flush()
         received += ours.receive_rest()
     theirs.close()
-    assert [*received, *ours.receive_rest()] == [LARGE, last]
+    assert messages([*received, *ours.receive_rest()]) == [LARGE, last]
     assert ours.receive() is None
 
 
@@ -102,7 +109,7 @@ def test_message_is_received_once_it_is_complete(pair: SocketPair) -> None:
     theirs.send(stream[:-1])
     assert channel.receive() == []
     theirs.send(stream[-1:])
-    assert channel.receive() == [m.LeaseDone(lease=1)]
+    assert messages(channel.receive()) == [m.LeaseDone(lease=1)]
 
 
 def test_frame_that_is_not_a_message_is_malformed(pair: SocketPair) -> None:
@@ -119,9 +126,7 @@ def test_peer_that_does_not_read_does_not_block_send(pair: SocketPair) -> None:
     assert ours.has_unsent
     received: list[object] = []
     while len(received) < 1_000:
-        messages = theirs.receive()
-        assert messages is not None
-        received += messages
+        received += messages(theirs.receive())
         ours.flush()
     assert received == [LARGE] * 1_000
     assert not ours.has_unsent
@@ -132,11 +137,11 @@ def test_blocking_socket_sends_everything(pair: SocketPair) -> None:
     ours.setblocking(True)
     theirs.setblocking(True)
     sender, receiver = Channel(ours, decode), Channel(theirs, decode)
-    received: list[m.Message] = []
+    received: list[object] = []
 
     def read() -> None:
-        while (messages := receiver.receive()) is not None:
-            received.extend(messages)
+        while (arrived := receiver.receive()) is not None:
+            received.extend(messages(arrived))
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -152,7 +157,7 @@ def test_last_messages_are_received_before_the_end_of_the_stream(pair: SocketPai
     ours, theirs = (Channel(end, decode) for end in pair)
     theirs.send(m.LeaseDone(lease=1))
     theirs.close()
-    assert ours.receive() == [m.LeaseDone(lease=1)]
+    assert messages(ours.receive()) == [m.LeaseDone(lease=1)]
     assert ours.receive() is None
 
 

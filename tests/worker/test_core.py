@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -12,23 +11,28 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from birdie_zmq.errors import ModelCallError, ModelProcessDied, UserModuleError
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.items import PackedWork
+from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import (
+    Answer,
     ComputeCounters,
     DescribeWork,
     ErrorReport,
+    GenerateWork,
+    GenerationParams,
     ModelSpec,
-    ProgressDelta,
-    RollingWork,
     StepLimits,
-    Texts,
     Work,
 )
-from birdie_zmq.worker.core import (
+from birdie_zmq.worker.core import AgentCore
+from birdie_zmq.worker.events import (
     Action,
-    AgentCore,
     Drain,
     Event,
+    ForwardToBroker,
+    ForwardToModel,
     LeaseCancelled,
     LeaseReceived,
     LeasesRevoked,
@@ -45,6 +49,7 @@ from birdie_zmq.worker.core import (
 )
 
 A, B = (ModelSpec(tag=tag) for tag in "AB")
+decode = decoder(m.AgentMessage | m.WorkerMessage)
 LOADED = m.ModelLoaded(seconds=1.5)
 REPORT = ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")
 LOAD_FAILED = m.ModelLoadFailed(
@@ -53,10 +58,7 @@ LOAD_FAILED = m.ModelLoadFailed(
 
 
 class Harness:
-    """An AgentCore with a fake clock, which records its log and notices.
-
-    Messages of the model process use leases as the core sent them, with their tickets as numbers.
-    """
+    """An AgentCore with a fake clock, which records its log and notices."""
 
     def __init__(self, settings: AgentSettings | None = None) -> None:
         self.settings = settings or AgentSettings()
@@ -74,15 +76,19 @@ class Harness:
                     self.logged.append(text)
                 case SendToBroker(m.LeaseNotice() as notice):
                     self.notices.append(notice)
+                case ForwardToBroker(frame) if isinstance(notice := decode(frame), m.LeaseNotice):
+                    self.notices.append(notice)
                 case _:
                     actions.append(action)
         return actions
 
     def receive_leases(self, *leases: m.Lease) -> list[Action]:
-        return [action for lease in leases for action in self.handle(LeaseReceived(lease))]
+        return [action for lease in leases for action in self.handle(received(lease))]
 
     def from_model(self, *messages: m.ModelProcessMessage) -> list[Action]:
-        return [action for message in messages for action in self.handle(ModelMessageReceived(message))]
+        return [
+            action for message in messages for action in self.handle(ModelMessageReceived(message, encode(message)))
+        ]
 
     def exit_process(self, returncode: int = -11, trace: str | None = None) -> list[Action]:
         return self.handle(ModelProcessExited(returncode, trace))
@@ -105,20 +111,33 @@ class Harness:
         return sent_leases(self.from_model(LOADED))
 
 
+def received(lease: m.Lease) -> LeaseReceived:
+    return LeaseReceived(lease, encode(lease))
+
+
+def prompts(texts: Sequence[str]) -> PackedWork:
+    return pack_work(GenerateWork(prompts=list(texts), settings=GenerationParams()))
+
+
 def lease(number: int, model: ModelSpec = A, texts: str = "x") -> m.Lease:
     """Make a lease with one item per letter."""
-    return m.Lease(lease=number, attempt=1, model=model, work=RollingWork(texts=list(texts)))
+    return m.Lease(lease=number, attempt=1, model=model, work=prompts(texts))
 
 
 def texts_of(lease: m.Lease) -> list[str]:
-    assert isinstance(lease.work, RollingWork)
-    return lease.work.texts
+    work = unpack_work(lease.work)
+    assert isinstance(work, GenerateWork)
+    return work.prompts
 
 
 def answer(sent: m.Lease, *indices: int) -> m.LeaseAnswered:
     """Answer some items, each with its letter in upper case."""
-    answers = Texts(texts=[texts_of(sent)[i].upper() for i in indices])
-    return m.LeaseAnswered(lease=sent.lease, indices=np.array(indices, np.int32), answers=answers)
+    return answered(sent.lease, {i: texts_of(sent)[i].upper() for i in indices})
+
+
+def answered(number: int, texts: dict[int, str]) -> m.LeaseAnswered:
+    packed = pack_answers("generate", list(texts.values()))
+    return m.LeaseAnswered(lease=number, indices=np.array(list(texts), np.int32), answers=packed)
 
 
 def done(sent: m.Lease) -> m.LeaseDone:
@@ -131,7 +150,7 @@ def fail(sent: m.Lease, index: int | None = None) -> m.LeaseFailed:
 
 def sent_leases(actions: Sequence[Action]) -> list[m.Lease]:
     """Return the leases that the model process was sent."""
-    messages = [action.message for action in actions if isinstance(action, SendToModel)]
+    messages = [decode(action.frame) for action in actions if isinstance(action, ForwardToModel)]
     return [message for message in messages if isinstance(message, m.Lease)]
 
 
@@ -139,17 +158,21 @@ ToBroker = m.LeaseMessage | m.LeaseCrashed | m.LeaseReturned | m.DrainWorker
 
 
 def to_broker(actions: Sequence[Action]) -> list[ToBroker]:
-    return [action.message for action in actions if isinstance(action, SendToBroker)]
+    """Return the messages that the broker was sent, forwarded ones included."""
+    return [
+        action.message if isinstance(action, SendToBroker) else decode(action.frame)
+        for action in actions
+        if isinstance(action, SendToBroker | ForwardToBroker)
+    ]
 
 
-def answers(actions: Sequence[Action]) -> list[tuple[int, list[int], list[str]]]:
+def answers(actions: Sequence[Action]) -> list[tuple[int, list[int], list[Answer]]]:
     """Return the answers that the broker was sent: lease, indices, texts."""
-    result = []
-    for message in to_broker(actions):
-        if isinstance(message, m.LeaseAnswered):
-            assert isinstance(message.answers, Texts)
-            result.append((message.lease, message.indices.tolist(), message.answers.texts))
-    return result
+    return [
+        (message.lease, message.indices.tolist(), unpack_answers("generate", message.answers))
+        for message in to_broker(actions)
+        if isinstance(message, m.LeaseAnswered)
+    ]
 
 
 @pytest.fixture
@@ -197,6 +220,7 @@ def ending(harness: Harness) -> None:
 
 
 SAME_MODEL, OTHER_MODEL = lease(9, A), lease(9, B)
+FORWARDED = ForwardToModel(encode(SAME_MODEL))
 
 
 @pytest.mark.parametrize(
@@ -205,9 +229,9 @@ SAME_MODEL, OTHER_MODEL = lease(9, A), lease(9, B)
         (absent, SAME_MODEL, [StartModelProcess(A, 1)]),
         (loading, SAME_MODEL, []),
         (loading, OTHER_MODEL, []),
-        (idle, SAME_MODEL, [SendToModel(SAME_MODEL)]),
+        (idle, SAME_MODEL, [FORWARDED]),
         (idle, OTHER_MODEL, [StopModelProcess(kill=False)]),
-        (busy, SAME_MODEL, [SendToModel(SAME_MODEL)]),
+        (busy, SAME_MODEL, [FORWARDED]),
         (busy, OTHER_MODEL, []),
         (ending, SAME_MODEL, []),
         (ending, OTHER_MODEL, []),
@@ -218,13 +242,7 @@ def test_actions_for_a_lease_in_each_phase(
     harness: Harness, phase: Callable[[Harness], None], arrival: m.Lease, expected: list[Action]
 ) -> None:
     phase(harness)
-    actions = harness.receive_leases(arrival)
-    assert [type(action) for action in actions] == [type(action) for action in expected]
-    for action, expected_action in zip(actions, expected, strict=True):
-        if isinstance(action, SendToModel) and isinstance(expected_action, SendToModel):
-            assert action.message == msgspec.structs.replace(expected_action.message, lease=action.message.lease)
-        else:
-            assert action == expected_action
+    assert harness.receive_leases(arrival) == expected
 
 
 def test_counters_of_exited_processes_are_kept(harness: Harness) -> None:
@@ -312,9 +330,16 @@ def test_leases_are_sent_in_order_after_loading(harness: Harness) -> None:
 
 
 def test_lease_is_sent_unchanged(harness: Harness) -> None:
-    received = m.Lease(lease=5, attempt=3, model=A, work=RollingWork(texts=["a"]), limits=StepLimits(max_rows=2))
-    (sent,) = harness.serve(received)
-    assert (sent.attempt, sent.model, sent.work, sent.limits) == (3, A, received.work, received.limits)
+    given = m.Lease(lease=5, attempt=3, model=A, work=prompts("a"), limits=StepLimits(max_rows=2))
+    harness.receive_leases(given)
+    assert harness.from_model(LOADED) == [ForwardToModel(encode(given))]
+
+
+def test_second_lease_with_the_number_of_a_held_one_is_ignored(harness: Harness) -> None:
+    (sent,) = harness.serve(lease(5, texts="ab"))
+    assert harness.receive_leases(lease(5, texts="c")) == []
+    assert "ignored a lease of the broker" in harness.logged[-1]
+    assert answers(harness.from_model(answer(sent, 1))) == [(5, [1], ["B"])]
 
 
 def test_lease_is_sent_once(harness: Harness) -> None:
@@ -363,14 +388,29 @@ def test_notice_is_forwarded(harness: Harness) -> None:
     assert harness.notices[-1] == m.LeaseNotice(lease=5, level="warning", text="slow", once=True)
 
 
-def test_progress_is_forwarded_with_the_answers(harness: Harness) -> None:
+def test_answers_and_progress_are_forwarded_unchanged(harness: Harness) -> None:
     (sent,) = harness.serve(lease(5, texts="abc"))
-    advance = ProgressDelta(computed=ComputeCounters(tokens=7), remaining=2)
-    from_model = msgspec.structs.replace(answer(sent, 1), progress=advance)
-    assert to_broker(harness.from_model(from_model)) == [msgspec.structs.replace(from_model, lease=5)]
-    assert to_broker(harness.from_model(m.LeaseProgressed(lease=sent.lease, progress=advance))) == [
-        m.LeaseProgressed(lease=5, progress=advance)
+    progressed = m.LeaseProgressed(lease=sent.lease, progress=ComputeCounters(tokens=7))
+    assert harness.from_model(answer(sent, 1), progressed) == [
+        ForwardToBroker(encode(answer(sent, 1))),
+        ForwardToBroker(encode(progressed)),
     ]
+
+
+@pytest.mark.parametrize("index", [3, -1])
+def test_answer_without_an_item_is_ignored(harness: Harness, index: int) -> None:
+    (sent,) = harness.serve(lease(5, texts="abc"))
+    assert harness.from_model(answered(sent.lease, {index: "X"})) == []
+    assert "no item of that index" in harness.logged[-1]
+
+
+def test_messages_about_a_lease_that_was_not_sent_are_ignored(harness: Harness) -> None:
+    harness.serve(lease(5))
+    harness.receive_leases(lease(6, B))
+    progressed = m.LeaseProgressed(lease=6, progress=ComputeCounters(tokens=7))
+    for number in (6, 7):
+        messages = answered(number, {0: "X"}), m.LeaseDone(lease=number), m.LeaseFailed(lease=number, error=REPORT)
+        assert harness.from_model(*messages, progressed) == []
 
 
 # --- Another model ---------------------------------------------------------------------------------------------------
@@ -500,11 +540,15 @@ def test_crash_is_attributed_to_the_second_lease_if_the_first_was_answered(harne
     assert [crash.lease for crash in crashes(actions)] == [6]
 
 
-@pytest.mark.parametrize("work", [RollingWork(texts=["x"]), DescribeWork()], ids=lambda work: type(work).__name__)
+@pytest.mark.parametrize(
+    "work",
+    [GenerateWork(prompts=["x"], settings=GenerationParams()), DescribeWork()],
+    ids=lambda work: type(work).__name__,
+)
 def test_lease_fully_answered_before_the_crash_is_done(harness: Harness, work: Work) -> None:
-    (sent,) = harness.serve(m.Lease(lease=5, attempt=1, model=A, work=work))
+    (sent,) = harness.serve(m.Lease(lease=5, attempt=1, model=A, work=pack_work(work)))
     # The agent does not look at the answers, so texts may stand in for the description.
-    harness.from_model(m.LeaseAnswered(lease=sent.lease, indices=np.zeros(1, np.int32), answers=Texts(texts=["X"])))
+    harness.from_model(answered(sent.lease, {0: "X"}))
     assert harness.exit_process() == [SendToBroker(m.LeaseDone(lease=5))]
 
 
@@ -772,12 +816,12 @@ def test_messages_about_a_dropped_lease_are_ignored(harness: Harness) -> None:
     assert notice not in harness.notices
 
 
-def test_messages_about_a_dropped_lease_are_not_mistaken_for_a_new_lease_of_the_same_number(harness: Harness) -> None:
+def test_messages_about_a_dropped_lease_are_not_mistaken_for_the_lease_of_another_broker(harness: Harness) -> None:
     (before,) = harness.serve(lease(1, texts="ab"))
     harness.handle(LeasesRevoked())
-    (after,) = sent_leases(harness.receive_leases(lease(1, texts="cd")))
+    (after,) = sent_leases(harness.receive_leases(lease(1_000, texts="cd")))
     assert harness.from_model(answer(before, 0, 1), done(before)) == []
-    assert answers(harness.from_model(answer(after, 0, 1))) == [(1, [0, 1], ["C", "D"])]
+    assert answers(harness.from_model(answer(after, 0, 1))) == [(1_000, [0, 1], ["C", "D"])]
 
 
 def test_model_stays_loaded_when_leases_are_revoked(harness: Harness) -> None:
@@ -821,7 +865,7 @@ class Process:
 
 
 class AgentUnderStress(RuleBasedStateMachine):
-    """An AgentCore between model processes that die and a broker that restarts, and so reuses the numbers of its leases."""
+    """An AgentCore between model processes that die and a broker that restarts."""
 
     SETTINGS = AgentSettings(terminate_s=5, max_load_crashes=2, restart_delay_s=3, silence_s=1e6, loading_silence_s=1e6)
 
@@ -845,7 +889,9 @@ class AgentUnderStress(RuleBasedStateMachine):
                 case SendToModel(m.CancelLease(lease=number)):
                     assert self.process is not None
                     self.process.cancelled.add(number)
-                case SendToModel(m.Lease() as lease):
+                case ForwardToModel(frame):
+                    lease = decode(frame)
+                    assert isinstance(lease, m.Lease)
                     assert self.process is not None
                     assert self.process.is_loaded
                     assert not self.process.is_to_end
@@ -864,6 +910,8 @@ class AgentUnderStress(RuleBasedStateMachine):
                     assert self.process.is_to_end
                 case SendToBroker(message):
                     self.check_broker_message(message)
+                case ForwardToBroker(frame):
+                    self.check_broker_message(decode(frame))
 
     def check_broker_message(self, message: ToBroker) -> None:
         assert not isinstance(message, m.DrainWorker)
@@ -879,8 +927,8 @@ class AgentUnderStress(RuleBasedStateMachine):
                 assert work.unanswered
                 del self.outstanding[message.lease]
             case m.LeaseAnswered():
-                assert isinstance(message.answers, Texts)
-                for index, text in zip(message.indices.tolist(), message.answers.texts, strict=True):
+                texts = unpack_answers("generate", message.answers)
+                for index, text in zip(message.indices.tolist(), texts, strict=True):
                     assert text == texts_of(work.lease)[index].upper()
                     work.unanswered.remove(index)
             case m.LeaseDone():
@@ -902,14 +950,14 @@ class AgentUnderStress(RuleBasedStateMachine):
         self.leases += 1
         texts = [f"item-{self.items + i}" for i in range(size)]
         self.items += size
-        lease = m.Lease(lease=self.leases, attempt=1, model=model, work=RollingWork(texts=texts))
+        lease = m.Lease(lease=self.leases, attempt=1, model=model, work=prompts(texts))
         self.outstanding[lease.lease] = BrokerLease(lease, set(range(size)))
-        self.handle(LeaseReceived(lease))
+        self.handle(received(lease))
 
     # The model process
 
     def send_from_process(self, message: m.ModelProcessMessage) -> None:
-        self.handle(ModelMessageReceived(message))
+        self.handle(ModelMessageReceived(message, encode(message)))
 
     @precondition(lambda self: self.process is not None and (self.process.inbox or not self.process.is_loaded))
     @rule(data=st.data())
@@ -951,7 +999,7 @@ class AgentUnderStress(RuleBasedStateMachine):
         process = self.process
         if what == "a new broker":
             self.outstanding.clear()
-            self.leases = 0
+            self.leases += 1_000
             self.handle(LeasesRevoked())
         elif what == "a cancel":
             if self.outstanding:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.history import Kind, Rates
 from birdie_zmq.broker.peers import Worker
-from birdie_zmq.broker.rate_limits import one_line
 from birdie_zmq.broker.scheduler import SubBatch
+from birdie_zmq.sanitize import one_line
 from birdie_zmq.types import ComputeCounters, ModelSpec
 
 MAX_ROWS = 100

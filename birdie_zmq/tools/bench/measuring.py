@@ -6,8 +6,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
@@ -61,14 +59,6 @@ class Bench:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the session with the broker, and stop the embedded broker and worker if there are any."""

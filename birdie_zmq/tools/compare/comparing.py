@@ -56,8 +56,6 @@ class TaskReport:
 
     task: str
     threshold: float = 1e-3
-    samples_a: int = 0
-    samples_b: int = 0
     compared: int = 0
     missing_in_a: list[str] = field(default_factory=list)
     missing_in_b: list[str] = field(default_factory=list)
@@ -110,9 +108,7 @@ def compare_task(
     for sample in a:
         first_filter = sample.filter if first_filter is None else first_filter
         unmatched.setdefault((sample.filter, sample.doc_id), []).append(sample)
-        report.samples_a += 1
     for other in b:
-        report.samples_b += 1
         candidates = unmatched.get((other.filter, other.doc_id), [])
         at = next((i for i, one in enumerate(candidates) if _same_document(one, other)), None)
         if at is None:

@@ -11,7 +11,7 @@ from birdie_zmq._version import __version__
 from birdie_zmq.errors import UsageError
 from birdie_zmq.sanitize import sanitize
 from birdie_zmq.tools.compare import plots
-from birdie_zmq.tools.compare.comparing import TaskReport
+from birdie_zmq.tools.compare.comparing import TaskReport, first_difference
 from birdie_zmq.tools.compare.numbers import format_delta, format_difference, format_number
 from birdie_zmq.tools.compare.runs import Run
 from birdie_zmq.tools.compare.style import STYLE
@@ -209,5 +209,5 @@ def _over(value: float, threshold: float) -> str:
 
 def _excerpt(text: str, other: str) -> str:
     """Return a text with everything after the common prefix highlighted."""
-    at = next((i for i, (x, y) in enumerate(zip(text, other, strict=False)) if x != y), min(len(text), len(other)))
+    at = first_difference(text, other)
     return f"<code>{_text(text[:at])}<mark>{_text(text[at:]) or '(ends)'}</mark></code>"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from birdie_zmq.processes.signals import signal_name
 from birdie_zmq.processes.spawn import kill_group
 
 MARKER = "birdie-zmq doctor: "
@@ -34,13 +34,11 @@ class ProbeResult:
     @property
     def last_line(self) -> str:
         """The last line of standard error, which names the exception, or else a text about how the child ended."""
-        lines = [line for line in self.errors.splitlines() if line.strip()]
-        # After a signal, a C library may have written more lines after Python's traceback.
-        if lines and not (self.status is not None and self.status < 0):
-            return lines[-1].strip()
         if self.status is not None and self.status < 0:
-            return f"killed by {signal.Signals(-self.status).name}"
-        return f"exited with status {self.status}"
+            # A C library may have written more lines after Python's traceback.
+            return f"killed by {signal_name(-self.status)}"
+        lines = [line for line in self.errors.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else f"exited with status {self.status}"
 
 
 def run_probe(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> ProbeResult:

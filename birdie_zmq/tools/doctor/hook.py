@@ -18,12 +18,9 @@ WITHOUT_PTH = "python -m birdie_zmq lm_eval …   in place of lm_eval …"
 
 PROBE_SCRIPT = f"""
 import importlib.util, json, os, site, sys
-hooked = "_birdie_zmq_hook" in sys.modules
 folders = [*site.getsitepackages(), site.getusersitepackages()] if not sys.flags.no_site else []
-def origin(name):
-    spec = importlib.util.find_spec(name)
-    return None if spec is None else spec.origin
-facts = dict(hooked=hooked, no_site=bool(sys.flags.no_site), package=origin("birdie_zmq"), model=origin("harness_model"),
+package = importlib.util.find_spec("birdie_zmq")
+facts = dict(no_site=bool(sys.flags.no_site), package=package and package.origin,
              pth=[f for f in folders if os.path.isfile(os.path.join(f, {PTH!r}))], registered=None, error=None)
 try:
     import lm_eval.models
@@ -40,19 +37,15 @@ class HookFacts:
     """The state of the hook in a new Python process.
 
     Attributes:
-        hooked: Whether the hook was imported at start-up.
         no_site: Whether Python runs with ``-S`` and reads no .pth files.
         package: The file of the birdie_zmq that it imports, None if there is none.
-        model: The file of the harness_model that it imports, None if there is none.
         pth: The site-packages folders that contain our .pth file.
         registered: Whether lm_eval knows birdie_zmq; None if lm_eval cannot be imported.
         error: Why lm_eval cannot be imported.
     """
 
-    hooked: bool
     no_site: bool
     package: str | None
-    model: str | None
     pth: list[str]
     registered: bool | None
     error: str | None

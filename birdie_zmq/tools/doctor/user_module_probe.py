@@ -32,15 +32,14 @@ def main(path: str, engine: str, tag: str | None = None) -> dict[str, object]:
         imported = import_engine(engine)
         if tag is None:
             imported.prepare()
-            return {"module": import_user_module(path or None).name}
+            import_user_module(path or None)
+            return {}
         loaded = load(m.LoadModel(model=ModelSpec(tag=tag), api=path or None, start_count=1), imported)
         description = loaded.describe()
         return {
-            "module": description.api,
             "seconds": time.monotonic() - started,
             "parameters": description.num_parameters,
             "dtype": description.dtype,
-            "vocabulary": description.vocab_size,
             "max_length": description.max_length,
             "devices": description.devices,
             "warnings": loaded.warnings,

@@ -13,6 +13,7 @@ from typing import Self
 from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.errors import ProtocolError
 from birdie_zmq.processes.signals import StopSignals
+from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.worker.channel import Received
@@ -22,9 +23,6 @@ from birdie_zmq.worker.model_process import ModelProcess
 logger = logging.getLogger("birdie_zmq.worker")
 
 _TICK_S = 0.5
-
-_MIN_STALL_S = 3.0
-"""An iteration of the loop that is later than this was delayed because the process, or its machine, was stopped."""
 
 
 class FollowerAgent:
@@ -62,18 +60,18 @@ class FollowerAgent:
         """
         stops = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
         self._handle(core.AgentStarted())
+        ticker = Ticker(_TICK_S, first_at=time.monotonic() + _TICK_S)
         while not self._is_done:
             watched = [*stops] if self._process is None else [*stops, self._process.channel.fileno()]
-            began = time.monotonic()
-            ready, _, _ = select.select(watched, [], [], _TICK_S)
-            stall_s = time.monotonic() - began - _TICK_S
+            ready, _, _ = select.select(watched, [], [], ticker.remaining_s(time.monotonic()))
             if parent_pipe in ready:
                 return
             if stop.descriptor in ready:
                 stops.discard(stop.descriptor)
                 self._handle(core.StopRequested())
             self._poll_process(ready)
-            self._handle(core.Tick(stall_s if stall_s > _MIN_STALL_S else 0.0))
+            if (stall_s := ticker.tick(time.monotonic())) is not None:
+                self._handle(core.Tick(stall_s))
 
     def _poll_process(self, ready: list[int]) -> None:
         process = self._process

@@ -12,6 +12,7 @@ import signal
 from dataclasses import dataclass
 
 from birdie_zmq.engine.distributed.process_group import GROUP_ENDED_EXIT_STATUS
+from birdie_zmq.processes.restart_policy import RestartPolicy
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import Level
 
@@ -115,9 +116,8 @@ class FollowerCore:
         self._silence_s = settings.silence_s
         self._is_running = False
         self._started_at = 0.0
-        self._pause_s = 0.0
-        self._start_at: float | None = None
-        self._is_stopping = False
+        self._wants_process = False
+        self._restarts = RestartPolicy(first_pause_s=_FIRST_PAUSE_S, max_pause_s=_MAX_PAUSE_S)
         self._kill_at: float | None = None
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -132,7 +132,7 @@ class FollowerCore:
             self._heartbeat_at = now
         match event:
             case AgentStarted():
-                self._start_at = now
+                self._wants_process = True
             case NoticeReceived(level, text):
                 actions.append(Log(level, f"{self._name}: {text}"))
             case LoadingChanged(is_loading):
@@ -140,7 +140,7 @@ class FollowerCore:
             case ModelProcessExited(returncode):
                 actions += self._on_exit(returncode, now)
             case StopRequested():
-                self._is_stopping, self._start_at = True, None
+                self._wants_process = False
                 if not self._is_running:
                     return [Stop()]
                 self._kill_at = now + self._settings.terminate_s
@@ -150,8 +150,8 @@ class FollowerCore:
                 actions += self._check_heartbeat(now)
             case HeartbeatReceived():
                 pass
-        if self._start_at is not None and now >= self._start_at:
-            self._is_running, self._started_at, self._start_at = True, now, None
+        if self._wants_process and not self._is_running and self._restarts.may_start(now):
+            self._is_running, self._started_at = True, now
             self._heartbeat_at, self._silence_s = now, self._settings.silence_s
             actions.append(StartModelProcess())
         if self._kill_at is not None and now >= self._kill_at:
@@ -169,13 +169,14 @@ class FollowerCore:
 
     def _on_exit(self, returncode: int, now: float) -> list[Action]:
         self._is_running, self._kill_at = False, None
-        if self._is_stopping:
+        if not self._wants_process:
             return [Stop()]
-        is_stable = now - self._started_at >= MIN_UPTIME_S
-        self._pause_s = 0.0 if is_stable else min(_MAX_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._pause_s))
-        self._start_at = now + self._pause_s
+        if now - self._started_at >= MIN_UPTIME_S:
+            self._restarts.succeeded()
+            when = "restarting it now"
+        else:
+            when = f"restarting it in {self._restarts.failed(now):g} s"
         level, cause = _describe_exit(returncode)
-        when = "restarting it now" if is_stable else f"restarting it in {self._pause_s:g} s"
         return [Log(level, f"{self._name} has exited, {cause}; {when}, then it waits for process 0")]
 
 

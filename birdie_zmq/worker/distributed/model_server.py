@@ -36,6 +36,7 @@ from birdie_zmq.errors import BirdieError, InternalError, ProcessGroupMismatch, 
 from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
+from birdie_zmq.sanitize import first_line
 from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.types import Level
 from birdie_zmq.worker.channel import Channel
@@ -78,9 +79,8 @@ class AgentConnection:
 
     def exit(self, error: BaseException) -> NoReturn:
         """Log an error and exit at once: a clean exit would wait for the other ranks."""
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         level: Level = "info" if isinstance(error, LeaderLost) else "warning"
-        self.log(level, f"left the process group: {first_line}")
+        self.log(level, f"left the process group: {first_line(error)}")
         os._exit(GROUP_ENDED_EXIT_STATUS)
 
 
