@@ -120,7 +120,9 @@ class ResumableClient:
     ) -> dict[str, AnswerT]:
         """Return the answers in the journal by key; count and log how many of the items they answer."""
         found = journal.scan(items_of.keys())
-        known = {key: answer for key, answer in found.answers.items() if isinstance(answer, request_type.answer_type)}
+        known: dict[str, AnswerT] = {
+            key: answer for key, answer in found.answers.items() if isinstance(answer, request_type.answer_type)
+        }
         reused = sum(len(items_of[key]) for key in known)
         self.resumed += reused
         self._log.info(
