@@ -6,12 +6,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
 from birdie_zmq.client.request_types import AnswerT, RequestT, RequestType
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import Answer
 
 logger = logging.getLogger("birdie_zmq.client")
 

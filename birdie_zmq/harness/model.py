@@ -21,7 +21,6 @@ from lm_eval.api.model import LM, CacheHook
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.batching import Prompt
-from birdie_zmq.client.client import Answer
 from birdie_zmq.client.embedded import EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.request_types import (
@@ -44,6 +43,7 @@ from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, rejec
 from birdie_zmq.harness.run_report import format_statistics, model_record, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import Answer
 from birdie_zmq.worker.devices import VISIBLE_DEVICES
 
 logger = logging.getLogger("lm_eval.birdie_zmq")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.core import Job
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.chat_renderer import ChatRenderer
-from birdie_zmq.types import ChatTemplates, ChatWork, ModelSpec
+from birdie_zmq.types import Answer, ChatTemplates, ChatWork, ModelSpec
 
 CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 PLAIN = "{% for message in messages %}{{ message.content }} {% endfor %}{{ bos_token }} {{ tone }}"

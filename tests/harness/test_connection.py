@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,8 +38,7 @@ def embedded_with(device: str | None, **model_args: Any) -> FakeProcesses:
     """Return the embedded processes of a run, after it has ended."""
     arguments = parse_model_args({"model_tag": "demo", **model_args}, device=device)
     with contextlib.ExitStack() as resources:
-        _, embedded = connect(arguments, None, LOG, resources)
-        assert isinstance(embedded, FakeProcesses)
+        embedded = cast(FakeProcesses, connect(arguments, None, LOG, resources)[1])
         assert not embedded.is_closed
     return embedded
 
