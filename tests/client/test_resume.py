@@ -78,7 +78,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 def recorded(journal: Journal, *texts: str) -> list[str]:
     """Return the texts that have an answer in the journal."""
     keys = {answer_key("identity", "loglikelihood_rolling", text): text for text in texts}
-    return sorted(keys[key] for key in journal.find(set(keys)))
+    return sorted(keys[key] for key in journal.scan(set(keys)).answers)
 
 
 def test_answers_are_in_order_whether_recorded_or_new(journal: Journal) -> None:
