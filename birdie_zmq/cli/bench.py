@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from lm_eval._cli.utils import MergeDictAction
 from rich.console import Console
@@ -16,6 +17,7 @@ from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import run_guarded
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.harness.model_args import parse_model_args
+from birdie_zmq.harness.run_report import model_record
 from birdie_zmq.sanitize import sanitize
 from birdie_zmq.tools.bench import terminal
 from birdie_zmq.tools.bench.advice import advise
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     advice = advise(description, arguments.limits, measured)
     terminal.show(description, load_s, results, advice, console)
     if options.json is not None:
-        _write(options.json, description, load_s, results, advice)
+        _write(options.json, description, arguments.model_args, load_s, results, advice)
         console.print(Text(f"written: {sanitize(str(options.json))}"), soft_wrap=True)
     return 0
 
@@ -109,21 +111,14 @@ def run(options: argparse.Namespace) -> int:
 def _write(
     path: Path,
     description: ModelDescription,
+    model_args: Mapping[str, Any],
     load_s: float,
     results: list[Measurement | SkippedWorkload],
     advice: list[str],
 ) -> None:
     record = {
         "birdie_zmq": __version__,
-        "model_tag": description.model.tag,
-        "model_keywords": json.loads(description.model.arguments),
-        "model_identity": description.identity,
-        "model_num_parameters": description.num_parameters,
-        "model_dtype": description.dtype,
-        "model_max_length": description.max_length,
-        "model_engine": description.engine,
-        "model_devices": description.devices,
-        "model_versions": description.versions,
+        **model_record(description, model_args),
         "model_gives": description.provides,
         "load_seconds": load_s,
         "workloads": [each.as_record() for each in results if isinstance(each, Measurement)],

@@ -18,14 +18,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from birdie_zmq.client.journal_records import (
-    HEADER,
-    RecordedAnswer,
-    ScanResult,
-    encode_record,
-    header_error,
-    scan,
-)
+from birdie_zmq.client.journal_records import HEADER, RecordedAnswer, ScanResult, encode_record, header_error, scan
 from birdie_zmq.errors import UsageError
 
 logger = logging.getLogger("birdie_zmq.client")
@@ -83,10 +76,6 @@ class Journal:
         This also happens when the journal is garbage-collected, and at the interpreter's exit.
         """
         self._finalizer()
-
-    def find(self, keys: Collection[str]) -> dict[str, RecordedAnswer]:
-        """Return the recorded answers for these keys, as `scan` finds them."""
-        return self.scan(keys).answers
 
     def scan(self, keys: Collection[str]) -> ScanResult:
         """Find the recorded answers for these keys, whichever process wrote them, and count all answers.

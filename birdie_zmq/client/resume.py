@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.journal import Journal
-from birdie_zmq.client.journal_records import RecordedAnswer, answer_key
+from birdie_zmq.client.journal_records import answer_key
+from birdie_zmq.client.request_types import AnswerT, RequestT, RequestType
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import Answer
 
 logger = logging.getLogger("birdie_zmq.client")
-
-C = TypeVar("C")
 
 
 class JobRunner(Protocol):
@@ -60,10 +59,8 @@ class ResumableClient:
     def run(
         self,
         identity: str,
-        kind: str,
-        requests: Sequence[C],
-        jobs_of: Callable[[Sequence[C], ClientSettings], Iterable[Job]],
-        expected: type[RecordedAnswer],
+        request_type: RequestType[RequestT, AnswerT],
+        requests: Sequence[RequestT],
         on_answer: OnAnswer,
         name_of: NameOf,
         on_progress: OnProgress | None = None,
@@ -75,10 +72,8 @@ class ResumableClient:
 
         Args:
             identity: The model's identity; answers of another model are never used.
-            kind: lm_eval's name for the request type.
+            request_type: The type of the requests; an answer of another type is neither read from the journal nor recorded.
             requests: The `content` argument of `answer_key` for each request.
-            jobs_of: Makes jobs from some of the requests, such as `birdie_zmq.client.batching.rolling_jobs`.
-            expected: The type of an answer; any other type is neither read from the journal nor recorded.
             on_answer: Called with the number and the answer of each request, after the answer is in the journal.
             name_of: Returns the user's name for the request with a number.
             on_progress: Called with the progress of the requests that are sent.
@@ -89,33 +84,11 @@ class ResumableClient:
         """
         journal = self._journal
         if journal is None:
-            return self._client.run(jobs_of(requests, self._settings), len(requests), on_answer, name_of, on_progress)
-        keys = [answer_key(identity, kind, each) for each in requests]
-        found = journal.scan(set(keys))
-        known = {key: answer for key, answer in found.answers.items() if isinstance(answer, expected)}
+            jobs = request_type.make_jobs(requests, self._settings)
+            return self._client.run(jobs, len(requests), on_answer, name_of, on_progress)
         items_of: dict[str, list[int]] = {}
-        for item, key in enumerate(keys):
-            items_of.setdefault(key, []).append(item)
-        sent = [(key, items) for key, items in items_of.items() if key not in known]
-        missing = sum(len(items) for _, items in sent)
-        self.resumed += len(requests) - missing
-        self._log.info(
-            "%s of %s answers are in %s; they are reused",
-            f"{len(requests) - missing:,}",
-            f"{len(requests):,}",
-            journal.path,
-        )
-        if known:
-            self._used.add(identity)
-        elif found.total and keys and identity not in self._used:
-            self._log.info(
-                "%s has %s answers, none of them to these requests by this model; they are not used. A journal keeps "
-                "answers apart by the model's files, model_args and api.py: if you expected to resume, one of these has "
-                "changed, or an earlier version of birdie-zmq wrote the journal",
-                journal.path,
-                f"{found.total:,}",
-            )
-
+        for item, request in enumerate(requests):
+            items_of.setdefault(answer_key(identity, request_type.name, request), []).append(item)
         answers: dict[int, Answer] = {}
 
         def deliver(items: Sequence[int], answer: Answer) -> None:
@@ -123,16 +96,50 @@ class ResumableClient:
                 answers[item] = answer
                 on_answer(item, answer)
 
+        for key, answer in self._recorded(journal, identity, request_type, items_of).items():
+            deliver(items_of.pop(key), answer)
+        sent = list(items_of.items())
+
         def receive(number: int, answer: Answer) -> None:
             key, items = sent[number]
-            if isinstance(answer, expected):
+            if isinstance(answer, request_type.answer_type):
                 journal.append(key, answer)
                 self._used.add(identity)
             deliver(items, answer)
 
-        for key, answer in known.items():
-            deliver(items_of[key], answer)
         if sent:
-            jobs = jobs_of([requests[items[0]] for _, items in sent], self._settings)
+            jobs = request_type.make_jobs([requests[items[0]] for _, items in sent], self._settings)
             self._client.run(jobs, len(sent), receive, lambda number: name_of(sent[number][1][0]), on_progress)
         return [answers[item] for item in range(len(requests))]
+
+    def _recorded(
+        self,
+        journal: Journal,
+        identity: str,
+        request_type: RequestType[RequestT, AnswerT],
+        items_of: Mapping[str, Sequence[int]],
+    ) -> dict[str, AnswerT]:
+        """Return the answers in the journal by key; count and log how many of the items they answer."""
+        found = journal.scan(items_of.keys())
+        known: dict[str, AnswerT] = {
+            key: answer for key, answer in found.answers.items() if isinstance(answer, request_type.answer_type)
+        }
+        reused = sum(len(items_of[key]) for key in known)
+        self.resumed += reused
+        self._log.info(
+            "%s of %s answers are in %s; they are reused",
+            f"{reused:,}",
+            f"{sum(map(len, items_of.values())):,}",
+            journal.path,
+        )
+        if known:
+            self._used.add(identity)
+        elif found.total and items_of and identity not in self._used:
+            self._log.info(
+                "%s has %s answers, none of them to these requests by this model; they are not used. A journal keeps "
+                "answers apart by the model's files, model_args and api.py: if you expected to resume, one of these has "
+                "changed, or an earlier version of birdie-zmq wrote the journal",
+                journal.path,
+                f"{found.total:,}",
+            )
+        return known

@@ -1,15 +1,17 @@
-"""Parses a task's ``generation_kwargs`` and lm_eval's ``--gen_kwargs`` into generation and sampling parameters."""
+"""Parses generation requests: a task's ``generation_kwargs`` and lm_eval's ``--gen_kwargs`` become parameters."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
+from birdie_zmq.client.batching import Prompt, assign_random_keys
 from birdie_zmq.errors import UnsupportedRequest, UsageError
 from birdie_zmq.generation_options import (
     COMPUTED,
@@ -22,12 +24,41 @@ from birdie_zmq.generation_options import (
     UnsupportedOption,
     is_neutral,
     read_logits_option,
+    tokens_outside,
 )
+from birdie_zmq.harness.model_args import RunArguments
 from birdie_zmq.types import GenerationParams, LogitsParams, SamplingParams
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
 _warned: set[str] = set()
+
+
+def parse_prompts(requests: Sequence[Instance], arguments: RunArguments, vocab_size: int) -> list[Prompt]:
+    """Return the prompts of generation requests, with their parameters and, if they are sampled, random keys.
+
+    Args:
+        requests: Requests with the arguments ``(prompt, generation_kwargs)``.
+        arguments: The arguments of the run.
+        vocab_size: Number of tokens that the model has logits for, 0 if it is unknown.
+
+    Raises:
+        UnsupportedRequest: An unsupported option would change the answer, such as beam search.
+        UsageError: A value is invalid.
+    """
+    parsed: dict[str, GenerationParams] = {}  # the requests of a task have equal generation_kwargs
+    items = []
+    for request in requests:
+        content = repr(request.args[1])
+        if content not in parsed:
+            params = parse_generation_params(request.args[1], arguments.max_gen_toks, arguments.think_end_token)
+            if outside := tokens_outside(params, vocab_size):
+                raise UsageError(
+                    f"generation_kwargs name {outside}, but the model has logits for {vocab_size} tokens only"
+                )
+            parsed[content] = params
+        items.append((str(request.args[0]), parsed[content]))
+    return assign_random_keys(items, arguments.seed)
 
 
 def parse_generation_params(

@@ -6,44 +6,47 @@ them it starts an embedded broker and worker and stops them at the end of the ru
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import jinja2
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.batching import Prompt, assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.core import Job
-from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
+from birdie_zmq.client.batching import Prompt
+from birdie_zmq.client.embedded import EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
+from birdie_zmq.client.request_types import (
+    GENERATE_UNTIL,
+    LOGLIKELIHOOD,
+    LOGLIKELIHOOD_ROLLING,
+    AnswerT,
+    RequestT,
+    RequestType,
+)
 from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
-from birdie_zmq.generation_options import tokens_outside
-from birdie_zmq.harness.chat_template import render, select_template
-from birdie_zmq.harness.generation_kwargs import parse_generation_params
-from birdie_zmq.harness.model_args import RunArguments, parse_model_args
+from birdie_zmq.harness.chat_renderer import ChatRenderer
+from birdie_zmq.harness.connection import connect, open_in_process
+from birdie_zmq.harness.generation_kwargs import parse_prompts
+from birdie_zmq.harness.model_args import RunArguments, in_process_model_args, parse_model_args
 from birdie_zmq.harness.preflight import requests_of_run
 from birdie_zmq.harness.progress_bar import ProgressBar
 from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, reject_sampled_repeats
-from birdie_zmq.harness.run_report import format_statistics, statistics_record
+from birdie_zmq.harness.run_report import format_statistics, model_record, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answer, ChatWork, GenerationParams
-from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
+from birdie_zmq.types import Answer
+from birdie_zmq.worker.devices import VISIBLE_DEVICES
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
-
-AnswerT = TypeVar("AnswerT", tuple[float, bool], float, str)
-ItemT = TypeVar("ItemT")
 
 
 class BirdieZMQ(LM):
@@ -97,72 +100,33 @@ class BirdieZMQ(LM):
     ) -> None:
         super().__init__()
         if model is not None:
-            model_args = _in_process_model_args(model, tokenizer, device, model_args)
+            model_args = in_process_model_args(model, tokenizer, device, model_args)
         elif tokenizer is not None:
             model_args["tokenizer"] = tokenizer
-        self._arguments: RunArguments = parse_model_args(
-            model_args, batch_size=batch_size, max_batch_size=max_batch_size, device=device
-        )
-        self._settings = client_settings or ClientSettings()
-        resume = self._arguments.resume
-        self._journal = None if resume is None else Journal(resume, log=logger)
+        arguments = parse_model_args(model_args, batch_size=batch_size, max_batch_size=max_batch_size, device=device)
+        settings = client_settings or ClientSettings()
+        self._arguments: RunArguments = arguments
+        self._client: Client | InProcessClient
         self._embedded: EmbeddedProcesses | None = None
-        try:
-            self._client = (
-                self._connect(device, client_settings) if model is None else self._in_process_client(model, tokenizer)
-            )
-            try:
-                self._description = self._client.describe()
-            except BaseException:
-                self._client.close()
-                raise
-        except BaseException:
-            self._release()
-            raise
-        self._resumable_client = ResumableClient(self._client, self._journal, self._settings, logger)
+        with contextlib.ExitStack() as resources:
+            self._journal = None if arguments.resume is None else Journal(arguments.resume, log=logger)
+            if self._journal is not None:
+                resources.callback(self._journal.close)
+            if model is None:
+                self._client, self._embedded = connect(arguments, client_settings, logger, resources)
+            else:
+                self._client = open_in_process(arguments, model, tokenizer, settings.max_failed_items, logger)
+                resources.callback(self._client.close)
+            self._description = self._client.describe()
+            self._resources = resources.pop_all()
+        self._resumable_client = ResumableClient(self._client, self._journal, settings, logger)
+        self._chat = ChatRenderer(self._client, self._description.chat, arguments.model, arguments.template_args)
         logger.info(
             "%s is loaded in process %d on %s",
-            self._arguments.model,
+            arguments.model,
             self._description.process_id,
             ", ".join(self._description.devices),
         )
-
-    def _connect(self, device: str | None, client_settings: ClientSettings | None) -> Client:
-        """Return a client of the broker in model_args, or of an embedded broker."""
-        arguments = self._arguments
-        endpoint = arguments.endpoint
-        if endpoint is None:
-            verbose = logger.isEnabledFor(logging.DEBUG)
-            # lm_eval fills in one GPU if --device is not given, but a mesh needs to see all GPUs.
-            worker_device = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
-            self._embedded = EmbeddedProcesses(
-                arguments.api, worker_device, verbose, arguments.engine, arguments.status_port
-            )
-            endpoint = self._embedded.endpoint
-            if client_settings is None:
-                self._settings = ClientSettings(connect_s=CONNECT_S)
-        return Client(
-            endpoint,
-            arguments.model,
-            arguments.limits,
-            self._settings,
-            supervisor=self._embedded,
-            log=logger,
-            key_file=arguments.key_file,
-        )
-
-    def _in_process_client(self, model: Any, tokenizer: Any) -> InProcessClient:
-        """Return a client of a model of this process."""
-        arguments, max_failed_items = self._arguments, self._settings.max_failed_items
-        client = InProcessClient(
-            arguments.model, model, tokenizer, arguments.limits, max_failed_items, arguments.engine, logger
-        )
-        if self._journal is not None and not client.has_fingerprint:
-            raise UsageError(
-                "resume= stores answers for later runs, which must know that the weights are the same: pass "
-                "birdie_zmq.Model(…, fingerprint=…)"
-            )
-        return client
 
     def update(self, params: Any = None, fingerprint: str | None = None) -> None:
         """Replace the weights of a model of this process, as in a training loop; nothing is recompiled.
@@ -218,14 +182,7 @@ class BirdieZMQ(LM):
 
     def close(self) -> None:
         """Close the session with the broker, and stop the embedded broker and worker if there are any."""
-        self._client.close()
-        self._release()
-
-    def _release(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-        if self._embedded is not None:
-            self._embedded.close()
+        self._resources.close()
 
     # --- Requests ----------------------------------------------------------------------------------------------------
 
@@ -247,7 +204,7 @@ class BirdieZMQ(LM):
         self._reject_thinking(requests)
         self._check_run(requests)
         pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
-        return self._run("loglikelihood", requests, pairs, loglikelihood_jobs, tuple, disable_tqdm)
+        return self._run(LOGLIKELIHOOD, requests, pairs, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of each whole text, computed with lm_eval's rolling windows.
@@ -265,7 +222,7 @@ class BirdieZMQ(LM):
         """
         self._check_run(requests)
         texts = [str(request.args[0]) for request in requests]
-        return self._run("loglikelihood_rolling", requests, texts, rolling_jobs, float, disable_tqdm)
+        return self._run(LOGLIKELIHOOD_ROLLING, requests, texts, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate a continuation of each prompt, cut before the first stop string.
@@ -287,7 +244,7 @@ class BirdieZMQ(LM):
         """
         prompts = self._prompts(requests)
         self._check_run(requests)
-        return self._run("generate_until", requests, prompts, generate_jobs, str, disable_tqdm)
+        return self._run(GENERATE_UNTIL, requests, prompts, disable_tqdm)
 
     def _check_run(self, requests: Sequence[Instance]) -> None:
         """Reject all requests of the run that these belong to, before the first of them is computed.
@@ -296,8 +253,8 @@ class BirdieZMQ(LM):
             UnsupportedRequest, UsageError: As in `generate_until` and `loglikelihood`.
         """
         others = requests_of_run(requests)
-        self._reject_thinking(others.get("loglikelihood", ()))
-        repeated = [request for request in others.get("generate_until", ()) for _ in range(request.repeats or 1)]
+        self._reject_thinking(others.get(LOGLIKELIHOOD.name, ()))
+        repeated = [request for request in others.get(GENERATE_UNTIL.name, ()) for _ in range(request.repeats or 1)]
         self._prompts(repeated)
 
     def _reject_thinking(self, requests: Sequence[Instance]) -> None:
@@ -318,34 +275,19 @@ class BirdieZMQ(LM):
         Raises:
             UnsupportedRequest, UsageError: As in `generate_until`.
         """
-        arguments = self._arguments
-        vocab_size = self._description.vocab_size or 0
-        parsed: dict[str, GenerationParams] = {}  # the requests of a task have equal generation_kwargs
-        items = []
-        for request in requests:
-            content = repr(request.args[1])
-            if content not in parsed:
-                params = parse_generation_params(request.args[1], arguments.max_gen_toks, arguments.think_end_token)
-                if outside := tokens_outside(params, vocab_size):
-                    raise UsageError(
-                        f"generation_kwargs name {outside}, but the model has logits for {vocab_size} tokens only"
-                    )
-                parsed[content] = params
-            items.append((str(request.args[0]), parsed[content]))
-        prompts = assign_random_keys(items, arguments.seed)
+        prompts = parse_prompts(requests, self._arguments, self._description.vocab_size or 0)
         if self._cache is not None:
             reject_sampled_repeats(prompts, [request.args[1] for request in requests])
         return prompts
 
     def _run(
         self,
-        kind: str,
+        request_type: RequestType[RequestT, AnswerT],
         requests: Sequence[Instance],
-        items: Sequence[ItemT],
-        make_jobs: Callable[[Sequence[ItemT], ClientSettings], Iterable[Job]],
-        answer_type: type[AnswerT],
+        contents: Sequence[RequestT],
         disable_tqdm: bool,
     ) -> list[AnswerT]:
+        kind = request_type.name
         with ProgressBar(f"Running {kind} requests", len(requests), disable=disable_tqdm) as bar:
 
             def on_answer(item: int, answer: Answer) -> None:
@@ -358,11 +300,10 @@ class BirdieZMQ(LM):
                 request = requests[item]
                 return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {item}"
 
+            on_progress = None if disable_tqdm else bar.progress
             identity = self._description.identity
-            answers = self._resumable_client.run(
-                identity, kind, items, make_jobs, answer_type, on_answer, name_of, bar.progress
-            )
-        typed: list[AnswerT] = [answer for answer in answers if isinstance(answer, answer_type)]
+            answers = self._resumable_client.run(identity, request_type, contents, on_answer, name_of, on_progress)
+        typed: list[AnswerT] = [answer for answer in answers if isinstance(answer, request_type.answer_type)]
         if len(typed) != len(answers):
             raise ProtocolError(f"the worker answered {kind} requests with answers of another type")
         return typed
@@ -398,56 +339,22 @@ class BirdieZMQ(LM):
             UsageError: The tokenizer has no chat template, or its template rejects the conversation.
             TokenizerError: The tokenizer's own ``apply_chat_template`` method failed.
         """
-        try:
-            return self._render(chat_history, add_generation_prompt)
-        except jinja2.TemplateError as error:
-            without_system = [message for message in chat_history if message["role"] != "system"]
-            if len(without_system) == len(chat_history):
-                raise UsageError(f"the chat template rejects a conversation: {error}") from error
-            logger.warning("the chat template rejects the system message, which is left out: %s", error)
-            return self._render(without_system, add_generation_prompt)
+        return self._chat.render(chat_history, add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Select the chat template and return its text, which lm_eval records; a string selects a template by name."""
         if chat_template is False or chat_template is None:
             return None
-        self._template = self._select_template(None if chat_template is True else chat_template)
-        return self._template or ""
+        self._chat.select(None if chat_template is True else chat_template)
+        return self._chat.template or ""
 
     @property
     def tokenizer_name(self) -> str:
         """A name for the tokenizer and its chat template; lm_eval caches rendered requests under it."""
         spec = self._arguments.model
-        chat = json.dumps([spec.tag, spec.arguments, self._description.api_sha256, self._template], sort_keys=True)
-        readable = Path(spec.tag).name or spec.tag
-        return f"birdie_zmq-{readable}-{hashlib.sha256(chat.encode()).hexdigest()[:16]}"
-
-    @functools.cached_property
-    def _template(self) -> str | None:
-        return self._select_template(None)
-
-    def _select_template(self, name: str | None) -> str | None:
-        """Return one of the tokenizer's templates; None if the tokenizer has a method instead."""
-        return select_template(self._description.chat, name, self._arguments.model)
-
-    def _render(self, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        template = self._template
-        if template is not None:
-            special = self._description.chat.special_tokens
-            return render(
-                template,
-                conversation,
-                special,
-                add_generation_prompt=add_generation_prompt,
-                template_args=self._arguments.template_args,
-            )
-        work = ChatWork(
-            conversations=[conversation],
-            add_generation_prompt=add_generation_prompt,
-            template_args=json.dumps(self._arguments.template_args, sort_keys=True),
-        )
-        (text,) = self._client.run([Job(work, [0])], 1)
-        return str(text)
+        parts = [spec.tag, spec.arguments, self._description.api_sha256, self._chat.template]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return f"birdie_zmq-{Path(spec.tag).name or spec.tag}-{digest[:16]}"
 
     # --- Results and metadata ----------------------------------------------------------------------------------------
 
@@ -477,45 +384,13 @@ class BirdieZMQ(LM):
         except BirdieError as error:
             logger.warning("the worker's final statistics are not available, results contain earlier ones: %s", error)
         description = self._description
-        report = description.report
-        logger.info("%s: %s", description.model, format_statistics(report))
+        logger.info("%s: %s", description.model, format_statistics(description.report))
         if self._client.retries:
             logger.info("retried work %d times after a worker died", self._client.retries)
         return {
-            "model_tag": description.model.tag,
-            "model_keywords": json.loads(description.model.arguments),
-            "model_identity": description.identity,
-            "model_api": description.api,
-            "model_api_sha256": description.api_sha256,
-            "model_num_parameters": description.num_parameters,
-            "model_dtype": description.dtype,
-            "model_vocab_size": description.vocab_size,
-            "model_max_length": description.max_length,
-            "model_devices": description.devices,
-            "model_engine": description.engine,
-            "model_versions": description.versions,
-            "model_steps": statistics_record(report),
+            **model_record(description, self._arguments.model_args),
+            "model_steps": statistics_record(description.report),
             "model_losses": self._client.retries,
             "model_switches": self._client.model_switches,
             "model_resumed_answers": self._resumable_client.resumed,
         }
-
-
-def _in_process_model_args(
-    model: Any, tokenizer: Any, device: str | None, model_args: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the model_args for a model of this process.
-
-    Raises:
-        UsageError: The tokenizer is missing, or an argument concerns other processes.
-    """
-    if isinstance(model, str):
-        raise UsageError(f"model= takes a model of this process; to load one with an api.py, pass model_tag={model}")
-    if tokenizer is None:
-        raise UsageError("model= needs tokenizer=: any value that load_tokenizer of an api.py may return")
-    process_args = ("endpoint", "port", "key_file", "api", "status_port")
-    excluded: list[str] = [name for name in process_args if name in model_args]
-    excluded += [] if device is None else ["device"]
-    if excluded:
-        raise UsageError(f"{', '.join(excluded)} cannot be used with model=: the model runs in this process")
-    return model_args if {"model_tag", "pretrained"} & model_args.keys() else {"model_tag": "in-process", **model_args}

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from birdie_zmq.engine.mesh_shape import MESH_ARGUMENT, MeshShape, pop_mesh
 from birdie_zmq.errors import UsageError
@@ -97,12 +97,21 @@ MODEL_ARGS = (
 _RUN_ARGS = tuple(arg.name for arg in MODEL_ARGS if not arg.forwarded)
 
 
+_EMBEDDED_ARGS = {
+    "api": "worker; a worker of a running broker gets its api.py from its own --api",
+    "engine": "worker; a worker of a running broker gets its engine from its own --engine",
+    "status_port": "broker; a running broker gets its status page from its own --status-port",
+}
+"""Arguments that a run with a running broker cannot have, with the process that they are for."""
+
+
 @dataclass(frozen=True)
 class RunArguments:
     """The parsed arguments of a run.
 
     Attributes:
-        model: The model tag, and the arguments that are forwarded to the user module.
+        model: The model tag, and the arguments that are forwarded to the user module, as canonical JSON.
+        model_args: The same arguments by name, in alphabetical order.
         endpoint: Endpoint of a running broker, None for an embedded broker and worker.
         key_file: Private key file of this client, None for a broker without keys.
         api: The user module of the embedded worker, None for the built-in one.
@@ -120,6 +129,7 @@ class RunArguments:
     """
 
     model: ModelSpec
+    model_args: Mapping[str, Any]
     endpoint: str | None
     key_file: Path | None
     api: Path | None
@@ -157,62 +167,58 @@ def parse_model_args(
     """
     forwarded = dict(arguments)
     run_args = {name: forwarded.pop(name, None) for name in _RUN_ARGS}
-    tag, pretrained = run_args["model_tag"], run_args["pretrained"]
-    if tag is not None and pretrained is not None and tag != pretrained:
-        raise UsageError(f"model_tag={tag} and pretrained={pretrained} in model_args name two models; set only one")
-    tag = tag if tag is not None else pretrained
-    if tag is None or not str(tag):
-        raise UsageError("model_args must name a model: model_tag=demo, or a tag that your api.py knows")
+    tag = _parse_tag(run_args["model_tag"], run_args["pretrained"])
     endpoint = _parse_endpoint(run_args["endpoint"], run_args["port"])
-    key_file = _parse_path("key_file", run_args["key_file"])
-    if key_file is not None and endpoint is None:
-        raise UsageError("key_file= in model_args needs endpoint= or port=; the embedded broker of a run has no keys")
-    api = run_args["api"]
-    if api is not None and endpoint is not None:
-        raise UsageError(
-            "api= in model_args is for the embedded worker; a worker of a running broker gets its api.py from its own --api"
-        )
-    if api is not None and not Path(str(api)).is_file():
-        raise UsageError(f"there is no file {Path(str(api)).absolute()}, which api= in model_args names")
-    engine = run_args["engine"]
-    if engine is not None and endpoint is not None:
-        raise UsageError(
-            "engine= in model_args is for the embedded worker; a worker of a running broker gets its engine from its own "
-            "--engine"
-        )
-    status_port = run_args["status_port"]
-    if status_port is not None and endpoint is not None:
-        raise UsageError(
-            "status_port= in model_args is for the embedded broker; a running broker gets its status page from its own "
-            "--status-port"
-        )
-    if status_port is not None and not _is_port(status_port, minimum=0):
-        raise UsageError(f"status_port={status_port!r} in model_args is not a port; 0 selects a free port")
-    resume = _parse_path("resume", run_args["resume"])
+    _check_broker_args(run_args, endpoint)
     mesh = pop_mesh(forwarded)
     if mesh is not None:
         forwarded[MESH_ARGUMENT] = mesh.as_argument()
-    rows = _parse_count("batch_rows", run_args["batch_rows"])
-    row_limits = [_parse_batch_size(batch_size), _parse_count("max_batch_size", max_batch_size)]
-    max_gen_toks = _parse_count("max_gen_toks", forwarded.get("max_gen_toks"))
     template_args, enable_thinking, think_end_token = _parse_chat_args(forwarded)
     return RunArguments(
-        model=ModelSpec(tag=str(tag), arguments=_canonical_json(forwarded)),
+        model=ModelSpec(tag=tag, arguments=_canonical_json(forwarded)),
+        model_args=dict(sorted(forwarded.items())),
         endpoint=endpoint,
-        key_file=key_file,
-        api=None if api is None else Path(str(api)).resolve(),
-        engine=find_engine(DEFAULT if engine is None else str(engine)),
-        status_port=status_port,
-        resume=resume,
+        key_file=_parse_path("key_file", run_args["key_file"]),
+        api=_parse_api(run_args["api"]),
+        engine=find_engine(DEFAULT if run_args["engine"] is None else str(run_args["engine"])),
+        status_port=_parse_status_port(run_args["status_port"]),
+        resume=_parse_path("resume", run_args["resume"]),
         device=device,
         mesh=mesh,
-        limits=StepLimits(max_rows=min((limit for limit in row_limits if limit), default=None), rows=rows),
-        max_gen_toks=max_gen_toks or DEFAULT_MAX_GEN_TOKS,
+        limits=_parse_limits(run_args["batch_rows"], batch_size, max_batch_size),
+        max_gen_toks=_parse_count("max_gen_toks", forwarded.get("max_gen_toks")) or DEFAULT_MAX_GEN_TOKS,
         seed=_parse_seed(forwarded.get("seed")),
         template_args=template_args,
         enable_thinking=enable_thinking,
         think_end_token=think_end_token,
     )
+
+
+def in_process_model_args(model: Any, tokenizer: Any, device: str | None, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Return the model_args for a model of this process.
+
+    Raises:
+        UsageError: The tokenizer is missing, or an argument concerns other processes.
+    """
+    if isinstance(model, str):
+        raise UsageError(f"model= takes a model of this process; to load one with an api.py, pass model_tag={model}")
+    if tokenizer is None:
+        raise UsageError("model= needs tokenizer=: any value that load_tokenizer of an api.py may return")
+    process_args = ("endpoint", "port", "key_file", "api", "status_port")
+    excluded: list[str] = [name for name in process_args if name in model_args]
+    excluded += [] if device is None else ["device"]
+    if excluded:
+        raise UsageError(f"{', '.join(excluded)} cannot be used with model=: the model runs in this process")
+    return model_args if {"model_tag", "pretrained"} & model_args.keys() else {"model_tag": "in-process", **model_args}
+
+
+def _parse_tag(tag: object, pretrained: object) -> str:
+    if tag is not None and pretrained is not None and tag != pretrained:
+        raise UsageError(f"model_tag={tag} and pretrained={pretrained} in model_args name two models; set only one")
+    tag = tag if tag is not None else pretrained
+    if tag is None or not str(tag):
+        raise UsageError("model_args must name a model: model_tag=demo, or a tag that your api.py knows")
+    return str(tag)
 
 
 def _parse_endpoint(endpoint: object, port: object) -> str | None:
@@ -225,7 +231,20 @@ def _parse_endpoint(endpoint: object, port: object) -> str | None:
     return None if endpoint is None else str(endpoint)
 
 
-def _is_port(value: object, *, minimum: int) -> bool:
+def _check_broker_args(run_args: Mapping[str, Any], endpoint: str | None) -> None:
+    """Reject arguments of the embedded broker and worker with a running broker, and a key without one."""
+    if endpoint is None:
+        if run_args["key_file"] is not None:
+            raise UsageError(
+                "key_file= in model_args needs endpoint= or port=; the embedded broker of a run has no keys"
+            )
+        return
+    for name, reason in _EMBEDDED_ARGS.items():
+        if run_args[name] is not None:
+            raise UsageError(f"{name}= in model_args is for the embedded {reason}")
+
+
+def _is_port(value: object, *, minimum: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 65536
 
 
@@ -235,6 +254,21 @@ def _parse_path(name: str, value: object) -> Path | None:
     if isinstance(value, bool) or not str(value):
         raise UsageError(f"{name}={value!r} in model_args must name a file")
     return Path(str(value)).absolute()
+
+
+def _parse_api(value: object) -> Path | None:
+    if value is None:
+        return None
+    path = Path(str(value))
+    if not path.is_file():
+        raise UsageError(f"there is no file {path.absolute()}, which api= in model_args names")
+    return path.resolve()
+
+
+def _parse_status_port(value: object) -> int | None:
+    if value is None or _is_port(value, minimum=0):
+        return value
+    raise UsageError(f"status_port={value!r} in model_args is not a port; 0 selects a free port")
 
 
 def _parse_chat_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], bool, str | int | None]:
@@ -264,6 +298,12 @@ def _parse_chat_args(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], bool
             "as think_end_token=</think>); without it the reasoning would be scored as part of the answer"
         )
     return variables, bool(enable_thinking), end
+
+
+def _parse_limits(rows: object, batch_size: int | str | None, max_batch_size: object) -> StepLimits:
+    maxima = (_parse_batch_size(batch_size), _parse_count("max_batch_size", max_batch_size))
+    max_rows = min((maximum for maximum in maxima if maximum), default=None)
+    return StepLimits(max_rows=max_rows, rows=_parse_count("batch_rows", rows))
 
 
 def _parse_batch_size(value: int | str | None) -> int | None:

@@ -1,10 +1,9 @@
-"""The progress bar of a running call: answered requests, throughput and time left."""
+"""The progress bar of a running call: answered requests, throughput and approximate time left."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -31,9 +30,11 @@ class ProgressBar:
     """
 
     def __init__(self, title: str, total: int, *, disable: bool = False) -> None:
-        self._refresh_s = _REFRESH_S if sys.stderr.isatty() else _FILE_REFRESH_S
-        self._bar = tqdm(desc=title, total=total, disable=disable, mininterval=self._refresh_s, bar_format=_FORMAT)
-        self._refreshed_at = time.monotonic()
+        refresh_s = _REFRESH_S if sys.stderr.isatty() else _FILE_REFRESH_S
+        # With miniters=0, tqdm draws the bar in the first update after each interval, also where nothing was answered.
+        self._bar = tqdm(
+            desc=title, total=total, disable=disable, mininterval=refresh_s, miniters=0, bar_format=_FORMAT
+        )
         self._progress = Progress()
         self._redirects = contextlib.ExitStack()
         if not disable:
@@ -56,10 +57,7 @@ class ProgressBar:
     def progress(self, progress: Progress) -> None:
         """Show new progress figures, at most once per refresh interval."""
         self._show(progress)
-        now = time.monotonic()
-        if now - self._refreshed_at >= self._refresh_s:
-            self._refreshed_at = now
-            self._bar.refresh()
+        self._bar.update(0)
 
     def _show(self, progress: Progress) -> None:
         self._progress = progress
@@ -70,7 +68,7 @@ def format_progress(progress: Progress) -> str:
     """Return the known figures as a short text."""
     parts = []
     if progress.seconds_left is not None:
-        parts.append(f"{tqdm.format_interval(progress.seconds_left)} left")
+        parts.append(f"about {tqdm.format_interval(progress.seconds_left).removeprefix('0')} left")
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.padding_share is not None:

@@ -1,10 +1,34 @@
-"""Formats the statistics of a run: a record for the results file and a line for the log."""
+"""Formats a model and the statistics of a run: records for the results file and a line for the log."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from birdie_zmq.types import RunStatistics
+from birdie_zmq.types import ModelDescription, RunStatistics
+
+
+def model_record(description: ModelDescription, model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies a model and its computation, as the results file stores it.
+
+    Args:
+        description: The loaded model.
+        model_args: The arguments that were forwarded to the user module.
+    """
+    return {
+        "model_tag": description.model.tag,
+        "model_keywords": dict(model_args),
+        "model_identity": description.identity,
+        "model_api": description.api,
+        "model_api_sha256": description.api_sha256,
+        "model_num_parameters": description.num_parameters,
+        "model_dtype": description.dtype,
+        "model_vocab_size": description.vocab_size,
+        "model_max_length": description.max_length,
+        "model_devices": description.devices,
+        "model_engine": description.engine,
+        "model_versions": description.versions,
+    }
 
 
 def statistics_record(report: RunStatistics) -> dict[str, Any]:

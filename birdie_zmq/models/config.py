@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from birdie_zmq.models.config_fields import read_json_object
-from birdie_zmq.models.transformers_import import transformers_without_torch
+from birdie_zmq.models.transformers_import import shorten, transformers_without_torch
 
 CONFIG_FILE = "config.json"
-
-_MAX_CHARACTERS = 400
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -85,8 +83,7 @@ def _text_values(config: Any) -> dict[str, Any]:
 
 
 def _summary(error: Exception) -> str:
-    """Return the message of an error on one line, without the long lists that transformers appends."""
-    text = " ".join(str(error).split())
+    text = str(error).strip()
     if not text or isinstance(error, ArithmeticError | AttributeError | LookupError | TypeError):
         text = f"{type(error).__name__}: {text}"  # such a message says little on its own
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"
+    return shorten(text)

@@ -11,9 +11,7 @@ from birdie_zmq.engine.tokenizers.hugging_face import TransformersEncoder
 from birdie_zmq.errors import TokenizerError
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.fingerprint import Fingerprint
-from birdie_zmq.models.transformers_import import transformers_without_torch
-
-_MAX_CHARACTERS = 400
+from birdie_zmq.models.transformers_import import shorten, transformers_without_torch
 
 _VOCABULARY_FILES = ("tokenizer.json", "*.model", "vocab.*", "merges.txt", "*.tiktoken", "tekken.json")
 _JSON_FILES = ("*token*.json", "vocab.json", "tekken.json", "config.json")
@@ -200,7 +198,9 @@ def _explain(directory: Path, error: Exception) -> str:
     if not any(path for pattern in _VOCABULARY_FILES for path in directory.glob(pattern)):
         return _NO_VOCABULARY.format(directory)
     damaged = "".join(f"; {message}" for message in _damaged_files(directory))
-    return f"transformers cannot load a tokenizer from {directory}: {type(error).__name__}: {_summary(error)}{damaged}"
+    return (
+        f"transformers cannot load a tokenizer from {directory}: {type(error).__name__}: {shorten(str(error))}{damaged}"
+    )
 
 
 def _damaged_files(directory: Path) -> Iterator[str]:
@@ -215,11 +215,6 @@ def _damaged_files(directory: Path) -> Iterator[str]:
             path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             yield f"{path} is not UTF-8 text: {error}"
-
-
-def _summary(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from typing import Any
 
 _PACKAGE = "transformers"
 
+_MAX_CHARACTERS = 400
+
 _modules: dict[str, ModuleType] = {}
 """The modules of the copy of transformers that was imported without torch."""
 
@@ -67,3 +69,9 @@ def _import_quietly() -> Any:
         if given is not None:
             os.environ[advice] = given
     return transformers
+
+
+def shorten(message: str) -> str:
+    """Return an error message of transformers on one line, without the long lists that it may append."""
+    text = " ".join(message.split())
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]} …"

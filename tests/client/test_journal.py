@@ -47,7 +47,7 @@ def write(path: Path, *answers: RecordedAnswer) -> bytes:
 
 def read(path: Path) -> dict[str, RecordedAnswer]:
     with contextlib.closing(Journal(path)) as journal:
-        return journal.find(KEYS)
+        return journal.scan(KEYS).answers
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -59,10 +59,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_recorded_answers_are_found_by_this_run_and_the_next(path: Path) -> None:
     with contextlib.closing(Journal(path)) as journal:
-        assert journal.find(KEYS) == {}
+        assert journal.scan(KEYS).answers == {}
         journal.append(key(1), (-1.5, True))
         journal.append(key(2), "é\n")
-        assert journal.find({key(2), key(3)}) == {key(2): "é\n"}
+        assert journal.scan({key(2), key(3)}).answers == {key(2): "é\n"}
 
     assert read(path) == {key(1): (-1.5, True), key(2): "é\n"}
 
@@ -138,10 +138,10 @@ def test_damaged_lines_are_skipped_reported_once_and_kept(path: Path, caplog: py
     content[-5] ^= 1
     path.write_bytes(content)
     with contextlib.closing(Journal(path)) as journal:
-        assert journal.find(KEYS) == {key(1): -2.0}
-        assert journal.find(KEYS) == {key(1): -2.0}
+        assert journal.scan(KEYS).answers == {key(1): -2.0}
+        assert journal.scan(KEYS).answers == {key(1): -2.0}
         journal.append(key(0), -1.5)
-        assert journal.find(KEYS) == {key(0): -1.5, key(1): -2.0}
+        assert journal.scan(KEYS).answers == {key(0): -1.5, key(1): -2.0}
 
     (warning,) = warnings(caplog)
     assert warning.startswith(f"{path}: damaged lines: 2;")
@@ -268,7 +268,7 @@ def test_a_full_disk_stops_recording_but_not_the_run(path: Path, caplog: pytest.
             journal.append(key(2), "nor this")
         journal.append(key(3), "would fit again")
 
-        assert journal.find(KEYS) == {key(0): -1.0}
+        assert journal.scan(KEYS).answers == {key(0): -1.0}
     assert path.read_bytes() == content
     (warning,) = warnings(caplog)
     assert warning.startswith(f"{path} cannot be written (File too large)")
@@ -284,7 +284,7 @@ def test_a_closed_journal_raises_and_touches_no_other_file(path: Path, tmp_path:
         with pytest.raises(UsageError, match="has been closed"):
             journal.append(key(1), -1.0)
         with pytest.raises(UsageError, match="has been closed"):
-            journal.find(KEYS)
+            journal.scan(KEYS)
     assert (tmp_path / "other").read_bytes() == b""
 
 

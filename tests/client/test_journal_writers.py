@@ -56,7 +56,7 @@ def test_two_concurrent_processes_lose_no_answer(path: Path, caplog: pytest.LogC
     assert (one.returncode, other.returncode) == (0, 0)
 
     with contextlib.closing(Journal(path)) as journal:
-        found = journal.find({key(number) for number in range(20_000)})
+        found = journal.scan({key(number) for number in range(20_000)}).answers
     assert found == {key(number): "text " * (number % 50) for number in range(20_000)}
     assert path.read_bytes().count(b"\n") == 20_001
     order = [int(line[11:43], 16) >= 10_000 for line in path.read_bytes().splitlines()[1:]]
@@ -77,7 +77,7 @@ def test_a_killed_writer_does_not_affect_another(path: Path, caplog: pytest.LogC
             for number in range(100):
                 journal.append(key(number), float(number))
 
-        assert journal.find({key(number) for number in range(100)}) == {
+        assert journal.scan({key(number) for number in range(100)}).answers == {
             key(number): float(number) for number in range(100)
         }
     assert not [warning for warning in warnings(caplog) if "damaged" in warning]
@@ -89,9 +89,9 @@ def test_threads_may_share_a_journal(path: Path, caplog: pytest.LogCaptureFixtur
         def work(first: int) -> None:
             for number in range(first, first + 200):
                 journal.append(key(number), "text " * (number % 50))
-                assert key(number) in journal.find({key(number)})
+                assert key(number) in journal.scan({key(number)}).answers
 
         list(pool.map(work, (0, 200, 400, 600)))
 
-        assert len(journal.find({key(number) for number in range(800)})) == 800
+        assert len(journal.scan({key(number) for number in range(800)}).answers) == 800
     assert warnings(caplog) == []

@@ -9,14 +9,14 @@ from typing import cast
 
 import pytest
 
-from birdie_zmq.client.batching import rolling_jobs
-from birdie_zmq.client.client import Answer, Client, NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.client import Client, NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
+from birdie_zmq.client.request_types import LOGLIKELIHOOD_ROLLING
 from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import RollingWork
+from birdie_zmq.types import Answer, RollingWork
 
 SETTINGS = ClientSettings(batch_items=2)
 
@@ -61,10 +61,8 @@ class Run:
     def __call__(self, *texts: str, identity: str = "identity") -> list[Answer]:
         return self.resumable.run(
             identity,
-            "loglikelihood_rolling",
+            LOGLIKELIHOOD_ROLLING,
             texts,
-            rolling_jobs,
-            float,
             self.delivered.__setitem__,
             "text {}".format,
         )
@@ -80,7 +78,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 def recorded(journal: Journal, *texts: str) -> list[str]:
     """Return the texts that have an answer in the journal."""
     keys = {answer_key("identity", "loglikelihood_rolling", text): text for text in texts}
-    return sorted(keys[key] for key in journal.find(set(keys)))
+    return sorted(keys[key] for key in journal.scan(set(keys)).answers)
 
 
 def test_answers_are_in_order_whether_recorded_or_new(journal: Journal) -> None:
@@ -119,10 +117,8 @@ def test_an_answer_is_recorded_before_it_is_delivered(journal: Journal) -> None:
     in_time: list[bool] = []
     run.resumable.run(
         "identity",
-        "loglikelihood_rolling",
+        LOGLIKELIHOOD_ROLLING,
         ["a", "bb"],
-        rolling_jobs,
-        float,
         lambda item, _: in_time.append(recorded(journal, ["a", "bb"][item]) != []),
         str,
     )

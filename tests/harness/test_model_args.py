@@ -25,6 +25,7 @@ def limits(*, batch_rows: int | None = None, **keywords: Any) -> StepLimits:
 def test_model_tag_alone_uses_all_defaults() -> None:
     assert read() == RunArguments(
         model=ModelSpec(tag="demo"),
+        model_args={},
         endpoint=None,
         key_file=None,
         api=None,
@@ -51,6 +52,7 @@ def test_run_arguments_are_not_part_of_the_model() -> None:
     )
 
     assert arguments.model == ModelSpec(tag="demo", arguments='{"size": "small"}')
+    assert arguments.model_args == {"size": "small"}
     assert arguments.endpoint == "tcp://host:1"
     assert arguments.limits == StepLimits(max_rows=4, rows=3)
     assert arguments.device == "cuda:1"
@@ -118,7 +120,9 @@ def test_numeric_model_tag_becomes_text() -> None:
 def test_nested_values_are_forwarded_unchanged() -> None:
     nested = {"layers": [1, {"kind": "local"}], "note": "a=b,c", "name": "é", "rate": 1e-3, "none": None, "on": True}
 
-    assert json.loads(read(nested=nested).model.arguments) == {"nested": nested}
+    arguments = read(nested=nested)
+
+    assert json.loads(arguments.model.arguments) == arguments.model_args == {"nested": nested}
 
 
 def test_argument_order_does_not_change_the_model() -> None:
@@ -264,7 +268,7 @@ def test_chat_template_variables_are_parsed(model_args: dict[str, Any], template
     arguments = read(**model_args, think_end_token="</think>")
     assert arguments.template_args == template_args
     assert arguments.enable_thinking is bool(model_args.get("enable_thinking"))
-    assert json.loads(arguments.model.arguments).keys() == {*model_args, "think_end_token"}  # forwarded too
+    assert arguments.model_args.keys() == {*model_args, "think_end_token"}  # forwarded too
 
 
 @pytest.mark.parametrize(("given", "expected"), [("</think>", "</think>"), (7, 7), ("7", 7), (0, 0)])

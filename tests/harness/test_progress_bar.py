@@ -17,9 +17,10 @@ KNOWN = Progress(tokens_per_second=12_345.6, padding_share=0.053, distinct_share
     ("progress", "text"),
     [
         (Progress(), ""),
-        (KNOWN, "02:05 left, 12,346 tokens/s, 5% padding, 42% distinct"),
+        (KNOWN, "about 2:05 left, 12,346 tokens/s, 5% padding, 42% distinct"),
         (Progress(tokens_per_second=1.0, padding_share=0.0), "1 tokens/s, 0% padding"),
-        (Progress(seconds_left=36_000.0), "10:00:00 left"),
+        (Progress(seconds_left=33.4), "about 0:33 left"),
+        (Progress(seconds_left=36_000.0), "about 10:00:00 left"),
     ],
 )
 def test_progress_text_shows_known_values(progress: Progress, text: str) -> None:

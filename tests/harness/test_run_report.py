@@ -1,7 +1,7 @@
 """The statistics of a run, as a record and as a line."""
 
-from birdie_zmq.harness.run_report import format_statistics, statistics_record
-from birdie_zmq.types import RunStatistics
+from birdie_zmq.harness.run_report import format_statistics, model_record, statistics_record
+from birdie_zmq.types import ChatTemplates, ModelDescription, ModelSpec, RunStatistics
 
 REPORT = RunStatistics(
     requests=1200,
@@ -46,3 +46,31 @@ def test_discarded_tokens_are_reported_with_generation() -> None:
 
     assert "50 tokens requested, 30 generated (25% of decoded tokens discarded)" in format_statistics(report)
     assert statistics_record(report)["tokens_thrown_away"] == 10
+
+
+def test_model_record_has_the_parsed_arguments() -> None:
+    description = ModelDescription(
+        model=ModelSpec(tag="demo", arguments='{"size": "small"}'),
+        identity="identity",
+        api="api.py",
+        api_sha256="0",
+        num_parameters=3,
+        dtype="float32",
+        vocab_size=256,
+        max_length=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        engine="jax",
+        devices=["cpu:0"],
+        versions={"jax": "1"},
+        chat=ChatTemplates(),
+        report=REPORT,
+        process_id=1,
+        start_count=1,
+    )
+
+    record = model_record(description, {"size": "small"})
+
+    assert (record["model_tag"], record["model_keywords"]) == ("demo", {"size": "small"})
+    assert all(name.startswith("model_") for name in record)
+    assert {"model_identity", "model_api_sha256", "model_num_parameters", "model_devices"} <= record.keys()

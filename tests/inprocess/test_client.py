@@ -260,3 +260,18 @@ def test_progress_bar_shows_throughput_in_process(capsys: pytest.CaptureFixture[
         lm.loglikelihood(requests(*((f"context {number}", "so") for number in range(8))))
     last = capsys.readouterr().err.rpartition("\r")[2]
     assert re.search(r"8/8 \[\d\d:\d\d, [\d,]+ tokens/s, \d+% padding, \d+% distinct\]", last)
+
+
+def test_a_disabled_progress_bar_asks_for_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_process_model() as lm:
+        asked: list[object] = []
+        run = lm._client.run
+
+        def recording_run(*arguments: Any) -> Any:
+            asked.append(arguments[-1])
+            return run(*arguments)
+
+        monkeypatch.setattr(lm._client, "run", recording_run)
+        for disable in (True, False):
+            lm.loglikelihood(requests(PAIRS[0]), disable_tqdm=disable)
+    assert [on_progress is None for on_progress in asked] == [True, False]

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from birdie_zmq.models.transformers_import import shorten
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "birdie_zmq" / "models" / "demo"
 
@@ -204,3 +206,9 @@ def test_torch_models_of_transformers_work_before_and_after_the_built_in_models(
 def test_transformers_without_torch_imported_before_gets_its_torch_models_later() -> None:
     """The user's own import of transformers comes first, but imports torch only when a model is used."""
     assert run("import transformers\n" + BUILT_IN + TORCH_MODEL) == ""
+
+
+def test_a_long_message_is_cut_to_one_line() -> None:
+    assert shorten(" one\n  two ") == "one two"
+    assert shorten("x" * 400) == "x" * 400
+    assert shorten("x" * 401) == "x" * 400 + " …"

@@ -7,16 +7,14 @@ import logging
 import time
 from collections.abc import Callable
 
-from birdie_zmq.client import Client
-from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.errors import UnavailableError, UnsupportedRequest
+from birdie_zmq.harness.connection import connect
 from birdie_zmq.harness.model_args import RunArguments
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.bench.figures import Measurement, SkippedWorkload, difference
 from birdie_zmq.tools.bench.sizing import PassSizer
 from birdie_zmq.tools.bench.workloads import RequestSet, Sizes, Workload, fit_sizes, make_jobs, make_requests, title
 from birdie_zmq.types import ModelDescription
-from birdie_zmq.worker.devices import device_of_lm_eval
 
 logger = logging.getLogger("birdie_zmq.tools.bench")
 
@@ -46,10 +44,9 @@ class Bench:
         self._on_status = on_status
         self._seed = 0
         self.sizes = Sizes()
-        self._settings = ClientSettings() if arguments.endpoint else ClientSettings(connect_s=CONNECT_S)
         self._resources = contextlib.ExitStack()
         try:
-            self._client = self._connect(arguments)
+            self._client, _ = connect(arguments, None, logger, self._resources)
             on_status(f"loading {arguments.model}")
             started = time.monotonic()
             self.description = self._client.describe()
@@ -63,26 +60,6 @@ class Bench:
     def close(self) -> None:
         """Close the session with the broker, and stop the embedded broker and worker if there are any."""
         self._resources.close()
-
-    def _connect(self, arguments: RunArguments) -> Client:
-        """Return a client of the broker in model_args, or of an embedded broker."""
-        embedded: EmbeddedProcesses | None = None
-        endpoint = arguments.endpoint
-        if endpoint is None:
-            embedded = EmbeddedProcesses(arguments.api, device_of_lm_eval(arguments.device), engine=arguments.engine)
-            self._resources.callback(embedded.close)
-            endpoint = embedded.endpoint
-        client = Client(
-            endpoint,
-            arguments.model,
-            arguments.limits,
-            self._settings,
-            supervisor=embedded,
-            log=logger,
-            key_file=arguments.key_file,
-        )
-        self._resources.callback(client.close)
-        return client
 
     def measure(self, workload: Workload) -> Measurement | SkippedWorkload:
         """Run passes with more and more documents, new ones each time, until a pass is accepted.
@@ -115,7 +92,7 @@ class Bench:
         """Run one pass with new texts; return its requests and its duration without compilation."""
         self._seed += 1
         requests = make_requests(workload, documents, self._seed, self.sizes)
-        jobs = list(make_jobs(workload, requests, self.sizes, self._settings))
+        jobs = list(make_jobs(workload, requests, self.sizes, ClientSettings()))
         before = self.description
         started = time.monotonic()
         self._client.run(jobs, requests.requests)
