@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
-from birdie_zmq.engine.backend import Backend, Decoding, NextTokens
+from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, NextTokens, TokenChoice
 from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.detokenizer import AnswerExtractor
 from birdie_zmq.engine.generation import Row, StopConditions, decode_with_cache
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Tokens
-from birdie_zmq.types import GenerationParams, SamplingParams, StepLimits
+from birdie_zmq.types import GenerationParams, StepLimits
 
 _PROMPTS, _ROWS = 9, 4
 _ALTERNATE = {"target": "scores", "scores": "target", "padding": "target"}
@@ -40,8 +40,8 @@ class _ScriptedBackend:
         del capacity
         return wanted
 
-    def decoding(self, rows: int, capacity: int, sampling: SamplingParams | None = None) -> Decoding:
-        del capacity, sampling
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
+        del capacity, choice
         self._rows = [(0, 0)] * rows
         return self
 
@@ -118,7 +118,7 @@ def _run_scheduler() -> tuple[list[Row], list[list[int | None]]]:
         cast(Backend, cast(Any, model)),
         rows,
         StopConditions(tokenizer.eos_token_ids, settings.max_gen_toks),
-        None,
+        GREEDY,
         StepLimits(max_rows=_ROWS),
         lambda _shapes: contextlib.nullcontext(),
         Counters(),

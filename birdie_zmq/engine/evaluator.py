@@ -14,17 +14,16 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from birdie_zmq.engine.backend import Backend, ExecutionMode
-from birdie_zmq.engine.counters import Counters, Shape
+from birdie_zmq.engine.backend import Backend, TokenChoice
+from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.detokenizer import AnswerExtractor
 from birdie_zmq.engine.generation import Row, StopConditions, decode_with_cache, decode_without_cache
 from birdie_zmq.engine.generation_settings import generation_settings
-from birdie_zmq.engine.planning.prefix_tree import PrefixTree
-from birdie_zmq.engine.planning.row_planner import distinct_pairs
-from birdie_zmq.engine.planning.shape_buckets import Buckets
+from birdie_zmq.engine.planning.execution_mode import ExecutionMode
+from birdie_zmq.engine.planning.shape_buckets import Buckets, Shape
 from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
-from birdie_zmq.engine.scoring import FinishedSequences, IdleClock, NonFiniteScore, possible_shapes, score
+from birdie_zmq.engine.scoring import FinishedSequences, IdleClock, NonFiniteScore, score
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import (
     BirdieError,
@@ -197,9 +196,9 @@ class Evaluator:
         to_score = [(index, item) for index, item in enumerate(items) if item is not None]
         owners = [index for index, _ in to_score]
         self._counters.requests += len(items)
-        as_pairs = self._backend.scores_pairs
+        mode = self._backend.pair_mode
         for numbers, loglikelihoods, greedy in self._score(
-            [item for _, item in to_score], owners, limits, listener, as_pairs=as_pairs
+            mode, [item for _, item in to_score], owners, limits, listener
         ):
             indices = [owners[number] for number in numbers]
             listener.answered(indices, list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True)))
@@ -223,7 +222,7 @@ class Evaluator:
             UnsupportedRequest: The model only scores pairs.
             ItemFailed: One of the items cannot be scored; the others may have been.
         """
-        self._check_not_pairs_only("whole texts (loglikelihood_rolling, as for perplexity)")
+        mode = self._text_mode("whole texts (loglikelihood_rolling, as for perplexity)")
         if texts is None:
             texts = self._encode_rolling(work.texts)
         windows = [window for text in texts for window in text]
@@ -234,7 +233,7 @@ class Evaluator:
         if empty:
             listener.answered(empty, [0.0] * len(empty))
         self._counters.requests += len(texts)
-        for numbers, loglikelihoods, _ in self._score(windows, owners, limits, listener):
+        for numbers, loglikelihoods, _ in self._score(mode, windows, owners, limits, listener):
             for number, loglikelihood in zip(numbers, loglikelihoods, strict=True):
                 totals[owners[number]] += loglikelihood
                 unfinished[owners[number]] -= 1
@@ -256,13 +255,13 @@ class Evaluator:
             ItemFailed: One of the prompts cannot be continued; others may have been.
             OutOfDeviceMemory: The state of one prompt does not fit into device memory.
         """
-        self._check_not_pairs_only("continuations of prompts (generate_until)")
+        mode = self._text_mode("continuations of prompts (generate_until)")
         settings = generation_settings(work.settings, self._tokenizer, self._backend.vocab_size)
         for level, text in settings.notices:
             listener.notice(level, text)
         rows = self._prompts(work, listener)
         stop = StopConditions(settings.end_token_ids, work.settings.max_gen_toks, settings.kept_token_ids)
-        backend, sampling, processing = self._backend, settings.sampling, settings.processing
+        backend, choice = self._backend, TokenChoice(settings.sampling, settings.processing)
 
         def on_call(shapes: Sequence[Shape]) -> AbstractContextManager[None]:
             return self._report_compilation(shapes, listener)
@@ -271,14 +270,12 @@ class Evaluator:
             listener.notice("warning", f"{error}; at most {count} prompts are decoded together from now on")
 
         self._counters.requests += len(rows)
-        if backend.execution_mode == "rows":
-            self._note_recompute(listener)
-            buckets = self._buckets(limits, backend.execution_mode)
-            finished = decode_without_cache(backend, rows, stop, sampling, buckets, on_call, self._counters, processing)
+        if mode.decodes_with_cache:
+            finished = decode_with_cache(backend, rows, stop, choice, limits, on_call, self._counters, fewer)
         else:
-            finished = decode_with_cache(
-                backend, rows, stop, sampling, limits, on_call, self._counters, fewer, processing
-            )
+            self._note_recompute(listener)
+            buckets = self._buckets(limits, mode)
+            finished = decode_without_cache(backend, mode, rows, stop, choice, buckets, on_call, self._counters)
         with self._timed():
             try:
                 for row in finished:
@@ -301,22 +298,17 @@ class Evaluator:
 
     def _score(
         self,
+        mode: ExecutionMode,
         items: Sequence[ScoredSequence],
         owners: Sequence[int],
         limits: StepLimits,
         listener: Listener,
-        *,
-        as_pairs: bool = False,
     ) -> Iterator[FinishedSequences]:
         """Run the steps of the items; after each step, yield the finished items, by number, and their scores."""
         for item, owner in zip(items, owners, strict=True):
             self._check_vocabulary(item.tokens, owner)
         self._counters.tokens_requested += sum(len(item.row) for item in items)
-        self._counters.tokens_distinct += (
-            sum(len(items[numbers[0]].row) for numbers in distinct_pairs(items))
-            if as_pairs
-            else PrefixTree(items).distinct_tokens()
-        )
+        self._counters.tokens_distinct += mode.group(items).distinct_tokens
 
         def smaller(error: OutOfDeviceMemory) -> None:
             listener.notice("warning", f"{error}; retrying with steps of at most {self._backend.budget.tokens} tokens")
@@ -325,13 +317,13 @@ class Evaluator:
             try:
                 yield from score(
                     self._backend,
+                    mode,
                     items,
-                    lambda: self._buckets(limits, "pairs" if as_pairs else self._backend.execution_mode),
+                    lambda: self._buckets(limits, mode),
                     lambda step: self._count_step(step, listener),
                     self._counters,
                     self._idle,
                     smaller,
-                    as_pairs=as_pairs,
                 )
             except NonFiniteScore as failure:
                 raise ItemFailed(owners[failure.number], _non_finite_logits()) from None
@@ -403,20 +395,22 @@ class Evaluator:
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def _buckets(self, limits: StepLimits, execution_mode: ExecutionMode) -> Buckets:
+    def _buckets(self, limits: StepLimits, mode: ExecutionMode) -> Buckets:
         backend = self._backend
         # A model's own score may compute the logits of all positions.
-        vocab_size = backend.vocab_size if backend.makes_logits or execution_mode == "pairs" else 0
+        vocab_size = backend.vocab_size if backend.makes_logits or mode.calls_score else 0
         buckets = Buckets(self._max_length, vocab_size, backend.budget, limits)
-        self._counters.allow_shapes(possible_shapes(execution_mode, buckets))
+        self._counters.allow_shapes(mode.shapes(buckets))
         return buckets
 
-    def _check_not_pairs_only(self, requested: str) -> None:
-        if self._backend.execution_mode == "pairs":
+    def _text_mode(self, requested: str) -> ExecutionMode:
+        mode = self._backend.text_mode
+        if mode is None:
             raise UnsupportedRequest(
                 f"the model provides only score, which cannot compute {requested}: the birdie_zmq.Model that load_model "
                 "returns needs logits, or hidden and unembed, or init_state, extend and unembed too"
             )
+        return mode
 
     def _check_vocabulary(self, tokens: Tokens, index: int) -> None:
         highest = int(tokens.max())

@@ -14,18 +14,17 @@ from functools import partial
 
 import numpy as np
 
-from birdie_zmq.engine.backend import Backend, Decoding, SamplingMetadata
-from birdie_zmq.engine.counters import Counters, Shape
+from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.detokenizer import IncrementalDetokenizer
-from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.cost_model import decode_row_cost, decode_step_cost, prefill_cost, step_cost
+from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.prefill_planner import PrefillPlan, plan_prefills
-from birdie_zmq.engine.planning.row_planner import plan_rows
-from birdie_zmq.engine.planning.shape_buckets import PREFILL_CHUNK_SIZES, Buckets, StepBudget
+from birdie_zmq.engine.planning.shape_buckets import PREFILL_CHUNK_SIZES, Buckets, Shape, StepBudget
 from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
 from birdie_zmq.engine.scoring import NonFiniteScore
 from birdie_zmq.errors import OutOfDeviceMemory
-from birdie_zmq.types import SamplingParams, StepLimits
+from birdie_zmq.types import StepLimits
 
 _MAX_NARROWED_COST = 0.75
 """A decode step with fewer rows is compiled if it costs at most this share of the larger step."""
@@ -81,25 +80,25 @@ class StopConditions:
 
 def decode_without_cache(
     backend: Backend,
+    mode: ExecutionMode,
     rows: Sequence[Row],
     stop: StopConditions,
-    sampling: SamplingParams | None,
+    choice: TokenChoice,
     buckets: Buckets,
     on_call: CallContext,
     counters: Counters,
-    processing: LogitsProcessing | None = None,
 ) -> Iterator[Row]:
     """Decode rows with a model that has no state, and yield each row that is finished.
 
     Args:
         backend: The model.
+        mode: How it computes texts.
         rows: The rows.
         stop: The conditions that end an answer.
-        sampling: How to sample; None takes the most likely token.
+        choice: How tokens are chosen.
         buckets: The shapes that steps may have.
         on_call: Makes the context that is entered around calls of the model.
         counters: Counts what is computed.
-        processing: How logits are changed before a token is chosen; None leaves them.
 
     Raises:
         NonFiniteScore: A row cannot be continued, because its logits are not finite.
@@ -109,12 +108,13 @@ def decode_without_cache(
         finished: set[int] = set()
         cost = 0
         # Only the position before the appended token is scored, so that token may have any value.
-        for step in plan_rows([ScoredSequence(np.append(row.tokens, np.int32(0)), 1) for row in waiting], buckets):
+        items = [ScoredSequence(np.append(row.tokens, np.int32(0)), 1) for row in waiting]
+        for step in mode.group(items).plan(buckets, {}):
             metadata = None
-            if sampling is not None or processing is not None:
+            if choice != GREEDY:
                 owners = [waiting[owner] for owner in step.owners]
                 generated = np.array([len(row.answer.tokens) for row in owners], np.int32)
-                metadata = SamplingMetadata(sampling, [row.key for row in owners], generated, processing)
+                metadata = SamplingMetadata(choice, [row.key for row in owners], generated)
             with on_call([step.shape]):
                 chosen = backend.next_tokens(step, metadata)
             cost += step_cost(step, backend.budget)
@@ -138,12 +138,11 @@ def decode_with_cache(
     backend: Backend,
     rows: Sequence[Row],
     stop: StopConditions,
-    sampling: SamplingParams | None,
+    choice: TokenChoice,
     limits: StepLimits,
     on_call: CallContext,
     counters: Counters,
     out_of_memory: Callable[[OutOfDeviceMemory, int], None],
-    processing: LogitsProcessing | None = None,
 ) -> Iterator[Row]:
     """Decode rows with a model that has a state, and yield each row that is finished.
 
@@ -151,12 +150,11 @@ def decode_with_cache(
         backend: The model.
         rows: The rows.
         stop: The conditions that end an answer.
-        sampling: How to sample; None takes the most likely token.
+        choice: How tokens are chosen.
         limits: The limits that the user set for the rows of a step.
         on_call: Makes the context that is entered around calls of the model.
         counters: Counts what is computed.
         out_of_memory: Called when fewer rows are decoded together from now on, with their new number.
-        processing: How logits are changed before a token is chosen; None leaves them.
 
     Raises:
         NonFiniteScore: A row cannot be continued, because its logits are not finite.
@@ -187,9 +185,7 @@ def decode_with_cache(
         finished: set[int] = set()
         try:
             # No variable refers to the batch, so its memory is freed before the next one is created, also on failure.
-            decoding = partial(backend.decoding, sampling=sampling)
-            if processing is not None:  # a backend of a user's own may not know this argument
-                decoding = partial(decoding, processing=processing)
+            decoding = partial(backend.decoding, choice=choice)
             for row in _DecodeBatch(backend, decoding, row_counts, largest, on_call, counters).run(work, stop):
                 finished.add(id(row))
                 yield row

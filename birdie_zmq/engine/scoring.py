@@ -15,14 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import Backend, ExecutionMode, PendingScores, TokenScores
+from birdie_zmq.engine.backend import Backend, PendingScores, TokenScores
 from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.planning.cost_model import step_cost
-from birdie_zmq.engine.planning.fork_planner import chunk_lengths, plan_forks
-from birdie_zmq.engine.planning.row_planner import plan_pairs, plan_rows
+from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step
-from birdie_zmq.engine.planning.tree_planner import plan_trees, row_lengths
+from birdie_zmq.engine.planning.steps import ScoredSequence, Step
 from birdie_zmq.errors import OutOfDeviceMemory
 
 
@@ -75,64 +73,33 @@ class IdleClock:
         self._since = None
 
 
-def plan_scoring(backend: Backend, items: Sequence[ScoredSequence], buckets: Buckets) -> list[Step]:
-    """Plan the steps that score sequences, by the backend's execution mode and its cached prefixes."""
-    if backend.execution_mode == "rows":
-        return plan_rows(items, buckets)
-    planner = plan_trees if backend.execution_mode == "branches" else plan_forks
-    capacity = 0
-    while True:  # a plan may only start from states with capacity for all tokens that it appends to them
-        steps = planner(items, buckets, backend.cached_prefixes(capacity))
-        needed = max((step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)), default=0)
-        if needed <= capacity or not any(isinstance(step.kind, Extend) and step.kind.before for step in steps):
-            return steps
-        capacity = needed
-
-
-def possible_shapes(execution_mode: ExecutionMode, buckets: Buckets) -> frozenset[tuple[int, int]]:
-    """Return every ``(rows, length)`` that a scoring step can have."""
-    if execution_mode in ("rows", "pairs"):
-        return buckets.shapes
-    if execution_mode == "branches":
-        lengths = row_lengths(buckets)
-        row_limits = {(length, buckets.rows_for(length)) for length in lengths}
-    else:  # a prefix of any length is computed in chunks of these lengths
-        lengths = chunk_lengths(buckets)
-        row_limits = {(length, max(map(buckets.rows_for, buckets.geometric_lengths))) for length in lengths}
-    shapes = {(1, length) for length in lengths}
-    for length, rows in row_limits:
-        shapes |= {(rows, length)} if buckets.limits.rows else {(count, length) for count in buckets.row_counts(rows)}
-    return frozenset(shapes)
-
-
 def score(
     backend: Backend,
+    mode: ExecutionMode,
     items: Sequence[ScoredSequence],
     make_buckets: Callable[[], Buckets],
     on_step: Callable[[Step], AbstractContextManager[None]],
     counters: Counters,
     idle: IdleClock,
     out_of_memory: Callable[[OutOfDeviceMemory], None],
-    *,
-    as_pairs: bool = False,
 ) -> Iterator[FinishedSequences]:
     """Score sequences; after each step, yield those that are complete.
 
     Args:
         backend: The model.
+        mode: How the sequences are scored: one of the backend's two modes.
         items: The sequences.
         make_buckets: Returns the shapes of steps for the backend's current budget.
         on_step: Makes the context that is entered around the submission of each step.
         counters: Counts what is planned and what is done.
         idle: Measures the device's idle time.
         out_of_memory: Called after the budget of steps has been halved.
-        as_pairs: Whether the model's own function scores each sequence as a whole.
 
     Raises:
         NonFiniteScore: A sequence cannot be scored.
         OutOfDeviceMemory: Not even the smallest steps fit into device memory.
     """
-    remaining = np.array([1 if as_pairs else item.count for item in items])
+    remaining = np.array([1 if mode.calls_score else item.count for item in items])
     while (remaining > 0).any():
         numbers = np.flatnonzero(remaining)
         pending_items = [items[int(number)] for number in numbers]
@@ -140,7 +107,7 @@ def score(
         greedy = np.ones(len(pending_items), np.bool_)
         left = remaining[numbers]
         buckets = make_buckets()
-        steps = plan_pairs(pending_items, buckets) if as_pairs else plan_scoring(backend, pending_items, buckets)
+        steps = mode.group(pending_items).plan(buckets, backend.cached_prefixes())
         counters.plan(sum(step_cost(step, backend.budget) for step in steps), (step.shape for step in steps))
         try:
             for step, scores in _pipelined(backend, steps, on_step, idle):

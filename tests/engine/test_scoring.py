@@ -16,20 +16,20 @@ import numpy.typing as npt
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.backend import ExecutionMode
 from birdie_zmq.engine.counters import Counters
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.execution_mode import FORKS, TREES, ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
-from birdie_zmq.engine.scoring import IdleClock, NonFiniteScore, plan_scoring, possible_shapes, score
+from birdie_zmq.engine.scoring import IdleClock, NonFiniteScore, score
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.types import StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
-from tests.engine.replay import FakeBackend, replay, tokens_of
+from tests.engine.replay import replay, tokens_of
 
 MAX_LENGTH = 64
 TOLERANCE_NATS = 2e-4
@@ -124,12 +124,12 @@ def run(backend: JaxBackend, items: Sequence[ScoredSequence], limits: StepLimits
         return Buckets(MAX_LENGTH, backend.vocab_size if backend.makes_logits else 0, backend.budget, limits)
 
     def on_step(step: Step) -> AbstractContextManager[None]:
-        assert step.shape in possible_shapes(backend.execution_mode, buckets())
+        assert step.shape in backend.pair_mode.shapes(buckets())
         done.steps.append(step)
         return nullcontext()
 
     for numbers, loglikelihoods, greedy in score(
-        backend, items, buckets, on_step, done.counters, IdleClock(), done.errors.append
+        backend, backend.pair_mode, items, buckets, on_step, done.counters, IdleClock(), done.errors.append
     ):
         assert np.isnan(done.loglikelihoods[numbers]).all(), "a request is finished once"
         done.loglikelihoods[numbers], done.greedy[numbers] = loglikelihoods, greedy
@@ -172,8 +172,8 @@ def test_scores_equal_those_of_each_request_alone_batch_after_batch(variant: Var
 
         assert done.loglikelihoods.tolist() == pytest.approx(variant.alone(items), abs=TOLERANCE_NATS)
         assert sorted(number for numbers in done.finished for number in numbers) == list(range(len(items)))
-        if variant.backend.execution_mode != "rows":
-            assert PREFIX.tobytes() in variant.backend.cached_prefixes(len(PREFIX))
+        if variant.backend.pair_mode.decodes_with_cache:
+            assert PREFIX.tobytes() in variant.backend.cached_prefixes()
     assert done.greedy[-2:].tolist() == [True, False]
 
 
@@ -193,16 +193,16 @@ def test_a_cached_prefix_saves_computation_in_the_next_batch() -> None:
     assert second.loglikelihoods.tolist() == pytest.approx(first.loglikelihoods.tolist(), abs=TOLERANCE_NATS)
 
 
-@pytest.mark.parametrize("execution_mode", ["branches", "forks"])
-def test_a_state_without_enough_capacity_is_replaced_by_one_with_it(execution_mode: ExecutionMode) -> None:
+@pytest.mark.parametrize("mode", [TREES, FORKS])
+def test_a_state_without_enough_capacity_is_replaced_by_one_with_it(mode: ExecutionMode) -> None:
     """From the longer state the last chunk ends at position 127; from the shorter one it would end at 129."""
     text = tokens_of(range(1, 124))
     states = {text[:1].tobytes(): 128, text[:7].tobytes(): 8}
     buckets = Buckets(128, vocab_size=0, budget=StepBudget(tokens=64, call_tokens=8))
 
-    steps = plan_scoring(FakeBackend(execution_mode, states).as_backend, [ScoredSequence(text, 1)], buckets)
+    steps = mode.group([ScoredSequence(text, 1)]).plan(buckets, states)
 
-    assert replay([ScoredSequence(text, 1)], steps, execution_mode, buckets, states).used >= 122 - 7
+    assert replay([ScoredSequence(text, 1)], steps, mode, buckets, states).used >= 122 - 7
 
 
 # --- Requests that cannot be scored -----------------------------------------------------------------------------------

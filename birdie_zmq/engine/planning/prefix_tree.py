@@ -1,20 +1,15 @@
 """The prefix tree of a batch: its distinct rows in lexicographic order, and the prefix each shares with the row before.
 
 Each subtree is a range of neighbouring rows. The shortest prefix shared by two neighbours in the range is the prefix
-shared by all its rows. This module also decides which shared prefixes get a state: a state is worth computing if
-several steps would otherwise recompute the prefix, at a higher cost than the calls that compute the state.
+shared by all its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-import numpy as np
-
-from birdie_zmq.engine.planning.steps import PAD, Extend, ScoredSequence, ScorePositions, Step, Tokens
+from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
 
 
 class PrefixTree:
@@ -71,155 +66,3 @@ def common_prefix_length(one: Tokens, other: Tokens) -> int:
     length = min(len(one), len(other))
     different = one[:length] != other[:length]
     return int(different.argmax()) if different.any() else length
-
-
-@dataclass
-class PrefixNode:
-    """A node of the prefix tree that gets a state, and the rows computed from that state.
-
-    Attributes:
-        base: The length of the prefix. The rows start from its state.
-        prefill_from: The length of the shorter prefix whose state already exists. Tokens from here to `base` are
-            prefilled; equal to `base` if the state is cached.
-        first: The first row that has the prefix.
-        last: The end of the range of rows that have it.
-        ranges: The subtrees of rows that are computed from this state.
-    """
-
-    base: int
-    prefill_from: int
-    first: int
-    last: int
-    ranges: list[tuple[int, int]] = field(default_factory=list)
-
-
-def prefix_nodes(tree: PrefixTree, longest: int, overhead: int, known: Collection[bytes]) -> list[PrefixNode]:
-    """Return the nodes whose states are worth computing, each after the node that it starts from.
-
-    Args:
-        tree: The rows.
-        longest: The maximum number of tokens that one row computes after a state.
-        overhead: Fixed cost of a model call, in tokens.
-        known: Cached prefixes, as the bytes of their tokens.
-    """
-    result: list[PrefixNode] = []
-    if not tree.rows:
-        return result
-
-    def visit(first: int, last: int, here: PrefixNode) -> None:
-        base = here.base
-        depth, size = tree.depth(first, last), tree.size(first, last, base)
-        if known:
-            # A cached prefix is not computed again, so nothing can be scored in it.
-            cached = _longest_cached(tree.rows[first][: min(depth, tree.unscored(first, last))], known)
-            if cached > base:
-                start(first, last, cached, cached)
-                return
-        if size <= longest or (last - first == 1 and depth - base <= longest):
-            here.ranges.append((first, last))
-            return
-        again = size // max(1, longest - (depth - base))  # how often the prefix is recomputed without a state
-        if depth - base > longest or again * (depth - base) > 2 * overhead:
-            start(first, last, depth, base)
-        else:
-            for begin, end in tree.children(first, last):
-                visit(begin, end, here)
-
-    def start(first: int, last: int, base: int, prefill_from: int) -> None:
-        node = PrefixNode(base, prefill_from, first, last)
-        result.append(node)
-        for begin, end in tree.children(first, last) if tree.depth(first, last) == base else [(first, last)]:
-            if any(len(tree.rows[i]) > base for i in range(begin, end)):
-                visit(begin, end, node)
-
-    root = PrefixNode(0, 0, 0, len(tree.rows))
-    result.append(root)
-    visit(0, len(tree.rows), root)
-    return result
-
-
-def _longest_cached(prefix: Tokens, known: Collection[bytes]) -> int:
-    """Return the length of the longest cached prefix of these tokens."""
-    if not known:
-        return 0
-    tokens = prefix.tobytes()
-    return max((len(key) // 4 for key in known if tokens.startswith(key)), default=0)
-
-
-def optimal_chunks(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]:
-    """Cover a count by chunks, largest first, at the least cost of padding and calls.
-
-    Args:
-        count: Above 0.
-        sizes: The sizes that chunks may have, ascending.
-        overhead: Cost of each chunk beyond its size.
-    """
-    most = sizes[-1]
-    found = [most] * max(0, -(-count // most) - 2)
-    firsts = _first_chunks(sizes, overhead)
-    rest = count - sum(found)
-    while rest > 0:
-        found.append(firsts[rest])
-        rest -= firsts[rest]
-    return tuple(sorted(found, reverse=True))
-
-
-@lru_cache(maxsize=64)
-def _first_chunks(sizes: tuple[int, ...], overhead: int) -> list[int]:
-    """Return the first chunk of the best cover of each count, up to twice the largest size.
-
-    The rest of a count is covered in the same way. Computed from small counts to large ones, without recursion: 2,048
-    tokens may need 512 chunks.
-    """
-    firsts, costs = [0], [(0, 0)]
-    for count in range(1, 2 * sizes[-1] + 1):
-        options = []
-        for size in sizes:
-            cost, number = costs[max(0, count - size)]
-            options.append((cost + size + overhead, number + 1))
-            if size >= count:
-                break
-        best = min(options)
-        costs.append(best)
-        firsts.append(sizes[options.index(best)])
-    return firsts
-
-
-def prefill_steps(tree: PrefixTree, node: PrefixNode, lengths: tuple[int, ...], overhead: int) -> list[Step]:
-    """Return the one-row steps that prefill a node's prefix and score the targets in it."""
-    row = tree.rows[node.first][: node.base]
-    steps = []
-    at = node.prefill_from
-    sizes = chunk_sizes(node.base - at, lengths, overhead) if node.base > at else []
-    for size in sizes:
-        end = min(at + size, node.base)
-        tokens = np.full((1, size), PAD, np.int32)
-        tokens[0, : end - at] = row[at:end]
-        scored = ScorePositions()
-        for i in range(node.first, node.last):
-            for owner in tree.owners[i]:
-                add_targets_between(scored, 0, tree.items[owner], owner, at, end)
-        # Only the first and the last state are named: a named state is cached, and copied before it is extended.
-        before = row[:at].tobytes() if at == node.prefill_from else None
-        after = row[:end].tobytes() if end == node.base else None
-        kind = Extend(np.array([end - at], np.int32), before, after, at + size)
-        steps.append(Step.of(tokens, end - at, kind, scored))
-        at = end
-    return steps
-
-
-def chunk_sizes(count: int, sizes: tuple[int, ...], overhead: int) -> list[int]:
-    """Cover a count of any size by chunks, as `optimal_chunks` does."""
-    largest = max(0, count // sizes[-1] - 1)
-    return [sizes[-1]] * largest + list(optimal_chunks(count - largest * sizes[-1], sizes, overhead))
-
-
-def add_targets_between(
-    scored: ScorePositions, row: int, item: ScoredSequence, owner: int, begin: int, end: int
-) -> None:
-    """Add a request's targets at positions ``[begin, end)`` of its own row; `begin` is position 0 of the step's row."""
-    positions = item.positions
-    low, high = max(begin, positions.start), min(end, positions.stop)
-    if low < high:
-        at = np.arange(low - begin, high - begin, dtype=np.int32)
-        scored.add(row, at, item.targets[low - positions.start : high - positions.start], owner)

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.backend import Decoding, NextTokens
+from birdie_zmq.engine.backend import GREEDY, Decoding, NextTokens, TokenChoice
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.generation import narrowed_row_counts
 from birdie_zmq.engine.jax import backend as jax_backend
+from birdie_zmq.engine.jax import memory
 from birdie_zmq.engine.jax.backend import JaxBackend
-from birdie_zmq.engine.jax.decoding import JaxDecoding, key_data, sampling_arrays
-from birdie_zmq.engine.jax.sampling import SamplingKeys, sample
-from birdie_zmq.engine.logits_processing import LogitsProcessing
+from birdie_zmq.engine.jax.decoding import JaxDecoding
+from birdie_zmq.engine.jax.sampling import SamplingKeys, key_data, sample, sampling_arrays
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.progress_reporter import ProgressReporter
@@ -70,15 +70,9 @@ class RecordingBackend(JaxBackend):
         self.direct = jax.jit(partial(model.logits or recurrent_logits, model.params))
         self.decoded_rows: list[int] = []
 
-    def decoding(
-        self,
-        rows: int,
-        capacity: int,
-        sampling: SamplingParams | None = None,
-        processing: LogitsProcessing | None = None,
-    ) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
         self.decoded_rows.append(rows)
-        return super().decoding(rows, capacity, sampling, processing)
+        return super().decoding(rows, capacity, choice)
 
     def continuation(self, prompt: str, count: int) -> str:
         """Run the plain greedy loop: every token from the whole row, padded to one length."""
@@ -339,9 +333,9 @@ def test_rows_are_limited_by_free_memory_and_prompt_length(
 ) -> None:
     prompts = [*PROMPTS, (LETTERS * 6)[:230]]
     small, large = (state_bytes(backend, capacity) for capacity in (256, 512))
-    monkeypatch.setattr(jax_backend, "_SHARE_OF_FREE", 1.0)
+    monkeypatch.setattr(memory, "_SHARE_OF_FREE", 1.0)
     monkeypatch.setattr(jax_backend, "capacity_for", lambda capacity: 512 if capacity > 100 else 256)
-    monkeypatch.setattr(jax_backend, "_free_bytes", lambda _devices: max(3 * large, 6 * small))
+    monkeypatch.setattr(memory, "free_bytes", lambda _devices: max(3 * large, 6 * small))
     backend.decoded_rows.clear()
 
     texts = generate(evaluator_of(backend), prompts)
@@ -354,15 +348,15 @@ def test_rows_are_limited_by_free_memory_and_prompt_length(
 def test_error_for_one_row_that_does_not_fit_names_the_fitting_length(
     backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jax_backend, "_free_bytes", lambda _devices: 2 * state_bytes(backend, 256))
+    monkeypatch.setattr(memory, "free_bytes", lambda _devices: 2 * state_bytes(backend, 256))
 
     with pytest.raises(OutOfDeviceMemory, match=r"a prompt and its answer of \d+ tokens .* about \d+ tokens would fit"):
         generate(evaluator_of(backend), PROMPTS)
 
 
 def state_bytes(backend: RecordingBackend, capacity: int) -> int:
-    assert backend._model.init_state is not None
-    state = backend._model.init_state(backend._params, 1, capacity)
+    assert backend._model.functions.init_state is not None
+    state = backend._model.functions.init_state(backend._model.params, 1, capacity)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
@@ -458,7 +452,7 @@ def test_sampling_resumes_after_an_out_of_memory_step(
 
 
 def test_model_with_logits_alone_samples_the_same_texts(backend: RecordingBackend) -> None:
-    plain = Model(logits=backend._model.logits or recurrent_logits, params=backend._params)
+    plain = Model(logits=backend._model.functions.logits or recurrent_logits, params=backend._model.params)
     evaluator = Evaluator(TokenizerAdapter(Alphabet()), JaxBackend(resolve(plain), MAX_LENGTH), MAX_LENGTH)
 
     texts = generate_texts(evaluator, PROMPTS, sampling=WARM, keys=KEYS, notices=["the model has no state"])
@@ -515,7 +509,7 @@ def test_lengths_of_active_and_finished_texts_are_reported(backend: RecordingBac
     assert all(len(delta.active_lengths) <= 4 and max(delta.active_lengths, default=0) < 5 for delta in deltas)
     assert max(len(delta.active_lengths) for delta in deltas) == 4
     assert {delta.decode_rows for delta in deltas if delta.active_lengths} == {
-        4 if backend.execution_mode != "rows" else 1
+        4 if backend.pair_mode.decodes_with_cache else 1
     }
     assert deltas[-1].active_lengths == ()
     assert deltas[-1].remaining == 0

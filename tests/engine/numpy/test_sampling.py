@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax import sampling as jax_sampling
-from birdie_zmq.engine.jax.decoding import sampling_arrays
 from birdie_zmq.engine.numpy import sampling
 from birdie_zmq.types import SamplingParams
 
@@ -32,13 +31,13 @@ SAMPLING_PARAMS = [
 @pytest.mark.parametrize("logits", [LOGITS, TIED], ids=["distinct", "tied"])
 @pytest.mark.parametrize("params", SAMPLING_PARAMS, ids=str)
 def test_the_same_tokens_are_kept_as_in_jax(params: SamplingParams, logits: sampling.Logits) -> None:
-    expected = np.asarray(jax_sampling.filter_logits(jnp.asarray(logits), sampling_arrays(params)))
+    expected = np.asarray(jax_sampling.filter_logits(jnp.asarray(logits), jax_sampling.sampling_arrays(params)))
 
     np.testing.assert_array_equal(sampling.filter_logits(logits, params), expected)
 
 
 def sample(params: SamplingParams, logits: sampling.Logits, keys: list[int], counts: list[int]) -> list[int]:
-    chosen = sampling.sample(logits, SamplingMetadata(params, keys, np.array(counts, np.int32)))
+    chosen = sampling.sample(logits, SamplingMetadata(TokenChoice(params), keys, np.array(counts, np.int32)))
     assert chosen.finite.all()
     tokens: list[int] = chosen.tokens.tolist()
     return tokens
@@ -69,10 +68,11 @@ def test_non_finite_logits_are_flagged(value: float) -> None:
     logits[1, 4] = value
 
     chosen = sampling.sample(
-        logits, SamplingMetadata(SamplingParams(top_k=5, top_p=0.9), [1, 2, 3], np.zeros(3, np.int32))
+        logits, SamplingMetadata(TokenChoice(SamplingParams(top_k=5, top_p=0.9)), [1, 2, 3], np.zeros(3, np.int32))
     )
 
     assert chosen.finite.tolist() == [True, False, True]
     assert not sampling.sample(
-        np.full((1, 4), -np.inf, np.float32), SamplingMetadata(SamplingParams(), [1], np.zeros(1, np.int32))
+        np.full((1, 4), -np.inf, np.float32),
+        SamplingMetadata(TokenChoice(SamplingParams()), [1], np.zeros(1, np.int32)),
     ).finite
