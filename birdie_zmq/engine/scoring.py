@@ -1,182 +1,168 @@
 """Scoring: run the steps of a plan, one ahead of the device, and sum the log-probabilities of each request.
 
 Each step is submitted before the scores of the previous one are fetched, so that the device does not wait for the host.
-If a step does not fit into device memory, the budget of steps is halved, and the requests without a score are planned
+If a step does not fit into device memory, the budget of steps is halved, and the sequences without a score are planned
 again.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import Backend, ExecutionMode, PendingScores, TokenScores
-from birdie_zmq.engine.counters import Counters
-from birdie_zmq.engine.planning.cost_model import step_cost
-from birdie_zmq.engine.planning.fork_planner import chunk_lengths, plan_forks
-from birdie_zmq.engine.planning.row_planner import plan_pairs, plan_rows
-from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step
-from birdie_zmq.engine.planning.tree_planner import plan_trees, row_lengths
+from birdie_zmq.engine.backend import PendingScores, TokenScores
+from birdie_zmq.engine.events import Answered, Event, ItemFailed, Notice
+from birdie_zmq.engine.model_runner import ModelRunner
+from birdie_zmq.engine.output_checks import non_finite_logits
+from birdie_zmq.engine.planning.execution_mode import ExecutionMode
+from birdie_zmq.engine.planning.steps import ScoredSequence, Step
 from birdie_zmq.errors import OutOfDeviceMemory
-
-
-class FinishedSequences(NamedTuple):
-    """Sequences whose scores are complete.
-
-    Attributes:
-        numbers: The indices of n sequences.
-        loglikelihoods: float64[n], the sum of the log-probabilities of each sequence's scored tokens, in nats.
-        greedy: bool[n], whether greedy decoding generates all scored tokens of a sequence.
-    """
-
-    numbers: list[int]
-    loglikelihoods: npt.NDArray[np.float64]
-    greedy: npt.NDArray[np.bool_]
-
-
-class NonFiniteScore(Exception):
-    """The logits of a scored or generated token hold NaN or plus infinity, or all are minus infinity."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"request {number}")
-        self.number = number
-
-
-class IdleClock:
-    """Sums the seconds in which the device was idle between two steps.
-
-    Args:
-        clock: A monotonic clock, in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._since: float | None = None
-        self.seconds = 0.0
-
-    def busy(self) -> None:
-        """Note that a step was submitted."""
-        if self._since is not None:
-            self.seconds += self._clock() - self._since
-            self._since = None
-
-    def idle(self) -> None:
-        """Note that the last submitted step is done."""
-        self._since = self._clock()
-
-    def pause(self) -> None:
-        """Stop counting until the next step, because there is no work."""
-        self._since = None
-
-
-def plan_scoring(backend: Backend, items: Sequence[ScoredSequence], buckets: Buckets) -> list[Step]:
-    """Plan the steps that score sequences, by the backend's execution mode and its cached prefixes."""
-    if backend.execution_mode == "rows":
-        return plan_rows(items, buckets)
-    planner = plan_trees if backend.execution_mode == "branches" else plan_forks
-    capacity = 0
-    while True:  # a plan may only start from states with capacity for all tokens that it appends to them
-        steps = planner(items, buckets, backend.cached_prefixes(capacity))
-        needed = max((step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)), default=0)
-        if needed <= capacity or not any(isinstance(step.kind, Extend) and step.kind.before for step in steps):
-            return steps
-        capacity = needed
-
-
-def possible_shapes(execution_mode: ExecutionMode, buckets: Buckets) -> frozenset[tuple[int, int]]:
-    """Return every ``(rows, length)`` that a scoring step can have."""
-    if execution_mode in ("rows", "pairs"):
-        return buckets.shapes
-    if execution_mode == "branches":
-        lengths = row_lengths(buckets)
-        row_limits = {(length, buckets.rows_for(length)) for length in lengths}
-    else:  # a prefix of any length is computed in chunks of these lengths
-        lengths = chunk_lengths(buckets)
-        row_limits = {(length, max(map(buckets.rows_for, buckets.geometric_lengths))) for length in lengths}
-    shapes = {(1, length) for length in lengths}
-    for length, rows in row_limits:
-        shapes |= {(rows, length)} if buckets.limits.rows else {(count, length) for count in buckets.row_counts(rows)}
-    return frozenset(shapes)
+from birdie_zmq.types import Answer, StepLimits
 
 
 def score(
-    backend: Backend,
-    items: Sequence[ScoredSequence],
-    make_buckets: Callable[[], Buckets],
-    on_step: Callable[[Step], AbstractContextManager[None]],
-    counters: Counters,
-    idle: IdleClock,
-    out_of_memory: Callable[[OutOfDeviceMemory], None],
+    runner: ModelRunner,
+    mode: ExecutionMode,
+    requests: Sequence[Sequence[ScoredSequence]],
+    limits: StepLimits,
     *,
-    as_pairs: bool = False,
-) -> Iterator[FinishedSequences]:
-    """Score sequences; after each step, yield those that are complete.
+    with_greedy: bool,
+) -> Iterator[Event]:
+    """Score requests; after each step, yield the answers that are complete.
 
     Args:
-        backend: The model.
-        items: The sequences.
-        make_buckets: Returns the shapes of steps for the backend's current budget.
-        on_step: Makes the context that is entered around the submission of each step.
-        counters: Counts what is planned and what is done.
-        idle: Measures the device's idle time.
-        out_of_memory: Called after the budget of steps has been halved.
-        as_pairs: Whether the model's own function scores each sequence as a whole.
+        runner: The model.
+        mode: How the model scores these requests.
+        requests: The sequences of each request, whose scores are summed. Without sequences the log-likelihood is 0, and
+            greedy decoding gives the request.
+        limits: The limits that the user set for the rows of a step.
+        with_greedy: Whether an answer also says whether greedy decoding gives the scored tokens.
 
     Raises:
-        NonFiniteScore: A sequence cannot be scored.
+        ItemFailed: A request cannot be scored, because its logits are not finite.
         OutOfDeviceMemory: Not even the smallest steps fit into device memory.
     """
-    remaining = np.array([1 if as_pairs else item.count for item in items])
-    while (remaining > 0).any():
-        numbers = np.flatnonzero(remaining)
-        pending_items = [items[int(number)] for number in numbers]
-        sums = np.zeros(len(pending_items))
-        greedy = np.ones(len(pending_items), np.bool_)
-        left = remaining[numbers]
-        buckets = make_buckets()
-        steps = plan_pairs(pending_items, buckets) if as_pairs else plan_scoring(backend, pending_items, buckets)
-        counters.plan(sum(step_cost(step, backend.budget) for step in steps), (step.shape for step in steps))
-        try:
-            for step, scores in _pipelined(backend, steps, on_step, idle):
-                counters.complete(step_cost(step, backend.budget))
-                if not scores.finite.all():
-                    raise NonFiniteScore(int(numbers[step.owners[int(np.argmin(scores.finite))]]))
-                np.add.at(sums, step.owners, scores.logprobs)  # summed in float64
-                np.logical_and.at(greedy, step.owners, scores.greedy)
-                np.subtract.at(left, step.owners, 1)
-                touched = np.unique(step.owners)
-                done = touched[left[touched] == 0]
-                if len(done):
-                    remaining[numbers[done]] = 0
-                    yield FinishedSequences([int(number) for number in numbers[done]], sums[done], greedy[done])
-        except OutOfDeviceMemory as error:
-            if not backend.halve_budget():
-                raise
-            out_of_memory(error)
+    counters, backend = runner.counters, runner.backend
+    totals = _Totals(requests, with_greedy)
+    if answered := totals.empty_requests():
+        yield answered
+    counters.requests += len(requests)
+    counters.tokens_requested += sum(len(sequence.row) for sequence in totals.sequences)
+    with runner.timed():
+        numbers = totals.unfinished()
+        group = mode.group([totals.sequences[number] for number in numbers])
+        counters.tokens_distinct += group.distinct_tokens
+        while len(numbers):
+            try:
+                steps = group.plan(runner.buckets(mode, limits), backend.cached_prefixes())
+                yield from _run(runner, steps, _PlanSums(totals, numbers, steps))
+                return
+            except OutOfDeviceMemory as error:
+                if not backend.halve_budget():
+                    raise
+                yield Notice("warning", f"{error}; retrying with steps of at most {backend.budget.tokens} tokens")
+            numbers = totals.unfinished()
+            group = mode.group([totals.sequences[number] for number in numbers])
 
 
-def _pipelined(
-    backend: Backend,
-    steps: Sequence[Step],
-    on_step: Callable[[Step], AbstractContextManager[None]],
-    idle: IdleClock,
-) -> Iterator[tuple[Step, TokenScores]]:
-    backend.start_plan(steps)
+def _run(runner: ModelRunner, steps: Sequence[Step], sums: _PlanSums) -> Iterator[Event]:
+    """Submit each step of a plan, then fetch the scores of the step before it, and yield the complete answers."""
+    runner.backend.start_plan(steps)
     previous: tuple[Step, PendingScores] | None = None
     for step in steps:
-        with on_step(step):
-            pending = backend.submit(step)
-        idle.busy()
+        pending = yield from runner.call([step.shape], partial(runner.backend.submit, step))
+        runner.counters.add_step(step.shape, step.used_tokens)
+        runner.idle.busy()
         if previous is not None:
-            yield previous[0], previous[1].result()
+            yield from sums.add(previous[0], previous[1].result())
         previous = step, pending
     if previous is not None:
         scores = previous[1].result()
-        idle.idle()
-        yield previous[0], scores
+        runner.idle.idle()
+        yield from sums.add(previous[0], scores)
+
+
+class _Totals:
+    """The scores of requests, each the sum over its sequences.
+
+    Attributes:
+        sequences: The sequences of all requests.
+        owners: int64[n], the index of the request that each sequence belongs to.
+    """
+
+    def __init__(self, requests: Sequence[Sequence[ScoredSequence]], with_greedy: bool) -> None:
+        self.sequences = [sequence for request in requests for sequence in request]
+        self._missing = np.array([len(request) for request in requests], np.int64)
+        self.owners = np.repeat(np.arange(len(requests)), self._missing)
+        self._is_finished = np.zeros(len(self.sequences), np.bool_)
+        self._loglikelihoods = np.zeros(len(requests))
+        self._greedy = np.ones(len(requests), np.bool_)
+        self._with_greedy = with_greedy
+
+    def empty_requests(self) -> Answered | None:
+        """Return the answers to the requests without a sequence, if there are any."""
+        return self._answered(np.flatnonzero(self._missing == 0))
+
+    def unfinished(self) -> npt.NDArray[np.int64]:
+        """Return the indices of the sequences that have no score yet."""
+        return np.flatnonzero(~self._is_finished)
+
+    def add(
+        self, numbers: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], greedy: npt.NDArray[np.bool_]
+    ) -> Answered | None:
+        """Add the scores of sequences, by index, and return the answers that are complete, if there are any."""
+        owners = self.owners[numbers]
+        self._is_finished[numbers] = True
+        np.add.at(self._loglikelihoods, owners, sums)
+        np.logical_and.at(self._greedy, owners, greedy)
+        np.subtract.at(self._missing, owners, 1)
+        touched = np.unique(owners)
+        return self._answered(touched[self._missing[touched] == 0])
+
+    def _answered(self, indices: npt.NDArray[np.int64]) -> Answered | None:
+        if not len(indices):
+            return None
+        loglikelihoods: list[float] = self._loglikelihoods[indices].tolist()
+        answers: Sequence[Answer] = loglikelihoods
+        if self._with_greedy:
+            answers = list(zip(loglikelihoods, self._greedy[indices].tolist(), strict=True))
+        return Answered(indices.tolist(), answers)
+
+
+class _PlanSums:
+    """The sums of a plan's sequences; those that are complete are added to the totals.
+
+    Args:
+        totals: The scores of the requests.
+        numbers: int64[n], the index of each of the plan's sequences in the totals.
+        steps: The plan, which decides how many scores each sequence gets.
+    """
+
+    def __init__(self, totals: _Totals, numbers: npt.NDArray[np.int64], steps: Sequence[Step]) -> None:
+        self._totals = totals
+        self._numbers = numbers
+        self._sums = np.zeros(len(numbers))
+        self._greedy = np.ones(len(numbers), np.bool_)
+        self._missing = np.bincount(np.concatenate([step.owners for step in steps]), minlength=len(numbers))
+
+    def add(self, step: Step, scores: TokenScores) -> Iterator[Answered]:
+        """Add the scores of a step, and yield the answers that are complete.
+
+        Raises:
+            ItemFailed: A score is not finite.
+        """
+        if not scores.finite.all():
+            number = self._numbers[step.owners[int(np.argmin(scores.finite))]]
+            raise ItemFailed(int(self._totals.owners[number]), non_finite_logits())
+        np.add.at(self._sums, step.owners, scores.logprobs)  # summed in float64
+        np.logical_and.at(self._greedy, step.owners, scores.greedy)
+        np.subtract.at(self._missing, step.owners, 1)
+        touched = np.unique(step.owners)
+        complete = touched[self._missing[touched] == 0]
+        if len(complete):
+            answered = self._totals.add(self._numbers[complete], self._sums[complete], self._greedy[complete])
+            if answered is not None:
+                yield answered
