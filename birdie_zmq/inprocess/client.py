@@ -15,21 +15,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, combine_failures
+from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress, combine_failures
 from birdie_zmq.client.core import Job
-from birdie_zmq.client.progress import ProgressEstimator
+from birdie_zmq.client.progress import INTERVAL_S, ProgressEstimator
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, CompilationFinished, ItemFailed, Notice, StepStarting
 from birdie_zmq.engine.model_api import CheckpointFingerprint
 from birdie_zmq.errors import BirdieError, UsageError
-from birdie_zmq.types import Level, ModelDescription, ModelSpec, ProgressDelta, StepLimits
+from birdie_zmq.types import Answer, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_loader import ModelSource, ServedModel, adapt_tokenizer, assemble, mesh_for
 
 ORIGIN = "the caller's process"
-
-_PROGRESS_INTERVAL_S = 0.5
-"""Minimum seconds between two progress reports of a call."""
 
 
 class InProcessClient:
@@ -142,7 +139,7 @@ class InProcessClient:
                     ]
                     remaining = Job(remaining.work.select(unanswered), [remaining.items[i] for i in unanswered])
                 if progress is not None:
-                    progress.report(job.items[0], force=True)
+                    progress.report(force=True)
             served.evaluator.pause_idle_clock()
         if failures:
             raise combine_failures(failures, count, len(answers), name_of)
@@ -163,7 +160,7 @@ class InProcessClient:
                     case StepStarting() | CompilationFinished():
                         pass
                 if progress is not None:
-                    progress.report(job.items[0])
+                    progress.report()
 
     def _served_model(self) -> ServedModel:
         if self._served is None:
@@ -193,17 +190,12 @@ class _Progress:
         self._reported = evaluator.computed
         self._reported_at = -math.inf
 
-    def report(self, item: int, *, force: bool = False) -> None:
-        """Report what was computed since the last report, if that is long ago or the report is forced.
-
-        Args:
-            item: An item of the current job.
-            force: Whether to report in any case.
-        """
+    def report(self, *, force: bool = False) -> None:
+        """Report what was computed since the last report, if that is long ago or the report is forced."""
         now = time.monotonic()
-        if force or now - self._reported_at >= _PROGRESS_INTERVAL_S:
+        if force or now - self._reported_at >= INTERVAL_S:
             before, self._reported, self._reported_at = self._reported, self._evaluator.computed, now
-            self.estimate.progressed(item, ProgressDelta(computed=self._reported.since(before)), now)
+            self.estimate.progressed(self._reported.since(before), now)
             self._on_progress(self.estimate.at(now))
 
 

@@ -18,7 +18,8 @@ from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemF
 from birdie_zmq.engine.request_encoding import Encoded
 from birdie_zmq.errors import BirdieError, InternalError
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import ErrorReport
+from birdie_zmq.protocol.packing import pack_answers, unpack_work
+from birdie_zmq.types import ErrorReport, Work
 from birdie_zmq.worker.agent_connection import AgentConnection
 from birdie_zmq.worker.model_loader import ServedModel
 
@@ -33,9 +34,10 @@ Inbox = queue.SimpleQueue[m.LoadModel | m.Lease]
 
 @dataclass(frozen=True)
 class _EncodedLease:
-    """A lease with its encoded texts, if they are to be scored, or the error of encoding them."""
+    """A lease with its work, and with its encoded texts if they are to be scored, or the error of encoding them."""
 
     lease: m.Lease
+    work: Work | None = None
     encoded: Encoded | None = None
     error: Exception | None = None
 
@@ -88,7 +90,8 @@ class LeaseLoop:
                 continue
             try:
                 self._served.check(lease.identity)
-                self._encoded.put(_EncodedLease(lease, encoded=self._served.evaluator.encode(lease.work)))
+                work = unpack_work(lease.work)
+                self._encoded.put(_EncodedLease(lease, work, self._served.evaluator.encode(work)))
             except Exception as error:  # noqa: BLE001 - the main thread raises it again and reports it
                 self._encoded.put(_EncodedLease(lease, error=error))
 
@@ -118,8 +121,9 @@ class LeaseLoop:
             return False
         if encoded.error is not None:
             raise encoded.error
+        assert encoded.work is not None
         unanswered = len(lease.work)
-        with contextlib.closing(self._served.answer(lease.work, lease.limits, encoded.encoded)) as events:
+        with contextlib.closing(self._served.answer(encoded.work, lease.limits, encoded.encoded)) as events:
             for event in events:
                 if lease.lease in self._cancelled:
                     return False
@@ -144,8 +148,9 @@ class LeaseLoop:
             case Answered(indices=indices, answers=answers):
                 # Before the last answers of a run, since a client that has them all waits for nothing more.
                 self._report_progress(number, force=is_complete and not self._has_waiting_lease())
+                packed = pack_answers(lease.work.kind, answers)
                 self._connection.send(
-                    m.LeaseAnswered(lease=number, indices=np.asarray(indices, np.int32), answers=answers)
+                    m.LeaseAnswered(lease=number, indices=np.asarray(indices, np.int32), answers=packed)
                 )
 
     def _report_progress(self, lease: int, *, force: bool = False) -> None:

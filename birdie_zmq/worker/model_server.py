@@ -117,7 +117,7 @@ def _exit_status(status: int, rank: RankInfo | None) -> int:
 def _read_messages(channel: Channel, inbox: Inbox, cancelled: set[int]) -> None:
     with contextlib.suppress(ProtocolError):  # A peer that sends malformed messages is not this process's agent.
         while (messages := channel.receive()) is not None:
-            for message in messages:
+            for message, _ in messages:
                 if isinstance(message, m.CancelLease):
                     cancelled.add(message.lease)
                 else:
