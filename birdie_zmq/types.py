@@ -329,10 +329,6 @@ For a continuation: its log-likelihood in nats, and whether greedy decoding give
 For a prompt or a conversation: the generated or rendered text.
 """
 
-Answer = tuple[float, bool] | float | str | ModelDescription
-"""The answer to one item: the log-likelihood of a continuation in nats with whether greedy decoding gives it, the
-log-likelihood of a whole text, a generated or rendered text, or the description of the model."""
-
 
 class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The counters of a `RunStatistics` that are reported while work is in progress.

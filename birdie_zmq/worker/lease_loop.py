@@ -34,12 +34,11 @@ Inbox = queue.SimpleQueue[m.LoadModel | m.Lease]
 
 @dataclass(frozen=True)
 class _EncodedLease:
-    """A lease with its work, and with its encoded texts if they are to be scored, or the error of encoding them."""
+    """A lease with its work, and with its encoded texts if they are to be scored, or with an error."""
 
     lease: m.Lease
-    work: Work | None = None
+    work: Work | Exception
     encoded: Encoded | None = None
-    error: Exception | None = None
 
 
 class LeaseLoop:
@@ -93,7 +92,7 @@ class LeaseLoop:
                 work = unpack_work(lease.work)
                 self._encoded.put(_EncodedLease(lease, work, self._served.evaluator.encode(work)))
             except Exception as error:  # noqa: BLE001 - the main thread raises it again and reports it
-                self._encoded.put(_EncodedLease(lease, error=error))
+                self._encoded.put(_EncodedLease(lease, error))
 
     def _answer(self, encoded: _EncodedLease) -> None:
         """Compute a lease and report its end, unless it was cancelled."""
@@ -119,9 +118,8 @@ class LeaseLoop:
         lease = encoded.lease
         if lease.lease in self._cancelled:
             return False
-        if encoded.error is not None:
-            raise encoded.error
-        assert encoded.work is not None
+        if isinstance(encoded.work, Exception):
+            raise encoded.work
         unanswered = len(lease.work)
         with contextlib.closing(self._served.answer(encoded.work, lease.limits, encoded.encoded)) as events:
             for event in events:
