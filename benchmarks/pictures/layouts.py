@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
-from birdie_zmq.engine.planning.fork_planner import plan_forks
-from birdie_zmq.engine.planning.row_planner import plan_rows
+from birdie_zmq.engine.planning.execution_mode import FORKS, ROWS, TREES
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Step, Tree
-from birdie_zmq.engine.planning.tree_planner import plan_trees
 
 _CELL_SIZE = (WIDTH - 2 * MARGIN) / 33
 
@@ -18,9 +16,9 @@ def draw() -> str:
     """Return the picture."""
     canvas = Canvas("The same four requests as dense rows, as forks of a state, and as one row with their prefix tree")
     items, buckets = example.requests(), example.buckets()
-    _panel(canvas, "Logits, or hidden states: dense rows", plan_rows(items, buckets))
-    _panel(canvas, "A state (extend): shared prefixes, then forks", plan_forks(items, buckets))
-    _panel(canvas, "Attention with a mask (branch): token trees", plan_trees(items, buckets))
+    _panel(canvas, "Logits, or hidden states: dense rows", ROWS.group(items).plan(buckets, {}))
+    _panel(canvas, "A state (extend): shared prefixes, then forks", FORKS.group(items).plan(buckets, {}))
+    _panel(canvas, "Attention with a mask (branch): token trees", TREES.group(items).plan(buckets, {}))
     canvas.legend(("read", "token"), ("scores", "scored position"), ("padding", "padding"))
     return canvas.svg()
 

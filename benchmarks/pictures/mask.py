@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas, visible_text
+from birdie_zmq.engine.planning.execution_mode import TREES
 from birdie_zmq.engine.planning.steps import Tree
-from birdie_zmq.engine.planning.tree_planner import plan_trees
 
 _LABEL = 82
 
 
 def draw() -> str:
     """Return the picture."""
-    (step,) = plan_trees(example.requests(), example.buckets())
+    (step,) = TREES.group(example.requests()).plan(example.buckets(), {})
     assert isinstance(step.kind, Tree)
     length = step.tokens.shape[1]
     ends, depths = step.kind.ends[0], step.kind.depths[0]

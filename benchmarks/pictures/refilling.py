@@ -112,16 +112,16 @@ def _run_scheduler() -> tuple[list[Row], list[list[int | None]]]:
     settings = GenerationParams(until=("\n", "."), max_gen_toks=32)
     reader = AnswerExtractor(tokenizer, settings)
     documents = example.documents("demo_generate")[:_PROMPTS]
-    texts = [f"Question: {document['question']}\nAnswer:" for document in documents]
-    prompts = [np.array(ids, np.int32) for ids in tokenizer.encode(texts)]
+    answered = [f"Question: {document['question']}\nAnswer:" for document in documents]
+    prompts = [np.array(ids, np.int32) for ids in tokenizer.encode(answered)]
     answers = tokenizer.encode([f" {document['answer']}." for document in documents])
     rows = [Row(number, prompt, 0, reader.begin()) for number, prompt in enumerate(prompts)]
     model = _ScriptedBackend({prompt.tobytes(): answer for prompt, answer in zip(prompts, answers, strict=True)})
     runner = ModelRunner(cast(Backend, cast(Any, model)), 1024)
     stop = StopConditions(tokenizer.eos_token_ids, settings.max_gen_toks)
-    texts: dict[int, Any] = {}
+    answered: dict[int, Any] = {}
     for event in decode_with_cache(runner, rows, GenerationSettings(GREEDY, stop, ()), StepLimits(max_rows=_ROWS)):
         if isinstance(event, Answered):
-            texts.update(zip(event.indices, event.answers, strict=True))
-    assert texts == {number: f" {document['answer']}" for number, document in enumerate(documents)}
+            answered.update(zip(event.indices, event.answers, strict=True))
+    assert answered == {number: f" {document['answer']}" for number, document in enumerate(documents)}
     return rows, model.calls

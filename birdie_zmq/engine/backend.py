@@ -17,40 +17,28 @@ In both cases the module of the engine has ``make_backend(model: LoadedModel, ma
 functions are optional: ``prepare() -> None`` is called before the user module is imported, and
 ``make_mesh(shape: MeshShape)`` makes a mesh of devices, which ``make_backend`` then receives as ``mesh=``.
 
-The planner chooses the steps by the backend's execution mode. Each step says what kind it is
-(`birdie_zmq.engine.planning.steps`), and a backend only receives the kinds of its mode:
-
-======== ============== ==============================================================================
-mode     kinds          the model
-======== ============== ==============================================================================
-rows     Dense          has `logits`, or `hidden` with `unembed`: every step computes whole rows
-forks    Extend, Fork   has a state that can be extended and copied, whether it has attention or not
-branches Extend, Tree   has attention and computes trees of sequences that continue one state
-pairs    Pairs          only scores pairs of a context and a continuation, by a function of its own
-======== ============== ==============================================================================
-
-A backend with ``scores_pairs`` receives Pairs steps for log-likelihood requests in every mode.
+A backend names two execution modes (`birdie_zmq.engine.planning.execution_mode`): one for whole texts and generation,
+and one for continuations after a context. They choose the steps. Each step says what kind it is
+(`birdie_zmq.engine.planning.steps`), and a backend only receives the kinds of its modes.
 
 Shape letters: q positions of a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine.logits_processing import LogitsProcessing
+from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.types import SamplingParams
-
-ExecutionMode = Literal["rows", "forks", "branches", "pairs"]
-"""How a model computes, and therefore how its requests are planned; the module's docstring describes each mode."""
 
 
 @dataclass(frozen=True)
@@ -84,20 +72,35 @@ class NextTokens:
 
 
 @dataclass(frozen=True)
+class TokenChoice:
+    """How next tokens are chosen, the same for all rows of a batch.
+
+    Attributes:
+        sampling: Temperature, top-k, top-p and min-p; None takes the most likely token.
+        processing: How logits are changed first; None leaves them.
+    """
+
+    sampling: SamplingParams | None = None
+    processing: LogitsProcessing | None = None
+
+
+GREEDY = TokenChoice()
+"""The most likely token is chosen."""
+
+
+@dataclass(frozen=True)
 class SamplingMetadata:
     """How to choose a token at each position of a step.
 
     Attributes:
-        sampling: Temperature, top-k, top-p and min-p, the same at all positions; None takes the most likely token.
+        choice: How to choose.
         keys: The random key of each position.
         sampled: int32[q], the number of tokens that were generated before each position.
-        processing: How logits are changed first; None leaves them.
     """
 
-    sampling: SamplingParams | None
+    choice: TokenChoice
     keys: Sequence[int]
     sampled: npt.NDArray[np.int32]
-    processing: LogitsProcessing | None = None
 
 
 class PendingScores(Protocol):
@@ -146,10 +149,10 @@ class Backend(Protocol):
 
     name: str
     """The name of the engine, for results."""
-    execution_mode: ExecutionMode
-    """``pairs`` if the model provides only its own score."""
-    scores_pairs: bool
-    """Whether the model scores a continuation after its context by a function of its own."""
+    text_mode: ExecutionMode | None
+    """How whole texts are scored and continued; None if the model provides only its own `score`."""
+    pair_mode: ExecutionMode
+    """How a continuation is scored after its context: ``PAIRS`` if the model has its own `score`, else `text_mode`."""
     makes_logits: bool
     """Whether a step computes the logits of all its positions, because the model's head is not a separate function."""
     vocab_size: int
@@ -182,8 +185,8 @@ class Backend(Protocol):
         """Number of states that were evicted from the prefix cache because of its size limit."""
         ...
 
-    def cached_prefixes(self, capacity: int) -> Collection[bytes]:
-        """Return the prefixes with a cached state of at least this capacity in tokens, as the bytes of their tokens."""
+    def cached_prefixes(self) -> Mapping[bytes, int]:
+        """Return the capacity in tokens of each cached state, by the bytes of the tokens of its prefix."""
         ...
 
     def start_plan(self, steps: Sequence[Step]) -> None:
@@ -217,20 +220,13 @@ class Backend(Protocol):
         """
         ...
 
-    def decoding(
-        self,
-        rows: int,
-        capacity: int,
-        sampling: SamplingParams | None = None,
-        processing: LogitsProcessing | None = None,
-    ) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
         """Create a batch of rows to decode, with a capacity in tokens for each; only for models with a state.
 
         Args:
             rows: The number of rows.
             capacity: The capacity of each row in tokens.
-            sampling: How to sample; None takes the most likely token.
-            processing: How logits are changed first; None leaves them.
+            choice: How tokens are chosen.
         """
         ...
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from birdie_zmq.engine.planning.shape_buckets import Shape
 from birdie_zmq.types import RunStatistics
-
-Shape = tuple[int, int]
-"""The number of rows and the length of a step."""
 
 
 @dataclass

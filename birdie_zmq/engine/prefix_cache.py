@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -57,13 +57,9 @@ class PrefixCache(Generic[S]):
         self._entries[key] = entry
         self._entries.move_to_end(key)
 
-    def cached_prefixes(self, capacity: int, *, exactly: bool = False) -> Collection[bytes]:
-        """Return the prefixes whose states have at least this capacity, or exactly this one."""
-        return [
-            key
-            for key, entry in self._entries.items()
-            if entry.capacity == capacity or (entry.capacity > capacity and not exactly)
-        ]
+    def capacities(self) -> Mapping[bytes, int]:
+        """Return the capacity in tokens of each prefix's state, least recently used first."""
+        return {key: entry.capacity for key, entry in self._entries.items()}
 
     def trim(self, in_use: Collection[bytes] = ()) -> None:
         """Evict the least recently used entries that are not in use, until the cache is within its limit."""

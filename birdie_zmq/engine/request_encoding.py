@@ -33,9 +33,7 @@ Encoded = list[list[ScoredSequence]]
 """The sequences of each request: at most one for a continuation, and the windows of a whole text."""
 
 
-def encode_scored(
-    tokenizer: TokenizerAdapter, work: LogLikelihoodWork | RollingWork, max_length: int
-) -> Encoded:
+def encode_scored(tokenizer: TokenizerAdapter, work: LogLikelihoodWork | RollingWork, max_length: int) -> Encoded:
     """Encode the requests of log-likelihood work; a request with nothing to score has no sequence.
 
     Raises:

@@ -127,9 +127,7 @@ class ServedModel:
             provides=self.provides,
         )
 
-    def answer(
-        self, work: Work, limits: StepLimits, encoded: Encoded | None = None
-    ) -> Generator[Event, None, None]:
+    def answer(self, work: Work, limits: StepLimits, encoded: Encoded | None = None) -> Generator[Event, None, None]:
         """Answer all items of some work, as `Evaluator.answer`, or describe the model.
 
         Args:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.backend import Backend, ExecutionMode
+from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import PAD, Dense, Extend, Fork, ScoredSequence, Step, Tokens, Tree
-from birdie_zmq.engine.scoring import possible_shapes
 from birdie_zmq.types import StepLimits
 
 MAX_LENGTH = 128
@@ -178,7 +177,7 @@ class Replay:
 def replay(
     items: Sequence[ScoredSequence],
     steps: Sequence[Step],
-    execution_mode: ExecutionMode,
+    mode: ExecutionMode,
     buckets: Buckets,
     cached: Mapping[bytes, int],
 ) -> ReplayResult:
@@ -187,22 +186,7 @@ def replay(
     Raises:
         AssertionError: It is not a plan for these requests.
     """
-    return Replay(items, steps, cached, possible_shapes(execution_mode, buckets)).result
-
-
-@dataclass
-class FakeBackend:
-    """The part of a backend that planning uses: its execution mode and its cached states."""
-
-    execution_mode: ExecutionMode
-    states: Mapping[bytes, int] = field(default_factory=dict)
-
-    def cached_prefixes(self, capacity: int) -> Collection[bytes]:
-        return [key for key, limit in self.states.items() if limit >= capacity]
-
-    @property
-    def as_backend(self) -> Backend:
-        return cast(Backend, self)
+    return Replay(items, steps, cached, mode.shapes(buckets)).result
 
 
 # --- Requests and shapes, for hypothesis ------------------------------------------------------------------------------

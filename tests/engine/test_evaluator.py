@@ -99,9 +99,7 @@ def evaluator_for(returned: object, tokenizer: object | None = None, max_length:
     return evaluator_of(JaxBackend(resolve(returned), max_length), tokenizer, max_length)
 
 
-def loglikelihood(
-    evaluator: Evaluator, pairs: list[tuple[str, str]], limits: StepLimits = AUTOMATIC
-) -> Recording:
+def loglikelihood(evaluator: Evaluator, pairs: list[tuple[str, str]], limits: StepLimits = AUTOMATIC) -> Recording:
     return Recording().record(evaluator.answer(LogLikelihoodWork(pairs=pairs), limits))
 
 
@@ -654,9 +652,7 @@ def test_a_tokenizer_that_fails_on_all_items_together_only_is_reported() -> None
         (generate, ["a", "bc", "a!"]),
     ],
 )
-def test_non_finite_logits_fail_their_item(
-    function: Callable[..., Recording], items: list[Any], value: float
-) -> None:
+def test_non_finite_logits_fail_their_item(function: Callable[..., Recording], items: list[Any], value: float) -> None:
     def stumbles(tokens: Any) -> Any:
         return uniform(tokens).at[..., 3].set(jnp.where(tokens == ord("!"), value, 0.0))
 

@@ -18,7 +18,7 @@ def cache_of(limit: int, *sizes: int) -> PrefixCache[str]:
 
 
 def keys(cache: PrefixCache[str]) -> list[bytes]:
-    return list(cache.cached_prefixes(0))
+    return list(cache.capacities())
 
 
 def test_a_state_is_returned_by_its_key() -> None:
@@ -74,12 +74,8 @@ def test_a_replaced_state_counts_once_and_as_used() -> None:
     assert keys(cache) == [b"a", b"c"]
 
 
-def test_only_states_with_enough_capacity_are_listed() -> None:
-    cache = cache_of(10, 1, 1, 1)
-
-    assert list(cache.cached_prefixes(200)) == [b"b", b"c"]
-    assert list(cache.cached_prefixes(201)) == [b"c"]
-    assert list(cache.cached_prefixes(301)) == []
+def test_the_capacity_of_each_state_is_listed() -> None:
+    assert cache_of(10, 1, 1, 1).capacities() == {b"a": 100, b"b": 200, b"c": 300}
 
 
 def test_clearing_removes_everything_and_does_not_count_as_eviction() -> None:

@@ -20,7 +20,8 @@ from birdie_zmq.engine.events import Answered, ItemFailed, Notice
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.model_runner import ModelRunner
-from birdie_zmq.engine.planning.shape_buckets import StepBudget
+from birdie_zmq.engine.planning.execution_mode import FORKS, TREES, ExecutionMode
+from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
 from birdie_zmq.engine.scoring import score
 from birdie_zmq.errors import OutOfDeviceMemory
@@ -29,7 +30,7 @@ from birdie_zmq.models.llama import Llama
 from birdie_zmq.types import StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
-from tests.engine.replay import tokens_of
+from tests.engine.replay import replay, tokens_of
 
 MAX_LENGTH = 64
 TOLERANCE_NATS = 2e-4
@@ -193,6 +194,18 @@ def test_a_cached_prefix_saves_computation_in_the_next_batch() -> None:
     used = [sum(step.used_tokens for step in done.steps) for done in (first, second)]
     assert used[0] - used[1] >= len(PREFIX)
     assert second.loglikelihoods.tolist() == pytest.approx(first.loglikelihoods.tolist(), abs=TOLERANCE_NATS)
+
+
+@pytest.mark.parametrize("mode", [TREES, FORKS])
+def test_a_state_without_enough_capacity_is_replaced_by_one_with_it(mode: ExecutionMode) -> None:
+    """From the longer state the last chunk ends at position 127; from the shorter one it would end at 129."""
+    text = tokens_of(range(1, 124))
+    states = {text[:1].tobytes(): 128, text[:7].tobytes(): 8}
+    buckets = Buckets(128, vocab_size=0, budget=StepBudget(tokens=64, call_tokens=8))
+
+    steps = mode.group([ScoredSequence(text, 1)]).plan(buckets, states)
+
+    assert replay([ScoredSequence(text, 1)], steps, mode, buckets, states).used >= 122 - 7
 
 
 # --- Requests that cannot be scored -----------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
 from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.model_api import Model, resolve
-from birdie_zmq.engine.planning.row_planner import plan_pairs
+from birdie_zmq.engine.planning.pair_planner import PairGroup
 from birdie_zmq.engine.planning.shape_buckets import Buckets
 from birdie_zmq.engine.planning.steps import Dense, ScoredSequence, Step
 from birdie_zmq.engine.torch.backend import TorchBackend, make_backend
@@ -129,7 +129,9 @@ def test_weights_in_the_closure_of_a_callable_are_not_reported() -> None:
 
 def test_sampled_tokens_equal_those_of_numpy() -> None:
     step = step_of(60)
-    metadata = SamplingMetadata(SamplingParams(temperature=2.0, top_p=0.9), list(range(60)), np.zeros(60, np.int32))
+    metadata = SamplingMetadata(
+        TokenChoice(SamplingParams(temperature=2.0, top_p=0.9)), list(range(60)), np.zeros(60, np.int32)
+    )
     first, second = backend_of(Bigram()), backend_of((bigram, TABLE))
     tokens = first.next_tokens(step, metadata).tokens
     np.testing.assert_array_equal(tokens, second.next_tokens(step, metadata).tokens)
@@ -140,7 +142,7 @@ def test_sampled_tokens_equal_those_of_numpy() -> None:
 def test_tokens_of_changed_logits_equal_those_of_numpy(sampling: SamplingParams | None) -> None:
     how = LogitsProcessing(bias=((3, 2.0),), forbidden=(1,), repetition_penalty=1.5, frequency_penalty=0.5)
     step = step_of(60)
-    metadata = SamplingMetadata(sampling, list(range(60)), np.minimum(step.positions, 2), how)
+    metadata = SamplingMetadata(TokenChoice(sampling, how), list(range(60)), np.minimum(step.positions, 2))
     table = np.asarray(WEIGHTS)
     tokens = backend_of((bigram, TABLE)).next_tokens(step, metadata).tokens
     expected = NumpyBackend(resolve(lambda tokens: table[tokens]), 64).next_tokens(step, metadata).tokens
@@ -238,7 +240,7 @@ def own_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> An
 def test_the_models_own_score_is_called_with_tensors() -> None:
     backend = backend_of(Model(params=WEIGHTS, score=own_score))
     items = [ScoredSequence(np.array(tokens, np.int32), count) for tokens, count in (([1, 2, 3, 4], 2), ([5, 6], 1))]
-    (step,) = plan_pairs(items, Buckets(64, 0, backend.budget))
+    (step,) = PairGroup(items).plan(Buckets(64, 0, backend.budget), {})
     found = backend.submit(step).result()
     logprobs = np.log(np.exp(TABLE.astype(np.float64)) / np.exp(TABLE.astype(np.float64)).sum(-1, keepdims=True))
     expected = {0: logprobs[2, 3] + logprobs[3, 4] + 2, 1: logprobs[5, 6] + 1}

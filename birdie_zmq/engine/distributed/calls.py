@@ -13,13 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta, Struct
 
-from birdie_zmq.engine.backend import SamplingMetadata
-from birdie_zmq.engine.logits_processing import LogitsProcessing
+from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, StepKind, Tree
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.types import ErrorReport, ModelSpec, SamplingParams
+from birdie_zmq.types import ErrorReport, ModelSpec
 
 NonNegativeInt = Annotated[int, Meta(ge=0, lt=2**62)]
 
@@ -146,20 +145,18 @@ class Submit(Struct, frozen=True, forbid_unknown_fields=True, tag="submit"):
 class SamplingPayload(Struct, frozen=True, forbid_unknown_fields=True):
     """How to choose tokens."""
 
-    sampling: SamplingParams | None
+    choice: TokenChoice
     keys: list[NonNegativeInt]
     sampled: Array
-    processing: LogitsProcessing | None = None
 
     @classmethod
     def of(cls, metadata: SamplingMetadata) -> SamplingPayload:
         """Encode sampling metadata."""
-        keys = [int(key) for key in metadata.keys]
-        return cls(metadata.sampling, keys, Array.of(metadata.sampled), metadata.processing)
+        return cls(metadata.choice, [int(key) for key in metadata.keys], Array.of(metadata.sampled))
 
     def metadata(self) -> SamplingMetadata:
         """Return the sampling metadata."""
-        return SamplingMetadata(self.sampling, self.keys, self.sampled.array(), self.processing)
+        return SamplingMetadata(self.choice, self.keys, self.sampled.array())
 
 
 class NextTokensCall(Struct, frozen=True, forbid_unknown_fields=True, tag="next-tokens"):
@@ -187,8 +184,7 @@ class StartDecoding(Struct, frozen=True, forbid_unknown_fields=True, tag="start-
 
     rows: NonNegativeInt
     capacity: NonNegativeInt
-    sampling: SamplingParams | None
-    processing: LogitsProcessing | None = None
+    choice: TokenChoice
 
 
 class Put(Struct, frozen=True, forbid_unknown_fields=True, tag="put"):
@@ -257,7 +253,8 @@ class Budget(Struct, frozen=True, forbid_unknown_fields=True, tag="budget"):
 class LoadedModelInfo(Struct, frozen=True, forbid_unknown_fields=True, tag="loaded-model-info"):
     """The model that a follower rank has loaded, compared with the model of rank 0."""
 
-    execution_mode: str
+    text_mode: str | None
+    pair_mode: str
     vocab_size: NonNegativeInt
     num_parameters: NonNegativeInt | None
     dtype: str | None

@@ -157,8 +157,8 @@ class FollowerRunner:
                     backend.decoding_rows(capacity, wanted)
                 except OutOfDeviceMemory:
                     return  # rank 0 decides whether a row fits
-            case calls.StartDecoding(rows, capacity, sampling, processing):
-                self._decoding = backend.decoding(rows, capacity, sampling, processing)
+            case calls.StartDecoding(rows, capacity, choice):
+                self._decoding = backend.decoding(rows, capacity, choice)
             case calls.Put():
                 self._active_decoding().put(
                     call.row, call.prompt.array(), call.prefill_chunks(), call.key, call.sampled

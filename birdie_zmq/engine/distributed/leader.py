@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import Backend, Decoding, NextTokens, PendingScores, SamplingMetadata, TokenScores
+from birdie_zmq.engine.backend import (
+    GREEDY,
+    Backend,
+    Decoding,
+    NextTokens,
+    PendingScores,
+    SamplingMetadata,
+    TokenChoice,
+    TokenScores,
+)
 from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError, RankInfo
-from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
-from birdie_zmq.types import SamplingParams
 
 FOLDER_KEY = "birdie-zmq/began"
 """The key under which the name of the group's folder is stored. The folder holds all other keys; its name is unique."""
@@ -175,7 +182,10 @@ def check_mesh(size: int | None, devices: int, rank: RankInfo) -> None:
 
 def model_info(backend: Backend) -> calls.LoadedModelInfo:
     """Return the properties of a loaded model that must be the same at all ranks."""
-    return calls.LoadedModelInfo(backend.execution_mode, backend.vocab_size, backend.num_parameters, backend.dtype)
+    text_mode = None if backend.text_mode is None else backend.text_mode.name
+    return calls.LoadedModelInfo(
+        text_mode, backend.pair_mode.name, backend.vocab_size, backend.num_parameters, backend.dtype
+    )
 
 
 def call_key(folder: str, number: int) -> str:
@@ -200,8 +210,8 @@ class BroadcastingBackend:
         self._leader = leader
         self._is_runtime_error = is_runtime_error
         self.name = backend.name
-        self.execution_mode = backend.execution_mode
-        self.scores_pairs = backend.scores_pairs
+        self.text_mode = backend.text_mode
+        self.pair_mode = backend.pair_mode
         self.makes_logits = backend.makes_logits
         self.vocab_size = backend.vocab_size
         self.budget = backend.budget
@@ -226,9 +236,9 @@ class BroadcastingBackend:
         """Number of states evicted from the prefix cache because of its size limit."""
         return self._backend.states_evicted
 
-    def cached_prefixes(self, capacity: int) -> Collection[bytes]:
-        """Return the cached prefixes, which are the same at all ranks."""
-        return self._backend.cached_prefixes(capacity)
+    def cached_prefixes(self) -> Mapping[bytes, int]:
+        """Return the cached prefixes and their capacities, which are the same at all ranks."""
+        return self._backend.cached_prefixes()
 
     def start_plan(self, steps: Sequence[Step]) -> None:
         """Prepare for a plan."""
@@ -259,18 +269,10 @@ class BroadcastingBackend:
         except Exception as error:
             raise ProcessGroupError(str(error)) from error
 
-    def decoding(
-        self,
-        rows: int,
-        capacity: int,
-        sampling: SamplingParams | None = None,
-        processing: LogitsProcessing | None = None,
-    ) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
         """Create a decode batch of rows with a capacity of `capacity` tokens each."""
-        call = calls.StartDecoding(rows, capacity, sampling, processing)
-        return _BroadcastingDecoding(
-            self, self.broadcast(call, lambda: self._backend.decoding(rows, capacity, sampling, processing))
-        )
+        call = calls.StartDecoding(rows, capacity, choice)
+        return _BroadcastingDecoding(self, self.broadcast(call, lambda: self._backend.decoding(rows, capacity, choice)))
 
     def update(self, params: Any) -> None:
         """Reject the call: a process group cannot replace its weights.

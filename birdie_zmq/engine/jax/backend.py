@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh
 
-from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, PendingScores, SamplingMetadata, TokenScores
+from birdie_zmq.engine.backend import (
+    GREEDY,
+    Decoding,
+    NextTokens,
+    PendingScores,
+    SamplingMetadata,
+    TokenChoice,
+    TokenScores,
+)
 from birdie_zmq.engine.framework_check import only_framework
 from birdie_zmq.engine.host_memory import host_free_bytes
 from birdie_zmq.engine.jax import lm_head
@@ -49,12 +57,12 @@ from birdie_zmq.engine.logits_processing import (
 )
 from birdie_zmq.engine.model_api import LoadedModel, Model
 from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_size
+from birdie_zmq.engine.planning.execution_mode import FORKS, PAIRS, ROWS, TREES, ExecutionMode
 from birdie_zmq.engine.planning.prefix_tree import chunk_sizes
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, Tokens, Tree
 from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_for
 from birdie_zmq.errors import OutOfDeviceMemory, UsageError
-from birdie_zmq.types import SamplingParams
 
 _BUDGETS = {"cpu": StepBudget(tokens=1024)}
 _ACCELERATOR_BUDGET = StepBudget(
@@ -161,17 +169,21 @@ class JaxBackend:
         self._model = parts
         self._is_jitted = model.jit
         self._executables = Executables(self._sharding)
-        self.execution_mode: ExecutionMode = execution_mode_of(parts)
-        self.scores_pairs = parts.score is not None
-        self.makes_logits = parts.unembed is None or (self.execution_mode == "rows" and parts.hidden is None)
+        self.text_mode = text_mode_of(parts)
+        if parts.score is not None:
+            self.pair_mode = PAIRS
+        else:
+            assert self.text_mode is not None
+            self.pair_mode = self.text_mode
+        self.makes_logits = parts.extend is None and parts.hidden is None
         self._scores_in_blocks = parts.unembed_part is not None and not self.makes_logits
         probe_shape = (1, min(MIN_LENGTH, max_length))
         self.probe_shapes = frozenset() if model.jit else frozenset({probe_shape})
-        if self.scores_pairs:
+        if parts.score is not None:
             probe_score(parts, params, probe_shape)
         self.vocab_size = parts.vocab_size or 0
-        if self.execution_mode != "pairs":
-            found = probe_vocabulary(replace(parts, params=params), self.execution_mode, probe_shape, jit=model.jit)
+        if self.text_mode is not None:
+            found = probe_vocabulary(replace(parts, params=params), probe_shape, jit=model.jit)
             self.vocab_size = resolve_vocab_size(parts.vocab_size, found)
         self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
         if mesh is not None:
@@ -209,9 +221,9 @@ class JaxBackend:
 
     # --- Plans and their states ---------------------------------------------------------------------------------------
 
-    def cached_prefixes(self, capacity: int) -> Collection[bytes]:
-        """Return the prefixes with a cached state of at least this capacity per row, as the bytes of their tokens."""
-        return self._prefix_cache.cached_prefixes(capacity)
+    def cached_prefixes(self) -> Mapping[bytes, int]:
+        """Return the capacity in tokens of each cached state, by the bytes of the tokens of its prefix."""
+        return self._prefix_cache.capacities()
 
     def start_plan(self, steps: Sequence[Step]) -> None:
         """Prepare for a plan; its steps are submitted next, in order."""
@@ -271,14 +283,14 @@ class JaxBackend:
 
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
         """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""
-        if metadata is not None and metadata.processing is not None:
-            return self._next_processed_tokens(step, metadata, metadata.processing)
+        if metadata is not None and metadata.choice.processing is not None:
+            return self._next_processed_tokens(step, metadata, metadata.choice.processing)
         columns = [step.rows, step.positions]
         kind: str = "greedy"
         function: Compiled = self._greedy_tokens
         arrays = None
-        if metadata is not None and metadata.sampling is not None:
-            kind, function, arrays = "sample", self._sample, sampling_arrays(metadata.sampling)
+        if metadata is not None and metadata.choice.sampling is not None:
+            kind, function, arrays = "sample", self._sample, sampling_arrays(metadata.choice.sampling)
             keys = np.array([key_data(key) for key in metadata.keys], np.uint32).reshape(-1, 2)
             columns += [*keys.T, metadata.sampled]
         with model_call(f"tokens int32{list(step.shape)}"):
@@ -296,7 +308,7 @@ class JaxBackend:
     ) -> NextTokens:
         """Choose the next tokens as `next_tokens` does, from changed logits."""
         keys = np.array([key_data(key) for key in metadata.keys], np.uint32).reshape(-1, 2)
-        sampling = None if metadata.sampling is None else sampling_arrays(metadata.sampling)
+        sampling = None if metadata.choice.sampling is None else sampling_arrays(metadata.choice.sampling)
         arrays = processing_arrays(processing, self.vocab_size)
         kind = f"processed-{sampling is not None}-{processing.needs_history}"
         chunks = []
@@ -514,13 +526,7 @@ class JaxBackend:
         executable = state_creator(self._executables, self._model, self._params, 1, capacity)
         return bytes_per_device(state, executable.output_shardings)
 
-    def decoding(
-        self,
-        rows: int,
-        capacity: int,
-        sampling: SamplingParams | None = None,
-        processing: LogitsProcessing | None = None,
-    ) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
         """Create a decode batch of rows with a capacity of `capacity` tokens each; only for models with a state."""
         return JaxDecoding(
             self._model,
@@ -531,18 +537,18 @@ class JaxBackend:
             tokens_per_call=self.budget.tokens_per_call,
             rows=rows,
             capacity=capacity_for(capacity),
-            sampling=sampling,
-            processing=processing,
+            sampling=choice.sampling,
+            processing=choice.processing,
         )
 
 
-def execution_mode_of(model: Model) -> ExecutionMode:
-    """Return the execution mode in which a model computes least."""
+def text_mode_of(model: Model) -> ExecutionMode | None:
+    """Return the execution mode in which a model computes texts at the least cost; None if it only has a `score`."""
     if model.branch:
-        return "branches"
+        return TREES
     if model.extend:
-        return "forks"
-    return "rows" if model.hidden or model.logits else "pairs"
+        return FORKS
+    return ROWS if model.hidden or model.logits else None
 
 
 def _prefix_of(step: Step) -> bytes | None:

@@ -183,10 +183,10 @@ class JaxDecoding:
 
     def _prefix(self, prompt: Tokens, chunks: Sequence[PrefillChunk]) -> tuple[Any, int]:
         """Return a state of the longest cached prefix that may be overwritten, and the length of that prefix."""
-        cached = set(self._prefix_cache.cached_prefixes(self._capacity, exactly=True))
+        cached = self._prefix_cache.capacities()
         for chunk in reversed(chunks):
             name = prompt[: chunk.end].tobytes()
-            if chunk.is_cached and name in cached:
+            if chunk.is_cached and cached.get(name) == self._capacity:
                 return copy_state(self._executables, self._prefix_cache.get(name).state, 1, self._capacity), chunk.end
         return create_state(self._executables, self._model, self._params, 1, self._capacity), 0
 

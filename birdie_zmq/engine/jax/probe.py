@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from birdie_zmq.engine.backend import ExecutionMode
 from birdie_zmq.engine.jax.executables import model_call
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.output_checks import check_hidden, logits_vocab_size, score_output_error
@@ -36,12 +35,11 @@ def check_params(params: Any) -> None:
             )
 
 
-def probe_vocabulary(model: Model, execution_mode: ExecutionMode, shape: tuple[int, int], *, jit: bool) -> int:
+def probe_vocabulary(model: Model, shape: tuple[int, int], *, jit: bool) -> int:
     """Return the size of the vocabulary, from the model's output for one row of tokens.
 
     Args:
-        model: The model's functions.
-        execution_mode: The execution mode, which selects the functions to probe; not ``pairs``.
+        model: The model's functions; those that compute texts are probed.
         shape: (1, length) of the row.
         jit: Whether the functions may be traced; a bare callable is called.
 
@@ -51,7 +49,7 @@ def probe_vocabulary(model: Model, execution_mode: ExecutionMode, shape: tuple[i
     """
     with model_call(f"tokens int32{list(shape)}"):
         if jit:
-            returned = jax.eval_shape(functools.partial(_logits, model, execution_mode, shape), model.params)
+            returned = jax.eval_shape(functools.partial(_logits, model, shape), model.params)
         else:
             assert model.logits is not None
             returned = model.logits(jnp.zeros(shape, jnp.int32))
@@ -82,21 +80,19 @@ def probe_score(model: Model, params: Any, shape: tuple[int, int]) -> None:
     raise score_output_error(columns, shape)
 
 
-def _logits(model: Model, execution_mode: ExecutionMode, shape: tuple[int, int], params: Any) -> Any:
+def _logits(model: Model, shape: tuple[int, int], params: Any) -> Any:
     tokens = jnp.zeros(shape, jnp.int32)
-    if execution_mode == "rows" and model.hidden is None:
-        assert model.logits is not None
-        return model.logits(params, tokens)
-    assert model.unembed is not None
-    if execution_mode == "rows":
-        assert model.hidden is not None
-        read = model.hidden(params, tokens)
-    else:
+    if model.extend is not None:
         assert model.init_state is not None
-        assert model.extend is not None
         state = model.init_state(params, shape[0], capacity_for(shape[1]))
         returned = model.extend(params, tokens, jnp.full(shape[0], shape[1], jnp.int32), state)
         read = _check_extended(returned, state)
+    elif model.hidden is not None:
+        read = model.hidden(params, tokens)
+    else:
+        assert model.logits is not None
+        return model.logits(params, tokens)
+    assert model.unembed is not None
     check_hidden(read, shape)
     return model.unembed(params, read.reshape(-1, read.shape[-1])).reshape(*shape, -1)
 

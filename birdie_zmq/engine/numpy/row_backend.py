@@ -10,7 +10,7 @@ Shape letters: b rows, t tokens of a row, q positions, v vocabulary, d the width
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine import model_errors
-from birdie_zmq.engine.backend import Decoding, ExecutionMode, NextTokens, PendingScores, SamplingMetadata, TokenScores
+from birdie_zmq.engine.backend import (
+    GREEDY,
+    Decoding,
+    NextTokens,
+    PendingScores,
+    SamplingMetadata,
+    TokenChoice,
+    TokenScores,
+)
 from birdie_zmq.engine.logits_processing import LogitsProcessing, process_logits, processing_arrays, step_state
 from birdie_zmq.engine.model_api import LoadedModel
 from birdie_zmq.engine.numpy.sampling import greedy, logsumexp, sample
@@ -30,10 +38,10 @@ from birdie_zmq.engine.output_checks import (
     resolve_vocab_size,
     score_output_error,
 )
+from birdie_zmq.engine.planning.execution_mode import PAIRS, ROWS
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Pairs, Step, Tokens
 from birdie_zmq.errors import InternalError, ModelLoadError
-from birdie_zmq.types import SamplingParams
 
 BUDGET = StepBudget(tokens=1024)
 """The limits of a step on a CPU."""
@@ -125,8 +133,8 @@ class RowBackend(ABC):
                 f"the engine {self.name} computes whole rows, but the Model that load_model returned has no function for "
                 "them: provide logits, or hidden and unembed, or score"
             )
-        self.execution_mode: ExecutionMode = "rows" if self.function is not None else "pairs"
-        self.scores_pairs = self.score_function is not None
+        self.text_mode = ROWS if self.function is not None else None
+        self.pair_mode = PAIRS if self.score_function is not None else ROWS
         self.budget = budget
         self.devices = self.find_devices()
         self.versions = self.find_versions()
@@ -233,10 +241,10 @@ class RowBackend(ABC):
                     chunks.append(NextTokens(tokens.astype(np.int32), finite))
                     continue
                 here = replace(metadata, keys=metadata.keys[at], sampled=metadata.sampled[at])
-                if metadata.processing is None:
+                if metadata.choice.processing is None:
                     chunks.append(self.sample(logits, here))
                 else:
-                    chunks.append(self._choose_processed(logits, here, metadata.processing, step, at))
+                    chunks.append(self._choose_processed(logits, here, metadata.choice.processing, step, at))
         return NextTokens(
             np.concatenate([chunk.tokens for chunk in chunks]), np.concatenate([chunk.finite for chunk in chunks])
         )
@@ -249,7 +257,7 @@ class RowBackend(ABC):
         vocabulary = values.shape[-1]
         state = step_state(processing, step, metadata.sampled, at, vocabulary)
         changed = process_logits(np, values, processing_arrays(processing, vocabulary), state)
-        return greedy(changed) if metadata.sampling is None else sample(changed, metadata)
+        return greedy(changed) if metadata.choice.sampling is None else sample(changed, metadata)
 
     def halve_budget(self) -> bool:
         """Halve the size of later steps; return False if they are as small as possible."""
@@ -264,9 +272,9 @@ class RowBackend(ABC):
         if params is not None:
             self.params = params
 
-    def cached_prefixes(self, capacity: int) -> Collection[bytes]:  # noqa: ARG002 - the same for all capacities
+    def cached_prefixes(self) -> Mapping[bytes, int]:
         """Return no prefixes, because there are no states."""
-        return ()
+        return {}
 
     def start_plan(self, steps: Sequence[Step]) -> None:  # noqa: B027 - there are no states to prepare
         """Do nothing, because there are no states to prepare."""
@@ -277,13 +285,7 @@ class RowBackend(ABC):
             f"the engine {self.name} has no states, but {max_rows} rows of {capacity} tokens were requested"
         )
 
-    def decoding(
-        self,
-        rows: int,
-        capacity: int,
-        sampling: SamplingParams | None = None,  # noqa: ARG002 - there is nothing to decode
-        processing: LogitsProcessing | None = None,  # noqa: ARG002
-    ) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:  # noqa: ARG002
         """Raise an error; this is never called for a model without a state."""
         raise InternalError(
             f"the engine {self.name} has no states, but {rows} rows of {capacity} tokens were requested"

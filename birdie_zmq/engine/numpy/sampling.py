@@ -20,7 +20,7 @@ Logits = npt.NDArray[np.float32]
 
 def sample(logits: Logits, metadata: SamplingMetadata) -> NextTokens:
     """Sample a token for each row of logits float32[q, v]; also return whether the logits are finite enough for that."""
-    sampling = metadata.sampling
+    sampling = metadata.choice.sampling
     assert sampling is not None
     with np.errstate(invalid="ignore", over="ignore"):  # `finite` reports logits that are not finite
         scaled = filter_logits(logits / np.float32(sampling.temperature), sampling)

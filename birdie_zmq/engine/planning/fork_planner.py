@@ -7,7 +7,7 @@ copies of their stem's row.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,10 @@ from birdie_zmq.engine.planning.prefix_tree import (
     PrefixTree,
     add_targets_between,
     chunk_sizes,
-    prefill_steps,
-    prefix_nodes,
+    plan_states,
 )
-from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import PAD, Extend, Fork, ScoredSequence, ScorePositions, Step
+from birdie_zmq.engine.planning.shape_buckets import Buckets, Shape
+from birdie_zmq.engine.planning.steps import PAD, Extend, Fork, ScorePositions, Step
 
 FORK_TOKENS = 1
 """Cost of copying one row of the state, in tokens."""
@@ -36,28 +35,33 @@ class _Cluster:
     stem: int
 
 
-def plan_forks(items: Sequence[ScoredSequence], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
+def plan_forks(tree: PrefixTree, buckets: Buckets, cached: Mapping[bytes, int]) -> list[Step]:
     """Plan requests as steps that prefill stems and extend leaves.
 
     Args:
-        items: The requests.
+        tree: The requests.
         buckets: The shapes that steps may have.
-        known: Cached prefixes, as the bytes of their tokens.
+        cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
     """
-    tree = PrefixTree(items)
-    lengths = chunk_lengths(buckets)
-    overhead = buckets.budget.call_tokens
-    steps = []
-    for node in prefix_nodes(tree, lengths[-1], overhead, known):
-        steps += prefill_steps(tree, node, lengths, overhead)
+
+    def steps_after(node: PrefixNode) -> list[Step]:
         clusters = [cluster for first, last in node.ranges for cluster in _clusters(tree, first, last, node.base)[1]]
         clusters.sort(key=lambda cluster: -cluster.stem)
+        steps = []
         while clusters:
             count = _row_count(len(clusters), buckets.geometric_length_for(clusters[0].stem - node.base), buckets)
             group, clusters = clusters[:count], clusters[count:]
-            steps += _stem_steps(tree, node, group, count, lengths, overhead)
+            steps += _stem_steps(tree, node, group, count, buckets)
             steps += _leaf_steps(tree, group, buckets)
-    return steps
+        return steps
+
+    return plan_states(tree, chunk_lengths(buckets), buckets.budget.call_tokens, cached, steps_after)
+
+
+def possible_shapes(buckets: Buckets) -> frozenset[Shape]:
+    """Return every ``(rows, length)`` that a step can have; a prefix of any length is computed in chunks."""
+    max_rows = max(map(buckets.rows_for, buckets.geometric_lengths))
+    return buckets.state_shapes(dict.fromkeys(chunk_lengths(buckets), max_rows))
 
 
 def chunk_lengths(buckets: Buckets) -> tuple[int, ...]:
@@ -85,15 +89,13 @@ def _clusters(tree: PrefixTree, first: int, last: int, base: int) -> tuple[int, 
     return separate_cost, [cluster for _, clusters in subtrees for cluster in clusters]
 
 
-def _stem_steps(
-    tree: PrefixTree, node: PrefixNode, group: list[_Cluster], count: int, lengths: tuple[int, ...], overhead: int
-) -> list[Step]:
+def _stem_steps(tree: PrefixTree, node: PrefixNode, group: list[_Cluster], count: int, buckets: Buckets) -> list[Step]:
     """Prefill the stems of a group side by side, in as many steps as the longest stem needs."""
     steps = []
     at = node.base
     before: bytes | None = tree.rows[node.first][: node.base].tobytes()
     capacity = max(len(tree.rows[i]) for cluster in group for i in range(cluster.first, cluster.last))
-    for size in chunk_sizes(group[0].stem - at, lengths, overhead):
+    for size in chunk_sizes(group[0].stem - at, chunk_lengths(buckets), buckets.budget.call_tokens):
         tokens = np.full((count, size), PAD, np.int32)
         read = np.zeros(count, np.int32)
         scored = ScorePositions()

@@ -7,14 +7,14 @@ several steps would otherwise recompute the prefix, at a higher cost than the ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 
-from birdie_zmq.engine.planning.steps import PAD, Extend, ScoredSequence, ScorePositions, Step, Tokens
+from birdie_zmq.engine.planning.steps import PAD, Extend, Fork, ScoredSequence, ScorePositions, Step, Tokens
 
 
 class PrefixTree:
@@ -79,28 +79,68 @@ class PrefixNode:
 
     Attributes:
         base: The length of the prefix. The rows start from its state.
-        prefill_from: The length of the shorter prefix whose state already exists. Tokens from here to `base` are
-            prefilled; equal to `base` if the state is cached.
+        parent: The node that the state starts from unless it is cached; None for the empty prefix.
+        is_cached: Whether the state is cached.
         first: The first row that has the prefix.
         last: The end of the range of rows that have it.
         ranges: The subtrees of rows that are computed from this state.
+        needed: The capacity in tokens that the nodes below need if they start from this state.
     """
 
     base: int
-    prefill_from: int
+    parent: PrefixNode | None
+    is_cached: bool
     first: int
     last: int
     ranges: list[tuple[int, int]] = field(default_factory=list)
+    needed: int = 0
 
 
-def prefix_nodes(tree: PrefixTree, longest: int, overhead: int, known: Collection[bytes]) -> list[PrefixNode]:
+def plan_states(
+    tree: PrefixTree,
+    lengths: tuple[int, ...],
+    call_tokens: int,
+    cached: Mapping[bytes, int],
+    steps_after: Callable[[PrefixNode], list[Step]],
+) -> list[Step]:
+    """Plan the states of shared prefixes, each followed by the steps that start from it.
+
+    A cached state without capacity for the tokens that the plan appends to it is not used: its prefix is prefilled
+    again from its parent's state.
+
+    Args:
+        tree: The rows.
+        lengths: The lengths of prefill steps, ascending.
+        call_tokens: Fixed cost of a model call, in tokens.
+        cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
+        steps_after: Returns the steps that start from a node's state.
+    """
+    plans = []
+    for node in reversed(prefix_nodes(tree, lengths[-1], call_tokens, cached)):  # those below a node come first
+        after = steps_after(node)
+        needed = max(node.needed, _capacity(after))
+        if node.is_cached and cached[tree.rows[node.first][: node.base].tobytes()] < needed:
+            node.is_cached = False
+        prefill = prefill_steps(tree, node, lengths, call_tokens)
+        if prefill and node.parent is not None:
+            node.parent.needed = max(node.parent.needed, needed, _capacity(prefill))
+        plans.append(prefill + after)
+    return [step for steps in reversed(plans) for step in steps]
+
+
+def _capacity(steps: Sequence[Step]) -> int:
+    """Return the capacity in tokens that the states of these steps need."""
+    return max((step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)), default=0)
+
+
+def prefix_nodes(tree: PrefixTree, longest: int, call_tokens: int, cached: Collection[bytes]) -> list[PrefixNode]:
     """Return the nodes whose states are worth computing, each after the node that it starts from.
 
     Args:
         tree: The rows.
         longest: The maximum number of tokens that one row computes after a state.
-        overhead: Fixed cost of a model call, in tokens.
-        known: Cached prefixes, as the bytes of their tokens.
+        call_tokens: Fixed cost of a model call, in tokens.
+        cached: Cached prefixes, as the bytes of their tokens.
     """
     result: list[PrefixNode] = []
     if not tree.rows:
@@ -109,54 +149,52 @@ def prefix_nodes(tree: PrefixTree, longest: int, overhead: int, known: Collectio
     def visit(first: int, last: int, here: PrefixNode) -> None:
         base = here.base
         depth, size = tree.depth(first, last), tree.size(first, last, base)
-        if known:
+        if cached:
             # A cached prefix is not computed again, so nothing can be scored in it.
-            cached = _longest_cached(tree.rows[first][: min(depth, tree.unscored(first, last))], known)
-            if cached > base:
-                start(first, last, cached, cached)
+            longest_cached = _longest_cached(tree.rows[first][: min(depth, tree.unscored(first, last))], cached)
+            if longest_cached > base:
+                start(PrefixNode(longest_cached, here, True, first, last))
                 return
         if size <= longest or (last - first == 1 and depth - base <= longest):
             here.ranges.append((first, last))
             return
         again = size // max(1, longest - (depth - base))  # how often the prefix is recomputed without a state
-        if depth - base > longest or again * (depth - base) > 2 * overhead:
-            start(first, last, depth, base)
+        if depth - base > longest or again * (depth - base) > 2 * call_tokens:
+            start(PrefixNode(depth, here, False, first, last))
         else:
             for begin, end in tree.children(first, last):
                 visit(begin, end, here)
 
-    def start(first: int, last: int, base: int, prefill_from: int) -> None:
-        node = PrefixNode(base, prefill_from, first, last)
+    def start(node: PrefixNode) -> None:
         result.append(node)
-        for begin, end in tree.children(first, last) if tree.depth(first, last) == base else [(first, last)]:
-            if any(len(tree.rows[i]) > base for i in range(begin, end)):
+        subtree = node.first, node.last
+        for begin, end in tree.children(*subtree) if tree.depth(*subtree) == node.base else [subtree]:
+            if any(len(tree.rows[i]) > node.base for i in range(begin, end)):
                 visit(begin, end, node)
 
-    root = PrefixNode(0, 0, 0, len(tree.rows))
+    root = PrefixNode(0, None, False, 0, len(tree.rows))
     result.append(root)
     visit(0, len(tree.rows), root)
     return result
 
 
-def _longest_cached(prefix: Tokens, known: Collection[bytes]) -> int:
+def _longest_cached(prefix: Tokens, cached: Collection[bytes]) -> int:
     """Return the length of the longest cached prefix of these tokens."""
-    if not known:
-        return 0
     tokens = prefix.tobytes()
-    return max((len(key) // 4 for key in known if tokens.startswith(key)), default=0)
+    return max((len(key) // 4 for key in cached if tokens.startswith(key)), default=0)
 
 
-def optimal_chunks(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[int, ...]:
+def optimal_chunks(count: int, sizes: tuple[int, ...], call_tokens: int) -> tuple[int, ...]:
     """Cover a count by chunks, largest first, at the least cost of padding and calls.
 
     Args:
         count: Above 0.
         sizes: The sizes that chunks may have, ascending.
-        overhead: Cost of each chunk beyond its size.
+        call_tokens: Cost of each chunk beyond its size.
     """
     most = sizes[-1]
     found = [most] * max(0, -(-count // most) - 2)
-    firsts = _first_chunks(sizes, overhead)
+    firsts = _first_chunks(sizes, call_tokens)
     rest = count - sum(found)
     while rest > 0:
         found.append(firsts[rest])
@@ -165,7 +203,7 @@ def optimal_chunks(count: int, sizes: tuple[int, ...], overhead: int) -> tuple[i
 
 
 @lru_cache(maxsize=64)
-def _first_chunks(sizes: tuple[int, ...], overhead: int) -> list[int]:
+def _first_chunks(sizes: tuple[int, ...], call_tokens: int) -> list[int]:
     """Return the first chunk of the best cover of each count, up to twice the largest size.
 
     The rest of a count is covered in the same way. Computed from small counts to large ones, without recursion: 2,048
@@ -176,7 +214,7 @@ def _first_chunks(sizes: tuple[int, ...], overhead: int) -> list[int]:
         options = []
         for size in sizes:
             cost, number = costs[max(0, count - size)]
-            options.append((cost + size + overhead, number + 1))
+            options.append((cost + size + call_tokens, number + 1))
             if size >= count:
                 break
         best = min(options)
@@ -185,13 +223,14 @@ def _first_chunks(sizes: tuple[int, ...], overhead: int) -> list[int]:
     return firsts
 
 
-def prefill_steps(tree: PrefixTree, node: PrefixNode, lengths: tuple[int, ...], overhead: int) -> list[Step]:
-    """Return the one-row steps that prefill a node's prefix and score the targets in it."""
+def prefill_steps(tree: PrefixTree, node: PrefixNode, lengths: tuple[int, ...], call_tokens: int) -> list[Step]:
+    """Return the one-row steps that prefill a node's prefix and score the targets in it; none if it is cached."""
+    if node.parent is None or node.is_cached:
+        return []
     row = tree.rows[node.first][: node.base]
     steps = []
-    at = node.prefill_from
-    sizes = chunk_sizes(node.base - at, lengths, overhead) if node.base > at else []
-    for size in sizes:
+    begin = at = node.parent.base
+    for size in chunk_sizes(node.base - begin, lengths, call_tokens):
         end = min(at + size, node.base)
         tokens = np.full((1, size), PAD, np.int32)
         tokens[0, : end - at] = row[at:end]
@@ -200,7 +239,7 @@ def prefill_steps(tree: PrefixTree, node: PrefixNode, lengths: tuple[int, ...], 
             for owner in tree.owners[i]:
                 add_targets_between(scored, 0, tree.items[owner], owner, at, end)
         # Only the first and the last state are named: a named state is cached, and copied before it is extended.
-        before = row[:at].tobytes() if at == node.prefill_from else None
+        before = row[:at].tobytes() if at == begin else None
         after = row[:end].tobytes() if end == node.base else None
         kind = Extend(np.array([end - at], np.int32), before, after, at + size)
         steps.append(Step.of(tokens, end - at, kind, scored))
@@ -208,10 +247,10 @@ def prefill_steps(tree: PrefixTree, node: PrefixNode, lengths: tuple[int, ...], 
     return steps
 
 
-def chunk_sizes(count: int, sizes: tuple[int, ...], overhead: int) -> list[int]:
+def chunk_sizes(count: int, sizes: tuple[int, ...], call_tokens: int) -> list[int]:
     """Cover a count of any size by chunks, as `optimal_chunks` does."""
     largest = max(0, count // sizes[-1] - 1)
-    return [sizes[-1]] * largest + list(optimal_chunks(count - largest * sizes[-1], sizes, overhead))
+    return [sizes[-1]] * largest + list(optimal_chunks(count - largest * sizes[-1], sizes, call_tokens))
 
 
 def add_targets_between(

@@ -8,9 +8,13 @@ number of buckets, which bounds the number of compilations, is about twice the l
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from birdie_zmq.types import StepLimits
+
+Shape = tuple[int, int]
+"""The number of rows and the length of a step."""
 
 MIN_LENGTH = 16
 AUTOMATIC = StepLimits()
@@ -138,6 +142,17 @@ class Buckets:
         return self.row_unit << (-(-count // self.row_unit) - 1).bit_length()
 
     @property
-    def shapes(self) -> frozenset[tuple[int, int]]:
-        """Every ``(rows, length)`` that a step can have."""
+    def shapes(self) -> frozenset[Shape]:
+        """Every ``(rows, length)`` that a step of whole rows can have."""
         return frozenset((self.rows_for(length), length) for length in self.lengths)
+
+    def state_shapes(self, max_rows: Mapping[int, int]) -> frozenset[Shape]:
+        """Return every ``(rows, length)`` that a step with a state can have.
+
+        Args:
+            max_rows: The maximum number of rows of steps of each length.
+        """
+        shapes = {(1, length) for length in max_rows}
+        for length, rows in max_rows.items():
+            shapes |= {(count, length) for count in ((rows,) if self.limits.rows else self.row_counts(rows))}
+        return frozenset(shapes)

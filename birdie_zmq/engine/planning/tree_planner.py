@@ -7,15 +7,15 @@ Long shared prefixes are computed as states (`prefix_tree.prefix_nodes`); rows t
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from birdie_zmq.engine.planning.cost_model import positions_cost
-from birdie_zmq.engine.planning.prefix_tree import PrefixNode, PrefixTree, optimal_chunks, prefill_steps, prefix_nodes
-from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, Buckets
-from birdie_zmq.engine.planning.steps import PAD, ScoredSequence, ScorePositions, Step, Tree
+from birdie_zmq.engine.planning.prefix_tree import PrefixNode, PrefixTree, optimal_chunks, plan_states
+from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, Buckets, Shape
+from birdie_zmq.engine.planning.steps import PAD, ScorePositions, Step, Tree
 
 
 @dataclass
@@ -26,23 +26,24 @@ class _Row:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def plan_trees(items: Sequence[ScoredSequence], buckets: Buckets, known: Collection[bytes] = ()) -> list[Step]:
+def plan_trees(tree: PrefixTree, buckets: Buckets, cached: Mapping[bytes, int]) -> list[Step]:
     """Plan requests as steps of trees.
 
     Args:
-        items: The requests.
+        tree: The requests.
         buckets: The shapes that steps may have.
-        known: Cached prefixes, as the bytes of their tokens.
+        cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
     """
-    tree = PrefixTree(items)
-    lengths = row_lengths(buckets)
-    overhead = buckets.budget.call_tokens
-    steps = []
-    for node in prefix_nodes(tree, lengths[-1], overhead, known):
-        steps += prefill_steps(tree, node, lengths, overhead)
-        if node.ranges:
-            steps += _steps(tree, node, _best_rows(tree, node, buckets), buckets)
-    return steps
+
+    def steps_after(node: PrefixNode) -> list[Step]:
+        return _steps(tree, node, _best_rows(tree, node, buckets), buckets) if node.ranges else []
+
+    return plan_states(tree, row_lengths(buckets), buckets.budget.call_tokens, cached, steps_after)
+
+
+def possible_shapes(buckets: Buckets) -> frozenset[Shape]:
+    """Return every ``(rows, length)`` that a step can have."""
+    return buckets.state_shapes({length: buckets.rows_for(length) for length in row_lengths(buckets)})
 
 
 def row_lengths(buckets: Buckets) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.backend import GREEDY, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
@@ -84,13 +84,12 @@ def test_plan_round_trips_the_states_its_steps_start_from(kind: StepKind) -> Non
 
 
 def test_sampling_metadata_round_trips() -> None:
-    here = SamplingMetadata(SAMPLING, [2**62 - 1, 0], ints(4, 0))
+    here = SamplingMetadata(TokenChoice(SAMPLING), [2**62 - 1, 0], ints(4, 0))
     call = round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), calls.SamplingPayload.of(here)))
     assert_equal(here, call.metadata.metadata())
-    processed = SamplingMetadata(None, [0], ints(4), PROCESSING)
+    processed = SamplingMetadata(TokenChoice(None, PROCESSING), [0], ints(4))
     call = round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), calls.SamplingPayload.of(processed)))
-    assert call.metadata.metadata().processing == PROCESSING
-    assert call.metadata.metadata().sampling is None
+    assert call.metadata.metadata().choice == processed.choice
     assert round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), None)).metadata is None
 
 
@@ -98,9 +97,9 @@ def test_sampling_metadata_round_trips() -> None:
     "message",
     [
         calls.CountRows(512, 16),
-        calls.StartDecoding(16, 512, None),
-        calls.StartDecoding(16, 512, SAMPLING),
-        calls.StartDecoding(16, 512, None, PROCESSING),
+        calls.StartDecoding(16, 512, GREEDY),
+        calls.StartDecoding(16, 512, TokenChoice(SAMPLING)),
+        calls.StartDecoding(16, 512, TokenChoice(None, PROCESSING)),
         calls.Put(3, calls.Array.of(ints(1, 2, 3)), [(0, 2, 16, True)], 2**62 - 1, 5),
         calls.Decode(calls.Array.of(np.array([True, False]))),
         calls.Narrow([2, 0]),
@@ -109,7 +108,7 @@ def test_sampling_metadata_round_trips() -> None:
         calls.Load("0.1.0", ModelSpec(tag="demo", arguments="{}"), "/a/api.py", "00ff"),
         calls.MaxLength(2048),
         calls.Budget(StepBudget(tokens=1024, row_unit=2)),
-        calls.LoadedModelInfo("branches", 264, None, "float32"),
+        calls.LoadedModelInfo("trees", "pairs", 264, None, "float32"),
         calls.LoadFailed(ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")),
         calls.Failed("out-of-device-memory"),
     ],

@@ -128,11 +128,11 @@ def test_follower_has_the_states_and_budget_of_the_leader() -> None:
     pair.backend.start_plan(used)
     scores = pair.backend.submit(used[0]).result()
     assert scores.finite.all()
-    assert list(pair.backend.cached_prefixes(32)) == [name]
-    pair.until(lambda: list(pair.theirs.cached_prefixes(32)) == [name])
+    assert list(pair.backend.cached_prefixes()) == [name]
+    pair.until(lambda: list(pair.theirs.cached_prefixes()) == [name])
     assert pair.backend.halve_budget()
-    assert not pair.backend.cached_prefixes(32)
-    pair.until(lambda: not pair.theirs.cached_prefixes(32))
+    assert not pair.backend.cached_prefixes()
+    pair.until(lambda: not pair.theirs.cached_prefixes())
     pair.until(lambda: pair.theirs.budget == pair.backend.budget)
     assert isinstance(pair.end(), LeaderLost)
 
@@ -263,9 +263,7 @@ def test_followers_adopt_the_budget_of_the_leader_and_another_model_is_an_error(
     assert (follower.load().user_module, follower.max_length()) == ("api.py", 128)
     smaller = backend_of(((lambda params, tokens: params[tokens]), np.zeros((64, 64), np.float32)))
     follower.report_loaded(smaller)
-    with pytest.raises(
-        ProcessGroupMismatch, match=r"process 1 of the group has loaded another model.*'rows'.*'branches'"
-    ):
+    with pytest.raises(ProcessGroupMismatch, match=r"process 1 of the group has loaded another model.*'rows'.*'trees'"):
         leader.wait_until_loaded(ours)
 
 

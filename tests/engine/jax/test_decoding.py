@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.backend import Decoding, NextTokens
+from birdie_zmq.engine.backend import GREEDY, Decoding, NextTokens, TokenChoice
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, Notice
 from birdie_zmq.engine.generation import narrowed_row_counts
@@ -21,7 +21,6 @@ from birdie_zmq.engine.jax import backend as jax_backend
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.jax.decoding import JaxDecoding, key_data, sampling_arrays
 from birdie_zmq.engine.jax.sampling import SamplingKeys, sample
-from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
@@ -60,15 +59,9 @@ class RecordingBackend(JaxBackend):
         self.direct = jax.jit(partial(model.logits or recurrent_logits, model.params))
         self.decoded_rows: list[int] = []
 
-    def decoding(
-        self,
-        rows: int,
-        capacity: int,
-        sampling: SamplingParams | None = None,
-        processing: LogitsProcessing | None = None,
-    ) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
         self.decoded_rows.append(rows)
-        return super().decoding(rows, capacity, sampling, processing)
+        return super().decoding(rows, capacity, choice)
 
     def continuation(self, prompt: str, count: int) -> str:
         """Run the plain greedy loop: every token from the whole row, padded to one length."""

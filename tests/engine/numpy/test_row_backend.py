@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.engine.numpy import row_backend
 from birdie_zmq.engine.planning.steps import Dense, Step, Tokens
@@ -80,7 +80,9 @@ def test_sampling_depends_on_each_rows_key_and_not_on_chunks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend, step = backend_of(FORMS["pair"]), step_of(70)
-    metadata = SamplingMetadata(SamplingParams(temperature=3.0), list(range(70)), np.arange(70, dtype=np.int32))
+    metadata = SamplingMetadata(
+        TokenChoice(SamplingParams(temperature=3.0)), list(range(70)), np.arange(70, dtype=np.int32)
+    )
     expected = backend.next_tokens(step, metadata)
     monkeypatch.setattr(row_backend, "_MAX_LOGITS_BYTES", 1)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from birdie_zmq.engine.backend import SamplingMetadata
+from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax import sampling as jax_sampling
 from birdie_zmq.engine.jax.decoding import sampling_arrays
 from birdie_zmq.engine.numpy import sampling
@@ -38,7 +38,7 @@ def test_the_same_tokens_are_kept_as_in_jax(params: SamplingParams, logits: samp
 
 
 def sample(params: SamplingParams, logits: sampling.Logits, keys: list[int], counts: list[int]) -> list[int]:
-    chosen = sampling.sample(logits, SamplingMetadata(params, keys, np.array(counts, np.int32)))
+    chosen = sampling.sample(logits, SamplingMetadata(TokenChoice(params), keys, np.array(counts, np.int32)))
     assert chosen.finite.all()
     tokens: list[int] = chosen.tokens.tolist()
     return tokens
@@ -69,10 +69,11 @@ def test_non_finite_logits_are_flagged(value: float) -> None:
     logits[1, 4] = value
 
     chosen = sampling.sample(
-        logits, SamplingMetadata(SamplingParams(top_k=5, top_p=0.9), [1, 2, 3], np.zeros(3, np.int32))
+        logits, SamplingMetadata(TokenChoice(SamplingParams(top_k=5, top_p=0.9)), [1, 2, 3], np.zeros(3, np.int32))
     )
 
     assert chosen.finite.tolist() == [True, False, True]
     assert not sampling.sample(
-        np.full((1, 4), -np.inf, np.float32), SamplingMetadata(SamplingParams(), [1], np.zeros(1, np.int32))
+        np.full((1, 4), -np.inf, np.float32),
+        SamplingMetadata(TokenChoice(SamplingParams()), [1], np.zeros(1, np.int32)),
     ).finite

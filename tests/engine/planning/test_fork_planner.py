@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.planning.fork_planner import chunk_lengths, plan_forks
+from birdie_zmq.engine.planning.execution_mode import FORKS
+from birdie_zmq.engine.planning.fork_planner import chunk_lengths
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, ScoredSequence, Tree
-from birdie_zmq.engine.scoring import plan_scoring
 from birdie_zmq.types import StepLimits
-from tests.engine.replay import FakeBackend, any_buckets, replay, requests, states_of, texts, tokens_of
+from tests.engine.replay import any_buckets, replay, requests, states_of, texts, tokens_of
 
 CPU = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024))
 
@@ -25,7 +25,7 @@ thorough = settings(max_examples=100)
 def test_every_target_is_scored_once_from_its_whole_prefix(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    replayed = replay(items, plan_forks(items, shapes), "forks", shapes, {})
+    replayed = replay(items, FORKS.group(items).plan(shapes, {}), FORKS, shapes, {})
 
     assert replayed.used >= PrefixTree(items).distinct_tokens()
 
@@ -34,19 +34,17 @@ def test_every_target_is_scored_once_from_its_whole_prefix(data: st.DataObject, 
 @given(st.data(), any_buckets)
 def test_cached_states_are_extended_correctly(data: st.DataObject, shapes: Buckets) -> None:
     of = data.draw(texts())
-    backend = FakeBackend("forks", data.draw(states_of(of)))
+    states = data.draw(states_of(of))
 
     for _ in range(2):  # the second batch finds the states cached by the first
         items = data.draw(requests(of))
-        backend.states = replay(
-            items, plan_scoring(backend.as_backend, items, shapes), "forks", shapes, backend.states
-        ).states
+        states = replay(items, FORKS.group(items).plan(shapes, states), FORKS, shapes, states).states
 
-    assert all(backend.states.values())
+    assert all(states.values())
 
 
 def test_no_requests_give_no_steps() -> None:
-    assert plan_forks([], CPU) == []
+    assert FORKS.group([]).plan(CPU, {}) == []
 
 
 # --- Stems and leaves -------------------------------------------------------------------------------------------------
@@ -62,7 +60,7 @@ def question(*answers: int, of: int = 40, first: int = 1) -> list[ScoredSequence
 
 def test_shared_prefix_of_answers_is_prefilled_once_and_forked() -> None:
     items = question(3, 5, 4)
-    stem, leaves = plan_forks(items, CPU)
+    stem, leaves = FORKS.group(items).plan(CPU, {})
 
     assert isinstance(stem.kind, Extend)
     assert isinstance(leaves.kind, Fork)
@@ -76,7 +74,7 @@ def test_shared_prefix_of_answers_is_prefilled_once_and_forked() -> None:
 def test_one_token_answer_needs_no_leaf() -> None:
     items = [ScoredSequence(tokens_of([*range(1, 41), answer]), 1) for answer in (50, 51, 52)]
 
-    (stem,) = plan_forks(items, CPU)
+    (stem,) = FORKS.group(items).plan(CPU, {})
 
     assert isinstance(stem.kind, Extend)
     assert sorted(stem.targets.tolist()) == [50, 51, 52]
@@ -86,7 +84,7 @@ def test_one_token_answer_needs_no_leaf() -> None:
 def test_texts_with_a_short_common_prefix_are_computed_side_by_side() -> None:
     items = [ScoredSequence(tokens_of([1, *[first] * 30]), 5) for first in (2, 3, 4)]
 
-    (step,) = plan_forks(items, CPU)
+    (step,) = FORKS.group(items).plan(CPU, {})
 
     assert isinstance(step.kind, Extend)
     assert step.kind.lengths[:3].tolist() == [30, 30, 30]
@@ -95,7 +93,7 @@ def test_texts_with_a_short_common_prefix_are_computed_side_by_side() -> None:
 def test_only_the_distinct_tokens_of_a_batch_of_questions_are_computed() -> None:
     items = [item for first in range(200, 216) for item in question(3, 5, 4, first=first)]
 
-    replayed = replay(items, plan_forks(items, CPU), "forks", CPU, {})
+    replayed = replay(items, FORKS.group(items).plan(CPU, {}), FORKS, CPU, {})
 
     assert replayed.used == PrefixTree(items).distinct_tokens()
 
@@ -108,13 +106,11 @@ def test_long_prefix_is_prefilled_once_and_reused_by_the_next_batch() -> None:
         texts = [random.integers(1, 1000, 60, dtype=np.int32) for _ in range(20)]
         return [ScoredSequence(np.concatenate([prefix, text]), 5) for text in texts]
 
-    backend = FakeBackend("forks")
-    first = replay(batch(1), plan_scoring(backend.as_backend, batch(1), CPU), "forks", CPU, {})
+    first = replay(batch(1), FORKS.group(batch(1)).plan(CPU, {}), FORKS, CPU, {})
     assert sum(len(text) - len(name) // 4 for name, text in first.prefills) == 600
     assert first.used == PrefixTree(batch(1)).distinct_tokens()
-    backend.states = first.states
 
-    second = replay(batch(2), plan_scoring(backend.as_backend, batch(2), CPU), "forks", CPU, first.states)
+    second = replay(batch(2), FORKS.group(batch(2)).plan(CPU, first.states), FORKS, CPU, first.states)
 
     assert second.prefills == []
     assert second.used == PrefixTree(batch(2)).distinct_tokens() - 600
@@ -125,12 +121,10 @@ def test_cached_state_without_enough_capacity_is_not_used() -> None:
     items = [ScoredSequence(np.concatenate([prefix, tokens_of([last] * 40)]), 5) for last in (200, 201)]
     tight, roomy = ({prefix.tobytes(): capacity} for capacity in (128, 512))
 
-    tight_steps, roomy_steps = (
-        plan_scoring(FakeBackend("forks", states).as_backend, items, CPU) for states in (tight, roomy)
-    )
+    tight_steps, roomy_steps = (FORKS.group(items).plan(CPU, states) for states in (tight, roomy))
 
-    assert replay(items, tight_steps, "forks", CPU, tight).used == PrefixTree(items).distinct_tokens()
-    assert replay(items, roomy_steps, "forks", CPU, roomy).used == PrefixTree(items).distinct_tokens() - 100
+    assert replay(items, tight_steps, FORKS, CPU, tight).used == PrefixTree(items).distinct_tokens()
+    assert replay(items, roomy_steps, FORKS, CPU, roomy).used == PrefixTree(items).distinct_tokens() - 100
 
 
 def test_longer_shared_prefix_reduces_computation() -> None:
@@ -142,7 +136,7 @@ def test_longer_shared_prefix_reduces_computation() -> None:
             for first in range(200, 220)
             for item in question(3, 5, 4, first=first)
         ]
-        computed = replay(items, plan_forks(items, CPU), "forks", CPU, {}).computed
+        computed = replay(items, FORKS.group(items).plan(CPU, {}), FORKS, CPU, {}).computed
         return computed / sum(len(item.row) for item in items)
 
     shares = [share_of(length) for length in (0, 50, 100, 200, 400)]
@@ -158,25 +152,25 @@ def test_state_capacity_includes_the_padding_of_leaves() -> None:
     # Stem and leaves end at the 111th token, and the padding of the leaves at the 136th.
     states = {tokens_of(prefix).tobytes(): 128}
 
-    steps = plan_scoring(FakeBackend("forks", states).as_backend, items, CPU)
+    steps = FORKS.group(items).plan(CPU, states)
 
-    assert replay(items, steps, "forks", CPU, states).used >= 8 + 2 * 71
+    assert replay(items, steps, FORKS, CPU, states).used >= 8 + 2 * 71
 
 
 @given(st.data(), any_buckets)
 def test_all_steps_use_a_state(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    assert not any(isinstance(step.kind, Dense | Tree) for step in plan_forks(items, shapes))
+    assert not any(isinstance(step.kind, Dense | Tree) for step in FORKS.group(items).plan(shapes, {}))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_forced_row_count_applies_to_every_stem_and_leaf_step(rows: int) -> None:
     shapes = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024), limits=StepLimits(rows=rows))
     items = question(3, 5, 4)
-    steps = plan_forks(items, shapes)
+    steps = FORKS.group(items).plan(shapes, {})
 
-    replay(items, steps, "forks", shapes, {})
+    replay(items, steps, FORKS, shapes, {})
 
     assert {step.shape[0] for step in steps} == {rows}
 

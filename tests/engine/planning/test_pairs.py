@@ -15,7 +15,7 @@ from birdie_zmq import Model
 from birdie_zmq.engine.events import ItemFailed
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.planning.row_planner import plan_pairs
+from birdie_zmq.engine.planning.pair_planner import PairGroup
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import Pairs, ScoredSequence
 from birdie_zmq.errors import (
@@ -202,7 +202,7 @@ def test_each_distinct_pair_gets_one_row(items: list[ScoredSequence], tokens: in
     buckets = Buckets(20, 7, StepBudget(tokens), StepLimits(rows=rows))
     owners: list[int] = []
     taken: set[tuple[int, int]] = set()
-    for number, step in enumerate(plan_pairs(items, buckets)):
+    for number, step in enumerate(PairGroup(items).plan(buckets, {})):
         assert step.shape in buckets.shapes
         assert isinstance(step.kind, Pairs)
         owner_of = dict(zip(step.rows.tolist(), step.owners.tolist(), strict=True))

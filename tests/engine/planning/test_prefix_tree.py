@@ -114,25 +114,26 @@ def with_prefix(prefix: Sequence[int], count: int, length: int) -> list[ScoredSe
 def test_requests_that_fit_in_one_row_need_no_state() -> None:
     tree = PrefixTree(with_prefix(range(1, 41), 4, 10))
 
-    (only,) = prefix_nodes(tree, longest=128, overhead=8, known=())
+    (only,) = prefix_nodes(tree, longest=128, call_tokens=8, cached=())
 
-    assert (only.base, only.prefill_from, only.ranges) == (0, 0, [(0, 4)])
+    assert (only.base, only.parent, only.ranges) == (0, None, [(0, 4)])
 
 
 def test_prefix_that_several_rows_would_recompute_gets_a_state() -> None:
     tree = PrefixTree(with_prefix(range(1, 41), 40, 10))
 
-    root, shared = prefix_nodes(tree, longest=128, overhead=8, known=())
+    root, shared = prefix_nodes(tree, longest=128, call_tokens=8, cached=())
 
     assert root.ranges == []
-    assert (shared.base, shared.prefill_from, shared.first, shared.last) == (40, 0, 0, 40)
+    assert (shared.base, shared.is_cached, shared.first, shared.last) == (40, False, 0, 40)
+    assert shared.parent is root
     assert sorted(shared.ranges) == [(i, i + 1) for i in range(40)]
 
 
 def test_prefix_cheaper_than_its_calls_gets_no_state() -> None:
     tree = PrefixTree(with_prefix(range(1, 41), 40, 10))
 
-    (only,) = prefix_nodes(tree, longest=128, overhead=10_000, known=())
+    (only,) = prefix_nodes(tree, longest=128, call_tokens=10_000, cached=())
 
     assert sorted(only.ranges) == [(i, i + 1) for i in range(40)]
 
@@ -140,45 +141,44 @@ def test_prefix_cheaper_than_its_calls_gets_no_state() -> None:
 def test_prefix_longer_than_a_row_always_gets_a_state() -> None:
     tree = PrefixTree([item(*range(1, 202))])
 
-    root, node = prefix_nodes(tree, longest=128, overhead=10_000, known=())
+    root, node = prefix_nodes(tree, longest=128, call_tokens=10_000, cached=())
 
     assert root.ranges == []
-    assert (node.base, node.prefill_from, node.ranges) == (200, 0, [])
+    assert (node.base, node.is_cached, node.ranges) == (200, False, [])
 
 
 def test_work_starts_from_the_longest_cached_prefix() -> None:
     tree = PrefixTree(with_prefix(range(1, 41), 3, 10))
-    known = [tokens_of(range(1, end)).tobytes() for end in (11, 31, 21)]
+    cached = [tokens_of(range(1, end)).tobytes() for end in (11, 31, 21)]
 
-    _, there = prefix_nodes(tree, longest=128, overhead=8, known=known)
+    _, there = prefix_nodes(tree, longest=128, call_tokens=8, cached=cached)
 
-    assert (there.base, there.prefill_from, there.ranges) == (30, 30, [(0, 3)])
+    assert (there.base, there.is_cached, there.ranges) == (30, True, [(0, 3)])
 
 
 def test_cached_prefix_with_targets_in_it_is_not_used() -> None:
     tree = PrefixTree([item(*range(1, 42), count=1), item(*range(1, 31), 50, count=20)])
-    known = [tokens_of(range(1, end)).tobytes() for end in (11, 31)]
+    cached = [tokens_of(range(1, end)).tobytes() for end in (11, 31)]
 
-    _, there = prefix_nodes(tree, longest=128, overhead=8, known=known)
+    _, there = prefix_nodes(tree, longest=128, call_tokens=8, cached=cached)
 
-    assert (there.base, there.prefill_from) == (10, 10)
+    assert (there.base, there.is_cached) == (10, True)
 
 
 @given(st.data(), st.integers(16, 64), st.sampled_from([0, 8, 100]))
 def test_every_distinct_token_is_in_a_range_or_a_prefilled_prefix(
-    data: st.DataObject, longest: int, overhead: int
+    data: st.DataObject, longest: int, call_tokens: int
 ) -> None:
     items = data.draw(requests(data.draw(texts())))
     tree = PrefixTree(items)
     covered: set[Text] = set()
     states = {0: {()}}
-    for node in prefix_nodes(tree, longest, overhead, ()):
+    for node in prefix_nodes(tree, longest, call_tokens, ()):
         row = tuple(tree.rows[node.first].tolist())
-        assert row[: node.prefill_from] in states.get(node.prefill_from, set()), (
-            "a node comes after the node that it starts from"
-        )
+        prefill_from = node.parent.base if node.parent else 0
+        assert row[:prefill_from] in states.get(prefill_from, set()), "a node comes after the node that it starts from"
         states.setdefault(node.base, set()).add(row[: node.base])
-        covered |= {row[:end] for end in range(node.prefill_from + 1, node.base + 1)}
+        covered |= {row[:end] for end in range(prefill_from + 1, node.base + 1)}
         for first, last in node.ranges:
             assert tree.size(first, last, node.base) <= longest
             texts_here = [tuple(row.tolist()) for row in tree.rows[first:last]]
@@ -194,7 +194,7 @@ def test_every_distinct_token_is_in_a_range_or_a_prefilled_prefix(
 def test_prefix_is_prefilled_in_chunks_that_name_only_the_first_and_last_state() -> None:
     tree = PrefixTree([item(*range(1, 62), count=2), item(*range(1, 61), 99, count=20)])
 
-    steps = prefill_steps(tree, PrefixNode(60, 10, 0, 1), (16, 32), 4)
+    steps = prefill_steps(tree, PrefixNode(60, PrefixNode(10, None, False, 0, 2), False, 0, 1), (16, 32), 4)
 
     kinds = [step.kind for step in steps if isinstance(step.kind, Extend)]
     assert [step.shape for step in steps] == [(1, 32), (1, 32)]
@@ -224,14 +224,14 @@ def test_targets_between_two_positions(begin: int, end: int, positions: list[int
     assert {owner for column in scored.owners for owner in column.tolist()} == ({8} if positions else set())
 
 
-def cheapest(count: int, sizes: Sequence[int], overhead: int) -> int:
+def cheapest(count: int, sizes: Sequence[int], call_tokens: int) -> int:
     """Return the least cost of any chunks, by trying all counts of all sizes but one, which covers the rest."""
     costs = []
     *others, last = sizes
     for numbers in itertools.product(*(range(-(-count // size) + 1) for size in others)):
         covered = sum(number * size for number, size in zip(numbers, others, strict=True))
         number_of_last = max(0, -(-(count - covered) // last))
-        costs.append(covered + number_of_last * last + overhead * (sum(numbers) + number_of_last))
+        costs.append(covered + number_of_last * last + call_tokens * (sum(numbers) + number_of_last))
     return min(costs)
 
 
@@ -239,15 +239,15 @@ size_tuples = st.sampled_from([(16,), (16, 24), (16, 32), (16, 24, 32), (32, 64,
 
 
 @given(st.integers(1, 150), size_tuples, st.sampled_from([0, 1, 4, 32, 200]))
-def test_chunks_cover_a_count_at_the_least_cost(count: int, sizes: tuple[int, ...], overhead: int) -> None:
-    found = optimal_chunks(count, sizes, overhead)
+def test_chunks_cover_a_count_at_the_least_cost(count: int, sizes: tuple[int, ...], call_tokens: int) -> None:
+    found = optimal_chunks(count, sizes, call_tokens)
 
     assert set(found) <= set(sizes)
     assert list(found) == sorted(found, reverse=True)
     assert sum(found) >= count
     assert sum(found[:-1]) < count, "no chunk is padding alone"
     if count <= 2 * sizes[-1]:
-        assert sum(found) + overhead * len(found) == cheapest(count, sizes, overhead)
+        assert sum(found) + call_tokens * len(found) == cheapest(count, sizes, call_tokens)
 
 
 def test_tiny_chunks_need_no_deep_recursion() -> None:
@@ -271,16 +271,16 @@ def within_frames(most: int, function: Callable[[], list[int]]) -> list[int]:
 
 @given(st.integers(1, 5000), size_tuples, st.sampled_from([0, 4, 32, 200]))
 def test_long_count_is_covered_by_largest_chunks_and_an_optimal_rest(
-    count: int, sizes: tuple[int, ...], overhead: int
+    count: int, sizes: tuple[int, ...], call_tokens: int
 ) -> None:
-    found = chunk_sizes(count, sizes, overhead)
+    found = chunk_sizes(count, sizes, call_tokens)
 
     assert sum(found) >= count
     assert sum(found[:-1]) < count
     rest = [size for size in found if size != sizes[-1]]
     assert sum(rest) <= 2 * sizes[-1]
     if count <= 2 * sizes[-1]:
-        assert tuple(found) == optimal_chunks(count, sizes, overhead)
+        assert tuple(found) == optimal_chunks(count, sizes, call_tokens)
 
 
 def test_chunk_sizes_of_very_long_texts() -> None:

@@ -8,7 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.engine.planning.row_planner import covering_rows, plan_rows
+from birdie_zmq.engine.planning.execution_mode import ROWS
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
+from birdie_zmq.engine.planning.row_planner import covering_rows
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import PAD, Dense, ScoredSequence, Step, Tokens
 from birdie_zmq.types import StepLimits
@@ -23,9 +25,14 @@ def as_tokens(rows: Sequence[Row]) -> list[Tokens]:
     return [np.array(row, dtype=np.int32) for row in rows]
 
 
+def requests_for(rows: Sequence[Row]) -> list[ScoredSequence]:
+    """Return requests that have these rows and score the token after each row."""
+    return [ScoredSequence(np.append(row, np.int32(9)), 1) for row in as_tokens(rows)]
+
+
 def plan(rows: Sequence[Row], shapes: Buckets) -> list[Step]:
     """Plan requests that have these rows and score the token after each row."""
-    return plan_rows([ScoredSequence(np.append(row, np.int32(9)), 1) for row in as_tokens(rows)], shapes)
+    return ROWS.group(requests_for(rows)).plan(shapes, {})
 
 
 def used_rows(step: Step) -> list[Row]:
@@ -67,9 +74,9 @@ plans = st.builds(buckets, st.integers(1, 400), st.none() | st.integers(1, 5))
 @given(st.data(), any_buckets)
 def test_every_target_is_scored_once_from_its_whole_prefix(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
-    steps = plan_rows(items, shapes)
+    steps = ROWS.group(items).plan(shapes, {})
 
-    replayed = replay(items, steps, "rows", shapes, {})
+    replayed = replay(items, steps, ROWS, shapes, {})
 
     assert all(isinstance(step.kind, Dense) for step in steps)
     assert replayed.states == {}
@@ -133,7 +140,7 @@ def test_partly_filled_step_takes_shorter_rows() -> None:
 
 
 def test_all_targets_of_a_request_are_scored() -> None:
-    (step,) = plan_rows([ScoredSequence(np.array([5, 6, 7, 8], dtype=np.int32), count=2)], buckets())
+    (step,) = ROWS.group([ScoredSequence(np.array([5, 6, 7, 8], dtype=np.int32), count=2)]).plan(buckets(), {})
 
     assert list(zip(step.rows, step.positions, step.targets, strict=True)) == [(0, 1, 7), (0, 2, 8)]
 
@@ -145,12 +152,14 @@ def test_no_requests_give_no_steps() -> None:
 def test_covering_row_is_the_longest_row_with_this_prefix() -> None:
     rows = [(1, 2), (1, 2, 3), (1, 2, 3), (1,), (2,), (1, 2, 3, 4)]
 
-    assert covering_rows(as_tokens(rows)) == [5, 5, 5, 5, 4, 5]
+    found = covering_rows(PrefixTree(requests_for(rows)))
+
+    assert [(row.tolist(), owners) for row, owners in found] == [([1, 2, 3, 4], [0, 1, 2, 3, 5]), ([2], [4])]
 
 
 @given(related_rows())
-def test_covering_rows_cover_themselves(rows: list[Row]) -> None:
-    carried_by = covering_rows(as_tokens(rows))
+def test_each_row_is_covered_once_by_a_row_that_begins_with_it(rows: list[Row]) -> None:
+    found = covering_rows(PrefixTree(requests_for(rows)))
 
-    assert all(carried_by[carrier] == carrier for carrier in carried_by)
-    assert all(is_prefix(rows[i], rows[carrier]) for i, carrier in enumerate(carried_by))
+    assert sorted(owner for _, owners in found for owner in owners) == list(range(len(rows)))
+    assert all(is_prefix(rows[owner], tuple(row.tolist())) for row, owners in found for owner in owners)

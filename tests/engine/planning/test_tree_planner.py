@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from birdie_zmq.engine.planning.execution_mode import TREES
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import Extend, ScoredSequence, Tokens, Tree
-from birdie_zmq.engine.planning.tree_planner import plan_trees, row_lengths
-from birdie_zmq.engine.scoring import plan_scoring
+from birdie_zmq.engine.planning.tree_planner import row_lengths
 from birdie_zmq.types import StepLimits
-from tests.engine.replay import FakeBackend, any_buckets, replay, requests, states_of, texts, tokens_of
+from tests.engine.replay import any_buckets, replay, requests, states_of, texts, tokens_of
 
 CPU = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024))
 
@@ -25,7 +25,7 @@ thorough = settings(max_examples=100)
 def test_every_target_is_scored_once_from_its_whole_prefix(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    replayed = replay(items, plan_trees(items, shapes), "branches", shapes, {})
+    replayed = replay(items, TREES.group(items).plan(shapes, {}), TREES, shapes, {})
 
     assert replayed.used >= PrefixTree(items).distinct_tokens()
 
@@ -34,29 +34,27 @@ def test_every_target_is_scored_once_from_its_whole_prefix(data: st.DataObject, 
 @given(st.data(), any_buckets)
 def test_cached_states_are_extended_correctly(data: st.DataObject, shapes: Buckets) -> None:
     of = data.draw(texts())
-    backend = FakeBackend("branches", data.draw(states_of(of)))
+    states = data.draw(states_of(of))
 
     for _ in range(2):  # the second batch finds the states cached by the first
         items = data.draw(requests(of))
-        backend.states = replay(
-            items, plan_scoring(backend.as_backend, items, shapes), "branches", shapes, backend.states
-        ).states
+        states = replay(items, TREES.group(items).plan(shapes, states), TREES, shapes, states).states
 
-    assert all(backend.states.values())
+    assert all(states.values())
 
 
 @given(st.data(), any_buckets)
 def test_tree_step_without_a_state_starts_at_depth_zero(data: st.DataObject, shapes: Buckets) -> None:
     items = data.draw(requests(data.draw(texts())))
 
-    for step in plan_trees(items, shapes):
+    for step in TREES.group(items).plan(shapes, {}):
         if isinstance(step.kind, Tree):
             assert (step.kind.depths[:, 0] == 0).all()
             assert step.kind.ends.max() <= step.shape[1]
 
 
 def test_no_requests_give_no_steps() -> None:
-    assert plan_trees([], CPU) == []
+    assert TREES.group([]).plan(CPU, {}) == []
 
 
 # --- Savings ----------------------------------------------------------------------------------------------------------
@@ -82,7 +80,7 @@ SHARED = np.random.default_rng(600).integers(1, 1000, 600, dtype=np.int32)
 def test_computation_is_close_to_the_distinct_tokens(count: int, answers: int, prefix: Tokens) -> None:
     items = questions(count, answers, prefix)
 
-    replayed = replay(items, plan_trees(items, CPU), "branches", CPU, {})
+    replayed = replay(items, TREES.group(items).plan(CPU, {}), TREES, CPU, {})
 
     assert replayed.computed <= 1.15 * PrefixTree(items).distinct_tokens()
 
@@ -90,7 +88,7 @@ def test_computation_is_close_to_the_distinct_tokens(count: int, answers: int, p
 def test_long_shared_prefix_is_prefilled_once() -> None:
     items = questions(20, 4, SHARED)
 
-    steps = plan_trees(items, CPU)
+    steps = TREES.group(items).plan(CPU, {})
 
     prefills = [step for step in steps if isinstance(step.kind, Extend)]
     assert sum(step.used_tokens for step in prefills) == len(SHARED)
@@ -99,11 +97,11 @@ def test_long_shared_prefix_is_prefilled_once() -> None:
 
 def test_cached_prefix_is_not_prefilled_again() -> None:
     first = questions(20, 4, SHARED)
-    states = replay(first, plan_trees(first, CPU), "branches", CPU, {}).states
+    states = replay(first, TREES.group(first).plan(CPU, {}), TREES, CPU, {}).states
     assert SHARED.tobytes() in states
     second = questions(21, 4, SHARED)
 
-    replayed = replay(second, plan_trees(second, CPU, set(states)), "branches", CPU, states)
+    replayed = replay(second, TREES.group(second).plan(CPU, states), TREES, CPU, states)
 
     assert replayed.prefills == []
     assert replayed.used == PrefixTree(second).distinct_tokens() - len(SHARED)
@@ -112,13 +110,13 @@ def test_cached_prefix_is_not_prefilled_again() -> None:
 def test_cached_prefix_with_targets_in_it_is_computed_again() -> None:
     scored_all = ScoredSequence(np.append(SHARED, np.int32(5)), 600)
 
-    steps = plan_trees([scored_all], CPU, {SHARED[:100].tobytes(), SHARED.tobytes()})
+    steps = TREES.group([scored_all]).plan(CPU, {SHARED[:100].tobytes(): 256, SHARED.tobytes(): 1024})
 
-    assert replay([scored_all], steps, "branches", CPU, {}).used == len(SHARED)
+    assert replay([scored_all], steps, TREES, CPU, {}).used == len(SHARED)
 
 
 def test_questions_with_a_short_common_prefix_need_no_state() -> None:
-    steps = plan_trees(questions(60, 4, SHARED[:5]), CPU)
+    steps = TREES.group(questions(60, 4, SHARED[:5])).plan(CPU, {})
 
     assert {step.kind.prefix for step in steps if isinstance(step.kind, Tree)} == {b""}
     assert not any(isinstance(step.kind, Extend) for step in steps)
@@ -128,9 +126,9 @@ def test_questions_with_a_short_common_prefix_need_no_state() -> None:
 def test_forced_row_count_applies_to_every_tree_step(rows: int) -> None:
     shapes = Buckets(2048, vocab_size=0, budget=StepBudget(tokens=1024), limits=StepLimits(rows=rows))
     items = questions(20, 4, NOTHING)
-    steps = plan_trees(items, shapes)
+    steps = TREES.group(items).plan(shapes, {})
 
-    replay(items, steps, "branches", shapes, {})
+    replay(items, steps, TREES, shapes, {})
 
     assert {step.shape[0] for step in steps} == {rows}
 
