@@ -112,8 +112,8 @@ def _run_scheduler() -> tuple[list[Row], list[list[int | None]]]:
     settings = GenerationParams(until=("\n", "."), max_gen_toks=32)
     reader = AnswerExtractor(tokenizer, settings)
     documents = example.documents("demo_generate")[:_PROMPTS]
-    answered = [f"Question: {document['question']}\nAnswer:" for document in documents]
-    prompts = [np.array(ids, np.int32) for ids in tokenizer.encode(answered)]
+    texts = [f"Question: {document['question']}\nAnswer:" for document in documents]
+    prompts = [np.array(ids, np.int32) for ids in tokenizer.encode(texts)]
     answers = tokenizer.encode([f" {document['answer']}." for document in documents])
     rows = [Row(number, prompt, 0, reader.begin()) for number, prompt in enumerate(prompts)]
     model = _ScriptedBackend({prompt.tobytes(): answer for prompt, answer in zip(prompts, answers, strict=True)})

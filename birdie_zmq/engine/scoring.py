@@ -20,7 +20,7 @@ from birdie_zmq.engine.output_checks import non_finite_logits
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.steps import ScoredSequence, Step
 from birdie_zmq.errors import OutOfDeviceMemory
-from birdie_zmq.types import Answer, StepLimits
+from birdie_zmq.types import StepLimits
 
 
 def score(
@@ -46,29 +46,29 @@ def score(
         OutOfDeviceMemory: Not even the smallest steps fit into device memory.
     """
     counters, backend = runner.counters, runner.backend
-    totals = _Totals(requests, with_greedy)
-    if answered := totals.empty_requests():
-        yield answered
+    scores = _RequestScores(requests, with_greedy=with_greedy)
+    yield from scores.of_empty_requests()
     counters.requests += len(requests)
-    counters.tokens_requested += sum(len(sequence.row) for sequence in totals.sequences)
+    counters.tokens_requested += sum(len(sequence.row) for request in requests for sequence in request)
     with runner.timed():
-        numbers = totals.unfinished()
-        group = mode.group([totals.sequences[number] for number in numbers])
+        sequences = scores.unfinished()
+        group = mode.group(sequences)
         counters.tokens_distinct += group.distinct_tokens
-        while len(numbers):
+        while sequences:
             try:
                 steps = group.plan(runner.buckets(mode, limits), backend.cached_prefixes())
-                yield from _run(runner, steps, _PlanSums(totals, numbers, steps))
+                scores.begin(steps)
+                yield from _run(runner, steps, scores)
                 return
             except OutOfDeviceMemory as error:
                 if not backend.halve_budget():
                     raise
                 yield Notice("warning", f"{error}; retrying with steps of at most {backend.budget.tokens} tokens")
-            numbers = totals.unfinished()
-            group = mode.group([totals.sequences[number] for number in numbers])
+            sequences = scores.unfinished()
+            group = mode.group(sequences)
 
 
-def _run(runner: ModelRunner, steps: Sequence[Step], sums: _PlanSums) -> Iterator[Event]:
+def _run(runner: ModelRunner, steps: Sequence[Step], scores: _RequestScores) -> Iterator[Event]:
     """Submit each step of a plan, then fetch the scores of the step before it, and yield the complete answers."""
     runner.backend.start_plan(steps)
     previous: tuple[Step, PendingScores] | None = None
@@ -77,92 +77,74 @@ def _run(runner: ModelRunner, steps: Sequence[Step], sums: _PlanSums) -> Iterato
         runner.counters.add_step(step.shape, step.used_tokens)
         runner.idle.busy()
         if previous is not None:
-            yield from sums.add(previous[0], previous[1].result())
+            yield from scores.add(previous[0], previous[1].result())
         previous = step, pending
     if previous is not None:
-        scores = previous[1].result()
+        last = previous[1].result()
         runner.idle.idle()
-        yield from sums.add(previous[0], scores)
+        yield from scores.add(previous[0], last)
 
 
-class _Totals:
+class _RequestScores:
     """The scores of requests, each the sum over its sequences.
 
-    Attributes:
-        sequences: The sequences of all requests.
-        owners: int64[n], the index of the request that each sequence belongs to.
+    Args:
+        requests: The sequences of each request.
+        with_greedy: Whether an answer also says whether greedy decoding gives the scored tokens.
     """
 
-    def __init__(self, requests: Sequence[Sequence[ScoredSequence]], with_greedy: bool) -> None:
-        self.sequences = [sequence for request in requests for sequence in request]
-        self._missing = np.array([len(request) for request in requests], np.int64)
-        self.owners = np.repeat(np.arange(len(requests)), self._missing)
-        self._is_finished = np.zeros(len(self.sequences), np.bool_)
+    def __init__(self, requests: Sequence[Sequence[ScoredSequence]], *, with_greedy: bool) -> None:
+        self._with_greedy = with_greedy
+        # Of each request: its score, and how many sequences have none yet.
         self._loglikelihoods = np.zeros(len(requests))
         self._greedy = np.ones(len(requests), np.bool_)
-        self._with_greedy = with_greedy
+        self._missing = np.array([len(request) for request in requests], np.int64)
+        # Of each sequence: its request, its score, and how many targets have none yet; the plan decides how many it has.
+        self._sequences = [sequence for request in requests for sequence in request]
+        self._owners = np.repeat(np.arange(len(requests)), self._missing)
+        self._sums = np.zeros(len(self._sequences))
+        self._are_greedy = np.ones(len(self._sequences), np.bool_)
+        self._missing_targets = np.ones(len(self._sequences), np.int64)
+        self._planned = np.zeros(0, np.int64)
 
-    def empty_requests(self) -> Answered | None:
-        """Return the answers to the requests without a sequence, if there are any."""
-        return self._answered(np.flatnonzero(self._missing == 0))
+    def of_empty_requests(self) -> Iterator[Event]:
+        """Yield the answers to the requests without a sequence, if there are any."""
+        yield from self._answered(np.flatnonzero(self._missing == 0))
 
-    def unfinished(self) -> npt.NDArray[np.int64]:
-        """Return the indices of the sequences that have no score yet."""
-        return np.flatnonzero(~self._is_finished)
+    def unfinished(self) -> list[ScoredSequence]:
+        """Return the sequences without a score."""
+        return [self._sequences[number] for number in np.flatnonzero(self._missing_targets)]
 
-    def add(
-        self, numbers: npt.NDArray[np.int64], sums: npt.NDArray[np.float64], greedy: npt.NDArray[np.bool_]
-    ) -> Answered | None:
-        """Add the scores of sequences, by index, and return the answers that are complete, if there are any."""
-        owners = self.owners[numbers]
-        self._is_finished[numbers] = True
-        np.add.at(self._loglikelihoods, owners, sums)
-        np.logical_and.at(self._greedy, owners, greedy)
-        np.subtract.at(self._missing, owners, 1)
-        touched = np.unique(owners)
-        return self._answered(touched[self._missing[touched] == 0])
+    def begin(self, steps: Sequence[Step]) -> None:
+        """Begin a plan of the unfinished sequences; scores of an earlier plan are dropped if others are missing."""
+        self._planned = np.flatnonzero(self._missing_targets)
+        self._sums[self._planned] = 0.0
+        self._are_greedy[self._planned] = True
+        owners = np.concatenate([step.owners for step in steps])
+        self._missing_targets[self._planned] = np.bincount(owners, minlength=len(self._planned))
 
-    def _answered(self, indices: npt.NDArray[np.int64]) -> Answered | None:
-        if not len(indices):
-            return None
-        loglikelihoods: list[float] = self._loglikelihoods[indices].tolist()
-        answers: Sequence[Answer] = loglikelihoods
-        if self._with_greedy:
-            answers = list(zip(loglikelihoods, self._greedy[indices].tolist(), strict=True))
-        return Answered(indices.tolist(), answers)
-
-
-class _PlanSums:
-    """The sums of a plan's sequences; those that are complete are added to the totals.
-
-    Args:
-        totals: The scores of the requests.
-        numbers: int64[n], the index of each of the plan's sequences in the totals.
-        steps: The plan, which decides how many scores each sequence gets.
-    """
-
-    def __init__(self, totals: _Totals, numbers: npt.NDArray[np.int64], steps: Sequence[Step]) -> None:
-        self._totals = totals
-        self._numbers = numbers
-        self._sums = np.zeros(len(numbers))
-        self._greedy = np.ones(len(numbers), np.bool_)
-        self._missing = np.bincount(np.concatenate([step.owners for step in steps]), minlength=len(numbers))
-
-    def add(self, step: Step, scores: TokenScores) -> Iterator[Answered]:
+    def add(self, step: Step, scores: TokenScores) -> Iterator[Event]:
         """Add the scores of a step, and yield the answers that are complete.
 
         Raises:
             ItemFailed: A score is not finite.
         """
+        sequences = self._planned[step.owners]
         if not scores.finite.all():
-            number = self._numbers[step.owners[int(np.argmin(scores.finite))]]
-            raise ItemFailed(int(self._totals.owners[number]), non_finite_logits())
-        np.add.at(self._sums, step.owners, scores.logprobs)  # summed in float64
-        np.logical_and.at(self._greedy, step.owners, scores.greedy)
-        np.subtract.at(self._missing, step.owners, 1)
-        touched = np.unique(step.owners)
-        complete = touched[self._missing[touched] == 0]
-        if len(complete):
-            answered = self._totals.add(self._numbers[complete], self._sums[complete], self._greedy[complete])
-            if answered is not None:
-                yield answered
+            raise ItemFailed(int(self._owners[sequences[np.argmin(scores.finite)]]), non_finite_logits())
+        np.add.at(self._sums, sequences, scores.logprobs)  # summed in float64
+        np.logical_and.at(self._are_greedy, sequences, scores.greedy)
+        np.subtract.at(self._missing_targets, sequences, 1)
+        touched = np.unique(sequences)
+        complete = touched[self._missing_targets[touched] == 0]
+        owners = self._owners[complete]
+        np.add.at(self._loglikelihoods, owners, self._sums[complete])
+        np.logical_and.at(self._greedy, owners, self._are_greedy[complete])
+        np.subtract.at(self._missing, owners, 1)
+        yield from self._answered(np.unique(owners[self._missing[owners] == 0]))
+
+    def _answered(self, indices: npt.NDArray[np.int64]) -> Iterator[Event]:
+        if len(indices):
+            loglikelihoods: list[float] = self._loglikelihoods[indices].tolist()
+            with_greedy = list(zip(loglikelihoods, self._greedy[indices].tolist(), strict=True))
+            yield Answered(indices.tolist(), with_greedy if self._with_greedy else loglikelihoods)
