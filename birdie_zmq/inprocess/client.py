@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -125,10 +125,7 @@ class InProcessClient:
                 remaining = job
                 while remaining.items and len(failures) < self._max_failed_items:
                     try:
-                        for item, answer in self._answers(remaining, progress):
-                            answers[item] = answer
-                            if on_answer is not None:
-                                on_answer(item, answer)
+                        self._compute(remaining, answers, on_answer, progress)
                     except ItemFailed as failure:
                         item = remaining.items[failure.index]
                         failures[item] = failure.error
@@ -138,25 +135,30 @@ class InProcessClient:
                         i for i, item in enumerate(remaining.items) if item not in answers and item not in failures
                     ]
                     remaining = Job(remaining.work.select(unanswered), [remaining.items[i] for i in unanswered])
-                if progress is not None:
-                    progress.report(force=True)
+            if progress is not None:
+                progress.report(force=True)
             served.evaluator.pause_idle_clock()
         if failures:
             raise combine_failures(failures, count, len(answers), name_of)
         return [answers[item] for item in range(count)]
 
-    def _answers(self, job: Job, progress: _Progress | None) -> Iterator[tuple[int, Answer]]:
-        """Compute a job, and yield each answer with its item; log notices and report progress meanwhile."""
+    def _compute(
+        self, job: Job, answers: dict[int, Answer], on_answer: OnAnswer | None, progress: _Progress | None
+    ) -> None:
+        """Compute a job, and add the answer to each of its items to `answers`."""
         with contextlib.closing(self._served_model().answer(job.work, self._limits)) as events:
             for event in events:
                 match event:
                     case Notice(level=level, text=text):
                         self._log_once(level, text)
-                    case Answered(indices=indices, answers=answers):
-                        items = [job.items[index] for index in indices]
+                    case Answered(indices=indices, answers=found):
+                        answered = dict(zip([job.items[index] for index in indices], found, strict=True))
+                        answers.update(answered)
                         if progress is not None:
-                            progress.estimate.answered(items)
-                        yield from zip(items, answers, strict=True)
+                            progress.estimate.answered(list(answered))
+                        if on_answer is not None:
+                            for item, answer in answered.items():
+                                on_answer(item, answer)
                     case StepStarting() | CompilationFinished():
                         pass
                 if progress is not None:
