@@ -21,11 +21,11 @@ _NAMES = {"torch": "PyTorch", "jax": "JAX"}
 
 
 @contextmanager
-def only_framework(model: LoadedModel, engine: str) -> Iterator[None]:
+def only_framework(loaded: LoadedModel, engine: str) -> Iterator[None]:
     """Reject a model of another framework; entered around the construction of a backend.
 
     Args:
-        model: The resolved return value of load_model.
+        loaded: The resolved return value of load_model.
         engine: The engine's name.
 
     Raises:
@@ -33,9 +33,8 @@ def only_framework(model: LoadedModel, engine: str) -> Iterator[None]:
         ModelCallError, ModelOutputError: As raised within the context, with advice in case the model belongs to another
             framework that is imported.
     """
-    parts = model.parts
-    functions = [parts.logits, parts.hidden, parts.unembed, parts.extend]
-    for value in _leaves([*functions, parts.params]):
+    functions = [loaded.model.logits, loaded.model.hidden, loaded.model.unembed, loaded.model.extend]
+    for value in _leaves([*functions, loaded.model.params]):
         other = _engine_of(value)
         if other is not None and other != engine:
             raise ModelLoadError(

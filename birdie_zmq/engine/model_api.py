@@ -108,28 +108,28 @@ class LoadedModel:
     """A model in the form that engines take.
 
     Attributes:
-        parts: The functions and params.
+        model: The functions and params.
         jit: Whether the engine may trace the functions together with the params. A bare callable is not traced: the
             weights in its closure would become constants of the executable, and it may not be traceable at all.
     """
 
-    parts: Model
+    model: Model
     jit: bool = True
 
     @property
     def max_length(self) -> int | None:
         """The maximum length of a row in tokens, if the model has a limit."""
-        return self.parts.max_length
+        return self.model.max_length
 
     @property
     def has_state(self) -> bool:
         """Whether the model has a state that tokens can be appended to."""
-        return self.parts.extend is not None
+        return self.model.extend is not None
 
     @property
     def provides(self) -> list[str]:
         """The names in `Model` of the functions that the model provides; ``callable`` for a bare callable."""
-        return [name for name in _FUNCTIONS if getattr(self.parts, name)] if self.jit else ["callable"]
+        return [name for name in _FUNCTIONS if getattr(self.model, name)] if self.jit else ["callable"]
 
 
 _FUNCTIONS = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch", "score")

@@ -77,6 +77,20 @@ class AttentionMetadata:
     rows_sharded: bool = False
 
 
+class AttentionOptions(NamedTuple):
+    """How attention scores are computed from the products of queries and keys.
+
+    Attributes:
+        scale: The factor of the scores.
+        window: int32 []; a position attends to itself and the ``window - 1`` before it. None: to all before it.
+        softcap: Scores are capped to (-softcap, softcap) by tanh, as in Gemma 2.
+    """
+
+    scale: float | jax.Array
+    window: jax.Array | None = None
+    softcap: float | None = None
+
+
 class _Accumulator(NamedTuple):
     """Online softmax over the keys so far: float32 weighted sums of values [..., q, h], total weight and maximum [..., q].
 
@@ -94,10 +108,7 @@ def attention(
     value: jax.Array,
     metadata: AttentionMetadata,
     layer: jax.Array,
-    *,
-    scale: float | jax.Array,
-    window: jax.Array | None = None,
-    softcap: float | None = None,
+    options: AttentionOptions,
 ) -> jax.Array:
     """Compute causal grouped-query attention (Ainslie et al., arXiv:2305.13245), scores and softmax in float32.
 
@@ -107,9 +118,7 @@ def attention(
         value: [b, t, k, h].
         metadata: Which tokens each token attends to.
         layer: int32 [], the layer of the KV cache.
-        scale: The factor of the scores.
-        window: int32 []; a position attends to itself and the ``window - 1`` before it. None: to all before it.
-        softcap: Scores are capped to (-softcap, softcap) by tanh, as in Gemma 2.
+        options: How scores are computed.
 
     Returns:
         [b, t, n * h].
@@ -117,13 +126,13 @@ def attention(
     batch, length, heads, width = query.shape
     groups = key.shape[2]
     if query.dtype == jnp.float32:  # cheaper than scaling the scores; a narrower dtype would lose bits
-        query, scale = query * scale, 1.0
+        query, options = query * options.scale, options._replace(scale=1.0)
     # Key/value heads become a batch axis of plain matrix products.
     queries = query.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
     keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     past = None
     if metadata.state is not None:
-        past = _attend_to_state(queries, metadata, metadata.state, layer, scale, window, softcap)
+        past = _attend_to_state(queries, metadata, metadata.state, layer, options)
     size = max(QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
     done: list[jax.Array] = []
     for begin in range(0, length, size):
@@ -131,9 +140,9 @@ def attention(
         block = queries[:, :, :, begin:end]
         if done:  # a data dependency: XLA would otherwise hold the scores of all blocks at once
             block = block + (done[-1][:, :, :, :1, :1] > jnp.inf).astype(block.dtype)
-        mask = _mask(metadata, begin, end, window)[:, None, None]
+        mask = _mask(metadata, begin, end, options.window)[:, None, None]
         accumulator = None if past is None else _Accumulator(*(x[:, :, :, begin:end] for x in past))
-        accumulator = _accumulate(accumulator, block, keys[:, :, :end], values[:, :, :end], mask, scale, softcap)
+        accumulator = _accumulate(accumulator, block, keys[:, :, :end], values[:, :, :end], mask, options)
         done.append((accumulator.sums / accumulator.total[..., None]).astype(value.dtype))
     joined = jnp.concatenate(done, axis=3) if len(done) > 1 else done[0]
     return joined.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * width)
@@ -157,8 +166,7 @@ def _accumulate(
     keys: jax.Array,
     values: jax.Array,
     mask: jax.Array | None,
-    scale: float | jax.Array,
-    softcap: float | None,
+    options: AttentionOptions,
 ) -> _Accumulator:
     """Add keys and values [r, k, s, h] to the attention of queries [r, k, g, q, h], after the keys in `past`.
 
@@ -168,10 +176,10 @@ def _accumulate(
     rows, groups, shared, count, width = queries.shape
     flat = queries.reshape(rows, groups, shared * count, width)
     scores = jnp.einsum("rkqh,rksh->rkqs", flat, keys, preferred_element_type=jnp.float32)
-    if not (isinstance(scale, float) and scale == 1.0):
-        scores = scores * scale
-    if softcap is not None:
-        scores = jnp.tanh(scores / softcap) * softcap
+    if not (isinstance(options.scale, float) and options.scale == 1.0):
+        scores = scores * options.scale
+    if options.softcap is not None:
+        scores = jnp.tanh(scores / options.softcap) * options.softcap
     scores = scores.reshape(rows, groups, shared, count, -1)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
@@ -197,9 +205,7 @@ def _attend_to_state(
     metadata: AttentionMetadata,
     state: KVCache,
     layer: jax.Array,
-    scale: float | jax.Array,
-    window: jax.Array | None,
-    softcap: float | None,
+    options: AttentionOptions,
 ) -> _Accumulator:
     """Attend queries [b, k, g, q, h] of a step to the KV cache."""
     batch, groups, shared, count, width = queries.shape
@@ -212,7 +218,7 @@ def _attend_to_state(
     size = min(STATE_BLOCK // 4 if few else STATE_BLOCK, capacity)
     wide = UNMASKED_BLOCKS * size
     # Unmasked blocks do not help few queries. One as large as the cache would be read even if it is not full.
-    has_full = window is None and capacity > wide and queries.shape[3] >= STATE_BLOCK
+    has_full = options.window is None and capacity > wide and queries.shape[3] >= STATE_BLOCK
     full = state.lengths.min() // wide if has_full else 0
     blocks = (state.lengths.max() + size - 1) // size
 
@@ -226,10 +232,10 @@ def _attend_to_state(
             if not is_full:
                 key_positions = begin + jnp.arange(slots, dtype=jnp.int32)
                 mask = (key_positions[None] < state.lengths[:, None])[:, None]
-                if window is not None:
-                    mask = mask & (positions[..., None] - key_positions[None, None] < window)
+                if options.window is not None:
+                    mask = mask & (positions[..., None] - key_positions[None, None] < options.window)
                 mask = mask[:, None, None]
-            return _accumulate(accumulator, queries, keys, values, mask, scale, softcap)
+            return _accumulate(accumulator, queries, keys, values, mask, options)
 
         no_score = jnp.full(queries.shape[:-1], _MIN_SCORE, jnp.float32)
         accumulator = _Accumulator(jnp.zeros(queries.shape, jnp.float32), jnp.zeros_like(no_score), no_score)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import NO_WINDOW, AttentionMetadata, attention
+from birdie_zmq.models.attention import NO_WINDOW, AttentionMetadata, AttentionOptions, attention
 from birdie_zmq.models.config_fields import ConfigReader, require_positive
 from birdie_zmq.models.llama import windows_from_layer_types
 from birdie_zmq.models.rope import Rope, read_rope, rotate
@@ -166,7 +166,7 @@ class Gemma:
             cos, sin = (jnp.where(is_full, *tables) for tables in zip(full, windowed, strict=True))
             query, key = rotate(query, (cos, sin)), rotate(key, (cos, sin))
             scale = self.query_scalar**-0.5
-            y = attention(query, key, value, metadata, number, scale=scale, window=window, softcap=self.score_cap)
+            y = attention(query, key, value, metadata, number, AttentionOptions(scale, window, self.score_cap))
             x = x + norm(layers.linear(y, w, "output"), w["after_attention_norm"])
             y = norm(x, w["feed_forward_norm"])
             y = layers.gated_feed_forward(y, w, self.activation)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import AttentionMetadata, attention
+from birdie_zmq.models.attention import AttentionMetadata, AttentionOptions, attention
 from birdie_zmq.models.config_fields import ConfigReader, require_positive
 from birdie_zmq.models.weight_map import (
     BackboneOutput,
@@ -142,7 +142,7 @@ class Gpt2:
             number, w, scale = scanned
             y = layers.linear(layers.layer_norm(x, w, "attention_norm", self.norm_epsilon), w, "query_key_value")
             query, key, value = (layers.split_heads(part, self.n_heads) for part in jnp.split(y, 3, axis=-1))
-            x = x + layers.linear(attention(query, key, value, metadata, number, scale=scale), w, "output")
+            x = x + layers.linear(attention(query, key, value, metadata, number, AttentionOptions(scale)), w, "output")
             y = layers.linear(layers.layer_norm(x, w, "feed_forward_norm", self.norm_epsilon), w, "up")
             return x + layers.linear(activate(y), w, "down"), layers.heads_first(key, value)
 

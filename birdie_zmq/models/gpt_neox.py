@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import AttentionMetadata, attention
+from birdie_zmq.models.attention import AttentionMetadata, AttentionOptions, attention
 from birdie_zmq.models.config_fields import ConfigReader, require_positive
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 from birdie_zmq.models.weight_map import (
@@ -137,7 +137,7 @@ class GptNeoX:
             heads = layers.split_heads(layers.linear(y, w, "query_key_value"), self.n_heads)
             query, key, value = (heads[..., i * width : (i + 1) * width] for i in range(3))
             query, key = rotate(query, tables), rotate(key, tables)
-            y = attention(query, key, value, metadata, number, scale=width**-0.5)
+            y = attention(query, key, value, metadata, number, AttentionOptions(width**-0.5))
             attended = x + layers.linear(y, w, "output")
             y = x if self.parallel else attended
             y = layers.linear(layers.layer_norm(y, w, "feed_forward_norm", self.norm_epsilon), w, "up")

@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from birdie_zmq.models import layers
-from birdie_zmq.models.attention import NO_WINDOW, AttentionMetadata, attention
+from birdie_zmq.models.attention import NO_WINDOW, AttentionMetadata, AttentionOptions, attention
 from birdie_zmq.models.config_fields import ConfigReader, require_positive
 from birdie_zmq.models.rope import Rope, read_rope, rotate
 from birdie_zmq.models.weight_map import (
@@ -201,7 +201,7 @@ class Llama:
             if self.query_key_norm:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             query, key = rotate(query, tables), rotate(key, tables)
-            y = attention(query, key, value, metadata, number, scale=self.head_width**-0.5, window=window)
+            y = attention(query, key, value, metadata, number, AttentionOptions(self.head_width**-0.5, window))
             x = x + layers.linear(y, w, "output")
             y = norm(x, w["feed_forward_norm"])
             return x + layers.gated_feed_forward(y, w, self.activation), layers.heads_first(key, value)

@@ -320,7 +320,7 @@ def assemble(
         start_count,
         engine,
         source,
-        model.parts.fingerprint,
+        model.model.fingerprint,
         tokenizer,
         backend,
         evaluator,

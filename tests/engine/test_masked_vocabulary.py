@@ -15,7 +15,7 @@ import pytest
 from birdie_zmq import Model
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import ItemFailed
-from birdie_zmq.engine.jax import backend as jax_backend
+from birdie_zmq.engine.jax import position_head
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.errors import NonFiniteLogits
@@ -177,7 +177,7 @@ def test_masked_tokens_are_never_generated(kind: str) -> None:
 
 
 def test_blocks_of_the_vocabulary_may_be_masked_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax_backend, "_SMALLEST_BLOCK", 1)
+    monkeypatch.setattr(position_head, "_SMALLEST_BLOCK", 1)
     backend = JaxBackend(resolve(FULL), MAX_LENGTH)
     backend.budget = replace(backend.budget, head_bytes=4096)  # blocks of a few tokens
 

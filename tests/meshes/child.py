@@ -26,6 +26,7 @@ from birdie_zmq import Model, models
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.jax.executables import Executables
 from birdie_zmq.engine.jax.sharding import make_mesh
+from birdie_zmq.engine.jax.states import create_state, row_bytes
 from birdie_zmq.engine.mesh_shape import MeshShape, parse_mesh
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.steps import Extend, ScorePositions, Step, Tree
@@ -128,12 +129,12 @@ def states(directory: Path, mesh: str) -> dict[str, Any]:
     device_mesh = make_mesh(parse_mesh(mesh))
     backend = JaxBackend(resolve(models.load_model(str(directory), mesh=device_mesh)), 128, device_mesh)
     unsharded = JaxBackend(resolve(models.load_model(str(directory))), 128)
-    keys = backend._new_state(8, 256).state.keys
+    keys = create_state(backend._model, 8, 256).keys
     return {
         "shape": keys.shape,
         "shard": keys.addressable_shards[0].data.shape,
-        "row_bytes": backend._row_bytes(256),
-        "row_bytes_unsharded": unsharded._row_bytes(256),
+        "row_bytes": row_bytes(backend._model, 256),
+        "row_bytes_unsharded": row_bytes(unsharded._model, 256),
     }
 
 

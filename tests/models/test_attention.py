@@ -10,7 +10,14 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from birdie_zmq.models import attention as module
-from birdie_zmq.models.attention import NO_WINDOW, AttentionMetadata, KVCache, append_tokens, attention
+from birdie_zmq.models.attention import (
+    NO_WINDOW,
+    AttentionMetadata,
+    AttentionOptions,
+    KVCache,
+    append_tokens,
+    attention,
+)
 
 LAYER = 1
 """The layer under test, of three in a KV cache."""
@@ -74,7 +81,7 @@ def _compiled(
     """Run attention, compiled again if a test has changed the sizes of blocks."""
     assert sizes == (module.QUERY_BLOCK, module.MAX_QUERY_BLOCKS, module.STATE_BLOCK, module.STATE_QUERY_CHUNK)
     query, key, value = arrays
-    return attention(query, key, value, metadata, layer, scale=scale, window=window, softcap=softcap)
+    return attention(query, key, value, metadata, layer, AttentionOptions(scale, window, softcap))
 
 
 def reference(

@@ -15,126 +15,63 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import NextTokens
+from birdie_zmq.engine.backend import NextTokens, TokenChoice
 from birdie_zmq.engine.jax import lm_head
-from birdie_zmq.engine.jax.executables import Compiled, Executables, model_call
-from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, sample
-from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
+from birdie_zmq.engine.jax.device_model import DeviceModel
+from birdie_zmq.engine.jax.executables import model_call
+from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, key_data, sample, sampling_arrays
+from birdie_zmq.engine.jax.states import cache_state, copy_state, create_state, extend_state
 from birdie_zmq.engine.logits_processing import (
-    LogitsProcessing,
     ProcessingArrays,
     ProcessingState,
     process_logits,
     processing_arrays,
     token_history,
 )
-from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import PAD, Tokens
-from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache
-from birdie_zmq.types import SamplingParams
-
-
-def create_state(executables: Executables, model: Model, params: Any, rows: int, capacity: int) -> Any:
-    """Create an empty state of `rows` rows with a capacity of `capacity` tokens each."""
-    return state_creator(executables, model, params, rows, capacity)(params)
-
-
-def state_creator(executables: Executables, model: Model, params: Any, rows: int, capacity: int) -> Any:
-    """Return the executable that creates an empty state."""
-
-    def create(params: Any) -> Any:
-        assert model.init_state is not None
-        return executables.sharding.shard_rows(model.init_state(params, rows, capacity))
-
-    return executables.get(("create", rows, capacity), create, params)
-
-
-def copy_state(executables: Executables, state: Any, rows: int, capacity: int) -> Any:
-    """Repeat the row of a one-row state `rows` times, in new memory."""
-
-    def copy(state: Any) -> Any:
-        return executables.sharding.shard_rows(jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), state))
-
-    return executables.run(("copy", rows, capacity), copy, state)
-
-
-def extend_function(executables: Executables, model: Model) -> Compiled:
-    """Return the model's `extend`, with its results sharded by rows on a mesh."""
-    assert model.extend is not None
-    if executables.sharding.mesh is None:
-        return model.extend
-    extend = model.extend
-
-    def extend_sharded(params: Any, tokens: jax.Array, lengths: jax.Array, state: Any) -> Any:
-        hidden, state = extend(params, tokens, lengths, state)
-        return executables.sharding.shard_rows((hidden, state))
-
-    return extend_sharded
-
-
-def sampling_arrays(sampling: SamplingParams) -> SamplingArrays:
-    """Return sampling parameters as arguments of an executable, so that one executable serves all values."""
-    return SamplingArrays(
-        jnp.float32(sampling.temperature),
-        jnp.int32(min(sampling.top_k, 2**31 - 1)),
-        jnp.float32(sampling.top_p),
-        jnp.float32(sampling.min_p),
-    )
-
-
-def key_data(key: int) -> tuple[int, int]:
-    """Split a key of at most 64 bits into two words of 32."""
-    return key >> 32, key & 0xFFFFFFFF
+from birdie_zmq.engine.prefix_cache import PrefixCache
 
 
 class JaxDecoding:
     """A batch of rows of one state that are decoded together.
 
     Args:
-        model: The model's functions.
-        params: Their first argument.
-        executables: The compiled executables.
+        model: The model.
         prefix_cache: The cached states of shared prefixes.
-        vocab_size: The size of the vocabulary.
         tokens_per_call: The number of tokens that one call decodes for each row.
         rows: The initial number of rows.
         capacity: The capacity of each row in tokens.
-        sampling: How to sample; None takes the most likely token.
-        processing: How logits are changed first; None leaves them, with the same executables as ever.
+        choice: How tokens are chosen. Without a processing of logits, no executable depends on it.
     """
 
     def __init__(
         self,
-        model: Model,
-        params: Any,
-        executables: Executables,
+        model: DeviceModel,
         prefix_cache: PrefixCache[Any],
-        *,
-        vocab_size: int,
         tokens_per_call: int,
         rows: int,
         capacity: int,
-        sampling: SamplingParams | None,
-        processing: LogitsProcessing | None = None,
+        choice: TokenChoice,
     ) -> None:
         self._model = model
-        self._params = params
-        self._executables = executables
+        self._executables = model.executables
+        self._sharding = model.sharding
         self._prefix_cache = prefix_cache
-        self._vocab_size = vocab_size
         self._tokens_per_call = tokens_per_call
         self._capacity = capacity
-        self._sharding = executables.sharding
-        self._sampling_arrays = None if sampling is None else self._sharding.replicate(sampling_arrays(sampling))
-        self._processing = processing
+        self._sampling_arrays = None
+        if choice.sampling is not None:
+            self._sampling_arrays = self._sharding.replicate(sampling_arrays(choice.sampling))
+        self._processing = choice.processing
         self._processing_arrays = self._history = None
         with model_call(f"the state of {rows} rows of {capacity} tokens"):
-            self._state = create_state(executables, model, params, rows, capacity)
-            if processing is not None:
-                self._processing_arrays = self._sharding.replicate(processing_arrays(processing, vocab_size))
-                if processing.needs_history:
-                    self._history = self._sharding.put_rows(np.zeros((rows, vocab_size), np.int32))
+            self._state = create_state(model, rows, capacity)
+            if choice.processing is not None:
+                arrays = processing_arrays(choice.processing, model.vocab_size)
+                self._processing_arrays = self._sharding.replicate(arrays)
+                if choice.processing.needs_history:
+                    self._history = self._sharding.put_rows(np.zeros((rows, model.vocab_size), np.int32))
         self._last = np.zeros(rows, np.int32)
         self._sampled = np.zeros(rows, np.int32)
         self._keys = np.zeros((rows, 2), np.uint32)
@@ -156,15 +93,13 @@ class JaxDecoding:
                 tokens = np.full((1, chunk.size), PAD, np.int32)
                 real = chunk.end - chunk.begin
                 tokens[0, :real] = prompt[chunk.begin : chunk.end]
-                lengths = np.array([real], np.int32)
-                arguments = (self._params, self._sharding.put_rows(tokens), self._sharding.put_rows(lengths), one)
-                function = extend_function(self._executables, self._model)
-                key_ = ("extend", (1, chunk.size), self._capacity)
-                _, one = self._executables.run(key_, function, *arguments, donated=3)
+                _, one = extend_state(self._model, tokens, np.array([real], np.int32), one, self._capacity)
                 computed.append(chunk.size)
                 if chunk.is_cached:
-                    self._cache(prompt[: chunk.end].tobytes(), one)
-                    one = copy_state(self._executables, one, 1, self._capacity)
+                    name = prompt[: chunk.end].tobytes()
+                    cache_state(self._prefix_cache, name, one, self._capacity)
+                    self._prefix_cache.trim({name})
+                    one = copy_state(self._model, one, 1, self._capacity)
             states = (self._state, one, self._sharding.replicate(np.int32(row)))
             self._state = self._executables.run(("put", len(self._last), self._capacity), self._put, *states, donated=0)
             self._put_processing(row, prompt, len(prompt) - sampled)
@@ -177,7 +112,7 @@ class JaxDecoding:
             return
         self._minimum[row] = self._processing.minimum(prompt_length)
         if self._history is not None:
-            one = token_history(tokens[:prompt_length], tokens[prompt_length:], self._vocab_size)[None]
+            one = token_history(tokens[:prompt_length], tokens[prompt_length:], self._model.vocab_size)[None]
             arguments = (self._history, self._sharding.replicate(one), self._sharding.replicate(np.int32(row)))
             self._history = self._executables.run(("put-history", len(self._last)), self._put, *arguments, donated=0)
 
@@ -187,33 +122,23 @@ class JaxDecoding:
         for chunk in reversed(chunks):
             name = prompt[: chunk.end].tobytes()
             if chunk.is_cached and cached.get(name) == self._capacity:
-                return copy_state(self._executables, self._prefix_cache.get(name).state, 1, self._capacity), chunk.end
-        return create_state(self._executables, self._model, self._params, 1, self._capacity), 0
-
-    def _cache(self, name: bytes, state: Any) -> None:
-        size_bytes = bytes_per_device(state, argument_shardings(state))
-        self._prefix_cache.put(name, CachedPrefix(state, self._capacity, size_bytes))
-        self._prefix_cache.trim({name})
+                return copy_state(self._model, self._prefix_cache.get(name).state, 1, self._capacity), chunk.end
+        return create_state(self._model, 1, self._capacity), 0
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
         """Decode the next k tokens of each active row; the result has the shape [rows, k]."""
         with model_call("a decode step"):
-            keys = None
+            put_rows = self._sharding.put_rows
+            rows = (put_rows(self._last), put_rows(active.astype(np.int32)))
+            sampling = processing = None
             if self._sampling_arrays is not None:
-                keys = SamplingKeys(self._sharding.put_rows(self._keys), self._sharding.put_rows(self._sampled))
-            arguments: tuple[Any, ...] = (
-                self._params,
-                self._state,
-                self._sharding.put_rows(self._last),
-                self._sharding.put_rows(active.astype(np.int32)),
-                self._sampling_arrays,
-                keys,
-            )
-            key: tuple[Any, ...] = ("decode", len(self._last), self._capacity, self._tokens_per_call, keys is None)
+                sampling = (self._sampling_arrays, SamplingKeys(put_rows(self._keys), put_rows(self._sampled)))
+            key: tuple[Any, ...] = ("decode", len(self._last), self._capacity, self._tokens_per_call, sampling is None)
             if self._processing_arrays is not None:
-                counts = (self._sharding.put_rows(self._sampled), self._sharding.put_rows(self._minimum))
-                arguments += (self._processing_arrays, ProcessingState(*counts, self._history))
+                state = ProcessingState(put_rows(self._sampled), put_rows(self._minimum), self._history)
+                processing = (self._processing_arrays, state)
                 key += ("processed", self._history is not None)
+            arguments = (self._model.params, self._state, *rows, sampling, processing)
             self._state, tokens, finite, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
             chosen = NextTokens(np.asarray(tokens).T, np.asarray(finite).T)
         self._last = chosen.tokens[:, -1].copy()
@@ -238,36 +163,36 @@ class JaxDecoding:
         state: Any,
         last: jax.Array,
         active: jax.Array,
-        arrays: SamplingArrays | None,
-        keys: SamplingKeys | None,
-        processing: ProcessingArrays | None = None,
-        processed: ProcessingState | None = None,
+        sampling: tuple[SamplingArrays, SamplingKeys] | None,
+        processing: tuple[ProcessingArrays, ProcessingState] | None,
     ) -> Any:
         """Decode some tokens of each row; return the state, tokens [k, rows], their finiteness, and the token histories.
 
         Without a processing, or without a penalty, the histories are None, which is no array of the executable.
         """
-        extend, unembed = self._model.extend, self._model.unembed
+        extend, unembed = self._model.functions.extend, self._model.functions.unembed
+        vocab_size = self._model.vocab_size
         assert extend is not None
         assert unembed is not None
 
         def step(carry: tuple[Any, jax.Array, Any], number: jax.Array) -> tuple[tuple[Any, jax.Array, Any], Any]:
             state, last, history = carry
             hidden, state = extend(params, last[:, None], active, state)
-            logits = unembed(params, hidden[:, 0])[:, : self._vocab_size]
-            if processing is not None and processed is not None:
-                now = ProcessingState(processed.generated + number, processed.minimum, history)
-                logits = process_logits(jnp, logits.astype(jnp.float32), processing, now)
-            if arrays is None or keys is None:
+            logits = unembed(params, hidden[:, 0])[:, :vocab_size]
+            if processing is not None:
+                now = processing[1]._replace(generated=processing[1].generated + number, history=history)
+                logits = process_logits(jnp, logits.astype(jnp.float32), processing[0], now)
+            if sampling is None:
                 token, finite = lm_head.greedy_tokens(logits)
             else:
+                arrays, keys = sampling
                 token, finite = sample(logits, arrays, keys._replace(sampled=keys.sampled + number))
             if history is not None:  # compared, not scattered: on a mesh no row is transferred
-                history += jnp.arange(self._vocab_size, dtype=jnp.int32) == token[:, None]
+                history += jnp.arange(vocab_size, dtype=jnp.int32) == token[:, None]
             return self._sharding.shard_rows((state, token, history)), (token, finite)
 
         numbers = jnp.arange(self._tokens_per_call, dtype=jnp.int32)
-        history = None if processed is None else processed.history
+        history = None if processing is None else processing[1].history
         (state, _, history), (tokens, finite) = jax.lax.scan(step, (state, last, history), numbers)
         tokens, finite = self._sharding.gather((tokens, finite))
         return self._sharding.shard_rows(state), tokens, finite, self._sharding.shard_rows(history)

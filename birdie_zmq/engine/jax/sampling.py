@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from birdie_zmq.types import SamplingParams
+
 
 class SamplingArrays(NamedTuple):
     """Sampling parameters as scalar arrays; `birdie_zmq.types.SamplingParams` documents them."""
@@ -30,6 +32,21 @@ class SamplingKeys(NamedTuple):
 
     keys: jax.Array
     sampled: jax.Array
+
+
+def sampling_arrays(sampling: SamplingParams) -> SamplingArrays:
+    """Return sampling parameters as arguments of an executable, so that one executable serves all values."""
+    return SamplingArrays(
+        jnp.float32(sampling.temperature),
+        jnp.int32(min(sampling.top_k, 2**31 - 1)),
+        jnp.float32(sampling.top_p),
+        jnp.float32(sampling.min_p),
+    )
+
+
+def key_data(key: int) -> tuple[int, int]:
+    """Split a key of at most 64 bits into two words of 32."""
+    return key >> 32, key & 0xFFFFFFFF
 
 
 def sample(logits: jax.Array, arrays: SamplingArrays, keys: SamplingKeys) -> tuple[jax.Array, jax.Array]:

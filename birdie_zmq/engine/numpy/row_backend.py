@@ -28,7 +28,7 @@ from birdie_zmq.engine.backend import (
     TokenChoice,
     TokenScores,
 )
-from birdie_zmq.engine.logits_processing import LogitsProcessing, process_logits, processing_arrays, step_state
+from birdie_zmq.engine.logits_processing import process_logits, processing_arrays, step_state
 from birdie_zmq.engine.model_api import LoadedModel
 from birdie_zmq.engine.numpy.sampling import greedy, logsumexp, sample
 from birdie_zmq.engine.output_checks import (
@@ -96,7 +96,7 @@ class RowBackend(ABC):
     one calls the model.
 
     Args:
-        model: The resolved return value of load_model.
+        loaded: The resolved return value of load_model.
         max_length: The maximum length of a row, in tokens.
         budget: The limits of a step on the device.
 
@@ -120,14 +120,14 @@ class RowBackend(ABC):
     tracing_seconds = 0.0
     states_evicted = 0
 
-    def __init__(self, model: LoadedModel, max_length: int, budget: StepBudget = BUDGET) -> None:
-        parts = model.parts
-        self.params = parts.params
-        self.takes_params = model.jit
-        self.unembed = parts.unembed if parts.hidden else None
+    def __init__(self, loaded: LoadedModel, max_length: int, budget: StepBudget = BUDGET) -> None:
+        model = loaded.model
+        self.params = model.params
+        self.takes_params = loaded.jit
+        self.unembed = model.unembed if model.hidden else None
         self.makes_logits = self.unembed is None
-        self.function: Callable[..., Any] | None = parts.hidden or parts.logits
-        self.score_function: Callable[..., Any] | None = parts.score
+        self.function: Callable[..., Any] | None = model.hidden or model.logits
+        self.score_function: Callable[..., Any] | None = model.score
         if self.function is None and self.score_function is None:
             raise ModelLoadError(
                 f"the engine {self.name} computes whole rows, but the Model that load_model returned has no function for "
@@ -143,11 +143,17 @@ class RowBackend(ABC):
         if self.score_function is not None:
             with self.model_call(f"input_ids int32{list(shape)}"):
                 self._score_pairs(*(np.zeros(shape, np.int32) for _ in range(3)))
-        self.vocab_size = parts.vocab_size or 0
+        self.vocab_size = model.vocab_size or 0
         if self.function is not None:
             # Until the size is known, a value that keeps all columns of the logits.
-            self.vocab_size = parts.vocab_size or np.iinfo(np.int32).max
-            self.vocab_size = resolve_vocab_size(parts.vocab_size, self._probe_vocab_size(shape))
+            self.vocab_size = model.vocab_size or np.iinfo(np.int32).max
+            with self.model_call(_describe_tokens(shape)):
+                logits = self._forward(np.zeros(shape, np.int32))
+                if not self.makes_logits:
+                    first = np.zeros(1, np.int32)
+                    logits, shape = self.logits_at(logits, first, first)[None], (1, 1)
+                found = logits_vocab_size(logits, shape, self.is_floating)
+            self.vocab_size = resolve_vocab_size(model.vocab_size, found)
 
     # --- The part of the framework ------------------------------------------------------------------------------------
 
@@ -208,10 +214,6 @@ class RowBackend(ABC):
         values = self.to_host(logits)
         return values.argmax(axis=-1), np.isfinite(logsumexp(values))
 
-    def sample(self, logits: Any, metadata: SamplingMetadata) -> NextTokens:
-        """Sample tokens by logits float32[q, v]."""
-        return sample(self.to_host(logits), metadata)
-
     # --- The interface Backend ----------------------------------------------------------------------------------------
 
     def submit(self, step: Step) -> PendingScores:
@@ -225,7 +227,7 @@ class RowBackend(ABC):
             output = self._forward(step.tokens)
             chunks = [
                 self.score(self.logits_at(output, step.rows[at], step.positions[at]), step.targets[at])
-                for at in self._chunks(len(step.targets))
+                for at in _chunks(len(step.targets), self.vocab_size)
             ]
         return _PendingScores(self, chunks, inputs)
 
@@ -234,30 +236,17 @@ class RowBackend(ABC):
         chunks = []
         with self.model_call(_describe_tokens(step.shape)):
             output = self._forward(step.tokens)
-            for at in self._chunks(len(step.rows)):
+            for at in _chunks(len(step.rows), self.vocab_size):
                 logits = self.logits_at(output, step.rows[at], step.positions[at])
                 if metadata is None:
                     tokens, finite = map(self.to_host, self.greedy_tokens(logits))
                     chunks.append(NextTokens(tokens.astype(np.int32), finite))
                     continue
                 here = replace(metadata, keys=metadata.keys[at], sampled=metadata.sampled[at])
-                if metadata.choice.processing is None:
-                    chunks.append(self.sample(logits, here))
-                else:
-                    chunks.append(self._choose_processed(logits, here, metadata.choice.processing, step, at))
+                chunks.append(_choose(self.to_host(logits), here, step, at))
         return NextTokens(
             np.concatenate([chunk.tokens for chunk in chunks]), np.concatenate([chunk.finite for chunk in chunks])
         )
-
-    def _choose_processed(
-        self, logits: Any, metadata: SamplingMetadata, processing: LogitsProcessing, step: Step, at: slice
-    ) -> NextTokens:
-        """Change logits float32[q, v] on the host, and choose tokens at some positions of a step."""
-        values = np.asarray(self.to_host(logits), np.float32)
-        vocabulary = values.shape[-1]
-        state = step_state(processing, step, metadata.sampled, at, vocabulary)
-        changed = process_logits(np, values, processing_arrays(processing, vocabulary), state)
-        return greedy(changed) if metadata.choice.sampling is None else sample(changed, metadata)
 
     def halve_budget(self) -> bool:
         """Halve the size of later steps; return False if they are as small as possible."""
@@ -331,19 +320,21 @@ class RowBackend(ABC):
                 return found[0].astype(np.float32), found[1]
         raise score_output_error(columns, arrays[0].shape)
 
-    def _probe_vocab_size(self, shape: tuple[int, int]) -> int:
-        """Return the size of the vocabulary, found by a call on a short row."""
-        with self.model_call(_describe_tokens(shape)):
-            output = self._forward(np.zeros(shape, np.int32))
-            if self.makes_logits:
-                return logits_vocab_size(output, shape, self.is_floating)
-            logits = self.logits_at(output, np.zeros(1, np.int32), np.zeros(1, np.int32))
-            return logits_vocab_size(logits[None], (1, 1), self.is_floating)
 
-    def _chunks(self, count: int) -> Iterator[slice]:
-        size = max(_MIN_POSITIONS, _MAX_LOGITS_BYTES // (4 * max(1, self.vocab_size)))
-        for begin in range(0, count, size):
-            yield slice(begin, min(begin + size, count))
+def _choose(logits: npt.NDArray[Any], metadata: SamplingMetadata, step: Step, at: slice) -> NextTokens:
+    """Choose tokens by logits float[q, v] at some positions of a step, after the processing of the logits."""
+    processing, vocabulary = metadata.choice.processing, logits.shape[-1]
+    if processing is not None:
+        state = step_state(processing, step, metadata.sampled, at, vocabulary)
+        values = np.asarray(logits, np.float32)
+        logits = process_logits(np, values, processing_arrays(processing, vocabulary), state)
+    return greedy(logits) if metadata.choice.sampling is None else sample(logits, metadata)
+
+
+def _chunks(count: int, vocab_size: int) -> Iterator[slice]:
+    size = max(_MIN_POSITIONS, _MAX_LOGITS_BYTES // (4 * max(1, vocab_size)))
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
 
 
 def _describe_tokens(shape: tuple[int, ...]) -> str:

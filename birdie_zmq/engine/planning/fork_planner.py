@@ -12,13 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from birdie_zmq.engine.planning.prefix_tree import (
-    PrefixNode,
-    PrefixTree,
-    add_targets_between,
-    chunk_sizes,
-    plan_states,
-)
+from birdie_zmq.engine.planning.chunks import chunk_sizes
+from birdie_zmq.engine.planning.prefix_states import PrefixNode, add_targets_between, plan_states
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, Shape
 from birdie_zmq.engine.planning.steps import PAD, Extend, Fork, ScorePositions, Step
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from birdie_zmq.engine.planning.prefix_tree import PrefixTree, chunk_sizes
+from birdie_zmq.engine.planning.chunks import chunk_sizes
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, PREFILL_CHUNK_SIZES
 from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
 
@@ -34,21 +35,21 @@ class PrefillPlan(NamedTuple):
         return max((chunk.begin + chunk.size for chunk in self.chunks), default=0)
 
 
-def plan_prefills(prompts: Sequence[Tokens], overhead: int) -> list[PrefillPlan]:
+def plan_prefills(prompts: Sequence[Tokens], call_tokens: int) -> list[PrefillPlan]:
     """Split prompts int32[n], n > 0, into chunks, in an order in which prompts with a common prefix are neighbours.
 
-    A shared prefix is cached if prefilling it again for each of its prompts would cost more than `overhead` tokens, the
+    A shared prefix is cached if prefilling it again for each of its prompts would cost more than `call_tokens` tokens, the
     fixed cost of one call.
     """
     tree = PrefixTree([ScoredSequence(prompt, 1) for prompt in prompts])
     plans = []
-    for shared, row in _shared_prefixes(tree, overhead):
-        chunks = tuple(_chunks(shared, len(tree.rows[row]), overhead))
+    for shared, row in _shared_prefixes(tree, call_tokens):
+        chunks = tuple(_chunks(shared, len(tree.rows[row]), call_tokens))
         plans += [PrefillPlan(number, chunks) for number in tree.owners[row]]
     return plans
 
 
-def _shared_prefixes(tree: PrefixTree, overhead: int) -> list[tuple[tuple[int, ...], int]]:
+def _shared_prefixes(tree: PrefixTree, call_tokens: int) -> list[tuple[tuple[int, ...], int]]:
     """Return the lengths of the prefixes worth caching, and the index, of each row of the tree in order."""
     found = []
     waiting: list[tuple[int, int, tuple[int, ...]]] = [(0, len(tree.rows), ())] if tree.rows else []
@@ -57,7 +58,7 @@ def _shared_prefixes(tree: PrefixTree, overhead: int) -> list[tuple[tuple[int, .
         base = shared[-1] if shared else 0
         depth = tree.depth(first, last)
         sharing = sum(len(owners) for owners in tree.owners[first:last])
-        if depth - base >= MIN_LENGTH and (sharing - 1) * (depth - base) > 2 * overhead:
+        if depth - base >= MIN_LENGTH and (sharing - 1) * (depth - base) > 2 * call_tokens:
             shared = (*shared, depth)
         if last - first == 1:
             found.append((shared, first))
@@ -66,11 +67,11 @@ def _shared_prefixes(tree: PrefixTree, overhead: int) -> list[tuple[tuple[int, .
     return found
 
 
-def _chunks(shared: tuple[int, ...], length: int, overhead: int) -> list[PrefillChunk]:
+def _chunks(shared: tuple[int, ...], length: int, call_tokens: int) -> list[PrefillChunk]:
     chunks: list[PrefillChunk] = []
     at = 0
     for target in dict.fromkeys((*shared, length)):
-        for size in chunk_sizes(target - at, PREFILL_CHUNK_SIZES, overhead) if target > at else ():
+        for size in chunk_sizes(target - at, PREFILL_CHUNK_SIZES, call_tokens) if target > at else ():
             end = min(at + size, target)
             chunks.append(PrefillChunk(at, end, size, is_cached=end == target and target in shared))
             at = end

@@ -1,7 +1,7 @@
 """The planner for attention models that take token trees: it computes distinct tokens once, in well-filled rows.
 
 Sequences that share a prefix are laid out in depth-first order in one row, and unrelated sequences fill the rest of it.
-Long shared prefixes are computed as states (`prefix_tree.prefix_nodes`); rows then hold only the tokens after them.
+Long shared prefixes are computed as states (`prefix_states`); rows then hold only the tokens after them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from birdie_zmq.engine.planning.chunks import optimal_chunks
 from birdie_zmq.engine.planning.cost_model import positions_cost
-from birdie_zmq.engine.planning.prefix_tree import PrefixNode, PrefixTree, optimal_chunks, plan_states
+from birdie_zmq.engine.planning.prefix_states import PrefixNode, plan_states
+from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, Buckets, Shape
 from birdie_zmq.engine.planning.steps import PAD, ScorePositions, Step, Tree
 

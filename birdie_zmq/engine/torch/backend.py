@@ -39,7 +39,7 @@ class TorchBackend(RowBackend):
     sent to them.
 
     Args:
-        model: The resolved return value of load_model.
+        loaded: The resolved return value of load_model.
         max_length: The maximum length of a row, in tokens.
 
     Raises:
@@ -50,21 +50,23 @@ class TorchBackend(RowBackend):
 
     name = "torch"
 
-    def __init__(self, model: LoadedModel, max_length: int) -> None:
+    def __init__(self, loaded: LoadedModel, max_length: int) -> None:
         default = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # The module itself, if logits is its bound method ``forward``.
-        owner = getattr(model.parts.logits, "__self__", model.parts.logits)
-        model = replace(model, parts=replace(model.parts, params=_to_device(model.parts.params, default)))
-        weights = list(_tensors(model.parts.params if model.jit else _to_device(owner, default)))
+        logits = loaded.model.logits
+        owner = getattr(logits, "__self__", logits)
+        params = _to_device(loaded.model.params, default)
+        weights = list(_tensors(params if loaded.jit else _to_device(owner, default)))
         self._device = weights[0].device if weights else default
-        self._keywords = _keywords_of(model.parts.logits)
+        self._keywords = _keywords_of(logits)
         if weights:
             self.num_parameters = sum(weight.numel() for weight in weights)
             bytes_of = Counter[str]()
             for weight in weights:
                 bytes_of[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
             self.dtype = max(bytes_of, key=bytes_of.__getitem__)
-        super().__init__(model, max_length, BUDGET if self._device.type == "cpu" else _ACCELERATOR_BUDGET)
+        loaded = replace(loaded, model=replace(loaded.model, params=params))
+        super().__init__(loaded, max_length, BUDGET if self._device.type == "cpu" else _ACCELERATOR_BUDGET)
 
     def find_devices(self) -> list[str]:
         """Return the name of the device on which the model computes, for results."""

@@ -18,9 +18,10 @@ from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, Notice
 from birdie_zmq.engine.generation import narrowed_row_counts
 from birdie_zmq.engine.jax import backend as jax_backend
+from birdie_zmq.engine.jax import memory
 from birdie_zmq.engine.jax.backend import JaxBackend
-from birdie_zmq.engine.jax.decoding import JaxDecoding, key_data, sampling_arrays
-from birdie_zmq.engine.jax.sampling import SamplingKeys, sample
+from birdie_zmq.engine.jax.decoding import JaxDecoding
+from birdie_zmq.engine.jax.sampling import SamplingKeys, key_data, sample, sampling_arrays
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
@@ -314,9 +315,9 @@ def test_rows_are_limited_by_free_memory_and_prompt_length(
 ) -> None:
     prompts = [*PROMPTS, (LETTERS * 6)[:230]]
     small, large = (state_bytes(backend, capacity) for capacity in (256, 512))
-    monkeypatch.setattr(jax_backend, "_SHARE_OF_FREE", 1.0)
+    monkeypatch.setattr(memory, "_SHARE_OF_FREE", 1.0)
     monkeypatch.setattr(jax_backend, "capacity_for", lambda capacity: 512 if capacity > 100 else 256)
-    monkeypatch.setattr(jax_backend, "_free_bytes", lambda _devices: max(3 * large, 6 * small))
+    monkeypatch.setattr(memory, "free_bytes", lambda _devices: max(3 * large, 6 * small))
     backend.decoded_rows.clear()
 
     texts = generate(evaluator_of(backend), prompts)
@@ -329,15 +330,15 @@ def test_rows_are_limited_by_free_memory_and_prompt_length(
 def test_error_for_one_row_that_does_not_fit_names_the_fitting_length(
     backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jax_backend, "_free_bytes", lambda _devices: 2 * state_bytes(backend, 256))
+    monkeypatch.setattr(memory, "free_bytes", lambda _devices: 2 * state_bytes(backend, 256))
 
     with pytest.raises(OutOfDeviceMemory, match=r"a prompt and its answer of \d+ tokens .* about \d+ tokens would fit"):
         generate(evaluator_of(backend), PROMPTS)
 
 
 def state_bytes(backend: RecordingBackend, capacity: int) -> int:
-    assert backend._model.init_state is not None
-    state = backend._model.init_state(backend._params, 1, capacity)
+    assert backend._model.functions.init_state is not None
+    state = backend._model.functions.init_state(backend._model.params, 1, capacity)
     return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
@@ -433,7 +434,7 @@ def test_sampling_resumes_after_an_out_of_memory_step(
 
 
 def test_model_with_logits_alone_samples_the_same_texts(backend: RecordingBackend) -> None:
-    plain = Model(logits=backend._model.logits or recurrent_logits, params=backend._params)
+    plain = Model(logits=backend._model.functions.logits or recurrent_logits, params=backend._model.params)
     evaluator = Evaluator(TokenizerAdapter(Alphabet()), JaxBackend(resolve(plain), MAX_LENGTH), MAX_LENGTH)
 
     texts = generate_texts(evaluator, PROMPTS, sampling=WARM, keys=KEYS, notices=["the model has no state"])

@@ -126,7 +126,7 @@ def test_texts_equal_the_plain_loop_with_refilled_and_narrowed_rows(
 def test_a_model_without_a_state_generates_the_same_texts(
     backend: RecordingBackend, name: str, sampling: SamplingParams | None
 ) -> None:
-    plain = Model(logits=backend._model.logits or recurrent_logits, params=backend._params)
+    plain = Model(logits=backend._model.functions.logits or recurrent_logits, params=backend._model.params)
     evaluator = Evaluator(TokenizerAdapter(Alphabet(EOS)), JaxBackend(resolve(plain), MAX_LENGTH), MAX_LENGTH)
 
     texts = generate(evaluator, OPTIONS[name], sampling=sampling)
@@ -177,14 +177,14 @@ def test_generated_tokens_count_after_an_out_of_memory_step(
 
 
 def test_plain_generation_compiles_the_same_executables_as_ever(backend: RecordingBackend) -> None:
-    plain = RecordingBackend(backend._model)
+    plain = RecordingBackend(backend._model.functions)
     generate(evaluator_of(plain, EOS), None)
-    before = set(plain._executables._executables)
+    before = set(plain._model.executables._executables)
 
     generate(evaluator_of(plain, EOS), OPTIONS["repetition"])
     generate(evaluator_of(plain, EOS), OPTIONS["counts"])
 
-    added = set(plain._executables._executables) - before
+    added = set(plain._model.executables._executables) - before
     assert {len(key) for key in before if key[0] == "decode"} == {5}
     assert {key[0] for key in added} <= {"decode", "put-history", "narrow-history"}
     assert all(key[5:] == ("processed", True) for key in added if key[0] == "decode")

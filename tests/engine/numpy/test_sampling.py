@@ -8,7 +8,6 @@ import pytest
 
 from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax import sampling as jax_sampling
-from birdie_zmq.engine.jax.decoding import sampling_arrays
 from birdie_zmq.engine.numpy import sampling
 from birdie_zmq.types import SamplingParams
 
@@ -32,7 +31,7 @@ SAMPLING_PARAMS = [
 @pytest.mark.parametrize("logits", [LOGITS, TIED], ids=["distinct", "tied"])
 @pytest.mark.parametrize("params", SAMPLING_PARAMS, ids=str)
 def test_the_same_tokens_are_kept_as_in_jax(params: SamplingParams, logits: sampling.Logits) -> None:
-    expected = np.asarray(jax_sampling.filter_logits(jnp.asarray(logits), sampling_arrays(params)))
+    expected = np.asarray(jax_sampling.filter_logits(jnp.asarray(logits), jax_sampling.sampling_arrays(params)))
 
     np.testing.assert_array_equal(sampling.filter_logits(logits, params), expected)
 

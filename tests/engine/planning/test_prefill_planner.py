@@ -38,8 +38,8 @@ texts = st.lists(
 
 
 @given(texts, st.sampled_from([4, 32, 1024]))
-def test_chunks_cover_each_prompt_except_its_last_token(prompts: list[Tokens], overhead: int) -> None:
-    plans = plan_prefills(prompts, overhead)
+def test_chunks_cover_each_prompt_except_its_last_token(prompts: list[Tokens], call_tokens: int) -> None:
+    plans = plan_prefills(prompts, call_tokens)
 
     assert sorted(number for number, _ in plans) == list(range(len(prompts)))
     for number, chunks in plans:
@@ -53,13 +53,13 @@ def test_chunks_cover_each_prompt_except_its_last_token(prompts: list[Tokens], o
 
 
 @given(texts, st.sampled_from([4, 32, 1024]))
-def test_sharing_never_computes_more(prompts: list[Tokens], overhead: int) -> None:
-    alone = [plan_prefills([prompt], overhead)[0]._replace(number=number) for number, prompt in enumerate(prompts)]
-    plans = plan_prefills(prompts, overhead)
+def test_sharing_never_computes_more(prompts: list[Tokens], call_tokens: int) -> None:
+    alone = [plan_prefills([prompt], call_tokens)[0]._replace(number=number) for number, prompt in enumerate(prompts)]
+    plans = plan_prefills(prompts, call_tokens)
     calls = sum(len(chunks) for _, chunks in plans)
 
     # A separate prefix costs one more call, and padding at its end.
-    assert computed(prompts, plans) <= computed(prompts, alone) + calls * max(overhead, PREFILL_CHUNK_SIZES[0])
+    assert computed(prompts, plans) <= computed(prompts, alone) + calls * max(call_tokens, PREFILL_CHUNK_SIZES[0])
 
 
 def test_common_prefix_is_prefilled_once() -> None:

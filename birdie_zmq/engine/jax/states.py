@@ -1,0 +1,180 @@
+"""States in JAX: executables that create, copy and extend them, and the states of the steps of a plan."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from birdie_zmq.engine.jax.device_model import DeviceModel
+from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
+from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
+from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_for
+
+
+def create_state(model: DeviceModel, rows: int, capacity: int) -> Any:
+    """Create an empty state of `rows` rows with a capacity of `capacity` tokens each."""
+    return _creator(model, rows, capacity)(model.params)
+
+
+def _creator(model: DeviceModel, rows: int, capacity: int) -> Any:
+    """Return the executable that creates an empty state."""
+
+    def create(params: Any) -> Any:
+        assert model.functions.init_state is not None
+        return model.sharding.shard_rows(model.functions.init_state(params, rows, capacity))
+
+    return model.executables.get(("create", rows, capacity), create, model.params)
+
+
+def copy_state(model: DeviceModel, state: Any, rows: int, capacity: int) -> Any:
+    """Repeat the row of a one-row state `rows` times, in new memory."""
+
+    def copy(state: Any) -> Any:
+        return model.sharding.shard_rows(jax.tree.map(lambda x: jnp.repeat(x, rows, axis=0), state))
+
+    return model.executables.run(("copy", rows, capacity), copy, state)
+
+
+def extend_state(
+    model: DeviceModel, tokens: Tokens | jax.Array, lengths: Tokens, state: Any, capacity: int
+) -> tuple[Any, Any]:
+    """Extend a state, which is overwritten, and return the hidden states and the new state.
+
+    Args:
+        model: The model.
+        tokens: int32[rows, length].
+        lengths: int32[rows], the number of real tokens of each row.
+        state: A state of these rows.
+        capacity: Its capacity in tokens.
+    """
+    sharding, extend = model.sharding, model.functions.extend
+    assert extend is not None
+
+    def extend_sharded(*arguments: Any) -> Any:
+        return sharding.shard_rows(extend(*arguments))
+
+    arguments = (model.params, sharding.put_rows(tokens), sharding.put_rows(lengths), state)
+    key = ("extend", tokens.shape, capacity)
+    hidden, state = model.executables.run(key, extend_sharded, *arguments, donated=3)
+    return hidden, state
+
+
+def cache_state(cache: PrefixCache[Any], name: bytes, state: Any, capacity: int) -> None:
+    """Cache the state of a prefix, which is given as the bytes of its tokens."""
+    size_bytes = bytes_per_device(state, argument_shardings(state))
+    cache.put(name, CachedPrefix(state, capacity, size_bytes))
+
+
+def row_bytes(model: DeviceModel, capacity: int) -> int:
+    """Return the bytes that one row of a state takes on each of its devices."""
+    init_state = model.functions.init_state
+    assert init_state is not None
+    state = jax.eval_shape(lambda params: init_state(params, 1, capacity), model.params)
+    if model.sharding.mesh is None:
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return bytes_per_device(state, _creator(model, 1, capacity).output_shardings)
+
+
+@dataclass
+class _CurrentState:
+    """The state that the last `Extend` left; it must be copied before it is extended if ``is_cached``."""
+
+    state: Any
+    capacity: int
+    is_cached: bool = False
+
+
+class PlanStates:
+    """The states of the steps of a plan: the current one, and those of the prefix cache.
+
+    Args:
+        model: The model.
+        cache: The prefix cache.
+    """
+
+    def __init__(self, model: DeviceModel, cache: PrefixCache[Any]) -> None:
+        self._model = model
+        self._cache = cache
+        self._current: _CurrentState | None = None
+        self._pending_uses = Counter[bytes]()  # remaining steps of the plan that start from each prefix
+        self._capacity = 0
+
+    def start_plan(self, steps: Sequence[Step]) -> None:
+        """Prepare for a plan; its steps are computed next, in order."""
+        self._current = None
+        self._pending_uses = Counter(name for step in steps if (name := _prefix_of(step)))
+        capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
+        self._capacity = capacity_for(max(capacities, default=0))
+        self._cache.trim(self._pending_uses)
+
+    def clear(self) -> None:
+        """Drop all states."""
+        self._cache.clear()
+        self._current = None
+
+    def release(self, step: Step) -> None:
+        """Count down the uses of a step's prefix; a state without uses left may be evicted."""
+        name = _prefix_of(step)
+        if name:
+            self._pending_uses[name] -= 1
+            self._pending_uses += Counter()  # drops counts of zero
+
+    def branch(self, tokens: jax.Array, kind: Tree) -> Any:
+        """Return the hidden states of trees of tokens int32[rows, length]."""
+        model = self._model
+        cached = self._cache.get(kind.prefix) if kind.prefix else None
+        layout = map(model.sharding.put_rows, (kind.depths, kind.ends))
+        state, capacity = (cached.state, cached.capacity) if cached else (None, 0)
+        key = ("tree", tokens.shape, capacity)
+        return model.executables.run(key, model.functions.branch, model.params, tokens, *layout, state)
+
+    def extend(self, tokens: jax.Array, kind: Extend) -> Any:
+        """Extend a state by tokens int32[rows, length], and return their hidden states."""
+        start = self._state_to_extend(kind.before, len(kind.lengths))
+        hidden, state = extend_state(self._model, tokens, kind.lengths, start.state, start.capacity)
+        self._current = _CurrentState(state, start.capacity)
+        if kind.after is not None and kind.after in self._pending_uses:
+            cache_state(self._cache, kind.after, state, start.capacity)
+            self._current.is_cached = True
+            self._cache.trim(self._pending_uses)
+        return hidden
+
+    def fork(self, tokens: jax.Array, kind: Fork) -> Any:
+        """Extend copies of rows of the current state by tokens int32[rows, length], and return their hidden states."""
+        assert self._current is not None
+        model, state = self._model, self._current.state
+        forked = (model.sharding.put_rows(kind.lengths), model.sharding.replicate(kind.parents), state)
+        key = ("fork", tokens.shape, int(jax.tree.leaves(state)[0].shape[0]), self._current.capacity)
+        return model.executables.run(key, self._fork, model.params, tokens, *forked)
+
+    def _fork(self, params: Any, tokens: Any, lengths: Any, parents: Any, state: Any) -> Any:
+        assert self._model.functions.extend is not None
+        forked = self._model.sharding.shard_rows(jax.tree.map(lambda x: x[parents], state))
+        return self._model.functions.extend(params, tokens, lengths, forked)[0]
+
+    def _state_to_extend(self, before: bytes | None, rows: int) -> _CurrentState:
+        """Return a state of `rows` rows that may be overwritten."""
+        if before == b"":
+            return _CurrentState(create_state(self._model, rows, self._capacity), self._capacity)
+        if before is not None:
+            cached = self._cache.get(before)
+            return _CurrentState(copy_state(self._model, cached.state, rows, cached.capacity), cached.capacity)
+        current = self._current
+        assert current is not None
+        if not current.is_cached:
+            return current
+        return _CurrentState(copy_state(self._model, current.state, 1, current.capacity), current.capacity)
+
+
+def _prefix_of(step: Step) -> bytes | None:
+    """Return the prefix whose cached state a step starts from, or None."""
+    match step.kind:
+        case Tree(prefix=name) | Extend(before=name):
+            return name or None
+    return None
