@@ -172,8 +172,8 @@ def test_a_failed_item_is_named_and_the_next_lease_is_computed() -> None:
 
 def test_an_unexpected_error_tells_its_message_to_the_user_only() -> None:
     def script() -> Generator[Event, None, None]:
+        yield StepStarting()
         raise KeyError("a text of a request")
-        yield
 
     (failed,) = [message for message in run(FakeServedModel(script), lease(5)) if isinstance(message, m.LeaseFailed)]
 

@@ -102,6 +102,7 @@ class JaxBackend:
         self._model = DeviceModel(functions, params, Executables(self._sharding), functions.vocab_size or 0)
         self._is_jitted = loaded.jit
         self.text_mode = text_mode_of(functions)
+        self.pair_mode = PAIRS if self.text_mode is None or functions.score is not None else self.text_mode
         self.makes_logits = functions.extend is None and functions.hidden is None
         probe_shape = (1, min(MIN_LENGTH, max_length))
         self.probe_shapes = frozenset() if loaded.jit else frozenset({probe_shape})
