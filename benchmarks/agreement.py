@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.generation import TextCollector, greedy_params, record_generations
-from benchmarks.scoring import INCLUDE_PATH, ScoreCollector, record_requests, table
+from benchmarks.answers import answers_of
+from benchmarks.generation import greedy_params, record_generations
+from benchmarks.scoring import INCLUDE_PATH, record_requests, table
 from birdie_zmq import Model
 from birdie_zmq.client.batching import assign_random_keys
 from birdie_zmq.engine.evaluator import Evaluator
@@ -63,11 +64,9 @@ class InProcessModel:
     def score(self, pairs: Pairs, limits: StepLimits) -> npt.NDArray[np.float64]:
         """Return log-likelihoods float64[n] in nats."""
         self._backend._prefix_cache.clear()
-        collector = ScoreCollector(len(pairs))
-        collector.items = list(range(len(pairs)))
-        work = LogLikelihoodWork(pairs=list(pairs))
-        Evaluator(self._tokenizer, self._backend, self._max_length).loglikelihood(work, limits, collector)
-        return collector.scores
+        evaluator = Evaluator(self._tokenizer, self._backend, self._max_length)
+        answers = answers_of(evaluator, LogLikelihoodWork(pairs=list(pairs)), limits)
+        return np.array([loglikelihood for loglikelihood, _ in answers])
 
     def score_one_by_one(self, pairs: Pairs) -> npt.NDArray[np.float64]:
         """Return log-likelihoods float64[n] in nats, each request alone and from the logits of its whole text."""
@@ -93,14 +92,11 @@ class InProcessModel:
         """Return the generated texts."""
         self._backend._prefix_cache.clear()
         backend = self._logits_only_backend if logits_only else self._backend
-        collector = TextCollector(len(prompts))
-        collector.items = list(range(len(prompts)))
         keyed_prompts = assign_random_keys(prompts, seed=1)
         keys = [prompt.key for prompt in keyed_prompts if prompt.key is not None]
         texts = [prompt.text for prompt in keyed_prompts]
         work = GenerateWork(prompts=texts, settings=keyed_prompts[0].settings, keys=keys)
-        Evaluator(self._tokenizer, backend, self._max_length).generate(work, limits, collector)
-        return collector.texts
+        return answers_of(Evaluator(self._tokenizer, backend, self._max_length), work, limits)
 
 
 def _logprobs(model: Model, params: Any, tokens: jax.Array, targets: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from benchmarks.listener import Listener
+from benchmarks.answers import answers_to_jobs
 from benchmarks.scoring import INCLUDE_PATH, SETTINGS, Recorder, table, threads
 from benchmarks.torch_peer import Timed, TorchPeer
 from birdie_zmq.client.batching import Prompt, generate_jobs
@@ -34,7 +34,7 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.prefill_planner import plan_prefills
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.types import Answers, GenerateWork, GenerationParams, RunStatistics, StepLimits, Texts
+from birdie_zmq.types import GenerationParams, RunStatistics
 
 SHORT_ANSWERS: dict[str, Any] = {"until": ["\n", ".", ","], "max_gen_toks": 256, "do_sample": False}
 """The gen_kwargs of the second task."""
@@ -83,20 +83,6 @@ def record_tasks(include_path: Path, limit: int | None) -> dict[str, list[Reques
     }
 
 
-class TextCollector(Listener):
-    """A listener that keeps generated texts."""
-
-    def __init__(self, count: int) -> None:
-        self.texts = [""] * count
-        self.items: list[int] = []
-
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Store the texts at the positions of their requests."""
-        assert isinstance(answers, Texts)
-        for index, text in zip(indices, answers.texts, strict=True):
-            self.texts[self.items[index]] = text
-
-
 class InProcessModel:
     """The model in this process.
 
@@ -127,14 +113,10 @@ class InProcessModel:
         prompts = [Prompt(prompt, greedy_params(gen_kwargs)) for prompt, gen_kwargs in requests]
         began = time.perf_counter()
         evaluator = Evaluator(self._tokenizer, self._backend, self._max_length)
-        collector = TextCollector(len(prompts))
-        for job in generate_jobs(prompts, SETTINGS):
-            assert isinstance(job.work, GenerateWork)
-            collector.items = job.items
-            evaluator.generate(job.work, StepLimits(), collector)
+        texts = answers_to_jobs(evaluator, generate_jobs(prompts, SETTINGS), len(prompts))
         seconds = time.perf_counter() - began
         self.report = evaluator.report
-        return Timed(seconds, collector.texts)
+        return Timed(seconds, texts)
 
     def weights_seconds(self) -> float:
         """Return the seconds to read all weights once."""

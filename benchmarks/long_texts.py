@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.listener import Listener
+from benchmarks.answers import answers_of
 from benchmarks.loading_memory import MIB, _peak_bytes
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
@@ -31,7 +31,7 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.types import Answers, RollingScores, RollingWork, StepLimits
+from birdie_zmq.types import RollingWork
 
 MODEL = Llama(
     vocab_size=128_000,
@@ -59,18 +59,6 @@ class NumberTokenizer:
         return " ".join(map(str, ids))
 
 
-class ScoreCollector(Listener):
-    """A listener that keeps the score of the only text."""
-
-    score = float("nan")
-
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Store the score."""
-        assert list(indices) == [0]
-        assert isinstance(answers, RollingScores)
-        self.score = float(answers.loglikelihoods[0])
-
-
 def measure(length: int) -> dict[str, float]:
     """Score a text of ``length`` tokens twice in this process; return times, bytes, steps and nats per token."""
     params = MODEL.init_params(jax.random.key(0))
@@ -86,13 +74,12 @@ def measure(length: int) -> dict[str, float]:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _resident_bytes()
     seconds = []
-    collector = ScoreCollector()
     for _ in range(2):
         # Only compiled executables may remain of the first run.
         backend._prefix_cache.clear()
         evaluator = Evaluator(tokenizer, backend, MODEL.max_length)
         began = time.perf_counter()
-        evaluator.rolling(work, StepLimits(), collector)
+        (loglikelihood,) = answers_of(evaluator, work)
         seconds.append(time.perf_counter() - began)
     return {
         "length": length,
@@ -102,7 +89,7 @@ def measure(length: int) -> dict[str, float]:
         "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
         "steps": evaluator.report.steps,
         "computed": evaluator.report.tokens_computed,
-        "nats": collector.score / length,
+        "nats": loglikelihood / length,
     }
 
 

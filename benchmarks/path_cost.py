@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from lm_eval.api.instance import Instance
 
-from benchmarks.listener import Listener
+from benchmarks.answers import answers_to_jobs
 from benchmarks.model_file import CONFIG, ByteTokenizer, load_model, logits
 from birdie_zmq.client.batching import loglikelihood_jobs
 from birdie_zmq.engine.evaluator import Evaluator
@@ -27,7 +26,6 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answers, LogLikelihoodWork, Scores, StepLimits
 from harness_model import BirdieZMQ
 
 WORDS = ("river", "stone", "lantern", "meadow", "copper", "winter", "harbour", "thistle")
@@ -45,27 +43,10 @@ def requests(questions: int) -> list[tuple[str, str]]:
     return pairs
 
 
-class ScoreCollector(Listener):
-    """A listener that keeps log-likelihoods."""
-
-    def __init__(self, count: int) -> None:
-        self.scores = np.full(count, np.nan)
-        self.items: list[int] = []
-
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Store the scores at the positions of their requests."""
-        assert isinstance(answers, Scores)
-        self.scores[[self.items[i] for i in indices]] = answers.loglikelihoods
-
-
 def score_in_process(evaluator: Evaluator, pairs: list[tuple[str, str]]) -> np.ndarray:
     """Return scores float64[n] from the evaluator in this process, in the same batches as the client sends."""
-    collector = ScoreCollector(len(pairs))
-    for job in loglikelihood_jobs(pairs, SETTINGS):
-        assert isinstance(job.work, LogLikelihoodWork)
-        collector.items = job.items
-        evaluator.loglikelihood(job.work, StepLimits(), collector)
-    return collector.scores
+    answers = answers_to_jobs(evaluator, loglikelihood_jobs(pairs, SETTINGS), len(pairs))
+    return np.array([loglikelihood for loglikelihood, _ in answers])
 
 
 def score_one_by_one(pairs: list[tuple[str, str]]) -> np.ndarray:

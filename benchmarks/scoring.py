@@ -28,7 +28,7 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from benchmarks import path_cost
+from benchmarks.answers import answers_to_jobs
 from benchmarks.torch_peer import Timed, TorchPeer
 from birdie_zmq.client.batching import loglikelihood_jobs, rolling_jobs
 from birdie_zmq.engine.backend import PendingScores
@@ -40,7 +40,7 @@ from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answers, LogLikelihoodWork, RollingScores, RollingWork, RunStatistics, Scores, StepLimits
+from birdie_zmq.types import RunStatistics
 from harness_model import BirdieZMQ
 
 TASKS = ("mmlu_real:5", "arc_easy_real", "mmlu_real", "boolq_real", "lambada_real", "wikitext_real")
@@ -156,15 +156,6 @@ def _texts(requests: Requests) -> list[str]:
     return [text for (text,) in requests.get("loglikelihood_rolling", ())]
 
 
-class ScoreCollector(path_cost.ScoreCollector):
-    """A listener that keeps log-likelihoods, rolling ones included."""
-
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        """Store the scores at the positions of their requests."""
-        assert isinstance(answers, Scores | RollingScores)
-        self.scores[[self.items[i] for i in indices]] = answers.loglikelihoods
-
-
 class FirstStepBackend(JaxBackend):
     """A backend that records when the first step is submitted; NaN before that."""
 
@@ -222,21 +213,9 @@ class InProcessModel:
         pairs, texts = _pairs(requests), _texts(requests)
         began = time.perf_counter()
         evaluator = Evaluator(self.tokenizer, self._backend, self.max_length)
-        scores = []
-        if pairs:
-            collector = ScoreCollector(len(pairs))
-            for job in loglikelihood_jobs(pairs, SETTINGS):
-                assert isinstance(job.work, LogLikelihoodWork)
-                collector.items = job.items
-                evaluator.loglikelihood(job.work, StepLimits(), collector)
-            scores += collector.scores.tolist()
-        if texts:
-            collector = ScoreCollector(len(texts))
-            for job in rolling_jobs(texts, SETTINGS):
-                assert isinstance(job.work, RollingWork)
-                collector.items = job.items
-                evaluator.rolling(job.work, StepLimits(), collector)
-            scores += collector.scores.tolist()
+        scored = answers_to_jobs(evaluator, loglikelihood_jobs(pairs, SETTINGS), len(pairs))
+        scores = [loglikelihood for loglikelihood, _ in scored]
+        scores += answers_to_jobs(evaluator, rolling_jobs(texts, SETTINGS), len(texts))
         seconds = time.perf_counter() - began
         self.report = evaluator.report
         self.idle_seconds = self._backend.first - began + self.report.idle_seconds

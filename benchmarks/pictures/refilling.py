@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -12,9 +11,11 @@ import numpy.typing as npt
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
 from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, NextTokens, TokenChoice
-from birdie_zmq.engine.counters import Counters
-from birdie_zmq.engine.detokenizer import AnswerExtractor
-from birdie_zmq.engine.generation import Row, StopConditions, decode_with_cache
+from birdie_zmq.engine.detokenizer import AnswerExtractor, StopConditions
+from birdie_zmq.engine.events import Answered
+from birdie_zmq.engine.generation import Row, decode_with_cache
+from birdie_zmq.engine.generation_settings import GenerationSettings
+from birdie_zmq.engine.model_runner import ModelRunner
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Tokens
@@ -28,6 +29,8 @@ class _ScriptedBackend:
     """A backend that generates the right answers of demo_generate, and records the prompt in each row of each step."""
 
     budget = StepBudget(tokens=1024, call_tokens=4)  # so low that narrowing pays for few rows, as it does for many
+    probe_shapes = frozenset[tuple[int, int]]()
+    compile_seconds = tracing_seconds = 0.0
 
     def __init__(self, answers: dict[bytes, list[int]]) -> None:
         self._answers = answers
@@ -40,7 +43,7 @@ class _ScriptedBackend:
         del capacity
         return wanted
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice) -> Decoding:
         del capacity, choice
         self._rows = [(0, 0)] * rows
         return self
@@ -114,17 +117,11 @@ def _run_scheduler() -> tuple[list[Row], list[list[int | None]]]:
     answers = tokenizer.encode([f" {document['answer']}." for document in documents])
     rows = [Row(number, prompt, 0, reader.begin()) for number, prompt in enumerate(prompts)]
     model = _ScriptedBackend({prompt.tobytes(): answer for prompt, answer in zip(prompts, answers, strict=True)})
-    finished = decode_with_cache(
-        cast(Backend, cast(Any, model)),
-        rows,
-        StopConditions(tokenizer.eos_token_ids, settings.max_gen_toks),
-        GREEDY,
-        StepLimits(max_rows=_ROWS),
-        lambda _shapes: contextlib.nullcontext(),
-        Counters(),
-        lambda _error, _count: None,
-    )
-    assert {row.index: row.answer.text() for row in finished} == {
-        number: f" {document['answer']}" for number, document in enumerate(documents)
-    }
+    runner = ModelRunner(cast(Backend, cast(Any, model)), 1024)
+    stop = StopConditions(tokenizer.eos_token_ids, settings.max_gen_toks)
+    answered: dict[int, Any] = {}
+    for event in decode_with_cache(runner, rows, GenerationSettings(GREEDY, stop, ()), StepLimits(max_rows=_ROWS)):
+        if isinstance(event, Answered):
+            answered.update(zip(event.indices, event.answers, strict=True))
+    assert answered == {number: f" {document['answer']}" for number, document in enumerate(documents)}
     return rows, model.calls

@@ -2,12 +2,14 @@
 
 A request passes through these modules, in this order:
 
+- `evaluator` is the entry. It returns a stream of `events`: steps that begin, notices, and answers as soon as they are
+  known;
 - `tokenizer`, with a class for each kind of tokenizer in `tokenizers`, and `request_encoding` turn texts into token
   sequences;
+- `scoring` runs the steps of log-likelihood requests, and `generation` decodes prompts. Both call the model through a
+  `model_runner`, which counts what is computed;
 - `planning` cuts the sequences of a batch into few padded steps that compute shared prefixes once. It is pure NumPy;
-- `scoring` runs the steps of log-likelihood requests, and `generation` decodes prompts;
-- `backend` is the interface between these and a framework. A backend does all the arithmetic;
-- `evaluator` ties them together and reports each answer as soon as it is known.
+- `backend` is the interface between these and a framework. A backend does all the arithmetic.
 
 `model_api` defines what ``load_model`` may return.
 

@@ -1,4 +1,4 @@
-"""Counters of the work that an evaluator has done, and of the work that is left."""
+"""Counters of the work that an evaluator has done."""
 
 from __future__ import annotations
 
@@ -21,24 +21,6 @@ class Counters:
     tokens_padding: int = 0
     tokens_generated: int = 0
     tokens_thrown_away: int = 0
-    planned: int = 0
-    """The cost of all steps planned for scoring or prefill so far, by `birdie_zmq.engine.planning.cost_model`."""
-    done: int = 0
-    """The cost of all scoring, prefill and decode steps so far."""
-    remaining: int = 0
-    """The cost of the current plan's steps that are not done yet."""
-    active_lengths: list[int] = field(default_factory=list)
-    """The number of generated tokens of each sequence that is being decoded now."""
-    finished_lengths: list[int] = field(default_factory=list)
-    """The number of generated tokens of each sequence that ended since the last progress report."""
-    decode_rows: int = 1
-    """Number of sequences decoded per step."""
-    decode_step_cost: int = 0
-    """The cost of a decode step."""
-    decode_row_cost: int = 0
-    """The share of a decode step's cost that is due to each row."""
-    pending_shapes: set[Shape] = field(default_factory=set)
-    """The shapes of the steps that are planned now."""
     seconds: float = 0.0
     """Seconds of work, without compilation."""
     shapes: set[Shape] = field(default_factory=set)
@@ -46,39 +28,9 @@ class Counters:
     possible_shapes: set[Shape] = field(default_factory=set)
     """All shapes that a step may have."""
 
-    @property
-    def pending_compiles(self) -> int:
-        """Number of planned shapes that the model has not been called with yet."""
-        return len(self.pending_shapes - self.shapes)
-
-    def plan(self, cost: int, shapes: Iterable[Shape]) -> None:
-        """Record a new plan with this cost and these shapes, in place of the previous plan."""
-        self.planned += cost
-        self.remaining = cost
-        self.pending_shapes = set(shapes)
-
-    def complete(self, cost: int) -> None:
-        """Record that a part of the plan is done."""
-        self.done += cost
-        self.remaining = max(0, self.remaining - cost)
-
-    def decode_progress(self, cost: int, active_lengths: list[int], finished_lengths: list[int]) -> None:
-        """Record that decoding has added tokens to sequences.
-
-        Args:
-            cost: The cost of these tokens.
-            active_lengths: The number of generated tokens of each sequence that continues.
-            finished_lengths: The number of generated tokens of each sequence that has just ended.
-        """
-        self.done += cost
-        self.active_lengths = active_lengths
-        self.finished_lengths += finished_lengths
-
-    def clear_pending(self) -> None:
-        """Record that nothing is being computed any more."""
-        self.remaining = 0
-        self.active_lengths = []
-        self.pending_shapes = set()
+    def new_shapes(self, shapes: Iterable[Shape]) -> tuple[Shape, ...]:
+        """Return the distinct shapes among these that the model has not been called with."""
+        return tuple(shape for shape in dict.fromkeys(shapes) if shape not in self.shapes)
 
     def add_step(self, shape: Shape, used: int) -> None:
         """Count one call of the model, with this number of positions that are not padding."""

@@ -1,12 +1,18 @@
-"""The answer in generated tokens: without reasoning and special tokens, cut before the first stop string."""
+"""The answer in generated tokens: where it ends, and its text without reasoning, special tokens and stop strings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from birdie_zmq.engine.stop_criteria import cut_at_first
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.types import GenerationParams
+
+
+def cut_at_first(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Return the text before the earliest stop string, and whether there is one; empty stop strings are ignored."""
+    found = [at for stop in stops if stop and (at := text.find(stop)) >= 0]
+    return (text[: min(found)], True) if found else (text, False)
 
 
 class AnswerExtractor:
@@ -160,6 +166,29 @@ class IncrementalDetokenizer:
             return ""
         self._prefix_offset, self._read_offset = self._read_offset, len(self.tokens)
         return whole[len(known) :]
+
+
+@dataclass(frozen=True)
+class StopConditions:
+    """Conditions, other than stop strings, that end an answer: an EOS token or the maximum number of tokens.
+
+    Attributes:
+        eos_token_ids: The tokens that end an answer.
+        max_gen_toks: The maximum number of tokens of an answer.
+        kept_token_ids: The EOS tokens that belong to the answer.
+    """
+
+    eos_token_ids: Collection[int]
+    max_gen_toks: int
+    kept_token_ids: Collection[int] = ()
+
+    def add_token(self, answer: IncrementalDetokenizer, token: int) -> bool:
+        """Append an answer's next token, unless it is an EOS token; return whether the answer is finished."""
+        if token in self.eos_token_ids:
+            if token in self.kept_token_ids:
+                answer.add(token)
+            return True
+        return answer.add(token) or len(answer.tokens) >= self.max_gen_toks
 
 
 _INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"

@@ -12,6 +12,9 @@ from typing import Any
 
 import msgspec
 
+from birdie_zmq.engine.backend import TokenChoice
+from birdie_zmq.engine.detokenizer import StopConditions
+from birdie_zmq.engine.events import Notice
 from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import RequestError
@@ -23,7 +26,7 @@ from birdie_zmq.generation_options import (
     read_logits_option,
     tokens_outside,
 )
-from birdie_zmq.types import GenerationParams, Level, LogitsParams, SamplingParams
+from birdie_zmq.types import GenerationParams, LogitsParams, SamplingParams
 
 _REQUEST_SETS = frozenset({"max_length", "eos_token_id"})
 """Options of generation_config.json that are not merged: every request sets its length, the tokenizer has the EOS tokens."""
@@ -41,19 +44,15 @@ class GenerationSettings:
     """The settings of a generation.
 
     Attributes:
-        sampling: How to sample; None takes the most likely token.
-        processing: How logits are changed before that; None leaves them.
-        end_token_ids: The tokens that end an answer.
-        kept_token_ids: Those of them that belong to the answer: hf decodes an EOS token that the request names, and leaves
-            it out of the text only if it is a special token.
+        choice: How tokens are chosen.
+        stop: What ends an answer. An EOS token that the request names belongs to the answer: hf decodes it, and leaves it
+            out of the text only if it is a special token.
         notices: What the user should know.
     """
 
-    sampling: SamplingParams | None
-    processing: LogitsProcessing | None
-    end_token_ids: frozenset[int]
-    kept_token_ids: frozenset[int]
-    notices: tuple[tuple[Level, str], ...]
+    choice: TokenChoice
+    stop: StopConditions
+    notices: tuple[Notice, ...]
 
 
 def generation_settings(request: GenerationParams, tokenizer: TokenizerAdapter, vocab_size: int) -> GenerationSettings:
@@ -80,9 +79,11 @@ def generation_settings(request: GenerationParams, tokenizer: TokenizerAdapter, 
         ends = frozenset()
     ends |= frozenset(logits.stop_token_ids)
     if not ends and not logits.ignore_eos:
-        notices.append(("warning", _NO_EOS))
+        notices.append(Notice("warning", _NO_EOS))
     return GenerationSettings(
-        sampling, _processing(logits, ends), ends, given_ends - tokenizer.eos_token_ids, tuple(notices)
+        TokenChoice(sampling, _processing(logits, ends)),
+        StopConditions(ends, request.max_gen_toks, given_ends - tokenizer.eos_token_ids),
+        tuple(notices),
     )
 
 
@@ -106,7 +107,7 @@ def _processing(logits: LogitsParams, ends: frozenset[int]) -> LogitsProcessing 
 
 def _with_defaults(
     request: GenerationParams, defaults: Mapping[str, Any], vocab_size: int
-) -> tuple[LogitsParams, SamplingParams | None, list[tuple[Level, str]]]:
+) -> tuple[LogitsParams, SamplingParams | None, list[Notice]]:
     """Return a request's parameters with the defaults for the options that it does not set, and notices about them."""
     logits, sampling = request.logits or _NEUTRAL_LOGITS, request.sampling
     given = set(request.given)
@@ -141,17 +142,17 @@ def _with_defaults(
     return logits, sampling, _notices(applied, ignored)
 
 
-def _notices(applied: Sequence[str], ignored: Sequence[str]) -> list[tuple[Level, str]]:
+def _notices(applied: Sequence[str], ignored: Sequence[str]) -> list[Notice]:
     """Return what is said about the options of generation_config.json, each given as ``name=value``."""
     source = "the checkpoint's generation_config.json sets"
-    notices: list[tuple[Level, str]] = []
+    notices: list[Notice] = []
     if applied:
-        notices.append(("info", f"{source} {', '.join(applied)}, which is applied as by hf"))
+        notices.append(Notice("info", f"{source} {', '.join(applied)}, which is applied as by hf"))
     if ignored:
         text = (
             f"{source} {', '.join(ignored)}, which hf applies and birdie-zmq does not; the texts may differ from hf's"
         )
-        notices.append(("warning", text))
+        notices.append(Notice("warning", text))
     return notices
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.errors import ModelOutputError
+from birdie_zmq.errors import ModelOutputError, NonFiniteLogits
 
 
 def describe_output(value: Any) -> str:
@@ -92,3 +92,11 @@ def resolve_vocab_size(declared: int | None, found: int) -> int:
             f"the model declares vocab_size {declared}, but its logits have {found}; set vocab_size to {found} or less"
         )
     return declared or found
+
+
+def non_finite_logits() -> NonFiniteLogits:
+    """Return the error for logits from which no score or token can be computed."""
+    return NonFiniteLogits(
+        "the model returned NaN or infinity where a token is scored (only minus infinity, for some tokens, is accepted: "
+        "they are masked); check the weights and the dtype (float16 overflows where bfloat16 and float32 do not)"
+    )

@@ -14,13 +14,36 @@ backends fail:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from birdie_zmq.engine.planning.steps import ScoredSequence
+from birdie_zmq.engine.events import ItemFailed, Notice
+from birdie_zmq.engine.planning.steps import ScoredSequence, Tokens
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
+from birdie_zmq.errors import RequestError, TokenizerError, TokenOutOfVocabulary
+from birdie_zmq.types import GenerateWork, LogLikelihoodWork, RollingWork
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Encoded = list[list[ScoredSequence]]
+"""The sequences of each request: at most one for a continuation, and the windows of a whole text."""
+
+
+def encode_scored(tokenizer: TokenizerAdapter, work: LogLikelihoodWork | RollingWork, max_length: int) -> Encoded:
+    """Encode the requests of log-likelihood work; a request with nothing to score has no sequence.
+
+    Raises:
+        ItemFailed: The tokenizer failed on one of the items.
+        TokenizerError: The tokenizer failed on all items together only.
+    """
+    if isinstance(work, RollingWork):
+        return _encode_items(lambda texts: encode_rolling(tokenizer, texts, max_length), work.texts)
+    pairs = _encode_items(lambda some: encode_pairs(tokenizer, some, max_length), work.pairs)
+    return [[] if sequence is None else [sequence] for sequence in pairs]
 
 
 def encode_pairs(
@@ -70,6 +93,108 @@ def encode_rolling(tokenizer: TokenizerAdapter, texts: Sequence[str], max_length
         disjoint = [make_disjoint_window(window) for window in windows]
         result.append([_make_sequence(context, predicted, max_length) for context, predicted in disjoint])
     return result
+
+
+def encode_prompts(
+    tokenizer: TokenizerAdapter, work: GenerateWork, max_length: int
+) -> tuple[list[Tokens], list[Notice]]:
+    """Encode prompts as tokens int32[n], n > 0; also return what the user should know about them.
+
+    The last tokens of a prompt are kept that leave room for the longest answer. The prefix token replaces an empty prompt.
+
+    Raises:
+        ItemFailed: The tokenizer failed on one of the prompts, or the longest answer leaves no room for a prompt.
+        TokenizerError: The tokenizer failed on all prompts together only.
+    """
+    max_gen_toks = work.settings.max_gen_toks
+    longest_prompt = max_length - max_gen_toks
+    if longest_prompt <= 0:
+        raise ItemFailed(
+            0,
+            RequestError(
+                f"max_gen_toks is {max_gen_toks}, which leaves no room for a prompt in the model's max_length of "
+                f"{max_length}; lower it with --gen_kwargs max_gen_toks=N"
+            ),
+        )
+    encoded = _encode_items(tokenizer.encode, work.prompts)
+    prompts = [np.array(ids[-longest_prompt:] or [tokenizer.prefix_token_id], dtype=np.int32) for ids in encoded]
+    truncated = [len(ids) for ids in encoded if len(ids) > longest_prompt]
+    if not truncated:
+        return prompts, []
+    text = (
+        f"{len(truncated)} of {len(prompts)} prompts do not leave max_gen_toks={max_gen_toks} tokens of the model's "
+        f"max_length of {max_length} (the longest has {max(truncated)} tokens); only the last {longest_prompt} tokens of "
+        "each are used"
+    )
+    return prompts, [Notice("warning", text)]
+
+
+def check_scored(requests: Encoded, max_length: int, vocab_size: int) -> list[Notice]:
+    """Check that the model can score each sequence, and return what the user should know about truncated ones.
+
+    Args:
+        requests: The sequences of each request.
+        max_length: The maximum length of a row, in tokens.
+        vocab_size: The number of tokens of the model; 0 if it is unknown.
+
+    Raises:
+        ItemFailed: A continuation is longer than the model's rows, or has a token that the model does not have.
+    """
+    sequences = [(index, sequence) for index, windows in enumerate(requests) for sequence in windows]
+    for index, sequence in sequences:
+        if sequence.count > max_length:
+            raise ItemFailed(
+                index,
+                RequestError(
+                    f"a continuation of {sequence.count} tokens is longer than the model's max_length of {max_length}; "
+                    "no window of the model can score it"
+                ),
+            )
+    for index, sequence in sequences:
+        check_vocabulary(sequence.tokens, index, vocab_size)
+    truncated = [len(sequence.tokens) + sequence.truncated for _, sequence in sequences if sequence.truncated]
+    if not truncated:
+        return []
+    text = (
+        f"{len(truncated)} of {len(requests)} requests are longer than the model's max_length of {max_length} (the "
+        f"longest has {max(truncated)} tokens); only the last {max_length + 1} tokens of each are used"
+    )
+    return [Notice("warning", text)]
+
+
+def check_vocabulary(tokens: Tokens, index: int, vocab_size: int) -> None:
+    """Check that the model has all of an item's tokens; a vocabulary of size 0 is unknown.
+
+    Raises:
+        ItemFailed: The tokenizer returned a token that the model does not have.
+    """
+    highest = int(tokens.max())
+    if 0 < vocab_size <= highest:
+        raise ItemFailed(
+            index,
+            TokenOutOfVocabulary(
+                f"the tokenizer returned the token {highest}, but the model has logits for {vocab_size} tokens only; "
+                "load_model and load_tokenizer must use the same checkpoint"
+            ),
+        )
+
+
+def _encode_items(encode: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
+    """Encode items together; if the tokenizer fails, find an item on which it also fails alone.
+
+    Raises:
+        ItemFailed: The tokenizer fails on this item.
+        TokenizerError: The tokenizer fails on all items together only.
+    """
+    try:
+        return encode(items)
+    except TokenizerError:
+        for index, item in enumerate(items):
+            try:
+                encode([item])
+            except TokenizerError as error:
+                raise ItemFailed(index, error) from error
+        raise
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

@@ -1,149 +1,150 @@
 """Scoring: run the steps of a plan, one ahead of the device, and sum the log-probabilities of each request.
 
 Each step is submitted before the scores of the previous one are fetched, so that the device does not wait for the host.
-If a step does not fit into device memory, the budget of steps is halved, and the requests without a score are planned
+If a step does not fit into device memory, the budget of steps is halved, and the sequences without a score are planned
 again.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import Backend, PendingScores, TokenScores
-from birdie_zmq.engine.counters import Counters
-from birdie_zmq.engine.planning.cost_model import step_cost
+from birdie_zmq.engine.backend import PendingScores, TokenScores
+from birdie_zmq.engine.events import Answered, Event, ItemFailed, Notice
+from birdie_zmq.engine.model_runner import ModelRunner
+from birdie_zmq.engine.output_checks import non_finite_logits
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
-from birdie_zmq.engine.planning.shape_buckets import Buckets
 from birdie_zmq.engine.planning.steps import ScoredSequence, Step
 from birdie_zmq.errors import OutOfDeviceMemory
-
-
-class FinishedSequences(NamedTuple):
-    """Sequences whose scores are complete.
-
-    Attributes:
-        numbers: The indices of n sequences.
-        loglikelihoods: float64[n], the sum of the log-probabilities of each sequence's scored tokens, in nats.
-        greedy: bool[n], whether greedy decoding generates all scored tokens of a sequence.
-    """
-
-    numbers: list[int]
-    loglikelihoods: npt.NDArray[np.float64]
-    greedy: npt.NDArray[np.bool_]
-
-
-class NonFiniteScore(Exception):
-    """The logits of a scored or generated token hold NaN or plus infinity, or all are minus infinity."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"request {number}")
-        self.number = number
-
-
-class IdleClock:
-    """Sums the seconds in which the device was idle between two steps.
-
-    Args:
-        clock: A monotonic clock, in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._since: float | None = None
-        self.seconds = 0.0
-
-    def busy(self) -> None:
-        """Note that a step was submitted."""
-        if self._since is not None:
-            self.seconds += self._clock() - self._since
-            self._since = None
-
-    def idle(self) -> None:
-        """Note that the last submitted step is done."""
-        self._since = self._clock()
-
-    def pause(self) -> None:
-        """Stop counting until the next step, because there is no work."""
-        self._since = None
+from birdie_zmq.types import StepLimits
 
 
 def score(
-    backend: Backend,
+    runner: ModelRunner,
     mode: ExecutionMode,
-    items: Sequence[ScoredSequence],
-    make_buckets: Callable[[], Buckets],
-    on_step: Callable[[Step], AbstractContextManager[None]],
-    counters: Counters,
-    idle: IdleClock,
-    out_of_memory: Callable[[OutOfDeviceMemory], None],
-) -> Iterator[FinishedSequences]:
-    """Score sequences; after each step, yield those that are complete.
+    requests: Sequence[Sequence[ScoredSequence]],
+    limits: StepLimits,
+    *,
+    with_greedy: bool,
+) -> Iterator[Event]:
+    """Score requests; after each step, yield the answers that are complete.
 
     Args:
-        backend: The model.
-        mode: How the sequences are scored: one of the backend's two modes.
-        items: The sequences.
-        make_buckets: Returns the shapes of steps for the backend's current budget.
-        on_step: Makes the context that is entered around the submission of each step.
-        counters: Counts what is planned and what is done.
-        idle: Measures the device's idle time.
-        out_of_memory: Called after the budget of steps has been halved.
+        runner: The model.
+        mode: How the model scores these requests.
+        requests: The sequences of each request, whose scores are summed. Without sequences the log-likelihood is 0, and
+            greedy decoding gives the request.
+        limits: The limits that the user set for the rows of a step.
+        with_greedy: Whether an answer also says whether greedy decoding gives the scored tokens.
 
     Raises:
-        NonFiniteScore: A sequence cannot be scored.
+        ItemFailed: A request cannot be scored, because its logits are not finite.
         OutOfDeviceMemory: Not even the smallest steps fit into device memory.
     """
-    remaining = np.array([1 if mode.calls_score else item.count for item in items])
-    while (remaining > 0).any():
-        numbers = np.flatnonzero(remaining)
-        pending_items = [items[int(number)] for number in numbers]
-        sums = np.zeros(len(pending_items))
-        greedy = np.ones(len(pending_items), np.bool_)
-        left = remaining[numbers]
-        buckets = make_buckets()
-        steps = mode.group(pending_items).plan(buckets, backend.cached_prefixes())
-        counters.plan(sum(step_cost(step, backend.budget) for step in steps), (step.shape for step in steps))
-        try:
-            for step, scores in _pipelined(backend, steps, on_step, idle):
-                counters.complete(step_cost(step, backend.budget))
-                if not scores.finite.all():
-                    raise NonFiniteScore(int(numbers[step.owners[int(np.argmin(scores.finite))]]))
-                np.add.at(sums, step.owners, scores.logprobs)  # summed in float64
-                np.logical_and.at(greedy, step.owners, scores.greedy)
-                np.subtract.at(left, step.owners, 1)
-                touched = np.unique(step.owners)
-                done = touched[left[touched] == 0]
-                if len(done):
-                    remaining[numbers[done]] = 0
-                    yield FinishedSequences([int(number) for number in numbers[done]], sums[done], greedy[done])
-        except OutOfDeviceMemory as error:
-            if not backend.halve_budget():
-                raise
-            out_of_memory(error)
+    counters, backend = runner.counters, runner.backend
+    scores = _RequestScores(requests, with_greedy=with_greedy)
+    yield from scores.of_empty_requests()
+    counters.requests += len(requests)
+    counters.tokens_requested += sum(len(sequence.row) for request in requests for sequence in request)
+    with runner.timed():
+        sequences = scores.unfinished()
+        group = mode.group(sequences)
+        counters.tokens_distinct += group.distinct_tokens
+        while sequences:
+            try:
+                steps = group.plan(runner.buckets(mode, limits), backend.cached_prefixes())
+                scores.begin(steps)
+                yield from _run(runner, steps, scores)
+                return
+            except OutOfDeviceMemory as error:
+                if not backend.halve_budget():
+                    raise
+                yield Notice("warning", f"{error}; retrying with steps of at most {backend.budget.tokens} tokens")
+            sequences = scores.unfinished()
+            group = mode.group(sequences)
 
 
-def _pipelined(
-    backend: Backend,
-    steps: Sequence[Step],
-    on_step: Callable[[Step], AbstractContextManager[None]],
-    idle: IdleClock,
-) -> Iterator[tuple[Step, TokenScores]]:
-    backend.start_plan(steps)
+def _run(runner: ModelRunner, steps: Sequence[Step], scores: _RequestScores) -> Iterator[Event]:
+    """Submit each step of a plan, then fetch the scores of the step before it, and yield the complete answers."""
+    runner.backend.start_plan(steps)
     previous: tuple[Step, PendingScores] | None = None
     for step in steps:
-        with on_step(step):
-            pending = backend.submit(step)
-        idle.busy()
+        pending = yield from runner.call([step.shape], partial(runner.backend.submit, step))
+        runner.counters.add_step(step.shape, step.used_tokens)
+        runner.idle.busy()
         if previous is not None:
-            yield previous[0], previous[1].result()
+            yield from scores.add(previous[0], previous[1].result())
         previous = step, pending
     if previous is not None:
-        scores = previous[1].result()
-        idle.idle()
-        yield previous[0], scores
+        last = previous[1].result()
+        runner.idle.idle()
+        yield from scores.add(previous[0], last)
+
+
+class _RequestScores:
+    """The scores of requests, each the sum over its sequences.
+
+    Args:
+        requests: The sequences of each request.
+        with_greedy: Whether an answer also says whether greedy decoding gives the scored tokens.
+    """
+
+    def __init__(self, requests: Sequence[Sequence[ScoredSequence]], *, with_greedy: bool) -> None:
+        self._with_greedy = with_greedy
+        # Of each request: its score, and how many sequences have none yet.
+        self._loglikelihoods = np.zeros(len(requests))
+        self._greedy = np.ones(len(requests), np.bool_)
+        self._missing = np.array([len(request) for request in requests], np.int64)
+        # Of each sequence: its request, its score, and how many targets have none yet; the plan decides how many it has.
+        self._sequences = [sequence for request in requests for sequence in request]
+        self._owners = np.repeat(np.arange(len(requests)), self._missing)
+        self._sums = np.zeros(len(self._sequences))
+        self._are_greedy = np.ones(len(self._sequences), np.bool_)
+        self._missing_targets = np.ones(len(self._sequences), np.int64)
+        self._planned = np.zeros(0, np.int64)
+
+    def of_empty_requests(self) -> Iterator[Event]:
+        """Yield the answers to the requests without a sequence, if there are any."""
+        yield from self._answered(np.flatnonzero(self._missing == 0))
+
+    def unfinished(self) -> list[ScoredSequence]:
+        """Return the sequences without a score."""
+        return [self._sequences[number] for number in np.flatnonzero(self._missing_targets)]
+
+    def begin(self, steps: Sequence[Step]) -> None:
+        """Begin a plan of the unfinished sequences; scores of an earlier plan are dropped if others are missing."""
+        self._planned = np.flatnonzero(self._missing_targets)
+        self._sums[self._planned] = 0.0
+        self._are_greedy[self._planned] = True
+        owners = np.concatenate([step.owners for step in steps])
+        self._missing_targets[self._planned] = np.bincount(owners, minlength=len(self._planned))
+
+    def add(self, step: Step, scores: TokenScores) -> Iterator[Event]:
+        """Add the scores of a step, and yield the answers that are complete.
+
+        Raises:
+            ItemFailed: A score is not finite.
+        """
+        sequences = self._planned[step.owners]
+        if not scores.finite.all():
+            raise ItemFailed(int(self._owners[sequences[np.argmin(scores.finite)]]), non_finite_logits())
+        np.add.at(self._sums, sequences, scores.logprobs)  # summed in float64
+        np.logical_and.at(self._are_greedy, sequences, scores.greedy)
+        np.subtract.at(self._missing_targets, sequences, 1)
+        touched = np.unique(sequences)
+        complete = touched[self._missing_targets[touched] == 0]
+        owners = self._owners[complete]
+        np.add.at(self._loglikelihoods, owners, self._sums[complete])
+        np.logical_and.at(self._greedy, owners, self._are_greedy[complete])
+        np.subtract.at(self._missing, owners, 1)
+        yield from self._answered(np.unique(owners[self._missing[owners] == 0]))
+
+    def _answered(self, indices: npt.NDArray[np.int64]) -> Iterator[Event]:
+        if len(indices):
+            loglikelihoods: list[float] = self._loglikelihoods[indices].tolist()
+            with_greedy = list(zip(loglikelihoods, self._greedy[indices].tolist(), strict=True))
+            yield Answered(indices.tolist(), with_greedy if self._with_greedy else loglikelihoods)

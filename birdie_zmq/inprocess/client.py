@@ -5,29 +5,28 @@ The same engine computes the answers.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress, combine_failures
 from birdie_zmq.client.core import Job
-from birdie_zmq.client.progress import ProgressEstimator
-from birdie_zmq.engine.evaluator import ItemFailed
+from birdie_zmq.client.progress import INTERVAL_S, ProgressEstimator
+from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.events import Answered, CompilationFinished, ItemFailed, Notice, StepStarting
 from birdie_zmq.engine.model_api import CheckpointFingerprint
-from birdie_zmq.engine.progress_reporter import ProgressReporter
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.types import Answer, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_loader import ModelSource, ServedModel, adapt_tokenizer, assemble, mesh_for
 
 ORIGIN = "the caller's process"
-
-_PROGRESS_INTERVAL_S = 0.5
-"""Minimum seconds between two progress reports of a call."""
 
 
 class InProcessClient:
@@ -118,36 +117,15 @@ class InProcessClient:
         """
         answers: dict[int, Answer] = {}
         failures: dict[int, BirdieError] = {}
-
         jobs = list(jobs)
-
         with self._lock:
             served = self._served_model()
-            estimate = ProgressEstimator(jobs, time.monotonic())
-            reporter = ProgressReporter(served.evaluator)
-            reported_at = 0.0
-
-            def deliver(batch: dict[int, Answer]) -> None:
-                estimate.answered(list(batch))
-                answers.update(batch)
-                if on_answer is not None:
-                    for item, answer in batch.items():
-                        on_answer(item, answer)
-
-            def report_progress(_: int, *, force: bool = False) -> None:
-                nonlocal reported_at
-                now = time.monotonic()
-                if on_progress is not None and (force or now - reported_at >= _PROGRESS_INTERVAL_S):
-                    reported_at = now
-                    estimate.progressed(reporter.since_last(), now)
-                    on_progress(estimate.at(now))
-
+            progress = None if on_progress is None else _Progress(served.evaluator, jobs, on_progress)
             for job in jobs:
                 remaining = job
                 while remaining.items and len(failures) < self._max_failed_items:
-                    listener = _Listener(remaining.items, deliver, report_progress, self._log_once)
                     try:
-                        served.answer(remaining.work, self._limits, listener)
+                        self._compute(remaining, answers, on_answer, progress)
                     except ItemFailed as failure:
                         item = remaining.items[failure.index]
                         failures[item] = failure.error
@@ -157,11 +135,34 @@ class InProcessClient:
                         i for i, item in enumerate(remaining.items) if item not in answers and item not in failures
                     ]
                     remaining = Job(remaining.work.select(unanswered), [remaining.items[i] for i in unanswered])
-                report_progress(job.items[0], force=True)
+            if progress is not None:
+                progress.report(force=True)
             served.evaluator.pause_idle_clock()
         if failures:
             raise combine_failures(failures, count, len(answers), name_of)
         return [answers[item] for item in range(count)]
+
+    def _compute(
+        self, job: Job, answers: dict[int, Answer], on_answer: OnAnswer | None, progress: _Progress | None
+    ) -> None:
+        """Compute a job, and add the answer to each of its items to `answers`."""
+        with contextlib.closing(self._served_model().answer(job.work, self._limits)) as events:
+            for event in events:
+                match event:
+                    case Notice(level=level, text=text):
+                        self._log_once(level, text)
+                    case Answered(indices=indices, answers=found):
+                        answered = dict(zip([job.items[index] for index in indices], found, strict=True))
+                        answers.update(answered)
+                        if progress is not None:
+                            progress.estimate.answered(list(answered))
+                        if on_answer is not None:
+                            for item, answer in answered.items():
+                                on_answer(item, answer)
+                    case StepStarting() | CompilationFinished():
+                        pass
+                if progress is not None:
+                    progress.report()
 
     def _served_model(self) -> ServedModel:
         if self._served is None:
@@ -175,34 +176,29 @@ class InProcessClient:
             self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
 
 
-class _Listener:
-    """A listener that maps indices of the remaining work to item numbers, and passes answers and progress on."""
+class _Progress:
+    """Reports the progress of a call.
 
-    def __init__(
-        self,
-        items: Sequence[int],
-        deliver: Callable[[dict[int, Answer]], None],
-        report_progress: Callable[[int], None],
-        log: Callable[[Level, str], None],
-    ) -> None:
-        self._items = items
-        self._deliver = deliver
-        self._report_progress = report_progress
-        self.notice = log
+    Args:
+        evaluator: Counts what is computed.
+        jobs: The jobs of the call.
+        on_progress: Receives each report.
+    """
 
-    def answered(self, indices: Sequence[int], answers: Sequence[Answer]) -> None:
-        items = [self._items[index] for index in indices]
-        self._deliver(dict(zip(items, answers, strict=True)))
-        self._report_progress(self._items[0])
+    def __init__(self, evaluator: Evaluator, jobs: Sequence[Job], on_progress: OnProgress) -> None:
+        self.estimate = ProgressEstimator(jobs, time.monotonic())
+        self._evaluator = evaluator
+        self._on_progress = on_progress
+        self._reported = evaluator.computed
+        self._reported_at = -math.inf
 
-    def compiling(self, detail: str) -> None:
-        pass
-
-    def running(self) -> None:
-        pass
-
-    def step(self) -> None:
-        self._report_progress(self._items[0])
+    def report(self, *, force: bool = False) -> None:
+        """Report what was computed since the last report, if that is long ago or the report is forced."""
+        now = time.monotonic()
+        if force or now - self._reported_at >= INTERVAL_S:
+            before, self._reported, self._reported_at = self._reported, self._evaluator.computed, now
+            self.estimate.progressed(self._reported.since(before), now)
+            self._on_progress(self.estimate.at(now))
 
 
 def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedModel:

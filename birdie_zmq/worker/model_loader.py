@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,23 +20,15 @@ from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.distributed.leader import BroadcastingBackend, Leader, check_mesh
 from birdie_zmq.engine.distributed.process_group import RankInfo
-from birdie_zmq.engine.evaluator import Evaluator, Listener
+from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.events import Answered, Event, Notice
 from birdie_zmq.engine.mesh_shape import pop_mesh
 from birdie_zmq.engine.model_api import LoadedModel, resolve
+from birdie_zmq.engine.request_encoding import Encoded
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import ModelChanged, UsageError
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import (
-    ChatWork,
-    DescribeWork,
-    GenerateWork,
-    LogLikelihoodWork,
-    ModelDescription,
-    ModelSpec,
-    RollingWork,
-    StepLimits,
-    Work,
-)
+from birdie_zmq.types import DescribeWork, ModelDescription, ModelSpec, StepLimits, Work
 from birdie_zmq.worker.engine_registry import Engine
 from birdie_zmq.worker.user_module import BUILT_IN, import_user_module
 
@@ -135,32 +127,24 @@ class ServedModel:
             provides=self.provides,
         )
 
-    def answer(self, work: Work, limits: StepLimits, listener: Listener, encoded: Any = None) -> None:
-        """Answer all items of some work.
+    def answer(self, work: Work, limits: StepLimits, encoded: Encoded | None = None) -> Generator[Event, None, None]:
+        """Answer all items of some work, as `Evaluator.answer`, or describe the model.
 
         Args:
             work: The work.
             limits: The user's limits on the rows of a step.
-            listener: Receives the answers.
             encoded: The result of the evaluator's `encode` for this work, if it was called before.
 
         Raises:
             ItemFailed: One item has no answer; other items may have been answered.
             BirdieError: The model cannot compute.
         """
-        match work:
-            case LogLikelihoodWork():
-                self.evaluator.loglikelihood(work, limits, listener, encoded)
-            case RollingWork():
-                self.evaluator.rolling(work, limits, listener, encoded)
-            case GenerateWork():
-                self.evaluator.generate(work, limits, listener)
-            case ChatWork():
-                self.evaluator.render_chat(work, listener)
-            case DescribeWork():
-                for text in self.warnings:
-                    listener.notice("warning", text)
-                listener.answered([0], [self.describe()])
+        if isinstance(work, DescribeWork):
+            for text in self.warnings:
+                yield Notice("warning", text)
+            yield Answered([0], [self.describe()])
+        else:
+            yield from self.evaluator.answer(work, limits, encoded)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from birdie_zmq.engine.detokenizer import AnswerExtractor
+from birdie_zmq.engine.detokenizer import AnswerExtractor, StopConditions, cut_at_first
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.types import GenerationParams
 
@@ -171,3 +171,54 @@ def test_a_long_answer_is_not_decoded_again_for_each_token() -> None:
 
     assert not any(detokenizer.add(ord("a")) for _ in range(1000))
     assert decoded < 5 * 1000
+
+
+# --- Stop strings and other ends --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "cut"),
+    [
+        ("one\ntwo", ["\n"], "one"),
+        ("one. two\n", ["\n", ". "], "one"),
+        ("one. two\n", [". ", "\n"], "one"),
+        ("aab", ["ab", "aab"], ""),
+        ("a stop, a stop", ["stop"], "a "),
+        ("stop", ["stop"], ""),
+    ],
+)
+def test_text_is_cut_before_the_earliest_stop_string(text: str, stops: list[str], cut: str) -> None:
+    assert cut_at_first(text, stops) == (cut, True)
+
+
+@pytest.mark.parametrize("stops", [[], ["x"], ["onee"], ["One"], [""]])
+def test_text_without_a_stop_string_is_kept_whole(stops: list[str]) -> None:
+    assert cut_at_first("one", stops) == ("one", False)
+
+
+def test_an_empty_stop_string_does_not_hide_another() -> None:
+    assert cut_at_first("one two", ["", " "]) == ("one", True)
+
+
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=3), max_size=4))
+def test_the_cut_text_is_the_longest_prefix_before_any_stop_string(text: str, stops: list[str]) -> None:
+    cut, stopped = cut_at_first(text, stops)
+
+    assert text.startswith(cut)
+    assert stopped is any(stop in text for stop in stops)
+    assert stopped is any(text[len(cut) :].startswith(stop) for stop in stops)
+    assert not any(stop in cut for stop in stops)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "is_finished"),
+    [([97, 98], "ab", False), ([97, 1], "a", True), ([97, 98, 99], "abc", True), ([97, 33], "a!", True)],
+)
+def test_an_end_token_or_the_maximum_ends_an_answer(tokens: list[int], text: str, is_finished: bool) -> None:
+    stop = StopConditions({1, 33}, max_gen_toks=3, kept_token_ids={33})
+    answer = AnswerExtractor(TokenizerAdapter(Letters()), GenerationParams()).begin()
+
+    finished = [stop.add_token(answer, token) for token in tokens]
+
+    assert finished == [False] * (len(tokens) - 1) + [is_finished]
+    assert answer.text() == text

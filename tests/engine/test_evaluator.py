@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,19 @@ import pytest
 
 from birdie_zmq import Model
 from birdie_zmq.engine.backend import Backend
-from birdie_zmq.engine.evaluator import Evaluator, ItemFailed
+from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import BirdieError, NonFiniteLogits, RequestError, TokenizerError, TokenOutOfVocabulary
 from birdie_zmq.types import (
-    Answers,
     ChatWork,
     GenerateWork,
     GenerationParams,
-    Level,
     LogLikelihoodWork,
-    RollingScores,
     RollingWork,
-    Scores,
     StepLimits,
-    Texts,
 )
 
 MAX_LENGTH = 48
@@ -59,8 +55,8 @@ class Letters:
 
 
 @dataclass
-class RecordingListener:
-    """A listener that records everything, and rejects a second answer to an item."""
+class Recording:
+    """What an evaluator yields; it rejects a second answer to an item, and a compilation without an end."""
 
     answers: dict[int, Any] = field(default_factory=dict)
     steps: list[list[int]] = field(default_factory=list)
@@ -68,32 +64,24 @@ class RecordingListener:
     phases: list[str] = field(default_factory=list)
     calls: int = 0
 
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        assert len(indices) == len(answers)
-        assert self.answers.keys().isdisjoint(indices)
-        self.steps.append(sorted(indices))
-        match answers:
-            case Scores(loglikelihoods=loglikelihoods, greedy=greedy):
-                values: list[Any] = list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True))
-            case RollingScores(loglikelihoods=loglikelihoods):
-                values = loglikelihoods.tolist()
-            case Texts(texts=texts):
-                values = texts
-            case other:
-                raise AssertionError(f"an evaluator does not return a {type(other).__name__}")
-        self.answers.update(zip(indices, values, strict=True))
-
-    def notice(self, level: Level, text: str) -> None:
-        self.notices.append(f"{level}: {text}")
-
-    def compiling(self, detail: str) -> None:
-        self.phases.append(f"compiling {detail}")
-
-    def running(self) -> None:
-        self.phases.append("running")
-
-    def step(self) -> None:
-        self.calls += 1
+    def record(self, events: Iterable[Event]) -> Recording:
+        """Record all events."""
+        for event in events:
+            match event:
+                case StepStarting(new_shapes=shapes):
+                    self.calls += 1
+                    self.phases += [f"compiling {', '.join(f'{rows} x {length}' for rows, length in shapes)}"] * bool(
+                        shapes
+                    )
+                case CompilationFinished():
+                    self.phases.append("running")
+                case Notice(level=level, text=text):
+                    self.notices.append(f"{level}: {text}")
+                case Answered(indices=indices, answers=answers):
+                    assert self.answers.keys().isdisjoint(indices)
+                    self.steps.append(sorted(indices))
+                    self.answers.update(zip(indices, answers, strict=True))
+        return self
 
     @property
     def in_order(self) -> list[Any]:
@@ -111,27 +99,19 @@ def evaluator_for(returned: object, tokenizer: object | None = None, max_length:
     return evaluator_of(JaxBackend(resolve(returned), max_length), tokenizer, max_length)
 
 
-def loglikelihood(
-    evaluator: Evaluator, pairs: list[tuple[str, str]], limits: StepLimits = AUTOMATIC
-) -> RecordingListener:
-    listener = RecordingListener()
-    evaluator.loglikelihood(LogLikelihoodWork(pairs=pairs), limits, listener)
-    return listener
+def loglikelihood(evaluator: Evaluator, pairs: list[tuple[str, str]], limits: StepLimits = AUTOMATIC) -> Recording:
+    return Recording().record(evaluator.answer(LogLikelihoodWork(pairs=pairs), limits))
 
 
-def rolling(evaluator: Evaluator, texts: list[str], limits: StepLimits = AUTOMATIC) -> RecordingListener:
-    listener = RecordingListener()
-    evaluator.rolling(RollingWork(texts=texts), limits, listener)
-    return listener
+def rolling(evaluator: Evaluator, texts: list[str], limits: StepLimits = AUTOMATIC) -> Recording:
+    return Recording().record(evaluator.answer(RollingWork(texts=texts), limits))
 
 
 def generate(
     evaluator: Evaluator, prompts: list[str], *until: str, max_gen_toks: int = 16, limits: StepLimits = AUTOMATIC
-) -> RecordingListener:
-    listener = RecordingListener()
+) -> Recording:
     settings = GenerationParams(until=until, max_gen_toks=max_gen_toks)
-    evaluator.generate(GenerateWork(prompts=prompts, settings=settings), limits, listener)
-    return listener
+    return Recording().record(evaluator.answer(GenerateWork(prompts=prompts, settings=settings), limits))
 
 
 # --- The decoder ------------------------------------------------------------------------------------------------------
@@ -242,15 +222,15 @@ def test_a_continuation_is_greedy_if_all_its_tokens_are(evaluator: Evaluator, di
     unlikely = [likely[:i] + "!" + likely[i + 1 :] for i in (0, 5)]
     assert "!" not in likely
 
-    listener = loglikelihood(evaluator, [(QUESTION, text) for text in [likely, likely[:1], *unlikely]])
+    recording = loglikelihood(evaluator, [(QUESTION, text) for text in [likely, likely[:1], *unlikely]])
 
-    assert [greedy for _, greedy in listener.in_order] == [True, True, False, False]
+    assert [greedy for _, greedy in recording.in_order] == [True, True, False, False]
 
 
 def test_an_empty_continuation_has_probability_one_and_needs_no_step(evaluator: Evaluator) -> None:
-    listener = loglikelihood(evaluator, [("a", ""), ("", "")])
+    recording = loglikelihood(evaluator, [("a", ""), ("", "")])
 
-    assert listener.in_order == [(0.0, True), (0.0, True)]
+    assert recording.in_order == [(0.0, True), (0.0, True)]
     assert (evaluator.report.requests, evaluator.report.steps) == (2, 0)
 
 
@@ -359,15 +339,21 @@ def test_text_ends_after_max_gen_toks(reciting_evaluator: Callable[[str], Evalua
     assert generate(reciting_evaluator("hello world"), [""], max_gen_toks=count).in_order == ["hello world"[:count]]
 
 
+def test_texts_that_end_in_the_same_step_are_answered_together(
+    reciting_evaluator: Callable[[str], Evaluator],
+) -> None:
+    assert generate(reciting_evaluator("hello world"), ["a", "b", "bcd"], max_gen_toks=4).steps == [[0, 1, 2]]
+
+
 def test_each_row_stops_independently_and_is_not_computed_afterwards(
     reciting_evaluator: Callable[[str], Evaluator],
 ) -> None:
     evaluator = reciting_evaluator("hello world")
 
-    listener = generate(evaluator, ["a", "bcd", "efghijkl"])
+    recording = generate(evaluator, ["a", "bcd", "efghijkl"])
 
-    assert listener.in_order == ["hello world", "llo world", "orld"]
-    assert listener.steps == [[2], [1], [0]]
+    assert recording.in_order == ["hello world", "llo world", "orld"]
+    assert recording.steps == [[2], [1], [0]]
     # Each token, EOS included, computes its whole row once: from the prompt up to the whole text.
     assert evaluator.report.steps == 12
     assert evaluator.report.tokens_requested == sum(map(sum, (range(1, 13), range(3, 13), range(8, 13))))
@@ -511,16 +497,37 @@ def test_smaller_steps_after_out_of_memory_are_reported() -> None:
             logits = logits + huge[0, first, first]
         return logits
 
-    listener = rolling(evaluator_for((out_of_memory, 0.0)), ["a", "b"])
+    recording = rolling(evaluator_for((out_of_memory, 0.0)), ["a", "b"])
 
-    (notice,) = listener.notices
+    (notice,) = recording.notices
     assert notice.startswith("warning: the device is out of memory for ")
     assert notice.endswith("; retrying with steps of at most 512 tokens")
-    assert listener.in_order == pytest.approx([-np.log(VOCABULARY)] * 2, abs=1e-5)
+    assert recording.in_order == pytest.approx([-np.log(VOCABULARY)] * 2, abs=1e-5)
 
 
 def test_answers_arrive_step_by_step_longest_first(evaluator: Evaluator) -> None:
     assert rolling(evaluator, TEXTS, StepLimits(rows=2)).steps == [[1, 2], [0]]
+
+
+def test_the_next_step_is_submitted_before_the_answers_of_the_last_one(backend: JaxBackend) -> None:
+    events = [*evaluator_of(backend).answer(RollingWork(texts=TEXTS), StepLimits(rows=2))]
+
+    kinds = [type(event) for event in events if not isinstance(event, CompilationFinished)]
+    assert kinds == [StepStarting, StepStarting, Answered, Answered]
+
+
+def test_a_closed_stream_computes_no_further_step(backend: JaxBackend) -> None:
+    evaluator = evaluator_of(backend)
+    events = evaluator.answer(RollingWork(texts=TEXTS), StepLimits(rows=1))
+    assert isinstance(next(events), StepStarting)
+    assert evaluator.report.steps == 0, "the event comes before the call"
+    next(event for event in events if isinstance(event, StepStarting))
+
+    events.close()
+
+    assert evaluator.report.steps == 1
+    assert evaluator.report.step_seconds > 0
+    assert len(rolling(evaluator, TEXTS).in_order) == len(TEXTS), "the evaluator answers other work"
 
 
 def test_only_a_new_shape_reports_a_compilation() -> None:
@@ -562,7 +569,7 @@ def test_requests_that_fit_exactly_are_not_truncated(evaluator: Evaluator) -> No
 # --- Requests that cannot be answered ---------------------------------------------------------------------------------
 
 
-def failure(function: Callable[..., RecordingListener], *arguments: Any, **keywords: Any) -> tuple[int, BirdieError]:
+def failure(function: Callable[..., Recording], *arguments: Any, **keywords: Any) -> tuple[int, BirdieError]:
     """Return the failed item and its error."""
     with pytest.raises(ItemFailed) as caught:
         function(*arguments, **keywords)
@@ -585,7 +592,7 @@ def small_vocabulary() -> Evaluator:
     ],
 )
 def test_a_token_out_of_the_vocabulary_fails_its_item(
-    small_vocabulary: Evaluator, function: Callable[..., RecordingListener], items: list[Any]
+    small_vocabulary: Evaluator, function: Callable[..., Recording], items: list[Any]
 ) -> None:
     index, error = failure(function, small_vocabulary, items)
 
@@ -604,7 +611,7 @@ def test_a_token_out_of_the_vocabulary_fails_its_item(
     ],
 )
 def test_a_text_that_the_tokenizer_cannot_encode_fails_its_item_with_the_cause(
-    evaluator: Evaluator, function: Callable[..., RecordingListener], items: list[Any]
+    evaluator: Evaluator, function: Callable[..., Recording], items: list[Any]
 ) -> None:
     index, error = failure(function, evaluator, items)
 
@@ -645,9 +652,7 @@ def test_a_tokenizer_that_fails_on_all_items_together_only_is_reported() -> None
         (generate, ["a", "bc", "a!"]),
     ],
 )
-def test_non_finite_logits_fail_their_item(
-    function: Callable[..., RecordingListener], items: list[Any], value: float
-) -> None:
+def test_non_finite_logits_fail_their_item(function: Callable[..., Recording], items: list[Any], value: float) -> None:
     def stumbles(tokens: Any) -> Any:
         return uniform(tokens).at[..., 3].set(jnp.where(tokens == ord("!"), value, 0.0))
 
@@ -690,11 +695,11 @@ def test_answers_before_a_failure_are_kept() -> None:
     def stumbles(tokens: Any) -> Any:
         return jnp.where((tokens == ord("!"))[..., None], jnp.nan, uniform(tokens))
 
-    listener = RecordingListener()
+    recording = Recording()
     with pytest.raises(ItemFailed):
-        evaluator_for(stumbles).rolling(RollingWork(texts=["a!b", "c" * 30]), StepLimits(rows=1), listener)
+        recording.record(evaluator_for(stumbles).answer(RollingWork(texts=["a!b", "c" * 30]), StepLimits(rows=1)))
 
-    assert list(listener.answers) == [1]
+    assert list(recording.answers) == [1]
 
 
 # --- Chat -------------------------------------------------------------------------------------------------------------
@@ -709,14 +714,13 @@ class Chatty(Letters):
 
 def test_each_conversation_is_rendered_by_the_tokenizer(backend: JaxBackend) -> None:
     conversations = [[{"role": "user", "content": text}] for text in ("Hi", "Ho")]
-    listener = RecordingListener()
-
     work = ChatWork(conversations=conversations, add_generation_prompt=True)
-    evaluator_of(backend, Chatty()).render_chat(work, listener)
 
-    assert listener.in_order == ["Hi|", "Ho|"]
+    rendered = Recording().record(evaluator_of(backend, Chatty()).answer(work, AUTOMATIC))
+
+    assert rendered.in_order == ["Hi|", "Ho|"]
 
 
 def test_conversations_without_a_chat_template_are_rejected(evaluator: Evaluator) -> None:
     with pytest.raises(TokenizerError, match="the Letters has neither"):
-        evaluator.render_chat(ChatWork(conversations=[[]], add_generation_prompt=True), RecordingListener())
+        list(evaluator.answer(ChatWork(conversations=[[]], add_generation_prompt=True), AUTOMATIC))

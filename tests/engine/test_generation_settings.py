@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from birdie_zmq.engine.backend import TokenChoice
+from birdie_zmq.engine.detokenizer import StopConditions
 from birdie_zmq.engine.generation_settings import GenerationSettings, generation_settings
 from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
@@ -52,7 +54,7 @@ def settings_for(
 
 
 def test_plain_parameters_process_nothing() -> None:
-    assert settings_for() == GenerationSettings(None, None, frozenset({1, 2}), frozenset(), ())
+    assert settings_for() == GenerationSettings(TokenChoice(), StopConditions(frozenset({1, 2}), 256, frozenset()), ())
 
 
 @pytest.mark.parametrize(
@@ -69,8 +71,8 @@ def test_plain_parameters_process_nothing() -> None:
 def test_tokens_that_end_an_answer(logits: dict[str, Any], ends: set[int], kept: set[int]) -> None:
     found = settings_for(**logits)
 
-    assert set(found.end_token_ids) == ends
-    assert set(found.kept_token_ids) == kept
+    assert set(found.stop.eos_token_ids) == ends
+    assert set(found.stop.kept_token_ids) == kept
     assert not found.notices
 
 
@@ -88,7 +90,7 @@ def test_options_become_one_processing() -> None:
         frequency_penalty=0.25,
     )
 
-    assert found.processing == LogitsProcessing(
+    assert found.choice.processing == LogitsProcessing(
         bias=((6, 1.0), (7, 2.0)),
         forbidden=(3, 4),  # an EOS token is no bad word, as in transformers
         forbidden_first=(5,),
@@ -102,7 +104,7 @@ def test_options_become_one_processing() -> None:
 
 
 def test_a_minimum_without_any_end_token_changes_nothing() -> None:
-    assert settings_for(ignore_eos=True, min_new_tokens=3).processing is None
+    assert settings_for(ignore_eos=True, min_new_tokens=3).choice.processing is None
 
 
 def test_a_token_outside_the_vocabulary_is_an_error() -> None:
@@ -112,10 +114,10 @@ def test_a_token_outside_the_vocabulary_is_an_error() -> None:
 
 @pytest.mark.parametrize("logits", [{}, {"min_new_tokens": 2}])
 def test_a_tokenizer_without_eos_is_warned_of(logits: dict[str, Any]) -> None:
-    ((level, text),) = settings_for(WithoutEos(), **logits).notices
+    (notice,) = settings_for(WithoutEos(), **logits).notices
 
-    assert level == "warning"
-    assert "ends only at a stop string or after max_gen_toks tokens" in text
+    assert notice.level == "warning"
+    assert "ends only at a stop string or after max_gen_toks tokens" in notice.text
 
 
 @pytest.mark.parametrize("logits", [{"eos_token_id": (3,)}, {"stop_token_ids": (3,)}, {"ignore_eos": True}])
@@ -142,14 +144,14 @@ CONFIG = {
 def test_the_checkpoints_options_apply_to_greedy_texts() -> None:
     found = settings_for(Tokens(CONFIG))
 
-    assert found.sampling is None
-    assert found.processing == LogitsProcessing(
+    assert found.choice.sampling is None
+    assert found.choice.processing == LogitsProcessing(
         bias=((5, -1.0),), forbidden=(3, 4), end_tokens=(1, 2), min_new_tokens=2, repetition_penalty=1.3
     )
-    ((level, text),) = found.notices
-    assert level == "info"
-    assert "repetition_penalty=1.3" in text
-    assert "temperature" not in text
+    (notice,) = found.notices
+    assert notice.level == "info"
+    assert "repetition_penalty=1.3" in notice.text
+    assert "temperature" not in notice.text
 
 
 def test_a_request_takes_precedence_over_the_checkpoint() -> None:
@@ -157,7 +159,7 @@ def test_a_request_takes_precedence_over_the_checkpoint() -> None:
 
     found = settings_for(Tokens(CONFIG), given=given, sequence_bias=((6, 1.0),))
 
-    assert found.processing == LogitsProcessing(bias=((6, 1.0),))
+    assert found.choice.processing == LogitsProcessing(bias=((6, 1.0),))
     assert not found.notices
 
 
@@ -166,7 +168,7 @@ def test_the_checkpoints_sampling_options_apply_to_sampled_requests_that_leave_t
 
     found = settings_for(Tokens(config), sampling=SamplingParams(temperature=2.0), given=("temperature",))
 
-    assert found.sampling == SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
+    assert found.choice.sampling == SamplingParams(temperature=2.0, top_k=20, top_p=0.9)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +187,10 @@ def test_what_is_not_applied_is_warned_of_by_name_and_value(config: dict[str, An
     found = settings_for(Tokens(config), sampling=SamplingParams() if sampled else None, given=())
 
     ((name, value),) = config.items()
-    ((level, text),) = found.notices
-    assert level == "warning"
-    assert f"sets {name}={value!r}, which hf applies and birdie-zmq does not" in text
-    assert found.processing is None
+    (notice,) = found.notices
+    assert notice.level == "warning"
+    assert f"sets {name}={value!r}, which hf applies and birdie-zmq does not" in notice.text
+    assert found.choice.processing is None
 
 
 def test_a_neutral_value_of_the_request_silences_the_warning() -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.evaluator import Evaluator, ItemFailed
+from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.events import ItemFailed
 from birdie_zmq.engine.jax import position_head
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
@@ -26,7 +27,7 @@ from tests.engine.test_evaluator import (
     MAX_LENGTH,
     VOCABULARY,
     Letters,
-    RecordingListener,
+    Recording,
     evaluator_for,
     evaluator_of,
     generate,
@@ -168,10 +169,9 @@ def test_masked_tokens_are_never_generated(kind: str) -> None:
         SamplingParams(temperature=5.0),
         SamplingParams(temperature=5.0, top_k=250, top_p=0.999, min_p=1e-9),
     ):
-        listener = RecordingListener()
         settings = GenerationParams(until=(), max_gen_toks=8, sampling=sampling)
-        evaluator.generate(GenerateWork(prompts=prompts, settings=settings, keys=[1, 2, 3, 4]), StepLimits(), listener)
-        for text in listener.in_order:
+        work = GenerateWork(prompts=prompts, settings=settings, keys=[1, 2, 3, 4])
+        for text in Recording().record(evaluator.answer(work, StepLimits())).in_order:
             assert len(text) == 8  # none is EOS, which has no text
             assert not any(MASKED[ord(character)] for character in text)
 
@@ -200,7 +200,7 @@ def test_nan_plus_infinity_and_a_row_without_tokens_end_the_run(kind: str, value
     else:
         evaluator = evaluator_for((stumbles, FULL.params))
 
-    calls: list[Callable[[], RecordingListener]] = [
+    calls: list[Callable[[], Recording]] = [
         lambda: loglikelihood(evaluator, [("a", "B"), ("a", "b"), ("a!", "b")]),
         lambda: rolling(evaluator, ["aB", "ab", "a!b"]),
         lambda: generate(evaluator, ["aB", "ab", "a!"], max_gen_toks=2),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,13 +15,15 @@ import numpy.typing as npt
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.counters import Counters
+from birdie_zmq.engine.backend import PendingScores
+from birdie_zmq.engine.events import Answered, ItemFailed, Notice
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.model_runner import ModelRunner
 from birdie_zmq.engine.planning.execution_mode import FORKS, TREES, ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
-from birdie_zmq.engine.scoring import IdleClock, NonFiniteScore, score
+from birdie_zmq.engine.scoring import score
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.llama import Llama
@@ -109,8 +110,7 @@ class Run:
     greedy: npt.NDArray[np.bool_]
     steps: list[Step] = field(default_factory=list)
     finished: list[list[int]] = field(default_factory=list)
-    errors: list[OutOfDeviceMemory] = field(default_factory=list)
-    counters: Counters = field(default_factory=Counters)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def computed(self) -> int:
@@ -119,23 +119,26 @@ class Run:
 
 def run(backend: JaxBackend, items: Sequence[ScoredSequence], limits: StepLimits = PAIRS) -> Run:
     done = Run(np.full(len(items), np.nan), np.zeros(len(items), np.bool_))
+    runner = ModelRunner(backend, MAX_LENGTH)
+    submit = backend.submit
 
-    def buckets() -> Buckets:
-        return Buckets(MAX_LENGTH, backend.vocab_size if backend.makes_logits else 0, backend.budget, limits)
-
-    def on_step(step: Step) -> AbstractContextManager[None]:
-        assert step.shape in backend.pair_mode.shapes(buckets())
+    def recorded(step: Step) -> PendingScores:
+        assert step.shape in runner.counters.possible_shapes
         done.steps.append(step)
-        return nullcontext()
+        return submit(step)
 
-    for numbers, loglikelihoods, greedy in score(
-        backend, backend.pair_mode, items, buckets, on_step, done.counters, IdleClock(), done.errors.append
-    ):
-        assert np.isnan(done.loglikelihoods[numbers]).all(), "a request is finished once"
-        done.loglikelihoods[numbers], done.greedy[numbers] = loglikelihoods, greedy
-        done.finished.append(numbers)
-    assert done.counters.remaining == 0
-    assert done.errors or done.counters.done == done.counters.planned, "everything that was planned is done"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "submit", recorded)
+        for event in score(runner, backend.pair_mode, [[item] for item in items], limits, with_greedy=True):
+            match event:
+                case Answered(indices=numbers, answers=answers):
+                    assert np.isnan(done.loglikelihoods[numbers]).all(), "a request is finished once"
+                    for number, answer in zip(numbers, answers, strict=True):
+                        assert isinstance(answer, tuple)
+                        done.loglikelihoods[number], done.greedy[number] = answer
+                    done.finished.append(list(numbers))
+                case Notice(text=text):
+                    done.notices.append(text)
     return done
 
 
@@ -173,7 +176,7 @@ def test_scores_equal_those_of_each_request_alone_batch_after_batch(variant: Var
         assert done.loglikelihoods.tolist() == pytest.approx(variant.alone(items), abs=TOLERANCE_NATS)
         assert sorted(number for numbers in done.finished for number in numbers) == list(range(len(items)))
         if variant.backend.pair_mode.decodes_with_cache:
-            assert PREFIX.tobytes() in variant.backend.cached_prefixes()
+            assert variant.backend.cached_prefixes()[PREFIX.tobytes()] >= len(PREFIX)
     assert done.greedy[-2:].tolist() == [True, False]
 
 
@@ -217,10 +220,10 @@ def test_a_request_with_non_finite_logits_is_reported_by_its_number() -> None:
     backend = JaxBackend(resolve((nan_after_three, 0.0)), MAX_LENGTH)
     items = [ScoredSequence(tokens_of(text), 1) for text in ([1, 2], [1, 3, 4, 5], [1, 3, 5], [1, 2, 3])]
 
-    with pytest.raises(NonFiniteScore) as caught:
+    with pytest.raises(ItemFailed) as caught:
         run(backend, items)
 
-    assert caught.value.number == 2
+    assert caught.value.index == 2
 
 
 TOO_LARGE = (1, 1 << 25, 1 << 25)
@@ -259,8 +262,9 @@ def test_steps_are_halved_until_they_fit_into_device_memory() -> None:
     direct = [float(logprobs[item.row[list(item.positions)], item.targets].sum()) for item in items]
     assert done.loglikelihoods.tolist() == pytest.approx(direct, abs=1e-5)
     assert backend.budget.tokens == 32
-    assert len(done.errors) == 2
-    assert "the device is out of memory for" in done.errors[0].message
+    assert len(done.notices) == 2
+    assert "the device is out of memory for" in done.notices[0]
+    assert done.notices[0].endswith("; retrying with steps of at most 64 tokens")
     assert sorted(number for numbers in done.finished for number in numbers) == list(range(len(items)))
 
 
@@ -271,7 +275,7 @@ def test_scores_before_out_of_memory_are_not_computed_again() -> None:
 
     done = run(backend, items, StepLimits())
 
-    assert len(done.errors) == 1
+    assert len(done.notices) == 1
     assert [step.shape for step in done.steps] == [(2, 24), (2, 24), (4, 16), (2, 16), (2, 16)]
     assert not np.isnan(done.loglikelihoods).any()
 
@@ -283,46 +287,3 @@ def test_out_of_memory_in_the_smallest_step_is_raised() -> None:
         run(backend, batch(8, EMPTY_PREFIX))
 
     assert backend.budget.tokens == 16
-
-
-# --- Idle time --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class ManualClock:
-    """A clock that is set by the test."""
-
-    now: float = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_idle_seconds_are_between_the_end_of_a_step_and_the_next_step() -> None:
-    time = ManualClock()
-    clock = IdleClock(time)
-    for event, seconds in [
-        (clock.busy, 5.0),  # before the first step there was no work
-        (clock.busy, 3.0),
-        (clock.idle, 1.0),
-        (clock.busy, 0.25),
-        (clock.idle, 4.0),
-        (clock.busy, 0.5),
-        (clock.busy, 8.0),
-    ]:
-        time.now += seconds
-        event()
-
-    assert clock.seconds == 0.25 + 0.5
-
-
-def test_a_pause_is_not_idle_time() -> None:
-    time = ManualClock()
-    clock = IdleClock(time)
-    clock.busy()
-    clock.idle()
-    clock.pause()
-    time.now += 60
-    clock.busy()
-
-    assert clock.seconds == 0.0

@@ -15,6 +15,7 @@ import pytest
 from birdie_zmq import Model
 from birdie_zmq.engine.backend import GREEDY, Decoding, NextTokens, TokenChoice
 from birdie_zmq.engine.evaluator import Evaluator
+from birdie_zmq.engine.events import Answered, Notice
 from birdie_zmq.engine.generation import narrowed_row_counts
 from birdie_zmq.engine.jax import backend as jax_backend
 from birdie_zmq.engine.jax import memory
@@ -23,22 +24,11 @@ from birdie_zmq.engine.jax.decoding import JaxDecoding
 from birdie_zmq.engine.jax.sampling import SamplingKeys, key_data, sample, sampling_arrays
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.progress_reporter import ProgressReporter
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.types import (
-    Answers,
-    GenerateWork,
-    GenerationParams,
-    Level,
-    LogLikelihoodWork,
-    ProgressDelta,
-    SamplingParams,
-    StepLimits,
-    Texts,
-)
+from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, SamplingParams, StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
 
@@ -84,32 +74,6 @@ class RecordingBackend(JaxBackend):
         return Alphabet().decode(tokens[begin:])
 
 
-class RecordingListener:
-    """Records the texts by the index of their prompt, in order of arrival."""
-
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
-        if isinstance(answers, Texts):
-            for index, text in zip(indices, answers.texts, strict=True):
-                assert index not in self.texts
-                self.texts[index] = text
-
-    def __init__(self) -> None:
-        self.texts: dict[int, str] = {}
-        self.notices: list[str] = []
-
-    def notice(self, level: Level, text: str) -> None:
-        self.notices.append(text)
-
-    def compiling(self, detail: str) -> None:
-        pass
-
-    def running(self) -> None:
-        pass
-
-    def step(self) -> None:
-        pass
-
-
 def llama() -> Model:
     architecture = Llama(
         vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, max_length=MAX_LENGTH
@@ -132,6 +96,25 @@ def evaluator_of(backend: RecordingBackend, eos_token_id: int | None = None) -> 
     return Evaluator(TokenizerAdapter(Alphabet(eos_token_id)), backend, MAX_LENGTH)
 
 
+def texts_and_notices(evaluator: Evaluator, work: GenerateWork, **limits: Any) -> tuple[list[str], list[str]]:
+    """Return the texts in the order of their prompts, and the texts of all notices."""
+    texts: dict[int, Any] = {}
+    notices = []
+    for event in evaluator.answer(work, StepLimits(**limits)):
+        match event:
+            case Answered(indices=indices, answers=answers):
+                assert texts.keys().isdisjoint(indices)
+                texts.update(zip(indices, answers, strict=True))
+            case Notice(text=text):
+                notices.append(text)
+    return [texts[index] for index in range(len(work))], notices
+
+
+def score(evaluator: Evaluator, pairs: list[tuple[str, str]], **limits: Any) -> None:
+    for _ in evaluator.answer(LogLikelihoodWork(pairs=pairs), StepLimits(**limits)):
+        pass
+
+
 def generate(
     evaluator: Evaluator, prompts: Sequence[str], *until: str, max_gen_toks: int = 9, **limits: Any
 ) -> list[str]:
@@ -149,14 +132,13 @@ def generate_texts(
     **limits: Any,
 ) -> list[str]:
     """Return the texts in the order of their prompts; `notices` are fragments of the expected notices."""
-    listener = RecordingListener()
     settings = GenerationParams(until=until, max_gen_toks=max_gen_toks, sampling=sampling)
     work = GenerateWork(prompts=list(prompts), settings=settings, keys=list(keys))
-    evaluator.generate(work, StepLimits(**limits), listener)
-    found = [notice for notice in listener.notices if "has no EOS token" not in notice]
+    texts, found = texts_and_notices(evaluator, work, **limits)
+    found = [notice for notice in found if "has no EOS token" not in notice]
     assert len(found) == len(notices)
     assert all(part in notice for part, notice in zip(notices, found, strict=True))
-    return [listener.texts[index] for index in range(len(prompts))]
+    return texts
 
 
 PROMPTS = ["abc", "a", "", "xyzABCxyzABCxyzABCxyzABC", "hello", "hell", "qqqqqqqqqqqqqqqqq"]
@@ -219,7 +201,7 @@ def test_long_prompts_with_a_cached_prefix_are_continued_correctly(backend: Reco
     evaluator = evaluator_of(backend)
     pairs = [(prefix + letter, "ab") for letter in "abcd"]
     try:
-        evaluator.loglikelihood(LogLikelihoodWork(pairs=pairs), StepLimits(rows=2), RecordingListener())
+        score(evaluator, pairs, rows=2)
         # The longest prompt has 246 tokens to prefill, and a state holds 256: no chunk may be written beyond it.
         prompts = [prefix + "x", *(prefix + (letter * 7 + LETTERS * 4)[:147] for letter in "abcdef")]
         texts = generate(evaluator, prompts, max_gen_toks=4)
@@ -271,7 +253,7 @@ def test_evicted_prefix_is_prefilled_again(backend: RecordingBackend) -> None:
         backend._prefix_cache._limit_bytes = 0
         first = generate(evaluator_of(backend), prompts, max_gen_toks=4)
         scored = [(shots + "xyz" * 9 + letter, "ab") for letter in "abcd"]
-        evaluator_of(backend).loglikelihood(LogLikelihoodWork(pairs=scored), StepLimits(), RecordingListener())
+        score(evaluator_of(backend), scored)
         again = generate(evaluator_of(backend), prompts, max_gen_toks=4)
     finally:
         backend.budget, backend._prefix_cache._limit_bytes = before, limit
@@ -458,8 +440,6 @@ def test_model_with_logits_alone_samples_the_same_texts(backend: RecordingBacken
     texts = generate_texts(evaluator, PROMPTS, sampling=WARM, keys=KEYS, notices=["the model has no state"])
 
     assert texts == generate_texts(evaluator_of(backend), PROMPTS, sampling=WARM, keys=KEYS)
-    # The notice is sent once.
-    assert generate_texts(evaluator, PROMPTS[:2], max_gen_toks=2) == [backend.continuation(p, 2) for p in PROMPTS[:2]]
 
 
 def test_first_tokens_follow_the_distribution_of_the_model(backend: RecordingBackend) -> None:
@@ -483,34 +463,3 @@ def test_first_tokens_follow_the_distribution_of_the_model(backend: RecordingBac
     # Five standard deviations: without top_p more than a fifth of the tokens would be others.
     deviations = np.sqrt(count * likelihood * (1 - likelihood))
     assert (np.abs(found - count * likelihood) <= 5 * deviations).all()
-
-
-def test_lengths_of_active_and_finished_texts_are_reported(backend: RecordingBackend) -> None:
-    """Six prompts, four at a time, each of which ends after at most five tokens."""
-
-    class ProgressListener(RecordingListener):
-        def answered(self, indices: Sequence[int], answers: Answers) -> None:
-            super().answered(indices, answers)
-            deltas.append(since.since_last())
-
-        def step(self) -> None:
-            deltas.append(since.since_last())
-
-    deltas: list[ProgressDelta] = []
-    evaluator = evaluator_of(backend)
-    since = ProgressReporter(evaluator)
-    how = GenerationParams(max_gen_toks=5)
-    evaluator.generate(
-        GenerateWork(prompts=list("abcdef"), settings=how, keys=[]), StepLimits(rows=4), ProgressListener()
-    )
-    finished_lengths = [length for delta in deltas for length in delta.finished_lengths]
-    assert len(finished_lengths) == 6
-    assert max(finished_lengths) <= 5
-    assert all(len(delta.active_lengths) <= 4 and max(delta.active_lengths, default=0) < 5 for delta in deltas)
-    assert max(len(delta.active_lengths) for delta in deltas) == 4
-    assert {delta.decode_rows for delta in deltas if delta.active_lengths} == {
-        4 if backend.pair_mode.decodes_with_cache else 1
-    }
-    assert deltas[-1].active_lengths == ()
-    assert deltas[-1].remaining == 0
-    assert sum(delta.computed.done for delta in deltas) > sum(delta.computed.planned for delta in deltas)

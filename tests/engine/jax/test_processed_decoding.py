@@ -25,7 +25,7 @@ from birdie_zmq.engine.logits_processing import (
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import OutOfDeviceMemory, RequestError
-from birdie_zmq.types import GenerateWork, GenerationParams, LogitsParams, SamplingParams, StepLimits
+from birdie_zmq.types import GenerateWork, GenerationParams, LogitsParams, SamplingParams
 from tests.engine.jax.test_decoding import (
     LETTERS,
     MAX_LENGTH,
@@ -33,8 +33,8 @@ from tests.engine.jax.test_decoding import (
     PROMPTS,
     Alphabet,
     RecordingBackend,
-    RecordingListener,
     evaluator_of,
+    texts_and_notices,
 )
 from tests.engine.recurrent import VOCABULARY
 from tests.engine.recurrent import logits as recurrent_logits
@@ -72,7 +72,7 @@ def backend(request: pytest.FixtureRequest) -> RecordingBackend:
 def processing_of(logits: LogitsParams) -> tuple[LogitsProcessing | None, frozenset[int]]:
     params = GenerationParams(logits=logits)
     settings = generation_settings(params, TokenizerAdapter(Alphabet(EOS)), VOCABULARY)
-    return settings.processing, settings.end_token_ids
+    return settings.choice.processing, frozenset(settings.stop.eos_token_ids)
 
 
 def plain_text(backend: RecordingBackend, prompt: str, logits: LogitsParams) -> str:
@@ -101,13 +101,11 @@ def generate(
     sampling: SamplingParams | None = None,
     **limits: Any,
 ) -> list[str]:
-    listener = RecordingListener()
     settings = GenerationParams(max_gen_toks=COUNT, sampling=sampling, logits=logits)
     keys = KEYS[: len(prompts)] if sampling else []
-    evaluator.generate(
-        GenerateWork(prompts=list(prompts), settings=settings, keys=keys), StepLimits(**limits), listener
-    )
-    return [listener.texts[index] for index in range(len(prompts))]
+    work = GenerateWork(prompts=list(prompts), settings=settings, keys=keys)
+    texts, _ = texts_and_notices(evaluator, work, **limits)
+    return texts
 
 
 @pytest.mark.parametrize(("name", "tokens_per_call"), [*((name, 5) for name in OPTIONS), ("all", 1)])
@@ -210,8 +208,8 @@ def test_a_token_that_the_model_does_not_have_is_named(backend: RecordingBackend
 
 
 def test_generation_without_eos_is_warned_of(backend: RecordingBackend) -> None:
-    listener = RecordingListener()
     work = GenerateWork(prompts=["a"], settings=GenerationParams(max_gen_toks=2))
-    evaluator_of(backend).generate(work, StepLimits(), listener)
 
-    assert [notice for notice in listener.notices if "has no EOS token" in notice]
+    _, notices = texts_and_notices(evaluator_of(backend), work)
+
+    assert [notice for notice in notices if "has no EOS token" in notice]

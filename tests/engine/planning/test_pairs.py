@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.evaluator import ItemFailed
+from birdie_zmq.engine.events import ItemFailed
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.errors import (
@@ -70,12 +70,12 @@ def test_each_pair_gets_the_score_of_the_model(limits: StepLimits) -> None:
     likely = chr(int(TABLE[ord("a"), :128].argmax()))
     table = TABLE.copy()
     table[ord("a"), ord(likely)] += 50  # one pair is greedy
-    listener = loglikelihood(evaluator_for(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), PAIRS, limits)
+    recording = loglikelihood(evaluator_for(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), PAIRS, limits)
     expected = [expected_score(*pair, has_own_score=True) for pair in PAIRS]
     np.testing.assert_allclose(
-        [value for value, _ in listener.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
+        [value for value, _ in recording.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
     )
-    assert [greedy for _, greedy in listener.in_order] == [greedy for _, greedy in expected]
+    assert [greedy for _, greedy in recording.in_order] == [greedy for _, greedy in expected]
     (greedy,) = loglikelihood(evaluator_for(Model(params=table, score=score)), [("xa", likely)]).in_order
     assert greedy[1]
 
@@ -158,12 +158,12 @@ def test_step_that_exceeds_device_memory_is_halved() -> None:
             return super().submit(step)
 
     backend = Small(resolve(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), MAX_LENGTH)
-    listener = loglikelihood(evaluator_of(backend), PAIRS)
-    assert len(listener.in_order) == len(PAIRS)
-    assert listener.in_order[0][0] == pytest.approx(
+    recording = loglikelihood(evaluator_of(backend), PAIRS)
+    assert len(recording.in_order) == len(PAIRS)
+    assert recording.in_order[0][0] == pytest.approx(
         expected_score(*PAIRS[0], has_own_score=True)[0], abs=TOLERANCE_NATS
     )
-    assert any("retrying with steps of at most" in notice for notice in listener.notices)
+    assert any("retrying with steps of at most" in notice for notice in recording.notices)
 
 
 def test_model_without_any_way_to_compute_is_rejected() -> None:
@@ -181,10 +181,10 @@ def numpy_score(params: Any, input_ids: Any, label_ids: Any, loss_mask: Any) -> 
 
 def test_row_backend_supports_score() -> None:
     backend = NumpyBackend(resolve(Model(params=TABLE, score=numpy_score, vocab_size=VOCABULARY)), MAX_LENGTH)
-    listener = loglikelihood(evaluator_of(backend), PAIRS)
+    recording = loglikelihood(evaluator_of(backend), PAIRS)
     expected = [expected_score(*pair, has_own_score=True) for pair in PAIRS]
     np.testing.assert_allclose(
-        [value for value, _ in listener.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
+        [value for value, _ in recording.in_order], [value for value, _ in expected], atol=TOLERANCE_NATS
     )
     with pytest.raises(UnsupportedRequest, match="needs logits"):
         rolling(evaluator_of(backend), ["a text"])

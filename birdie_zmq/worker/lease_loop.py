@@ -1,0 +1,167 @@
+"""The loop in which a model process computes leases, one after another, while the texts of the next one are encoded."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from typing import NoReturn
+
+import numpy as np
+
+from birdie_zmq.engine.distributed.process_group import ProcessGroupError
+from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
+from birdie_zmq.engine.request_encoding import Encoded
+from birdie_zmq.errors import BirdieError, InternalError
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.packing import pack_answers, unpack_work
+from birdie_zmq.types import ErrorReport, Work
+from birdie_zmq.worker.agent_connection import AgentConnection
+from birdie_zmq.worker.model_loader import ServedModel
+
+_PROGRESS_S = 0.5
+"""Minimum seconds between two progress reports, unless no lease waits."""
+
+_MAX_DETAIL_CHARACTERS = 1_000
+"""Maximum length of the detail of a phase, since a list of shapes is unbounded."""
+
+Inbox = queue.SimpleQueue[m.LoadModel | m.Lease]
+
+
+@dataclass(frozen=True)
+class _EncodedLease:
+    """A lease with its work, and with its encoded texts if they are to be scored, or with an error."""
+
+    lease: m.Lease
+    work: Work | Exception
+    encoded: Encoded | None = None
+
+
+class LeaseLoop:
+    """Computes leases and sends what happens to the agent.
+
+    Args:
+        served: The model.
+        connection: The connection to the agent.
+        inbox: The leases; another thread adds to them.
+        cancelled: The numbers of cancelled leases; another thread adds to them.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        connection: AgentConnection,
+        inbox: Inbox,
+        cancelled: set[int],
+    ) -> None:
+        self._served = served
+        self._connection = connection
+        self._inbox = inbox
+        self._cancelled = cancelled
+        self._encoded: queue.Queue[_EncodedLease] = queue.Queue(maxsize=1)
+        self._reported = served.evaluator.computed
+        self._reported_at = -math.inf
+
+    def run(self) -> NoReturn:
+        """Compute leases as they arrive.
+
+        Raises:
+            ProcessGroupError: The process group that holds the model has ended.
+        """
+        threading.Thread(target=self._encode_leases, daemon=True).start()
+        while True:
+            if not self._has_waiting_lease():
+                self._served.evaluator.pause_idle_clock()
+            self._answer(self._encoded.get())
+
+    def _has_waiting_lease(self) -> bool:
+        return not (self._inbox.empty() and self._encoded.empty())
+
+    def _encode_leases(self) -> None:
+        """Encode the next lease while the main thread computes, after checking that it is for this model."""
+        while True:
+            lease = self._inbox.get()
+            if not isinstance(lease, m.Lease):
+                continue
+            try:
+                self._served.check(lease.identity)
+                work = unpack_work(lease.work)
+                self._encoded.put(_EncodedLease(lease, work, self._served.evaluator.encode(work)))
+            except Exception as error:  # noqa: BLE001 - the main thread raises it again and reports it
+                self._encoded.put(_EncodedLease(lease, error))
+
+    def _answer(self, encoded: _EncodedLease) -> None:
+        """Compute a lease and report its end, unless it was cancelled."""
+        number = encoded.lease.lease
+        self._connection.count_step()
+        try:
+            if self._compute(encoded):
+                self._connection.send(m.LeaseDone(lease=number))
+        except ProcessGroupError:
+            raise
+        except ItemFailed as failure:
+            report = ErrorReport.of(failure.error)
+            self._connection.send(m.LeaseFailed(lease=number, error=report, index=failure.index))
+        except BirdieError as error:
+            self._connection.send(m.LeaseFailed(lease=number, error=ErrorReport.of(error)))
+        except Exception as error:  # noqa: BLE001 - any error must reach the user
+            self._connection.send(m.LeaseFailed(lease=number, error=internal_error(error)))
+        finally:
+            self._cancelled.discard(number)
+
+    def _compute(self, encoded: _EncodedLease) -> bool:
+        """Send the events of a lease; return False if it was cancelled, which is noticed before each step."""
+        lease = encoded.lease
+        if lease.lease in self._cancelled:
+            return False
+        if isinstance(encoded.work, Exception):
+            raise encoded.work
+        unanswered = len(lease.work)
+        with contextlib.closing(self._served.answer(encoded.work, lease.limits, encoded.encoded)) as events:
+            for event in events:
+                if lease.lease in self._cancelled:
+                    return False
+                if isinstance(event, Answered):
+                    unanswered -= len(event.indices)
+                self._send(lease, event, is_complete=not unanswered)
+        return True
+
+    def _send(self, lease: m.Lease, event: Event, *, is_complete: bool) -> None:
+        number = lease.lease
+        match event:
+            case StepStarting(new_shapes=shapes):
+                self._connection.count_step()
+                self._report_progress(number)
+                if shapes:
+                    detail = ", ".join(f"{rows} x {length}" for rows, length in shapes)
+                    self._connection.send(m.PhaseChanged(phase="compiling", detail=detail[:_MAX_DETAIL_CHARACTERS]))
+            case CompilationFinished():
+                self._connection.send(m.PhaseChanged(phase="running"))
+            case Notice(level=level, text=text):
+                self._connection.send(m.LeaseNotice(lease=number, level=level, text=text, once=True))
+            case Answered(indices=indices, answers=answers):
+                # Before the last answers of a run, since a client that has them all waits for nothing more.
+                self._report_progress(number, force=is_complete and not self._has_waiting_lease())
+                packed = pack_answers(lease.work.kind, answers)
+                self._connection.send(
+                    m.LeaseAnswered(lease=number, indices=np.asarray(indices, np.int32), answers=packed)
+                )
+
+    def _report_progress(self, lease: int, *, force: bool = False) -> None:
+        """Send what was computed since the last report, if that is long ago or the report is forced."""
+        now = time.monotonic()
+        if force or now - self._reported_at >= _PROGRESS_S:
+            before, self._reported = self._reported, self._served.evaluator.computed
+            self._reported_at = now
+            self._connection.send(m.LeaseProgressed(lease=lease, progress=self._reported.since(before)))
+
+
+def internal_error(error: Exception) -> ErrorReport:
+    """Describe an error that no part of this package expects."""
+    # The error's message may quote a text of a request, so it is in the traceback only, which goes to the run and no log.
+    text = f"birdie-zmq failed in the model process with {type(error).__name__}; see the traceback"
+    return ErrorReport.of(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))
