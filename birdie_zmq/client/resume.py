@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
 from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import RecordedAnswer, answer_key
 from birdie_zmq.settings import ClientSettings

@@ -22,8 +22,8 @@ from lm_eval.api.model import LM, CacheHook
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.batching import Prompt, assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.core import Job
 from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
@@ -147,7 +147,6 @@ class BirdieZMQ(LM):
             arguments.limits,
             self._settings,
             supervisor=self._embedded,
-            log=logger,
             key_file=arguments.key_file,
         )
 

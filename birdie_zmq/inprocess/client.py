@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress, combine_failures
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.progress import ProgressEstimator
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.engine.model_api import CheckpointFingerprint

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.core import Action, ClientCore, Deliver, FailCall, FailItem, Job, Log, ReportProgress, Send
+from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
+from birdie_zmq.client.core import ClientCore
+from birdie_zmq.client.job import Job
 from birdie_zmq.errors import (
     BirdieError,
     BrokerUnavailable,
@@ -124,9 +126,9 @@ def test_a_session_is_opened_before_work_is_sent() -> None:
     core = new_core()
 
     assert core.begin([job(0), job(1)], now=0.0) == [OPEN_SESSION]
-    assert not core.is_open
+    assert not core.session.is_open
     assert core.received(OPENED, now=0.1) == [PING, submit(0, 0), submit(1, 1)]
-    assert core.is_open
+    assert core.session.is_open
 
 
 def test_an_open_session_is_not_opened_again() -> None:
@@ -540,7 +542,7 @@ def test_model_switches_and_retries_are_summed_over_broker_restarts() -> None:
     core.received(OPENED, now=3.0)
     core.received(m.Pong(workers=1, model_switches=0, retries=4), now=4.0)
 
-    assert (core.model_switches, core.retries) == (3, 5)
+    assert (core.session.model_switches, core.session.retries) == (3, 5)
 
 
 def test_time_before_a_call_counts_for_no_timeout() -> None:
@@ -660,7 +662,7 @@ def test_a_short_call_is_split_for_the_workers(items: list[int], workers: int, e
     offsets = [0, *accumulate(items)]
     jobs = [job(*range(first, first + count)) for first, count in zip(offsets, items, strict=False)]
 
-    sent = texts_sent(core.begin(core.split_jobs(jobs), now=1.0))
+    sent = texts_sent(core.begin(jobs, now=1.0))
 
     assert [len(texts) for texts in sent] == pytest.approx(expected, abs=10)  # with about the same number of characters
     assert [text for texts in sent for text in texts] == [f"text {item}" for item in range(sum(items))]

@@ -11,7 +11,7 @@ import pytest
 
 from birdie_zmq.client.batching import rolling_jobs
 from birdie_zmq.client.client import Answer, Client, NameOf, OnAnswer, OnProgress
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
 from birdie_zmq.client.resume import ResumableClient

@@ -88,7 +88,6 @@ class Bench:
             arguments.limits,
             self._settings,
             supervisor=embedded,
-            log=logger,
             key_file=arguments.key_file,
         )
         self._resources.callback(client.close)
