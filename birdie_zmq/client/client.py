@@ -279,7 +279,7 @@ class _Call:
             return
         if now >= self._report_at or len(self._answers) == self.count:
             self._report_at = now + INTERVAL_S
-            self._on_progress(self._estimate.at(now))
+            self._on_progress(self._estimate.progress())
 
     def result(self) -> list[Answer]:
         """Return the answers by number.

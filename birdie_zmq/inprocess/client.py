@@ -140,7 +140,7 @@ class InProcessClient:
                 if on_progress is not None and (force or now - reported_at >= _PROGRESS_INTERVAL_S):
                     reported_at = now
                     estimate.progressed(reporter.since_last(), now)
-                    on_progress(estimate.at(now))
+                    on_progress(estimate.progress())
 
             for job in jobs:
                 remaining = job
