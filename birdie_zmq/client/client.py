@@ -151,7 +151,8 @@ class Client:
             count: The number of items.
             on_answer: Called with the number and the answer of each item as soon as it arrives.
             name_of: Returns the user's name for an item, for messages about an item that fails.
-            on_progress: Called with the progress of the call at most twice a second; None computes no progress.
+            on_progress: Called with the progress of the call at most twice a second, and at the end; None computes no
+                progress.
 
         Returns:
             The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
@@ -274,10 +275,10 @@ class _Call:
             self._estimate.progressed(computed, now)
 
     def report_progress(self, now: float) -> None:
-        """Report the progress to the caller, unless the last report is too recent; always after the last answer."""
+        """Report the progress to the caller, unless the last report is too recent; always at the end."""
         if self._on_progress is None or self._estimate is None:
             return
-        if now >= self._report_at or len(self._answers) == self.count:
+        if now >= self._report_at or len(self._answers) + len(self._failures) == self.count:
             self._report_at = now + INTERVAL_S
             self._on_progress(self._estimate.progress())
 

@@ -58,7 +58,6 @@ class Session:
 
     Attributes:
         phase: The phase of the session.
-        workers: Number of the broker's workers, 0 until it is known.
         model_switches: Number of model switches of the broker's workers while this client waited.
         retries: Number of retries after the death of a worker or model process while this client waited.
     """
