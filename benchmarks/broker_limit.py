@@ -20,7 +20,7 @@ import psutil
 
 from birdie_zmq._version import __version__
 from birdie_zmq.client import Client
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint

@@ -30,10 +30,10 @@ from typing import Any
 
 from benchmarks.simulated_workers import Pass, Worker, WorkerPool
 from birdie_zmq.client.batching import loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.client import Answer
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.bench.workloads import DEFAULT_WORKLOADS, Sizes, Workload, make_jobs, make_requests
+from birdie_zmq.types import Answer
 
 _MOST_WARM_UPS = 10
 _WARM_UP_ITEMS = (256, 48, 72, 100, 140)

@@ -23,9 +23,10 @@ from typing import Any, Self
 import psutil
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.client import Answer, Liveness
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.client import Liveness
+from birdie_zmq.client.job import Job
 from birdie_zmq.harness.model_args import parse_model_args
+from birdie_zmq.types import Answer
 
 _HEARTBEAT_S = 1.0
 _SNAPSHOT_S = 0.5

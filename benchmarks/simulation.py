@@ -31,7 +31,9 @@ import numpy as np
 
 from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable
-from birdie_zmq.client import core as client
+from birdie_zmq.client import actions
+from birdie_zmq.client.core import ClientCore
+from birdie_zmq.client.job import Job
 from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
@@ -252,9 +254,9 @@ class SimulatedClient:
         self.peer = f"client-{number}".encode()
         self.simulation = simulation
         self.answered = [0] * requests
-        self.core = client.ClientCore(MODEL, StepLimits(), ClientSettings(), "simulated")
+        self.core = ClientCore(MODEL, StepLimits(), ClientSettings(), "simulated")
         work = RollingWork(texts=["x" * simulation.characters] * ITEMS)
-        self._jobs = [client.Job(work, list(range(i, i + ITEMS))) for i in range(0, requests, ITEMS)]
+        self._jobs = [Job(work, list(range(i, i + ITEMS))) for i in range(0, requests, ITEMS)]
 
     def begin(self) -> None:
         """Submit all requests."""
@@ -271,18 +273,18 @@ class SimulatedClient:
         """Handle a message from the broker."""
         self.perform(self.core.received(message, self.simulation.clock.now))  # type: ignore[arg-type]
 
-    def perform(self, actions: Sequence[client.Action]) -> None:
+    def perform(self, performed: Sequence[actions.Action]) -> None:
         """Perform the actions of the core."""
-        for action in actions:
+        for action in performed:
             match action:
-                case client.Send(message):
+                case actions.Send(message):
                     self.simulation.send_to_broker(self.peer, message)
-                case client.Deliver(items=items):
+                case actions.Deliver(items=items):
                     for item in items:
                         self.answered[item] += 1
-                case client.FailCall(error):
+                case actions.FailCall(error):
                     raise error
-                case client.FailItem(error=error):
+                case actions.FailItem(error=error):
                     raise error
 
 

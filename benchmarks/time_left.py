@@ -35,10 +35,10 @@ class Record:
     shown: list[tuple[float, float | None]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def errors(self) -> list[tuple[float, float | None]]:
-        """Return pairs of the elapsed share and the relative error of the time left; 0.2 means 20% too long."""
+    def errors(self) -> list[float | None]:
+        """Return the relative error of each time left, None where none was shown; 0.2 means 20% too long."""
         return [
-            (at / self.seconds, None if left is None else left / (self.seconds - at) - 1)
+            None if left is None else left / (self.seconds - at) - 1
             for at, left in self.shown
             if 0.1 <= at / self.seconds <= 0.9
         ]
@@ -68,19 +68,16 @@ class RecordingBar(ProgressBar):
 
 
 def describe(record: Record) -> str:
-    """Return a line of figures, with the mean error of each tenth of the call's time."""
+    """Return a line of figures."""
     errors = record.errors()
-    known = [error for _, error in errors if error is not None]
+    known = [error for error in errors if error is not None]
     if not known:
         return f"{record.title}: {record.seconds:.1f} s; no time left was shown between 10% and 90% of it"
-    within = sum(abs(error) <= 0.2 for error in known) / len(errors)
-    curve = []
-    for tenth in range(1, 9):
-        in_tenth = [error for share, error in errors if error is not None and tenth <= share * 10 < tenth + 1]
-        curve.append(f"{statistics.mean(in_tenth):+.0%}" if in_tenth else "-")
+    within = sum(abs(error) <= 0.2 for error in known) / len(known)
     return (
-        f"{record.title}: {record.seconds:.1f} s; {within:.0%} of {len(errors)} moments within 20%, median error "
-        f"{statistics.median(map(abs, known)):.0%}, worst {max(map(abs, known)):.0%}; by tenths {' '.join(curve)}"
+        f"{record.title}: {record.seconds:.1f} s; shown at {len(known) / len(errors):.0%} of {len(errors)} moments, "
+        f"{within:.0%} of these within 20%, median error {statistics.median(map(abs, known)):.0%}, "
+        f"from {min(known):+.0%} to {max(known):+.0%}"
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, RollingWork
 

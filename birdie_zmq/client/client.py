@@ -6,13 +6,15 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from birdie_zmq.client.core import Action, ClientCore, Deliver, FailCall, FailItem, Job, Log, ReportProgress, Send
+from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
+from birdie_zmq.client.core import ClientCore
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.progress import INTERVAL_S, Progress, ProgressEstimator
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.processes.ticker import Ticker
@@ -22,9 +24,9 @@ from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.security.keys import read_peer_key
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answer, DescribeWork, Level, ModelDescription, ModelSpec, StepLimits
+from birdie_zmq.types import Answer, ComputeCounters, DescribeWork, Level, ModelDescription, ModelSpec, StepLimits
 
-logger = logging.getLogger("birdie_zmq.client")
+logger = logging.getLogger("lm_eval.birdie_zmq")
 
 _decode = decoder(m.BrokerToClient | m.Refusal)
 
@@ -64,7 +66,6 @@ class Client:
         limits: The user's limits on the rows of a step.
         settings: Timeouts and batch sizes.
         supervisor: Checked while waiting, if the run has an embedded broker and worker.
-        log: The logger for messages to the user.
         key_file: The client's private key file, for a broker with keys.
 
     Raises:
@@ -78,7 +79,6 @@ class Client:
         limits: StepLimits | None = None,
         settings: ClientSettings | None = None,
         supervisor: Supervisor | None = None,
-        log: logging.Logger = logger,
         key_file: Path | None = None,
     ) -> None:
         self._settings = settings or ClientSettings()
@@ -86,7 +86,6 @@ class Client:
         self._dealer = Dealer(parse_endpoint(endpoint), None if key_file is None else read_peer_key(key_file))
         self._supervisor = supervisor
         self._lock = threading.Lock()
-        self._log = log
         self._closed = False
         self._logged: set[str] = set()
 
@@ -107,7 +106,7 @@ class Client:
             return
         self._closed = True
         with self._lock:
-            if self._core.is_open:
+            if self._core.session.is_open:
                 with contextlib.suppress(BirdieError):
                     self._dealer.send(encode(m.CloseSession()))
             self._dealer.close()
@@ -129,12 +128,12 @@ class Client:
     @property
     def model_switches(self) -> int:
         """Number of model switches of the broker's workers while this client waited."""
-        return self._core.model_switches
+        return self._core.session.model_switches
 
     @property
     def retries(self) -> int:
         """Number of retries after the death of a worker or model process while this client waited."""
-        return self._core.retries
+        return self._core.session.retries
 
     def run(
         self,
@@ -151,7 +150,8 @@ class Client:
             count: The number of items.
             on_answer: Called with the number and the answer of each item as soon as it arrives.
             name_of: Returns the user's name for an item, for messages about an item that fails.
-            on_progress: Called with the progress of the call at most twice a second; None computes no progress.
+            on_progress: Called with the progress of the call at most twice a second, and at the end; None computes no
+                progress.
 
         Returns:
             The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
@@ -166,72 +166,54 @@ class Client:
 
         An error of a single item is raised after all other items have been answered.
         """
-        answers: dict[int, Answer] = {}
-        failures: dict[int, BirdieError] = {}
-        jobs = self._core.split_jobs(list(jobs))
-        estimate = None if on_progress is None else ProgressEstimator(jobs, time.monotonic())
-        report_at = 0.0
-
-        def act(actions: list[Action]) -> None:
-            for action in actions:
-                match action:
-                    case Send(message):
-                        self._dealer.send(encode(message))
-                    case Deliver(items, received):
-                        if estimate is not None:
-                            estimate.answered(items)
-                        answers.update(zip(items, received, strict=True))
-                        if on_answer is not None:
-                            for item, answer in zip(items, received, strict=True):
-                                on_answer(item, answer)
-                    case ReportProgress(computed):
-                        if estimate is not None:
-                            estimate.progressed(computed, time.monotonic())
-                    case Log(level, text, once):
-                        self._log_line(level, text, once=once)
-                    case FailItem(item, error):
-                        failures[item] = error
-                        if estimate is not None:
-                            estimate.answered([item])
-                        if count > 1:
-                            self._log_line("warning", f"{name_of(item)} has no answer: {error.message}")
-                    case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.handshake_hint) is not None:
-                        raise BrokerUnavailable(f"{error.message}; {hint}")
-                    case FailCall(error):
-                        raise error
-
+        call = _Call(list(jobs), count, on_answer, name_of, on_progress)
         with self._lock:
             if self._closed:
                 raise UsageError("this client has been closed")
             try:
-                act(self._core.begin(jobs, time.monotonic()))
+                self._act(self._core.begin(call.jobs, time.monotonic()), call)
                 while not self._core.is_idle:
-                    self._wait(act)
-                    if on_progress is not None and estimate is not None and time.monotonic() >= report_at:
-                        report_at = time.monotonic() + INTERVAL_S
-                        on_progress(estimate.at(time.monotonic()))
+                    self._wait(call)
+                    call.report_progress(time.monotonic())
                     if self._closed:
                         raise UsageError("this client was closed while it was waiting for answers")
             except BaseException:
-                act(self._core.abandon())
+                self._act(self._core.abandon(), call)
                 raise
-        if failures:
-            raise combine_failures(failures, count, len(answers), name_of)
-        if len(answers) != count:
-            raise ProtocolError(f"the broker answered {len(answers)} of {count} items")
-        return [answers[item] for item in range(count)]
+        return call.result()
 
-    def _wait(self, act: Callable[[list[Action]], None]) -> None:
-        """Wait for messages for at most one poll interval, and pass the resulting actions to `act`."""
+    def _wait(self, call: _Call) -> None:
+        """Wait for messages for at most one poll interval, and act on them and on the time that has passed."""
         ticker = Ticker(_POLL_S, first_at=time.monotonic() + _POLL_S)
         wait(self._dealer, _POLL_S)
         while (frame := self._dealer.receive()) is not None:
-            act(self._core.received(self._decoded(frame), time.monotonic()))
+            self._act(self._core.received(self._decoded(frame), time.monotonic()), call)
         now = time.monotonic()
-        act(self._core.tick(now, ticker.tick(now) or 0.0))
+        self._act(self._core.tick(now, ticker.tick(now) or 0.0), call)
         if self._supervisor is not None:
             silent_s, missing_s = self._core.broker_silent_s(now), self._core.worker_missing_s()
             self._supervisor.check(Liveness(silent_s, missing_s, self._core.answered))
+
+    def _act(self, actions: Sequence[Action], call: _Call) -> None:
+        """Carry out actions of the core."""
+        for action in actions:
+            match action:
+                case Send(message):
+                    self._dealer.send(encode(message))
+                case Deliver(items, answers):
+                    call.deliver(items, answers)
+                case ReportProgress(computed):
+                    call.progressed(computed, time.monotonic())
+                case Log(level, text, once):
+                    self._log_line(level, text, once=once)
+                case FailItem(item, error):
+                    call.fail(item, error)
+                    if call.count > 1:
+                        self._log_line("warning", f"{call.name_of(item)} has no answer: {error.message}")
+                case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.handshake_hint) is not None:
+                    raise BrokerUnavailable(f"{error.message}; {hint}")
+                case FailCall(error):
+                    raise error
 
     def _decoded(self, frame: bytes) -> m.BrokerToClient | m.Refusal:
         try:
@@ -246,7 +228,70 @@ class Client:
         """Log a line; with `once`, only the first time, however many batches report it."""
         if not once or text not in self._logged:
             self._logged.add(text)
-            self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
+            logger.log(logging.WARNING if level == "warning" else logging.INFO, text)
+
+
+class _Call:
+    """One call of `Client.run`, whose arguments these are: its answers, its failed items and its progress."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        count: int,
+        on_answer: OnAnswer | None,
+        name_of: NameOf,
+        on_progress: OnProgress | None,
+    ) -> None:
+        self.jobs = jobs
+        self.count = count
+        self.name_of = name_of
+        self._on_answer = on_answer
+        self._on_progress = on_progress
+        self._answers: dict[int, Answer] = {}
+        self._failures: dict[int, BirdieError] = {}
+        self._estimate = None if on_progress is None else ProgressEstimator(jobs, time.monotonic())
+        self._report_at = 0.0
+
+    def deliver(self, items: Sequence[int], answers: Sequence[Answer]) -> None:
+        """Record answers and pass them to the caller."""
+        if self._estimate is not None:
+            self._estimate.answered(items)
+        for item, answer in zip(items, answers, strict=True):
+            self._answers[item] = answer
+            if self._on_answer is not None:
+                self._on_answer(item, answer)
+
+    def fail(self, item: int, error: BirdieError) -> None:
+        """Record that an item has failed."""
+        self._failures[item] = error
+        if self._estimate is not None:
+            self._estimate.answered([item])
+
+    def progressed(self, computed: ComputeCounters, now: float) -> None:
+        """Record what a worker has computed since its last report."""
+        if self._estimate is not None:
+            self._estimate.progressed(computed, now)
+
+    def report_progress(self, now: float) -> None:
+        """Report the progress to the caller, unless the last report is too recent; always at the end."""
+        if self._on_progress is None or self._estimate is None:
+            return
+        if now >= self._report_at or len(self._answers) + len(self._failures) == self.count:
+            self._report_at = now + INTERVAL_S
+            self._on_progress(self._estimate.progress())
+
+    def result(self) -> list[Answer]:
+        """Return the answers by number.
+
+        Raises:
+            BirdieError: An item has failed.
+            ProtocolError: An item has no answer.
+        """
+        if self._failures:
+            raise combine_failures(self._failures, self.count, len(self._answers), self.name_of)
+        if len(self._answers) != self.count:
+            raise ProtocolError(f"the broker answered {len(self._answers)} of {self.count} items")
+        return [self._answers[item] for item in range(self.count)]
 
 
 def combine_failures(failures: dict[int, BirdieError], count: int, answered: int, name_of: NameOf) -> BirdieError:

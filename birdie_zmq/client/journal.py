@@ -21,7 +21,7 @@ from pathlib import Path
 from birdie_zmq.client.journal_records import HEADER, RecordedAnswer, ScanResult, encode_record, header_error, scan
 from birdie_zmq.errors import UsageError
 
-logger = logging.getLogger("birdie_zmq.client")
+logger = logging.getLogger("lm_eval.birdie_zmq")
 
 _BLOCK_BYTES = 1 << 20
 _SYNC_S = 5.0
@@ -37,16 +37,14 @@ class Journal:
     Args:
         path: The file. A new file can be read by this user only; an existing file keeps its mode.
         clock: A monotonic clock, in seconds.
-        log: The logger for messages to the user.
 
     Raises:
         UsageError: The file cannot be read and written, or is not a journal of this version; the file is unchanged then.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, log: logging.Logger = logger) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self._clock = clock
-        self._log = log
         self._thread_lock = threading.Lock()  # flock does not exclude threads of the same process.
         self._damaged = 0
         self._failed = False
@@ -89,7 +87,7 @@ class Journal:
             # Complete lines never change, so no lock is needed to read them.
             found = scan(self._blocks(size), keys)
         if found.damaged > self._damaged:
-            self._log.warning(
+            logger.warning(
                 "%s: damaged lines: %d; they are skipped, and their requests are sent again",
                 self.path,
                 found.damaged,
@@ -118,7 +116,7 @@ class Journal:
                 _sync(self._file)
         except OSError as error:
             self._failed = True
-            self._log.warning(
+            logger.warning(
                 "%s cannot be written (%s): the run continues, and further answers are not recorded",
                 self.path,
                 error.strerror,
@@ -152,7 +150,7 @@ class Journal:
             return size
         end = self._after_last_newline(size)
         if end < size:
-            self._log.warning("%s: the last %d bytes are an incomplete line; removing them", self.path, size - end)
+            logger.warning("%s: the last %d bytes are an incomplete line; removing them", self.path, size - end)
             os.ftruncate(self._file, end)
         if end == 0:
             self._append_at(0, HEADER)

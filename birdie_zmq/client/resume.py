@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
 from birdie_zmq.client.request_types import AnswerT, RequestT, RequestType
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import Answer
 
-logger = logging.getLogger("birdie_zmq.client")
+logger = logging.getLogger("lm_eval.birdie_zmq")
 
 
 class JobRunner(Protocol):
@@ -39,19 +39,15 @@ class ResumableClient:
         client: The client that runs the jobs.
         journal: The journal of answers; None to send every request.
         settings: The batch sizes.
-        log: The logger for messages to the user.
 
     Attributes:
         resumed: Number of requests answered from the journal so far.
     """
 
-    def __init__(
-        self, client: JobRunner, journal: Journal | None, settings: ClientSettings, log: logging.Logger = logger
-    ) -> None:
+    def __init__(self, client: JobRunner, journal: Journal | None, settings: ClientSettings) -> None:
         self._client = client
         self._journal = journal
         self._settings = settings
-        self._log = log
         self._used: set[str] = set()
         """Identities of the models whose answers this client has found in the journal or recorded."""
         self.resumed = 0
@@ -126,7 +122,7 @@ class ResumableClient:
         }
         reused = sum(len(items_of[key]) for key in known)
         self.resumed += reused
-        self._log.info(
+        logger.info(
             "%s of %s answers are in %s; they are reused",
             f"{reused:,}",
             f"{sum(map(len, items_of.values())):,}",
@@ -135,7 +131,7 @@ class ResumableClient:
         if known:
             self._used.add(identity)
         elif found.total and items_of and identity not in self._used:
-            self._log.info(
+            logger.info(
                 "%s has %s answers, none of them to these requests by this model; they are not used. A journal keeps "
                 "answers apart by the model's files, model_args and api.py: if you expected to resume, one of these has "
                 "changed, or an earlier version of birdie-zmq wrote the journal",

@@ -14,16 +14,17 @@ from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.worker.devices import device_of_lm_eval
 
+logger = logging.getLogger("lm_eval.birdie_zmq")
+
 
 def connect(
-    arguments: RunArguments, settings: ClientSettings | None, log: logging.Logger, resources: contextlib.ExitStack
+    arguments: RunArguments, settings: ClientSettings | None, resources: contextlib.ExitStack
 ) -> tuple[Client, EmbeddedProcesses | None]:
     """Return a client of the broker in model_args, or of an embedded broker with an embedded worker.
 
     Args:
         arguments: The arguments of the run.
         settings: Timeouts and batch sizes; None for the defaults, with more time for an embedded broker to start.
-        log: The logger for messages to the user; with its level DEBUG, the embedded processes log information too.
         resources: Closes the client, and then the embedded processes.
 
     Returns:
@@ -38,28 +39,24 @@ def connect(
         device = arguments.device
         # lm_eval fills in one GPU if --device is not given, but a mesh needs to see all GPUs.
         worker_device = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
-        verbose = log.isEnabledFor(logging.DEBUG)
+        verbose = logger.isEnabledFor(logging.DEBUG)  # then the embedded processes log information too
         embedded = EmbeddedProcesses(arguments.api, worker_device, verbose, arguments.engine, arguments.status_port)
         resources.callback(embedded.close)
         endpoint = embedded.endpoint
         settings = settings or ClientSettings(connect_s=CONNECT_S)
     key_file = arguments.key_file
-    client = Client(endpoint, arguments.model, arguments.limits, settings, embedded, log, key_file)
+    client = Client(endpoint, arguments.model, arguments.limits, settings, embedded, key_file)
     return resources.enter_context(client), embedded
 
 
-def open_in_process(
-    arguments: RunArguments, model: Any, tokenizer: Any, max_failed_items: int, log: logging.Logger
-) -> InProcessClient:
+def open_in_process(arguments: RunArguments, model: Any, tokenizer: Any, max_failed_items: int) -> InProcessClient:
     """Return a client of a model of this process.
 
     Raises:
         UsageError: The run stores answers for later runs, but the model has no fingerprint.
         ModelError: The model or the tokenizer cannot be used.
     """
-    client = InProcessClient(
-        arguments.model, model, tokenizer, arguments.limits, max_failed_items, arguments.engine, log
-    )
+    client = InProcessClient(arguments.model, model, tokenizer, arguments.limits, max_failed_items, arguments.engine)
     if arguments.resume is not None and not client.has_fingerprint:
         raise UsageError(
             "resume= stores answers for later runs, which must know that the weights are the same: pass "

@@ -109,17 +109,17 @@ class BirdieZMQ(LM):
         self._client: Client | InProcessClient
         self._embedded: EmbeddedProcesses | None = None
         with contextlib.ExitStack() as resources:
-            self._journal = None if arguments.resume is None else Journal(arguments.resume, log=logger)
+            self._journal = None if arguments.resume is None else Journal(arguments.resume)
             if self._journal is not None:
                 resources.callback(self._journal.close)
             if model is None:
-                self._client, self._embedded = connect(arguments, client_settings, logger, resources)
+                self._client, self._embedded = connect(arguments, client_settings, resources)
             else:
-                self._client = open_in_process(arguments, model, tokenizer, settings.max_failed_items, logger)
+                self._client = open_in_process(arguments, model, tokenizer, settings.max_failed_items)
                 resources.callback(self._client.close)
             self._description = self._client.describe()
             self._resources = resources.pop_all()
-        self._resumable_client = ResumableClient(self._client, self._journal, settings, logger)
+        self._resumable_client = ResumableClient(self._client, self._journal, settings)
         self._chat = ChatRenderer(self._client, self._description.chat, arguments.model, arguments.template_args)
         logger.info(
             "%s is loaded in process %d on %s",

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress, combine_failures
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.progress import INTERVAL_S, ProgressEstimator
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, CompilationFinished, ItemFailed, Notice, StepStarting
@@ -25,6 +25,8 @@ from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.types import Answer, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_loader import ModelSource, ServedModel, adapt_tokenizer, assemble, mesh_for
+
+logger = logging.getLogger("lm_eval.birdie_zmq")
 
 ORIGIN = "the caller's process"
 
@@ -39,7 +41,6 @@ class InProcessClient:
         limits: Limits of the rows per step.
         max_failed_items: Number of failed items after which the rest of a call is not computed.
         engine: The engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
-        log: Logger for messages to the user.
 
     Raises:
         ModelError: The model or the tokenizer cannot be used.
@@ -57,11 +58,9 @@ class InProcessClient:
         limits: StepLimits,
         max_failed_items: int,
         engine: str = DEFAULT,
-        log: logging.Logger | None = None,
     ) -> None:
         self._limits = limits
         self._max_failed_items = max_failed_items
-        self._log = log or logging.getLogger(__name__)
         self._lock = threading.Lock()
         self._logged: set[str] = set()
         # No compile cache directory is set: in its own process, the caller decides where executables are cached.
@@ -173,7 +172,7 @@ class InProcessClient:
         """Log a message unless it has been logged before."""
         if text not in self._logged:
             self._logged.add(text)
-            self._log.log(logging.WARNING if level == "warning" else logging.INFO, text)
+            logger.log(logging.WARNING if level == "warning" else logging.INFO, text)
 
 
 class _Progress:
@@ -198,7 +197,7 @@ class _Progress:
         if force or now - self._reported_at >= INTERVAL_S:
             before, self._reported, self._reported_at = self._reported, self._evaluator.computed, now
             self.estimate.progressed(self._reported.since(before), now)
-            self._on_progress(self.estimate.at(now))
+            self._on_progress(self.estimate.progress())
 
 
 def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedModel:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.client.batching import Prompt, assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, RollingWork, SamplingParams
 

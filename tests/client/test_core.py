@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.core import Action, ClientCore, Deliver, FailCall, FailItem, Job, Log, ReportProgress, Send
+from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
+from birdie_zmq.client.core import ClientCore
+from birdie_zmq.client.job import Job
 from birdie_zmq.errors import (
     BirdieError,
     BrokerUnavailable,
@@ -24,16 +25,10 @@ from birdie_zmq.errors import (
     WorkerUnavailable,
 )
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import encode
+from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_work
 from birdie_zmq.settings import BrokerSettings, ClientSettings
-from birdie_zmq.types import (
-    ComputeCounters,
-    ErrorReport,
-    ModelSpec,
-    ProgressDelta,
-    RollingScores,
-    RollingWork,
-    StepLimits,
-)
+from birdie_zmq.types import Answer, ComputeCounters, ErrorReport, ModelSpec, RollingWork, StepLimits
 
 ENDPOINT = "tcp://127.0.0.1:5555"
 MODEL = ModelSpec(tag="demo", arguments='{"seed": 1}')
@@ -54,17 +49,30 @@ def job(*items: int) -> Job:
     return Job(RollingWork(texts=[f"text {item}" for item in items]), list(items))
 
 
-def submit(batch: int, *items: int) -> Send:
-    return Send(m.Submit(batch=batch, model=MODEL, work=job(*items).work, limits=LIMITS))
+class Submission:
+    """A Submit that is to be sent, compared by its frame: records with arrays cannot be compared."""
+
+    def __init__(self, message: m.Submit) -> None:
+        self._frame = encode(message)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Send) and encode(other.message) == self._frame
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def submit(batch: int, *items: int) -> Submission:
+    return Submission(m.Submit(batch=batch, model=MODEL, work=pack_work(job(*items).work), limits=LIMITS))
 
 
 def answered(batch: int, scores: dict[int, float]) -> m.Answered:
     """Return answers by their index in a batch."""
-    return m.Answered(
-        batch=batch,
-        indices=np.array(list(scores), dtype=np.int32),
-        answers=RollingScores(loglikelihoods=np.array(list(scores.values()))),
-    )
+    return answered_in_order(batch, list(scores), list(scores.values()))
+
+
+def answered_in_order(batch: int, indices: Sequence[int], scores: Sequence[float]) -> m.Answered:
+    """Return answers whose indices may repeat, or not match the answers."""
+    return m.Answered(batch=batch, indices=np.array(indices, dtype=np.int32), answers=pack_answers("rolling", scores))
 
 
 def batch_failed(batch: int) -> m.BatchFailed:
@@ -90,15 +98,14 @@ def open_core(*jobs: Job, now: float = 0.0) -> ClientCore:
     return core
 
 
-def delivered(actions: Sequence[Action]) -> dict[int, float]:
+def delivered(actions: Sequence[Action]) -> dict[int, Answer]:
     """Return the delivered answers, by the caller's numbers."""
-    result: dict[int, float] = {}
+    result: dict[int, Answer] = {}
     for action in actions:
         if isinstance(action, Deliver):
-            assert isinstance(action.answers, RollingScores)
-            for item, position in zip(action.items, action.positions, strict=True):
+            for item, answer in zip(action.items, action.answers, strict=True):
                 assert item not in result
-                result[item] = float(action.answers.loglikelihoods[position])
+                result[item] = answer
     return result
 
 
@@ -119,9 +126,9 @@ def test_a_session_is_opened_before_work_is_sent() -> None:
     core = new_core()
 
     assert core.begin([job(0), job(1)], now=0.0) == [OPEN_SESSION]
-    assert not core.is_open
+    assert not core.session.is_open
     assert core.received(OPENED, now=0.1) == [PING, submit(0, 0), submit(1, 1)]
-    assert core.is_open
+    assert core.session.is_open
 
 
 def test_an_open_session_is_not_opened_again() -> None:
@@ -169,11 +176,7 @@ def test_the_first_answer_to_an_item_counts() -> None:
 
 
 def test_the_first_answer_counts_within_one_message_too() -> None:
-    twice = m.Answered(
-        batch=0,
-        indices=np.array([0, 0], dtype=np.int32),
-        answers=RollingScores(loglikelihoods=np.array([-1.0, -2.0])),
-    )
+    twice = answered_in_order(0, [0, 0], [-1.0, -2.0])
 
     assert delivered(open_core(job(0, 1)).received(twice, now=1.0)) == {0: -1.0}
 
@@ -182,7 +185,7 @@ def test_duplicate_answers_are_not_delivered() -> None:
     core = open_core(job(0, 1))
     core.received(answered(0, {0: -1.0}), now=1.0)
 
-    assert core.received(answered(0, {0: -1.0}), now=2.0) == [ReportProgress(0, ProgressDelta())]
+    assert core.received(answered(0, {0: -1.0}), now=2.0) == []
 
 
 @pytest.mark.parametrize(
@@ -206,13 +209,18 @@ def test_a_new_call_drops_unanswered_items_of_an_earlier_call() -> None:
     [([0, 1], [-1.0]), ([0], [-1.0, -2.0]), ([2], [-1.0]), ([-1], [-1.0]), ([0, 2], [-1.0, -1.0])],
 )
 def test_answers_that_do_not_match_their_batch_fail_the_call(indices: list[int], scores: list[float]) -> None:
-    message = m.Answered(
-        batch=0,
-        indices=np.array(indices, dtype=np.int32),
-        answers=RollingScores(loglikelihoods=np.array(scores)),
-    )
+    message = answered_in_order(0, indices, scores)
 
     assert isinstance(failure(open_core(job(0, 1)).received(message, now=1.0)).error, ProtocolError)
+
+
+def test_answers_of_another_type_fail_the_call() -> None:
+    texts = m.Answered(batch=0, indices=np.array([0], np.int32), answers=pack_answers("generate", ["so"]))
+
+    error = failure(open_core(job(0)).received(texts, now=1.0)).error
+
+    assert isinstance(error, ProtocolError)
+    assert error.message.startswith("the broker sent an invalid message: an item is invalid")
 
 
 # --- Failures and notices --------------------------------------------------------------------------------------------
@@ -309,15 +317,12 @@ def test_a_notice_of_a_batch_in_flight_is_logged() -> None:
     assert core.received(notice, now=1.0) == [Log("warning", "cut", once=True)]
 
 
-def test_progress_is_reported_with_the_answers() -> None:
+def test_progress_of_a_batch_in_flight_is_reported() -> None:
     core = open_core(job(0, 1))
-    progress = ProgressDelta(computed=ComputeCounters(tokens=5, seconds=1.0), remaining=7)
-    message = msgspec.structs.replace(answered(0, {0: -1.0}), progress=progress)
-    deliver, report = core.received(message, now=1.0)
-    assert isinstance(deliver, Deliver)
-    assert (deliver.items, report) == ([0], ReportProgress(0, progress))
-    assert core.received(m.Progressed(batch=0, progress=progress), now=1.0) == [ReportProgress(0, progress)]
-    assert core.received(m.Progressed(batch=9, progress=progress), now=1.0) == []
+    computed = ComputeCounters(tokens=5, seconds=1.0)
+
+    assert core.received(m.Progressed(batch=0, progress=computed), now=1.0) == [ReportProgress(computed)]
+    assert core.received(m.Progressed(batch=9, progress=computed), now=1.0) == []
 
 
 def test_a_refusal_fails_the_call() -> None:
@@ -369,10 +374,10 @@ class FakeBroker:
                 return [OPENED]
             case _ if not self.knows_client:
                 return [UNKNOWN_PEER]
-            case m.Submit(batch=batch, work=RollingWork(texts=texts)):
+            case m.Submit(batch=batch):
                 assert batch not in self.texts
-                self.texts[batch] = texts
-                self.unanswered[batch] = set(range(len(texts)))
+                self.texts[batch] = texts_of(message)
+                self.unanswered[batch] = set(range(len(self.texts[batch])))
                 assert len(self.unanswered) <= 3  # two for its one worker, and one more
                 return []
             case _:
@@ -391,6 +396,13 @@ class FakeBroker:
         self.unanswered.clear()
 
 
+def texts_of(message: m.Submit) -> list[str]:
+    """Return the texts of a batch."""
+    work = unpack_work(message.work)
+    assert isinstance(work, RollingWork)
+    return work.texts
+
+
 def score_of(text: str) -> float:
     return -float(text.removeprefix("text "))
 
@@ -400,7 +412,7 @@ def test_every_item_is_delivered_once_despite_broker_restarts(sizes: list[int], 
     items = data.draw(st.permutations(range(sum(sizes))))
     ends = list(accumulate(sizes))
     core, broker = new_core(), FakeBroker()
-    answers: dict[int, float] = {}
+    answers: dict[int, Answer] = {}
     now = 0.0
     restarts = 3
 
@@ -530,7 +542,7 @@ def test_model_switches_and_retries_are_summed_over_broker_restarts() -> None:
     core.received(OPENED, now=3.0)
     core.received(m.Pong(workers=1, model_switches=0, retries=4), now=4.0)
 
-    assert (core.model_switches, core.retries) == (3, 5)
+    assert (core.session.model_switches, core.session.retries) == (3, 5)
 
 
 def test_time_before_a_call_counts_for_no_timeout() -> None:
@@ -626,10 +638,7 @@ def test_client_limits_are_within_the_brokers_limits() -> None:
 
 
 def texts_sent(actions: Sequence[Action]) -> list[list[str]]:
-    works = [
-        action.message.work for action in actions if isinstance(action, Send) and isinstance(action.message, m.Submit)
-    ]
-    return [work.texts for work in works if isinstance(work, RollingWork)]
+    return [texts_of(send.message) for send in sent(actions) if isinstance(send.message, m.Submit)]
 
 
 @pytest.mark.parametrize(
@@ -653,7 +662,7 @@ def test_a_short_call_is_split_for_the_workers(items: list[int], workers: int, e
     offsets = [0, *accumulate(items)]
     jobs = [job(*range(first, first + count)) for first, count in zip(offsets, items, strict=False)]
 
-    sent = texts_sent(core.begin(core.split_jobs(jobs), now=1.0))
+    sent = texts_sent(core.begin(jobs, now=1.0))
 
     assert [len(texts) for texts in sent] == pytest.approx(expected, abs=10)  # with about the same number of characters
     assert [text for texts in sent for text in texts] == [f"text {item}" for item in range(sum(items))]

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from birdie_zmq.client.client import Client, NameOf, OnAnswer, OnProgress
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
 from birdie_zmq.client.request_types import LOGLIKELIHOOD_ROLLING

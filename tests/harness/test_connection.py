@@ -38,7 +38,7 @@ def embedded_with(device: str | None, **model_args: Any) -> FakeProcesses:
     """Return the embedded processes of a run, after it has ended."""
     arguments = parse_model_args({"model_tag": "demo", **model_args}, device=device)
     with contextlib.ExitStack() as resources:
-        embedded = cast(FakeProcesses, connect(arguments, None, LOG, resources)[1])
+        embedded = cast(FakeProcesses, connect(arguments, None, resources)[1])
         assert not embedded.is_closed
     return embedded
 
@@ -63,11 +63,11 @@ def test_a_mesh_sees_all_gpus(device: str | None, mesh: str | None, seen: str | 
 def test_a_running_broker_needs_no_processes(tmp_path: Path) -> None:
     arguments = parse_model_args({"model_tag": "demo", "endpoint": f"ipc://{tmp_path / 'broker'}"})
     with contextlib.ExitStack() as resources:
-        _, embedded = connect(arguments, None, LOG, resources)
+        _, embedded = connect(arguments, None, resources)
         assert embedded is None
 
 
 def test_a_client_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     arguments = parse_model_args({"model_tag": "demo", "port": 5555, "key_file": str(tmp_path / "missing")})
     with contextlib.ExitStack() as resources, pytest.raises(UsageError, match="missing"):
-        connect(arguments, None, LOG, resources)
+        connect(arguments, None, resources)

@@ -46,7 +46,7 @@ class Bench:
         self.sizes = Sizes()
         self._resources = contextlib.ExitStack()
         try:
-            self._client, _ = connect(arguments, None, logger, self._resources)
+            self._client, _ = connect(arguments, None, self._resources)
             on_status(f"loading {arguments.model}")
             started = time.monotonic()
             self.description = self._client.describe()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from birdie_zmq.client.batching import assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.bench.texts import Question, TextGenerator
 from birdie_zmq.types import GenerationParams

@@ -22,7 +22,7 @@ import zmq
 from birdie_zmq._version import __version__
 from birdie_zmq.broker.server import serve
 from birdie_zmq.client import Client
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, NotAllowed, UsageError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.protocol import messages as m

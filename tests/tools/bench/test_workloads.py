@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.bench.texts import TextGenerator
 from birdie_zmq.tools.bench.workloads import WORKLOADS, Sizes, Workload, fit_sizes, make_jobs, make_requests
