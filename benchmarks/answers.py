@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.engine.evaluator import EvaluatedWork, Evaluator
 from birdie_zmq.engine.events import Answered, Notice
 from birdie_zmq.types import StepLimits

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from birdie_zmq.client.batching import Prompt, generate_jobs, loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal_records import RecordedAnswer
 from birdie_zmq.settings import ClientSettings
 

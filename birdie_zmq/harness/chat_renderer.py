@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.client.resume import JobRunner
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.chat_template import render, select_template

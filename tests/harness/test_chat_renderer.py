@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
-from birdie_zmq.client.core import Job
+from birdie_zmq.client.job import Job
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.chat_renderer import ChatRenderer
 from birdie_zmq.types import Answer, ChatTemplates, ChatWork, ModelSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +12,6 @@ from birdie_zmq.errors import UsageError
 from birdie_zmq.harness import connection
 from birdie_zmq.harness.connection import connect
 from birdie_zmq.harness.model_args import parse_model_args
-
-LOG = logging.getLogger("tests")
 
 
 class FakeProcesses:
