@@ -50,9 +50,16 @@ class Items(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def select(self, positions: Sequence[int]) -> Items:
         """Return some of the items."""
+        chosen = np.asarray(positions, np.intp)
+        sizes = self.sizes[chosen]
+        ends = self.sizes.cumsum(dtype=np.int64)[chosen]
+        data = [self.data[end - size : end] for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)]
+        return Items(sizes=sizes, data=b"".join(data))
+
+    def split(self) -> list[bytes]:
+        """Return the bytes of each item."""
         sizes = self.sizes.tolist()
-        ends = list(accumulate(sizes))
-        return Items.join([self.data[ends[i] - sizes[i] : ends[i]] for i in positions])
+        return [self.data[end - size : end] for end, size in zip(accumulate(sizes), sizes, strict=True)]
 
 
 class PackedWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

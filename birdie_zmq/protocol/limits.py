@@ -6,6 +6,7 @@ become arrays, checked by `arrays`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
@@ -27,6 +28,11 @@ def unpack(data: bytes) -> Any:
     Raises:
         MalformedMessage: The bytes are not msgpack, hold an extension type or a key twice, or exceed a limit.
     """
+    return unpack_all((data,))[0]
+
+
+def unpack_all(values: Iterable[bytes]) -> list[Any]:
+    """Decode several values as `unpack` does; together they are limited as one frame is."""
     elements = 0
 
     def count(added: int) -> None:
@@ -51,24 +57,27 @@ def unpack(data: bytes) -> Any:
         return array
 
     try:
-        value = msgpack.unpackb(
-            data,
-            raw=False,
-            strict_map_key=True,
-            list_hook=on_list,
-            object_pairs_hook=on_map,
-            ext_hook=_refuse_extension,
-            max_str_len=MAX_TEXT_BYTES,
-            max_bin_len=MAX_FRAME_BYTES,
-            # msgpack allocates a list before it reads the items, and each item takes at least one byte.
-            max_array_len=min(MAX_ELEMENTS, len(data)),
-            max_map_len=MAX_MAP_ENTRIES,
-            max_ext_len=0,
-        )
+        unpacked = [
+            msgpack.unpackb(
+                data,
+                raw=False,
+                strict_map_key=True,
+                list_hook=on_list,
+                object_pairs_hook=on_map,
+                ext_hook=_refuse_extension,
+                max_str_len=MAX_TEXT_BYTES,
+                max_bin_len=MAX_FRAME_BYTES,
+                # msgpack allocates a list before it reads the items, and each item takes at least one byte.
+                max_array_len=min(MAX_ELEMENTS, len(data)),
+                max_map_len=MAX_MAP_ENTRIES,
+                max_ext_len=0,
+            )
+            for data in values
+        ]
     except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
         text = str(error)[:400] or type(error).__name__  # for invalid UTF-8 it names one byte and its position
     else:
-        return value
+        return unpacked
     # Raised outside of the except clause: the original error would be sent as the cause.
     raise MalformedMessage(f"a frame is not valid msgpack for this protocol: {text}")
 

@@ -10,9 +10,9 @@ chat          conversation                 the template's arguments   text
 describe      nil                          nothing                    model description
 ============= ============================ ========================== =====================
 
-The receiver validates every item against its type. The sender decodes what it encodes, so that the person at the prompt
-gets the error. Items of plain texts and numbers are decoded by msgspec, whose lists have as many elements as there are
-items; nested ones are decoded within the limits of a frame.
+The receiver decodes each item by itself and validates it against its type, so an item has exactly the bytes that its size
+says. The sender decodes what it encodes, so that the person at the prompt gets the error. An item of texts and numbers has
+a fixed number of them, and msgspec decodes it; all nested items of a message are decoded within the limits of one frame.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from msgspec import Struct
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol.codec import convert, to_plain
 from birdie_zmq.protocol.items import Items, PackedWork, WorkKind
-from birdie_zmq.protocol.limits import unpack
+from birdie_zmq.protocol.limits import unpack, unpack_all
 from birdie_zmq.types import (
     Answer,
     ChatWork,
@@ -52,15 +52,15 @@ class _ChatTemplateCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def _flat(kind: Any) -> Decode:
-    """Return a decoder of items of plain texts and numbers: all at once, as one list of that many elements."""
-    decoder = msgspec.msgpack.Decoder(list[kind])
+    """Return a decoder of items of a fixed number of texts and numbers."""
+    decode_item = msgspec.msgpack.Decoder(kind).decode
 
     def decode(items: Items) -> list[Any]:
         try:
-            return decoder.decode(b"\xdd" + len(items).to_bytes(4, "big") + items.data)
+            return [decode_item(item) for item in items.split()]
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            text = str(error)
-        # Raised outside of the except clause: the original error would be sent as the cause.
+            text = str(error)  # for these types it quotes no value
+        # Raised outside of the except clause: the original error holds the text, and would be sent as the cause.
         raise MalformedMessage(f"an item is invalid: {text}")
 
     return decode
@@ -70,7 +70,7 @@ def _nested(kind: Any) -> Decode:
     """Return a decoder of items with lists or maps of any size."""
 
     def decode(items: Items) -> list[Any]:
-        return [convert(unpack(items.select([position]).data), kind) for position in range(len(items))]
+        return [convert(value, kind) for value in unpack_all(items.split())]
 
     return decode
 
@@ -102,7 +102,8 @@ def pack_work(work: Work) -> PackedWork:
     """Encode work.
 
     Raises:
-        MalformedMessage: A text is not valid UTF-8 (a lone surrogate), or too long.
+        MalformedMessage: A receiver would reject an item or a parameter: a text is not valid UTF-8 (a lone surrogate), or
+            too long.
     """
     shared: Struct | None = None
     items: list[Any] = [None]
@@ -112,15 +113,15 @@ def pack_work(work: Work) -> PackedWork:
         case RollingWork(texts=texts):
             items = list(texts)
         case GenerateWork(prompts=prompts, settings=shared, keys=keys):
-            items = list(zip(prompts, keys or [None] * len(prompts), strict=True))
+            items = list(zip(prompts, list[int | None](keys) or [None] * len(prompts), strict=True))
         case ChatWork(conversations=conversations):
             items = list(conversations)
             shared = _ChatTemplateCall(
                 add_generation_prompt=work.add_generation_prompt, template_args=work.template_args
             )
     kind = kind_of(work)
-    packed = _pack(items, "request", _DECODE_WORK[kind])
-    return PackedWork(kind=kind, items=packed, shared=b"" if shared is None else _pack_record(shared))
+    parameters = b"" if shared is None else _pack([shared], "request", _nested(type(shared))).data
+    return PackedWork(kind=kind, items=_pack(items, "request", _DECODE_WORK[kind]), shared=parameters)
 
 
 def unpack_work(work: PackedWork) -> Work:
@@ -130,6 +131,8 @@ def unpack_work(work: PackedWork) -> Work:
         MalformedMessage: An item or a parameter is invalid.
     """
     items = _DECODE_WORK[work.kind](work.items)
+    if work.shared and work.kind not in ("generate", "chat"):
+        raise MalformedMessage(f"work of the kind {work.kind} has no parameters")
     match work.kind:
         case "loglikelihood":
             return LogLikelihoodWork(pairs=items)
@@ -146,6 +149,8 @@ def unpack_work(work: PackedWork) -> Work:
             call: _ChatTemplateCall = convert(unpack(work.shared), _ChatTemplateCall)
             return ChatWork(conversations=items, **msgspec.structs.asdict(call))
         case "describe":
+            if len(items) != 1:
+                raise MalformedMessage("a request for the description has other than one item")
             return DescribeWork()
 
 

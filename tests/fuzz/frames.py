@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 
@@ -9,20 +10,23 @@ import numpy as np
 
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
+from birdie_zmq.protocol.items import Items
+from birdie_zmq.protocol.packing import pack_answers, pack_work
 from birdie_zmq.types import (
+    ChatTemplates,
     ChatWork,
+    ComputeCounters,
     DescribeWork,
     ErrorReport,
     GenerateWork,
     GenerationParams,
     LogitsParams,
     LogLikelihoodWork,
+    ModelDescription,
     ModelSpec,
-    ProgressDelta,
     RollingWork,
+    RunStatistics,
     SamplingParams,
-    Scores,
-    Texts,
     Work,
 )
 
@@ -37,23 +41,44 @@ _WORKS: Sequence[Work] = (
     ChatWork(conversations=[[{"role": "user", "content": "a"}]], add_generation_prompt=True),
     DescribeWork(),
 )
-_SCORES = Scores(loglikelihoods=np.array([-1.0, np.nan]), greedy=np.array([True, False]))
+_DESCRIPTION = ModelDescription(
+    model=MODEL,
+    identity="a",
+    api="api.py",
+    api_sha256="b",
+    num_parameters=None,
+    dtype="float32",
+    vocab_size=32,
+    max_length=64,
+    bos_token_id=None,
+    eos_token_id=1,
+    engine="jax",
+    devices=["cpu"],
+    versions={"jax": "0"},
+    chat=ChatTemplates(templates={"default": "{{ messages }}"}),
+    report=RunStatistics(shapes=[(1, 64)]),
+    process_id=7,
+    start_count=1,
+)
+_ANSWERS: Sequence[Items] = (
+    pack_answers("loglikelihood", [(-1.0, True), (math.nan, False)]),
+    pack_answers("rolling", [-1.0]),
+    pack_answers("generate", ["a"]),
+    pack_answers("describe", [_DESCRIPTION]),
+)
 SAMPLES: Sequence[m.Message] = (
     m.OpenSession(package_version="1.0"),
     m.Ping(),
-    *(m.Submit(batch=number, model=MODEL, work=work) for number, work in enumerate(_WORKS)),
+    *(m.Submit(batch=number, model=MODEL, work=pack_work(work)) for number, work in enumerate(_WORKS)),
     m.CloseSession(),
     m.RegisterWorker(package_version="1.0", engine="jax", host="here", process_id=7, capacity=2, model=MODEL),
     m.Heartbeat(phase="running", model=MODEL),
-    m.LeaseAnswered(lease=1, indices=np.arange(2, dtype=np.int32), answers=_SCORES),
-    m.LeaseAnswered(lease=1, indices=np.arange(1, dtype=np.int32), answers=Texts(texts=["a"])),
+    *(m.LeaseAnswered(lease=1, indices=np.arange(len(items), dtype=np.int32), answers=items) for items in _ANSWERS),
     m.LeaseFailed(lease=1, error=_ERROR, index=0),
     m.LeaseCrashed(lease=1, error=_ERROR),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
-    m.LeaseProgressed(
-        lease=1, progress=ProgressDelta(remaining=3, active_lengths=(1, 2), finished_lengths=(3,), decode_rows=2)
-    ),
+    m.LeaseProgressed(lease=1, progress=ComputeCounters(tokens=3, seconds=0.5)),
     m.LeaseNotice(lease=1, level="info", text="a"),
     m.DrainWorker(),
     m.CloseWorker(),
@@ -122,4 +147,4 @@ def _bomb(rng: random.Random) -> bytes:
         case 3:
             return _OPENING + long_list * 1_000
     work = RollingWork(texts=["a" * count + "\N{HUGGING FACE}"])
-    return encode(m.Submit(batch=1, model=ModelSpec(tag="x" * 4_000), work=work))
+    return encode(m.Submit(batch=1, model=ModelSpec(tag="x" * 4_000), work=pack_work(work)))

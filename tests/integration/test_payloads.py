@@ -21,8 +21,8 @@ from birdie_zmq.errors import MalformedMessage, ModelProcessDied
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.packing import pack_answers
 from birdie_zmq.protocol.sockets import Dealer, wait
-from birdie_zmq.types import Texts
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Programs, Served, wait_until
 
@@ -47,7 +47,7 @@ class MakesFolder:
 
 def payload(kind: str, marker: Path) -> bytes:
     """Return a message that is valid except for an array, which is made to create the marker or to crash its receiver."""
-    answered = m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=[""]))
+    answered = m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=pack_answers("generate", [""]))
     envelope = msgpack.unpackb(encode(answered))
     array_kind, dtype, shape = KINDS[kind]
     # Raw object pointers and zero-byte elements cannot hold a pickle.

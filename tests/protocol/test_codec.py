@@ -26,18 +26,20 @@ from birdie_zmq.protocol import codec
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.arrays import pack_array
 from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.items import Items, PackedWork, WorkKind
 from birdie_zmq.protocol.limits import MAX_ELEMENTS, MAX_MAP_ENTRIES
+from birdie_zmq.protocol.packing import pack_answers, pack_work
 from birdie_zmq.types import (
-    Answers,
+    Answer,
     Count,
     Duration,
     ErrorReport,
     Fraction,
     GenerateWork,
     GenerationParams,
-    Lengths,
     LogitBias,
     LogLikelihoodWork,
+    ModelDescription,
     ModelSpec,
     Name,
     Penalty,
@@ -46,11 +48,9 @@ from birdie_zmq.types import (
     RandomKey,
     RollingWork,
     SamplingParams,
-    Scores,
     Seconds,
     StepLimits,
     Temperature,
-    Texts,
     TokenBias,
     TokenIds,
     Work,
@@ -83,7 +83,6 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     Fraction: st.floats(0, 1),
     Annotated[float, Meta(ge=0)]: st.floats(0, allow_infinity=False),
     Name: TEXT,
-    Lengths: st.lists(st.integers(0, 2**53 - 1), max_size=3).map(tuple),
     TokenIds: st.lists(st.integers(0, 2**31 - 1), max_size=3).map(tuple),
     TokenBias: st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-1e9, 1e9)), max_size=3).map(tuple),
     LogitBias: st.floats(-1e9, 1e9),
@@ -100,8 +99,10 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if inspect.isclass(kind) and issubclass(kind, Struct):
         if kind is GenerateWork:
             return generate_work
-        if kind is Scores:
-            return scores
+        if kind is Items:
+            return items
+        if kind is PackedWork:
+            return packed_work
         fields = get_type_hints(kind, include_extras=True)
         return st.builds(kind, **{name: values_of(fields[name]) for name in kind.__struct_fields__})
     arguments = get_args(kind)
@@ -135,12 +136,21 @@ def with_keys(settings: GenerationParams) -> st.SearchStrategy[GenerateWork]:
     )
 
 
-scores = st.lists(st.tuples(st.floats(), st.booleans()), max_size=3).map(
-    lambda pairs: Scores(
-        loglikelihoods=np.array([number for number, _ in pairs]), greedy=np.array([flag for _, flag in pairs], np.bool_)
-    )
-)
 generate_work = values_of(GenerationParams).flatmap(with_keys)
+works = values_of(Work)
+ANSWERS: dict[WorkKind, st.SearchStrategy[list[Answer]]] = {
+    "loglikelihood": st.lists(st.tuples(st.floats(), st.booleans()), max_size=3),
+    "rolling": st.lists(st.floats(), max_size=3),
+    "generate": st.lists(TEXT, max_size=3),
+    "chat": st.lists(TEXT, max_size=3),
+    "describe": st.lists(values_of(ModelDescription), min_size=1, max_size=1),
+}
+answers = st.sampled_from(sorted(ANSWERS)).flatmap(lambda kind: st.tuples(st.just(kind), ANSWERS[kind]))
+any_items = st.lists(st.binary(min_size=1, max_size=8), max_size=3).map(Items.join)
+items = any_items | answers.map(lambda answer: pack_answers(*answer))
+packed_work = works.map(pack_work) | st.builds(
+    PackedWork, kind=st.sampled_from(get_args(WorkKind)), items=any_items, shared=st.binary(max_size=8)
+)
 messages = st.one_of(*map(values_of, RECORDS))
 
 
@@ -167,18 +177,7 @@ def test_every_record_is_tested() -> None:
         for record in (*vars(m).values(), *vars(types).values())
         if inspect.isclass(record) and issubclass(record, Struct) and record.__struct_config__.tag is not None
     }
-    assert tagged == {*RECORDS, *get_args(Work), *get_args(Answers)}
-
-
-@pytest.mark.parametrize(("sampling", "keys"), [(None, [1]), (SamplingParams(), []), (SamplingParams(), [1, 2])])
-def test_sampled_prompts_have_one_key_each(sampling: SamplingParams | None, keys: list[int]) -> None:
-    work = GenerateWork(prompts=["a"], settings=GenerationParams(sampling=sampling), keys=[1] if sampling else [])
-    message = m.Submit(batch=0, model=ModelSpec(tag="demo"), work=work)
-    frame = msgpack.unpackb(encode(message))
-    frame[1]["work"]["keys"] = keys
-
-    with pytest.raises(MalformedMessage, match=r"1 prompts need . keys"):
-        decode(msgpack.packb(frame))
+    assert tagged == {*RECORDS, *get_args(Work)}
 
 
 def test_select_keeps_the_random_keys() -> None:
@@ -188,32 +187,26 @@ def test_select_keeps_the_random_keys() -> None:
     assert work.select([2, 0]) == GenerateWork(prompts=["c", "a"], settings=settings, keys=[3, 1])
 
 
-def test_non_finite_scores_round_trip() -> None:
-    scores = Scores(loglikelihoods=np.array([np.nan, -np.inf, -0.0]), greedy=np.array([False, True, True]))
-    message = m.LeaseAnswered(lease=1, indices=np.arange(3, dtype=np.int32), answers=scores)
-    assert content(decode(encode(message))) == content(message)
-
-
 # --- Encoding errors -------------------------------------------------------------------------------------------------
 
 PING = encode(m.Ping())
 SUBMIT = m.Submit(
     batch=7,
     model=ModelSpec(tag="demo", arguments='{"seed": 1}'),
-    work=LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")]),
+    work=pack_work(LogLikelihoodWork(pairs=[("The sky is", " blue"), ("", "Once")])),
     limits=StepLimits(max_rows=8),
 )
-SCORES = Scores(loglikelihoods=np.array([-1.5, -0.25]), greedy=np.array([True, False]))
+SCORES = pack_answers("loglikelihood", [(-1.5, True), (-0.25, False)])
 ANSWERED = m.Answered(batch=7, indices=np.array([1, 0], np.int32), answers=SCORES)
 
 
 def rolling(text: str) -> m.Submit:
-    return m.Submit(batch=0, model=ModelSpec(tag="demo"), work=RollingWork(texts=[text]))
+    return m.Submit(batch=0, model=ModelSpec(tag="demo"), work=pack_work(RollingWork(texts=[text])))
 
 
 def test_a_lone_surrogate_cannot_be_sent() -> None:
-    with pytest.raises(MalformedMessage, match=r"this Submit cannot be sent.*surrogate"):
-        encode(rolling("\ud800"))
+    with pytest.raises(MalformedMessage, match=r"this Notice cannot be sent.*surrogate"):
+        encode(m.Notice(batch=0, level="info", text="\ud800"))
 
 
 def test_a_number_beyond_64_bits_cannot_be_sent() -> None:
@@ -224,7 +217,7 @@ def test_a_number_beyond_64_bits_cannot_be_sent() -> None:
 def test_an_array_of_another_type_cannot_be_sent() -> None:
     indices: NDArray[Any] = np.zeros(1, np.int64)
     with pytest.raises(MalformedMessage, match="int64"):
-        encode(m.Answered(batch=0, indices=indices, answers=Texts(texts=[""])))
+        encode(m.Answered(batch=0, indices=indices, answers=SCORES))
 
 
 def test_a_message_over_the_limit_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,15 +324,17 @@ def as_received(array: NDArray[Any]) -> dict[bytes, Any]:
         (SUBMIT, "model.tag", b"demo"),
         (SUBMIT, "model.tag", "x" * 4097),
         (SUBMIT, "model.arguments", {}),
-        (SUBMIT, "work.type", "tell-me-a-secret"),
-        (SUBMIT, "work.pairs", "ab"),
-        (SUBMIT, "work.pairs", [["a", "b"], ["a"]]),
+        (SUBMIT, "work.kind", "tell-me-a-secret"),
+        (SUBMIT, "work.shared", "ab"),
+        (SUBMIT, "work.items", [["a", "b"], ["a"]]),
+        (SUBMIT, "work.items.data", "ab"),
+        (SUBMIT, "work.items.sizes", [20, 6]),
         (SUBMIT, "limits.max_rows", 0),
         (ANSWERED, "indices", [0, 1]),
         (ANSWERED, "indices", as_received(np.zeros(2))),
         (ANSWERED, "indices", as_received(np.zeros((2, 1), np.int32))),
-        (ANSWERED, "answers.loglikelihoods", as_received(np.zeros(2, np.float32))),
-        (ANSWERED, "answers.greedy", None),
+        (ANSWERED, "answers.sizes", as_received(np.zeros(2, np.float32))),
+        (ANSWERED, "answers.data", None),
         (m.ModelLoaded(seconds=1.0), "seconds", float("nan")),
         (m.SessionOpened(package_version="1", timeout_s=1.0), "timeout_s", float("inf")),
         (m.Notice(batch=1, level="info", text=""), "level", "error"),

@@ -1,0 +1,116 @@
+"""Items: their sizes are checked, and a broker selects any of them without decoding one."""
+
+from __future__ import annotations
+
+import re
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from birdie_zmq.errors import MalformedMessage
+from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedWork
+from birdie_zmq.types import ModelSpec
+from tests.protocol.test_codec import as_received, body_of, frame_of
+
+decode = decoder(m.Message)
+encoded_items = st.lists(st.binary(min_size=1, max_size=8), max_size=6)
+
+
+@given(encoded_items)
+def test_split_returns_the_joined_items(encoded: list[bytes]) -> None:
+    items = Items.join(encoded)
+
+    assert len(items) == len(encoded)
+    assert items.data == b"".join(encoded)
+    assert items.split() == encoded
+
+
+@given(encoded_items, st.data())
+def test_select_returns_the_items_in_the_order_of_the_positions(encoded: list[bytes], data: st.DataObject) -> None:
+    positions = data.draw(st.permutations(range(len(encoded))))[: data.draw(st.integers(0, len(encoded)))]
+
+    assert Items.join(encoded).select(positions).split() == [encoded[position] for position in positions]
+
+
+def test_a_position_beyond_the_items_is_an_error() -> None:
+    with pytest.raises(IndexError):
+        Items.join([b"a"]).select([1])
+
+
+def test_work_keeps_its_kind_and_its_shared_parameters() -> None:
+    work = PackedWork(kind="generate", items=Items.join([b"a", b"bc"]), shared=b"d")
+
+    selected = work.select([1])
+
+    assert (selected.kind, selected.items.split(), selected.shared) == ("generate", [b"bc"], b"d")
+    assert len(selected) == 1
+
+
+INVALID = {
+    "no-size-for-data": ([], b"a", "do not add up"),
+    "too-little-data": ([1, 1], b"a", "do not add up"),
+    "too-much-data": ([1, 1], b"abc", "do not add up"),
+    "zero": ([1, 0], b"a", "has no bytes"),
+    "negative": ([-1, 2], b"a", "has no bytes"),
+    "smallest-int32": ([-(2**31), 1], b"a", "has no bytes"),
+    "too-long": ([MAX_ITEM_BYTES + 1], bytes(MAX_ITEM_BYTES + 1), f"more than the limit of {MAX_ITEM_BYTES:,}"),
+    # The sums are 1 and 0 in 32 bits.
+    "overflowing-sum": ([MAX_ITEM_BYTES] * 256 + [1], b"a", "do not add up"),
+    "overflowing-sum-to-zero": ([MAX_ITEM_BYTES] * 256, b"", "do not add up"),
+    "too-many": ([1] * (MAX_ITEMS + 1), bytes(MAX_ITEMS + 1), f"{MAX_ITEMS + 1:,} items are over the limit"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_sizes_are_rejected(name: str) -> None:
+    sizes, data, error = INVALID[name]
+    array = np.array(sizes, np.int32)
+    answered = m.Answered(batch=1, indices=np.zeros(0, np.int32), answers=Items.join([b"a"]))
+    submit = m.Submit(
+        batch=1, model=ModelSpec(tag="demo"), work=PackedWork(kind="describe", items=Items.join([b"a"]), shared=b"")
+    )
+    received = {"sizes": as_received(array), "data": data}
+
+    with pytest.raises(ValueError, match=re.escape(error)):
+        Items(sizes=array, data=data)
+    with pytest.raises(MalformedMessage, match=rf"{re.escape(error)}.* - at `\$\.answers`"):
+        decode(frame_of({**body_of(answered), "answers": received}))
+    body = body_of(submit)
+    with pytest.raises(MalformedMessage, match=rf"{re.escape(error)}.* - at `\$\.work\.items`"):
+        decode(frame_of({**body, "work": {**body["work"], "items": received}}))
+
+
+def test_the_largest_number_of_items_is_accepted() -> None:
+    items = Items.join([b"\xc0"] * MAX_ITEMS)
+    answered = m.Answered(batch=1, indices=np.zeros(0, np.int32), answers=items)
+
+    assert len(decode(encode(answered)).answers) == MAX_ITEMS
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [np.ones((1, 1), np.int32), np.ones(1, np.float64), np.ones(1, np.bool_)],
+    ids=["two-dimensions", "float", "bool"],
+)
+def test_sizes_are_int32_of_one_dimension(sizes: np.ndarray) -> None:
+    answered = m.Answered(batch=1, indices=np.zeros(0, np.int32), answers=Items.join([b"a"]))
+    body = body_of(answered)
+    with pytest.raises(MalformedMessage, match=r"expected an array of int32.* - at `\$\.answers\.sizes`"):
+        decode(frame_of({**body, "answers": {"sizes": as_received(sizes), "data": b"a"}}))
+
+
+def test_a_message_is_decoded_whatever_its_items_hold() -> None:
+    """The broker never decodes an item: not a bomb, and not a pickle."""
+    bomb = b"\xdd\x00\x0f\xff\xff" + b"\x80" * (2**20 - 1)
+    extension = msgpack.packb(msgpack.ExtType(1, b"a"))
+    work = PackedWork(kind="chat", items=Items.join([bomb, extension, b"\xc1"]), shared=bomb)
+
+    submit = decode(encode(m.Submit(batch=1, model=ModelSpec(tag="demo"), work=work)))
+
+    assert submit.work.select([1]).items.data == extension
+    assert submit.work.items.split() == [bomb, extension, b"\xc1"]
