@@ -59,7 +59,9 @@ def requests_of(workload: str, count: int, part: int) -> list[tuple[str, object]
     """Return the arguments of `count` requests, which differ between parts."""
     if workload == "generation":
         options = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
-        return [(f"Question {part}-{number}: what is {number} plus {part}?\nAnswer:", options) for number in range(count)]
+        return [
+            (f"Question {part}-{number}: what is {number} plus {part}?\nAnswer:", options) for number in range(count)
+        ]
     return [
         (f"Question {part}-{number // 4}: {'which of these words follows ' * 6}?\nAnswer:", f" word {number % 4}")
         for number in range(count)
@@ -111,7 +113,9 @@ def run_client(endpoint: str, workload: str, count: int, passes: Sequence[int], 
             seconds = time.monotonic() - began
             used = {name: (cpu_seconds(pid) - before[name]) * 1000 / (count * number) for name, pid in pids.items()}
             memory = {name: memory_mib(pid) for name, pid in pids.items()}
-            print(json.dumps({"requests": count * number, "seconds": seconds, "cpu": used, "memory": memory}), flush=True)
+            print(
+                json.dumps({"requests": count * number, "seconds": seconds, "cpu": used, "memory": memory}), flush=True
+            )
 
 
 def measure(python: str, workload: str, count: int, passes: Sequence[int]) -> list[dict[str, dict[str, float]]]:
@@ -124,14 +128,24 @@ def measure(python: str, workload: str, count: int, passes: Sequence[int]) -> li
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         started = [
             subprocess.Popen([*command, *arguments, "--quiet"], cwd=folder, env=environment)
-            for arguments in (["broker", "--bind", endpoint], ["worker", "--connect", endpoint, "--api", str(model_file)])
+            for arguments in (
+                ["broker", "--bind", endpoint],
+                ["worker", "--connect", endpoint, "--api", str(model_file)],
+            )
         ]
         try:
             pids = {"broker": started[0].pid, "agent": started[1].pid}
             inner = [json.dumps(part) for part in (endpoint, workload, count, list(passes), pids)]
             copy = Path(folder, "request_cost_client.py")
             copy.write_text(Path(__file__).read_text())
-            client = subprocess.run([python, str(copy), "--client", *inner], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            client = subprocess.run(
+                [python, str(copy), "--client", *inner],
+                cwd=folder,
+                env=environment,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         finally:
             for process in reversed(started):
                 process.terminate()
@@ -161,7 +175,10 @@ def main() -> None:
                     cpu, memory = reading["cpu"], reading["memory"]
                     readings[python].append(cpu)
                     shown = "; ".join(f"{name} {cpu[name]:.4f} ({memory[name]:.0f})" for name in PROCESSES)
-                    print(f"  {python}: {reading['requests']:,} requests in {reading['seconds']:.1f} s: {shown}", flush=True)
+                    print(
+                        f"  {python}: {reading['requests']:,} requests in {reading['seconds']:.1f} s: {shown}",
+                        flush=True,
+                    )
         for python, found in readings.items():
             medians = {name: statistics.median(cpu[name] for cpu in found) for name in PROCESSES}
             path = sum(medians[name] for name in PROCESSES[:3])

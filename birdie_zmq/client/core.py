@@ -353,7 +353,7 @@ class ClientCore:
         in_flight = self._in_flight.get(message.batch)
         if in_flight is None:
             return []
-        indices = message.indices.tolist()
+        indices = message.indices
         if len(indices) != len(message.answers) or any(not 0 <= i < len(in_flight.job.items) for i in indices):
             return [FailCall(ProtocolError(f"an answer does not match the items of its batch {message.batch}"))]
         try:

@@ -1,7 +1,6 @@
 """msgpack with limits: bytes from another process are decoded into plain values of bounded size.
 
-Extension types, duplicate keys, and maps, lists and texts above the limits are rejected. Maps in the form of msgpack-numpy
-become arrays, checked by `arrays`.
+Extension types, duplicate keys, and maps, lists and texts above the limits are rejected.
 """
 
 from __future__ import annotations
@@ -12,34 +11,28 @@ from typing import Any
 import msgpack
 
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.protocol.arrays import unpack_array
 
 MAX_FRAME_BYTES = 64 * 2**20
 MAX_ELEMENTS = 2**20
-"""List items, map entries and array elements of one frame: a megabyte of nested empty lists would take 70 MB."""
+"""List items and map entries of the nested items of one message: a megabyte of nested empty lists would take 70 MB."""
 MAX_MAP_ENTRIES = 4096
 MAX_TEXT_BYTES = 16 * 2**20
 """UTF-8 bytes of one text: with one character beyond the Basic Multilingual Plane, Python stores four bytes per character."""
 
 
-def unpack(data: bytes) -> Any:
-    """Decode msgpack into plain values and arrays.
+def unpack_all(values: Iterable[bytes]) -> list[Any]:
+    """Decode several values of msgpack into plain values, which together hold at most MAX_ELEMENTS.
 
     Raises:
         MalformedMessage: The bytes are not msgpack, hold an extension type or a key twice, or exceed a limit.
     """
-    return unpack_all((data,))[0]
-
-
-def unpack_all(values: Iterable[bytes]) -> list[Any]:
-    """Decode several values as `unpack` does; together they are limited as one frame is."""
     elements = 0
 
     def count(added: int) -> None:
         nonlocal elements
         elements += added + 1
         if elements > MAX_ELEMENTS:
-            raise MalformedMessage(f"a frame holds more than {MAX_ELEMENTS:,} elements")
+            raise MalformedMessage(f"a message holds more than {MAX_ELEMENTS:,} elements")
 
     def on_list(items: list[Any]) -> list[Any]:
         count(len(items))
@@ -49,12 +42,8 @@ def unpack_all(values: Iterable[bytes]) -> list[Any]:
         count(len(pairs))
         entries = dict(pairs)
         if len(entries) != len(pairs):
-            raise MalformedMessage("a frame holds a map that has a key twice")
-        if b"nd" not in entries:
-            return entries
-        array = unpack_array(entries)
-        count(array.size)
-        return array
+            raise MalformedMessage("a message holds a map that has a key twice")
+        return entries
 
     try:
         unpacked = [
@@ -79,8 +68,8 @@ def unpack_all(values: Iterable[bytes]) -> list[Any]:
     else:
         return unpacked
     # Raised outside of the except clause: the original error would be sent as the cause.
-    raise MalformedMessage(f"a frame is not valid msgpack for this protocol: {text}")
+    raise MalformedMessage(f"a message is not valid msgpack for this protocol: {text}")
 
 
 def _refuse_extension(code: int, data: bytes) -> Any:
-    raise MalformedMessage(f"a frame holds an extension type ({code}, {len(data)} bytes)")
+    raise MalformedMessage(f"a message holds an extension type ({code}, {len(data)} bytes)")

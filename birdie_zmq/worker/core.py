@@ -535,7 +535,7 @@ class AgentCore:
         active = self._sent(message.lease)
         if active is None:
             return
-        items = message.indices.tolist()
+        items = message.indices
         if not all(0 <= item < len(active.lease.work) for item in items):
             self._log("warning", "ignored an answer of the model process: its lease has no item of that index")
             return

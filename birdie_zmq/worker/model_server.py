@@ -22,8 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
-
 from birdie_zmq.engine.distributed.leader import Leader
 from birdie_zmq.engine.distributed.process_group import GROUP_ENDED_EXIT_STATUS, ProcessGroupError, RankInfo
 from birdie_zmq.engine.evaluator import ItemFailed
@@ -100,7 +98,7 @@ class _LeaseListener:
         self._reported_at = -math.inf
 
     def answered(self, indices: Sequence[int], answers: Sequence[Answer]) -> None:
-        where = np.asarray(indices, dtype=np.int32)
+        where = list(map(int, indices))
         self._send(m.LeaseAnswered(lease=self._lease, indices=where, answers=pack_answers(self._kind, answers)))
 
     def notice(self, level: Level, text: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
 from msgspec import Meta, Struct
 
 from birdie_zmq import types
@@ -98,9 +97,6 @@ class ValueMaker:
         if origin is tuple:
             members = arguments[:1] * 2 if arguments[-1] is ... else arguments
             return tuple(self.make(member, name) for member in members)
-        if origin is np.ndarray:
-            dtype = get_args(arguments[1])[0]
-            return np.array([3, 7], dtype=dtype)
         raise TypeError(f"no value is made for {origin}")
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import zmq
 
@@ -170,7 +169,7 @@ def test_clients_and_workers_with_keys_are_served(folder: KeyFolder, bind: str, 
         lease = exchange(worker)
         assert isinstance(lease, m.Lease)
         answers = pack_answers("rolling", [-1.5])
-        worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=answers)))
+        worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=[0], answers=answers)))
         answered = exchange(client)
         assert isinstance(answered, m.Answered)
         assert unpack_answers("rolling", answered.answers) == [-1.5]
@@ -485,7 +484,7 @@ def test_forging_a_routing_id_in_use_has_no_effect(
     lease = exchange(worker)
     assert unpack_work(lease.work) == RollingWork(texts=["x"])
     answers = pack_answers("rolling", [-1.5])
-    worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=answers)))
+    worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=[0], answers=answers)))
     assert unpack_answers("rolling", exchange(client).answers) == [-1.5]
     assert not forged.poll(100)
 
