@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
@@ -32,7 +30,8 @@ LogitBias = Annotated[float, Meta(ge=-1e9, le=1e9)]
 TokenBias = Annotated[tuple[tuple[TokenId, LogitBias], ...], Meta(max_length=65_536)]
 Penalty = Annotated[float, Meta(gt=0, le=1e9)]
 Level = Literal["info", "warning"]
-Indices = npt.NDArray[np.int32]
+MAX_TEXT_CHARACTERS = 2**24
+Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
 
 _MAX_ERROR_CHARACTERS = 100_000
 
@@ -53,8 +52,8 @@ class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """An error as it is sent to another process; `birdie_zmq.errors` documents the codes."""
 
     code: Name
-    message: str
-    traceback: str | None = None
+    message: Text
+    traceback: Text | None = None
 
     @classmethod
     def of(cls, error: BirdieError) -> ErrorReport:
@@ -78,7 +77,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     tag: Name
-    arguments: str = "{}"
+    arguments: Text = "{}"
 
     def __str__(self) -> str:
         return self.tag if self.arguments == "{}" else f"{self.tag} {self.arguments}"

@@ -20,8 +20,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from birdie_zmq._version import __version__
 from birdie_zmq.broker.events import (
     Action,
@@ -274,7 +272,7 @@ class BrokerCore:
         sub_batch = worker.leases.get(message.lease)
         if sub_batch is None:
             return  # A late answer: the lease was cancelled, and its items now belong to another lease.
-        items = message.indices.tolist()
+        items = message.indices
         if len(items) != len(message.answers) or (items and not 0 <= min(items) <= max(items) < len(sub_batch.items)):
             self._refuse(worker.peer, ProtocolError(f"the answers do not match the items of lease {message.lease}"))
             return
@@ -295,7 +293,7 @@ class BrokerCore:
             batch.client,
             m.Answered(
                 batch=batch.number,
-                indices=np.array([indices[position] for position in fresh], dtype=np.int32),
+                indices=[indices[position] for position in fresh],
                 answers=message.answers if len(fresh) == len(indices) else message.answers.select(fresh),
             ),
         )

@@ -138,7 +138,7 @@ class ClientCore:
         ]
 
     def _answered(self, job: Job, message: m.Answered) -> list[Action]:
-        indices = message.indices.tolist()
+        indices = message.indices
         if len(indices) != len(message.answers) or any(not 0 <= i < len(job.items) for i in indices):
             return [FailCall(ProtocolError(f"an answer does not match the items of its batch {message.batch}"))]
         try:

@@ -8,36 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Literal
+from typing import Annotated, Literal
 
-import numpy as np
-from msgspec import Struct
-
-from birdie_zmq.types import Indices
+from msgspec import Meta, Struct
 
 MAX_ITEMS = 2**18
 MAX_ITEM_BYTES = 16 * 2**20
 """Bytes of one item: with one character beyond the Basic Multilingual Plane, Python stores four bytes per character."""
 
+Indices = Annotated[list[Annotated[int, Meta(ge=0, lt=MAX_ITEMS)]], Meta(max_length=MAX_ITEMS)]
+Sizes = Annotated[list[Annotated[int, Meta(ge=1, le=MAX_ITEM_BYTES)]], Meta(max_length=MAX_ITEMS)]
+
 WorkKind = Literal["loglikelihood", "rolling", "generate", "chat", "describe"]
 
 
 class Items(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Encoded items: ``sizes`` int32[n] holds the bytes of each, ``data`` the items one after another.
+    """Encoded items: ``sizes`` holds the number of bytes of each, ``data`` the items one after another.
 
     Raises:
-        ValueError: The sizes do not match the data, or exceed a limit.
+        ValueError: The sizes do not add up to the data.
     """
 
-    sizes: Indices
+    sizes: Sizes
     data: bytes
 
     def __post_init__(self) -> None:
-        if len(self.sizes) > MAX_ITEMS:
-            raise ValueError(f"{len(self.sizes):,} items are over the limit of {MAX_ITEMS:,} per message")
-        if len(self.sizes) and not 0 < self.sizes.min() <= self.sizes.max() <= MAX_ITEM_BYTES:
-            raise ValueError(f"an item has no bytes, or more than the limit of {MAX_ITEM_BYTES:,}")
-        if int(self.sizes.sum(dtype=np.int64)) != len(self.data):
+        if sum(self.sizes) != len(self.data):
             raise ValueError("the sizes of the items do not add up to their data")
 
     def __len__(self) -> int:
@@ -46,13 +42,16 @@ class Items(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @classmethod
     def join(cls, encoded: Sequence[bytes]) -> Items:
         """Join items that are encoded one by one."""
-        return cls(sizes=np.fromiter(map(len, encoded), np.int32, len(encoded)), data=b"".join(encoded))
+        return cls(sizes=list(map(len, encoded)), data=b"".join(encoded))
 
     def select(self, positions: Sequence[int]) -> Items:
         """Return some of the items."""
-        sizes = self.sizes.tolist()
-        ends = list(accumulate(sizes))
-        return Items.join([self.data[ends[i] - sizes[i] : ends[i]] for i in positions])
+        ends = list(accumulate(self.sizes))
+        return Items.join([self.data[ends[i] - self.sizes[i] : ends[i]] for i in positions])
+
+    def split(self) -> list[bytes]:
+        """Return the bytes of each item."""
+        return [self.data[end - size : end] for end, size in zip(accumulate(self.sizes), self.sizes, strict=True)]
 
 
 class PackedWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

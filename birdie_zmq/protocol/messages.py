@@ -25,18 +25,18 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from birdie_zmq.protocol.items import Items, PackedWork
+from birdie_zmq.protocol.items import Indices, Items, PackedWork
 from birdie_zmq.types import (
     ComputeCounters,
     Count,
     ErrorReport,
-    Indices,
     Level,
     ModelSpec,
     Name,
     PositiveCount,
     Seconds,
     StepLimits,
+    Text,
 )
 
 WIRE_VERSION = 13
@@ -88,7 +88,7 @@ class SessionOpened(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="answered"):
-    """Answers to some items of a batch; ``indices`` int32[n] names the items."""
+    """Answers to some items of a batch; ``indices`` names the item of each."""
 
     batch: Count
     indices: Indices
@@ -122,7 +122,7 @@ class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
     batch: Count
     level: Level
-    text: str
+    text: Text
     once: bool = False
 
 
@@ -217,7 +217,7 @@ class LeaseNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     lease: Count
     level: Level
-    text: str
+    text: Text
     once: bool = False
 
 
@@ -299,7 +299,7 @@ class ModelNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """A log line for the users who wait until the model is loaded."""
 
     level: Level
-    text: str
+    text: Text
 
 
 class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase-changed"):

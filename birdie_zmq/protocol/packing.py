@@ -10,24 +10,24 @@ chat          conversation                 the template's arguments   text
 describe      nil                          nothing                    model description
 ============= ============================ ========================== =====================
 
-The receiver validates every item against its type. The sender decodes what it encodes, so that the person at the prompt
-gets the error. Items of plain texts and numbers are decoded by msgspec, whose lists have as many elements as there are
-items; nested ones are decoded within the limits of a frame.
+The receiver decodes each item by itself and validates it against its type, so an item has exactly the bytes that its size
+says. The sender applies the same rules, so that the person at the prompt gets the error. An item of texts and numbers has
+a fixed number of them, and msgspec decodes it; the nested items of a message are decoded within common `limits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import msgpack
 import msgspec
 from msgspec import Struct
 
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.protocol.codec import convert, to_plain
-from birdie_zmq.protocol.items import Items, PackedWork, WorkKind
-from birdie_zmq.protocol.limits import unpack
+from birdie_zmq.protocol.codec import validated
+from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedWork, WorkKind
+from birdie_zmq.protocol.limits import unpack_all
 from birdie_zmq.types import (
     Answer,
     ChatWork,
@@ -41,8 +41,6 @@ from birdie_zmq.types import (
     Work,
 )
 
-Decode = Callable[[Items], list[Any]]
-
 
 class _ChatTemplateCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The arguments that all conversations of a `ChatWork` share."""
@@ -51,45 +49,56 @@ class _ChatTemplateCall(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     template_args: str
 
 
-def _flat(kind: Any) -> Decode:
-    """Return a decoder of items of plain texts and numbers: all at once, as one list of that many elements."""
-    decoder = msgspec.msgpack.Decoder(list[kind])
+class _ItemType:
+    """Encoding and decoding of items of one type: of a fixed number of texts and numbers, or with nested values."""
 
-    def decode(items: Items) -> list[Any]:
+    def __init__(self, kind: Any, *, is_nested: bool = False) -> None:
+        self._is_nested = is_nested
+        self._decode_item = msgspec.msgpack.Decoder(kind).decode
+        self._convert = partial(msgspec.convert, type=list[kind])
+
+    def pack(self, values: Sequence[Any], what: str) -> Items:
         try:
-            return decoder.decode(b"\xdd" + len(items).to_bytes(4, "big") + items.data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            text = str(error)
-        # Raised outside of the except clause: the original error would be sent as the cause.
-        raise MalformedMessage(f"an item is invalid: {text}")
+            if len(values) > MAX_ITEMS:
+                raise ValueError(f"{len(values):,} items are over the limit of {MAX_ITEMS:,} per message")
+            items = Items.join(list(map(_encode, values)))
+            if max(items.sizes, default=0) > MAX_ITEM_BYTES:
+                raise ValueError(f"it has more than the limit of {MAX_ITEM_BYTES:,} bytes")
+            if self._is_nested:
+                self.unpack(items)
+            else:  # What has these types and was encoded can be decoded.
+                validated(self._convert, values)
+        except MalformedMessage as error:
+            raise MalformedMessage(f"this {what} cannot be sent: {error.message}") from None
+        except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
+            raise MalformedMessage(f"this {what} cannot be sent: {error}") from None
+        return items
 
-    return decode
+    def unpack(self, items: Items) -> list[Any]:
+        if self._is_nested:
+            return validated(self._convert, unpack_all(items.split()))
+        return validated(lambda encoded: list(map(self._decode_item, encoded)), items.split())
 
 
-def _nested(kind: Any) -> Decode:
-    """Return a decoder of items with lists or maps of any size."""
-
-    def decode(items: Items) -> list[Any]:
-        return [convert(unpack(items.select([position]).data), kind) for position in range(len(items))]
-
-    return decode
-
-
-_DECODE_WORK: dict[WorkKind, Decode] = {
-    "loglikelihood": _flat(tuple[str, str]),
-    "rolling": _flat(str),
-    "generate": _flat(tuple[str, RandomKey | None]),
-    "chat": _nested(list[dict[str, str]]),
-    "describe": _flat(None),
+_PARAMETERS = {
+    "generate": _ItemType(GenerationParams, is_nested=True),
+    "chat": _ItemType(_ChatTemplateCall, is_nested=True),
 }
-_DECODE_ANSWERS: dict[WorkKind, Decode] = {
-    "loglikelihood": _flat(tuple[float, bool]),
-    "rolling": _flat(float),
-    "generate": _flat(str),
-    "chat": _flat(str),
-    "describe": _nested(ModelDescription),
+_WORK: dict[WorkKind, _ItemType] = {
+    "loglikelihood": _ItemType(tuple[str, str]),
+    "rolling": _ItemType(str),
+    "generate": _ItemType(tuple[str, RandomKey | None]),
+    "chat": _ItemType(list[dict[str, str]], is_nested=True),
+    "describe": _ItemType(None),
 }
-_encode_flat = msgspec.msgpack.Encoder().encode
+_ANSWERS: dict[WorkKind, _ItemType] = {
+    "loglikelihood": _ItemType(tuple[float, bool]),
+    "rolling": _ItemType(float),
+    "generate": _ItemType(str),
+    "chat": _ItemType(str),
+    "describe": _ItemType(ModelDescription, is_nested=True),
+}
+_encode = msgspec.msgpack.Encoder().encode
 
 
 def kind_of(work: Work) -> WorkKind:
@@ -102,7 +111,8 @@ def pack_work(work: Work) -> PackedWork:
     """Encode work.
 
     Raises:
-        MalformedMessage: A text is not valid UTF-8 (a lone surrogate), or too long.
+        MalformedMessage: A receiver would reject an item or a parameter: a text is not valid UTF-8 (a lone surrogate), or
+            too long.
     """
     shared: Struct | None = None
     items: list[Any] = [None]
@@ -120,8 +130,8 @@ def pack_work(work: Work) -> PackedWork:
                 add_generation_prompt=work.add_generation_prompt, template_args=work.template_args
             )
     kind = kind_of(work)
-    packed = _pack(items, "request", _DECODE_WORK[kind])
-    return PackedWork(kind=kind, items=packed, shared=b"" if shared is None else _pack_record(shared))
+    parameters = b"" if shared is None else _PARAMETERS[kind].pack([shared], "request").data
+    return PackedWork(kind=kind, items=_WORK[kind].pack(items, "request"), shared=parameters)
 
 
 def unpack_work(work: PackedWork) -> Work:
@@ -130,23 +140,28 @@ def unpack_work(work: PackedWork) -> Work:
     Raises:
         MalformedMessage: An item or a parameter is invalid.
     """
-    items = _DECODE_WORK[work.kind](work.items)
+    items = _WORK[work.kind].unpack(work.items)
+    shared: Any = None
+    if work.kind in _PARAMETERS:
+        (shared,) = _PARAMETERS[work.kind].unpack(Items.join([work.shared]))
+    elif work.shared:
+        raise MalformedMessage(f"work of the kind {work.kind} has no parameters")
     match work.kind:
         case "loglikelihood":
             return LogLikelihoodWork(pairs=items)
         case "rolling":
             return RollingWork(texts=items)
         case "generate":
-            settings: GenerationParams = convert(unpack(work.shared), GenerationParams)
             keys = [key for _, key in items if key is not None]
             try:
-                return GenerateWork(prompts=[prompt for prompt, _ in items], settings=settings, keys=keys)
+                return GenerateWork(prompts=[prompt for prompt, _ in items], settings=shared, keys=keys)
             except ValueError as error:
                 raise MalformedMessage(str(error)) from None
         case "chat":
-            call: _ChatTemplateCall = convert(unpack(work.shared), _ChatTemplateCall)
-            return ChatWork(conversations=items, **msgspec.structs.asdict(call))
+            return ChatWork(conversations=items, **msgspec.structs.asdict(shared))
         case "describe":
+            if len(items) != 1:
+                raise MalformedMessage("a request for the description has other than one item")
             return DescribeWork()
 
 
@@ -156,7 +171,7 @@ def pack_answers(kind: WorkKind, answers: Sequence[Answer]) -> Items:
     Raises:
         MalformedMessage: An answer has the wrong type for the kind of work, or a text is not valid UTF-8 or too long.
     """
-    return _pack(answers, "answer", _DECODE_ANSWERS[kind])
+    return _ANSWERS[kind].pack(answers, "answer")
 
 
 def unpack_answers(kind: WorkKind, items: Items) -> list[Answer]:
@@ -165,21 +180,4 @@ def unpack_answers(kind: WorkKind, items: Items) -> list[Answer]:
     Raises:
         MalformedMessage: An answer is invalid.
     """
-    return _DECODE_ANSWERS[kind](items)
-
-
-def _pack(items: Sequence[Any], what: str, decode: Decode) -> Items:
-    try:
-        encode = _pack_record if items and isinstance(items[0], Struct) else _encode_flat
-        packed = Items.join([encode(item) for item in items])
-        decode(packed)
-    except MalformedMessage as error:
-        raise MalformedMessage(f"this {what} cannot be sent: {error.message}") from None
-    except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
-        raise MalformedMessage(f"this {what} cannot be sent: {error}") from None
-    return packed
-
-
-def _pack_record(record: Struct) -> bytes:
-    packed: bytes = msgpack.packb(record, default=to_plain, use_bin_type=True)
-    return packed
+    return _ANSWERS[kind].unpack(items)

@@ -302,11 +302,10 @@ class AgentCore:
     def _on_lease_message(self, held: HeldLease, message: m.LeaseMessage, frame: bytes) -> None:
         match message:
             case m.LeaseAnswered(indices=indices):
-                items = indices.tolist()
-                if not all(0 <= item < len(held.lease.work) for item in items):
+                if not all(0 <= item < len(held.lease.work) for item in indices):
                     self._log("warning", "ignored an answer of the model process: its lease has no item of that index")
                     return
-                held.answered.update(items)
+                held.answered.update(indices)
                 self._actions.append(ForwardToBroker(frame))
             case m.LeaseNotice() | m.LeaseProgressed():
                 self._actions.append(ForwardToBroker(frame))

@@ -11,8 +11,6 @@ import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
-import numpy as np
-
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError
 from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
 from birdie_zmq.engine.request_encoding import Encoded
@@ -147,9 +145,7 @@ class LeaseLoop:
                 # Before the last answers of a run, since a client that has them all waits for nothing more.
                 self._report_progress(number, force=is_complete and not self._has_waiting_lease())
                 packed = pack_answers(lease.work.kind, answers)
-                self._connection.send(
-                    m.LeaseAnswered(lease=number, indices=np.asarray(indices, np.int32), answers=packed)
-                )
+                self._connection.send(m.LeaseAnswered(lease=number, indices=list(indices), answers=packed))
 
     def _report_progress(self, lease: int, *, force: bool = False) -> None:
         """Send what was computed since the last report, if that is long ago or the report is forced."""

@@ -11,22 +11,24 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["birdie_zmq", "msgpack", "msgpack_numpy"]):
+with atheris.instrument_imports(include=["birdie_zmq", "msgpack"]):
     from birdie_zmq.errors import ProtocolError
     from birdie_zmq.protocol import messages as m
     from birdie_zmq.protocol.codec import decoder, encode
-    from tests.fuzz.frames import SAMPLES
+    from tests.fuzz.frames import SAMPLES, unpack_items
 
 _decode = decoder(m.Message)
 
 
 def try_frame(frame: bytes) -> None:
-    """Decode a frame to a message that can be encoded again, or a typed error; libFuzzer reports any other exception."""
+    """Decode a frame and its items to values that can be encoded again, or a typed error; libFuzzer reports other exceptions."""
     try:
         message = _decode(frame)
     except ProtocolError:
         return
-    encode(message)
+    if encode(message) != frame:
+        raise AssertionError("a message is encoded in another form than it was received")
+    unpack_items(message)
 
 
 def main() -> None:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import random
 from collections.abc import Iterator, Sequence
+from typing import get_args
 
-import numpy as np
+import msgspec
 
+from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
+from birdie_zmq.protocol.items import Items, PackedWork, WorkKind
+from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.types import (
+    ChatTemplates,
     ChatWork,
+    ComputeCounters,
     DescribeWork,
     ErrorReport,
     GenerateWork,
     GenerationParams,
     LogitsParams,
     LogLikelihoodWork,
+    ModelDescription,
     ModelSpec,
-    ProgressDelta,
     RollingWork,
+    RunStatistics,
     SamplingParams,
-    Scores,
-    Texts,
     Work,
 )
 
@@ -37,23 +44,44 @@ _WORKS: Sequence[Work] = (
     ChatWork(conversations=[[{"role": "user", "content": "a"}]], add_generation_prompt=True),
     DescribeWork(),
 )
-_SCORES = Scores(loglikelihoods=np.array([-1.0, np.nan]), greedy=np.array([True, False]))
+_DESCRIPTION = ModelDescription(
+    model=MODEL,
+    identity="a",
+    api="api.py",
+    api_sha256="b",
+    num_parameters=None,
+    dtype="float32",
+    vocab_size=32,
+    max_length=64,
+    bos_token_id=None,
+    eos_token_id=1,
+    engine="jax",
+    devices=["cpu"],
+    versions={"jax": "0"},
+    chat=ChatTemplates(templates={"default": "{{ messages }}"}),
+    report=RunStatistics(shapes=[(1, 64)]),
+    process_id=7,
+    start_count=1,
+)
+_ANSWERS: Sequence[Items] = (
+    pack_answers("loglikelihood", [(-1.0, True), (math.nan, False)]),
+    pack_answers("rolling", [-1.0]),
+    pack_answers("generate", ["a"]),
+    pack_answers("describe", [_DESCRIPTION]),
+)
 SAMPLES: Sequence[m.Message] = (
     m.OpenSession(package_version="1.0"),
     m.Ping(),
-    *(m.Submit(batch=number, model=MODEL, work=work) for number, work in enumerate(_WORKS)),
+    *(m.Submit(batch=number, model=MODEL, work=pack_work(work)) for number, work in enumerate(_WORKS)),
     m.CloseSession(),
     m.RegisterWorker(package_version="1.0", engine="jax", host="here", process_id=7, capacity=2, model=MODEL),
     m.Heartbeat(phase="running", model=MODEL),
-    m.LeaseAnswered(lease=1, indices=np.arange(2, dtype=np.int32), answers=_SCORES),
-    m.LeaseAnswered(lease=1, indices=np.arange(1, dtype=np.int32), answers=Texts(texts=["a"])),
+    *(m.LeaseAnswered(lease=1, indices=list(range(len(items))), answers=items) for items in _ANSWERS),
     m.LeaseFailed(lease=1, error=_ERROR, index=0),
     m.LeaseCrashed(lease=1, error=_ERROR),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
-    m.LeaseProgressed(
-        lease=1, progress=ProgressDelta(remaining=3, active_lengths=(1, 2), finished_lengths=(3,), decode_rows=2)
-    ),
+    m.LeaseProgressed(lease=1, progress=ComputeCounters(tokens=3, seconds=0.5)),
     m.LeaseNotice(lease=1, level="info", text="a"),
     m.DrainWorker(),
     m.CloseWorker(),
@@ -61,18 +89,39 @@ SAMPLES: Sequence[m.Message] = (
     m.Refusal(error=_ERROR),
 )
 _VALID = [encode(sample) for sample in SAMPLES]
+_WITH_ITEMS = [sample for sample in SAMPLES if isinstance(sample, m.Submit | m.LeaseAnswered)]
 _OPENING = b"\x92" + bytes([m.WIRE_VERSION])
 _LENGTHS = (b"\xdd", b"\xdf", b"\xdb", b"\xc6", b"\xc9")  # list, map, text, bytes, extension: of 32 bits each
 _INTERESTING = (b"\x00", b"\x7f", b"\x80", b"\x90", b"\xa0", b"\xc0", b"\xc1", b"\xc4", b"\xca", b"\xcf", b"\xff")
 
 
+def unpack_items(message: m.Message) -> int:
+    """Decode the items of a message as its receivers would, and encode them again; return how many receivers accept them.
+
+    Any exception except a typed error is a crash.
+    """
+    accepted = 0
+    if isinstance(message, m.Submit | m.Lease):
+        with contextlib.suppress(MalformedMessage):
+            pack_work(unpack_work(message.work))
+            accepted += 1
+    elif isinstance(message, m.Answered | m.LeaseAnswered):
+        for kind in get_args(WorkKind):
+            with contextlib.suppress(MalformedMessage):
+                pack_answers(kind, unpack_answers(kind, message.answers))
+                accepted += 1
+    return accepted
+
+
 def frames(seed: int) -> Iterator[bytes]:
-    """Yield mutated messages, memory bombs, random bytes, and a few valid messages."""
+    """Yield mutated messages, messages with mutated items, memory bombs, random bytes, and a few valid messages."""
     rng = random.Random(seed)
     while True:
         kind = rng.random()
-        if kind < 0.7:
-            yield _mutated(rng)
+        if kind < 0.5:
+            yield _mutated(rng, rng.choice(_VALID))
+        elif kind < 0.7:
+            yield _with_mutated_items(rng)
         elif kind < 0.8:
             yield rng.randbytes(rng.randint(0, 200))
         elif kind < 0.9:
@@ -83,8 +132,32 @@ def frames(seed: int) -> Iterator[bytes]:
             yield _bomb(rng)
 
 
-def _mutated(rng: random.Random) -> bytes:
-    frame = bytearray(rng.choice(_VALID))
+def _with_mutated_items(rng: random.Random) -> bytes:
+    """Return a frame with a valid header, whose items or parameters are mutated."""
+    message = rng.choice(_WITH_ITEMS)
+    if isinstance(message, m.LeaseAnswered):
+        return encode(msgspec.structs.replace(message, answers=_mutated_items(rng, message.answers)))
+    assert isinstance(message, m.Submit)
+    work = message.work
+    if work.shared and rng.random() < 0.5:
+        work = msgspec.structs.replace(work, shared=_mutated(rng, work.shared))
+    else:
+        work = msgspec.structs.replace(work, items=_mutated_items(rng, work.items))
+    return encode(msgspec.structs.replace(message, work=work))
+
+
+def _mutated_items(rng: random.Random, items: Items) -> Items:
+    if rng.random() < 0.1:  # Valid items, with other sizes.
+        cut = rng.randint(1, len(items.data))
+        return Items.join([part for part in (items.data[:cut], items.data[cut:]) if part])
+    mutated = [_mutated(rng, item) if rng.random() < 0.7 else item for item in items.split()]
+    if rng.random() < 0.001:
+        mutated.append(_nested_bomb(rng, b"\x80"))
+    return Items.join([item for item in mutated if item])
+
+
+def _mutated(rng: random.Random, valid: bytes) -> bytes:
+    frame = bytearray(valid)
     for _ in range(rng.randint(1, 4)):
         position = rng.randint(0, len(frame))
         match rng.randint(0, 6):
@@ -108,18 +181,27 @@ def _mutated(rng: random.Random) -> bytes:
     return bytes(frame)
 
 
+def _nested_bomb(rng: random.Random, value: bytes) -> bytes:
+    """Return a list of many small values."""
+    count = rng.choice((1_000, 50_000, 500_000))
+    return b"\xdd" + count.to_bytes(4, "big") + value * count
+
+
 def _bomb(rng: random.Random) -> bytes:
     """Return a small frame with large contents: nested or long lists, small maps, a text with one wide character."""
     count = rng.choice((1_000, 50_000, 500_000))
-    long_list = b"\xdd" + count.to_bytes(4, "big")
-    match rng.randint(0, 4):
+    match rng.randint(0, 5):
         case 0:
             return _OPENING + b"\x91" * count + b"\x90"
         case 1:
-            return _OPENING + long_list + b"\x90" * count
+            return _OPENING + _nested_bomb(rng, b"\x90")
         case 2:
-            return _OPENING + long_list + b"\x80" * count
+            return _OPENING + _nested_bomb(rng, b"\x80")
         case 3:
-            return _OPENING + long_list * 1_000
-    work = RollingWork(texts=["a" * count + "\N{HUGGING FACE}"])
-    return encode(m.Submit(batch=1, model=ModelSpec(tag="x" * 4_000), work=work))
+            return _OPENING + (b"\xdd" + count.to_bytes(4, "big")) * 1_000
+        case 4:
+            conversations = Items.join([_nested_bomb(rng, rng.choice((b"\x80", b"\x90", b"\xa0"))) for _ in range(3)])
+            work = PackedWork(kind="chat", items=conversations, shared=_nested_bomb(rng, b"\x80"))
+            return encode(m.Submit(batch=1, model=MODEL, work=work))
+    texts = RollingWork(texts=["a" * count + "\N{HUGGING FACE}"])
+    return encode(m.Submit(batch=1, model=ModelSpec(tag="x" * 4_000), work=pack_work(texts)))

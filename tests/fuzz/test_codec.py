@@ -19,7 +19,7 @@ from birdie_zmq.errors import ProtocolError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.limits import MAX_ELEMENTS
-from tests.fuzz.frames import frames
+from tests.fuzz.frames import frames, unpack_items
 from tests.protocol.test_codec import RECORDS, body_of, frame_of, junk, messages
 
 SEED = int(os.environ.get("BIRDIE_FUZZ_SEED", "20261125"))
@@ -31,31 +31,36 @@ MAX_MEMORY_BYTES = 128 * MAX_ELEMENTS
 decode = decoder(m.Message)
 
 
-def is_accepted(frame: bytes) -> bool:
-    """Return whether a frame is decoded and can be encoded again; any exception except ProtocolError is a crash."""
+def acceptance(frame: bytes) -> tuple[bool, bool]:
+    """Return whether a frame is decoded, and whether a receiver decodes its items.
+
+    Both must then be encoded again, the frame to the same bytes. Any exception except ProtocolError is a crash.
+    """
     try:
         message: m.Message = decode(frame)
     except ProtocolError:
-        return False
-    encode(message)
-    return True
+        return False, False
+    assert encode(message) == frame
+    return True, unpack_items(message) > 0
 
 
 def run(count: int) -> None:
     began = time.monotonic()
-    accepted = 0
+    accepted = with_items = 0
     tracemalloc.start()
     try:
         for frame in itertools.islice(frames(SEED), count):
-            accepted += is_accepted(frame)
+            is_decoded, has_items = acceptance(frame)
+            accepted += is_decoded
+            with_items += has_items
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     print(
-        f"\ncodec, seed {SEED}: {count:,} frames tried, {accepted:,} of them accepted, crashes 0, peak memory "
-        f"{peak_bytes / 2**20:.0f} MiB (bound {MAX_MEMORY_BYTES >> 20}), {time.monotonic() - began:.0f} s"
+        f"\ncodec, seed {SEED}: {count:,} frames tried, {accepted:,} of them accepted, {with_items:,} with valid items, "
+        f"crashes 0, peak memory {peak_bytes / 2**20:.0f} MiB (bound {MAX_MEMORY_BYTES >> 20}), {time.monotonic() - began:.0f} s"
     )
-    assert 0 < accepted < count
+    assert 0 < with_items < accepted < count
     assert peak_bytes < MAX_MEMORY_BYTES
 
 
@@ -81,8 +86,8 @@ def with_invalid_field(message: m.Message, data: st.DataObject) -> bytes:
 @given(st.one_of(messages, junk, st.binary(max_size=1_000)), st.data())
 def test_hypothesis_examples_are_decoded_or_rejected(example: object, data: st.DataObject) -> None:
     if isinstance(example, RECORDS):
-        is_accepted(with_invalid_field(cast(m.Message, example), data))
+        acceptance(with_invalid_field(cast(m.Message, example), data))
     elif isinstance(example, bytes):
-        is_accepted(example)
+        acceptance(example)
     else:
-        is_accepted(frame_of(example))
+        acceptance(frame_of(example))

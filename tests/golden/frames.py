@@ -11,12 +11,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
 from msgspec import Meta, Struct
 
 from birdie_zmq import types
 from birdie_zmq.protocol.codec import encode
+from birdie_zmq.protocol.items import Items, PackedWork, WorkKind
 from birdie_zmq.protocol.messages import Message
+from birdie_zmq.protocol.packing import pack_answers, pack_work
 
 PATH = Path(__file__).with_name("frames.json")
 NUMBERS: dict[Any, float] = {
@@ -27,10 +28,18 @@ NUMBERS: dict[Any, float] = {
     types.Fraction: 0.125,
     types.LogitBias: -1.5,
     types.Penalty: 1.25,
+    float: -2.25,
     Annotated[float, Meta(ge=0)]: 1.5,
 }
-MOST_ALTERNATIVES = 5
-"""The largest number of types in a union."""
+ANSWERS: dict[WorkKind, Any] = {
+    "loglikelihood": tuple[float, bool],
+    "rolling": float,
+    "generate": str,
+    "chat": str,
+    "describe": types.ModelDescription,
+}
+ALTERNATIVES = 30
+"""Each kind of work is made with each member of the other unions, which have up to three."""
 
 
 class ValueMaker:
@@ -48,6 +57,11 @@ class ValueMaker:
         """Return a value; a text contains the wire name of its field."""
         if kind in NUMBERS:
             return NUMBERS[kind]
+        if kind is PackedWork:
+            return pack_work(self.make(get_args(types.Work)[self._alternative % 5]))
+        if kind is Items:
+            work_kind = get_args(WorkKind)[self._alternative % 5]
+            return pack_answers(work_kind, [self.make(ANSWERS[work_kind]) for _ in range(2)])
         if inspect.isclass(kind) and issubclass(kind, Struct):
             return self._record(kind)
         if kind is NoneType:
@@ -67,8 +81,6 @@ class ValueMaker:
         values = {field: self.make(hints[field], wire_name) for field, wire_name in names}
         if kind is types.GenerateWork:
             values["keys"] = [5, 6] if values["settings"].sampling else []
-        if kind is types.Scores:
-            values["greedy"] = np.array([True, False])
         return kind(**values)
 
     def _generic(self, origin: Any, arguments: tuple[Any, ...], name: str) -> Any:
@@ -85,9 +97,6 @@ class ValueMaker:
         if origin is tuple:
             members = arguments[:1] * 2 if arguments[-1] is ... else arguments
             return tuple(self.make(member, name) for member in members)
-        if origin is np.ndarray:
-            dtype = get_args(arguments[1])[0]
-            return np.array({np.bool_: [1, 0], np.float64: [3.5, 7.25]}.get(dtype, [3, 7]), dtype=dtype)
         raise TypeError(f"no value is made for {origin}")
 
 
@@ -95,7 +104,7 @@ def make_frames() -> dict[str, list[str]]:
     """Return the frames of each message in hexadecimal, by its tag: one for each alternative of its unions."""
     frames: dict[str, list[str]] = {}
     for record in get_args(Message):
-        made = [encode(ValueMaker(alternative).make(record)).hex() for alternative in range(MOST_ALTERNATIVES)]
+        made = [encode(ValueMaker(alternative).make(record)).hex() for alternative in range(ALTERNATIVES)]
         frames[record.__struct_config__.tag] = list(dict.fromkeys(made))
     return frames
 

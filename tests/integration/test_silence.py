@@ -22,6 +22,7 @@ from birdie_zmq.errors import (
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.packing import pack_work
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import ModelSpec, RollingWork
@@ -109,15 +110,17 @@ def test_messages_of_the_model_file_reach_its_run(lm: BirdieZMQ) -> None:
 
 
 def test_refusal_of_a_malformed_frame_does_not_contain_it(served_talkative: Served) -> None:
-    submit = m.Submit(batch=1, model=ModelSpec(tag="any"), work=RollingWork(texts=[SECRET]))
+    submit = m.Submit(batch=1, model=ModelSpec(tag="any"), work=pack_work(RollingWork(texts=[SECRET])))
     frame = encode(submit)
     body = msgpack.unpackb(frame)[1]
     malformed_frames = [
         frame[:-3],
-        frame.replace(SECRET.encode(), b"\xff" + SECRET.encode()[1:]),
+        frame.replace(b"rolling", b"\xff" + b"olling"),
+        msgpack.packb([m.WIRE_VERSION, {**body, "work": {**body["work"], "shared": SECRET}}]),
+        msgpack.packb([m.WIRE_VERSION, {**body, "work": {**body["work"], "items": {"sizes": SECRET, "data": SECRET}}}]),
         msgpack.packb([m.WIRE_VERSION, {**body, SECRET: SECRET}]),
         msgpack.packb([m.WIRE_VERSION, {**body, "type": SECRET}]),
-        msgpack.packb([m.WIRE_VERSION, {**body, "work": {"type": SECRET}}]),
+        msgpack.packb([m.WIRE_VERSION, {**body, "work": {**body["work"], "kind": SECRET}}]),
         msgpack.packb([m.WIRE_VERSION + 1, SECRET]),
     ]
     with Dealer(parse_endpoint(served_talkative.endpoint)) as dealer:

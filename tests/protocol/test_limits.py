@@ -6,20 +6,18 @@ from typing import Any
 
 import msgpack
 import msgspec
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ModelCallError
 from birdie_zmq.protocol import codec
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.arrays import pack_array
-from birdie_zmq.protocol.codec import MAX_BINARY_BYTES, MAX_ELEMENTS, MAX_MAP_ENTRIES, MAX_TEXT_BYTES, decoder, encode
-from birdie_zmq.types import ChatWork, DescribeWork, ErrorReport, LogLikelihoodWork, ModelSpec, RollingWork, Texts, Work
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.items import MAX_ITEMS, Items
+from birdie_zmq.protocol.packing import pack_work
+from birdie_zmq.types import MAX_TEXT_CHARACTERS, DescribeWork, ErrorReport, ModelSpec
 
 decode = decoder(m.Message)
 OPENING = b"\x92" + msgpack.packb(m.WIRE_VERSION)
-DEMO = ModelSpec(tag="demo")
 SECRET = "correct-horse-battery-staple"
 
 
@@ -28,26 +26,12 @@ def frame_of(body: object) -> bytes:
     return frame
 
 
-def as_received(array: NDArray[Any]) -> dict[bytes, Any]:
-    packed: dict[bytes, Any] = msgpack.unpackb(msgpack.packb(pack_array(array)))
-    return packed
-
-
-def submit(work: Work, model: ModelSpec = DEMO) -> m.Submit:
-    return m.Submit(batch=1, model=model, work=work)
-
-
 def answered(**fields: object) -> bytes:
     body = {
         "type": "lease-answered",
         "lease": 1,
-        "indices": as_received(np.arange(2, dtype=np.int32)),
-        "answers": {
-            "type": "scores",
-            "loglikelihoods": as_received(np.zeros(2)),
-            "greedy": as_received(np.zeros(2, np.bool_)),
-            **fields,
-        },
+        "indices": [0, 1],
+        "answers": {"sizes": [2, 1], "data": b"abc", **fields},
     }
     return frame_of(body)
 
@@ -57,7 +41,10 @@ def answered(**fields: object) -> bytes:
 
 @pytest.mark.parametrize(
     "frame",
-    [OPENING + b"\x82\xa4type\xa4pong\xa4type\xa4ping", OPENING + b"\xde\x10\x00" + b"\xa4type\xa4ping" * 4096],
+    [
+        encode(m.Notice(batch=1, level="info", text="a")).replace(b"\x85", b"\x86") + b"\xa4once\xc2",
+        OPENING + b"\xde\x10\x00" + b"\xa4type\xa4ping" * 4096,
+    ],
     ids=["other-values", "many"],
 )
 def test_a_duplicate_key_is_malformed(frame: bytes) -> None:
@@ -65,44 +52,80 @@ def test_a_duplicate_key_is_malformed(frame: bytes) -> None:
         decode(frame)
 
 
-@pytest.mark.parametrize("flags", [0, 1, 3])
-def test_scores_and_greedy_flags_have_the_same_length(flags: int) -> None:
+def test_the_sizes_of_the_answers_are_checked() -> None:
     assert isinstance(decode(answered()), m.LeaseAnswered)
-    with pytest.raises(MalformedMessage, match="2 scores come with"):
-        decode(answered(greedy=as_received(np.zeros(flags, np.bool_))))
-
-
-def test_a_boolean_is_0_or_1() -> None:
-    with pytest.raises(MalformedMessage, match="neither 0 nor 1"):
-        decode(answered(greedy={**as_received(np.zeros(2, np.bool_)), b"data": b"\x01\x02"}))
+    with pytest.raises(MalformedMessage, match=r"do not add up to their data - at `\$\.answers`"):
+        decode(answered(data=b"abcd"))
 
 
 def test_the_length_of_a_text_is_limited() -> None:
     """One character that needs four bytes makes Python use four bytes for each: 64 MiB would become 256 MiB."""
-    text = "a" * (MAX_TEXT_BYTES - 4) + "\N{HUGGING FACE}"
-    frame = encode(submit(RollingWork(texts=[text])))
-    assert isinstance(decode(frame), m.Submit)
-    with pytest.raises(MalformedMessage, match="max_str_len"):
-        decode(frame.replace(struct.pack(">I", MAX_TEXT_BYTES) + b"aa", struct.pack(">I", MAX_TEXT_BYTES + 1) + b"aaa"))
+    text = "a" * (MAX_TEXT_CHARACTERS - 1) + "\N{HUGGING FACE}"
+    frame = encode(m.Notice(batch=1, level="info", text=text))
+    assert isinstance(decode(frame), m.Notice)
+    size = struct.pack(">I", MAX_TEXT_CHARACTERS + 3)
+    with pytest.raises(MalformedMessage, match=r"length <= 16777216 - at `\$\.text"):
+        decode(frame.replace(size + b"aa", struct.pack(">I", MAX_TEXT_CHARACTERS + 4) + b"aaa"))
 
 
-def test_array_elements_count_towards_the_limit() -> None:
-    """As a list of Python integers, 64 MiB of int32 would take 600 MiB."""
-    fits = m.LeaseAnswered(lease=1, indices=np.zeros(MAX_ELEMENTS - 100, np.int32), answers=Texts(texts=[]))
-    decode(encode(fits))
-    large = {b"nd": True, b"type": "<i4", b"kind": b"", b"shape": [MAX_ELEMENTS], b"data": bytes(4 * MAX_ELEMENTS)}
-    body = {"type": "lease-answered", "lease": 1, "indices": large, "answers": {"type": "texts", "texts": []}}
-    with pytest.raises(MalformedMessage, match="elements"):
-        decode(frame_of(body))
-    with pytest.raises(MalformedMessage, match="max_bin_len"):
-        decode(frame_of({**body, "indices": {**large, b"data": bytes(MAX_BINARY_BYTES + 1)}}))
+def test_memory_of_a_text_over_the_limit_is_at_most_several_times_its_frame() -> None:
+    frame = frame_of(
+        {"type": "notice", "batch": 1, "level": "info", "text": "a" * 2**25 + "\N{HUGGING FACE}", "once": False}
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedMessage, match="length"):
+            decode(frame)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 6 * len(frame)
+
+
+@pytest.mark.parametrize("index", [-1, MAX_ITEMS, 2**31, 1.0, True, None, "0"])
+def test_indices_are_integers_below_the_number_of_items(index: object) -> None:
+    body = msgpack.unpackb(answered())[1]
+    with pytest.raises(MalformedMessage, match=r"\$\.indices\[1\]"):
+        decode(frame_of({**body, "indices": [0, index]}))
+
+
+@pytest.mark.parametrize("item", [0, []], ids=["integers", "lists"])
+def test_long_lists_of_indices_and_of_sizes_are_malformed_before_they_are_built(item: object) -> None:
+    body = msgpack.unpackb(answered())[1]
+    for long in ({**body, "indices": [item] * 2**22}, {**body, "answers": {"sizes": [item] * 2**22, "data": b""}}):
+        frame = frame_of(long)
+        tracemalloc.start()
+        try:
+            with pytest.raises(MalformedMessage, match=rf"length <= {MAX_ITEMS}"):
+                decode(frame)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 2**20
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode(m.LeaseDone(lease=1)).replace(b"lease\x01", b"lease\xcd\x00\x01"),
+        OPENING + b"\x82\xa5lease\x01\xa4type\xaalease-done",
+        OPENING + b"\xde\x00\x01\xa4type\xa4ping",
+        b"\xdc\x00\x02" + OPENING[1:] + b"\x81\xa4type\xa4ping",
+        b"\x92\xcc" + OPENING[1:] + b"\x81\xa4type\xa4ping",
+        frame_of({"type": "session-opened", "package_version": "1", "timeout_s": 1}),
+    ],
+    ids=["long-integer", "other-order", "long-map", "long-envelope", "long-version", "integer-for-a-float"],
+)
+def test_another_form_of_a_valid_message_is_malformed(frame: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="another form"):
+        decode(frame)
 
 
 def test_a_short_frame_cannot_allocate_long_lists() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(MalformedMessage):
-            decode(OPENING + (b"\xdd" + struct.pack(">I", MAX_ELEMENTS)) * 1_000)
+            decode(OPENING + (b"\xdd" + struct.pack(">I", 2**20)) * 1_000)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -111,8 +134,8 @@ def test_a_short_frame_cannot_allocate_long_lists() -> None:
 
 # --- Encoding --------------------------------------------------------------------------------------------------------
 
-LONG_TEXT = "a" * (MAX_TEXT_BYTES + 1)
-WIDE = [[{str(number): "" for number in range(MAX_MAP_ENTRIES + 1)}]]
+LONG_TEXT = "a" * (MAX_TEXT_CHARACTERS + 1)
+NO_ITEMS = Items.join([])
 DEEP: Any = "x"
 for _ in range(300):
     DEEP = [DEEP]
@@ -121,20 +144,27 @@ for _ in range(2_000):
     DEEPER = [DEEPER]
 
 
+def notice(text: Any) -> m.Notice:
+    return m.Notice(batch=1, level="info", text=text)
+
+
 @pytest.mark.parametrize(
     ("message", "pattern"),
     [
-        (submit(LogLikelihoodWork(pairs=[("", "")] * (MAX_ELEMENTS // 3))), "elements"),
-        (submit(RollingWork(texts=[""] * (MAX_ELEMENTS + 1))), "max_array_len"),
-        (submit(RollingWork(texts=[LONG_TEXT])), "max_str_len"),
-        (submit(RollingWork(texts=DEEP)), r"\$\.work\.texts"),
-        (submit(RollingWork(texts=DEEPER)), "recursion"),
-        (submit(ChatWork(conversations=WIDE, add_generation_prompt=True)), "max_map_len"),
-        (submit(DescribeWork(), ModelSpec(tag="x" * 5_000)), r"length <= 4096 - at `\$\.model\.tag"),
+        (m.Answered(batch=1, indices=[0] * (MAX_ITEMS + 1), answers=NO_ITEMS), rf"length <= {MAX_ITEMS}"),
+        (m.Answered(batch=1, indices=[MAX_ITEMS], answers=NO_ITEMS), r"\$\.indices\[0\]"),
+        (notice(LONG_TEXT), "length <= 16777216"),
+        (notice(DEEP), r"\$\.text"),
+        (notice(DEEPER), "recursion"),
+        (notice({"a": "b"}), r"\$\.text"),
+        (notice(msgspec.msgpack.Ext(1, b"a")), "got `ext`"),
+        (
+            m.Submit(batch=1, model=ModelSpec(tag="x" * 5_000), work=pack_work(DescribeWork())),
+            r"length <= 4096 - at `\$\.model\.tag",
+        ),
         (m.Heartbeat(phase="x" * 5_000), "length <= 4096"),
         (m.LeaseDone(lease=-1), r"\$\.lease"),
         (m.ModelLoaded(seconds=float("nan")), r"\$\.seconds"),
-        (m.LeaseAnswered(lease=1, indices=np.zeros((2, 1), np.int32), answers=Texts(texts=[])), "one dimension"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, msgspec.Struct) else value,
 )
@@ -146,7 +176,7 @@ def test_invalid_messages_are_not_encoded(message: m.Message, pattern: str) -> N
 def test_a_message_above_the_frame_limit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 1_000)
     with pytest.raises(MessageTooLarge):
-        encode(submit(RollingWork(texts=["x" * 1_000])))
+        encode(notice("x" * 1_000))
 
 
 def test_an_error_with_any_text_can_be_encoded() -> None:
@@ -169,13 +199,13 @@ def test_an_error_with_any_text_can_be_encoded() -> None:
         frame_of({"type": "notice", "batch": 1, "level": SECRET, "text": ""}),
         frame_of({"type": "notice", "batch": 1, "level": f"x' - at `$.{SECRET}", "text": ""}),
         frame_of({"type": f"x'\n2026-01-01 WARNING {SECRET}"}),
-        frame_of({"type": "submit", "batch": 1, "model": {"tag": "a"}, "work": {"type": SECRET}}),
-        frame_of({"type": "submit", "batch": 1, "model": {"tag": "a"}, "work": {"type": "describe", SECRET: SECRET}}),
-        frame_of({"type": "submit", "batch": SECRET, "model": {"tag": "a"}, "work": {"type": "describe"}}),
-        answered(greedy={**as_received(np.zeros(2)), b"type": SECRET}),
-        answered(greedy={**as_received(np.zeros(2)), b"shape": [SECRET]}),
-        answered(greedy={**as_received(np.zeros(2)), b"data": SECRET}),
-        answered(greedy={**as_received(np.zeros(2)), SECRET.encode(): SECRET}),
+        frame_of({"type": "submit", "batch": 1, "model": {"tag": "a"}, "work": {"kind": SECRET}}),
+        frame_of({"type": "submit", "batch": 1, "model": {"tag": "a"}, "work": {"kind": "describe", SECRET: SECRET}}),
+        frame_of({"type": "submit", "batch": SECRET, "model": {"tag": "a"}, "work": {"kind": "describe"}}),
+        answered(sizes=[SECRET]),
+        answered(sizes={SECRET.encode(): SECRET}),
+        answered(data=SECRET),
+        answered(data=SECRET.encode()),
         OPENING + b"\xd9\x40" + SECRET.encode() + b"\xff" * 40,
         frame_of({"type": "ping"}) + SECRET.encode(),
         msgpack.packb([SECRET, SECRET]),
@@ -197,6 +227,6 @@ def test_decoding_errors_quote_names_of_the_protocol() -> None:
 
 def test_encoding_errors_quote_nothing_of_the_message() -> None:
     with pytest.raises(MalformedMessage) as raised:
-        encode(submit(RollingWork(texts=[SECRET + "\ud800"])))
+        encode(notice(SECRET + "\ud800"))
     report = ErrorReport.of(raised.value)
     assert SECRET not in f"{report.message} {report.traceback}"

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import zmq
 
@@ -29,13 +28,14 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol import sockets
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.protocol.security import authentication
 from birdie_zmq.protocol.security.allow_list import AllowList
 from birdie_zmq.protocol.security.keys import KeyPair, PeerKey, new_key, read_peer_key, revoke_key
 from birdie_zmq.protocol.security.principals import Principal, Role
 from birdie_zmq.protocol.sockets import Dealer, ReceivedFrame, Router, wait
 from birdie_zmq.settings import AgentSettings, BrokerSettings, ClientSettings
-from birdie_zmq.types import ModelSpec, RollingWork, Texts
+from birdie_zmq.types import ModelSpec, RollingWork
 from birdie_zmq.worker import agent
 from birdie_zmq.worker.agent import Agent
 
@@ -152,7 +152,7 @@ REGISTRATION = m.RegisterWorker(package_version=__version__, engine="jax", host=
 
 
 def submit(text: str) -> m.Submit:
-    return m.Submit(batch=1, model=ModelSpec(tag="A"), work=RollingWork(texts=[text]))
+    return m.Submit(batch=1, model=ModelSpec(tag="A"), work=pack_work(RollingWork(texts=[text])))
 
 
 # --- Allowed peers ---------------------------------------------------------------------------------------------------
@@ -168,11 +168,11 @@ def test_clients_and_workers_with_keys_are_served(folder: KeyFolder, bind: str, 
         client.send(encode(submit("x")))
         lease = exchange(worker)
         assert isinstance(lease, m.Lease)
-        texts = Texts(texts=["X"])
-        worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=texts)))
+        answers = pack_answers("rolling", [-1.5])
+        worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=[0], answers=answers)))
         answered = exchange(client)
         assert isinstance(answered, m.Answered)
-        assert answered.answers == texts
+        assert unpack_answers("rolling", answered.answers) == [-1.5]
     finally:
         running_broker.close()
 
@@ -482,10 +482,10 @@ def test_forging_a_routing_id_in_use_has_no_effect(
     exchange(worker, REGISTRATION)
     client.send(encode(submit("x")))
     lease = exchange(worker)
-    assert lease.work == RollingWork(texts=["x"])
-    texts = Texts(texts=["X"])
-    worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=texts)))
-    assert exchange(client).answers == texts
+    assert unpack_work(lease.work) == RollingWork(texts=["x"])
+    answers = pack_answers("rolling", [-1.5])
+    worker.send(encode(m.LeaseAnswered(lease=lease.lease, indices=[0], answers=answers)))
+    assert unpack_answers("rolling", exchange(client).answers) == [-1.5]
     assert not forged.poll(100)
 
 
