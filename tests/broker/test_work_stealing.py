@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import ModelSpec, RollingWork
+from birdie_zmq.types import ModelSpec
 from tests.broker.harness import (
     CLIENT,
     OPEN_SESSION,
@@ -19,6 +19,7 @@ from tests.broker.harness import (
     fail,
     finish,
     register,
+    rolling,
     submit,
     texts_of,
 )
@@ -193,8 +194,7 @@ def test_a_failure_of_an_item_that_a_duplicate_lease_has_answered_is_ignored(har
 
 
 def submit_prefix(number: int, name: str | None) -> m.Submit:
-    work = RollingWork(texts=[str(number)])
-    return m.Submit(batch=number, model=A, work=work, prefix=name)
+    return m.Submit(batch=number, model=A, work=rolling(str(number)), prefix=name)
 
 
 def leased_texts(harness: BrokerHarness, worker: bytes) -> list[str]:
