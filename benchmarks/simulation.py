@@ -438,7 +438,7 @@ def simulate(
         requests=len(counts),
         utilisation=sum(worker.busy_s for worker in pool) / (seconds * workers),
         broker_utilisation=simulation.busy_s / seconds,
-        retries=simulation.broker.retries,
+        retries=simulation.broker.history.retries,
         recomputed=sum(worker.answers for worker in pool) - sum(counts),
         message_cost_s=0.0 if meter is None else meter.cpu_s / meter.messages,
         counts=counts,

@@ -63,3 +63,17 @@ class Worker:
     def name(self) -> str:
         """Name of the worker in log lines and error messages."""
         return f"{self.registration.engine} worker {self.registration.process_id} on {self.registration.host}"
+
+    def update_displayed_phase(self, now: float) -> None:
+        """Derive the displayed phase: a ready worker is running if it holds leases, otherwise idle."""
+        phase = self.phase
+        if phase in ("ready", "running"):
+            phase = "running" if self.leases else "idle"
+        if phase != self.displayed_phase:
+            self.displayed_phase, self.displayed_phase_since = phase, now
+
+    def update_idle_times(self, now: float) -> None:
+        """Update the times since which the worker has held no lease, or exactly one."""
+        count = len(self.leases)
+        self.idle_since = None if count else now if self.idle_since is None else self.idle_since
+        self.last_lease_since = None if count != 1 else now if self.last_lease_since is None else self.last_lease_since

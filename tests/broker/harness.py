@@ -12,7 +12,7 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.items import Items, PackedWork
 from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import Answer, ErrorReport, ModelSpec, RollingWork
+from birdie_zmq.types import ErrorReport, ModelSpec, RollingWork
 
 T = TypeVar("T")
 FromPeer = m.ClientMessage | m.WorkerMessage
@@ -81,12 +81,13 @@ class BrokerHarness:
         received = self.received(client, m.ItemFailed)
         return [(failure.batch, failure.index, failure.error.to_error()) for failure in received]
 
-    def answers(self, client: bytes = CLIENT) -> list[tuple[int, list[int], list[Answer]]]:
+    def answers(self, client: bytes = CLIENT) -> list[tuple[int, list[int], list[str]]]:
         """Take the answers of a client: batch, indices and texts of each message."""
-        return [
-            (answered.batch, answered.indices.tolist(), unpack_answers("generate", answered.answers))
-            for answered in self.received(client, m.Answered)
-        ]
+        received = []
+        for answered in self.received(client, m.Answered):
+            texts = [str(text) for text in unpack_answers("generate", answered.answers)]
+            received.append((answered.batch, answered.indices.tolist(), texts))
+        return received
 
 
 def rolling(*texts: str) -> PackedWork:

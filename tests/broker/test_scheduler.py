@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.broker.scheduler import Batch, Scheduler, SubBatch
+from birdie_zmq.broker.scheduler import Batch, Candidate, Scheduler, SubBatch
 from birdie_zmq.protocol.packing import unpack_work
 from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 from tests.broker.harness import A, B, C, rolling
@@ -51,7 +51,8 @@ def choose(
     may_switch: bool = True,
 ) -> int | None:
     """Choose the next batch of a worker that has had a model loaded since a time, and return its number."""
-    sub_batch = scheduler.choose(loaded, since, now, SWITCH_DELAY_S, is_idle=is_idle, may_switch=may_switch)
+    candidate = Candidate(loaded, since, is_idle)
+    sub_batch = scheduler.choose(candidate, now, SWITCH_DELAY_S, may_switch=may_switch)
     return None if sub_batch is None else sub_batch.batch.number
 
 

@@ -223,7 +223,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         assert not suspects or len(worker.leases) == 1, "a suspect shares its worker"
 
     def check_switch_delay(self, worker: Worker) -> None:
-        queue_heads = [queue[0] for model, queue in self.broker._scheduler._waiting.items() if model != worker.model]
+        queue_heads = [queue[0] for model, queue in self.broker.waiting._waiting.items() if model != worker.model]
         for sub_batch in queue_heads:
             assert self.now - max(sub_batch.batch.submitted_at, worker.model_since) <= self.SETTINGS.switch_delay_s
 
@@ -505,7 +505,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         by_number = {
             (peer, number): batch for peer, client in self.clients.items() for number, batch in client.batches.items()
         }
-        for sub_batch in self.broker._scheduler:
+        for sub_batch in self.broker.waiting:
             batch = by_number[sub_batch.batch.client, sub_batch.batch.number]
             waiting.update(batch.items[i] for i in sub_batch.items if i not in sub_batch.batch.settled)
         for worker in self.workers.values():
