@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from birdie_zmq.broker.lease_book import LeaseBook
 from birdie_zmq.broker.scheduler import Candidate, PrefixAffinity
-from birdie_zmq.broker.work_stealing import plan_early_steals, plan_steals
+from birdie_zmq.broker.work_stealing import plan_steals
 
 
 def assign_waiting(leases: LeaseBook, now: float, switch_delay_s: float) -> None:
@@ -40,20 +40,20 @@ def assign_waiting(leases: LeaseBook, now: float, switch_delay_s: float) -> None
 
 
 def steal_work(leases: LeaseBook, now: float, steal_after_s: float) -> None:
-    """Let workers that are idle, or on their last lease, steal from others while no sub-batch waits."""
+    """Let workers that have been idle, or on their last lease, for a time steal from others while no sub-batch waits.
+
+    Args:
+        leases: The waiting sub-batches and the workers.
+        now: The time of this tick, in monotonic seconds.
+        steal_after_s: That time in seconds.
+    """
     workers = leases.workers
     for worker in workers:
-        worker.update_idle_times(now)
+        worker.update_spare_since(now)
     if len(leases.waiting):
         return
     latest = now - steal_after_s
-    idle = [w for w in workers if w.idle_since is not None and w.idle_since <= latest and not w.is_draining]
-    if idle:
-        for steal in list(plan_steals(idle, workers)):
-            leases.steal(steal)
-    on_last_lease = [
-        w for w in workers if w.last_lease_since is not None and w.last_lease_since <= latest and w.has_capacity
-    ]
-    if on_last_lease:
-        for steal in list(plan_early_steals(on_last_lease, workers)):
+    thieves = [worker for worker in workers if worker.spare_since is not None and worker.spare_since <= latest]
+    if thieves:
+        for steal in plan_steals(thieves, workers):
             leases.steal(steal)

@@ -94,8 +94,8 @@ class LeaseBook:
             sub_batch.is_duplicated = True
         else:
             self._cancel_lease(ActiveLease(steal.victim, steal.lease, sub_batch))
-            removed = sub_batch.batch.settled.union(steal.items)
-            kept = [item for item in sub_batch.items if item not in removed]
+            stolen = set(steal.items)
+            kept = [item for item in sub_batch.unsettled if item not in stolen]
             if kept:
                 self.grant(steal.victim, SubBatch(sub_batch.batch, kept, sub_batch.attempts))
         self.grant(
@@ -226,8 +226,7 @@ class LeaseBook:
 
     def _requeue(self, sub_batch: SubBatch) -> None:
         """Queue the unsettled items of a sub-batch whose lease has ended, except those of a duplicate lease."""
-        for duplicate in self.workers.duplicates_of(sub_batch):
-            sub_batch.items = [item for item in sub_batch.items if item not in duplicate.sub_batch.items]
+        _leave_to(self.workers.duplicates_of(sub_batch), sub_batch)
         if not sub_batch.is_settled:
             self.waiting.requeue(sub_batch)
 
@@ -251,12 +250,12 @@ class LeaseBook:
         duplicates = self.workers.duplicates_of(sub_batch)
         for duplicate in duplicates:
             self.workers.mark_suspect(duplicate)  # It computes items that may have killed a process.
-            sub_batch.items = [item for item in sub_batch.items if item not in duplicate.sub_batch.items]
+        _leave_to(duplicates, sub_batch)
         if duplicates and sub_batch.is_settled:
             return
         to_retry = split_for_retry(sub_batch, self._settings.max_crashes_per_request)
         if not to_retry:
-            (item,) = (item for item in sub_batch.items if item not in batch.settled)
+            (item,) = sub_batch.unsettled
             text = (
                 f"this request was abandoned: {sub_batch.crashes} processes died while computing it; the last error: "
             )
@@ -294,6 +293,13 @@ class LeaseBook:
 
     def _notify(self, batch: Batch, level: Level, text: str, *, once: bool = False) -> None:
         self._outbox.send(batch.client, m.Notice(batch=batch.number, level=level, text=text, once=once))
+
+
+def _leave_to(duplicates: Iterable[ActiveLease], sub_batch: SubBatch) -> None:
+    """Remove the items from a sub-batch that its duplicate leases compute."""
+    elsewhere = {item for duplicate in duplicates for item in duplicate.sub_batch.items}
+    if elsewhere:
+        sub_batch.items = [item for item in sub_batch.items if item not in elsewhere]
 
 
 def _prepend(text: str, error: ErrorReport) -> ErrorReport:

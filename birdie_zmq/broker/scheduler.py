@@ -74,6 +74,21 @@ class SubBatch:
         return self.crashes > 0
 
     @property
+    def unsettled(self) -> list[int]:
+        """The items that are not settled."""
+        return [item for item in self.items if item not in self.batch.settled]
+
+    @property
+    def unsettled_count(self) -> int:
+        """Number of items that are not settled, found without a scan of the items where possible."""
+        settled = self.batch.settled
+        if not settled:
+            return len(self.items)
+        if len(self.items) == len(self.batch.work):
+            return len(self.items) - len(settled)
+        return sum(item not in settled for item in self.items)
+
+    @property
     def is_settled(self) -> bool:
         """Whether all its items are settled."""
         return self.batch.settled.issuperset(self.items)
@@ -82,7 +97,7 @@ class SubBatch:
         """Start another attempt with the unsettled items, and return their work."""
         self.attempts += 1
         self.answered.clear()
-        self.items = [item for item in self.items if item not in self.batch.settled]
+        self.items = self.unsettled
         return self.batch.work if len(self.items) == len(self.batch.work) else self.batch.work.select(self.items)
 
 

@@ -55,6 +55,32 @@ def test_a_briefly_idle_worker_steals_nothing(harness: BrokerHarness) -> None:
     assert len(harness.leases(OTHER_WORKER)) == 1
 
 
+def test_a_worker_that_finishes_its_last_lease_does_not_steal_at_once(harness: BrokerHarness) -> None:
+    harness.send(OTHER_WORKER, register(capacity=2, model=A))
+    harness.send(CLIENT, submit(1, texts="abcd"), submit(2, texts="efgh"))
+    let_workers_idle(harness)
+    harness.send(OTHER_WORKER, *finish(harness.lease(OTHER_WORKER)))
+    harness.advance(0.5)
+    harness.advance(0.5)
+    assert harness.leases(OTHER_WORKER) == []
+    harness.advance(0.5)
+    assert texts_of(harness.lease(OTHER_WORKER)) == ["c", "d"]
+
+
+def test_the_worker_with_the_fewest_items_left_steals_first(harness: BrokerHarness) -> None:
+    for worker in (OTHER_WORKER, b"third"):
+        harness.send(worker, register(capacity=2, model=A))
+    for number in range(4):
+        harness.send(CLIENT, submit(number, texts=texts_of_length(256)))
+    held = harness.lease(OTHER_WORKER)
+    assert [len(harness.leases(worker)) for worker in (WORKER, b"third")] == [2, 1]
+    harness.send(OTHER_WORKER, answer(held, *range(100)))
+    for _ in range(3):
+        harness.advance(0.5)
+    assert len(harness.lease(OTHER_WORKER).work) == (512 - 156) // 2
+    assert harness.leases(b"third") == []
+
+
 def cancelled(harness: BrokerHarness, worker: bytes = WORKER) -> list[int]:
     return [cancel.lease for cancel in harness.received(worker, m.CancelLease)]
 
