@@ -24,8 +24,9 @@ from birdie_zmq.client.job import Job
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.packing import pack_answers
 from birdie_zmq.protocol.sockets import Dealer, wait
-from birdie_zmq.types import ModelSpec, RollingScores, RollingWork
+from birdie_zmq.types import ModelSpec, RollingWork
 
 MODEL = ModelSpec(tag="nothing")
 _decode = decoder(m.BrokerToWorker | m.Refusal)
@@ -49,8 +50,8 @@ def run_instant_workers(endpoint: str, workers: int, rows: int) -> None:
                     count = len(message.work)
                     for first in range(0, count, rows):
                         indices = np.arange(first, min(first + rows, count), dtype=np.int32)
-                        scores = RollingScores(loglikelihoods=np.zeros(len(indices)))
-                        dealer.send(encode(m.LeaseAnswered(lease=message.lease, indices=indices, answers=scores)))
+                        answers = pack_answers("rolling", [-1.5] * len(indices))
+                        dealer.send(encode(m.LeaseAnswered(lease=message.lease, indices=indices, answers=answers)))
                     dealer.send(encode(m.LeaseDone(lease=message.lease)))
         if time.monotonic() >= heartbeat_at:
             heartbeat_at += 1.0

@@ -29,6 +29,7 @@ from lm_eval.api.instance import Instance
 from benchmarks.restarts import broker_and_worker
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
+from birdie_zmq.protocol.packing import pack_work
 from birdie_zmq.types import ModelSpec, RollingWork
 from harness_model import BirdieZMQ
 
@@ -38,7 +39,7 @@ _LARGE_CHARACTERS = 4_000_000
 
 def _messages(kind: str, model: ModelSpec) -> Iterator[bytes]:
     ping, garbage = encode(m.Ping()), b"\x92\x05\x81\xa4type\xa5lease"
-    large = RollingWork(texts=["a " * (_LARGE_CHARACTERS // 2)])
+    large = pack_work(RollingWork(texts=["a " * (_LARGE_CHARACTERS // 2)]))
     number = 0
     while True:
         if kind == "pings":

@@ -38,9 +38,10 @@ from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.endpoints import parse_endpoint
+from birdie_zmq.protocol.packing import pack_answers
 from birdie_zmq.protocol.sockets import Dealer, Router, wait
 from birdie_zmq.settings import BrokerSettings, ClientSettings
-from birdie_zmq.types import ModelSpec, RollingScores, RollingWork, StepLimits
+from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 
 RECORDED = Path(__file__).with_name("recorded_steps.json")
 MODEL = ModelSpec(tag="simulated")
@@ -239,9 +240,9 @@ class SimulatedWorker:
         """Send the answers of a step."""
         answered, lease.unanswered = lease.unanswered[:rows], lease.unanswered[rows:]
         self.answers += len(answered)
-        scores = RollingScores(loglikelihoods=np.zeros(len(answered)))
+        answers = pack_answers("rolling", [-1.5] * len(answered))
         number, indices = lease.lease.lease, np.array(answered, np.int32)
-        self.simulation.send_to_broker(self.peer, m.LeaseAnswered(lease=number, indices=indices, answers=scores))
+        self.simulation.send_to_broker(self.peer, m.LeaseAnswered(lease=number, indices=indices, answers=answers))
         if not lease.unanswered:
             self.leases.pop(number, None)
             self.simulation.send_to_broker(self.peer, m.LeaseDone(lease=number))
@@ -439,7 +440,7 @@ def simulate(
         requests=len(counts),
         utilisation=sum(worker.busy_s for worker in pool) / (seconds * workers),
         broker_utilisation=simulation.busy_s / seconds,
-        retries=simulation.broker.retries,
+        retries=simulation.broker.history.retries,
         recomputed=sum(worker.answers for worker in pool) - sum(counts),
         message_cost_s=0.0 if meter is None else meter.cpu_s / meter.messages,
         counts=counts,

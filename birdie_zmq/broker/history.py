@@ -82,13 +82,19 @@ class HistoryEntry:
 
 
 class History:
-    """Totals since the start of the broker, its throughput, and its latest problems."""
+    """Totals since the start of the broker, its throughput, and its latest problems.
+
+    ``model_switches`` counts the switches of workers from one model to another, ``retries`` the leases that ended with a
+    crash of their worker or model process and were retried.
+    """
 
     def __init__(self) -> None:
         self.requests_answered = 0
         self.requests_failed = 0
         self.batches_answered = 0
         self.refusals = 0
+        self.model_switches = 0
+        self.retries = 0
         self.compute_total = ComputeCounters()
         self.throughput = Throughput()
         self._entries: OrderedDict[tuple[Kind, str], HistoryEntry] = OrderedDict()

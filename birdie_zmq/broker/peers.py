@@ -32,8 +32,9 @@ class Worker:
     ``phase`` is the phase of its last heartbeat; ``displayed_phase`` follows from that and from its leases.
     ``requests_answered`` counts the requests that it has answered. ``computed`` holds the counters of its last
     heartbeat, None before the first. ``prefix`` names the common prefix of its last leased batch for its current model;
-    batches without a common prefix do not change it. ``idle_since`` is the start of the time in which it has held no
-    lease, ``last_lease_since`` the start of the time in which it has held exactly one. Times are in monotonic seconds.
+    batches without a common prefix do not change it. ``spare_since`` is the start of the time in which it has held
+    no lease, or one lease while it could take another; ``spare_leases`` is their number at the last tick. Times are in
+    monotonic seconds.
     """
 
     peer: bytes
@@ -50,8 +51,8 @@ class Worker:
     requests_answered: int = 0
     computed: ComputeCounters | None = None
     prefix: str | None = None
-    idle_since: float | None = None
-    last_lease_since: float | None = None
+    spare_since: float | None = None
+    spare_leases: int = 0
 
     @property
     def has_capacity(self) -> bool:
@@ -60,6 +61,28 @@ class Worker:
         return not self.is_draining and not has_suspect and len(self.leases) < self.registration.capacity
 
     @property
+    def unsettled_count(self) -> int:
+        """Number of unsettled items in its leases."""
+        return sum(sub_batch.unsettled_count for sub_batch in self.leases.values())
+
+    @property
     def name(self) -> str:
         """Name of the worker in log lines and error messages."""
         return f"{self.registration.engine} worker {self.registration.process_id} on {self.registration.host}"
+
+    def update_displayed_phase(self, now: float) -> None:
+        """Derive the displayed phase: a ready worker is running if it holds leases, otherwise idle."""
+        phase = self.phase
+        if phase in ("ready", "running"):
+            phase = "running" if self.leases else "idle"
+        if phase != self.displayed_phase:
+            self.displayed_phase, self.displayed_phase_since = phase, now
+
+    def update_spare_since(self, now: float) -> None:
+        """Update the time since which the worker has held no lease, or one while it could take another."""
+        count = len(self.leases)
+        if count > 1 or not self.has_capacity:
+            self.spare_since = None
+        elif self.spare_since is None or count != self.spare_leases:
+            self.spare_since = now
+        self.spare_leases = count

@@ -30,7 +30,7 @@ def split_for_retry(sub_batch: SubBatch, max_crashes: int) -> list[SubBatch]:
         is abandoned.
     """
     sub_batch.crashes += 1
-    items = [item for item in sub_batch.items if item not in sub_batch.batch.settled]
+    items = sub_batch.unsettled
     if len(items) == 1:
         sub_batch.crashes_alone += 1
         is_poison = sub_batch.crashes >= max_crashes and sub_batch.crashes_alone >= _MIN_CRASHES_ALONE

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from birdie_zmq.protocol.items import PackedWork
 from birdie_zmq.types import ModelSpec, StepLimits
@@ -73,6 +74,21 @@ class SubBatch:
         return self.crashes > 0
 
     @property
+    def unsettled(self) -> list[int]:
+        """The items that are not settled."""
+        return [item for item in self.items if item not in self.batch.settled]
+
+    @property
+    def unsettled_count(self) -> int:
+        """Number of items that are not settled, found without a scan of the items where possible."""
+        settled = self.batch.settled
+        if not settled:
+            return len(self.items)
+        if len(self.items) == len(self.batch.work):
+            return len(self.items) - len(settled)
+        return sum(item not in settled for item in self.items)
+
+    @property
     def is_settled(self) -> bool:
         """Whether all its items are settled."""
         return self.batch.settled.issuperset(self.items)
@@ -81,7 +97,7 @@ class SubBatch:
         """Start another attempt with the unsettled items, and return their work."""
         self.attempts += 1
         self.answered.clear()
-        self.items = [item for item in self.items if item not in self.batch.settled]
+        self.items = self.unsettled
         return self.batch.work if len(self.items) == len(self.batch.work) else self.batch.work.select(self.items)
 
 
@@ -111,6 +127,19 @@ class PrefixAffinity:
 
     own: str | None = None
     all: Collection[str] = ()
+
+
+class Candidate(NamedTuple):
+    """A worker that may be granted a lease.
+
+    It switched to ``model`` at ``model_since``, in monotonic seconds, and has loaded it or is loading it. It is idle if it
+    holds no leases that it has to finish first.
+    """
+
+    model: ModelSpec | None
+    model_since: float
+    is_idle: bool
+    prefixes: PrefixAffinity = PrefixAffinity()
 
 
 def _preferred_index(queue: Sequence[SubBatch], prefixes: PrefixAffinity) -> int:
@@ -200,40 +229,24 @@ class Scheduler:
         others = (sub_batch for model, queue in self._waiting.items() if model != other_than for sub_batch in queue)
         return min(others, key=lambda sub_batch: sub_batch.batch.submitted_at, default=None)
 
-    def choose(
-        self,
-        loaded_model: ModelSpec | None,
-        model_since: float,
-        now: float,
-        switch_delay_s: float,
-        *,
-        is_idle: bool,
-        may_switch: bool,
-        prefixes: PrefixAffinity = PrefixAffinity(),
-    ) -> SubBatch | None:
+    def choose(self, candidate: Candidate, now: float, switch_delay_s: float, *, may_switch: bool) -> SubBatch | None:
         """Remove and return the next sub-batch for a worker by the rules of this module, or None.
 
         Args:
-            loaded_model: The model that the worker has loaded or is loading.
-            model_since: The time at which it switched to that model, in monotonic seconds.
+            candidate: The worker.
             now: The current time, in monotonic seconds.
             switch_delay_s: Seconds that a batch of another model waits before a worker with queued work switches to it.
-            is_idle: Whether the worker holds no leases that it has to finish first.
             may_switch: Whether the worker may switch models if it is idle.
-            prefixes: The prefixes of this worker and of all workers.
         """
-        other = self.oldest(other_than=loaded_model)
-        has_waiting = loaded_model is not None and loaded_model in self._waiting
-        if other is None:
-            switch = False
-        elif has_waiting:
-            switch = now - max(other.batch.submitted_at, model_since) > switch_delay_s
-        else:
-            switch = True
-        if switch and other is not None:
-            # A worker that still holds leases of its model finishes these first.
-            return self.take(other.batch.model, is_idle=True, prefixes=prefixes) if is_idle and may_switch else None
-        return self.take(loaded_model, is_idle=is_idle, prefixes=prefixes) if loaded_model is not None else None
+        model = candidate.model
+        other = self.oldest(other_than=model)
+        if other is not None and (
+            model not in self._waiting or now - max(other.batch.submitted_at, candidate.model_since) > switch_delay_s
+        ):
+            if not (candidate.is_idle and may_switch):
+                return None  # A worker that still holds leases of its model finishes these first.
+            model = other.batch.model
+        return None if model is None else self.take(model, is_idle=candidate.is_idle, prefixes=candidate.prefixes)
 
     def _replace(self, model: ModelSpec, queue: deque[SubBatch]) -> None:
         if queue:

@@ -57,6 +57,13 @@ class WorkerPool:
             for lease, worker in self._workers_by_batch.get(batch, {}).items()
         ]
 
+    def duplicates_of(self, sub_batch: SubBatch) -> list[ActiveLease]:
+        """Return the other leases that hold items of a duplicated sub-batch."""
+        if not sub_batch.is_duplicated:
+            return []
+        others = (active for active in self.leases_of(sub_batch.batch) if active.sub_batch is not sub_batch)
+        return [active for active in others if not set(sub_batch.items).isdisjoint(active.sub_batch.items)]
+
     def add(self, worker: Worker) -> None:
         """Add a worker that holds no leases."""
         self._workers[worker.peer] = worker

@@ -9,8 +9,10 @@ from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Log, Received, Send, Stop, Tick
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelProcessDied
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.items import Items, PackedWork
+from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import ErrorReport, ModelSpec, RollingWork, Texts
+from birdie_zmq.types import ErrorReport, ModelSpec, RollingWork
 
 T = TypeVar("T")
 FromPeer = m.ClientMessage | m.WorkerMessage
@@ -83,14 +85,24 @@ class BrokerHarness:
         """Take the answers of a client: batch, indices and texts of each message."""
         received = []
         for answered in self.received(client, m.Answered):
-            assert isinstance(answered.answers, Texts)
-            received.append((answered.batch, answered.indices.tolist(), answered.answers.texts))
+            texts = [str(text) for text in unpack_answers("generate", answered.answers)]
+            received.append((answered.batch, answered.indices.tolist(), texts))
         return received
+
+
+def rolling(*texts: str) -> PackedWork:
+    """Make work of some texts."""
+    return pack_work(RollingWork(texts=list(texts)))
+
+
+def text_answers(*texts: str) -> Items:
+    """Make answers that are texts; the broker does not decode them, so they may answer any kind of work."""
+    return pack_answers("generate", texts)
 
 
 def submit(batch: int, model: ModelSpec = A, texts: str = "x") -> m.Submit:
     """Make a batch with one item per letter."""
-    return m.Submit(batch=batch, model=model, work=RollingWork(texts=list(texts)))
+    return m.Submit(batch=batch, model=model, work=rolling(*texts))
 
 
 def register(capacity: int = 1, model: ModelSpec | None = None) -> m.RegisterWorker:
@@ -102,13 +114,14 @@ def register(capacity: int = 1, model: ModelSpec | None = None) -> m.RegisterWor
 def answer(lease: m.Lease, *indices: int) -> m.LeaseAnswered:
     """Make answers to some items of a lease: the letter of each in upper case."""
     texts = texts_of(lease)
-    answers = Texts(texts=[texts[i].upper() for i in indices if 0 <= i < len(texts)])
+    answers = text_answers(*(texts[i].upper() for i in indices if 0 <= i < len(texts)))
     return m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=answers)
 
 
 def texts_of(lease: m.Lease) -> list[str]:
-    assert isinstance(lease.work, RollingWork)
-    return lease.work.texts
+    work = unpack_work(lease.work)
+    assert isinstance(work, RollingWork)
+    return work.texts
 
 
 def finish(lease: m.Lease) -> tuple[m.LeaseAnswered, m.LeaseDone]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from itertools import pairwise
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from birdie_zmq.broker.events import Drain, Unreachable, Unreadable
 from birdie_zmq.errors import InternalError, MalformedMessage, ModelCallError, ProtocolError, UnknownPeer
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import ComputeCounters, ErrorReport, ModelSpec, ProgressDelta, RollingWork, StepLimits, Texts
+from birdie_zmq.types import ComputeCounters, ErrorReport, ModelSpec, StepLimits
 from tests.broker.harness import (
     CLIENT,
     OPEN_SESSION,
@@ -29,7 +28,9 @@ from tests.broker.harness import (
     finish,
     name_of,
     register,
+    rolling,
     submit,
+    text_answers,
     texts_of,
 )
 
@@ -53,10 +54,10 @@ def test_a_worker_is_registered() -> None:
 CLIENT_MESSAGES: list[FromPeer] = [submit(1), m.Ping(), m.CloseSession()]
 WORKER_MESSAGES: list[FromPeer] = [
     m.Heartbeat(phase="ready"),
-    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=["x"])),
+    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=text_answers("x")),
     m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
     m.LeaseDone(lease=1),
-    m.LeaseProgressed(lease=1, progress=ProgressDelta()),
+    m.LeaseProgressed(lease=1, progress=ComputeCounters()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.CloseWorker(),
 ]
@@ -121,7 +122,7 @@ def test_a_peer_that_changes_its_role_loses_the_first_one(harness: BrokerHarness
 
 
 def test_a_batch_is_leased_to_a_worker_as_it_was_submitted(harness: BrokerHarness) -> None:
-    batch = m.Submit(batch=5, model=A, work=RollingWork(texts=["a"]), limits=StepLimits(rows=3))
+    batch = m.Submit(batch=5, model=A, work=rolling("a"), limits=StepLimits(rows=3))
     harness.send(CLIENT, batch)
     lease = harness.lease()
     assert (lease.attempt, lease.model, lease.work, lease.limits) == (1, A, batch.work, batch.limits)
@@ -194,21 +195,13 @@ def test_a_notice_reaches_the_client(harness: BrokerHarness) -> None:
     ]
 
 
-def test_progress_reaches_the_client_with_the_answers(harness: BrokerHarness) -> None:
+def test_progress_reaches_the_client(harness: BrokerHarness) -> None:
     harness.send(CLIENT, submit(5, texts="abc"))
     lease = harness.lease()
-    advance = ProgressDelta(
-        computed=ComputeCounters(tokens=7, padding=1, seconds=0.5),
-        remaining=9,
-        active_lengths=(3, 4),
-        finished_lengths=(5,),
-    )
-    harness.send(WORKER, msgspec.structs.replace(answer(lease, 1), progress=advance))
-    (answered,) = harness.received(CLIENT, m.Answered)
-    assert (answered.batch, answered.progress) == (5, advance)
-    harness.send(WORKER, m.LeaseProgressed(lease=lease.lease, progress=advance))
-    harness.send(WORKER, m.LeaseProgressed(lease=lease.lease + 1, progress=advance))
-    assert harness.received(CLIENT, m.Progressed) == [m.Progressed(batch=5, progress=advance)], (
+    computed = ComputeCounters(tokens=7, padding=1, seconds=0.5)
+    harness.send(WORKER, m.LeaseProgressed(lease=lease.lease, progress=computed))
+    harness.send(WORKER, m.LeaseProgressed(lease=lease.lease + 1, progress=computed))
+    assert harness.received(CLIENT, m.Progressed) == [m.Progressed(batch=5, progress=computed)], (
         "only for a lease that is active"
     )
 
@@ -268,7 +261,7 @@ def test_an_invalid_answer_is_refused_and_the_lease_continues(
 ) -> None:
     harness.send(CLIENT, submit(1, texts="abc"))
     lease = harness.lease()
-    wrong = m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=Texts(texts=texts))
+    wrong = m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=text_answers(*texts))
     harness.send(WORKER, wrong)
     assert harness.refusal_type(WORKER) is ProtocolError
     assert harness.answers() == []

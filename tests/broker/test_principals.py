@@ -7,7 +7,7 @@ from birdie_zmq.broker.events import Received, Revoked, Unreadable
 from birdie_zmq.errors import NotAllowed, UnknownPeer
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.security.principals import Principal
-from birdie_zmq.types import ErrorReport, ProgressDelta, Texts
+from birdie_zmq.types import ComputeCounters, ErrorReport
 from tests.broker.harness import (
     CLIENT,
     OPEN_SESSION,
@@ -20,6 +20,7 @@ from tests.broker.harness import (
     name_of,
     register,
     submit,
+    text_answers,
     texts_of,
 )
 
@@ -30,12 +31,12 @@ CLIENT_MESSAGES: list[FromPeer] = [OPEN_SESSION, submit(1), m.Ping(), m.CloseSes
 WORKER_MESSAGES: list[FromPeer] = [
     register(),
     m.Heartbeat(phase="ready"),
-    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=Texts(texts=["x"])),
+    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=text_answers("x")),
     m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
     m.LeaseCrashed(lease=1, error=ErrorReport(code="model-process-died", message="boom")),
     m.LeaseReturned(lease=1),
     m.LeaseDone(lease=1),
-    m.LeaseProgressed(lease=1, progress=ProgressDelta()),
+    m.LeaseProgressed(lease=1, progress=ComputeCounters()),
     m.LeaseNotice(lease=1, level="info", text="loading"),
     m.DrainWorker(),
     m.CloseWorker(),

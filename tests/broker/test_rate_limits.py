@@ -99,7 +99,7 @@ def test_a_batch_without_items_is_rejected(limited: BrokerHarness) -> None:
     for batch in range(1_000):
         limited.handle(Received(CLIENT, submit(batch, texts=""), 60))
     assert len(limited.received(CLIENT, m.BatchFailed)) == 1_000
-    assert not len(limited.broker._scheduler)
+    assert not list(limited.broker.waiting)
 
 
 def test_the_default_client_stays_within_the_limits() -> None:

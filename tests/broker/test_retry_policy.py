@@ -8,8 +8,9 @@ import pytest
 from birdie_zmq.broker.events import Tick, Unreachable
 from birdie_zmq.errors import ModelCallError, ModelProcessDied, WorkerUnavailable
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.packing import pack_work
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import DescribeWork, Texts
+from birdie_zmq.types import DescribeWork
 from tests.broker.harness import (
     CLIENT,
     OPEN_SESSION,
@@ -26,6 +27,7 @@ from tests.broker.harness import (
     name_of,
     register,
     submit,
+    text_answers,
     texts_of,
 )
 
@@ -120,10 +122,10 @@ def test_a_batch_answered_before_its_worker_died_is_done() -> None:
 
 
 def test_an_answered_description_is_not_leased_again(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, m.Submit(batch=5, model=A, work=DescribeWork()))
+    harness.send(CLIENT, m.Submit(batch=5, model=A, work=pack_work(DescribeWork())))
     lease = harness.lease()
     # The broker does not look into the answer, so any kind of answer serves as the description.
-    described = m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=Texts(texts=["demo"]))
+    described = m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=text_answers("demo"))
     harness.send(WORKER, described)
     harness.handle(Unreachable(WORKER))
     harness.send(OTHER_WORKER, register())

@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from birdie_zmq.broker.scheduler import Batch, Scheduler, SubBatch
+from birdie_zmq.broker.scheduler import Batch, Candidate, Scheduler, SubBatch
+from birdie_zmq.protocol.packing import unpack_work
 from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
+from tests.broker.harness import A, B, C, rolling
 
-A, B, C = (ModelSpec(tag=tag) for tag in "ABC")
 SWITCH_DELAY_S = 30.0
 
 
 def batch(number: int, model: ModelSpec = A, submitted_at: float = 0.0, texts: str = "x") -> SubBatch:
     """Make a sub-batch of all items of a batch, with one item per letter."""
-    work = RollingWork(texts=list(texts))
-    return SubBatch.whole(Batch(b"client", number, model, work, StepLimits(), submitted_at))
+    return SubBatch.whole(Batch(b"client", number, model, rolling(*texts), StepLimits(), submitted_at))
 
 
 def suspect(number: int) -> SubBatch:
@@ -51,7 +51,8 @@ def choose(
     may_switch: bool = True,
 ) -> int | None:
     """Choose the next batch of a worker that has had a model loaded since a time, and return its number."""
-    sub_batch = scheduler.choose(loaded, since, now, SWITCH_DELAY_S, is_idle=is_idle, may_switch=may_switch)
+    candidate = Candidate(loaded, since, is_idle)
+    sub_batch = scheduler.choose(candidate, now, SWITCH_DELAY_S, may_switch=may_switch)
     return None if sub_batch is None else sub_batch.batch.number
 
 
@@ -75,7 +76,7 @@ def test_the_next_attempt_is_the_unsettled_items() -> None:
     sub_batch = batch(1, texts="abcd")
     sub_batch.next_attempt()
     sub_batch.batch.settled.update({0, 2})
-    assert sub_batch.next_attempt() == RollingWork(texts=["b", "d"])
+    assert unpack_work(sub_batch.next_attempt()) == RollingWork(texts=["b", "d"])
     assert (sub_batch.attempts, sub_batch.items) == (2, [1, 3])
 
 
@@ -90,7 +91,8 @@ def test_a_sub_batch_is_settled_when_all_its_items_are() -> None:
 
 
 def test_the_work_of_a_sub_batch_is_that_of_its_items() -> None:
-    assert SubBatch(batch(1, texts="abcd").batch, [1, 3]).next_attempt() == RollingWork(texts=["b", "d"])
+    work = SubBatch(batch(1, texts="abcd").batch, [1, 3]).next_attempt()
+    assert unpack_work(work) == RollingWork(texts=["b", "d"])
 
 
 # --- The order within a queue ----------------------------------------------------------------------------------------

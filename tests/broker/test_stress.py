@@ -20,9 +20,10 @@ from birdie_zmq.errors import (
     WorkerUnavailable,
 )
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.packing import pack_answers, unpack_answers
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import ModelSpec, RollingScores, RollingWork
-from tests.broker.harness import OPEN_SESSION, A, B, C, FromPeer, crash, fail, register, texts_of
+from birdie_zmq.types import ModelSpec
+from tests.broker.harness import OPEN_SESSION, A, B, C, FromPeer, crash, fail, register, rolling, texts_of
 
 
 @dataclass(eq=False)
@@ -50,8 +51,7 @@ class ActiveLease:
 
     def answer(self, indices: Iterable[int]) -> m.LeaseAnswered:
         index_array = np.array(list(indices), np.int32)
-        scores = np.array([self.items[i] for i in index_array], np.float64)
-        answers = RollingScores(loglikelihoods=scores)
+        answers = pack_answers("rolling", [float(self.items[i]) for i in index_array])
         return m.LeaseAnswered(lease=self.lease.lease, indices=index_array, answers=answers)
 
 
@@ -169,8 +169,8 @@ class BrokerUnderStress(RuleBasedStateMachine):
 
     def deliver_answers(self, peer: bytes, message: m.Answered) -> None:
         batch = self.clients[peer].batches[message.batch]
-        assert isinstance(message.answers, RollingScores)
-        for index, score in zip(message.indices.tolist(), message.answers.loglikelihoods.tolist(), strict=True):
+        scores = unpack_answers("rolling", message.answers)
+        for index, score in zip(message.indices.tolist(), scores, strict=True):
             item = batch.items[index]
             assert score == item
             self.answers[item] += 1
@@ -223,7 +223,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         assert not suspects or len(worker.leases) == 1, "a suspect shares its worker"
 
     def check_switch_delay(self, worker: Worker) -> None:
-        queue_heads = [queue[0] for model, queue in self.broker._scheduler._waiting.items() if model != worker.model]
+        queue_heads = [queue[0] for model, queue in self.broker.waiting._waiting.items() if model != worker.model]
         for sub_batch in queue_heads:
             assert self.now - max(sub_batch.batch.submitted_at, worker.model_since) <= self.SETTINGS.switch_delay_s
 
@@ -256,8 +256,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         items = list(range(self.items, self.items + len(are_poison)))
         self.items += len(items)
         self.poison.update(item for item, is_poison in zip(items, are_poison, strict=True) if is_poison)
-        work = RollingWork(texts=[str(item) for item in items])
-        batch = m.Submit(batch=items[0], model=model, work=work)
+        batch = m.Submit(batch=items[0], model=model, work=rolling(*map(str, items)))
         self.clients[peer].batches[batch.batch] = Submitted(batch, items, set(items), self.now)
         self.send(peer, batch)
 
@@ -506,7 +505,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
         by_number = {
             (peer, number): batch for peer, client in self.clients.items() for number, batch in client.batches.items()
         }
-        for sub_batch in self.broker._scheduler:
+        for sub_batch in self.broker.waiting:
             batch = by_number[sub_batch.batch.client, sub_batch.batch.number]
             waiting.update(batch.items[i] for i in sub_batch.items if i not in sub_batch.batch.settled)
         for worker in self.workers.values():

@@ -5,13 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq.broker.scheduler import Batch, Scheduler, SubBatch
-from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
-from tests.broker.harness import A, B
+from birdie_zmq.types import ModelSpec, StepLimits
+from tests.broker.harness import A, B, rolling
 
 
 def sub_batch_of(client: str, number: int, model: ModelSpec = A) -> SubBatch:
-    work = RollingWork(texts=["x"])
-    return SubBatch.whole(Batch(client.encode(), number, model, work, StepLimits(), float(number)))
+    return SubBatch.whole(Batch(client.encode(), number, model, rolling("x"), StepLimits(), float(number)))
 
 
 def scheduler_with(*sub_batches: SubBatch) -> Scheduler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import ModelSpec, RollingWork
+from birdie_zmq.types import ModelSpec
 from tests.broker.harness import (
     CLIENT,
     OPEN_SESSION,
@@ -19,6 +19,7 @@ from tests.broker.harness import (
     fail,
     finish,
     register,
+    rolling,
     submit,
     texts_of,
 )
@@ -52,6 +53,32 @@ def test_a_briefly_idle_worker_steals_nothing(harness: BrokerHarness) -> None:
     assert harness.leases(OTHER_WORKER) == []
     harness.advance(0.5)
     assert len(harness.leases(OTHER_WORKER)) == 1
+
+
+def test_a_worker_that_finishes_its_last_lease_does_not_steal_at_once(harness: BrokerHarness) -> None:
+    harness.send(OTHER_WORKER, register(capacity=2, model=A))
+    harness.send(CLIENT, submit(1, texts="abcd"), submit(2, texts="efgh"))
+    let_workers_idle(harness)
+    harness.send(OTHER_WORKER, *finish(harness.lease(OTHER_WORKER)))
+    harness.advance(0.5)
+    harness.advance(0.5)
+    assert harness.leases(OTHER_WORKER) == []
+    harness.advance(0.5)
+    assert texts_of(harness.lease(OTHER_WORKER)) == ["c", "d"]
+
+
+def test_the_worker_with_the_fewest_items_left_steals_first(harness: BrokerHarness) -> None:
+    for worker in (OTHER_WORKER, b"third"):
+        harness.send(worker, register(capacity=2, model=A))
+    for number in range(4):
+        harness.send(CLIENT, submit(number, texts=texts_of_length(256)))
+    held = harness.lease(OTHER_WORKER)
+    assert [len(harness.leases(worker)) for worker in (WORKER, b"third")] == [2, 1]
+    harness.send(OTHER_WORKER, answer(held, *range(100)))
+    for _ in range(3):
+        harness.advance(0.5)
+    assert len(harness.lease(OTHER_WORKER).work) == (512 - 156) // 2
+    assert harness.leases(b"third") == []
 
 
 def cancelled(harness: BrokerHarness, worker: bytes = WORKER) -> list[int]:
@@ -193,8 +220,7 @@ def test_a_failure_of_an_item_that_a_duplicate_lease_has_answered_is_ignored(har
 
 
 def submit_prefix(number: int, name: str | None) -> m.Submit:
-    work = RollingWork(texts=[str(number)])
-    return m.Submit(batch=number, model=A, work=work, prefix=name)
+    return m.Submit(batch=number, model=A, work=rolling(str(number)), prefix=name)
 
 
 def leased_texts(harness: BrokerHarness, worker: bytes) -> list[str]:

@@ -155,7 +155,7 @@ class _QueueCounts:
         """Count a waiting sub-batch."""
         for counts in (self.models[sub_batch.batch.model], self.clients[sub_batch.batch.client]):
             counts.waiting += 1
-            counts.requests_waiting += _unsettled(sub_batch)
+            counts.requests_waiting += sub_batch.unsettled_count
             if counts.oldest_at is None or sub_batch.batch.submitted_at < counts.oldest_at:
                 counts.oldest_at = sub_batch.batch.submitted_at
 
@@ -163,7 +163,7 @@ class _QueueCounts:
         """Count a leased sub-batch."""
         for counts in (self.models[sub_batch.batch.model], self.clients[sub_batch.batch.client]):
             counts.leased += 1
-            counts.requests_leased += _unsettled(sub_batch)
+            counts.requests_leased += sub_batch.unsettled_count
 
 
 def snapshot(core: BrokerCore, about: About, now: float) -> Status:
@@ -192,8 +192,8 @@ def snapshot(core: BrokerCore, about: About, now: float) -> Status:
             requests_answered=history.requests_answered,
             requests_failed=history.requests_failed,
             batches_answered=history.batches_answered,
-            retries=core.retries,
-            model_switches=core.model_switches,
+            retries=history.retries,
+            model_switches=history.model_switches,
             refusals=history.refusals,
             tokens_computed=total.tokens,
             tokens_padding=total.padding,
@@ -224,7 +224,7 @@ def _worker(core: BrokerCore, worker: Worker, now: float) -> WorkerStatus:
         phase_s=_seconds(now - (worker.displayed_phase_since or worker.connected_at)),
         leases=len(worker.leases),
         capacity=worker.registration.capacity,
-        requests_leased=sum(map(_unsettled, worker.leases.values())),
+        requests_leased=worker.unsettled_count,
         requests_answered=worker.requests_answered,
         tokens_computed=computed.tokens,
         tokens_padding=computed.padding,
@@ -279,16 +279,6 @@ def _name(model: ModelSpec) -> str:
     """Return the tag and the arguments as one line; the arguments may be long, so they are truncated first."""
     arguments = "" if model.arguments == "{}" else f" {model.arguments[:_MAX_NAME_CHARS]}"
     return one_line(f"{model.tag}{arguments}", _MAX_NAME_CHARS)
-
-
-def _unsettled(sub_batch: SubBatch) -> int:
-    """Count the unsettled requests of a sub-batch, without a scan of its items where possible."""
-    settled = sub_batch.batch.settled
-    if not settled:
-        return len(sub_batch.items)
-    if len(sub_batch.items) == len(sub_batch.batch.work):
-        return len(sub_batch.items) - len(settled)
-    return sum(item not in settled for item in sub_batch.items)
 
 
 def _seconds(value: float) -> float:

@@ -4,7 +4,7 @@ import msgspec
 
 from birdie_zmq.broker.status.snapshot import MAX_ROWS, About, Status, snapshot
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import ComputeCounters, ModelSpec, RollingWork
+from birdie_zmq.types import ComputeCounters, ModelSpec
 from tests.broker.harness import (
     CLIENT,
     OPEN_SESSION,
@@ -17,6 +17,7 @@ from tests.broker.harness import (
     crash,
     fail,
     finish,
+    rolling,
     submit,
 )
 
@@ -101,7 +102,7 @@ def test_crashes_and_failures_name_code_and_model_but_no_message(harness: Broker
 
 def test_no_text_of_a_request_or_an_answer_is_shown(harness: BrokerHarness) -> None:
     secret = "the-launch-code"
-    work = RollingWork(texts=[secret])
+    work = rolling(secret)
     harness.send(CLIENT, m.Submit(batch=1, model=A, work=work), m.Submit(batch=2, model=A, work=work))
     assert secret.encode() not in msgspec.json.encode(status_of(harness))
     harness.send(WORKER, *finish(harness.lease()))
