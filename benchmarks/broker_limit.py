@@ -15,7 +15,6 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
 import psutil
 
 from birdie_zmq._version import __version__
@@ -49,7 +48,7 @@ def run_instant_workers(endpoint: str, workers: int, rows: int) -> None:
                 if isinstance(message, m.Lease):
                     count = len(message.work)
                     for first in range(0, count, rows):
-                        indices = np.arange(first, min(first + rows, count), dtype=np.int32)
+                        indices = list(range(first, min(first + rows, count)))
                         answers = pack_answers("rolling", [-1.5] * len(indices))
                         dealer.send(encode(m.LeaseAnswered(lease=message.lease, indices=indices, answers=answers)))
                     dealer.send(encode(m.LeaseDone(lease=message.lease)))

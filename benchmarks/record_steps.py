@@ -1,8 +1,8 @@
 """Record step times of a real worker for ``benchmarks.simulation``: ``python -m benchmarks.record_steps --model DIR``.
 
-A run with an embedded broker and worker gets the requests of ``birdie-zmq bench``. With its answers, a worker reports
-the seconds of work that they took, without compilation. The recording contains the number of answers and these seconds,
-in the order of the messages.
+A run with an embedded broker and worker gets the requests of ``birdie-zmq bench``. Twice a second a worker reports the
+seconds of its work, without compilation. The recording contains the number of answers since the last report and these
+seconds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from benchmarks.time_left import run_workload
 from birdie_zmq.client import client
 from birdie_zmq.client.progress import ProgressEstimator
 from birdie_zmq.tools.bench.workloads import DEFAULT_WORKLOADS
-from birdie_zmq.types import ProgressDelta
+from birdie_zmq.types import ComputeCounters
 from harness_model import BirdieZMQ
 
 
 class Recorder(ProgressEstimator):
-    """An estimator that also records the seconds of work of each message of answers."""
+    """An estimator that also records the answers and the seconds of work of each report."""
 
     steps: list[tuple[int, float]]
     _answers = 0
@@ -36,13 +36,13 @@ class Recorder(ProgressEstimator):
         self._answers += len(items)
         super().answered(items)
 
-    def progressed(self, item: int, progress: ProgressDelta, now: float) -> None:
-        """Record the seconds of the preceding answers, then process the progress as usual."""
-        self._seconds += progress.computed.seconds
+    def progressed(self, computed: ComputeCounters, now: float) -> None:
+        """Record the seconds of the preceding answers, then process the report as usual."""
+        self._seconds += computed.seconds
         if self._answers:
             self.steps.append((self._answers, round(self._seconds, 5)))
             self._answers, self._seconds = 0, 0.0
-        super().progressed(item, progress, now)
+        super().progressed(computed, now)
 
 
 def _processor() -> str:
@@ -83,13 +83,13 @@ def main() -> None:
         "machine": _processor(),
         "cores": os.cpu_count(),
         "command": "python -m benchmarks.record_steps",
-        "steps": "answers per message, and the seconds of work for them",
+        "steps": "answers per report, and the seconds of work for them",
     }
     lines = ",\n  ".join(json.dumps(step) for step in steps)
     options.output.write_text(f'{{\n "source": {json.dumps(source)},\n "steps": [\n  {lines}\n ]\n}}\n')
     seconds = sum(each for _, each in steps)
     print(
-        f"{len(steps)} messages, {sum(count for count, _ in steps)} answers, {seconds:.1f} s of work, in {options.output}"
+        f"{len(steps)} reports, {sum(count for count, _ in steps)} answers, {seconds:.1f} s of work, in {options.output}"
     )
 
 

@@ -241,7 +241,7 @@ class SimulatedWorker:
         answered, lease.unanswered = lease.unanswered[:rows], lease.unanswered[rows:]
         self.answers += len(answered)
         answers = pack_answers("rolling", [-1.5] * len(answered))
-        number, indices = lease.lease.lease, np.array(answered, np.int32)
+        number, indices = lease.lease.lease, list(answered)
         self.simulation.send_to_broker(self.peer, m.LeaseAnswered(lease=number, indices=indices, answers=answers))
         if not lease.unanswered:
             self.leases.pop(number, None)

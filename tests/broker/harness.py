@@ -3,8 +3,6 @@
 from collections import defaultdict
 from typing import TypeVar
 
-import numpy as np
-
 from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Log, Received, Send, Stop, Tick
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelProcessDied
@@ -86,7 +84,7 @@ class BrokerHarness:
         received = []
         for answered in self.received(client, m.Answered):
             texts = [str(text) for text in unpack_answers("generate", answered.answers)]
-            received.append((answered.batch, answered.indices.tolist(), texts))
+            received.append((answered.batch, answered.indices, texts))
         return received
 
 
@@ -115,7 +113,7 @@ def answer(lease: m.Lease, *indices: int) -> m.LeaseAnswered:
     """Make answers to some items of a lease: the letter of each in upper case."""
     texts = texts_of(lease)
     answers = text_answers(*(texts[i].upper() for i in indices if 0 <= i < len(texts)))
-    return m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=answers)
+    return m.LeaseAnswered(lease=lease.lease, indices=list(indices), answers=answers)
 
 
 def texts_of(lease: m.Lease) -> list[str]:

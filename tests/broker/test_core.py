@@ -54,7 +54,7 @@ def test_a_worker_is_registered() -> None:
 CLIENT_MESSAGES: list[FromPeer] = [submit(1), m.Ping(), m.CloseSession()]
 WORKER_MESSAGES: list[FromPeer] = [
     m.Heartbeat(phase="ready"),
-    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=text_answers("x")),
+    m.LeaseAnswered(lease=1, indices=[0], answers=text_answers("x")),
     m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
     m.LeaseDone(lease=1),
     m.LeaseProgressed(lease=1, progress=ComputeCounters()),
@@ -261,7 +261,7 @@ def test_an_invalid_answer_is_refused_and_the_lease_continues(
 ) -> None:
     harness.send(CLIENT, submit(1, texts="abc"))
     lease = harness.lease()
-    wrong = m.LeaseAnswered(lease=lease.lease, indices=np.array(indices, np.int32), answers=text_answers(*texts))
+    wrong = m.LeaseAnswered(lease=lease.lease, indices=list(indices), answers=text_answers(*texts))
     harness.send(WORKER, wrong)
     assert harness.refusal_type(WORKER) is ProtocolError
     assert harness.answers() == []

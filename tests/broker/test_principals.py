@@ -1,6 +1,5 @@
 """Permissions of keys: each role may send its own messages, and each principal uses its own connection."""
 
-import numpy as np
 import pytest
 
 from birdie_zmq.broker.events import Received, Revoked, Unreadable
@@ -31,7 +30,7 @@ CLIENT_MESSAGES: list[FromPeer] = [OPEN_SESSION, submit(1), m.Ping(), m.CloseSes
 WORKER_MESSAGES: list[FromPeer] = [
     register(),
     m.Heartbeat(phase="ready"),
-    m.LeaseAnswered(lease=1, indices=np.zeros(1, np.int32), answers=text_answers("x")),
+    m.LeaseAnswered(lease=1, indices=[0], answers=text_answers("x")),
     m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
     m.LeaseCrashed(lease=1, error=ErrorReport(code="model-process-died", message="boom")),
     m.LeaseReturned(lease=1),

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
 from birdie_zmq.broker.events import Tick, Unreachable
@@ -125,7 +124,7 @@ def test_an_answered_description_is_not_leased_again(harness: BrokerHarness) -> 
     harness.send(CLIENT, m.Submit(batch=5, model=A, work=pack_work(DescribeWork())))
     lease = harness.lease()
     # The broker does not look into the answer, so any kind of answer serves as the description.
-    described = m.LeaseAnswered(lease=lease.lease, indices=np.zeros(1, np.int32), answers=text_answers("demo"))
+    described = m.LeaseAnswered(lease=lease.lease, indices=[0], answers=text_answers("demo"))
     harness.send(WORKER, described)
     harness.handle(Unreachable(WORKER))
     harness.send(OTHER_WORKER, register())

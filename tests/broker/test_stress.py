@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -50,9 +49,9 @@ class ActiveLease:
         return [i for i in range(len(self.items)) if i not in self.answered]
 
     def answer(self, indices: Iterable[int]) -> m.LeaseAnswered:
-        index_array = np.array(list(indices), np.int32)
-        answers = pack_answers("rolling", [float(self.items[i]) for i in index_array])
-        return m.LeaseAnswered(lease=self.lease.lease, indices=index_array, answers=answers)
+        answered = list(indices)
+        answers = pack_answers("rolling", [float(self.items[i]) for i in answered])
+        return m.LeaseAnswered(lease=self.lease.lease, indices=answered, answers=answers)
 
 
 @dataclass(eq=False)
@@ -170,7 +169,7 @@ class BrokerUnderStress(RuleBasedStateMachine):
     def deliver_answers(self, peer: bytes, message: m.Answered) -> None:
         batch = self.clients[peer].batches[message.batch]
         scores = unpack_answers("rolling", message.answers)
-        for index, score in zip(message.indices.tolist(), scores, strict=True):
+        for index, score in zip(message.indices, scores, strict=True):
             item = batch.items[index]
             assert score == item
             self.answers[item] += 1
@@ -223,8 +222,8 @@ class BrokerUnderStress(RuleBasedStateMachine):
         assert not suspects or len(worker.leases) == 1, "a suspect shares its worker"
 
     def check_switch_delay(self, worker: Worker) -> None:
-        queue_heads = [queue[0] for model, queue in self.broker.waiting._waiting.items() if model != worker.model]
-        for sub_batch in queue_heads:
+        heads = {sub_batch.batch.model: sub_batch for sub_batch in reversed(list(self.broker.waiting))}
+        for sub_batch in (head for model, head in heads.items() if model != worker.model):
             assert self.now - max(sub_batch.batch.submitted_at, worker.model_since) <= self.SETTINGS.switch_delay_s
 
     # Clients

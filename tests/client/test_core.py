@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,7 +71,7 @@ def answered(batch: int, scores: dict[int, float]) -> m.Answered:
 
 def answered_in_order(batch: int, indices: Sequence[int], scores: Sequence[float]) -> m.Answered:
     """Return answers whose indices may repeat, or not match the answers."""
-    return m.Answered(batch=batch, indices=np.array(indices, dtype=np.int32), answers=pack_answers("rolling", scores))
+    return m.Answered(batch=batch, indices=list(indices), answers=pack_answers("rolling", scores))
 
 
 def batch_failed(batch: int) -> m.BatchFailed:
@@ -215,12 +214,12 @@ def test_answers_that_do_not_match_their_batch_fail_the_call(indices: list[int],
 
 
 def test_answers_of_another_type_fail_the_call() -> None:
-    texts = m.Answered(batch=0, indices=np.array([0], np.int32), answers=pack_answers("generate", ["so"]))
+    texts = m.Answered(batch=0, indices=[0], answers=pack_answers("generate", ["so"]))
 
     error = failure(open_core(job(0)).received(texts, now=1.0)).error
 
     assert isinstance(error, ProtocolError)
-    assert error.message.startswith("the broker sent an invalid message: an item is invalid")
+    assert error.message.startswith("the broker sent an invalid message: a message has an invalid field")
 
 
 # --- Failures and notices --------------------------------------------------------------------------------------------
