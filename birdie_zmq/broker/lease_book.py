@@ -251,7 +251,7 @@ class LeaseBook:
         for duplicate in duplicates:
             self.workers.mark_suspect(duplicate)  # It computes items that may have killed a process.
         _leave_to(duplicates, sub_batch)
-        if duplicates and sub_batch.is_settled:
+        if not sub_batch.unsettled:
             return
         to_retry = split_for_retry(sub_batch, self._settings.max_crashes_per_request)
         if not to_retry:
