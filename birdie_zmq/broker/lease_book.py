@@ -249,7 +249,7 @@ class LeaseBook:
         for duplicate in duplicates:
             self.workers.mark_suspect(duplicate)  # It computes items that may have killed a process.
         _leave_to(duplicates, sub_batch)
-        if duplicates and not sub_batch.unsettled:
+        if not sub_batch.unsettled:
             return
         to_retry = split_for_retry(sub_batch, self._settings.max_crashes_per_request)
         if not to_retry:

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Received, Send, Tick, Unreachable, Unreadable
+from birdie_zmq.broker.scheduler import SubBatch
 from birdie_zmq.errors import (
     MalformedMessage,
     ModelCallError,
@@ -222,9 +223,12 @@ class BrokerUnderStress(RuleBasedStateMachine):
         assert not suspects or len(worker.leases) == 1, "a suspect shares its worker"
 
     def check_switch_delay(self, worker: Worker) -> None:
-        heads = {sub_batch.batch.model: sub_batch for sub_batch in reversed(list(self.broker.waiting))}
-        for sub_batch in (head for model, head in heads.items() if model != worker.model):
-            assert self.now - max(sub_batch.batch.submitted_at, worker.model_since) <= self.SETTINGS.switch_delay_s
+        queue_heads: dict[ModelSpec, SubBatch] = {}
+        for sub_batch in self.broker.waiting:
+            queue_heads.setdefault(sub_batch.batch.model, sub_batch)
+        for model, sub_batch in queue_heads.items():
+            waited_s = self.now - max(sub_batch.batch.submitted_at, worker.model_since)
+            assert model == worker.model or waited_s <= self.SETTINGS.switch_delay_s
 
     # Clients
 
