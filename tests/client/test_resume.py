@@ -10,13 +10,13 @@ from typing import cast
 import pytest
 
 from birdie_zmq.client.batching import rolling_jobs
-from birdie_zmq.client.client import Answer, Client, NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.client import Client, NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
 from birdie_zmq.client.resume import ResumableClient
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import RollingWork
+from birdie_zmq.types import Answer, RollingWork
 
 SETTINGS = ClientSettings(batch_items=2)
 

@@ -18,18 +18,20 @@ def new_session() -> Session:
 
 def test_the_phases_of_a_session() -> None:
     session = new_session()
-    assert session.phase == Closed()
+    phases: list[Closed | Opening | Open] = [session.phase]
 
     assert session.begin_call(now=1.0) == [OPEN_SESSION]
-    assert session.phase == Opening(since=1.0, sent_at=1.0)
+    phases.append(session.phase)
     assert session.opened(now=2.0) == [PING]
-    assert session.phase == Open(pinged_at=2.0)
+    phases.append(session.phase)
     assert session.open(now=3.0) == [OPEN_SESSION]
-    assert session.phase == Opening(since=3.0, sent_at=3.0)
+    phases.append(session.phase)
     session.opened(now=4.0)
     assert session.close() == [Send(m.CloseSession())]
-    assert session.phase == Closed()
+    phases.append(session.phase)
     assert session.close() == []
+
+    assert phases == [Closed(), Opening(1.0, 1.0), Open(2.0), Opening(3.0, 3.0), Closed()]
 
 
 def test_a_late_session_opened_does_not_open_a_closed_session() -> None:
