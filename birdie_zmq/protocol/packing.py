@@ -112,7 +112,8 @@ def pack_work(work: Work) -> PackedWork:
         case RollingWork(texts=texts):
             items = list(texts)
         case GenerateWork(prompts=prompts, settings=shared, keys=keys):
-            items = list(zip(prompts, keys or [None] * len(prompts), strict=True))
+            keys_or_none: Sequence[int | None] = keys or (None,) * len(prompts)
+            items = list(zip(prompts, keys_or_none, strict=True))
         case ChatWork(conversations=conversations):
             items = list(conversations)
             shared = _ChatTemplateCall(
