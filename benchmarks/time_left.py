@@ -20,8 +20,8 @@ import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
-import harness_model
 from birdie_zmq.client.progress import Progress
+from birdie_zmq.harness import model
 from birdie_zmq.harness.progress_bar import ProgressBar
 from birdie_zmq.tools.bench.workloads import DEFAULT_WORKLOADS, Sizes, Workload, make_requests
 from harness_model import BirdieZMQ
@@ -111,7 +111,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     RecordingBar.records = []
-    setattr(harness_model, "ProgressBar", RecordingBar)  # noqa: B010 - the module does not export this name
+    setattr(model, "ProgressBar", RecordingBar)  # noqa: B010 - the module does not export this name
     model_args: dict[str, Any] = dict(argument.split("=", 1) for argument in options.model_args.split(",") if argument)
     manager = TaskManager(include_path=options.include_path)
     with BirdieZMQ(model_tag=options.model, **model_args) as lm:

@@ -18,7 +18,7 @@ def new_session() -> Session:
 
 def test_the_phases_of_a_session() -> None:
     session = new_session()
-    phases = [session.phase]
+    phases: list[Closed | Opening | Open] = [session.phase]
 
     assert session.begin_call(now=1.0) == [OPEN_SESSION]
     phases.append(session.phase)
@@ -30,6 +30,7 @@ def test_the_phases_of_a_session() -> None:
     assert session.close() == [Send(m.CloseSession())]
     phases.append(session.phase)
     assert session.close() == []
+
     assert phases == [Closed(), Opening(1.0, 1.0), Open(2.0), Opening(3.0, 3.0), Closed()]
 
 
