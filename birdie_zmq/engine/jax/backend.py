@@ -118,7 +118,10 @@ class JaxBackend:
         self._prefix_cache = PrefixCache[Any](_PREFIX_CACHE_BYTES)
         self._states = PlanStates(self._model, self._prefix_cache)
         self._head = PositionHead(self._model, makes_logits=self.makes_logits)
-        self.devices = [f"{device.platform}:{device.id} {device.device_kind}" for device in self._devices()]
+        self.devices = [
+            f"{device.platform}:{device.id} {device.device_kind}"
+            for device in (jax.devices() if mesh is None else mesh.devices.flat)
+        ]
         self.versions = {"jax": jax.__version__, "jaxlib": version("jaxlib")}
         weights = _weights(params if loaded.jit else functions.logits)
         self.num_parameters = sum(leaf.size for leaf in weights) if weights else None
@@ -141,9 +144,6 @@ class JaxBackend:
     def states_evicted(self) -> int:
         """Number of states evicted from the prefix cache because of its size limit."""
         return self._prefix_cache.evicted
-
-    def _devices(self) -> list[jax.Device]:
-        return jax.devices() if self._mesh is None else list(self._mesh.devices.flat)
 
     # --- Plans and their states ---------------------------------------------------------------------------------------
 
