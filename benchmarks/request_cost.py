@@ -2,8 +2,8 @@
 
 A broker, a worker with its model process, and a client run as separate processes. Three workloads are timed: multiple
 choice with a model that has a state and computes trees, multiple choice with a model of whole rows, and generation. After
-one pass that compiles, the CPU seconds of each process (user and system, from /proc) are read before and after further
-passes with new texts. The models are tiny, so that the host's work is visible.
+two passes that compile, the CPU seconds of each process (user and system) are read before and after further
+passes with new texts. The models are tiny, so that the work around them is visible.
 
 ``--python`` names interpreters that have birdie-zmq installed, such as two versions to compare: each repetition measures
 all of them, one after the other. ``--passes`` lists numbers of passes, to see whether the cost per request and the memory
@@ -22,10 +22,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 PROCESSES = ("client", "broker", "agent", "model process")
+Kind = Literal["generate_until", "loglikelihood"]
 WORKLOADS = ("state", "rows", "generation")
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 MODEL_FILE = '''
 """A tiny random decoder over bytes, as a model with a state or as a function of whole rows, by its tag."""
@@ -59,7 +60,9 @@ def requests_of(workload: str, count: int, part: int) -> list[tuple[str, object]
     """Return the arguments of `count` requests, which differ between parts."""
     if workload == "generation":
         options = {"until": ["\n\n"], "max_gen_toks": 8, "do_sample": False}
-        return [(f"Question {part}-{number}: what is {number} plus {part}?\nAnswer:", options) for number in range(count)]
+        return [
+            (f"Question {part}-{number}: what is {number} plus {part}?\nAnswer:", options) for number in range(count)
+        ]
     return [
         (f"Question {part}-{number // 4}: {'which of these words follows ' * 6}?\nAnswer:", f" word {number % 4}")
         for number in range(count)
@@ -67,9 +70,8 @@ def requests_of(workload: str, count: int, part: int) -> list[tuple[str, object]
 
 
 def cpu_seconds(process: int) -> float:
-    """Return the CPU seconds that a process has used so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    """Return the CPU seconds of a process and all its threads, from Linux's per-process clock (nanoseconds)."""
+    return time.clock_gettime((~process << 3) | 2)
 
 
 def memory_mib(process: int) -> float:
@@ -91,15 +93,18 @@ def run_client(endpoint: str, workload: str, count: int, passes: Sequence[int], 
     tag = "rows" if workload == "rows" else "state"
     with BirdieZMQ(model_tag=tag, endpoint=endpoint) as lm:
         pids = {"client": os.getpid(), **pids, "model process": children_of(pids["agent"])[0]}
-        function = lm.generate_until if workload == "generation" else lm.loglikelihood
+        kind: Kind = "generate_until" if workload == "generation" else "loglikelihood"
+        function = getattr(lm, kind)
         part = 0
 
         def run_pass() -> None:
             nonlocal part
             part += 1
-            kind = "generate_until" if workload == "generation" else "loglikelihood"
             requests = requests_of(workload, count, part)
-            function([Instance(kind, {}, arguments, n) for n, arguments in enumerate(requests)], disable_tqdm=True)
+            function(
+                [Instance(kind, {}, arguments, n) for n, arguments in enumerate(requests)],
+                disable_tqdm=True,
+            )
 
         run_pass()
         run_pass()
@@ -111,7 +116,9 @@ def run_client(endpoint: str, workload: str, count: int, passes: Sequence[int], 
             seconds = time.monotonic() - began
             used = {name: (cpu_seconds(pid) - before[name]) * 1000 / (count * number) for name, pid in pids.items()}
             memory = {name: memory_mib(pid) for name, pid in pids.items()}
-            print(json.dumps({"requests": count * number, "seconds": seconds, "cpu": used, "memory": memory}), flush=True)
+            print(
+                json.dumps({"requests": count * number, "seconds": seconds, "cpu": used, "memory": memory}), flush=True
+            )
 
 
 def measure(python: str, workload: str, count: int, passes: Sequence[int]) -> list[dict[str, dict[str, float]]]:
@@ -124,14 +131,24 @@ def measure(python: str, workload: str, count: int, passes: Sequence[int]) -> li
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
         started = [
             subprocess.Popen([*command, *arguments, "--quiet"], cwd=folder, env=environment)
-            for arguments in (["broker", "--bind", endpoint], ["worker", "--connect", endpoint, "--api", str(model_file)])
+            for arguments in (
+                ["broker", "--bind", endpoint],
+                ["worker", "--connect", endpoint, "--api", str(model_file)],
+            )
         ]
         try:
             pids = {"broker": started[0].pid, "agent": started[1].pid}
             inner = [json.dumps(part) for part in (endpoint, workload, count, list(passes), pids)]
             copy = Path(folder, "request_cost_client.py")
             copy.write_text(Path(__file__).read_text())
-            client = subprocess.run([python, str(copy), "--client", *inner], cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            client = subprocess.run(
+                [python, str(copy), "--client", *inner],
+                cwd=folder,
+                env=environment,
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         finally:
             for process in reversed(started):
                 process.terminate()
@@ -161,7 +178,10 @@ def main() -> None:
                     cpu, memory = reading["cpu"], reading["memory"]
                     readings[python].append(cpu)
                     shown = "; ".join(f"{name} {cpu[name]:.4f} ({memory[name]:.0f})" for name in PROCESSES)
-                    print(f"  {python}: {reading['requests']:,} requests in {reading['seconds']:.1f} s: {shown}", flush=True)
+                    print(
+                        f"  {python}: {reading['requests']:,} requests in {reading['seconds']:.1f} s: {shown}",
+                        flush=True,
+                    )
         for python, found in readings.items():
             medians = {name: statistics.median(cpu[name] for cpu in found) for name in PROCESSES}
             path = sum(medians[name] for name in PROCESSES[:3])
