@@ -93,7 +93,8 @@ class JaxDecoding:
                 tokens = np.full((1, chunk.size), PAD, np.int32)
                 real = chunk.end - chunk.begin
                 tokens[0, :real] = prompt[chunk.begin : chunk.end]
-                _, one = extend_state(self._model, tokens, np.array([real], np.int32), one, self._capacity)
+                put_tokens, lengths = map(self._sharding.put_rows, (tokens, np.array([real], np.int32)))
+                _, one = extend_state(self._model, put_tokens, lengths, one, self._capacity)
                 computed.append(chunk.size)
                 if chunk.is_cached:
                     name = prompt[: chunk.end].tobytes()

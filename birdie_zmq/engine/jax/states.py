@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
-from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
+from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tree
 from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_for
 
 
@@ -42,14 +42,14 @@ def copy_state(model: DeviceModel, state: Any, rows: int, capacity: int) -> Any:
 
 
 def extend_state(
-    model: DeviceModel, tokens: Tokens | jax.Array, lengths: Tokens, state: Any, capacity: int
+    model: DeviceModel, tokens: jax.Array, lengths: jax.Array, state: Any, capacity: int
 ) -> tuple[Any, Any]:
     """Extend a state, which is overwritten, and return the hidden states and the new state.
 
     Args:
         model: The model.
-        tokens: int32[rows, length].
-        lengths: int32[rows], the number of real tokens of each row.
+        tokens: int32[rows, length], on the devices.
+        lengths: int32[rows], the number of real tokens of each row, on the devices.
         state: A state of these rows.
         capacity: Its capacity in tokens.
     """
@@ -59,9 +59,8 @@ def extend_state(
     def extend_sharded(*arguments: Any) -> Any:
         return sharding.shard_rows(extend(*arguments))
 
-    arguments = (model.params, sharding.put_rows(tokens), sharding.put_rows(lengths), state)
     key = ("extend", tokens.shape, capacity)
-    hidden, state = model.executables.run(key, extend_sharded, *arguments, donated=3)
+    hidden, state = model.executables.run(key, extend_sharded, model.params, tokens, lengths, state, donated=3)
     return hidden, state
 
 
@@ -137,7 +136,8 @@ class PlanStates:
     def extend(self, tokens: jax.Array, kind: Extend) -> Any:
         """Extend a state by tokens int32[rows, length], and return their hidden states."""
         start = self._state_to_extend(kind.before, len(kind.lengths))
-        hidden, state = extend_state(self._model, tokens, kind.lengths, start.state, start.capacity)
+        lengths = self._model.sharding.put_rows(kind.lengths)
+        hidden, state = extend_state(self._model, tokens, lengths, start.state, start.capacity)
         self._current = _CurrentState(state, start.capacity)
         if kind.after is not None and kind.after in self._pending_uses:
             cache_state(self._cache, kind.after, state, start.capacity)

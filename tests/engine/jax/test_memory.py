@@ -1,0 +1,28 @@
+"""The number of rows of a state that fit into free memory."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from birdie_zmq.engine.jax import memory
+from birdie_zmq.errors import OutOfDeviceMemory
+
+
+def test_a_share_of_free_memory_holds_the_rows_and_two_more() -> None:
+    assert memory.rows_that_fit(free=1000, row_bytes=80, capacity=256, tokens=200) == 8
+    assert memory.rows_that_fit(free=300, row_bytes=80, capacity=256, tokens=200) == 1
+
+
+def test_an_error_names_the_number_of_tokens_that_fit() -> None:
+    # 240 bytes hold one state, and three states of 85 tokens each.
+    with pytest.raises(OutOfDeviceMemory, match=r"its answer of 200 tokens need 3 states .* about 85 tokens would fit"):
+        memory.rows_that_fit(free=300, row_bytes=240, capacity=256, tokens=200)
+
+
+def test_virtual_devices_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "host_free_bytes", lambda: 1000)
+    (device,) = jax.devices("cpu")[:1]
+
+    assert memory.free_bytes([device]) == 1000
+    assert memory.free_bytes([device] * 4) == 250
