@@ -25,7 +25,7 @@ from birdie_zmq.types import Answers, Level, ModelDescription, ModelSpec, StepLi
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_arguments import parse_arguments
 from birdie_zmq.worker.model_loader import assemble
-from birdie_zmq.worker.served_model import ModelOrigin, ModelSource, ServedModel
+from birdie_zmq.worker.served_model import ModelOrigin, ServedModel
 
 ORIGIN = "the caller's process"
 
@@ -72,14 +72,14 @@ class InProcessClient:
         arguments = parse_arguments(spec)
         adapter = TokenizerAdapter(tokenizer, arguments.add_bos_token, arguments.prefix_token_id)
         imported = import_engine(engine)
-        origin = ModelOrigin(spec=spec, arguments=arguments, engine=imported, source=ModelSource(ORIGIN, ""))
+        origin = ModelOrigin(spec=spec, arguments=arguments, engine=imported, api=ORIGIN, api_sha256="")
         served = assemble(origin, adapter, model, imported.make_mesh(arguments.mesh))
         self._served: ServedModel | None = _with_fingerprint(served, served.fingerprint)
 
     @property
     def has_fingerprint(self) -> bool:
         """Whether the caller identified the weights with a fingerprint; otherwise their identity is random."""
-        return not self._served_model().origin.source.sha256
+        return not self._served_model().origin.api_sha256
 
     def describe(self) -> ModelDescription:
         """Return the description of the model, with the statistics so far."""
@@ -218,5 +218,5 @@ def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedMod
     if isinstance(fingerprint, CheckpointFingerprint):
         fingerprint = None
     unique = "" if fingerprint is not None else uuid.uuid4().hex
-    origin = replace(served.origin, source=ModelSource(ORIGIN, unique))
+    origin = replace(served.origin, api_sha256=unique)
     return replace(served, origin=origin, fingerprint=fingerprint or unique)

@@ -13,7 +13,7 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.worker.distributed.process_group import ProcessGroup
 from birdie_zmq.worker.engine_registry import Engine
 from birdie_zmq.worker.model_arguments import parse_arguments
-from birdie_zmq.worker.served_model import ModelOrigin, ModelSource, ServedModel
+from birdie_zmq.worker.served_model import ModelOrigin, ServedModel
 from birdie_zmq.worker.user_module import BUILT_IN, import_user_module
 
 DEFAULT_MAX_LENGTH = 2048
@@ -49,7 +49,8 @@ def load(start: m.StartModel, engine: Engine, group: ProcessGroup | None = None)
         spec=start.model,
         arguments=arguments,
         engine=engine,
-        source=ModelSource(user_module.name, user_module.sha256),
+        api=user_module.name,
+        api_sha256=user_module.sha256,
         start_count=start.start_count,
     )
     served = assemble(origin, tokenizer, model, mesh, group)

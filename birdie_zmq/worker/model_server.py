@@ -35,7 +35,7 @@ from birdie_zmq.worker.distributed.process_group import ProcessGroup
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
 from birdie_zmq.worker.model_loader import load
 from birdie_zmq.worker.served_model import ServedModel
-from birdie_zmq.worker.start_up import apply, connect
+from birdie_zmq.worker.start_up import apply_config, connect
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def run(channel: Channel) -> int:
     began = time.monotonic()
     rank = start.config.rank
     try:
-        engine = apply(start.config)
+        engine = apply_config(start.config)
         served = load(start, engine, None if rank is None else _join_process_group(rank, connection))
     except ProcessGroupError as broken:
         _exit_group(broken)

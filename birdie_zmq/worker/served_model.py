@@ -32,14 +32,6 @@ from birdie_zmq.worker.engine_registry import Engine
 from birdie_zmq.worker.model_arguments import ModelArguments
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """The code that loaded a model: a user module, by its name and the SHA-256 of its source, or the in-process client."""
-
-    name: str
-    sha256: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelOrigin:
     """What a model is loaded from.
@@ -48,14 +40,16 @@ class ModelOrigin:
         spec: The tag and the model_args.
         arguments: The parsed model_args.
         engine: The engine.
-        source: The code that loads it.
+        api: The code that loads it: the name of the user module, or the in-process client.
+        api_sha256: The SHA-256 of the user module's source.
         start_count: The number of model processes that the agent has started, this one included.
     """
 
     spec: ModelSpec
     arguments: ModelArguments
     engine: Engine
-    source: ModelSource
+    api: str
+    api_sha256: str
     start_count: int = 1
 
 
@@ -92,7 +86,7 @@ class ServedModel:
         """
         origin = self.origin
         fingerprint = self.tokenizer.checkpoint_fingerprint if self.fingerprint is None else self.fingerprint
-        parts = [origin.spec.tag, origin.arguments.given, origin.source.sha256, self.tokenizer.fingerprint]
+        parts = [origin.spec.tag, origin.arguments.given, origin.api_sha256, self.tokenizer.fingerprint]
         parts += [] if origin.engine.identity is None else [origin.engine.identity]
         parts += [] if fingerprint is None else [{"fingerprint": fingerprint}]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -106,7 +100,7 @@ class ServedModel:
         if identity is not None and identity != self.identity:
             raise ModelChanged(
                 f"{self.origin.spec} has changed since the run began: a new process has loaded a changed user module "
-                f"({self.origin.source.name}) or checkpoint; start the run again"
+                f"({self.origin.api}) or checkpoint; start the run again"
             )
 
     def describe(self) -> ModelDescription:
@@ -114,8 +108,8 @@ class ServedModel:
         return ModelDescription(
             model=self.origin.spec,
             identity=self.identity,
-            api=self.origin.source.name,
-            api_sha256=self.origin.source.sha256,
+            api=self.origin.api,
+            api_sha256=self.origin.api_sha256,
             num_parameters=self.backend.num_parameters,
             dtype=self.backend.dtype,
             vocab_size=self.backend.vocab_size or None,

@@ -34,7 +34,7 @@ def connect(arguments: Sequence[str], decode: Callable[[bytes], Any]) -> Channel
     return Channel(socket.socket(fileno=descriptor), decode)
 
 
-def apply(config: m.WorkerConfig) -> Engine:
+def apply_config(config: m.WorkerConfig) -> Engine:
     """Set the checkpoint policy and the environment variable that user modules may read, then import the engine.
 
     Raises:

@@ -21,10 +21,9 @@ from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker.engine_registry import import_engine
 from birdie_zmq.worker.model_arguments import parse_arguments
 from birdie_zmq.worker.model_loader import assemble
-from birdie_zmq.worker.served_model import ModelOrigin, ModelSource
+from birdie_zmq.worker.served_model import ModelOrigin
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
-SOURCE = ModelSource("api.py", "0" * 64)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def identity(checkpoint: Path, *, own_model: bool = False, fingerprint: str | No
     model: Model = load_model(str(checkpoint))
     if own_model:
         model = replace(model, fingerprint=fingerprint)
-    origin = ModelOrigin(spec=spec, arguments=arguments, engine=import_engine("jax"), source=SOURCE)
+    origin = ModelOrigin(spec=spec, arguments=arguments, engine=import_engine("jax"), api="api.py", api_sha256="0" * 64)
     return assemble(origin, tokenizer, model).identity
 
 

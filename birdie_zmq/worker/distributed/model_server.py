@@ -34,7 +34,7 @@ from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.distributed.process_group import require_params
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
 from birdie_zmq.worker.model_arguments import parse_arguments
-from birdie_zmq.worker.start_up import apply, connect
+from birdie_zmq.worker.start_up import apply_config, connect
 from birdie_zmq.worker.user_module import import_user_module
 
 _HEARTBEAT_S = 1.0
@@ -116,7 +116,7 @@ def run(config: m.WorkerConfig, rank: RankInfo, connection: AgentConnection) -> 
 def _load(
     follower: Follower, rank: RankInfo, config: m.WorkerConfig, runtime: Any, connection: AgentConnection
 ) -> Backend:
-    engine = apply(config)
+    engine = apply_config(config)
     request = follower.load()
     connection.log("info", f"loading {request.model}")
     connection.set_loading(True)
