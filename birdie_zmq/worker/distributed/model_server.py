@@ -142,7 +142,7 @@ def _receive_config(channel: Channel) -> m.WorkerConfig:
     """Wait for the options of the worker; end this process if the agent is gone."""
     with contextlib.suppress(ProtocolError):
         while (messages := channel.receive()) is not None:
-            for message in messages:
+            for message, _ in messages:
                 config: m.WorkerConfig = message.config
                 return config
     os._exit(0)
