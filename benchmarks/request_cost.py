@@ -2,8 +2,8 @@
 
 A broker, a worker with its model process, and a client run as separate processes. Three workloads are timed: multiple
 choice with a model that has a state and computes trees, multiple choice with a model of whole rows, and generation. After
-one pass that compiles, the CPU seconds of each process (user and system, from /proc) are read before and after further
-passes with new texts. The models are tiny, so that the host's work is visible.
+two passes that compile, the CPU seconds of each process (user and system) are read before and after further
+passes with new texts. The models are tiny, so that the work around them is visible.
 
 ``--python`` names interpreters that have birdie-zmq installed, such as two versions to compare: each repetition measures
 all of them, one after the other. ``--passes`` lists numbers of passes, to see whether the cost per request and the memory
@@ -22,10 +22,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 PROCESSES = ("client", "broker", "agent", "model process")
+Kind = Literal["generate_until", "loglikelihood"]
 WORKLOADS = ("state", "rows", "generation")
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 MODEL_FILE = '''
 """A tiny random decoder over bytes, as a model with a state or as a function of whole rows, by its tag."""
@@ -69,9 +70,8 @@ def requests_of(workload: str, count: int, part: int) -> list[tuple[str, object]
 
 
 def cpu_seconds(process: int) -> float:
-    """Return the CPU seconds that a process has used so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    """Return the CPU seconds of a process and all its threads, from Linux's per-process clock (nanoseconds)."""
+    return time.clock_gettime((~process << 3) | 2)
 
 
 def memory_mib(process: int) -> float:
@@ -93,15 +93,18 @@ def run_client(endpoint: str, workload: str, count: int, passes: Sequence[int], 
     tag = "rows" if workload == "rows" else "state"
     with BirdieZMQ(model_tag=tag, endpoint=endpoint) as lm:
         pids = {"client": os.getpid(), **pids, "model process": children_of(pids["agent"])[0]}
-        function = lm.generate_until if workload == "generation" else lm.loglikelihood
+        kind: Kind = "generate_until" if workload == "generation" else "loglikelihood"
+        function = getattr(lm, kind)
         part = 0
 
         def run_pass() -> None:
             nonlocal part
             part += 1
-            kind = "generate_until" if workload == "generation" else "loglikelihood"
             requests = requests_of(workload, count, part)
-            function([Instance(kind, {}, arguments, n) for n, arguments in enumerate(requests)], disable_tqdm=True)
+            function(
+                [Instance(kind, {}, arguments, n) for n, arguments in enumerate(requests)],
+                disable_tqdm=True,
+            )
 
         run_pass()
         run_pass()
