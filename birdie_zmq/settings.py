@@ -10,7 +10,10 @@ DEFAULT_STATUS_PORT = 5556
 """Port of the status page if it is enabled without a number."""
 
 ENGINE_VARIABLE = "BIRDIE_ZMQ_ENGINE"
-"""Environment variable that holds a model process's engine: jax, torch, or the path of a file. A user module may read it."""
+"""Environment variable that a model process sets to its engine: jax, torch, or the path of a file. A user module may read it."""
+
+GROUP_TIMEOUT_S = 300.0
+"""How long the processes of a process group wait for each other to join, as in JAX."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
+from birdie_zmq.settings import GROUP_TIMEOUT_S
 
 Count = Annotated[int, Meta(ge=0, lt=2**53)]
 PositiveCount = Annotated[int, Meta(gt=0, lt=2**53)]
@@ -81,6 +82,28 @@ class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         return self.tag if self.arguments == "{}" else f"{self.tag} {self.arguments}"
+
+
+class RankInfo(Struct, frozen=True, forbid_unknown_fields=True):
+    """The rank of a process in a process group: one process per host, all of them holding one model.
+
+    ``num_processes`` is the number of processes, as in jax.distributed.initialize. Rank ``process_id`` 0 is the leader, which
+    talks to the broker. ``coordinator`` is HOST:PORT of rank 0; None lets JAX detect it, as in a Slurm job. ``timeout_s`` is
+    how long the processes wait for each other to join.
+    """
+
+    num_processes: PositiveCount
+    process_id: Count
+    coordinator: Name | None = None
+    timeout_s: Seconds = GROUP_TIMEOUT_S
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this process is rank 0, which talks to the broker."""
+        return self.process_id == 0
+
+    def __str__(self) -> str:
+        return f"process {self.process_id} of {self.num_processes}"
 
 
 # --- Work: the requests. `select` returns the unanswered items of a batch, to be retried after a worker died. --------

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import PACKAGE, STDIN, add_common, run_guarded
-from birdie_zmq.engine.distributed.process_group import DEFAULT_TIMEOUT_S, USER_MODULE_VARIABLE, find_rank
+from birdie_zmq.engine.distributed.process_group import find_rank
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models.checkpoint_policy import CheckpointPolicy
 from birdie_zmq.protocol.endpoints import DEFAULT_ENDPOINT
-from birdie_zmq.settings import ENGINE_VARIABLE, AgentSettings
+from birdie_zmq.protocol.messages import WorkerConfig
+from birdie_zmq.settings import GROUP_TIMEOUT_S, AgentSettings
+from birdie_zmq.types import RankInfo
 from birdie_zmq.worker import engine_registry
 
 _AGENT_SETTINGS = AgentSettings()
@@ -70,7 +72,7 @@ def parser(prog: str, engine: str = engine_registry.DEFAULT, add_help: bool = Tr
     group.add_argument(
         "--initialization-timeout",
         type=float,
-        default=DEFAULT_TIMEOUT_S,
+        default=GROUP_TIMEOUT_S,
         metavar="SECONDS",
         help="how long the processes wait for each other to connect; default: %(default).0f",
     )
@@ -114,20 +116,9 @@ def _run(options: argparse.Namespace) -> int:
     )
     endpoint = parse_endpoint(options.connect)
     key = None if options.key_file is None else read_peer_key(options.key_file)
-    engine = engine_registry.find_engine(options.engine)
     policy = _checkpoint_policy(options)
-    environment = {
-        **device_environment(options.device, os.environ),
-        **policy.as_variable(),
-        ENGINE_VARIABLE: engine,
-    }
-    if rank is not None:
-        if engine != engine_registry.DEFAULT:
-            raise UsageError(
-                "a process group (--coordinator, --distributed) needs the engine jax, and this worker's engine is "
-                f"{engine_registry.engine_name(engine)}"
-            )
-        environment |= rank.as_variable()
+    config = _worker_config(options, rank, policy)
+    environment = device_environment(options.device, os.environ)
     memory = memory_command(environment)
     settings = AgentSettings(
         load_s=options.load_timeout,
@@ -135,36 +126,52 @@ def _run(options: argparse.Namespace) -> int:
         step_s=options.step_timeout,
         silence_s=options.silence_timeout,
     )
-    api = None if options.built_in else _find_user_module(options.api)
+    is_follower = rank is not None and not rank.is_leader
     if not options.quiet:
-        module = api or "the built-in models"
-        group = "" if rank is None else f", {rank}, coordinator {rank.coordinator or 'found by JAX'}"
-        role = f"worker for {endpoint}" if rank is None or rank.is_leader else "follower worker"
-        print(
-            f"birdie-zmq {__version__} from {PACKAGE}: {role}, engine {engine}, models from {module}{group}", flush=True
-        )
-        if policy.folders is not None:
-            print(f"checkpoints allowed as tags of the built-in models: {policy}", flush=True)
-    if rank is not None and not rank.is_leader:
-        if api is not None:
-            environment[USER_MODULE_VARIABLE] = str(api)
-        with StopSignals() as stop, FollowerAgent(rank, environment, settings) as follower:
-            follower.run(stop, STDIN if options.lifeline else None)
+        _print_start(config, policy, "follower worker" if is_follower else f"worker for {endpoint}")
+    parent_pipe = STDIN if options.lifeline else None
+    if is_follower:
+        with StopSignals() as stop, FollowerAgent(config, environment, settings) as follower:
+            follower.run(stop, parent_pipe)
         return 0
-    with StopSignals() as stop, Dealer(endpoint, key) as dealer:
-        agent = Agent(
-            dealer,
-            settings,
-            engine=engine_registry.engine_name(engine),
-            process_module="birdie_zmq.worker.model_server",
-            environment=environment,
-            api=api,
-            memory=None if memory is None else DeviceMemory(memory),
-            num_processes=1 if rank is None else rank.num_processes,
-        )
-        with agent:
-            agent.run(stop, STDIN if options.lifeline else None)
+    watcher = None if memory is None else DeviceMemory(memory)
+    with (
+        StopSignals() as stop,
+        Dealer(endpoint, key) as dealer,
+        Agent(dealer, settings, config, environment, watcher) as agent,
+    ):
+        agent.run(stop, parent_pipe)
     return 0
+
+
+def _worker_config(options: argparse.Namespace, rank: RankInfo | None, policy: CheckpointPolicy) -> WorkerConfig:
+    """Return the options that each model process needs."""
+    engine = engine_registry.find_engine(options.engine)
+    if rank is not None and engine != engine_registry.DEFAULT:
+        raise UsageError(
+            "a process group (--coordinator, --distributed) needs the engine jax, and this worker's engine is "
+            f"{engine_registry.engine_name(engine)}"
+        )
+    api = None if options.built_in else _find_user_module(options.api)
+    return WorkerConfig(
+        engine=engine,
+        api=None if api is None else str(api),
+        rank=rank,
+        checkpoint_folders=None if policy.folders is None else tuple(map(str, policy.folders)),
+        hub=policy.hub,
+    )
+
+
+def _print_start(config: WorkerConfig, policy: CheckpointPolicy, role: str) -> None:
+    rank = config.rank
+    module = config.api or "the built-in models"
+    group = "" if rank is None else f", {rank}, coordinator {rank.coordinator or 'found by JAX'}"
+    print(
+        f"birdie-zmq {__version__} from {PACKAGE}: {role}, engine {config.engine}, models from {module}{group}",
+        flush=True,
+    )
+    if policy.folders is not None:
+        print(f"checkpoints allowed as tags of the built-in models: {policy}", flush=True)
 
 
 def _checkpoint_policy(options: argparse.Namespace) -> CheckpointPolicy:

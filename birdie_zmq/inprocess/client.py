@@ -21,10 +21,13 @@ from birdie_zmq.client.progress import INTERVAL_S, ProgressEstimator
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, CompilationFinished, ItemFailed, Notice, StepStarting
 from birdie_zmq.engine.model_api import CheckpointFingerprint
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.types import Answer, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
-from birdie_zmq.worker.model_loader import ModelSource, ServedModel, adapt_tokenizer, assemble, mesh_for
+from birdie_zmq.worker.model_arguments import parse_arguments
+from birdie_zmq.worker.model_loader import assemble
+from birdie_zmq.worker.served_model import ModelOrigin, ServedModel
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
@@ -64,15 +67,17 @@ class InProcessClient:
         self._lock = threading.Lock()
         self._logged: set[str] = set()
         # No compile cache directory is set: in its own process, the caller decides where executables are cached.
-        adapter = adapt_tokenizer(spec, tokenizer)
+        arguments = parse_arguments(spec)
+        adapter = TokenizerAdapter(tokenizer, arguments.add_bos_token, arguments.prefix_token_id)
         imported = import_engine(engine)
-        served = assemble(spec, imported, ModelSource(ORIGIN, ""), adapter, model, mesh=mesh_for(spec, imported))
+        origin = ModelOrigin(spec=spec, arguments=arguments, engine=imported, api=ORIGIN, api_sha256="")
+        served = assemble(origin, adapter, model, imported.make_mesh(arguments.mesh))
         self._served: ServedModel | None = _with_fingerprint(served, served.fingerprint)
 
     @property
     def has_fingerprint(self) -> bool:
         """Whether the caller identified the weights with a fingerprint; otherwise their identity is random."""
-        return not self._served_model().source.sha256
+        return not self._served_model().origin.api_sha256
 
     def describe(self) -> ModelDescription:
         """Return the description of the model, with the statistics so far."""
@@ -208,4 +213,5 @@ def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedMod
     if isinstance(fingerprint, CheckpointFingerprint):
         fingerprint = None
     unique = "" if fingerprint is not None else uuid.uuid4().hex
-    return replace(served, source=ModelSource(ORIGIN, unique), fingerprint=fingerprint or unique)
+    origin = replace(served.origin, api_sha256=unique)
+    return replace(served, origin=origin, fingerprint=fingerprint or unique)

@@ -1,19 +1,17 @@
 """The checkpoint policy: which paths and hub repositories the built-in models may load.
 
-The client chooses the model tag. By default it may name any of them; options of the worker restrict it. They reach the
-model process through the environment, so an ``api.py`` that falls back to `birdie_zmq.models` is restricted as well.
+The client chooses the model tag. By default it may name any of them; options of the worker restrict it. The model process
+sets the policy for itself before it imports the user module, so an ``api.py`` that falls back to `birdie_zmq.models` is
+restricted as well.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-VARIABLE = "BIRDIE_ZMQ_OFFER"
 
 
 @dataclass(frozen=True)
@@ -29,24 +27,9 @@ class CheckpointPolicy:
     hub: bool = True
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> CheckpointPolicy:
-        """Return the policy in an environment; if it has none, everything is allowed."""
-        value = environment.get(VARIABLE)
-        if value is None:
-            return cls()
-        fields = json.loads(value)
-        return cls(tuple(map(Path, fields["folders"])), fields["hub"])
-
-    @classmethod
     def limited(cls, folders: Sequence[Path], *, hub: bool) -> CheckpointPolicy:
         """Return a policy that allows only checkpoints in these folders and, with `hub`, hub repositories."""
         return cls(tuple(Path(os.path.normpath(folder.absolute())) for folder in folders), hub)
-
-    def as_variable(self) -> dict[str, str]:
-        """Return the environment variable that passes this policy to a model process; empty without restrictions."""
-        if self.folders is None:
-            return {}
-        return {VARIABLE: json.dumps({"folders": [str(folder) for folder in self.folders], "hub": self.hub})}
 
     def __str__(self) -> str:
         if self.folders is None:
@@ -70,6 +53,20 @@ class CheckpointPolicy:
             if Path(found := os.path.normpath(folder / path)).is_relative_to(folder)
         ]
         return next(filter(Path.exists, inside), inside[0] if inside else None)
+
+
+_process_policy = CheckpointPolicy()
+
+
+def set_process_policy(policy: CheckpointPolicy) -> None:
+    """Let a policy apply to all checkpoints that this process loads from now on; without this call, all are allowed."""
+    global _process_policy
+    _process_policy = policy
+
+
+def process_policy() -> CheckpointPolicy:
+    """Return the policy of this process."""
+    return _process_policy
 
 
 def expand_tag(tag: str) -> Path:

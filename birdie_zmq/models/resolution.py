@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from birdie_zmq.errors import UnknownModelTag, UsageError
-from birdie_zmq.models.checkpoint_policy import CheckpointPolicy, expand_tag
+from birdie_zmq.models.checkpoint_policy import CheckpointPolicy, expand_tag, process_policy
 from birdie_zmq.models.fingerprint import (
     ADAPTER_FILES,
     CONFIG_FILES,
@@ -34,7 +34,7 @@ def resolve_checkpoint(
         tag: A built-in tag, a path, or the name of a hub repository, with or without an organisation.
         revision: A branch, tag or commit of the hub repository: a string, or an integer, which stands for its digits.
         weights: Whether to download the weights as well, or only the configuration and the tokenizer.
-        policy: The checkpoint policy; by default, the one in the environment of this process.
+        policy: The checkpoint policy; by default, that of this process.
 
     Raises:
         UnknownModelTag: The tag is none of these, the download fails, or the policy does not allow the tag.
@@ -42,7 +42,7 @@ def resolve_checkpoint(
     """
     if tag in BUILT_IN:
         return BUILT_IN[tag]
-    policy = CheckpointPolicy.from_environment() if policy is None else policy
+    policy = process_policy() if policy is None else policy
     path = _local_path(tag, policy)
     if path is not None:
         return path
@@ -61,7 +61,7 @@ def resolve_checkpoint(
 
 def is_hub_name(tag: str, policy: CheckpointPolicy | None = None) -> bool:
     """Return whether `resolve_checkpoint` looks for a tag on the hub, as it is neither built in nor a local checkpoint."""
-    policy = CheckpointPolicy.from_environment() if policy is None else policy
+    policy = process_policy() if policy is None else policy
     return tag not in BUILT_IN and _local_path(tag, policy) is None and _may_be_hub_name(tag, policy)
 
 

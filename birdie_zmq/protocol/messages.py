@@ -6,7 +6,7 @@ There are four conversations::
                              ⇄ SessionOpened Answered Progressed ItemFailed BatchFailed Notice Pong
     worker ⇄ broker          RegisterWorker Heartbeat DrainWorker CloseWorker Lease…
                              ⇄ WorkerRegistered Lease CancelLease Pong
-    agent ⇄ model process    LoadModel Lease CancelLease
+    agent ⇄ model process    StartModel StartFollower Lease CancelLease
                              ⇄ ModelLoaded ModelLoadFailed ModelNotice PhaseChanged ModelHeartbeat Lease…
     broker → any peer        Refusal
 
@@ -34,6 +34,7 @@ from birdie_zmq.types import (
     ModelSpec,
     Name,
     PositiveCount,
+    RankInfo,
     Seconds,
     StepLimits,
     Text,
@@ -275,12 +276,33 @@ class Refusal(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 # --- Agent and model process -----------------------------------------------------------------------------------------
 
 
-class LoadModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="load-model"):
-    """The first message to a model process; ``api`` is the path of the user module, None for the built-in one."""
+class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of a worker that each of its model processes needs.
+
+    ``engine`` is the name of a built-in engine or the path of a file, ``api`` the path of the user module, None for the
+    built-in one. ``rank`` is the rank of the process in its process group, None where it holds the model alone.
+    ``checkpoint_folders`` and ``hub`` are the checkpoint policy, as in `birdie_zmq.models.checkpoint_policy`.
+    """
+
+    engine: Name
+    api: Name | None = None
+    rank: RankInfo | None = None
+    checkpoint_folders: tuple[Name, ...] | None = None
+    hub: bool = True
+
+
+class StartModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="start-model"):
+    """The first message to a model process. ``start_count`` is the number of model processes started, this one included."""
 
     model: ModelSpec
-    api: Name | None
     start_count: PositiveCount
+    config: WorkerConfig
+
+
+class StartFollower(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="start-follower"):
+    """The only message to the model process of a follower rank, which gets the model from rank 0."""
+
+    config: WorkerConfig
 
 
 class ModelLoaded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-loaded"):
@@ -316,7 +338,16 @@ class ModelHeartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     computed: ComputeCounters = ComputeCounters()
 
 
-AgentMessage = LoadModel | Lease | CancelLease
+AgentMessage = StartModel | Lease | CancelLease
 ModelProcessMessage = ModelLoaded | ModelLoadFailed | ModelNotice | PhaseChanged | ModelHeartbeat | LeaseMessage
 
-Message = ClientMessage | BrokerToClient | WorkerMessage | BrokerToWorker | AgentMessage | ModelProcessMessage | Refusal
+Message = (
+    ClientMessage
+    | BrokerToClient
+    | WorkerMessage
+    | BrokerToWorker
+    | AgentMessage
+    | StartFollower
+    | ModelProcessMessage
+    | Refusal
+)

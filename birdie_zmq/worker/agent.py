@@ -7,7 +7,6 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +22,7 @@ from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker import events
 from birdie_zmq.worker.core import AgentCore
 from birdie_zmq.worker.device_memory import DeviceMemory
+from birdie_zmq.worker.engine_registry import engine_name
 from birdie_zmq.worker.model_process import ModelProcess
 
 logger = logging.getLogger("birdie_zmq.worker")
@@ -41,33 +41,25 @@ class Agent:
     Args:
         dealer: The socket to the broker; the caller closes it.
         settings: Timeouts and limits.
-        engine: The engine's name as the broker shows it, such as ``jax``.
-        process_module: The main module of the model process.
+        config: The options that each model process needs.
         environment: The environment of the model process.
-        api: The path of the user module that loads models, None for the built-in models.
         memory: The watcher of device memory, None where it cannot be watched.
-        num_processes: The number of ranks of the process group that holds the model; this worker's process is rank 0.
     """
 
     def __init__(
         self,
         dealer: Dealer,
         settings: AgentSettings,
-        *,
-        engine: str,
-        process_module: str,
+        config: m.WorkerConfig,
         environment: Mapping[str, str],
-        api: Path | None,
         memory: DeviceMemory | None = None,
-        num_processes: int = 1,
     ) -> None:
         self._dealer = dealer
         self._settings = settings
-        self._engine = engine
-        self._process_module = process_module
+        self._config = config
         self._environment = environment
-        self._api = api
         self._memory = memory
+        num_processes = 1 if config.rank is None else config.rank.num_processes
         self._core = AgentCore(settings, watches_memory=memory is not None, num_processes=num_processes)
         self._process: ModelProcess | None = None
         self._registered = False
@@ -130,7 +122,7 @@ class Agent:
         self._registered_at = time.monotonic()
         registration = m.RegisterWorker(
             package_version=__version__,
-            engine=self._engine,
+            engine=engine_name(self._config.engine),
             host=socket.gethostname(),
             process_id=os.getpid(),
             capacity=self._settings.capacity,
@@ -256,7 +248,6 @@ class Agent:
     def _start(self, model: ModelSpec, start_count: int) -> None:
         if self._memory is not None:
             self._memory.record_baseline()
-        self._process = ModelProcess(self._process_module, self._environment)
+        self._process = ModelProcess("birdie_zmq.worker.model_server", self._environment)
         logger.info("started model process %d for %s", self._process.pid, model)
-        load = m.LoadModel(model=model, api=None if self._api is None else str(self._api), start_count=start_count)
-        self._process.channel.send(load)
+        self._process.channel.send(m.StartModel(model=model, start_count=start_count, config=self._config))

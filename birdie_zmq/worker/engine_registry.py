@@ -52,12 +52,14 @@ class Engine:
         if function is not None:
             function()
 
-    def make_mesh(self, shape: MeshShape) -> object:
-        """Return a mesh of devices, in the form of the engine's framework.
+    def make_mesh(self, shape: MeshShape | None) -> object:
+        """Return a mesh of devices, in the form of the engine's framework; None for no shape.
 
         Raises:
             UsageError: There are too few devices, or the engine does not support meshes.
         """
+        if shape is None:
+            return None
         function: Callable[[MeshShape], object] | None = getattr(self.module, "make_mesh", None)
         if function is None:
             raise UsageError(f"mesh= in model_args needs the engine jax, and this worker's engine is {self.name}")

@@ -19,7 +19,7 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.packing import pack_answers, unpack_work
 from birdie_zmq.types import ErrorReport, Work
 from birdie_zmq.worker.agent_connection import AgentConnection
-from birdie_zmq.worker.model_loader import ServedModel
+from birdie_zmq.worker.served_model import ServedModel
 
 _PROGRESS_S = 0.5
 """Minimum seconds between two progress reports, unless no lease waits."""
@@ -27,7 +27,7 @@ _PROGRESS_S = 0.5
 _MAX_DETAIL_CHARACTERS = 1_000
 """Maximum length of the detail of a phase, since a list of shapes is unbounded."""
 
-Inbox = queue.SimpleQueue[m.LoadModel | m.Lease]
+Inbox = queue.SimpleQueue[m.StartModel | m.Lease]
 
 
 @dataclass(frozen=True)

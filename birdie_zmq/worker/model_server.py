@@ -8,11 +8,9 @@ working process; one encodes the texts of the next lease; the main thread comput
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
 import os
 import queue
-import socket
 import sys
 import threading
 import time
@@ -20,48 +18,43 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from birdie_zmq.engine.distributed.leader import Leader
-from birdie_zmq.engine.distributed.process_group import GROUP_ENDED_EXIT_STATUS, ProcessGroupError, RankInfo
+from birdie_zmq.engine.distributed.process_group import GROUP_ENDED_EXIT_STATUS, ProcessGroupError
 from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
-from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.sanitize import first_line
-from birdie_zmq.settings import ENGINE_VARIABLE
-from birdie_zmq.types import ErrorReport
+from birdie_zmq.types import ErrorReport, RankInfo
 from birdie_zmq.worker.agent_connection import AgentConnection
 from birdie_zmq.worker.channel import Channel
+from birdie_zmq.worker.distributed.process_group import ProcessGroup
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
-from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.lease_loop import Inbox, LeaseLoop, internal_error
-from birdie_zmq.worker.model_loader import ProcessGroup, load
+from birdie_zmq.worker.model_loader import load
+from birdie_zmq.worker.start_up import apply_config, connect
 
 logger = logging.getLogger(__name__)
 
 _decode_from_agent = decoder(m.AgentMessage)
 
 
-def run(channel: Channel, engine: str, rank: RankInfo | None = None) -> int:
+def run(channel: Channel) -> int:
     """Load the model that the agent names, then answer leases until the agent is gone; return the exit status.
 
     The engine is imported here, where the process can already report an error of the import to the agent.
-
-    Args:
-        channel: The channel to the agent.
-        engine: The engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
-        rank: The rank of this process, which leads a process group; None where it holds the model alone.
     """
     inbox: Inbox = queue.SimpleQueue()
     cancelled: set[int] = set()
     connection = AgentConnection(channel)
     threading.Thread(target=_read_messages, args=(channel, inbox, cancelled), daemon=True).start()
     threading.Thread(target=connection.send_heartbeats, daemon=True).start()
-    request = inbox.get()
-    if not isinstance(request, m.LoadModel):
-        raise InternalError(f"the first message to a model process was a {type(request).__name__}, not LoadModel")
+    start = inbox.get()
+    if not isinstance(start, m.StartModel):
+        raise InternalError(f"the first message to a model process was a {type(start).__name__}, not StartModel")
     began = time.monotonic()
+    rank = start.config.rank
     try:
-        imported = import_engine(engine)
-        served = load(request, imported, None if rank is None else _join_process_group(rank, connection))
+        engine = apply_config(start.config)
+        served = load(start, engine, None if rank is None else _join_process_group(rank, connection))
     except ProcessGroupError as broken:
         _exit_group(broken)
     except BirdieError as error:
@@ -127,21 +120,10 @@ def _read_messages(channel: Channel, inbox: Inbox, cancelled: set[int]) -> None:
     os._exit(0)
 
 
-def main(arguments: Sequence[str], engine: str) -> int:
-    """Run the model server as a process of its own, and return the exit status.
-
-    Args:
-        arguments: The descriptor of the connected socket, the descriptor of the file to which faulthandler writes a
-            traceback when a fault ends the process, and the process id of the agent.
-        engine: The engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
-    """
-    descriptor, trace, agent = map(int, arguments)
-    die_with_parent(agent)
-    faulthandler.enable(trace, all_threads=False)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s model process %(process)d: %(message)s")
-    channel = Channel(socket.socket(fileno=descriptor), _decode_from_agent)
-    return run(channel, engine, RankInfo.from_environment(os.environ))
+def main(arguments: Sequence[str]) -> int:
+    """Run the model server as a process of its own, with the arguments of `start_up.connect`; return the exit status."""
+    return run(connect(arguments, _decode_from_agent))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:], os.environ.get(ENGINE_VARIABLE, DEFAULT)))
+    raise SystemExit(main(sys.argv[1:]))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import importlib.util
-import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from birdie_zmq.engine.mesh_shape import MESH_ARGUMENT
 from birdie_zmq.errors import BirdieError, ModelLoadError, UserModuleError
-from birdie_zmq.types import ModelSpec
 
 BUILT_IN = "birdie_zmq.models"
 
@@ -35,39 +33,37 @@ class UserModule:
     sha256: str
     module: ModuleType
 
-    def load_model(self, model: ModelSpec, mesh: object = None) -> object:
+    def load_model(self, tag: str, keywords: Mapping[str, Any], mesh: object = None) -> object:
         """Call the module's ``load_model`` for a model, with ``mesh=`` only if there is a mesh, and return the result.
 
         Raises:
             ModelLoadError: It raised; the traceback within the user module is attached.
             BirdieError: It raised one of this package's own errors.
         """
-        return self._call("load_model", model, {} if mesh is None else {MESH_ARGUMENT: mesh})
+        return self._call("load_model", tag, keywords, {} if mesh is None else {"mesh": mesh})
 
-    def load_tokenizer(self, model: ModelSpec) -> object:
+    def load_tokenizer(self, tag: str, keywords: Mapping[str, Any]) -> object:
         """Call the module's ``load_tokenizer`` for a model, and return the result.
 
         Raises:
             ModelLoadError: It raised; the traceback within the user module is attached.
             BirdieError: It raised one of this package's own errors.
         """
-        return self._call("load_tokenizer", model, {})
+        return self._call("load_tokenizer", tag, keywords, {})
 
-    def _call(self, name: str, model: ModelSpec, extra: dict[str, Any]) -> object:
+    def _call(self, name: str, tag: str, given: Mapping[str, Any], extra: Mapping[str, object]) -> object:
         function: Callable[..., object] = getattr(self.module, name)
-        keywords: dict[str, Any] = json.loads(model.arguments)
-        keywords.pop(MESH_ARGUMENT, None)  # load_model gets the mesh itself, and a tokenizer needs no mesh.
-        keywords |= extra
+        # A copy, since the function may change nested values, and the model's identity covers the arguments as given.
+        keywords = {**copy.deepcopy(dict(given)), **extra}
         try:
-            return function(model.tag, **keywords)
+            return function(tag, **keywords)
         except BirdieError:
             raise
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise
             raise ModelLoadError(
-                f"{name}({model.tag!r}{', …' if keywords else ''}) of {self.name} raised "
-                f"{type(error).__name__}: {error}",
+                f"{name}({tag!r}{', …' if keywords else ''}) of {self.name} raised {type(error).__name__}: {error}",
                 remote_traceback=_user_traceback(error),
             ) from error
 

@@ -12,10 +12,7 @@ from pathlib import Path
 
 from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray, status, worker
 from birdie_zmq.engine.compile_cache_dir import COMPILE_CACHE_VARIABLE
-from birdie_zmq.engine.distributed.process_group import USER_MODULE_VARIABLE
-from birdie_zmq.engine.distributed.process_group import VARIABLE as GROUP_VARIABLE
 from birdie_zmq.harness.model_args import MODEL_ARGS
-from birdie_zmq.models import checkpoint_policy
 from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.tools.doctor.hook import DISABLE_VARIABLE
@@ -50,19 +47,7 @@ VARIABLES: tuple[tuple[str, str], ...] = (
     (DISABLE_VARIABLE, "any value disables the hook that registers birdie-zmq with lm_eval"),
     (
         ENGINE_VARIABLE,
-        "set by a worker for its model process: `jax`, `torch`, or the path of an engine; your `api.py` may read it",
-    ),
-    (
-        checkpoint_policy.VARIABLE,
-        "set by a worker for its model process: the checkpoints that `--checkpoints` and `--hub` allow; do not set it yourself",
-    ),
-    (
-        GROUP_VARIABLE,
-        "set by a worker that spans several hosts for its model process: its rank and size; do not set it yourself",
-    ),
-    (
-        USER_MODULE_VARIABLE,
-        "set by a worker that spans several hosts for its model process: its `api.py`; do not set it yourself",
+        "set by the model process: `jax`, `torch`, or the path of an engine; your `api.py` may read it",
     ),
     (
         COMPILE_CACHE_VARIABLE,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from birdie_zmq.cli.worker import _checkpoint_policy
-from birdie_zmq.errors import UnknownModelTag, UsageError
-from birdie_zmq.models.checkpoint_policy import VARIABLE, CheckpointPolicy
+from birdie_zmq.errors import UnknownModelTag
+from birdie_zmq.models.checkpoint_policy import CheckpointPolicy, set_process_policy
 from birdie_zmq.models.resolution import BUILT_IN, resolve_checkpoint
 
 
@@ -89,30 +88,14 @@ def test_checkpoint_in_the_second_folder_is_found(machine: Path) -> None:
     assert resolve_checkpoint("other", policy=both) == machine / "openly" / "other"
 
 
-def test_policy_passes_through_the_environment(
-    machine: Path, policy: CheckpointPolicy, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert CheckpointPolicy.from_environment(policy.as_variable()) == policy
-    assert CheckpointPolicy.from_environment(CheckpointPolicy().as_variable()) == CheckpointPolicy()
-    monkeypatch.setenv(VARIABLE, policy.as_variable()[VARIABLE])
-    with pytest.raises(UnknownModelTag):
-        resolve_checkpoint(str(machine / "secret" / "mine"))
-
-
-def options(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"checkpoints": None, "key_file": None, "hub": False, **given})
-
-
-def test_worker_with_a_key_allows_only_the_demo_by_default(machine: Path) -> None:
-    assert _checkpoint_policy(options()) == CheckpointPolicy()
-    assert _checkpoint_policy(options(key_file=Path("k"))) == CheckpointPolicy((), hub=False)
-    assert _checkpoint_policy(options(key_file=Path("k"), hub=True)) == CheckpointPolicy((), hub=True)
-    restricted = _checkpoint_policy(options(key_file=Path("k"), checkpoints=[machine / "open"]))
-    assert restricted == CheckpointPolicy((machine / "open",), hub=False)
-
-
-def test_invalid_options_are_refused(machine: Path) -> None:
-    with pytest.raises(UsageError, match="--hub adds to --checkpoints"):
-        _checkpoint_policy(options(hub=True))
-    with pytest.raises(UsageError, match="there is no folder at"):
-        _checkpoint_policy(options(checkpoints=[machine / "none"]))
+def test_policy_of_the_process_applies_to_all_its_threads(machine: Path, policy: CheckpointPolicy) -> None:
+    secret = machine / "secret" / "mine"
+    assert resolve_checkpoint(str(secret)) == secret
+    set_process_policy(policy)
+    try:
+        with pytest.raises(UnknownModelTag):
+            resolve_checkpoint(str(secret))
+        with ThreadPoolExecutor(1) as threads, pytest.raises(UnknownModelTag):
+            threads.submit(resolve_checkpoint, str(secret)).result()
+    finally:
+        set_process_policy(CheckpointPolicy())

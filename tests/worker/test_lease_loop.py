@@ -17,7 +17,7 @@ from birdie_zmq.types import ComputeCounters, ModelSpec, RollingWork, StepLimits
 from birdie_zmq.worker import lease_loop
 from birdie_zmq.worker.agent_connection import AgentConnection
 from birdie_zmq.worker.lease_loop import LeaseLoop
-from birdie_zmq.worker.model_loader import ServedModel
+from birdie_zmq.worker.served_model import ServedModel
 
 Script = Callable[[], Generator[Event, None, None]]
 END = ["the process group ends"]

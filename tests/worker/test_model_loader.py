@@ -12,16 +12,18 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from birdie_zmq.engine.model_api import Model
+from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.tensor_source import WEIGHTS_FILE
 from birdie_zmq.models.weights import save_checkpoint
 from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker.engine_registry import import_engine
-from birdie_zmq.worker.model_loader import ModelSource, adapt_tokenizer, assemble
+from birdie_zmq.worker.model_arguments import parse_arguments
+from birdie_zmq.worker.model_loader import assemble
+from birdie_zmq.worker.served_model import ModelOrigin
 
 MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
-SOURCE = ModelSource("api.py", "0" * 64)
 
 
 @pytest.fixture
@@ -41,11 +43,13 @@ def change_weights(checkpoint: Path) -> None:
 def identity(checkpoint: Path, *, own_model: bool = False, fingerprint: str | None = None) -> str:
     """Return the identity of a checkpoint; with `own_model`, of a model that an api.py has loaded from it."""
     spec = ModelSpec(tag="m", arguments='{"prefix_token_id": 0}')
-    tokenizer = adapt_tokenizer(spec, load_tokenizer(str(checkpoint)))
+    arguments = parse_arguments(spec)
+    tokenizer = TokenizerAdapter(load_tokenizer(str(checkpoint)), prefix_token_id=arguments.prefix_token_id)
     model: Model = load_model(str(checkpoint))
     if own_model:
         model = replace(model, fingerprint=fingerprint)
-    return assemble(spec, import_engine("jax"), SOURCE, tokenizer, model).identity
+    origin = ModelOrigin(spec=spec, arguments=arguments, engine=import_engine("jax"), api="api.py", api_sha256="0" * 64)
+    return assemble(origin, tokenizer, model).identity
 
 
 @pytest.mark.parametrize("own_model", [False, True])

@@ -9,10 +9,9 @@ import pytest
 
 import birdie_zmq.models
 from birdie_zmq.errors import BirdieError, ModelLoadError, UnknownModelTag, UserModuleError
-from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker.user_module import BUILT_IN, import_user_module
 
-SPEC = ModelSpec(tag="mine", arguments='{"size": 3}')
+KEYWORDS = {"size": 3}
 VALID_MODULE = """
 def load_model(model_tag, **kwargs):
     return "model", model_tag, kwargs
@@ -58,8 +57,17 @@ def check_traceback(error: BirdieError, *expected: str) -> None:
 
 def test_functions_are_called_with_the_tag_and_its_arguments(tmp_path: Path) -> None:
     user_module = import_user_module(write(tmp_path, VALID_MODULE))
-    assert user_module.load_model(SPEC) == ("model", "mine", {"size": 3})
-    assert user_module.load_tokenizer(SPEC) == ("tokenizer", "mine", {"size": 3})
+    assert user_module.load_model("mine", KEYWORDS) == ("model", "mine", {"size": 3})
+    assert user_module.load_tokenizer("mine", KEYWORDS) == ("tokenizer", "mine", {"size": 3})
+
+
+def test_a_function_that_changes_its_arguments_changes_no_others(tmp_path: Path) -> None:
+    changing = VALID_MODULE.replace("    return", "    kwargs['sizes'].append(model_tag)\n    return")
+    user_module = import_user_module(write(tmp_path, changing))
+    keywords: dict[str, list[object]] = {"sizes": [1]}
+    assert user_module.load_tokenizer("mine", keywords) == ("tokenizer", "mine", {"sizes": [1, "mine"]})
+    assert user_module.load_model("mine", keywords) == ("model", "mine", {"sizes": [1, "mine"]})
+    assert keywords == {"sizes": [1]}
 
 
 def test_name_is_the_path_and_sha256_that_of_the_source(tmp_path: Path) -> None:
@@ -89,7 +97,7 @@ def load_model(model_tag, **kwargs):
 
 load_tokenizer = load_model
 """
-    assert import_user_module(write(tmp_path, text)).load_model(SPEC) == 7
+    assert import_user_module(write(tmp_path, text)).load_model("mine", KEYWORDS) == 7
 
 
 def test_classes_name_the_user_module_as_their_module(tmp_path: Path) -> None:
@@ -177,7 +185,7 @@ def test_error_of_load_model_has_its_line_in_the_traceback(tmp_path: Path) -> No
     path = write(tmp_path, RAISING_MODULE)
     user_module = import_user_module(path)
     with pytest.raises(ModelLoadError) as raised:
-        user_module.load_model(SPEC)
+        user_module.load_model("mine", KEYWORDS)
     assert raised.value.message == f"load_model('mine', …) of {user_module.name} raised OSError: no weights at /nowhere"
     check_traceback(
         raised.value,
@@ -190,7 +198,7 @@ def test_error_of_load_model_has_its_line_in_the_traceback(tmp_path: Path) -> No
 def test_error_names_load_tokenizer(tmp_path: Path) -> None:
     user_module = import_user_module(write(tmp_path, RAISING_MODULE))
     with pytest.raises(ModelLoadError, match=r"load_tokenizer\('mine'\) of .* raised OSError"):
-        user_module.load_tokenizer(ModelSpec(tag="mine"))
+        user_module.load_tokenizer("mine", {})
 
 
 def test_traceback_includes_the_cause_of_an_error(tmp_path: Path) -> None:
@@ -205,21 +213,21 @@ load_tokenizer = load_model
 """
     user_module = import_user_module(write(tmp_path, text))
     with pytest.raises(ModelLoadError, match="a damaged checkpoint") as raised:
-        user_module.load_model(SPEC)
+        user_module.load_model("mine", KEYWORDS)
     check_traceback(raised.value, 'return {}["layer.0"]', "direct cause", "ValueError: a damaged checkpoint")
 
 
 def test_error_names_an_unexpected_keyword(tmp_path: Path) -> None:
     user_module = import_user_module(write(tmp_path, "def load_model(model_tag): ...\nload_tokenizer = load_model\n"))
     with pytest.raises(ModelLoadError, match=r"raised TypeError.*'size'"):
-        user_module.load_model(SPEC)
+        user_module.load_model("mine", KEYWORDS)
 
 
 def test_error_of_this_package_propagates_unchanged(tmp_path: Path) -> None:
     text = "from birdie_zmq import models\nload_model, load_tokenizer = models.load_model, models.load_tokenizer\n"
     user_module = import_user_module(write(tmp_path, text))
     with pytest.raises(UnknownModelTag, match="'mine'"):
-        user_module.load_model(SPEC)
+        user_module.load_model("mine", KEYWORDS)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +240,4 @@ def test_system_exit_of_a_function_is_an_error_and_keyboard_interrupt_propagates
         write(tmp_path, f"def load_model(*args, **kwargs):\n    raise {raised}\nload_tokenizer = print\n")
     )
     with pytest.raises(expected):
-        user_module.load_model(SPEC)
+        user_module.load_model("mine", KEYWORDS)

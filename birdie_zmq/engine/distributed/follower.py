@@ -20,9 +20,9 @@ from birdie_zmq.engine.distributed.leader import (
     call_key,
     model_info,
 )
-from birdie_zmq.engine.distributed.process_group import ProcessGroupError, RankInfo
+from birdie_zmq.engine.distributed.process_group import ProcessGroupError
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory
-from birdie_zmq.types import ErrorReport
+from birdie_zmq.types import ErrorReport, RankInfo
 
 _WAIT_S = 60.0
 

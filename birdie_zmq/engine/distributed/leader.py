@@ -26,10 +26,12 @@ from birdie_zmq.engine.backend import (
     TokenScores,
 )
 from birdie_zmq.engine.distributed import calls
-from birdie_zmq.engine.distributed.process_group import ProcessGroupError, RankInfo
+from birdie_zmq.engine.distributed.process_group import ProcessGroupError
+from birdie_zmq.engine.mesh_shape import MeshShape
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
+from birdie_zmq.types import RankInfo
 
 FOLDER_KEY = "birdie-zmq/began"
 """The key under which the name of the group's folder is stored. The folder holds all other keys; its name is unique."""
@@ -164,15 +166,15 @@ class Leader:
         self.send(calls.FailureConfirmed())
 
 
-def check_mesh(size: int | None, devices: int, rank: RankInfo) -> None:
-    """Check that a mesh has as many devices as the process group; `size` is None without a mesh.
+def check_mesh(mesh: MeshShape | None, devices: int, rank: RankInfo) -> None:
+    """Check that a mesh has as many devices as the process group.
 
     Raises:
         UsageError: The numbers differ.
     """
-    if size == devices:
+    if mesh is not None and mesh.size == devices:
         return
-    what = "model_args have no mesh=" if size is None else f"mesh= in model_args has {size} devices"
+    what = "model_args have no mesh=" if mesh is None else f"mesh= in model_args has {mesh.size} devices"
     raise UsageError(
         f"{what}, and this worker is a group of {rank.num_processes} processes that have {devices} devices together; the "
         f"mesh must use all of them, for example mesh=model:{devices}, or mesh=data:N/model:M with N times M equal to "

@@ -1,22 +1,11 @@
-"""The rank of a process in a process group: one process per host, all of them holding one model. Pure."""
+"""Process groups: the rank that a worker's options give, and the errors that end a group. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-import msgspec
 
 from birdie_zmq.errors import UsageError
-
-VARIABLE = "BIRDIE_ZMQ_GROUP"
-"""The variable by which an agent passes its model process the rank."""
-
-USER_MODULE_VARIABLE = "BIRDIE_ZMQ_GROUP_PAGE"
-"""The variable by which a follower's agent passes its model process the user module; unset for built-in models."""
-
-DEFAULT_TIMEOUT_S = 300.0
-"""How long the processes wait for each other to join, as in JAX."""
+from birdie_zmq.types import RankInfo
 
 GROUP_ENDED_EXIT_STATUS = 75
 """The exit status of a model process whose group has ended, or cannot continue (EX_TEMPFAIL of sysexits.h)."""
@@ -31,41 +20,6 @@ class ProcessGroupError(Exception):
 
 class LeaderLost(ProcessGroupError):
     """The process of rank 0 is gone, and the key-value store with it."""
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """The rank of a process, and its process group.
-
-    Attributes:
-        num_processes: The number of processes, as in jax.distributed.initialize.
-        process_id: The rank of this process; rank 0 is the leader, which talks to the broker.
-        coordinator: HOST:PORT of process 0; None lets JAX detect it, as in a Slurm job.
-        timeout_s: How long the processes wait for each other to join.
-    """
-
-    num_processes: int
-    process_id: int
-    coordinator: str | None = None
-    timeout_s: float = DEFAULT_TIMEOUT_S
-
-    @property
-    def is_leader(self) -> bool:
-        """Whether this process is rank 0, which talks to the broker."""
-        return self.process_id == 0
-
-    def as_variable(self) -> dict[str, str]:
-        """Return the environment variable that passes the rank to the model process."""
-        return {VARIABLE: msgspec.json.encode(self).decode()}
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> RankInfo | None:
-        """Return the rank in the environment variable, or None if it is not set."""
-        value = environment.get(VARIABLE)
-        return None if value is None else msgspec.json.decode(value, type=cls)
-
-    def __str__(self) -> str:
-        return f"process {self.process_id} of {self.num_processes}"
 
 
 def find_rank(

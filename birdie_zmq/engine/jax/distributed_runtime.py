@@ -16,8 +16,9 @@ from typing import Any
 import jax
 from jax._src import clusters, distributed
 
-from birdie_zmq.engine.distributed.process_group import LeaderLost, RankInfo
+from birdie_zmq.engine.distributed.process_group import LeaderLost
 from birdie_zmq.errors import UsageError
+from birdie_zmq.types import RankInfo
 
 HEARTBEAT_TIMEOUT_S = 10
 """A process without a heartbeat for this long counts as dead, and its process group ends."""

@@ -34,7 +34,8 @@ def main(path: str, engine: str, tag: str | None = None) -> dict[str, object]:
             imported.prepare()
             import_user_module(path or None)
             return {}
-        loaded = load(m.LoadModel(model=ModelSpec(tag=tag), api=path or None, start_count=1), imported)
+        config = m.WorkerConfig(engine=engine, api=path or None)
+        loaded = load(m.StartModel(model=ModelSpec(tag=tag), start_count=1, config=config), imported)
         description = loaded.describe()
         return {
             "seconds": time.monotonic() - started,

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.errors import ProtocolError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.processes.ticker import Ticker
@@ -29,15 +28,16 @@ class FollowerAgent:
     """The process that runs the model process of a follower rank.
 
     Args:
-        rank: The rank of the model process.
+        config: The options that the model process needs, with its rank.
         environment: The environment of the model process.
         settings: How long the model process may go without a heartbeat, and take to exit after SIGTERM.
     """
 
-    def __init__(self, rank: RankInfo, environment: Mapping[str, str], settings: AgentSettings) -> None:
+    def __init__(self, config: m.WorkerConfig, environment: Mapping[str, str], settings: AgentSettings) -> None:
+        self._config = config
         self._environment = environment
         self._terminate_s = settings.terminate_s
-        self._core = core.FollowerCore(str(rank), settings)
+        self._core = core.FollowerCore(str(config.rank), settings)
         self._process: ModelProcess | None = None
         self._is_done = False
 
@@ -115,6 +115,7 @@ class FollowerAgent:
             match action:
                 case core.StartModelProcess():
                     self._process = ModelProcess("birdie_zmq.worker.distributed.model_server", self._environment)
+                    self._process.channel.send(m.StartFollower(config=self._config))
                 case core.StopModelProcess(kill):
                     if self._process is not None:
                         self._process.end(kill)

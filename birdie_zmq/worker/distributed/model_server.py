@@ -7,9 +7,6 @@ loading goes to rank 0, which reports it to the user.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import json
-import logging
 import os
 import socket
 import sys
@@ -25,24 +22,20 @@ from birdie_zmq.engine.distributed.follower import Follower, FollowerRunner
 from birdie_zmq.engine.distributed.leader import check_mesh
 from birdie_zmq.engine.distributed.process_group import (
     GROUP_ENDED_EXIT_STATUS,
-    USER_MODULE_VARIABLE,
     LeaderLost,
     ProcessGroupError,
-    RankInfo,
 )
-from birdie_zmq.engine.mesh_shape import pop_mesh
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.errors import BirdieError, InternalError, ProcessGroupMismatch, ProtocolError
-from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.sanitize import first_line
-from birdie_zmq.settings import ENGINE_VARIABLE
-from birdie_zmq.types import Level
+from birdie_zmq.types import Level, RankInfo
 from birdie_zmq.worker.channel import Channel
+from birdie_zmq.worker.distributed.process_group import require_params
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
-from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
-from birdie_zmq.worker.model_loader import mesh_for, require_params
+from birdie_zmq.worker.model_arguments import parse_arguments
+from birdie_zmq.worker.start_up import apply_config, connect
 from birdie_zmq.worker.user_module import import_user_module
 
 _HEARTBEAT_S = 1.0
@@ -84,13 +77,12 @@ class AgentConnection:
         os._exit(GROUP_ENDED_EXIT_STATUS)
 
 
-def run(rank: RankInfo, engine_name: str, api: str | None, connection: AgentConnection) -> None:
+def run(config: m.WorkerConfig, rank: RankInfo, connection: AgentConnection) -> None:
     """Join the process group, load its model, and follow rank 0 until the group ends.
 
     Args:
+        config: The options of the worker.
         rank: The rank of this process.
-        engine_name: The engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
-        api: The path of the user module, None for the built-in models.
         connection: Sends to the agent.
 
     Raises:
@@ -104,7 +96,7 @@ def run(rank: RankInfo, engine_name: str, api: str | None, connection: AgentConn
         store = distributed_runtime.join(rank, coordinator)
     follower = Follower(store, rank, socket.gethostname())
     try:
-        backend = _load(follower, rank, engine_name, api, distributed_runtime, connection)
+        backend = _load(follower, rank, config, distributed_runtime, connection)
     except ProcessGroupError:
         raise
     except BirdieError as error:
@@ -122,9 +114,9 @@ def run(rank: RankInfo, engine_name: str, api: str | None, connection: AgentConn
 
 
 def _load(
-    follower: Follower, rank: RankInfo, engine_name: str, api: str | None, runtime: Any, connection: AgentConnection
+    follower: Follower, rank: RankInfo, config: m.WorkerConfig, runtime: Any, connection: AgentConnection
 ) -> Backend:
-    engine = import_engine(engine_name)
+    engine = apply_config(config)
     request = follower.load()
     connection.log("info", f"loading {request.model}")
     connection.set_loading(True)
@@ -132,18 +124,28 @@ def _load(
         raise ProcessGroupMismatch(
             f"process 0 has birdie-zmq {request.version} and this one {__version__}; install the same version on each host"
         )
-    user_module = import_user_module(api)
+    user_module = import_user_module(config.api)
     if user_module.sha256 != request.sha256:
         raise ProcessGroupMismatch(
             f"process 0 loads models with {request.user_module} (SHA-256 {request.sha256[:12]}…), and this one with "
             f"{user_module.name} ({user_module.sha256[:12]}…), which differs; give every worker of the process group the "
             "same file with --api"
         )
-    shape = pop_mesh(json.loads(request.model.arguments))
-    check_mesh(None if shape is None else shape.size, runtime.device_count(), rank)
-    mesh = mesh_for(request.model, engine)
-    model = require_params(resolve(user_module.load_model(request.model, mesh)))
+    arguments = parse_arguments(request.model)
+    check_mesh(arguments.mesh, runtime.device_count(), rank)
+    mesh = engine.make_mesh(arguments.mesh)
+    model = require_params(resolve(user_module.load_model(request.model.tag, arguments.keywords, mesh)))
     return engine.make_backend(model, follower.max_length(), mesh)
+
+
+def _receive_config(channel: Channel) -> m.WorkerConfig:
+    """Wait for the options of the worker; end this process if the agent is gone."""
+    with contextlib.suppress(ProtocolError):
+        while (messages := channel.receive()) is not None:
+            for message, _ in messages:
+                config: m.WorkerConfig = message.config
+                return config
+    os._exit(0)
 
 
 def _exit_with_agent(channel: Channel) -> None:
@@ -154,19 +156,15 @@ def _exit_with_agent(channel: Channel) -> None:
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
-    """Run as a process of its own, with the arguments of `birdie_zmq.worker.model_server.main`."""
-    descriptor, trace, agent = map(int, arguments)
-    die_with_parent(agent)
-    faulthandler.enable(trace, all_threads=False)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s model process %(process)d: %(message)s")
-    channel = Channel(socket.socket(fileno=descriptor), decoder(m.AgentMessage))
+    """Run as a process of its own, with the arguments of `birdie_zmq.worker.start_up.connect`."""
+    channel = connect(arguments, decoder(m.StartFollower))
+    config = _receive_config(channel)
     connection = AgentConnection(channel)
     threading.Thread(target=_exit_with_agent, args=[channel], daemon=True).start()
     threading.Thread(target=connection.send_heartbeats, daemon=True).start()
-    rank = RankInfo.from_environment(os.environ)
-    assert rank is not None
+    assert config.rank is not None
     try:
-        run(rank, os.environ.get(ENGINE_VARIABLE, DEFAULT), os.environ.get(USER_MODULE_VARIABLE), connection)
+        run(config, config.rank, connection)
     except (ProcessGroupError, BirdieError) as error:
         connection.exit(error)
     except BaseException:  # noqa: BLE001 - a clean exit would wait for the other ranks

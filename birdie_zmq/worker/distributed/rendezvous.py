@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.errors import ProcessGroupIncomplete
+from birdie_zmq.types import RankInfo
 
 FIRST_REPORT_S = 10.0
 """Seconds within which ranks that start together connect, so an earlier report would be noise."""

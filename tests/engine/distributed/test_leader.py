@@ -19,8 +19,9 @@ import pytest
 from birdie_zmq.engine.distributed import calls, follower, leader
 from birdie_zmq.engine.distributed.follower import Follower, FollowerRunner
 from birdie_zmq.engine.distributed.leader import CALLS_PER_FOLDER, BroadcastingBackend, GroupStore, Leader, check_mesh
-from birdie_zmq.engine.distributed.process_group import LeaderLost, ProcessGroupError, RankInfo
+from birdie_zmq.engine.distributed.process_group import LeaderLost, ProcessGroupError
 from birdie_zmq.engine.jax.backend import JaxBackend
+from birdie_zmq.engine.mesh_shape import MeshShape
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
@@ -28,7 +29,7 @@ from birdie_zmq.engine.planning.steps import Dense, Extend, ScorePositions, Step
 from birdie_zmq.errors import ModelCallError, ModelLoadError, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
 from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.types import ModelSpec
+from birdie_zmq.types import ModelSpec, RankInfo
 
 MODEL = Llama(vocab_size=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, max_length=128)
 PARAMS = MODEL.init_params(jax.random.key(0))
@@ -288,7 +289,7 @@ def test_each_group_has_its_own_keys() -> None:
 
 def test_mesh_must_use_all_devices_of_the_group() -> None:
     rank = RankInfo(2, 0)
-    check_mesh(8, 8, rank)
-    for size in (None, 4, 16):
+    check_mesh(MeshShape(2, 4), 8, rank)
+    for mesh in (None, MeshShape(model=4), MeshShape(4, 4)):
         with pytest.raises(UsageError, match=r"2 processes that have 8 devices together.*mesh=model:8"):
-            check_mesh(size, 8, rank)
+            check_mesh(mesh, 8, rank)

@@ -570,14 +570,7 @@ def test_a_refused_worker_ends_with_the_reason(running_broker: RunningBroker, fo
     }[key_kind]
     with (
         StopSignals() as stop,
-        Agent(
-            running_broker.dealer(key),
-            AgentSettings(),
-            engine="jax",
-            process_module="none",
-            environment={},
-            api=None,
-        ) as loop,
+        Agent(running_broker.dealer(key), AgentSettings(), m.WorkerConfig(engine="jax"), {}) as loop,
         pytest.raises(NotAllowed, match=message),
     ):
         loop.run(stop)
@@ -593,7 +586,7 @@ def test_a_worker_logs_that_the_broker_has_another_key(
     timer.start()
     dealer = running_broker.dealer(replace(folder.gpu, broker=unknown_key_pair().public))
     settings = AgentSettings(heartbeat_s=0.1)
-    with Agent(dealer, settings, engine="jax", process_module="none", environment={}, api=None) as loop:
+    with Agent(dealer, settings, m.WorkerConfig(engine="jax"), {}) as loop:
         loop.run(stop)
     timer.join()
     os.close(ends)

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from birdie_zmq.engine.distributed.process_group import RankInfo
 from birdie_zmq.errors import ProcessGroupIncomplete
+from birdie_zmq.types import RankInfo
 from birdie_zmq.worker.distributed.rendezvous import (
     Rendezvous,
     connected_processes,
