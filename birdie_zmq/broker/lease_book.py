@@ -143,20 +143,13 @@ class LeaseBook:
             return ProtocolError(f"an item of lease {message.lease} was answered twice")
         sub_batch.answered.update(indices)
         self._consecutive_crashes.pop(batch.model, None)
-        # A duplicate lease may have answered some of them first.
-        fresh = [position for position, index in enumerate(indices) if index not in batch.settled]
+        fresh = sum(index not in batch.settled for index in indices)
         if not fresh:
-            return None
+            return None  # A duplicate lease has answered them first.
         self._settle(batch, indices)
-        self._count_answers(worker, batch, len(fresh))
-        self._outbox.send(
-            batch.client,
-            m.Answered(
-                batch=batch.number,
-                indices=[indices[position] for position in fresh],
-                answers=message.answers if len(fresh) == len(indices) else message.answers.select(fresh),
-            ),
-        )
+        self._count_answers(worker, batch, fresh)
+        # The client ignores second answers.
+        self._outbox.send(batch.client, m.Answered(batch=batch.number, indices=indices, answers=message.answers))
         self._cancel_settled_duplicates(sub_batch)
         return None
 

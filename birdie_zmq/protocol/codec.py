@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, VersionMismatch
-from birdie_zmq.protocol.items import Items, PackedWork
+from birdie_zmq.protocol.items import Items, PackedAnswers, PackedWork
 from birdie_zmq.protocol.limits import MAX_FRAME_BYTES
 from birdie_zmq.protocol.messages import WIRE_VERSION, Message, Refusal
 from birdie_zmq.types import GenerationParams, ModelDescription
@@ -108,7 +108,7 @@ def validated(decode: Callable[[Any], T], value: Any) -> T:
 def _protocol_names() -> Iterator[str]:
     for record in get_args(Message):
         yield str(record.__struct_config__.tag)
-    for record in (*get_args(Message), Items, PackedWork, GenerationParams, ModelDescription):
+    for record in (*get_args(Message), Items, PackedWork, PackedAnswers, GenerationParams, ModelDescription):
         yield from record.__struct_encode_fields__
 
 

@@ -1,4 +1,4 @@
-"""Items: the requests or answers of a message, which only their sender and their final receiver encode and decode.
+"""Items: the requests of a message, which only their sender and their final receiver encode and decode; and answers.
 
 Each item is msgpack by itself, and the items of a message are joined. The sizes beside them let a broker count the items,
 and lease or answer any of them, without decoding one. `packing` encodes and decodes the items.
@@ -67,3 +67,13 @@ class PackedWork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def select(self, indices: Sequence[int]) -> PackedWork:
         """Return the same work for some of its items."""
         return PackedWork(kind=self.kind, items=self.items.select(indices), shared=self.shared)
+
+
+class PackedAnswers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Encoded answers, which only the client decodes; ``count`` is their number."""
+
+    count: Annotated[int, Meta(ge=0, le=MAX_ITEMS)]
+    data: bytes
+
+    def __len__(self) -> int:
+        return self.count

@@ -1,6 +1,7 @@
 """msgpack with limits: bytes from another process are decoded into plain values of bounded size.
 
-Extension types, duplicate keys, and maps, lists and texts above the limits are rejected.
+Extension types, duplicate keys, and maps, lists and texts above the limits are rejected. Maps in the form of msgpack-numpy
+become arrays, checked by `arrays`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any
 import msgpack
 
 from birdie_zmq.errors import MalformedMessage
+from birdie_zmq.protocol.arrays import unpack_array
 
 MAX_FRAME_BYTES = 64 * 2**20
 MAX_ELEMENTS = 2**20
-"""List items and map entries of the nested items of one message: a megabyte of nested empty lists would take 70 MB."""
+"""List items, map entries and array elements of the nested items of one message: a megabyte of nested empty lists would take 70 MB."""
 MAX_MAP_ENTRIES = 4096
 MAX_TEXT_BYTES = 16 * 2**20
 """UTF-8 bytes of one text: with one character beyond the Basic Multilingual Plane, Python stores four bytes per character."""
@@ -43,7 +45,11 @@ def unpack_all(values: Iterable[bytes]) -> list[Any]:
         entries = dict(pairs)
         if len(entries) != len(pairs):
             raise MalformedMessage("a message holds a map that has a key twice")
-        return entries
+        if b"nd" not in entries:
+            return entries
+        array = unpack_array(entries)
+        count(array.size)
+        return array
 
     try:
         unpacked = [

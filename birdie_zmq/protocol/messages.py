@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from birdie_zmq.protocol.items import Indices, Items, PackedWork
+from birdie_zmq.protocol.items import Indices, PackedAnswers, PackedWork
 from birdie_zmq.types import (
     ComputeCounters,
     Count,
@@ -93,7 +93,7 @@ class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
     batch: Count
     indices: Indices
-    answers: Items
+    answers: PackedAnswers
 
 
 class Progressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="progressed"):
@@ -176,7 +176,7 @@ class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     lease: Count
     indices: Indices
-    answers: Items
+    answers: PackedAnswers
 
 
 class LeaseProgressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-progressed"):

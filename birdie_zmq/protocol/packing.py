@@ -1,9 +1,9 @@
-"""Packing: encoding and decoding of the items of work and answers.
+"""Packing: encoding and decoding of the items of work, and of answers.
 
 ============= ============================ ========================== =====================
 kind          item                         shared by all items        answer
 ============= ============================ ========================== =====================
-loglikelihood [context, continuation]      nothing                    [nats, is greedy]
+loglikelihood [context, continuation]      nothing                    (nats, is greedy)
 rolling       text                         nothing                    nats
 generate      [prompt, random key or nil]  the generation parameters  text
 chat          conversation                 the template's arguments   text
@@ -12,7 +12,8 @@ describe      nil                          nothing                    model desc
 
 The receiver decodes each item by itself and validates it against its type, so an item has exactly the bytes that its size
 says. The sender applies the same rules, so that the person at the prompt gets the error. An item of texts and numbers has
-a fixed number of them, and msgspec decodes it; the nested items of a message are decoded within common `limits`.
+a fixed number of them, and msgspec decodes it; the nested items of a message are decoded within common `limits`. Scores
+are arrays, since they are many and small.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import msgpack
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 from birdie_zmq.errors import MalformedMessage
+from birdie_zmq.protocol.arrays import pack_array
 from birdie_zmq.protocol.codec import validated
-from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedWork, WorkKind
+from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedAnswers, PackedWork, WorkKind
 from birdie_zmq.protocol.limits import unpack_all
 from birdie_zmq.types import (
     Answer,
@@ -80,6 +84,36 @@ class _ItemType:
         return validated(lambda encoded: list(map(self._decode_item, encoded)), items.split())
 
 
+class _ScoreType:
+    """Encoding and decoding of scores as arrays, one for each of their numbers."""
+
+    def __init__(self, kind: Any, *dtypes: str) -> None:
+        self._dtypes = list(dtypes)
+        self._convert = partial(msgspec.convert, type=list[kind])
+
+    def pack(self, scores: Sequence[Any]) -> bytes:
+        try:
+            validated(self._convert, scores)
+        except MalformedMessage as error:
+            raise MalformedMessage(f"this answer cannot be sent: {error.message}") from None
+        columns = (
+            [scores] if len(self._dtypes) == 1 else [[score[i] for score in scores] for i in range(len(self._dtypes))]
+        )
+        arrays = [np.array(column, dtype) for column, dtype in zip(columns, self._dtypes, strict=True)]
+        packed: bytes = msgpack.packb(arrays, default=pack_array)
+        return packed
+
+    def unpack(self, data: bytes) -> list[Any]:
+        (arrays,) = unpack_all([data])
+        found = arrays if isinstance(arrays, list) else []
+        if [array.dtype.str for array in found if isinstance(array, np.ndarray) and array.ndim == 1] != self._dtypes:
+            raise MalformedMessage(f"scores must be arrays of {' and '.join(self._dtypes)}")
+        columns = [array.tolist() for array in found]
+        if len(set(map(len, columns))) != 1:
+            raise MalformedMessage("the arrays of scores have different lengths")
+        return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
 _PARAMETERS = {
     "generate": _ItemType(GenerationParams, is_nested=True),
     "chat": _ItemType(_ChatTemplateCall, is_nested=True),
@@ -91,13 +125,16 @@ _WORK: dict[WorkKind, _ItemType] = {
     "chat": _ItemType(list[dict[str, str]], is_nested=True),
     "describe": _ItemType(None),
 }
-_ANSWERS: dict[WorkKind, _ItemType] = {
-    "loglikelihood": _ItemType(tuple[float, bool]),
-    "rolling": _ItemType(float),
+_OTHER_ANSWERS: dict[WorkKind, _ItemType] = {
     "generate": _ItemType(str),
     "chat": _ItemType(str),
     "describe": _ItemType(ModelDescription, is_nested=True),
 }
+_SCORES: dict[WorkKind, _ScoreType] = {
+    "loglikelihood": _ScoreType(tuple[float, bool], "<f8", "|b1"),
+    "rolling": _ScoreType(float, "<f8"),
+}
+_decode_items = msgspec.msgpack.Decoder(Items).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -165,19 +202,28 @@ def unpack_work(work: PackedWork) -> Work:
             return DescribeWork()
 
 
-def pack_answers(kind: WorkKind, answers: Sequence[Answer]) -> Items:
+def pack_answers(kind: WorkKind, answers: Sequence[Answer]) -> PackedAnswers:
     """Encode answers to work of some kind.
 
     Raises:
         MalformedMessage: An answer has the wrong type for the kind of work, or a text is not valid UTF-8 or too long.
     """
-    return _ANSWERS[kind].pack(answers, "answer")
+    scores = _SCORES.get(kind)
+    data = _encode(_OTHER_ANSWERS[kind].pack(answers, "answer")) if scores is None else scores.pack(answers)
+    return PackedAnswers(count=len(answers), data=data)
 
 
-def unpack_answers(kind: WorkKind, items: Items) -> list[Answer]:
+def unpack_answers(kind: WorkKind, answers: PackedAnswers) -> list[Answer]:
     """Decode answers to work of some kind.
 
     Raises:
-        MalformedMessage: An answer is invalid.
+        MalformedMessage: An answer is invalid, or there are fewer or more of them than their count.
     """
-    return _ANSWERS[kind].unpack(items)
+    scores = _SCORES.get(kind)
+    if scores is None:
+        unpacked = _OTHER_ANSWERS[kind].unpack(validated(_decode_items, answers.data))
+    else:
+        unpacked = scores.unpack(answers.data)
+    if len(unpacked) != answers.count:
+        raise MalformedMessage(f"a message has {len(unpacked):,} answers instead of {answers.count:,}")
+    return unpacked

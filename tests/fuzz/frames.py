@@ -13,7 +13,7 @@ import msgspec
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
-from birdie_zmq.protocol.items import Items, PackedWork, WorkKind
+from birdie_zmq.protocol.items import Items, PackedAnswers, PackedWork, WorkKind
 from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.types import (
     ChatTemplates,
@@ -63,7 +63,7 @@ _DESCRIPTION = ModelDescription(
     process_id=7,
     start_count=1,
 )
-_ANSWERS: Sequence[Items] = (
+_ANSWERS: Sequence[PackedAnswers] = (
     pack_answers("loglikelihood", [(-1.0, True), (math.nan, False)]),
     pack_answers("rolling", [-1.0]),
     pack_answers("generate", ["a"]),
@@ -76,7 +76,7 @@ SAMPLES: Sequence[m.Message] = (
     m.CloseSession(),
     m.RegisterWorker(package_version="1.0", engine="jax", host="here", process_id=7, capacity=2, model=MODEL),
     m.Heartbeat(phase="running", model=MODEL),
-    *(m.LeaseAnswered(lease=1, indices=list(range(len(items))), answers=items) for items in _ANSWERS),
+    *(m.LeaseAnswered(lease=1, indices=list(range(len(answers))), answers=answers) for answers in _ANSWERS),
     m.LeaseFailed(lease=1, error=_ERROR, index=0),
     m.LeaseCrashed(lease=1, error=_ERROR),
     m.LeaseReturned(lease=1),
@@ -136,7 +136,8 @@ def _with_mutated_items(rng: random.Random) -> bytes:
     """Return a frame with a valid header, whose items or parameters are mutated."""
     message = rng.choice(_WITH_ITEMS)
     if isinstance(message, m.LeaseAnswered):
-        return encode(msgspec.structs.replace(message, answers=_mutated_items(rng, message.answers)))
+        answers = PackedAnswers(count=rng.randint(0, 3), data=_mutated(rng, message.answers.data))
+        return encode(msgspec.structs.replace(message, answers=answers))
     assert isinstance(message, m.Submit)
     work = message.work
     if work.shared and rng.random() < 0.5:

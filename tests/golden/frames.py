@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from birdie_zmq import types
 from birdie_zmq.protocol.codec import encode
-from birdie_zmq.protocol.items import Items, PackedWork, WorkKind
+from birdie_zmq.protocol.items import PackedAnswers, PackedWork, WorkKind
 from birdie_zmq.protocol.messages import Message
 from birdie_zmq.protocol.packing import pack_answers, pack_work
 
@@ -59,7 +59,7 @@ class ValueMaker:
             return NUMBERS[kind]
         if kind is PackedWork:
             return pack_work(self.make(get_args(types.Work)[self._alternative % 5]))
-        if kind is Items:
+        if kind is PackedAnswers:
             work_kind = get_args(WorkKind)[self._alternative % 5]
             return pack_answers(work_kind, [self.make(ANSWERS[work_kind]) for _ in range(2)])
         if inspect.isclass(kind) and issubclass(kind, Struct):

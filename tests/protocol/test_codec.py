@@ -21,7 +21,7 @@ from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, 
 from birdie_zmq.protocol import codec
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
-from birdie_zmq.protocol.items import MAX_ITEMS, Indices, Items, PackedWork, WorkKind
+from birdie_zmq.protocol.items import MAX_ITEMS, Indices, Items, PackedAnswers, PackedWork, WorkKind
 from birdie_zmq.protocol.limits import MAX_ELEMENTS, MAX_MAP_ENTRIES
 from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_work
 from birdie_zmq.types import (
@@ -98,7 +98,9 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
         if kind is GenerateWork:
             return generate_work
         if kind is Items:
-            return items
+            return any_items
+        if kind is PackedAnswers:
+            return packed_answers
         if kind is PackedWork:
             return packed_work
         fields = get_type_hints(kind, include_extras=True)
@@ -142,8 +144,10 @@ ANSWERS: dict[WorkKind, st.SearchStrategy[list[Answer]]] = {
     "describe": st.lists(values_of(ModelDescription), min_size=1, max_size=1),
 }
 answers = st.sampled_from(sorted(ANSWERS)).flatmap(lambda kind: st.tuples(st.just(kind), ANSWERS[kind]))
+packed_answers = answers.map(lambda answer: pack_answers(*answer)) | st.builds(
+    PackedAnswers, count=st.integers(0, MAX_ITEMS), data=st.binary(max_size=8)
+)
 any_items = st.lists(st.binary(min_size=1, max_size=8), max_size=3).map(Items.join)
-items = any_items | answers.map(lambda answer: pack_answers(*answer))
 packed_work = works.map(pack_work) | st.builds(
     PackedWork, kind=st.sampled_from(get_args(WorkKind)), items=any_items, shared=st.binary(max_size=8)
 )
@@ -315,7 +319,7 @@ def test_a_message_of_another_conversation_is_rejected() -> None:
         (ANSWERED, "indices", b"ab"),
         (ANSWERED, "indices", {}),
         (ANSWERED, "indices", 1),
-        (ANSWERED, "answers.sizes", {}),
+        (ANSWERED, "answers.count", {}),
         (ANSWERED, "answers.data", None),
         (m.ModelLoaded(seconds=1.0), "seconds", float("nan")),
         (m.SessionOpened(package_version="1", timeout_s=1.0), "timeout_s", float("inf")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
-from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedWork
+from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedAnswers, PackedWork
 from birdie_zmq.types import ModelSpec
 from tests.protocol.test_codec import body_of, frame_of
 
@@ -70,13 +71,11 @@ INVALID: dict[str, tuple[list[int], bytes, str]] = {
 @pytest.mark.parametrize("name", INVALID)
 def test_invalid_sizes_are_rejected(name: str) -> None:
     sizes, data, error = INVALID[name]
-    answered = m.Answered(batch=1, indices=[], answers=Items.join([b"a"]))
     work = PackedWork(kind="describe", items=Items.join([b"a"]))
-    body = body_of(m.Submit(batch=1, model=ModelSpec(tag="demo"), work=work))
+    submit = m.Submit(batch=1, model=ModelSpec(tag="demo"), work=work)
+    body = body_of(submit)
     received = {"sizes": sizes, "data": data}
 
-    with pytest.raises(MalformedMessage, match=rf"{re.escape(error)}.* - at `\$\.answers"):
-        decode(frame_of({**body_of(answered), "answers": received}))
     with pytest.raises(MalformedMessage, match=rf"{re.escape(error)}.* - at `\$\.work\.items"):
         decode(frame_of({**body, "work": {**body["work"], "items": received}}))
     if error == SUM:
@@ -85,15 +84,22 @@ def test_invalid_sizes_are_rejected(name: str) -> None:
     else:
         invalid = Items(sizes=sizes, data=data) if sum(sizes) == len(data) else None
         if invalid is not None:
-            with pytest.raises(MalformedMessage, match=rf"^this Answered cannot be sent: .*{re.escape(error)}"):
-                encode(m.Answered(batch=1, indices=[], answers=invalid))
+            with pytest.raises(MalformedMessage, match=rf"^this Submit cannot be sent: .*{re.escape(error)}"):
+                encode(msgspec.structs.replace(submit, work=PackedWork(kind="describe", items=invalid)))
 
 
 def test_the_largest_number_of_items_is_accepted() -> None:
-    items = Items.join([b"\xc0"] * MAX_ITEMS)
-    answered = m.Answered(batch=1, indices=[], answers=items)
+    work = PackedWork(kind="rolling", items=Items.join([b"\xc0"] * MAX_ITEMS))
 
-    assert len(decode(encode(answered)).answers) == MAX_ITEMS
+    assert len(decode(encode(m.Submit(batch=1, model=ModelSpec(tag="demo"), work=work))).work) == MAX_ITEMS
+
+
+@pytest.mark.parametrize("count", [-1, MAX_ITEMS + 1, 1.5, None])
+def test_the_number_of_answers_is_limited(count: object) -> None:
+    body = body_of(m.Answered(batch=1, indices=[], answers=PackedAnswers(count=MAX_ITEMS, data=b"a")))
+
+    with pytest.raises(MalformedMessage, match=r"`\$\.answers\.count`"):
+        decode(frame_of({**body, "answers": {"count": count, "data": b"a"}}))
 
 
 def test_a_message_is_decoded_whatever_its_items_hold() -> None:

@@ -6,16 +6,18 @@ import tracemalloc
 from typing import Any, get_args
 
 import msgpack
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedWork, WorkKind
+from birdie_zmq.protocol.arrays import pack_array
+from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedAnswers, PackedWork, WorkKind
 from birdie_zmq.protocol.limits import MAX_ELEMENTS, MAX_MAP_ENTRIES, MAX_TEXT_BYTES
 from birdie_zmq.protocol.packing import kind_of, pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.types import (
-    Answer,
     ChatWork,
     DescribeWork,
     ErrorReport,
@@ -26,7 +28,7 @@ from birdie_zmq.types import (
     SamplingParams,
     Work,
 )
-from tests.protocol.test_codec import ANSWERS, answers, values_of, works
+from tests.protocol.test_codec import ANSWERS, values_of, works
 
 SECRET = "correct-horse-battery-staple"
 few_examples = settings(deadline=None, max_examples=30)
@@ -65,18 +67,6 @@ def test_a_selection_of_packed_work_is_the_packed_selection(work: Work, data: st
     assert pack_work(work).select(positions) == pack_work(work.select(positions))
 
 
-@few_examples
-@given(answers, st.data())
-def test_a_selection_of_packed_answers_is_the_packed_selection(
-    answers_of_kind: tuple[WorkKind, list[Answer]], data: st.DataObject
-) -> None:
-    kind, given_answers = answers_of_kind
-    positions = data.draw(st.permutations(range(len(given_answers))))
-    selection = [given_answers[position] for position in positions]
-
-    assert pack_answers(kind, given_answers).select(positions) == pack_answers(kind, selection)
-
-
 @pytest.mark.parametrize("text", ["\0", "\u2028", "\ufeff", "\N{HUGGING FACE}", "a" * 70_000])
 def test_any_valid_text_round_trips(text: str) -> None:
     work = LogLikelihoodWork(pairs=[(text, text)])
@@ -104,8 +94,16 @@ def rejection_of_work(work: PackedWork) -> str:
 
 def rejection_of_answers(kind: WorkKind, *items: bytes) -> str:
     """Return the error for invalid answers, as it would be sent."""
+    if kind in ("loglikelihood", "rolling"):
+        data = msgpack.packb(list(map(msgpack.unpackb, items)))
+    else:
+        data = msgspec.msgpack.encode(Items.join(items))
+    return rejection_of_answer_data(kind, len(items), data)
+
+
+def rejection_of_answer_data(kind: WorkKind, count: int, data: bytes) -> str:
     with pytest.raises(MalformedMessage) as raised:
-        unpack_answers(kind, Items.join(items))
+        unpack_answers(kind, PackedAnswers(count=count, data=data))
     return reported(raised.value)
 
 
@@ -212,6 +210,51 @@ def test_invalid_utf8_is_rejected_without_quoting_the_text(kind: WorkKind, inval
 @pytest.mark.parametrize("items", [0, 2])
 def test_a_request_for_the_description_has_one_item(items: int) -> None:
     assert "other than one item" in rejection_of_work(work_of("describe", *[b"\xc0"] * items))
+
+
+# --- Arrays of scores ------------------------------------------------------------------------------------------------
+
+NATS, GREEDY_FLAGS = pack_array(np.array([-1.5, -0.5])), pack_array(np.array([True, False]))
+
+
+def test_scores_are_arrays_of_msgpack_numpy() -> None:
+    packed = pack_answers("loglikelihood", [(-1.5, True), (-0.5, False)])
+
+    assert packed.count == 2
+    assert packed.data == msgpack.packb([NATS, GREEDY_FLAGS])
+    assert pack_answers("rolling", [-1.5, -0.5]).data == msgpack.packb([NATS])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error"),
+    [
+        ([NATS], "arrays of <f8 and |b1"),
+        ([GREEDY_FLAGS, NATS], "arrays of <f8 and |b1"),
+        ([NATS, NATS], "arrays of <f8 and |b1"),
+        ([NATS, GREEDY_FLAGS, GREEDY_FLAGS], "arrays of <f8 and |b1"),
+        (NATS, "arrays of <f8 and |b1"),
+        ([NATS, pack_array(np.array([True]))], "different lengths"),
+        ([pack_array(np.zeros(3)), pack_array(np.zeros(3, np.bool_))], "3 answers instead of 2"),
+        ([{**NATS, b"shape": [3]}, GREEDY_FLAGS], "does not match its shape"),
+        ([{**NATS, b"kind": b"O"}, GREEDY_FLAGS], "plain array"),
+        ([NATS, {**GREEDY_FLAGS, b"data": b"\1\2"}], "neither 0 nor 1"),
+    ],
+)
+def test_other_arrays_are_rejected(arrays: object, error: str) -> None:
+    assert error in rejection_of_answer_data("loglikelihood", 2, msgpack.packb(arrays))
+
+
+def test_the_elements_of_arrays_are_limited() -> None:
+    large = pack_array(np.zeros(MAX_ELEMENTS))
+    assert "elements" in rejection_of_answer_data("rolling", MAX_ITEMS, msgpack.packb([large]))
+
+
+@pytest.mark.parametrize("kind", get_args(WorkKind))
+@few_examples
+@given(data=st.data())
+def test_answers_have_their_number(kind: WorkKind, data: st.DataObject) -> None:
+    packed = pack_answers(kind, data.draw(ANSWERS[kind]))
+    rejection_of_answer_data(kind, packed.count + 1, packed.data)
 
 
 # --- Parameters that items share -------------------------------------------------------------------------------------

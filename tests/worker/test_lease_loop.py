@@ -121,7 +121,7 @@ def test_events_become_messages_and_each_step_is_counted_before_the_model_is_cal
     sent = without_progress(run(FakeServedModel(script), lease(5)))
 
     answered = sent.pop(-2)
-    assert (answered.lease, answered.indices.tolist()) == (5, [1, 0])
+    assert (answered.lease, answered.indices) == (5, [1, 0])
     assert unpack_answers("rolling", answered.answers) == [-2.0, -1.5]
     assert sent == [
         "step",
