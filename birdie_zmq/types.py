@@ -1,7 +1,7 @@
 """The data that every layer shares: model specs, requests, answers, sampling parameters, run statistics.
 
 The protocol encodes these records; the engine computes with them and does not import the protocol. A record of requests
-or answers holds many items, so that numbers are sent as arrays, and `select` returns the same record for some of its items.
+holds many items, and `select` returns the same record for some of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
 from birdie_zmq.errors import BirdieError
 
@@ -33,7 +33,6 @@ TokenBias = Annotated[tuple[tuple[TokenId, LogitBias], ...], Meta(max_length=65_
 Penalty = Annotated[float, Meta(gt=0, le=1e9)]
 Level = Literal["info", "warning"]
 Indices = npt.NDArray[np.int32]
-Lengths = Annotated[tuple[Count, ...], Meta(max_length=65_536)]
 
 _MAX_ERROR_CHARACTERS = 100_000
 
@@ -252,54 +251,7 @@ class StepLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rows: PositiveCount | None = None
 
 
-# --- Answers: one record for many items, so that numbers are sent as arrays. -----------------------------------------
-
-
-class Scores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="scores"):
-    """Scores of continuations.
-
-    ``loglikelihoods`` is float64[n] in nats; ``greedy`` is bool[n], whether greedy decoding gives the same continuation.
-    """
-
-    loglikelihoods: npt.NDArray[np.float64]
-    greedy: npt.NDArray[np.bool_]
-
-    def __post_init__(self) -> None:
-        if len(self.greedy) != len(self.loglikelihoods):
-            raise ValueError(f"{len(self.loglikelihoods)} scores come with {len(self.greedy)} greedy flags")
-
-    def __len__(self) -> int:
-        return len(self.loglikelihoods)
-
-    def select(self, positions: Sequence[int]) -> Scores:
-        """Return some of the answers."""
-        return Scores(loglikelihoods=self.loglikelihoods[positions], greedy=self.greedy[positions])
-
-
-class RollingScores(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rolling-scores"):
-    """Scores of whole texts: ``loglikelihoods`` is float64[n] in nats."""
-
-    loglikelihoods: npt.NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.loglikelihoods)
-
-    def select(self, positions: Sequence[int]) -> RollingScores:
-        """Return some of the answers."""
-        return RollingScores(loglikelihoods=self.loglikelihoods[positions])
-
-
-class Texts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="texts"):
-    """Generated or rendered texts."""
-
-    texts: list[str]
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def select(self, positions: Sequence[int]) -> Texts:
-        """Return some of the answers."""
-        return Texts(texts=[self.texts[position] for position in positions])
+# --- Answers and statistics. --------------------------------------------------------------------------------------
 
 
 class ChatTemplates(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -342,7 +294,7 @@ class RunStatistics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tokens_thrown_away: Count = 0
 
 
-class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="description"):
+class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The loaded model, as it is recorded in results.
 
     ``identity`` is a SHA-256 over the tag, the arguments, the user module that loaded the model and, if there is one, the
@@ -366,19 +318,16 @@ class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     chat: ChatTemplates
     report: RunStatistics
     process_id: Count
-    start_count: Count = field(name="started")
-    provides: list[Name] = field(default_factory=list, name="gives")
-
-    def __len__(self) -> int:
-        return 1
-
-    def select(self, positions: Sequence[int]) -> ModelDescription:
-        """Return the same description: it is one answer."""
-        del positions
-        return self
+    start_count: Count
+    provides: list[Name] = []
 
 
-Answers = Scores | RollingScores | Texts | ModelDescription
+Answer = tuple[float, bool] | float | str | ModelDescription
+"""The answer to one item.
+
+For a continuation: its log-likelihood in nats, and whether greedy decoding gives it. For a whole text: its log-likelihood.
+For a prompt or a conversation: the generated or rendered text.
+"""
 
 
 class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -387,21 +336,16 @@ class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ``tokens`` counts computed tokens, padding included; ``requested`` and ``distinct`` count the tokens of started
     requests; ``executables`` is the number of shapes that were called. ``seconds`` of computation exclude
     ``compile_seconds``, which here include tracing.
-
-    ``planned`` is the cost of the prefill that was planned, ``done`` the cost of all work that is finished, both in
-    prefilled positions.
     """
 
     tokens: Count = 0
     padding: Count = 0
     generated: Count = 0
-    executables: Count = field(default=0, name="programs")
+    executables: Count = 0
     seconds: Duration = 0.0
     compile_seconds: Duration = 0.0
     requested: Count = 0
     distinct: Count = 0
-    planned: Count = 0
-    done: Count = 0
 
     def __add__(self, other: ComputeCounters) -> ComputeCounters:
         return ComputeCounters(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -415,23 +359,3 @@ class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def at_most(self, maximum: int) -> ComputeCounters:
         """Return the same counters, each limited to a maximum."""
         return ComputeCounters(**{name: min(maximum, getattr(self, name)) for name in self.__struct_fields__})
-
-
-class ProgressDelta(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The progress of a lease since its last report.
-
-    ``computed`` counts the work of the model process since the last report. ``remaining`` is the remaining planned cost of
-    this lease, in prefilled positions, and ``pending_compiles`` the number of executables still to be compiled for it.
-    For generation, ``active_lengths`` holds the tokens so far of each unfinished sequence, and ``finished_lengths`` the
-    tokens of each sequence that finished since the last report. A decode step has ``decode_rows`` rows, each of which can
-    decode one sequence. The step costs ``decode_step_cost`` positions, ``decode_row_cost`` of them for each row.
-    """
-
-    computed: ComputeCounters = ComputeCounters()
-    remaining: Count = field(default=0, name="ahead")
-    active_lengths: Lengths = field(default=(), name="going")
-    finished_lengths: Lengths = field(default=(), name="ended")
-    decode_rows: PositiveCount = field(default=1, name="slots")
-    decode_step_cost: Count = field(default=0, name="round_cost")
-    decode_row_cost: Count = field(default=0, name="row_cost")
-    pending_compiles: Count = field(default=0, name="programs")

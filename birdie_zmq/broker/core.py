@@ -64,9 +64,11 @@ class BrokerCore:
 
     Args:
         settings: Timeouts and limits.
+        first_lease: The number of the first lease. A broker that is started again begins elsewhere, so that a worker never
+            takes an answer to an old lease for one to a new lease.
     """
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, first_lease: int = 1) -> None:
         self._settings = settings
         self._clients: dict[bytes, Client] = {}
         self._workers = WorkerPool()
@@ -74,7 +76,7 @@ class BrokerCore:
         self._scheduler = Scheduler()
         self._session_count = 0
         self.history = History()
-        self._next_lease = 1
+        self._next_lease = first_lease
         self._model_switches = 0
         self._retries = 0
         self._consecutive_crashes: dict[ModelSpec, int] = {}
@@ -286,7 +288,6 @@ class BrokerCore:
         # A duplicate lease may have answered some of them first.
         fresh = [position for position, index in enumerate(indices) if index not in batch.settled]
         if not fresh:
-            self._send(batch.client, m.Progressed(batch=batch.number, progress=message.progress))
             return
         self._settle(batch, indices)
         self._count_answers(worker, batch, len(fresh))
@@ -296,7 +297,6 @@ class BrokerCore:
                 batch=batch.number,
                 indices=np.array([indices[position] for position in fresh], dtype=np.int32),
                 answers=message.answers if len(fresh) == len(indices) else message.answers.select(fresh),
-                progress=message.progress,
             ),
         )
         self._cancel_settled_duplicates(sub_batch)

@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from birdie_zmq.types import ModelSpec, StepLimits, Work
+from birdie_zmq.protocol.items import PackedWork
+from birdie_zmq.types import ModelSpec, StepLimits
 
 
 @dataclass(eq=False)
@@ -33,7 +34,7 @@ class Batch:
     client: bytes
     number: int
     model: ModelSpec
-    work: Work
+    work: PackedWork
     limits: StepLimits
     submitted_at: float
     identity: str | None = None
@@ -76,7 +77,7 @@ class SubBatch:
         """Whether all its items are settled."""
         return self.batch.settled.issuperset(self.items)
 
-    def next_attempt(self) -> Work:
+    def next_attempt(self) -> PackedWork:
         """Start another attempt with the unsettled items, and return their work."""
         self.attempts += 1
         self.answered.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +34,9 @@ logger = logging.getLogger("birdie_zmq.broker")
 _MIN_STALL_S = 3.0
 """A tick that is later than this means that the broker's own process, or its machine, was stopped."""
 
+_MAX_FIRST_LEASE = 2**52
+"""The first lease of a broker has a random number below this: the leases of two brokers are then never equal."""
+
 _GENERATED_ID_PREFIX = b"\0"
 """First byte of a routing id that the ROUTER generated; libzmq reserves it."""
 
@@ -58,7 +62,7 @@ def serve(
     Returns:
         Whether the parent process is gone.
     """
-    core = BrokerCore(settings)
+    core = BrokerCore(settings, first_lease=secrets.randbelow(_MAX_FIRST_LEASE))
     stop_descriptors = {stop.descriptor} if parent_pipe is None else {stop.descriptor, parent_pipe}
     next_tick = time.monotonic()
     while True:

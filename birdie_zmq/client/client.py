@@ -6,14 +6,14 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from birdie_zmq.client.core import Action, ClientCore, Deliver, FailCall, FailItem, Job, Log, ReportProgress, Send
-from birdie_zmq.client.progress import Progress, ProgressEstimator
+from birdie_zmq.client.progress import INTERVAL_S, Progress, ProgressEstimator
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
@@ -21,23 +21,12 @@ from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.security.keys import read_peer_key
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import (
-    Answers,
-    DescribeWork,
-    Level,
-    ModelDescription,
-    ModelSpec,
-    RollingScores,
-    Scores,
-    StepLimits,
-    Texts,
-)
+from birdie_zmq.types import Answer, DescribeWork, Level, ModelDescription, ModelSpec, StepLimits
 
 logger = logging.getLogger("birdie_zmq.client")
 
 _decode = decoder(m.BrokerToClient | m.Refusal)
 
-Answer = tuple[float, bool] | float | str | ModelDescription
 OnAnswer = Callable[[int, Answer], None]
 OnProgress = Callable[[Progress], None]
 NameOf = Callable[[int], str]
@@ -163,7 +152,7 @@ class Client:
             count: The number of items.
             on_answer: Called with the number and the answer of each item as soon as it arrives.
             name_of: Returns the user's name for an item, for messages about an item that fails.
-            on_progress: Called with the progress of the call several times per second.
+            on_progress: Called with the progress of the call at most twice a second; None computes no progress.
 
         Returns:
             The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
@@ -181,27 +170,30 @@ class Client:
         answers: dict[int, Answer] = {}
         failures: dict[int, BirdieError] = {}
         jobs = self._core.split_jobs(list(jobs))
-        estimate = ProgressEstimator(jobs, time.monotonic())
+        estimate = None if on_progress is None else ProgressEstimator(jobs, time.monotonic())
+        report_at = 0.0
 
         def act(actions: list[Action]) -> None:
             for action in actions:
                 match action:
                     case Send(message):
                         self._dealer.send(encode(message))
-                    case Deliver(items, positions, received):
-                        estimate.answered(items)
-                        values = answer_values(received)
-                        for item, position in zip(items, positions, strict=True):
-                            answers[item] = values[position]
-                            if on_answer is not None:
-                                on_answer(item, values[position])
-                    case ReportProgress(item, progress):
-                        estimate.progressed(item, progress, time.monotonic())
+                    case Deliver(items, received):
+                        if estimate is not None:
+                            estimate.answered(items)
+                        answers.update(zip(items, received, strict=True))
+                        if on_answer is not None:
+                            for item, answer in zip(items, received, strict=True):
+                                on_answer(item, answer)
+                    case ReportProgress(computed):
+                        if estimate is not None:
+                            estimate.progressed(computed, time.monotonic())
                     case Log(level, text, once):
                         self._log_line(level, text, once=once)
                     case FailItem(item, error):
                         failures[item] = error
-                        estimate.answered([item])
+                        if estimate is not None:
+                            estimate.answered([item])
                         if count > 1:
                             self._log_line("warning", f"{name_of(item)} has no answer: {error.message}")
                     case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.handshake_hint) is not None:
@@ -216,7 +208,8 @@ class Client:
                 act(self._core.begin(jobs, time.monotonic()))
                 while not self._core.is_idle:
                     self._wait(act)
-                    if on_progress is not None:
+                    if on_progress is not None and estimate is not None and time.monotonic() >= report_at:
+                        report_at = time.monotonic() + INTERVAL_S
                         on_progress(estimate.at(time.monotonic()))
                     if self._closed:
                         raise UsageError("this client was closed while it was waiting for answers")
@@ -268,17 +261,3 @@ def combine_failures(failures: dict[int, BirdieError], count: int, answered: int
     combined = type(first)(text, remote_traceback=first.remote_traceback)
     combined.__cause__ = first.__cause__  # the user's own exception, if it was raised in this process
     return combined
-
-
-def answer_values(answers: Answers) -> Sequence[Answer]:
-    """Return one answer per item, as `Client.run` returns them."""
-    match answers:
-        case Scores(loglikelihoods=loglikelihoods, greedy=greedy):
-            return list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True))
-        case RollingScores(loglikelihoods=loglikelihoods):
-            values: list[float] = loglikelihoods.tolist()
-            return values
-        case Texts(texts=texts):
-            return texts
-        case ModelDescription():
-            return [answers]

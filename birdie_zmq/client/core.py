@@ -20,8 +20,9 @@ from birdie_zmq._version import __version__
 from birdie_zmq.client.batch_splitting import MIN_ITEMS, split_batch
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UnknownPeer, WorkerUnavailable
 from birdie_zmq.protocol import messages as m
+from birdie_zmq.protocol.packing import kind_of, pack_work, unpack_answers
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answers, Level, ModelSpec, ProgressDelta, StepLimits, Work
+from birdie_zmq.types import Answer, ComputeCounters, Level, ModelSpec, StepLimits, Work
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,17 @@ class Send:
 
 @dataclass(frozen=True)
 class Deliver:
-    """Deliver answers to the caller; ``positions`` selects the answers that are the first ones for their ``items``."""
+    """Deliver the first answers to some items to the caller."""
 
     items: list[int]
-    positions: list[int]
-    answers: Answers
+    answers: list[Answer]
 
 
 @dataclass(frozen=True)
 class ReportProgress:
-    """Report the progress of the job that contains an item."""
+    """Report what a worker has computed for this call since its last report."""
 
-    item: int
-    progress: ProgressDelta
+    computed: ComputeCounters
 
 
 @dataclass(frozen=True)
@@ -241,8 +240,7 @@ class ClientCore:
                 return self._answered(message)
             case m.Progressed():
                 self._workers_seen_at = now
-                in_flight = self._in_flight.get(message.batch)
-                return [] if in_flight is None else [ReportProgress(in_flight.job.items[0], message.progress)]
+                return [ReportProgress(message.progress)] if message.batch in self._in_flight else []
             case m.ItemFailed():
                 self._workers_seen_at = now
                 return self._item_failed(message)
@@ -342,7 +340,7 @@ class ClientCore:
                     m.Submit(
                         batch=number,
                         model=self._model,
-                        work=job.work,
+                        work=pack_work(job.work),
                         limits=self._limits,
                         identity=self.identity,
                         prefix=job.prefix,
@@ -358,6 +356,10 @@ class ClientCore:
         indices = message.indices.tolist()
         if len(indices) != len(message.answers) or any(not 0 <= i < len(in_flight.job.items) for i in indices):
             return [FailCall(ProtocolError(f"an answer does not match the items of its batch {message.batch}"))]
+        try:
+            answers = unpack_answers(kind_of(in_flight.job.work), message.answers)
+        except ProtocolError as error:
+            return [FailCall(ProtocolError(f"the broker sent an invalid message: {error}"))]
         first_positions: dict[int, int] = {}
         for position, i in enumerate(indices):
             if i not in in_flight.settled:
@@ -365,13 +367,8 @@ class ClientCore:
         in_flight.settled.update(first_positions)
         self.answered += len(first_positions)
         items = [in_flight.job.items[i] for i in first_positions]
-        positions = list(first_positions.values())
-        deliver = [Deliver(items, positions, message.answers)] if items else []
-        return [
-            *deliver,
-            ReportProgress(in_flight.job.items[0], message.progress),
-            *self._send_next(message.batch, in_flight),
-        ]
+        deliver = [Deliver(items, [answers[position] for position in first_positions.values()])] if items else []
+        return [*deliver, *self._send_next(message.batch, in_flight)]
 
     def _item_failed(self, message: m.ItemFailed) -> list[Action]:
         in_flight = self._in_flight.get(message.batch)

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import RecordedAnswer, answer_key
 from birdie_zmq.settings import ClientSettings
+from birdie_zmq.types import Answer
 
 logger = logging.getLogger("birdie_zmq.client")
 

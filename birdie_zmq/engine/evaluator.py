@@ -35,19 +35,15 @@ from birdie_zmq.errors import (
     UnsupportedRequest,
 )
 from birdie_zmq.types import (
-    Answers,
+    Answer,
     ChatWork,
     ComputeCounters,
     GenerateWork,
     Level,
     LogLikelihoodWork,
-    ProgressDelta,
-    RollingScores,
     RollingWork,
     RunStatistics,
-    Scores,
     StepLimits,
-    Texts,
     Work,
 )
 
@@ -58,7 +54,7 @@ R = TypeVar("R")
 class Listener(Protocol):
     """Receives the answers, notices and progress of an evaluator while it computes."""
 
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Sequence[Answer]) -> None:
         """Receive the answers of some items of the work."""
         ...
 
@@ -144,27 +140,6 @@ class Evaluator:
             compile_seconds=self._backend.compile_seconds + tracing,
             requested=counters.tokens_requested,
             distinct=counters.tokens_distinct,
-            planned=counters.planned,
-            done=counters.done,
-        )
-
-    def progress(self, computed: ComputeCounters) -> ProgressDelta:
-        """Return the progress of the current work; each sequence that has ended is reported once.
-
-        Args:
-            computed: The counts since the last report.
-        """
-        counters = self._counters
-        finished_lengths, counters.finished_lengths = tuple(counters.finished_lengths), []
-        return ProgressDelta(
-            computed=computed,
-            remaining=counters.remaining,
-            active_lengths=tuple(counters.active_lengths),
-            finished_lengths=finished_lengths,
-            decode_rows=counters.decode_rows,
-            decode_step_cost=counters.decode_step_cost,
-            decode_row_cost=counters.decode_row_cost,
-            pending_compiles=counters.pending_compiles,
         )
 
     def encode(self, work: Work) -> Encoded | None:
@@ -217,8 +192,7 @@ class Evaluator:
         empty = [index for index, item in enumerate(items) if item is None]
         if empty:
             # The empty continuation has probability one, and greedy decoding of no tokens generates it.
-            scores = Scores(loglikelihoods=np.zeros(len(empty)), greedy=np.ones(len(empty), dtype=np.bool_))
-            listener.answered(empty, scores)
+            listener.answered(empty, [(0.0, True)] * len(empty))
         to_score = [(index, item) for index, item in enumerate(items) if item is not None]
         owners = [index for index, _ in to_score]
         self._counters.requests += len(items)
@@ -227,7 +201,7 @@ class Evaluator:
             mode, [item for _, item in to_score], owners, limits, listener
         ):
             indices = [owners[number] for number in numbers]
-            listener.answered(indices, Scores(loglikelihoods=loglikelihoods, greedy=greedy))
+            listener.answered(indices, list(zip(loglikelihoods.tolist(), greedy.tolist(), strict=True)))
 
     def rolling(
         self,
@@ -257,7 +231,7 @@ class Evaluator:
         totals = np.zeros(len(texts))
         empty = [index for index, text in enumerate(texts) if not text]
         if empty:
-            listener.answered(empty, RollingScores(loglikelihoods=np.zeros(len(empty))))
+            listener.answered(empty, [0.0] * len(empty))
         self._counters.requests += len(texts)
         for numbers, loglikelihoods, _ in self._score(mode, windows, owners, limits, listener):
             for number, loglikelihood in zip(numbers, loglikelihoods, strict=True):
@@ -265,7 +239,7 @@ class Evaluator:
                 unfinished[owners[number]] -= 1
             done = sorted({owners[number] for number in numbers if unfinished[owners[number]] == 0})
             if done:
-                listener.answered(done, RollingScores(loglikelihoods=totals[done]))
+                listener.answered(done, totals[done].tolist())
 
     def generate(self, work: GenerateWork, limits: StepLimits, listener: Listener) -> None:
         """Generate a continuation of each prompt, until that continuation ends.
@@ -305,7 +279,7 @@ class Evaluator:
         with self._timed():
             try:
                 for row in finished:
-                    listener.answered([row.index], Texts(texts=[row.answer.text()]))
+                    listener.answered([row.index], [row.answer.text()])
             except NonFiniteScore as failure:
                 raise ItemFailed(failure.number, _non_finite_logits()) from None
 
@@ -318,7 +292,7 @@ class Evaluator:
         template_args: dict[str, Any] = json.loads(work.template_args)
         for index, conversation in enumerate(work.conversations):
             text = self._tokenizer.apply_chat_template(conversation, work.add_generation_prompt, template_args)
-            listener.answered([index], Texts(texts=[text]))
+            listener.answered([index], [text])
 
     # --- Scoring ------------------------------------------------------------------------------------------------------
 

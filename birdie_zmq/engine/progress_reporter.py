@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.types import ProgressDelta
+from birdie_zmq.types import ComputeCounters
 
 
 class ProgressReporter:
@@ -13,7 +13,7 @@ class ProgressReporter:
         self._evaluator = evaluator
         self._reported = evaluator.computed
 
-    def since_last(self) -> ProgressDelta:
-        """Return the progress since the last call, or since this object was made."""
+    def since_last(self) -> ComputeCounters:
+        """Return what was computed since the last call, or since this object was made."""
         before, self._reported = self._reported, self._evaluator.computed
-        return self._evaluator.progress(self._reported.since(before))
+        return self._reported.since(before)

@@ -22,7 +22,6 @@ from lm_eval.api.model import LM, CacheHook
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.batching import Prompt, assign_random_keys, generate_jobs, loglikelihood_jobs, rolling_jobs
-from birdie_zmq.client.client import Answer
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
@@ -38,7 +37,7 @@ from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, rejec
 from birdie_zmq.harness.run_report import format_statistics, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import ChatWork, GenerationParams
+from birdie_zmq.types import Answer, ChatWork, GenerationParams
 from birdie_zmq.worker.devices import VISIBLE_DEVICES, device_of_lm_eval
 
 logger = logging.getLogger("lm_eval.birdie_zmq")

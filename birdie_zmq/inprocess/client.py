@@ -13,20 +13,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from birdie_zmq.client.client import Answer, NameOf, OnAnswer, OnProgress, answer_values, combine_failures
+from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress, combine_failures
 from birdie_zmq.client.core import Job
 from birdie_zmq.client.progress import ProgressEstimator
 from birdie_zmq.engine.evaluator import ItemFailed
 from birdie_zmq.engine.model_api import CheckpointFingerprint
 from birdie_zmq.engine.progress_reporter import ProgressReporter
 from birdie_zmq.errors import BirdieError, UsageError
-from birdie_zmq.types import Answers, Level, ModelDescription, ModelSpec, StepLimits
+from birdie_zmq.types import Answer, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_loader import ModelSource, ServedModel, adapt_tokenizer, assemble, mesh_for
 
 ORIGIN = "the caller's process"
 
-_PROGRESS_INTERVAL_S = 0.25
+_PROGRESS_INTERVAL_S = 0.5
 """Minimum seconds between two progress reports of a call."""
 
 
@@ -134,12 +134,12 @@ class InProcessClient:
                     for item, answer in batch.items():
                         on_answer(item, answer)
 
-            def report_progress(item: int, *, force: bool = False) -> None:
+            def report_progress(_: int, *, force: bool = False) -> None:
                 nonlocal reported_at
                 now = time.monotonic()
                 if on_progress is not None and (force or now - reported_at >= _PROGRESS_INTERVAL_S):
                     reported_at = now
-                    estimate.progressed(item, reporter.since_last(), now)
+                    estimate.progressed(reporter.since_last(), now)
                     on_progress(estimate.at(now))
 
             for job in jobs:
@@ -190,9 +190,9 @@ class _Listener:
         self._report_progress = report_progress
         self.notice = log
 
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Sequence[Answer]) -> None:
         items = [self._items[index] for index in indices]
-        self._deliver(dict(zip(items, answer_values(answers), strict=True)))
+        self._deliver(dict(zip(items, answers, strict=True)))
         self._report_progress(self._items[0])
 
     def compiling(self, detail: str) -> None:

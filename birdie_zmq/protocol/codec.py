@@ -1,10 +1,10 @@
 """Encoding and decoding of messages; received frames are untrusted.
 
 A frame is msgpack of ``[wire version, {"type": name, field: value, …}]``. The version comes first in every wire version, so
-that peers with different versions can report the mismatch. Decoding limits the contents of a frame (bytes, elements, map
-sizes, text lengths), rejects extension types and duplicate keys, decodes arrays with `arrays`, and validates every field
-against the types in `messages` with msgspec. Anything invalid raises a MalformedMessage that names the field. Encoding applies
-the same rules, so that the sender gets the error, not the receiver.
+that peers with different versions can report the mismatch. Decoding limits the contents of a frame (`limits`) and validates
+every field against the types in `messages` with msgspec. Anything invalid raises a MalformedMessage that names the field.
+Encoding applies the same rules, so that the sender gets the error, not the receiver. The items of work and of answers are
+bytes here, which `packing` encodes and decodes.
 
 Error messages about a frame quote only names of the protocol: anything else in the frame may be part of a prompt.
 """
@@ -20,18 +20,11 @@ import msgspec
 import numpy as np
 
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, VersionMismatch
-from birdie_zmq.protocol.arrays import pack_array, unpack_array
+from birdie_zmq.protocol.arrays import pack_array
+from birdie_zmq.protocol.items import Items, PackedWork
+from birdie_zmq.protocol.limits import MAX_FRAME_BYTES, unpack
 from birdie_zmq.protocol.messages import WIRE_VERSION, Message
-from birdie_zmq.types import Answers, Work
-
-MAX_FRAME_BYTES = 64 * 2**20
-MAX_ELEMENTS = 2**20
-"""List items, map entries and array elements of one frame: a megabyte of nested empty lists would take 70 MB."""
-MAX_MAP_ENTRIES = 4096
-MAX_TEXT_BYTES = 16 * 2**20
-"""UTF-8 bytes of one text: with one character beyond the Basic Multilingual Plane, Python stores four bytes per character."""
-MAX_BINARY_BYTES = 8 * MAX_ELEMENTS
-"""Bytes of one array: MAX_ELEMENTS float64 values."""
+from birdie_zmq.types import GenerationParams, ModelDescription
 
 M = TypeVar("M")
 
@@ -46,7 +39,7 @@ def encode(message: Message) -> bytes:
     """
     kind = type(message).__name__
     try:
-        frame: bytes = msgpack.packb([WIRE_VERSION, message], default=_to_plain, use_bin_type=True)
+        frame: bytes = msgpack.packb([WIRE_VERSION, message], default=to_plain, use_bin_type=True)
     except (UnicodeEncodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
         raise MalformedMessage(f"this {kind} cannot be sent: {error}") from None
     if len(frame) > MAX_FRAME_BYTES:
@@ -54,7 +47,7 @@ def encode(message: Message) -> bytes:
             f"a {kind} of {len(frame):,} bytes is over the limit of {MAX_FRAME_BYTES:,} bytes per message"
         )
     try:
-        _convert(_unpack(frame)[1], type(message))
+        convert(unpack(frame)[1], type(message))
     except MalformedMessage as error:
         raise MalformedMessage(f"this {kind} cannot be sent: {error.message}") from None
     return frame
@@ -73,7 +66,7 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
     def decode(frame: bytes) -> Any:
         if len(frame) > MAX_FRAME_BYTES:
             raise MessageTooLarge(f"a frame of {len(frame):,} bytes is over the limit of {MAX_FRAME_BYTES:,}")
-        envelope = _unpack(frame)
+        envelope = unpack(frame)
         if not isinstance(envelope, list) or len(envelope) != 2 or type(envelope[0]) is not int:
             raise MalformedMessage("a frame must be a list of the wire version and a message")
         version, body = envelope
@@ -85,12 +78,13 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
                 "install the same birdie-zmq on both sides"
             )
         # With the whole union, msgspec would inspect every record at each call, which takes ten times as long as the rest.
-        return _convert(body, records.get(kind, expected) if isinstance(kind, str) else expected)
+        return convert(body, records.get(kind, expected) if isinstance(kind, str) else expected)
 
     return decode
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Return a record or an array in the form that msgpack encodes (msgpack's hook)."""
     if isinstance(value, msgspec.Struct):
         names = zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True)
         fields = {encoded: getattr(value, name) for name, encoded in names}
@@ -101,7 +95,12 @@ def _to_plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} cannot be encoded")
 
 
-def _convert(body: Any, expected: Any) -> Any:
+def convert(body: Any, expected: Any) -> Any:
+    """Convert decoded msgpack to a type, and validate it.
+
+    Raises:
+        MalformedMessage: It does not match the type. The text quotes names of the protocol, and nothing else of the value.
+    """
     try:
         return msgspec.convert(body, expected, dec_hook=_to_array, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
@@ -120,8 +119,9 @@ def _to_array(expected: Any, value: Any) -> Any:
 
 
 def _protocol_names() -> Iterator[str]:
-    for record in (*get_args(Message), *get_args(Work), *get_args(Answers)):
+    for record in get_args(Message):
         yield str(record.__struct_config__.tag)
+    for record in (*get_args(Message), Items, PackedWork, GenerationParams, ModelDescription):
         yield from record.__struct_encode_fields__
 
 
@@ -138,58 +138,3 @@ def _redacted(text: str) -> str:
     if quoting is not None and quoting[2][1:-1] not in _PROTOCOL_NAMES:
         what = f"{quoting[1]} (not shown)"
     return what if path is None else f"{what} - at `{path[1]}`"
-
-
-def _unpack(frame: bytes) -> Any:
-    elements = 0
-
-    def count(added: int) -> None:
-        nonlocal elements
-        elements += added + 1
-        if elements > MAX_ELEMENTS:
-            raise MalformedMessage(f"a frame holds more than {MAX_ELEMENTS:,} elements")
-
-    def on_list(items: list[Any]) -> list[Any]:
-        count(len(items))
-        return items
-
-    def on_map(pairs: list[tuple[Any, Any]]) -> Any:
-        count(len(pairs))
-        entries = dict(pairs)
-        if len(entries) != len(pairs):
-            raise MalformedMessage("a frame holds a map that has a key twice")
-        if b"nd" not in entries:
-            return entries
-        array = unpack_array(entries)
-        count(array.size)
-        return array
-
-    try:
-        envelope = msgpack.unpackb(
-            frame,
-            raw=False,
-            strict_map_key=True,
-            list_hook=on_list,
-            object_pairs_hook=on_map,
-            ext_hook=_refuse_extension,
-            max_str_len=MAX_TEXT_BYTES,
-            max_bin_len=MAX_BINARY_BYTES,
-            # msgpack allocates a list before it reads the items, and each item takes at least one byte.
-            max_array_len=min(MAX_ELEMENTS, len(frame)),
-            max_map_len=MAX_MAP_ENTRIES,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        text = _error_text(error)
-    else:
-        return envelope
-    raise MalformedMessage(f"a frame is not valid msgpack for this protocol: {text}")
-
-
-def _error_text(error: Exception) -> str:
-    """Return msgpack's error text; for invalid UTF-8 it names one byte and its position."""
-    return str(error)[:400] or type(error).__name__
-
-
-def _refuse_extension(code: int, data: bytes) -> Any:
-    raise MalformedMessage(f"a frame holds an extension type ({code}, {len(data)} bytes)")

@@ -14,17 +14,19 @@ A *batch* is the work of one Submit, numbered by the client. A *lease* is one at
 the broker and held by one worker. Indices count the items of the work in the same message; in an answer, they count the
 items of the batch or lease that it answers.
 
-This module has no encoding and no sockets: `codec` encodes messages.
+Frames pass an agent unchanged between broker and model process: it reads a message and forwards its bytes.
+
+This module has no encoding and no sockets: `codec` encodes messages, and `packing` their items.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct
 
+from birdie_zmq.protocol.items import Items, PackedWork
 from birdie_zmq.types import (
-    Answers,
     ComputeCounters,
     Count,
     ErrorReport,
@@ -33,13 +35,11 @@ from birdie_zmq.types import (
     ModelSpec,
     Name,
     PositiveCount,
-    ProgressDelta,
     Seconds,
     StepLimits,
-    Work,
 )
 
-WIRE_VERSION = 12
+WIRE_VERSION = 13
 """Increased whenever a message changes so that an older peer would misread it."""
 
 # --- Client to broker ------------------------------------------------------------------------------------------------
@@ -60,10 +60,10 @@ class Submit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
     batch: Count
     model: ModelSpec
-    work: Work
+    work: PackedWork
     limits: StepLimits = StepLimits()
     identity: Name | None = None
-    prefix: Name | None = field(default=None, name="beginning")
+    prefix: Name | None = None
 
 
 class Ping(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="ping"):
@@ -92,15 +92,14 @@ class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
     batch: Count
     indices: Indices
-    answers: Answers
-    progress: ProgressDelta = field(default=ProgressDelta(), name="advance")
+    answers: Items
 
 
-class Progressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="advanced"):
-    """Progress of a batch or a sub-batch without new answers."""
+class Progressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="progressed"):
+    """What was computed for a batch or a sub-batch since the last report."""
 
     batch: Count
-    progress: ProgressDelta = field(name="advance")
+    progress: ComputeCounters
 
 
 class ItemFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="item-failed"):
@@ -135,8 +134,8 @@ class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="p
     """
 
     workers: Count
-    model_switches: Count = field(default=0, name="switches")
-    retries: Count = field(default=0, name="losses")
+    model_switches: Count = 0
+    retries: Count = 0
 
 
 BrokerToClient = SessionOpened | Answered | Progressed | ItemFailed | BatchFailed | Notice | Pong
@@ -176,15 +175,14 @@ class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     lease: Count
     indices: Indices
-    answers: Answers
-    progress: ProgressDelta = field(default=ProgressDelta(), name="advance")
+    answers: Items
 
 
-class LeaseProgressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-advanced"):
-    """Progress of a lease without new answers, sent if there was no answer for half a second."""
+class LeaseProgressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-progressed"):
+    """What the model process has computed since its last report, sent at most twice a second while it has a lease."""
 
     lease: Count
-    progress: ProgressDelta = field(name="advance")
+    progress: ComputeCounters
 
 
 class LeaseFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-failed"):
@@ -246,12 +244,15 @@ class WorkerRegistered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Lease(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease"):
-    """Work assigned to one worker; ``attempt`` counts from 1 how often it, or a larger lease that contained it, was sent."""
+    """Work assigned to one worker; ``attempt`` counts from 1 how often it, or a larger lease that contained it, was sent.
+
+    A broker that is started again begins at another number, so that no number names two leases of one worker.
+    """
 
     lease: Count
     attempt: PositiveCount
     model: ModelSpec
-    work: Work
+    work: PackedWork
     limits: StepLimits = StepLimits()
     identity: Name | None = None
 
@@ -279,7 +280,7 @@ class LoadModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
     model: ModelSpec
     api: Name | None
-    start_count: PositiveCount = field(name="started")
+    start_count: PositiveCount
 
 
 class ModelLoaded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-loaded"):
@@ -288,7 +289,7 @@ class ModelLoaded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     seconds: Annotated[float, Meta(ge=0)]
 
 
-class ModelLoadFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-refused"):
+class ModelLoadFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-load-failed"):
     """The model cannot be loaded; the process ends after this."""
 
     error: ErrorReport
@@ -308,7 +309,7 @@ class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     detail: Name = ""
 
 
-class ModelHeartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="beat"):
+class ModelHeartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-heartbeat"):
     """A heartbeat of the model process; ``steps`` grows with every computation, so that a stall can be detected."""
 
     steps: Count

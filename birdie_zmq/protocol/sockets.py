@@ -19,9 +19,9 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.protocol.codec import MAX_FRAME_BYTES
 from birdie_zmq.protocol.endpoints import Endpoint, IpcEndpoint, TcpEndpoint, check_bindable
 from birdie_zmq.protocol.ipc_lock import lock_ipc_path
+from birdie_zmq.protocol.limits import MAX_FRAME_BYTES
 from birdie_zmq.protocol.security.allow_list import AllowList
 from birdie_zmq.protocol.security.authentication import Authentication
 from birdie_zmq.protocol.security.handshake_monitor import HandshakeMonitor

@@ -181,7 +181,7 @@ class Agent:
                 self._registered = True
                 logger.info("registered with the broker (birdie-zmq %s)", message.package_version)
             case m.Lease():
-                self._handle(core.LeaseReceived(message))
+                self._handle(core.LeaseReceived(message, frame))
             case m.CancelLease(lease=lease):
                 self._handle(core.LeaseCancelled(lease))
             case m.Refusal(error=report):
@@ -212,8 +212,8 @@ class Agent:
                 logger.warning("the model process sent a malformed message: %s", error)
                 messages = None
             hung_up = messages is None
-            for message in messages or ():
-                self._handle(core.ModelMessageReceived(message))
+            for message, frame in messages or ():
+                self._handle(core.ModelMessageReceived(message, frame))
         returncode = process.reap(hung_up=hung_up)
         if returncode is not None:
             self._receive_rest(process)
@@ -225,8 +225,8 @@ class Agent:
     def _receive_rest(self, process: ModelProcess) -> None:
         """Handle the last messages of the process: its exit can be noticed before the message that explains it is read."""
         try:
-            for message in process.channel.receive_rest():
-                self._handle(core.ModelMessageReceived(message))
+            for message, frame in process.channel.receive_rest():
+                self._handle(core.ModelMessageReceived(message, frame))
         except ProtocolError as error:
             logger.warning("the last message of the model process is malformed: %s", error)
 
@@ -239,9 +239,14 @@ class Agent:
                     logger.info(text)
                 case core.SendToBroker(message):
                     self._dealer.send(encode(message))
+                case core.ForwardToBroker(frame):
+                    self._dealer.send(frame)
                 case core.SendToModel(message):
                     if self._process is not None:
                         self._process.channel.send(message)
+                case core.ForwardToModel(frame):
+                    if self._process is not None:
+                        self._process.channel.send_frame(frame)
                 case core.StopModelProcess(kill):
                     if self._process is not None:
                         self._process.end(kill)

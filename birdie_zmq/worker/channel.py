@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from birdie_zmq.errors import MalformedMessage
-from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, encode
+from birdie_zmq.protocol.codec import encode
+from birdie_zmq.protocol.limits import MAX_FRAME_BYTES
 from birdie_zmq.protocol.messages import Message
 
 _LENGTH_BYTES = 4
 _READ_BYTES = 1 << 16
+
+
+class Received(NamedTuple):
+    """A received message, and the frame that it was decoded from."""
+
+    message: Any
+    frame: bytes
 
 
 class FrameDecoder:
@@ -69,7 +77,10 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Queue a message, and send as much as possible. A closed peer is reported by `receive` only."""
-        frame = encode(message)
+        self.send_frame(encode(message))
+
+    def send_frame(self, frame: bytes) -> None:
+        """Queue an encoded message as `send` does."""
         self._unsent += len(frame).to_bytes(_LENGTH_BYTES, "big") + frame
         self.flush()
 
@@ -85,7 +96,7 @@ class Channel:
                 return
             del self._unsent[:sent]
 
-    def receive(self) -> list[Any] | None:
+    def receive(self) -> list[Received] | None:
         """Return the messages that have arrived, possibly none; None once the peer has closed its end.
 
         A blocking socket waits for the first bytes.
@@ -93,14 +104,17 @@ class Channel:
         data = self._read()
         if data is None:
             return []
-        return [self._decode(frame) for frame in self._frames.feed(data)] if data else None
+        return self._received(data) if data else None
 
-    def receive_rest(self) -> list[Any]:
+    def receive_rest(self) -> list[Received]:
         """Return all messages that are still unread, on a non-blocking socket."""
         messages = []
         while data := self._read():
-            messages += [self._decode(frame) for frame in self._frames.feed(data)]
+            messages += self._received(data)
         return messages
+
+    def _received(self, data: bytes) -> list[Received]:
+        return [Received(self._decode(frame), frame) for frame in self._frames.feed(data)]
 
     def _read(self) -> bytes | None:
         """Read some bytes: empty at the end of the stream, None where the socket would block."""

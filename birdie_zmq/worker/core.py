@@ -21,8 +21,6 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
 from birdie_zmq.errors import ModelProcessDied
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
@@ -43,9 +41,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class LeaseReceived:
-    """The broker sent a lease."""
+    """The broker sent a lease, in this frame."""
 
     lease: m.Lease
+    frame: bytes
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,10 @@ class LeasesRevoked:
 
 @dataclass(frozen=True)
 class ModelMessageReceived:
-    """The model process sent a message."""
+    """The model process sent a message, in this frame."""
 
     message: m.ModelProcessMessage
+    frame: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,14 @@ class StartModelProcess:
 class SendToModel:
     """Send a message to the model process."""
 
-    message: m.Lease | m.CancelLease
+    message: m.CancelLease
+
+
+@dataclass(frozen=True)
+class ForwardToModel:
+    """Send a frame of the broker to the model process, unchanged."""
+
+    frame: bytes
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,13 @@ class SendToBroker:
 
 
 @dataclass(frozen=True)
+class ForwardToBroker:
+    """Send a frame of the model process to the broker, unchanged."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True)
 class Log:
     """Write a line to the worker's log."""
 
@@ -153,20 +167,18 @@ class Stop:
     """End the agent: no lease is left."""
 
 
-Action = StartModelProcess | SendToModel | StopModelProcess | SendToBroker | Log | Stop
+Action = (
+    StartModelProcess | SendToModel | ForwardToModel | StopModelProcess | SendToBroker | ForwardToBroker | Log | Stop
+)
 
 
 @dataclass(eq=False)
 class _ActiveLease:
-    """A lease that the agent has and the broker waits for.
-
-    ``ticket`` is the number under which the model process knows the lease; None before it is sent. The broker's own
-    numbers are not unique: a restarted broker counts its leases from the start again, while the process may still answer
-    old ones.
-    """
+    """A lease that the agent has and the broker waits for, and the frame that brought it."""
 
     lease: m.Lease
-    ticket: int | None = None
+    frame: bytes
+    is_sent: bool = False
     answered: set[int] = field(default_factory=set)
 
     @property
@@ -212,7 +224,6 @@ class AgentCore:
         self._load_crashes: dict[ModelSpec, _LoadCrashes] = {}
         self._drain_until: float | None = None
         self._start_count = 0
-        self._next_ticket = 1
         self._actions: list[Action] = []
         self._now = 0.0
 
@@ -247,19 +258,19 @@ class AgentCore:
         """
         self._now = now
         match event:
-            case LeaseReceived(lease):
-                self._on_lease(lease)
+            case LeaseReceived(lease, frame):
+                self._on_lease(lease, frame)
             case LeaseCancelled(number):
                 if (active := self._leases.get(number)) is not None:
                     self._drop(active)
             case LeasesRevoked():
                 for active in list(self._leases.values()):
                     self._drop(active)
-            case ModelMessageReceived(message):
+            case ModelMessageReceived(message, frame):
                 self._heartbeat_at = now
                 if not isinstance(message, m.ModelHeartbeat):
                     self._progress_at = now
-                _HANDLERS[type(message)](self, message)
+                _HANDLERS[type(message)](self, message, frame)
             case ModelProcessExited(returncode, trace):
                 self._on_exit(returncode, trace)
             case MemoryFreed():
@@ -277,17 +288,19 @@ class AgentCore:
 
     # --- Leases ------------------------------------------------------------------------------------------------------
 
-    def _on_lease(self, lease: m.Lease) -> None:
-        if self._drain_until is None:
-            self._leases[lease.lease] = _ActiveLease(lease)
+    def _on_lease(self, lease: m.Lease, frame: bytes) -> None:
+        if lease.lease in self._leases:
+            self._log("warning", "ignored a lease of the broker: this worker holds a lease with the same number")
+        elif self._drain_until is None:
+            self._leases[lease.lease] = _ActiveLease(lease, frame)
         else:  # The broker sent it before it received DrainWorker.
             self._actions.append(SendToBroker(m.LeaseReturned(lease=lease.lease)))
 
     def _drop(self, active: _ActiveLease) -> None:
         """Forget a lease and cancel it at the model process, whose further messages about it are ignored."""
         del self._leases[active.lease.lease]
-        if active.ticket is not None:
-            self._actions.append(SendToModel(m.CancelLease(lease=active.ticket)))
+        if active.is_sent:
+            self._actions.append(SendToModel(m.CancelLease(lease=active.lease.lease)))
 
     def _return(self, active: _ActiveLease) -> None:
         self._drop(active)
@@ -312,9 +325,7 @@ class AgentCore:
 
     def _running(self) -> _ActiveLease | None:
         """Return the lease that the model process computes, which is the first unanswered one, or None."""
-        return next(
-            (active for active in self._leases.values() if active.ticket is not None and not active.is_answered), None
-        )
+        return next((active for active in self._leases.values() if active.is_sent and not active.is_answered), None)
 
     # --- The model process -------------------------------------------------------------------------------------------
 
@@ -345,7 +356,7 @@ class AgentCore:
             return
         elif self._model != first.lease.model:
             # The process finishes the leases it was sent; later ones for its model wait behind the other model's lease.
-            if not any(active.ticket is not None for active in self._leases.values()):
+            if not any(active.is_sent for active in self._leases.values()):
                 self._replaced = self._model
                 self._stop_process()
         elif self._phase is Phase.READY:
@@ -364,16 +375,17 @@ class AgentCore:
 
     def _send_leases(self) -> None:
         for active in self._leases.values():
-            if active.ticket is not None or active.lease.model != self._model:
+            if active.is_sent or active.lease.model != self._model:
                 continue
             if self._running() is None:
                 self._progress_at = self._now
-            active.ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-            self._actions.append(SendToModel(msgspec.structs.replace(active.lease, lease=active.ticket)))
+            active.is_sent = True
+            self._actions.append(ForwardToModel(active.frame))
 
-    def _by_ticket(self, ticket: int) -> _ActiveLease | None:
-        """Return the lease of a ticket, or None if it was dropped."""
-        return next((active for active in self._leases.values() if active.ticket == ticket), None)
+    def _sent(self, lease: int) -> _ActiveLease | None:
+        """Return a lease that the model process has, or None if it was dropped."""
+        active = self._leases.get(lease)
+        return active if active is not None and active.is_sent else None
 
     def _stop_process(self) -> None:
         self._enter(Phase.ENDING)
@@ -450,7 +462,7 @@ class AgentCore:
             self._finish(active)
         running = self._running()
         for active in affected:
-            active.ticket = None  # The process is gone, so there is nothing to cancel.
+            active.is_sent = False  # The process is gone, so there is nothing to cancel.
             if active is running:
                 text = (
                     f"the model process of {model} exited unexpectedly, {cause}; its standard error goes to the "
@@ -483,7 +495,7 @@ class AgentCore:
 
     # --- Messages of the model process -------------------------------------------------------------------------------
 
-    def _on_loaded(self, message: m.ModelLoaded) -> None:
+    def _on_loaded(self, message: m.ModelLoaded, _: bytes) -> None:
         if self._phase is not Phase.LOADING or self._model is None:
             return
         self._load_crashes.pop(self._model, None)
@@ -493,7 +505,7 @@ class AgentCore:
                 self._notify(active.lease.lease, "info", f"loaded {self._model} in {message.seconds:.1f} s")
                 break
 
-    def _on_load_failed(self, message: m.ModelLoadFailed) -> None:
+    def _on_load_failed(self, message: m.ModelLoadFailed, _: bytes) -> None:
         if self._phase is not Phase.LOADING or self._model is None:
             return
         self._load_crashes.pop(self._model, None)
@@ -501,7 +513,7 @@ class AgentCore:
             self._fail(active, message.error, None)
         self._stop_process()
 
-    def _on_notice(self, message: m.ModelNotice) -> None:
+    def _on_notice(self, message: m.ModelNotice, _: bytes) -> None:
         if self._phase is not Phase.LOADING or self._model is None:
             return
         for active in self._leases.values():
@@ -509,18 +521,18 @@ class AgentCore:
                 self._notify(active.lease.lease, message.level, message.text)
                 break
 
-    def _on_phase_changed(self, message: m.PhaseChanged) -> None:
+    def _on_phase_changed(self, message: m.PhaseChanged, _: bytes) -> None:
         if self._phase is Phase.READY:
             self._activity = message
             self._unreported_compile_since = self._now if message.phase == "compiling" else None
 
-    def _on_heartbeat(self, message: m.ModelHeartbeat) -> None:
+    def _on_heartbeat(self, message: m.ModelHeartbeat, _: bytes) -> None:
         self._computed = message.computed
         if message.steps != self._steps:
             self._steps, self._progress_at = message.steps, self._now
 
-    def _on_answered(self, message: m.LeaseAnswered) -> None:
-        active = self._by_ticket(message.lease)
+    def _on_answered(self, message: m.LeaseAnswered, frame: bytes) -> None:
+        active = self._sent(message.lease)
         if active is None:
             return
         items = message.indices.tolist()
@@ -528,23 +540,22 @@ class AgentCore:
             self._log("warning", "ignored an answer of the model process: its lease has no item of that index")
             return
         active.answered.update(items)
-        self._actions.append(SendToBroker(msgspec.structs.replace(message, lease=active.lease.lease)))
+        self._actions.append(ForwardToBroker(frame))
 
-    def _on_failed(self, message: m.LeaseFailed) -> None:
-        active = self._by_ticket(message.lease)
+    def _on_failed(self, message: m.LeaseFailed, _: bytes) -> None:
+        active = self._sent(message.lease)
         if active is not None:
             is_known = message.index is not None and message.index < len(active.lease.work)
             self._fail(active, message.error, message.index if is_known else None)
 
-    def _on_done(self, message: m.LeaseDone) -> None:
-        active = self._by_ticket(message.lease)
+    def _on_done(self, message: m.LeaseDone, _: bytes) -> None:
+        active = self._sent(message.lease)
         if active is not None:
             self._finish(active)
 
-    def _forward(self, message: m.LeaseNotice | m.LeaseProgressed) -> None:
-        active = self._by_ticket(message.lease)
-        if active is not None:
-            self._actions.append(SendToBroker(msgspec.structs.replace(message, lease=active.lease.lease)))
+    def _forward(self, message: m.LeaseNotice | m.LeaseProgressed, frame: bytes) -> None:
+        if self._sent(message.lease) is not None:
+            self._actions.append(ForwardToBroker(frame))
 
     # --- Actions -----------------------------------------------------------------------------------------------------
 
@@ -577,7 +588,7 @@ def _describe_exit(returncode: int) -> str:
     return f"with exit status {returncode}"
 
 
-_HANDLERS: Mapping[type, Callable[[AgentCore, Any], None]] = MappingProxyType(
+_HANDLERS: Mapping[type, Callable[[AgentCore, Any, bytes], None]] = MappingProxyType(
     {
         m.ModelLoaded: AgentCore._on_loaded,
         m.ModelLoadFailed: AgentCore._on_load_failed,

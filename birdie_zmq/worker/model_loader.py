@@ -160,7 +160,7 @@ class ServedModel:
             case DescribeWork():
                 for text in self.warnings:
                     listener.notice("warning", text)
-                listener.answered([0], self.describe())
+                listener.answered([0], [self.describe()])
 
 
 @dataclass(frozen=True)

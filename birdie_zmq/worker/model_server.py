@@ -32,8 +32,9 @@ from birdie_zmq.errors import BirdieError, InternalError, ProtocolError
 from birdie_zmq.processes.parent_death import die_with_parent
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
+from birdie_zmq.protocol.packing import pack_answers, unpack_work
 from birdie_zmq.settings import ENGINE_VARIABLE
-from birdie_zmq.types import Answers, ComputeCounters, ErrorReport, Level, ProgressDelta
+from birdie_zmq.types import Answer, ComputeCounters, ErrorReport, Level, Work
 from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
@@ -89,18 +90,18 @@ class _LeaseListener:
     """
 
     def __init__(
-        self, connection: _AgentConnection, lease: int, cancelled: set[int], progress: ProgressReporter
+        self, connection: _AgentConnection, lease: m.Lease, cancelled: set[int], progress: ProgressReporter
     ) -> None:
         self._connection = connection
-        self._lease = lease
+        self._lease = lease.lease
+        self._kind = lease.work.kind
         self._cancelled = cancelled
         self._progress = progress
         self._reported_at = -math.inf
 
-    def answered(self, indices: Sequence[int], answers: Answers) -> None:
+    def answered(self, indices: Sequence[int], answers: Sequence[Answer]) -> None:
         where = np.asarray(indices, dtype=np.int32)
-        delta = self._progress_delta()
-        self._send(m.LeaseAnswered(lease=self._lease, indices=where, answers=answers, progress=delta))
+        self._send(m.LeaseAnswered(lease=self._lease, indices=where, answers=pack_answers(self._kind, answers)))
 
     def notice(self, level: Level, text: str) -> None:
         self._send(m.LeaseNotice(lease=self._lease, level=level, text=text, once=True))
@@ -118,12 +119,9 @@ class _LeaseListener:
     def step(self) -> None:
         self._connection.count_step()
         if time.monotonic() - self._reported_at >= _PROGRESS_S:
-            self._send(m.LeaseProgressed(lease=self._lease, progress=self._progress_delta()))
+            self._reported_at = time.monotonic()
+            self._send(m.LeaseProgressed(lease=self._lease, progress=self._progress.since_last()))
         self._raise_if_cancelled()
-
-    def _progress_delta(self) -> ProgressDelta:
-        self._reported_at = time.monotonic()
-        return self._progress.since_last()
 
     def _send(self, message: m.ModelProcessMessage) -> None:
         self._raise_if_cancelled()
@@ -217,6 +215,7 @@ class _EncodedLease:
     """A lease with its encoded texts, if they are to be scored, or the error of encoding them."""
 
     lease: m.Lease
+    work: Work | None = None
     encoded: Any = None
     error: Exception | None = None
 
@@ -231,7 +230,8 @@ def _encode_leases(
             continue
         try:
             served.check(lease.identity)
-            encoded.put(_EncodedLease(lease, encoded=served.evaluator.encode(lease.work)))
+            work = unpack_work(lease.work)
+            encoded.put(_EncodedLease(lease, work, served.evaluator.encode(work)))
         except Exception as error:  # noqa: BLE001 - the main thread raises it again and reports it
             encoded.put(_EncodedLease(lease, error=error))
 
@@ -244,12 +244,13 @@ def _answer(
     progress: ProgressReporter,
 ) -> None:
     lease = encoded.lease
-    listener = _LeaseListener(connection, lease.lease, cancelled, progress)
+    listener = _LeaseListener(connection, lease, cancelled, progress)
     try:
         listener.begin()
         if encoded.error is not None:
             raise encoded.error
-        served.answer(lease.work, lease.limits, listener, encoded.encoded)
+        assert encoded.work is not None
+        served.answer(encoded.work, lease.limits, listener, encoded.encoded)
     except _Cancelled:
         cancelled.discard(lease.lease)
     except ProcessGroupError as broken:
@@ -274,7 +275,7 @@ def _internal_error(error: Exception) -> ErrorReport:
 def _read_messages(channel: Channel, inbox: queue.SimpleQueue[m.LoadModel | m.Lease], cancelled: set[int]) -> None:
     with contextlib.suppress(ProtocolError):  # A peer that sends malformed messages is not this process's agent.
         while (messages := channel.receive()) is not None:
-            for message in messages:
+            for message, _ in messages:
                 if isinstance(message, m.CancelLease):
                     cancelled.add(message.lease)
                 else:

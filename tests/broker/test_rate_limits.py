@@ -8,7 +8,7 @@ from birdie_zmq.broker.events import Received, Unreadable, Unsendable
 from birdie_zmq.broker.rate_limits import LogLimiter, RefusalLimiter
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, UnknownPeer
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, MAX_TEXT_BYTES
+from birdie_zmq.protocol.limits import MAX_FRAME_BYTES, MAX_TEXT_BYTES
 from birdie_zmq.settings import BrokerSettings, ClientSettings
 from birdie_zmq.types import ErrorReport
 from tests.broker.harness import CLIENT, OPEN_SESSION, OTHER_CLIENT, WORKER, BrokerHarness, finish, register, submit

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from lm_eval.api.instance import Instance
 
-from birdie_zmq.protocol.codec import MAX_ELEMENTS
+from birdie_zmq.protocol.limits import MAX_ELEMENTS
 from birdie_zmq.protocol.sockets import MAX_UNREAD_BY_BROKER
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from birdie_zmq.errors import ProtocolError
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.codec import MAX_ELEMENTS, decoder, encode
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.limits import MAX_ELEMENTS
 from tests.fuzz.frames import frames
 from tests.protocol.test_codec import RECORDS, body_of, frame_of, junk, messages
 

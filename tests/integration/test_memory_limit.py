@@ -14,7 +14,8 @@ import zmq
 from birdie_zmq.broker.memory_limit import MIN_LIMIT_MIB, default_limit_mib, limit_memory
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.codec import MAX_ELEMENTS, encode
+from birdie_zmq.protocol.codec import encode
+from birdie_zmq.protocol.limits import MAX_ELEMENTS
 from tests.integration.conftest import Programs
 
 LIMIT_MIB = MIN_LIMIT_MIB

@@ -25,7 +25,8 @@ from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, 
 from birdie_zmq.protocol import codec
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.arrays import pack_array
-from birdie_zmq.protocol.codec import MAX_ELEMENTS, MAX_MAP_ENTRIES, decoder, encode
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.limits import MAX_ELEMENTS, MAX_MAP_ENTRIES
 from birdie_zmq.types import (
     Answers,
     Count,

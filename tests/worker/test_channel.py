@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol.codec import MAX_FRAME_BYTES, decoder, encode
+from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.limits import MAX_FRAME_BYTES
 from birdie_zmq.types import ErrorReport
 from birdie_zmq.worker.channel import Channel, FrameDecoder
 

@@ -15,6 +15,7 @@ from birdie_zmq.errors import ProtocolError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
+from birdie_zmq.worker.channel import Received
 from birdie_zmq.worker.distributed import core
 from birdie_zmq.worker.model_process import ModelProcess
 
@@ -94,15 +95,15 @@ class FollowerAgent:
             self._process = None
             self._handle(core.ModelProcessExited(returncode))
 
-    def _receive(self, process: ModelProcess) -> list[m.ModelProcessMessage] | None:
+    def _receive(self, process: ModelProcess) -> list[Received] | None:
         try:
             return process.channel.receive()
         except ProtocolError as error:
             logger.warning("the model process sent a malformed message: %s", error)
             return None
 
-    def _handle_messages(self, messages: list[m.ModelProcessMessage]) -> None:
-        for message in messages:
+    def _handle_messages(self, messages: list[Received]) -> None:
+        for message, _ in messages:
             match message:
                 case m.ModelNotice(level=level, text=text):
                     self._handle(core.NoticeReceived(level, text))
