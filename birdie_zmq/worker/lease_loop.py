@@ -17,12 +17,15 @@ from birdie_zmq.engine.request_encoding import Encoded
 from birdie_zmq.errors import BirdieError, InternalError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.packing import pack_answers, unpack_work
-from birdie_zmq.types import ErrorReport, Work
+from birdie_zmq.types import Answer, ErrorReport, Work
 from birdie_zmq.worker.agent_connection import AgentConnection
 from birdie_zmq.worker.served_model import ServedModel
 
 _PROGRESS_S = 0.5
 """Minimum seconds between two progress reports, unless no lease waits."""
+
+_ANSWERS_S = 0.1
+"""Minimum seconds between two messages of answers of a lease: small models answer hundreds of times a second."""
 
 _MAX_DETAIL_CHARACTERS = 1_000
 """Maximum length of the detail of a phase, since a list of shapes is unbounded."""
@@ -63,6 +66,10 @@ class LeaseLoop:
         self._encoded: queue.Queue[_EncodedLease] = queue.Queue(maxsize=1)
         self._reported = served.evaluator.computed
         self._reported_at = -math.inf
+        self._indices: list[int] = []
+        self._answers: list[Answer] = []
+        self._unsent = 0
+        self._sent_at = -math.inf
 
     def run(self) -> NoReturn:
         """Compute leases as they arrive.
@@ -118,23 +125,26 @@ class LeaseLoop:
             return False
         if isinstance(encoded.work, Exception):
             raise encoded.work
-        unanswered = len(lease.work)
-        with contextlib.closing(self._served.answer(encoded.work, lease.limits, encoded.encoded)) as events:
-            for event in events:
-                if lease.lease in self._cancelled:
-                    return False
-                if isinstance(event, Answered):
-                    unanswered -= len(event.indices)
-                self._send(lease, event, is_complete=not unanswered)
+        self._indices, self._answers, self._unsent = [], [], len(lease.work)
+        try:
+            with contextlib.closing(self._served.answer(encoded.work, lease.limits, encoded.encoded)) as events:
+                for event in events:
+                    if lease.lease in self._cancelled:
+                        return False
+                    self._handle(lease, event)
+        finally:
+            if lease.lease not in self._cancelled:
+                self._send_answers(lease)
         return True
 
-    def _send(self, lease: m.Lease, event: Event, *, is_complete: bool) -> None:
+    def _handle(self, lease: m.Lease, event: Event) -> None:
         number = lease.lease
         match event:
             case StepStarting(new_shapes=shapes):
                 self._connection.count_step()
                 self._report_progress(number)
                 if shapes:
+                    self._send_answers(lease)
                     detail = ", ".join(f"{rows} x {length}" for rows, length in shapes)
                     self._connection.send(m.PhaseChanged(phase="compiling", detail=detail[:_MAX_DETAIL_CHARACTERS]))
             case CompilationFinished():
@@ -142,10 +152,21 @@ class LeaseLoop:
             case Notice(level=level, text=text):
                 self._connection.send(m.LeaseNotice(lease=number, level=level, text=text, once=True))
             case Answered(indices=indices, answers=answers):
-                # Before the last answers of a run, since a client that has them all waits for nothing more.
-                self._report_progress(number, force=is_complete and not self._has_waiting_lease())
-                packed = pack_answers(lease.work.kind, answers)
-                self._connection.send(m.LeaseAnswered(lease=number, indices=list(indices), answers=packed))
+                self._indices += indices
+                self._answers += answers
+                if len(self._indices) == self._unsent or time.monotonic() - self._sent_at >= _ANSWERS_S:
+                    self._send_answers(lease)
+
+    def _send_answers(self, lease: m.Lease) -> None:
+        """Send the answers since the last message of answers."""
+        if not self._indices:
+            return
+        self._unsent -= len(self._indices)
+        # Before the last answers of a run, since a client that has them all waits for nothing more.
+        self._report_progress(lease.lease, force=not self._unsent and not self._has_waiting_lease())
+        indices, answers = self._indices, pack_answers(lease.work.kind, self._answers)
+        self._indices, self._answers, self._sent_at = [], [], time.monotonic()
+        self._connection.send(m.LeaseAnswered(lease=lease.lease, indices=indices, answers=answers))
 
     def _report_progress(self, lease: int, *, force: bool = False) -> None:
         """Send what was computed since the last report, if that is long ago or the report is forced."""

@@ -170,6 +170,48 @@ def test_a_failed_item_is_named_and_the_next_lease_is_computed() -> None:
     assert sent[-1] == m.LeaseDone(lease=6)
 
 
+def answers_of(sent: Sequence[Any]) -> list[tuple[list[int], list[Any]]]:
+    answered = [message for message in sent if isinstance(message, m.LeaseAnswered)]
+    return [(message.indices, unpack_answers("rolling", message.answers)) for message in answered]
+
+
+def test_answers_that_follow_quickly_are_sent_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_loop, "_ANSWERS_S", 1e9)
+
+    def script() -> Generator[Event, None, None]:
+        for index in range(4):
+            yield Answered([index], [-1.0 * index])
+        yield StepStarting(((2, 16),))
+        yield Answered([4], [-4.0])
+        yield Answered([5], [-5.0])
+
+    sent = run(FakeServedModel(script), lease(5, "abcdef"))
+
+    # The first at once, and the others before a compilation, which may take long, and at the end.
+    assert answers_of(sent) == [([0], [0.0]), ([1, 2, 3], [-1.0, -2.0, -3.0]), ([4, 5], [-4.0, -5.0])]
+    kinds = [type(message).__name__ for message in without_progress(sent)]
+    assert kinds[3:5] == ["LeaseAnswered", "PhaseChanged"]
+    assert sent[-1] == m.LeaseDone(lease=5)
+
+
+def test_answers_before_a_failure_are_sent_and_those_of_a_cancelled_lease_are_not() -> None:
+    cancelled: set[int] = set()
+
+    def fails() -> Generator[Event, None, None]:
+        yield Answered([0], [-1.0])
+        yield Answered([1], [-2.0])
+        raise ItemFailed(2, NonFiniteLogits("NaN"))
+
+    def is_cancelled() -> Generator[Event, None, None]:
+        yield Answered([0], [-3.0])
+        cancelled.add(6)
+        yield StepStarting()
+
+    sent = run(FakeServedModel(fails, is_cancelled), lease(5, "abc"), lease(6, "abc"), cancelled=cancelled)
+
+    assert answers_of(sent) == [([0], [-1.0]), ([1], [-2.0])]
+
+
 def test_an_unexpected_error_tells_its_message_to_the_user_only() -> None:
     def script() -> Generator[Event, None, None]:
         yield StepStarting()
