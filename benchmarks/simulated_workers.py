@@ -23,7 +23,9 @@ from typing import Any, Self
 import psutil
 
 from birdie_zmq.client import Client
+from birdie_zmq.client.actions import Deliver
 from birdie_zmq.client.client import Liveness
+from birdie_zmq.client.collector import AnswerCollector
 from birdie_zmq.client.job import Job
 from birdie_zmq.harness.model_args import parse_model_args
 from birdie_zmq.types import Answer
@@ -186,22 +188,21 @@ class WorkerPool:
 
         Args:
             jobs: The requests.
-            on_answer: Called on each answer with the number of answers received so far.
+            on_answer: Called after answers with the number of answers received so far.
         """
         count = sum(len(job.items) for job in jobs)
+        collector = AnswerCollector(count)
         received = 0
-
-        def answered(item: int, answer: Answer) -> None:
-            nonlocal received
-            del item, answer
-            received += 1
-            if on_answer is not None:
-                on_answer(received)
-
         before = self._last_status or self.status()
         cpu_before = [worker.cpu_s() for worker in self.workers]
         broker_s, client_s, began = cpu_seconds(self._broker.pid), time.process_time(), time.monotonic()
-        answers = self.client.run(jobs, count, answered)
+        with contextlib.closing(self.client.stream(jobs)) as events:
+            for event in events:
+                collector.add(event)
+                received += len(event.items) if isinstance(event, Deliver) else 0
+                if on_answer is not None:
+                    on_answer(received)
+        answers = collector.result()
         wall_s = time.monotonic() - began
         broker_s, client_s = cpu_seconds(self._broker.pid) - broker_s, time.process_time() - client_s
         cpu_before += [0.0] * (len(self.workers) - len(cpu_before))

@@ -6,16 +6,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
+from birdie_zmq.client.collector import CallEvent, collect
 from birdie_zmq.client.core import ClientCore
 from birdie_zmq.client.job import Job
-from birdie_zmq.client.progress import INTERVAL_S, Progress, ProgressEstimator
+from birdie_zmq.client.progress import INTERVAL_S, ProgressEstimator
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, ProtocolError, UsageError, VersionMismatch
 from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol import messages as m
@@ -24,15 +25,12 @@ from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.security.keys import read_peer_key
 from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answer, ComputeCounters, DescribeWork, Level, ModelDescription, ModelSpec, StepLimits
+from birdie_zmq.types import Answer, DescribeWork, Level, ModelDescription, ModelSpec, StepLimits
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
 _decode = decoder(m.BrokerToClient | m.Refusal)
 
-OnAnswer = Callable[[int, Answer], None]
-OnProgress = Callable[[Progress], None]
-NameOf = Callable[[int], str]
 _POLL_S = 0.25
 
 
@@ -135,26 +133,23 @@ class Client:
         """Number of retries after the death of a worker or model process while this client waited."""
         return self._core.session.retries
 
-    def run(
-        self,
-        jobs: Iterable[Job],
-        count: int,
-        on_answer: OnAnswer | None = None,
-        name_of: NameOf = "item {}".format,
-        on_progress: OnProgress | None = None,
-    ) -> list[Answer]:
-        """Send jobs and wait for the answers to all their items.
+    def run(self, jobs: Iterable[Job], count: int) -> list[Answer]:
+        """Return the answers to all items of some jobs, which are numbered 0 to ``count`` - 1.
+
+        Raises:
+            BirdieError: As for `stream`; an error of a single item is raised after all other items have been answered.
+        """
+        return collect(self.stream(jobs), count)
+
+    def stream(self, jobs: Iterable[Job], *, with_progress: bool = False) -> Generator[CallEvent, None, None]:
+        """Send jobs, and yield the answers to their items as they arrive. To give up the call, close the generator.
 
         Args:
-            jobs: The work, all of one kind; its items are numbered 0 to ``count`` - 1 across all jobs.
-            count: The number of items.
-            on_answer: Called with the number and the answer of each item as soon as it arrives.
-            name_of: Returns the user's name for an item, for messages about an item that fails.
-            on_progress: Called with the progress of the call at most twice a second, and at the end; None computes no
-                progress.
+            jobs: The work, all of one kind, with a number for each item.
+            with_progress: Whether to yield the progress of the call as well, at most twice a second and at the end.
 
-        Returns:
-            The answers, by number: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description.
+        Yields:
+            Answers: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description. Items that fail. Progress.
 
         Raises:
             UsageError: The client has been closed.
@@ -162,54 +157,58 @@ class Client:
             NotAllowed: The broker does not allow this client's key, or requires one.
             WorkerUnavailable: The broker has had no worker for too long.
             ModelError: The model cannot be loaded or fails; the worker's traceback is attached.
-            RequestError: One of the items cannot be answered.
-
-        An error of a single item is raised after all other items have been answered.
         """
-        call = _Call(list(jobs), count, on_answer, name_of, on_progress)
+        jobs = list(jobs)
+        estimate = ProgressEstimator(jobs, time.monotonic()) if with_progress else None
+        report_at = 0.0
         with self._lock:
             if self._closed:
                 raise UsageError("this client has been closed")
             try:
-                self._act(self._core.begin(call.jobs, time.monotonic()), call)
+                yield from self._act(self._core.begin(jobs, time.monotonic()), estimate)
                 while not self._core.is_idle:
-                    self._wait(call)
-                    call.report_progress(time.monotonic())
+                    yield from self._wait(estimate)
+                    if estimate is not None and (time.monotonic() >= report_at or self._core.is_idle):
+                        report_at = time.monotonic() + INTERVAL_S
+                        yield estimate.progress()
                     if self._closed:
                         raise UsageError("this client was closed while it was waiting for answers")
             except BaseException:
-                self._act(self._core.abandon(), call)
+                for _ in self._act(self._core.abandon(), None):
+                    pass
                 raise
-        return call.result()
 
-    def _wait(self, call: _Call) -> None:
+    def _wait(self, estimate: ProgressEstimator | None) -> Iterator[CallEvent]:
         """Wait for messages for at most one poll interval, and act on them and on the time that has passed."""
         ticker = Ticker(_POLL_S, first_at=time.monotonic() + _POLL_S)
         wait(self._dealer, _POLL_S)
         while (frame := self._dealer.receive()) is not None:
-            self._act(self._core.received(self._decoded(frame), time.monotonic()), call)
+            yield from self._act(self._core.received(self._decoded(frame), time.monotonic()), estimate)
         now = time.monotonic()
-        self._act(self._core.tick(now, ticker.tick(now) or 0.0), call)
+        yield from self._act(self._core.tick(now, ticker.tick(now) or 0.0), estimate)
         if self._supervisor is not None:
             silent_s, missing_s = self._core.broker_silent_s(now), self._core.worker_missing_s()
             self._supervisor.check(Liveness(silent_s, missing_s, self._core.answered))
 
-    def _act(self, actions: Sequence[Action], call: _Call) -> None:
-        """Carry out actions of the core."""
+    def _act(self, actions: Sequence[Action], estimate: ProgressEstimator | None) -> Iterator[CallEvent]:
+        """Carry out actions of the core, and yield those that are for the caller."""
         for action in actions:
             match action:
                 case Send(message):
                     self._dealer.send(encode(message))
-                case Deliver(items, answers):
-                    call.deliver(items, answers)
+                case Deliver(items=items):
+                    if estimate is not None:
+                        estimate.answered(items)
+                    yield action
+                case FailItem(item=item):
+                    if estimate is not None:
+                        estimate.answered([item])
+                    yield action
                 case ReportProgress(computed):
-                    call.progressed(computed, time.monotonic())
+                    if estimate is not None:
+                        estimate.progressed(computed, time.monotonic())
                 case Log(level, text, once):
                     self._log_line(level, text, once=once)
-                case FailItem(item, error):
-                    call.fail(item, error)
-                    if call.count > 1:
-                        self._log_line("warning", f"{call.name_of(item)} has no answer: {error.message}")
                 case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.handshake_hint) is not None:
                     raise BrokerUnavailable(f"{error.message}; {hint}")
                 case FailCall(error):
@@ -229,78 +228,3 @@ class Client:
         if not once or text not in self._logged:
             self._logged.add(text)
             logger.log(logging.WARNING if level == "warning" else logging.INFO, text)
-
-
-class _Call:
-    """One call of `Client.run`, whose arguments these are: its answers, its failed items and its progress."""
-
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        count: int,
-        on_answer: OnAnswer | None,
-        name_of: NameOf,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self.jobs = jobs
-        self.count = count
-        self.name_of = name_of
-        self._on_answer = on_answer
-        self._on_progress = on_progress
-        self._answers: dict[int, Answer] = {}
-        self._failures: dict[int, BirdieError] = {}
-        self._estimate = None if on_progress is None else ProgressEstimator(jobs, time.monotonic())
-        self._report_at = 0.0
-
-    def deliver(self, items: Sequence[int], answers: Sequence[Answer]) -> None:
-        """Record answers and pass them to the caller."""
-        if self._estimate is not None:
-            self._estimate.answered(items)
-        for item, answer in zip(items, answers, strict=True):
-            self._answers[item] = answer
-            if self._on_answer is not None:
-                self._on_answer(item, answer)
-
-    def fail(self, item: int, error: BirdieError) -> None:
-        """Record that an item has failed."""
-        self._failures[item] = error
-        if self._estimate is not None:
-            self._estimate.answered([item])
-
-    def progressed(self, computed: ComputeCounters, now: float) -> None:
-        """Record what a worker has computed since its last report."""
-        if self._estimate is not None:
-            self._estimate.progressed(computed, now)
-
-    def report_progress(self, now: float) -> None:
-        """Report the progress to the caller, unless the last report is too recent; always at the end."""
-        if self._on_progress is None or self._estimate is None:
-            return
-        if now >= self._report_at or len(self._answers) + len(self._failures) == self.count:
-            self._report_at = now + INTERVAL_S
-            self._on_progress(self._estimate.progress())
-
-    def result(self) -> list[Answer]:
-        """Return the answers by number.
-
-        Raises:
-            BirdieError: An item has failed.
-            ProtocolError: An item has no answer.
-        """
-        if self._failures:
-            raise combine_failures(self._failures, self.count, len(self._answers), self.name_of)
-        if len(self._answers) != self.count:
-            raise ProtocolError(f"the broker answered {len(self._answers)} of {self.count} items")
-        return [self._answers[item] for item in range(self.count)]
-
-
-def combine_failures(failures: dict[int, BirdieError], count: int, answered: int, name_of: NameOf) -> BirdieError:
-    """Return one error for all items that failed: the error of the first one, with the number of the others."""
-    item, first = next(iter(failures.items()))
-    if count == 1:
-        return first
-    others = f", and {len(failures) - 1} more failed (see above)" if len(failures) > 1 else ""
-    text = f"{name_of(item)} has no answer{others}; {answered} of {count} requests were answered. {first.message}"
-    combined = type(first)(text, remote_traceback=first.remote_traceback)
-    combined.__cause__ = first.__cause__  # the user's own exception, if it was raised in this process
-    return combined

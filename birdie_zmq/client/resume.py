@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.actions import Deliver, FailItem
+from birdie_zmq.client.collector import CallEvent
 from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
+from birdie_zmq.client.progress import Progress
 from birdie_zmq.client.request_types import AnswerT, RequestT, RequestType
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answer
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
 
-class JobRunner(Protocol):
-    """The interface of an object that runs jobs: `birdie_zmq.client.Client`, or an in-process client."""
+class JobStreamer(Protocol):
+    """The interface of an object that computes jobs: `birdie_zmq.client.Client`, or an in-process client."""
 
-    def run(
-        self,
-        jobs: Iterable[Job],
-        count: int,
-        on_answer: OnAnswer | None = None,
-        name_of: NameOf = ...,
-        on_progress: OnProgress | None = None,
-    ) -> list[Answer]:
-        """Return the answers to all items of some jobs, as `birdie_zmq.client.Client.run` does."""
+    def stream(self, jobs: Iterable[Job], *, with_progress: bool = False) -> Generator[CallEvent, None, None]:
+        """Yield the answers to all items of some jobs, as `birdie_zmq.client.Client.stream` does."""
         ...
 
 
@@ -36,7 +31,7 @@ class ResumableClient:
     """A client that sends only the requests without an answer in the journal, and records the new answers.
 
     Args:
-        client: The client that runs the jobs.
+        client: The client that computes the jobs.
         journal: The journal of answers; None to send every request.
         settings: The batch sizes.
 
@@ -44,7 +39,7 @@ class ResumableClient:
         resumed: Number of requests answered from the journal so far.
     """
 
-    def __init__(self, client: JobRunner, journal: Journal | None, settings: ClientSettings) -> None:
+    def __init__(self, client: JobStreamer, journal: Journal | None, settings: ClientSettings) -> None:
         self._client = client
         self._journal = journal
         self._settings = settings
@@ -52,16 +47,15 @@ class ResumableClient:
         """Identities of the models whose answers this client has found in the journal or recorded."""
         self.resumed = 0
 
-    def run(
+    def stream(
         self,
         identity: str,
         request_type: RequestType[RequestT, AnswerT],
         requests: Sequence[RequestT],
-        on_answer: OnAnswer,
-        name_of: NameOf,
-        on_progress: OnProgress | None = None,
-    ) -> list[Answer]:
-        """Return the answers to all requests, in order.
+        *,
+        with_progress: bool = False,
+    ) -> Generator[CallEvent, None, None]:
+        """Yield the answers to all requests, by number; each is in the journal before.
 
         With a journal, a request that occurs twice in one call is sent once, so that both answers are equal to the last bit,
         now and when the call is repeated.
@@ -70,43 +64,41 @@ class ResumableClient:
             identity: The model's identity; answers of another model are never used.
             request_type: The type of the requests; an answer of another type is neither read from the journal nor recorded.
             requests: The `content` argument of `answer_key` for each request.
-            on_answer: Called with the number and the answer of each request, after the answer is in the journal.
-            name_of: Returns the user's name for the request with a number.
-            on_progress: Called with the progress of the requests that are sent.
+            with_progress: Whether to yield the progress of the requests that are sent as well.
 
         Raises:
             UsageError: The journal can no longer be read.
-            BirdieError: As `birdie_zmq.client.Client.run`.
+            BirdieError: As `birdie_zmq.client.Client.stream`.
         """
         journal = self._journal
         if journal is None:
-            jobs = request_type.make_jobs(requests, self._settings)
-            return self._client.run(jobs, len(requests), on_answer, name_of, on_progress)
+            yield from self._send(request_type.make_jobs(requests, self._settings), with_progress)
+            return
         items_of: dict[str, list[int]] = {}
         for item, request in enumerate(requests):
             items_of.setdefault(answer_key(identity, request_type.name, request), []).append(item)
-        answers: dict[int, Answer] = {}
-
-        def deliver(items: Sequence[int], answer: Answer) -> None:
-            for item in items:
-                answers[item] = answer
-                on_answer(item, answer)
-
-        for key, answer in self._recorded(journal, identity, request_type, items_of).items():
-            deliver(items_of.pop(key), answer)
+        for key, recorded in self._recorded(journal, identity, request_type, items_of).items():
+            items = items_of.pop(key)
+            yield Deliver(items, [recorded] * len(items))
         sent = list(items_of.items())
+        jobs = request_type.make_jobs([requests[items[0]] for _, items in sent], self._settings)
+        for event in self._send(jobs, with_progress) if sent else ():
+            match event:
+                case Deliver(numbers, answers):
+                    for number, answer in zip(numbers, answers, strict=True):
+                        key, items = sent[number]
+                        if isinstance(answer, request_type.answer_type):
+                            journal.append(key, answer)
+                            self._used.add(identity)
+                        yield Deliver(items, [answer] * len(items))
+                case FailItem(number, error):
+                    yield FailItem(sent[number][1][0], error)
+                case Progress():
+                    yield event
 
-        def receive(number: int, answer: Answer) -> None:
-            key, items = sent[number]
-            if isinstance(answer, request_type.answer_type):
-                journal.append(key, answer)
-                self._used.add(identity)
-            deliver(items, answer)
-
-        if sent:
-            jobs = request_type.make_jobs([requests[items[0]] for _, items in sent], self._settings)
-            self._client.run(jobs, len(sent), receive, lambda number: name_of(sent[number][1][0]), on_progress)
-        return [answers[item] for item in range(len(requests))]
+    def _send(self, jobs: Iterable[Job], with_progress: bool) -> Iterator[CallEvent]:
+        with contextlib.closing(self._client.stream(jobs, with_progress=with_progress)) as events:
+            yield from events
 
     def _recorded(
         self,

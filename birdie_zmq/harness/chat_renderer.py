@@ -10,8 +10,9 @@ from typing import Any
 
 import jinja2
 
+from birdie_zmq.client.collector import collect
 from birdie_zmq.client.job import Job
-from birdie_zmq.client.resume import JobRunner
+from birdie_zmq.client.resume import JobStreamer
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.chat_template import render, select_template
 from birdie_zmq.types import ChatTemplates, ChatWork, ModelSpec
@@ -30,7 +31,7 @@ class ChatRenderer:
     """
 
     def __init__(
-        self, client: JobRunner, chat: ChatTemplates, model: ModelSpec, template_args: Mapping[str, Any]
+        self, client: JobStreamer, chat: ChatTemplates, model: ModelSpec, template_args: Mapping[str, Any]
     ) -> None:
         self._client = client
         self._chat = chat
@@ -79,5 +80,5 @@ class ChatRenderer:
             add_generation_prompt=add_generation_prompt,
             template_args=json.dumps(self._template_args, sort_keys=True),
         )
-        (text,) = self._client.run([Job(work, [0])], 1)
+        (text,) = collect(self._client.stream([Job(work, [0])]), 1)
         return str(text)

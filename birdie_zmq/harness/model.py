@@ -20,9 +20,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM, CacheHook
 
 from birdie_zmq.client import Client
+from birdie_zmq.client.actions import Deliver
 from birdie_zmq.client.batching import Prompt
+from birdie_zmq.client.collector import AnswerCollector
 from birdie_zmq.client.embedded import EmbeddedProcesses
 from birdie_zmq.client.journal import Journal
+from birdie_zmq.client.progress import Progress
 from birdie_zmq.client.request_types import (
     GENERATE_UNTIL,
     LOGLIKELIHOOD,
@@ -43,7 +46,6 @@ from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, rejec
 from birdie_zmq.harness.run_report import format_statistics, model_record, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.types import Answer
 from birdie_zmq.worker.devices import VISIBLE_DEVICES
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
@@ -288,21 +290,24 @@ class BirdieZMQ(LM):
         disable_tqdm: bool,
     ) -> list[AnswerT]:
         kind = request_type.name
-        with ProgressBar(f"Running {kind} requests", len(requests), disable=disable_tqdm) as bar:
-
-            def on_answer(item: int, answer: Answer) -> None:
-                # lm_eval's cache key is made of the unmodified arguments of the request.
-                if not is_never_cached(kind, requests[item].args):
-                    self.cache_hook.add_partial(kind, requests[item].args, answer)
-                bar.answered()
-
-            def name_of(item: int) -> str:
-                request = requests[item]
-                return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {item}"
-
-            on_progress = None if disable_tqdm else bar.progress
-            identity = self._description.identity
-            answers = self._resumable_client.run(identity, request_type, contents, on_answer, name_of, on_progress)
+        collector = AnswerCollector(len(requests), lambda item: _name_of(requests[item], item))
+        stream = self._resumable_client.stream(
+            self._description.identity, request_type, contents, with_progress=not disable_tqdm
+        )
+        title = f"Running {kind} requests"
+        with ProgressBar(title, len(requests), disable=disable_tqdm) as bar, contextlib.closing(stream) as events:
+            for event in events:
+                collector.add(event)
+                match event:
+                    case Deliver(items, answers):
+                        for item, answer in zip(items, answers, strict=True):
+                            # lm_eval's cache key is made of the unmodified arguments of the request.
+                            if not is_never_cached(kind, requests[item].args):
+                                self.cache_hook.add_partial(kind, requests[item].args, answer)
+                        bar.answered(len(items))
+                    case Progress():
+                        bar.progress(event)
+        answers = collector.result()
         typed: list[AnswerT] = [answer for answer in answers if isinstance(answer, request_type.answer_type)]
         if len(typed) != len(answers):
             raise ProtocolError(f"the worker answered {kind} requests with answers of another type")
@@ -394,3 +399,8 @@ class BirdieZMQ(LM):
             "model_switches": self._client.model_switches,
             "model_resumed_answers": self._resumable_client.resumed,
         }
+
+
+def _name_of(request: Instance, number: int) -> str:
+    """Return the user's name for a request, for messages about it."""
+    return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {number}"

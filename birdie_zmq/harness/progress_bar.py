@@ -50,9 +50,9 @@ class ProgressBar:
         self._show(replace(self._progress, seconds_left=None))
         self._bar.close()
 
-    def answered(self) -> None:
-        """Count one more answer."""
-        self._bar.update(1)
+    def answered(self, count: int) -> None:
+        """Count more answers."""
+        self._bar.update(count)
 
     def progress(self, progress: Progress) -> None:
         """Show new progress figures, at most once per refresh interval."""

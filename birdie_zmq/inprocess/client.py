@@ -11,18 +11,19 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress, combine_failures
+from birdie_zmq.client.actions import Deliver, FailItem
+from birdie_zmq.client.collector import CallEvent, collect
 from birdie_zmq.client.job import Job
-from birdie_zmq.client.progress import INTERVAL_S, ProgressEstimator
+from birdie_zmq.client.progress import INTERVAL_S, Progress, ProgressEstimator
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, CompilationFinished, ItemFailed, Notice, StepStarting
 from birdie_zmq.engine.model_api import CheckpointFingerprint
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
-from birdie_zmq.errors import BirdieError, UsageError
+from birdie_zmq.errors import UsageError
 from birdie_zmq.types import Answer, Level, ModelDescription, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, import_engine
 from birdie_zmq.worker.model_arguments import parse_arguments
@@ -102,71 +103,56 @@ class InProcessClient:
         with self._lock:
             self._served = None
 
-    def run(
-        self,
-        jobs: Iterable[Job],
-        count: int,
-        on_answer: OnAnswer | None = None,
-        name_of: NameOf = "item {}".format,
-        on_progress: OnProgress | None = None,
-    ) -> list[Answer]:
-        """Return the answers to all items of the jobs, as `birdie_zmq.client.Client.run`.
+    def run(self, jobs: Iterable[Job], count: int) -> list[Answer]:
+        """Return the answers to all items of the jobs, as `birdie_zmq.client.Client.run`."""
+        return collect(self.stream(jobs), count)
 
-        An error of a single item is raised after all other items have been answered.
+    def stream(self, jobs: Iterable[Job], *, with_progress: bool = False) -> Generator[CallEvent, None, None]:
+        """Compute jobs, and yield the answers to their items, as `birdie_zmq.client.Client.stream`.
 
         Raises:
             UsageError: The client is closed.
             ModelError: The model fails to compute.
-            RequestError: An item cannot be answered.
         """
-        answers: dict[int, Answer] = {}
-        failures: dict[int, BirdieError] = {}
         jobs = list(jobs)
         with self._lock:
             served = self._served_model()
-            progress = None if on_progress is None else _Progress(served.evaluator, jobs, on_progress)
+            progress = _Progress(served.evaluator, jobs) if with_progress else None
+            failed_items = 0
             for job in jobs:
-                remaining = job
-                while remaining.items and len(failures) < self._max_failed_items:
+                settled: set[int] = set()
+                while len(settled) < len(job.items) and failed_items < self._max_failed_items:
+                    remaining = job.select([i for i, item in enumerate(job.items) if item not in settled])
                     try:
-                        self._compute(remaining, answers, on_answer, progress)
+                        yield from self._compute(served, remaining, settled, progress)
                     except ItemFailed as failure:
+                        failed_items += 1
                         item = remaining.items[failure.index]
-                        failures[item] = failure.error
-                        if count > 1:
-                            self._log_once("warning", f"{name_of(item)} has no answer: {failure.error.message}")
-                    unanswered = [
-                        i for i, item in enumerate(remaining.items) if item not in answers and item not in failures
-                    ]
-                    remaining = Job(remaining.work.select(unanswered), [remaining.items[i] for i in unanswered])
+                        settled.add(item)
+                        yield FailItem(item, failure.error)
             if progress is not None:
-                progress.report(force=True)
+                yield progress.report()
             served.evaluator.pause_idle_clock()
-        if failures:
-            raise combine_failures(failures, count, len(answers), name_of)
-        return [answers[item] for item in range(count)]
 
     def _compute(
-        self, job: Job, answers: dict[int, Answer], on_answer: OnAnswer | None, progress: _Progress | None
-    ) -> None:
-        """Compute a job, and add the answer to each of its items to `answers`."""
-        with contextlib.closing(self._served_model().answer(job.work, self._limits)) as events:
+        self, served: ServedModel, job: Job, settled: set[int], progress: _Progress | None
+    ) -> Iterator[CallEvent]:
+        """Compute a job, yield its answers, and add the items that are answered to `settled`."""
+        with contextlib.closing(served.answer(job.work, self._limits)) as events:
             for event in events:
                 match event:
                     case Notice(level=level, text=text):
                         self._log_once(level, text)
-                    case Answered(indices=indices, answers=found):
-                        answered = dict(zip([job.items[index] for index in indices], found, strict=True))
-                        answers.update(answered)
+                    case Answered(indices=indices, answers=answers):
+                        items = [job.items[index] for index in indices]
+                        settled.update(items)
                         if progress is not None:
-                            progress.estimate.answered(list(answered))
-                        if on_answer is not None:
-                            for item, answer in answered.items():
-                                on_answer(item, answer)
+                            progress.estimate.answered(items)
+                        yield Deliver(items, list(answers))
                     case StepStarting() | CompilationFinished():
                         pass
-                if progress is not None:
-                    progress.report()
+                if progress is not None and progress.is_due:
+                    yield progress.report()
 
     def _served_model(self) -> ServedModel:
         if self._served is None:
@@ -181,28 +167,30 @@ class InProcessClient:
 
 
 class _Progress:
-    """Reports the progress of a call.
+    """The progress of a call.
 
     Args:
         evaluator: Counts what is computed.
         jobs: The jobs of the call.
-        on_progress: Receives each report.
     """
 
-    def __init__(self, evaluator: Evaluator, jobs: Sequence[Job], on_progress: OnProgress) -> None:
+    def __init__(self, evaluator: Evaluator, jobs: Sequence[Job]) -> None:
         self.estimate = ProgressEstimator(jobs, time.monotonic())
         self._evaluator = evaluator
-        self._on_progress = on_progress
         self._reported = evaluator.computed
         self._reported_at = -math.inf
 
-    def report(self, *, force: bool = False) -> None:
-        """Report what was computed since the last report, if that is long ago or the report is forced."""
+    @property
+    def is_due(self) -> bool:
+        """Whether the last report is long ago."""
+        return time.monotonic() - self._reported_at >= INTERVAL_S
+
+    def report(self) -> Progress:
+        """Return the progress with what was computed since the last report."""
         now = time.monotonic()
-        if force or now - self._reported_at >= INTERVAL_S:
-            before, self._reported, self._reported_at = self._reported, self._evaluator.computed, now
-            self.estimate.progressed(self._reported.since(before), now)
-            self._on_progress(self.estimate.progress())
+        before, self._reported, self._reported_at = self._reported, self._evaluator.computed, now
+        self.estimate.progressed(self._reported.since(before), now)
+        return self.estimate.progress()
 
 
 def _with_fingerprint(served: ServedModel, fingerprint: str | None) -> ServedModel:

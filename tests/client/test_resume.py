@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
-from birdie_zmq.client.client import Client, NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.actions import Deliver, FailItem
+from birdie_zmq.client.collector import CallEvent
 from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.journal_records import answer_key
 from birdie_zmq.client.request_types import LOGLIKELIHOOD_ROLLING
 from birdie_zmq.client.resume import ResumableClient
+from birdie_zmq.errors import BirdieError, ModelCallError
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import Answer, RollingWork
 
@@ -26,28 +27,16 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self.names: list[str] = []
-        self.answer: Callable[[str], Answer] = lambda text: -float(len(text))
+        self.answer: Callable[[str], Answer | BirdieError] = lambda text: -float(len(text))
 
-    def run(
-        self,
-        jobs: Iterable[Job],
-        count: int,
-        on_answer: OnAnswer,
-        name_of: NameOf,
-        on_progress: OnProgress | None = None,
-    ) -> list[Answer]:
-        assert on_progress is None
-        answers: dict[int, Answer] = {}
+    def stream(self, jobs: Iterable[Job], *, with_progress: bool = False) -> Generator[CallEvent, None, None]:
+        assert not with_progress
         for job in jobs:
             assert isinstance(job.work, RollingWork)
             for text, item in zip(job.work.texts, job.items, strict=True):
                 self.texts.append(text)
-                self.names.append(name_of(item))
-                answers[item] = self.answer(text)
-                on_answer(item, answers[item])
-        assert sorted(answers) == list(range(count))
-        return [answers[item] for item in range(count)]
+                answer = self.answer(text)
+                yield FailItem(item, answer) if isinstance(answer, BirdieError) else Deliver([item], [answer])
 
 
 class Run:
@@ -56,16 +45,21 @@ class Run:
     def __init__(self, journal: Journal | None) -> None:
         self.client = FakeClient()
         self.delivered: dict[int, Answer] = {}
-        self.resumable = ResumableClient(cast(Client, self.client), journal, SETTINGS)
+        self.failed: list[int] = []
+        self.resumable = ResumableClient(self.client, journal, SETTINGS)
+
+    def events(self, *texts: str, identity: str = "identity") -> Iterator[CallEvent]:
+        return self.resumable.stream(identity, LOGLIKELIHOOD_ROLLING, texts)
 
     def __call__(self, *texts: str, identity: str = "identity") -> list[Answer]:
-        return self.resumable.run(
-            identity,
-            LOGLIKELIHOOD_ROLLING,
-            texts,
-            self.delivered.__setitem__,
-            "text {}".format,
-        )
+        """Return the answers in order; those of failed requests are missing."""
+        for event in self.events(*texts, identity=identity):
+            match event:
+                case Deliver(items, answers):
+                    self.delivered.update(zip(items, answers, strict=True))
+                case FailItem(item, _):
+                    self.failed.append(item)
+        return [self.delivered[item] for item in range(len(texts)) if item in self.delivered]
 
 
 @pytest.fixture
@@ -91,12 +85,15 @@ def test_answers_are_in_order_whether_recorded_or_new(journal: Journal) -> None:
     assert second.resumable.resumed == 2
 
 
-def test_names_of_requests_use_the_callers_numbers(journal: Journal) -> None:
+def test_failed_requests_have_the_callers_numbers(journal: Journal) -> None:
     Run(journal)("a")
     second = Run(journal)
+    second.client.answer = lambda text: ModelCallError("no")
     second("a", "bb", "bb", "ccc")
 
-    assert dict(zip(second.client.texts, second.client.names, strict=True)) == {"bb": "text 1", "ccc": "text 3"}
+    assert sorted(second.failed) == [1, 3]
+    assert second.delivered == {0: -1.0}
+    assert recorded(journal, "a", "bb", "ccc") == ["a"]
 
 
 def test_equal_requests_are_sent_once_and_each_is_delivered(journal: Journal) -> None:
@@ -114,14 +111,12 @@ def test_equal_requests_are_sent_once_and_each_is_delivered(journal: Journal) ->
 
 def test_an_answer_is_recorded_before_it_is_delivered(journal: Journal) -> None:
     run = Run(journal)
-    in_time: list[bool] = []
-    run.resumable.run(
-        "identity",
-        LOGLIKELIHOOD_ROLLING,
-        ["a", "bb"],
-        lambda item, _: in_time.append(recorded(journal, ["a", "bb"][item]) != []),
-        str,
-    )
+    in_time = [
+        recorded(journal, ["a", "bb"][item]) != []
+        for event in run.events("a", "bb")
+        if isinstance(event, Deliver)
+        for item in event.items
+    ]
 
     assert in_time == [True, True]
 
@@ -159,7 +154,6 @@ def test_without_a_journal_every_request_is_sent() -> None:
     assert run("a") == [-1.0]
 
     assert sorted(run.client.texts) == ["a", "a", "a", "bb"]
-    assert run.client.names[0] == "text 2"
     assert run.resumable.resumed == 0
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import Any
 
 import pytest
 
-from birdie_zmq.client.client import NameOf, OnAnswer, OnProgress
+from birdie_zmq.client.actions import Deliver
+from birdie_zmq.client.collector import CallEvent
 from birdie_zmq.client.job import Job
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.chat_renderer import ChatRenderer
-from birdie_zmq.types import Answer, ChatTemplates, ChatWork, ModelSpec
+from birdie_zmq.types import ChatTemplates, ChatWork, ModelSpec
 
 CONVERSATION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
 PLAIN = "{% for message in messages %}{{ message.content }} {% endfor %}{{ bos_token }} {{ tone }}"
@@ -23,18 +24,12 @@ STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif
 class FakeWorker:
     """A client whose worker answers a conversation with the work that it has received, as text."""
 
-    def run(
-        self,
-        jobs: Iterable[Job],
-        count: int,
-        on_answer: OnAnswer | None = None,
-        name_of: NameOf = str,
-        on_progress: OnProgress | None = None,
-    ) -> list[Answer]:
-        assert count == 1
+    def stream(self, jobs: Iterable[Job], *, with_progress: bool = False) -> Generator[CallEvent, None, None]:
+        assert not with_progress
         (job,) = jobs
         assert isinstance(job.work, ChatWork)
-        return [f"{len(job.work.conversations[0])} {job.work.add_generation_prompt} {job.work.template_args}"]
+        text = f"{len(job.work.conversations[0])} {job.work.add_generation_prompt} {job.work.template_args}"
+        yield Deliver(job.items, [text])
 
 
 def renderer(**chat: Any) -> ChatRenderer:

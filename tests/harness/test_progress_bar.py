@@ -29,9 +29,9 @@ def test_progress_text_shows_known_values(progress: Progress, text: str) -> None
 
 def test_finished_bar_shows_no_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("Running", 2) as bar:
-        bar.answered()
+        bar.answered(1)
         bar.progress(KNOWN)
-        bar.answered()
+        bar.answered(1)
     last = capsys.readouterr().err.rpartition("\r")[2]
     assert last.startswith("Running: 100%")
     assert "2/2 [00:00, 12,346 tokens/s, 5% padding, 42% distinct]" in last
@@ -40,7 +40,7 @@ def test_finished_bar_shows_no_time_left(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_disabled_bar_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("Running", 2, disable=True) as bar:
-        bar.answered()
+        bar.answered(1)
         bar.progress(KNOWN)
     assert capsys.readouterr().err == ""
 
@@ -51,9 +51,9 @@ def test_log_lines_do_not_mix_with_the_bar(capsys: pytest.CaptureFixture[str]) -
     logger.addHandler(handler)
     try:
         with ProgressBar("Running", 2) as bar:
-            bar.answered()
+            bar.answered(1)
             logging.getLogger("lm_eval.birdie_zmq").warning("loading demo")
-            bar.answered()
+            bar.answered(1)
     finally:
         logger.removeHandler(handler)
     assert "loading demo" in capsys.readouterr().err.replace("\r", "\n").splitlines()
@@ -63,6 +63,6 @@ def test_bar_written_to_a_file_stays_short(capsys: pytest.CaptureFixture[str]) -
     """Standard error is not a terminal here."""
     with ProgressBar("Running", 1_000) as bar:
         for _ in range(1_000):
-            bar.answered()
+            bar.answered(1)
             bar.progress(KNOWN)
     assert len(capsys.readouterr().err) < 1_000

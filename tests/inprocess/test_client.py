@@ -265,13 +265,13 @@ def test_progress_bar_shows_throughput_in_process(capsys: pytest.CaptureFixture[
 def test_a_disabled_progress_bar_asks_for_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     with in_process_model() as lm:
         asked: list[object] = []
-        run = lm._client.run
+        stream = lm._client.stream
 
-        def recording_run(*arguments: Any) -> Any:
-            asked.append(arguments[-1])
-            return run(*arguments)
+        def recording_stream(jobs: Any, *, with_progress: bool = False) -> Any:
+            asked.append(with_progress)
+            return stream(jobs, with_progress=with_progress)
 
-        monkeypatch.setattr(lm._client, "run", recording_run)
+        monkeypatch.setattr(lm._client, "stream", recording_stream)
         for disable in (True, False):
             lm.loglikelihood(requests(PAIRS[0]), disable_tqdm=disable)
-    assert [on_progress is None for on_progress in asked] == [True, False]
+    assert asked == [False, True]
