@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from birdie_zmq.engine.planning.chunks import chunk_sizes
-from birdie_zmq.engine.planning.prefix_states import PrefixNode, add_targets_between, plan_states
+from birdie_zmq.engine.planning.prefix_states import PrefixNode, add_targets_between, prefix_nodes, with_prefills
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import Buckets, Shape
 from birdie_zmq.engine.planning.steps import PAD, Extend, Fork, ScorePositions, Step
@@ -39,19 +39,23 @@ def plan_forks(tree: PrefixTree, buckets: Buckets, cached: Mapping[bytes, int]) 
         buckets: The shapes that steps may have.
         cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
     """
+    lengths, call_tokens = chunk_lengths(buckets), buckets.budget.call_tokens
+    nodes = prefix_nodes(tree, lengths[-1], call_tokens, cached)
+    steps = [_cluster_steps(tree, node, buckets) for node in nodes]
+    return with_prefills(tree, nodes, steps, lengths, call_tokens, cached)
 
-    def steps_after(node: PrefixNode) -> list[Step]:
-        clusters = [cluster for first, last in node.ranges for cluster in _clusters(tree, first, last, node.base)[1]]
-        clusters.sort(key=lambda cluster: -cluster.stem)
-        steps = []
-        while clusters:
-            count = _row_count(len(clusters), buckets.geometric_length_for(clusters[0].stem - node.base), buckets)
-            group, clusters = clusters[:count], clusters[count:]
-            steps += _stem_steps(tree, node, group, count, buckets)
-            steps += _leaf_steps(tree, group, buckets)
-        return steps
 
-    return plan_states(tree, chunk_lengths(buckets), buckets.budget.call_tokens, cached, steps_after)
+def _cluster_steps(tree: PrefixTree, node: PrefixNode, buckets: Buckets) -> list[Step]:
+    """Plan the rows that start from the state of a node."""
+    clusters = [cluster for first, last in node.ranges for cluster in _clusters(tree, first, last, node.base)[1]]
+    clusters.sort(key=lambda cluster: -cluster.stem)
+    steps = []
+    while clusters:
+        count = _row_count(len(clusters), buckets.geometric_length_for(clusters[0].stem - node.base), buckets)
+        group, clusters = clusters[:count], clusters[count:]
+        steps += _stem_steps(tree, node, group, count, buckets)
+        steps += _leaf_steps(tree, group, buckets)
+    return steps
 
 
 def possible_shapes(buckets: Buckets) -> frozenset[Shape]:

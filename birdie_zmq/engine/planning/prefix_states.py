@@ -6,7 +6,7 @@ compute the state. `fork_planner` and `tree_planner` plan the steps that start f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,28 +39,29 @@ class PrefixNode:
     needed: int = 0
 
 
-def plan_states(
+def with_prefills(
     tree: PrefixTree,
+    nodes: Sequence[PrefixNode],
+    steps_after: Sequence[list[Step]],
     lengths: tuple[int, ...],
     call_tokens: int,
     cached: Mapping[bytes, int],
-    steps_after: Callable[[PrefixNode], list[Step]],
 ) -> list[Step]:
-    """Plan the states of shared prefixes, each followed by the steps that start from it.
+    """Return the steps that prefill the state of each node, followed by the steps that start from it.
 
     A cached state without capacity for the tokens that the plan appends to it is not used: its prefix is prefilled
     again from its parent's state.
 
     Args:
         tree: The rows.
+        nodes: The nodes, as `prefix_nodes` returns them.
+        steps_after: The steps that start from the state of each node.
         lengths: The lengths of prefill steps, ascending.
         call_tokens: Fixed cost of a model call, in tokens.
         cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
-        steps_after: Returns the steps that start from a node's state.
     """
     plans = []
-    for node in reversed(prefix_nodes(tree, lengths[-1], call_tokens, cached)):  # those below a node come first
-        after = steps_after(node)
+    for node, after in zip(reversed(nodes), reversed(steps_after), strict=True):  # those below a node come first
         needed = max(node.needed, _capacity(after))
         if node.is_cached and cached[tree.rows[node.first][: node.base].tobytes()] < needed:
             node.is_cached = False

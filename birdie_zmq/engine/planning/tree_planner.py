@@ -14,7 +14,7 @@ import numpy as np
 
 from birdie_zmq.engine.planning.chunks import optimal_chunks
 from birdie_zmq.engine.planning.cost_model import positions_cost
-from birdie_zmq.engine.planning.prefix_states import PrefixNode, plan_states
+from birdie_zmq.engine.planning.prefix_states import PrefixNode, prefix_nodes, with_prefills
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, Buckets, Shape
 from birdie_zmq.engine.planning.steps import PAD, ScorePositions, Step, Tree
@@ -36,11 +36,10 @@ def plan_trees(tree: PrefixTree, buckets: Buckets, cached: Mapping[bytes, int]) 
         buckets: The shapes that steps may have.
         cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
     """
-
-    def steps_after(node: PrefixNode) -> list[Step]:
-        return _steps(tree, node, _best_rows(tree, node, buckets), buckets) if node.ranges else []
-
-    return plan_states(tree, row_lengths(buckets), buckets.budget.call_tokens, cached, steps_after)
+    lengths, call_tokens = row_lengths(buckets), buckets.budget.call_tokens
+    nodes = prefix_nodes(tree, lengths[-1], call_tokens, cached)
+    steps = [_steps(tree, node, _best_rows(tree, node, buckets), buckets) if node.ranges else [] for node in nodes]
+    return with_prefills(tree, nodes, steps, lengths, call_tokens, cached)
 
 
 def possible_shapes(buckets: Buckets) -> frozenset[Shape]:
