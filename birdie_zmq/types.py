@@ -31,8 +31,6 @@ LogitBias = Annotated[float, Meta(ge=-1e9, le=1e9)]
 TokenBias = Annotated[tuple[tuple[TokenId, LogitBias], ...], Meta(max_length=65_536)]
 Penalty = Annotated[float, Meta(gt=0, le=1e9)]
 Level = Literal["info", "warning"]
-MAX_TEXT_CHARACTERS = 2**24
-Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
 
 _MAX_ERROR_CHARACTERS = 100_000
 
@@ -53,8 +51,8 @@ class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """An error as it is sent to another process; `birdie_zmq.errors` documents the codes."""
 
     code: Name
-    message: Text
-    traceback: Text | None = None
+    message: str
+    traceback: str | None = None
 
     @classmethod
     def of(cls, error: BirdieError) -> ErrorReport:
@@ -78,7 +76,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     tag: Name
-    arguments: Text = "{}"
+    arguments: str = "{}"
 
     def __str__(self) -> str:
         return self.tag if self.arguments == "{}" else f"{self.tag} {self.arguments}"

@@ -20,7 +20,7 @@ import msgspec
 
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, VersionMismatch
 from birdie_zmq.protocol.items import Items, PackedAnswers, PackedWork
-from birdie_zmq.protocol.limits import MAX_FRAME_BYTES
+from birdie_zmq.protocol.limits import MAX_FRAME_BYTES, MAX_TEXT_BYTES, unpack_all
 from birdie_zmq.protocol.messages import WIRE_VERSION, Message, Refusal
 from birdie_zmq.types import GenerationParams, ModelDescription
 
@@ -46,6 +46,7 @@ def encode(message: Message) -> bytes:
             raise MessageTooLarge(
                 f"a {kind} of {len(frame):,} bytes is over the limit of {MAX_FRAME_BYTES:,} bytes per message"
             )
+        _check_texts(frame)
         _, body = _decode_envelope(frame)
         received = validated(_decode_message, body)
     except MalformedMessage as error:
@@ -69,6 +70,7 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
     def decode(frame: bytes) -> Any:
         if len(frame) > MAX_FRAME_BYTES:
             raise MessageTooLarge(f"a frame of {len(frame):,} bytes is over the limit of {MAX_FRAME_BYTES:,}")
+        _check_texts(frame)
         version, body = validated(_decode_envelope, frame)
         try:
             message = validated(decode_expected, body)
@@ -87,6 +89,16 @@ def decoder(expected: Any) -> Callable[[bytes], Any]:
         return message
 
     return decode
+
+
+def _check_texts(frame: bytes) -> None:
+    """Refuse a text that is too long before it is decoded; msgspec would decode it first.
+
+    Raises:
+        MalformedMessage: A text is too long.
+    """
+    if len(frame) > MAX_TEXT_BYTES:
+        unpack_all([frame])
 
 
 def validated(decode: Callable[[Any], T], value: Any) -> T:

@@ -37,7 +37,6 @@ from birdie_zmq.types import (
     RankInfo,
     Seconds,
     StepLimits,
-    Text,
 )
 
 WIRE_VERSION = 13
@@ -123,7 +122,7 @@ class Notice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
     batch: Count
     level: Level
-    text: Text
+    text: str
     once: bool = False
 
 
@@ -218,7 +217,7 @@ class LeaseNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     lease: Count
     level: Level
-    text: Text
+    text: str
     once: bool = False
 
 
@@ -321,7 +320,7 @@ class ModelNotice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """A log line for the users who wait until the model is loaded."""
 
     level: Level
-    text: Text
+    text: str
 
 
 class PhaseChanged(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="phase-changed"):

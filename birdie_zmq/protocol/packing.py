@@ -81,7 +81,7 @@ class _ItemType:
     def unpack(self, items: Items) -> list[Any]:
         if self._is_nested:
             return validated(self._convert, unpack_all(items.split()))
-        return validated(lambda encoded: list(map(self._decode_item, encoded)), items.split())
+        return validated(list, map(self._decode_item, items.split()))
 
 
 class _ScoreType:

@@ -92,12 +92,15 @@ class LeaseLoop:
             lease = self._inbox.get()
             if not isinstance(lease, m.Lease):
                 continue
-            try:
-                self._served.check(lease.identity)
-                work = unpack_work(lease.work)
-                self._encoded.put(_EncodedLease(lease, work, self._served.evaluator.encode(work)))
-            except Exception as error:  # noqa: BLE001 - the main thread raises it again and reports it
-                self._encoded.put(_EncodedLease(lease, error))
+            self._encoded.put(self._encode(lease))
+
+    def _encode(self, lease: m.Lease) -> _EncodedLease:
+        try:
+            self._served.check(lease.identity)
+            work = unpack_work(lease.work)
+            return _EncodedLease(lease, work, self._served.evaluator.encode(work))
+        except Exception as error:  # noqa: BLE001 - it is raised again and reported when the lease is computed
+            return _EncodedLease(lease, error)
 
     def _answer(self, encoded: _EncodedLease) -> None:
         """Compute a lease and report its end, unless it was cancelled."""

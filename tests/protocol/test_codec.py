@@ -46,7 +46,6 @@ from birdie_zmq.types import (
     Seconds,
     StepLimits,
     Temperature,
-    Text,
     TokenBias,
     TokenIds,
     Work,
@@ -84,7 +83,6 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     LogitBias: st.floats(-1e9, 1e9),
     Penalty: st.floats(0, 1e9, exclude_min=True),
     GIVEN: st.lists(TEXT, max_size=3).map(tuple),
-    Text: TEXT,
     Indices: st.lists(st.integers(0, MAX_ITEMS - 1), max_size=3),
 }
 
