@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections.abc import Callable
 
+from birdie_zmq.errors import InternalError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.types import ComputeCounters
 from birdie_zmq.worker.channel import Channel
@@ -43,3 +45,12 @@ class AgentConnection:
         while True:
             self.send(m.ModelHeartbeat(steps=self._steps, computed=self.computed()))
             time.sleep(_HEARTBEAT_S)
+
+
+def internal_error(error: Exception) -> InternalError:
+    """Return the error for one that no part of this package expects.
+
+    Its message may quote a text of a request, so it is in the traceback only, which goes to the run and to no log.
+    """
+    text = f"birdie-zmq failed in the model process with {type(error).__name__}; see the traceback"
+    return InternalError(text, remote_traceback="".join(traceback.format_exception(error)))

@@ -7,18 +7,17 @@ import math
 import queue
 import threading
 import time
-import traceback
 from dataclasses import dataclass
 from typing import NoReturn
 
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError
 from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
 from birdie_zmq.engine.request_encoding import Encoded
-from birdie_zmq.errors import BirdieError, InternalError
+from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.packing import pack_answers, unpack_work
 from birdie_zmq.types import Answer, ErrorReport, Work
-from birdie_zmq.worker.agent_connection import AgentConnection
+from birdie_zmq.worker.agent_connection import AgentConnection, internal_error
 from birdie_zmq.worker.served_model import ServedModel
 
 _PROGRESS_S = 0.5
@@ -117,7 +116,7 @@ class LeaseLoop:
         except BirdieError as error:
             self._connection.send(m.LeaseFailed(lease=number, error=ErrorReport.of(error)))
         except Exception as error:  # noqa: BLE001 - any error must reach the user
-            self._connection.send(m.LeaseFailed(lease=number, error=internal_error(error)))
+            self._connection.send(m.LeaseFailed(lease=number, error=ErrorReport.of(internal_error(error))))
         finally:
             self._cancelled.discard(number)
 
@@ -178,10 +177,3 @@ class LeaseLoop:
             before, self._reported = self._reported, self._served.evaluator.computed
             self._reported_at = now
             self._connection.send(m.LeaseProgressed(lease=lease, progress=self._reported.since(before)))
-
-
-def internal_error(error: Exception) -> ErrorReport:
-    """Describe an error that no part of this package expects."""
-    # The error's message may quote a text of a request, so it is in the traceback only, which goes to the run and no log.
-    text = f"birdie-zmq failed in the model process with {type(error).__name__}; see the traceback"
-    return ErrorReport.of(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))

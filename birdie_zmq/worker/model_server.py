@@ -24,11 +24,11 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.sanitize import first_line
 from birdie_zmq.types import ErrorReport, RankInfo
-from birdie_zmq.worker.agent_connection import AgentConnection
+from birdie_zmq.worker.agent_connection import AgentConnection, internal_error
 from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.distributed.process_group import ProcessGroup
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
-from birdie_zmq.worker.lease_loop import Inbox, LeaseLoop, internal_error
+from birdie_zmq.worker.lease_loop import Inbox, LeaseLoop
 from birdie_zmq.worker.model_loader import load
 from birdie_zmq.worker.start_up import apply_config, connect
 
@@ -61,7 +61,7 @@ def run(channel: Channel) -> int:
         connection.send(m.ModelLoadFailed(error=ErrorReport.of(error)))
         return _exit_status(1, rank)
     except Exception as error:  # noqa: BLE001 - any error must reach the user
-        connection.send(m.ModelLoadFailed(error=internal_error(error)))
+        connection.send(m.ModelLoadFailed(error=ErrorReport.of(internal_error(error))))
         return _exit_status(1, rank)
     connection.computed = lambda: served.evaluator.computed
     connection.send(m.ModelLoaded(seconds=time.monotonic() - began))

@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -26,11 +25,12 @@ from birdie_zmq.engine.distributed.process_group import (
     ProcessGroupError,
 )
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.errors import BirdieError, InternalError, ProcessGroupMismatch, ProtocolError
+from birdie_zmq.errors import BirdieError, ProcessGroupMismatch, ProtocolError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder
 from birdie_zmq.sanitize import first_line
 from birdie_zmq.types import Level, RankInfo
+from birdie_zmq.worker.agent_connection import AgentConnection, internal_error
 from birdie_zmq.worker.channel import Channel
 from birdie_zmq.worker.distributed.process_group import require_params
 from birdie_zmq.worker.distributed.rendezvous import Rendezvous
@@ -38,37 +38,17 @@ from birdie_zmq.worker.model_arguments import parse_arguments
 from birdie_zmq.worker.start_up import apply_config, connect
 from birdie_zmq.worker.user_module import import_user_module
 
-_HEARTBEAT_S = 1.0
 
-
-class AgentConnection:
-    """The sending side of the channel to the agent; thread-safe.
-
-    Args:
-        channel: The channel.
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._lock = threading.Lock()
+class FollowerConnection(AgentConnection):
+    """The connection of a follower rank to its agent, which answers no leases."""
 
     def log(self, level: Level, text: str) -> None:
         """Send a line for the worker's log."""
-        self._send(m.ModelNotice(level=level, text=text))
+        self.send(m.ModelNotice(level=level, text=text))
 
     def set_loading(self, is_loading: bool) -> None:
         """Report that loading begins or has ended."""
-        self._send(m.PhaseChanged(phase="compiling" if is_loading else "running"))
-
-    def send_heartbeats(self) -> None:
-        """Send heartbeats for as long as the process runs."""
-        while True:
-            self._send(m.ModelHeartbeat(steps=0))
-            time.sleep(_HEARTBEAT_S)
-
-    def _send(self, message: m.ModelProcessMessage) -> None:
-        with self._lock:
-            self._channel.send(message)
+        self.send(m.PhaseChanged(phase="compiling" if is_loading else "running"))
 
     def exit(self, error: BaseException) -> NoReturn:
         """Log an error and exit at once: a clean exit would wait for the other ranks."""
@@ -77,7 +57,7 @@ class AgentConnection:
         os._exit(GROUP_ENDED_EXIT_STATUS)
 
 
-def run(config: m.WorkerConfig, rank: RankInfo, connection: AgentConnection) -> None:
+def run(config: m.WorkerConfig, rank: RankInfo, connection: FollowerConnection) -> None:
     """Join the process group, load its model, and follow rank 0 until the group ends.
 
     Args:
@@ -104,8 +84,7 @@ def run(config: m.WorkerConfig, rank: RankInfo, connection: AgentConnection) -> 
         follower.report_load_failure(error)
         raise ProcessGroupError(str(error)) from error
     except Exception as error:
-        text = f"birdie-zmq failed in the model process with {type(error).__name__}; see the traceback"
-        follower.report_load_failure(InternalError(text, remote_traceback="".join(traceback.format_exception(error))))
+        follower.report_load_failure(internal_error(error))
         raise ProcessGroupError(str(error)) from error
     connection.set_loading(False)
     follower.report_loaded(backend)
@@ -114,7 +93,7 @@ def run(config: m.WorkerConfig, rank: RankInfo, connection: AgentConnection) -> 
 
 
 def _load(
-    follower: Follower, rank: RankInfo, config: m.WorkerConfig, runtime: Any, connection: AgentConnection
+    follower: Follower, rank: RankInfo, config: m.WorkerConfig, runtime: Any, connection: FollowerConnection
 ) -> Backend:
     engine = apply_config(config)
     request = follower.load()
@@ -159,7 +138,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     """Run as a process of its own, with the arguments of `birdie_zmq.worker.start_up.connect`."""
     channel = connect(arguments, decoder(m.StartFollower))
     config = _receive_config(channel)
-    connection = AgentConnection(channel)
+    connection = FollowerConnection(channel)
     threading.Thread(target=_exit_with_agent, args=[channel], daemon=True).start()
     threading.Thread(target=connection.send_heartbeats, daemon=True).start()
     assert config.rank is not None
