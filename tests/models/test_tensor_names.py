@@ -139,7 +139,7 @@ def test_tensors_outside_of_the_decoder_are_ignored_with_one_warning(
     tensors = random_tensors(config)
     expected = logits_of(write(tmp_path / "usual", config, tensors))
     np.testing.assert_array_equal(logits_of(write(tmp_path / "more", config, tensors | OUTSIDE)), expected)
-    assert len(caplog.records) == 1
+    assert len([record for record in caplog.records if record.name.startswith("birdie_zmq")]) == 1
     assert "ignoring 4 tensors that are not part of the text decoder: model.audio_tower.conv.weight, " in caplog.text
     assert "and 1 more" in caplog.text
 
