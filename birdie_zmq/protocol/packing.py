@@ -106,12 +106,17 @@ class _ScoreType:
     def unpack(self, data: bytes) -> list[Any]:
         (arrays,) = unpack_all([data])
         found = arrays if isinstance(arrays, list) else []
-        if [array.dtype.str for array in found if isinstance(array, np.ndarray) and array.ndim == 1] != self._dtypes:
+        if [_dtype_of(value) for value in found] != self._dtypes:
             raise MalformedMessage(f"scores must be arrays of {' and '.join(self._dtypes)}")
         columns = [array.tolist() for array in found]
         if len(set(map(len, columns))) != 1:
             raise MalformedMessage("the arrays of scores have different lengths")
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+
+def _dtype_of(value: object) -> str | None:
+    """Return the dtype of an array of one dimension, and None for any other value."""
+    return value.dtype.str if isinstance(value, np.ndarray) and value.ndim == 1 else None
 
 
 _PARAMETERS = {
