@@ -15,7 +15,7 @@ from birdie_zmq.broker.memory_limit import MIN_LIMIT_MIB, default_limit_mib, lim
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import encode
-from birdie_zmq.protocol.limits import MAX_FRAME_BYTES
+from birdie_zmq.protocol.limits import MAX_ELEMENTS
 from tests.integration.conftest import Programs
 
 LIMIT_MIB = MIN_LIMIT_MIB
@@ -54,9 +54,8 @@ def test_endless_multipart_message_is_disconnected_at_the_memory_limit(programs:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can limit the private memory of a process")
 def test_message_beyond_the_free_memory_is_rejected_and_the_next_one_answered(programs: Programs) -> None:
     broker, endpoint = programs.broker("tcp://127.0.0.1:*", "--memory-limit", str(MIN_LIMIT_MIB))
-    # One wide character makes Python use four bytes for each.
-    version = "a" * (MAX_FRAME_BYTES - 1_000) + "\N{HUGGING FACE}"
-    bomb = msgpack.packb([m.WIRE_VERSION, {"type": "open-session", "package_version": version}])
+    bomb = b"\x92" + bytes([m.WIRE_VERSION]) + b"\xdd" + (MAX_ELEMENTS // 2).to_bytes(4, "big")
+    bomb += b"".join(msgpack.packb(f"{number:059}\N{HUGGING FACE}") for number in range(MAX_ELEMENTS // 2))
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
         peer.connect(endpoint)

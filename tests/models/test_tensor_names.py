@@ -70,6 +70,11 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def own_records(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what this package has logged; transformers warns of token ids beyond a small vocabulary."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("birdie_zmq")]
+
+
 def test_one_matrix_of_a_tied_model_has_either_name(family: str, tmp_path: Path) -> None:
     config, (_, embedding, head) = config_of(family), FAMILIES[family]
     tensors = random_tensors(config)
@@ -85,11 +90,11 @@ def test_another_head_of_a_tied_model_is_ignored_with_one_warning(
     config, (_, embedding, head) = config_of(family), FAMILIES[family]
     tensors = random_tensors(config)
     expected = logits_of(write(tmp_path / "usual", config, tensors))
-    assert not caplog.records
+    assert not own_records(caplog)
     np.testing.assert_array_equal(
         logits_of(write(tmp_path / "other", config, tensors | {head: tensors[embedding] + 1})), expected
     )
-    assert [record.name.startswith("birdie_zmq.models") for record in caplog.records] == [True]
+    assert len(own_records(caplog)) == 1
     assert f"the tensor {head} differs from {embedding}" in caplog.text
 
 
@@ -101,7 +106,7 @@ def test_equal_head_of_a_tied_model_is_ignored_in_silence(
     expected = logits_of(write(tmp_path / "usual", config, tensors))
     tensors[head] = tensors[embedding].copy()
     np.testing.assert_array_equal(logits_of(write(tmp_path / "both", config, tensors)), expected)
-    assert not caplog.records
+    assert not own_records(caplog)
 
 
 def test_head_with_other_sizes_than_the_embedding_of_a_tied_model_is_ignored(
@@ -139,7 +144,7 @@ def test_tensors_outside_of_the_decoder_are_ignored_with_one_warning(
     tensors = random_tensors(config)
     expected = logits_of(write(tmp_path / "usual", config, tensors))
     np.testing.assert_array_equal(logits_of(write(tmp_path / "more", config, tensors | OUTSIDE)), expected)
-    assert len([record for record in caplog.records if record.name.startswith("birdie_zmq")]) == 1
+    assert len(own_records(caplog)) == 1
     assert "ignoring 4 tensors that are not part of the text decoder: model.audio_tower.conv.weight, " in caplog.text
     assert "and 1 more" in caplog.text
 
