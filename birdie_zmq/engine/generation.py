@@ -86,8 +86,7 @@ def generate(
     settings = generation_settings(work.settings, tokenizer, vocab_size)
     yield from settings.notices
     prompts, notices = encode_prompts(tokenizer, work, runner.max_length)
-    for index, prompt in enumerate(prompts):
-        check_vocabulary(prompt, index, vocab_size)
+    check_vocabulary(prompts, range(len(prompts)), vocab_size)
     yield from notices
     extractor = AnswerExtractor(tokenizer, work.settings)
     rows = [

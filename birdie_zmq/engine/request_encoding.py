@@ -150,8 +150,7 @@ def check_scored(requests: Encoded, max_length: int, vocab_size: int) -> list[No
                     "no window of the model can score it"
                 ),
             )
-    for index, sequence in sequences:
-        check_vocabulary(sequence.tokens, index, vocab_size)
+    check_vocabulary([sequence.tokens for _, sequence in sequences], [index for index, _ in sequences], vocab_size)
     truncated = [len(sequence.tokens) + sequence.truncated for _, sequence in sequences if sequence.truncated]
     if not truncated:
         return []
@@ -162,21 +161,31 @@ def check_scored(requests: Encoded, max_length: int, vocab_size: int) -> list[No
     return [Notice("warning", text)]
 
 
-def check_vocabulary(tokens: Tokens, index: int, vocab_size: int) -> None:
-    """Check that the model has all of an item's tokens; a vocabulary of size 0 is unknown.
+def check_vocabulary(texts: Sequence[Tokens], indices: Sequence[int], vocab_size: int) -> None:
+    """Check that the model has all tokens of some texts; a vocabulary of size 0 is unknown.
+
+    Args:
+        texts: The tokens of each text, int32[n], n > 0.
+        indices: The index of the item of each text.
+        vocab_size: The number of tokens of the model.
 
     Raises:
         ItemFailed: The tokenizer returned a token that the model does not have.
     """
-    highest = int(tokens.max())
-    if 0 < vocab_size <= highest:
-        raise ItemFailed(
-            index,
-            TokenOutOfVocabulary(
-                f"the tokenizer returned the token {highest}, but the model has logits for {vocab_size} tokens only; "
-                "load_model and load_tokenizer must use the same checkpoint"
-            ),
-        )
+    if not (texts and vocab_size) or int(np.concatenate(texts).max()) < vocab_size:
+        return
+    index, highest = next(
+        (index, int(tokens.max()))
+        for index, tokens in zip(indices, texts, strict=True)
+        if int(tokens.max()) >= vocab_size
+    )
+    raise ItemFailed(
+        index,
+        TokenOutOfVocabulary(
+            f"the tokenizer returned the token {highest}, but the model has logits for {vocab_size} tokens only; "
+            "load_model and load_tokenizer must use the same checkpoint"
+        ),
+    )
 
 
 def _encode_items(encode: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:

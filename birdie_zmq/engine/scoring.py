@@ -1,7 +1,7 @@
 """Scoring: run the steps of a plan, one ahead of the device, and sum the log-probabilities of each request.
 
 Each step is submitted before the scores of the previous one are fetched, so that the device does not wait for the host.
-If a step does not fit into device memory, the budget of steps is halved, and the sequences without a score are planned
+If a step does not fit into device memory, the budget of steps is halved, and the requests without an answer are planned
 again.
 """
 
@@ -86,7 +86,7 @@ def _run(runner: ModelRunner, steps: Sequence[Step], scores: _RequestScores) -> 
 
 
 class _RequestScores:
-    """The scores of requests, each the sum over its sequences.
+    """The scores of requests, each the sum over the scored tokens of its sequences.
 
     Args:
         requests: The sequences of each request.
@@ -94,34 +94,31 @@ class _RequestScores:
     """
 
     def __init__(self, requests: Sequence[Sequence[ScoredSequence]], *, with_greedy: bool) -> None:
+        self._requests = requests
         self._with_greedy = with_greedy
-        # Of each request: its score, and how many sequences have none yet.
+        # Of each request: its score, and how many targets have none yet. A plan decides how many it has; until then, a
+        # request with sequences counts as having one.
         self._loglikelihoods = np.zeros(len(requests))
         self._greedy = np.ones(len(requests), np.bool_)
-        self._missing = np.array([len(request) for request in requests], np.int64)
-        # Of each sequence: its request, its score, and how many targets have none yet; the plan decides how many it has.
-        self._sequences = [sequence for request in requests for sequence in request]
-        self._owners = np.repeat(np.arange(len(requests)), self._missing)
-        self._sums = np.zeros(len(self._sequences))
-        self._are_greedy = np.ones(len(self._sequences), np.bool_)
-        self._missing_targets = np.ones(len(self._sequences), np.int64)
-        self._planned = np.zeros(0, np.int64)
+        self._missing = np.array([len(request) > 0 for request in requests], np.int64)
+        self._owners = np.zeros(0, np.int64)  # of each planned sequence, its request
 
     def of_empty_requests(self) -> Iterator[Event]:
         """Yield the answers to the requests without a sequence, if there are any."""
         yield from self._answered(np.flatnonzero(self._missing == 0))
 
     def unfinished(self) -> list[ScoredSequence]:
-        """Return the sequences without a score."""
-        return [self._sequences[number] for number in np.flatnonzero(self._missing_targets)]
+        """Return the sequences of the requests without an answer."""
+        return [sequence for number in np.flatnonzero(self._missing).tolist() for sequence in self._requests[number]]
 
     def begin(self, steps: Sequence[Step]) -> None:
-        """Begin a plan of the unfinished sequences; scores of an earlier plan are dropped if others are missing."""
-        self._planned = np.flatnonzero(self._missing_targets)
-        self._sums[self._planned] = 0.0
-        self._are_greedy[self._planned] = True
-        owners = np.concatenate([step.owners for step in steps])
-        self._missing_targets[self._planned] = np.bincount(owners, minlength=len(self._planned))
+        """Begin a plan of the unfinished sequences; what an earlier plan has added to their requests is dropped."""
+        numbers: list[int] = np.flatnonzero(self._missing).tolist()
+        self._loglikelihoods[numbers] = 0.0
+        self._greedy[numbers] = True
+        self._owners = np.repeat(numbers, [len(self._requests[number]) for number in numbers])
+        planned = np.concatenate([step.owners for step in steps])
+        self._missing = np.bincount(self._owners[planned], minlength=len(self._requests))
 
     def add(self, step: Step, scores: TokenScores) -> Iterator[Event]:
         """Add the scores of a step, and yield the answers that are complete.
@@ -129,17 +126,11 @@ class _RequestScores:
         Raises:
             ItemFailed: A score is not finite.
         """
-        sequences = self._planned[step.owners]
+        owners = self._owners[step.owners]
         if not scores.finite.all():
-            raise ItemFailed(int(self._owners[sequences[np.argmin(scores.finite)]]), non_finite_logits())
-        np.add.at(self._sums, sequences, scores.logprobs)  # summed in float64
-        np.logical_and.at(self._are_greedy, sequences, scores.greedy)
-        np.subtract.at(self._missing_targets, sequences, 1)
-        touched = np.unique(sequences)
-        complete = touched[self._missing_targets[touched] == 0]
-        owners = self._owners[complete]
-        np.add.at(self._loglikelihoods, owners, self._sums[complete])
-        np.logical_and.at(self._greedy, owners, self._are_greedy[complete])
+            raise ItemFailed(int(owners[np.argmin(scores.finite)]), non_finite_logits())
+        np.add.at(self._loglikelihoods, owners, scores.logprobs)  # summed in float64
+        np.logical_and.at(self._greedy, owners, scores.greedy)
         np.subtract.at(self._missing, owners, 1)
         yield from self._answered(np.unique(owners[self._missing[owners] == 0]))
 
