@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from birdie_zmq.engine.planning.steps import ScoredSequence
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
+from tests.instances import instance
 
 VOCABULARY = ["<s>", " ", "\n", "a", "b", "c", "ab", "bcc", " a", " b", "c\n"]
 PREFIX = VOCABULARY.index("<s>")
@@ -187,7 +187,7 @@ class LmEvalReference(TemplateLM):
         raise NotImplementedError
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+        requests = [instance("loglikelihood", pair, i) for i, pair in enumerate(pairs)]
         encoded: Any = self.loglikelihood(requests, disable_tqdm=True)
         return list(encoded)
 

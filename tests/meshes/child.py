@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lm_eval.api.instance import Instance
 from numpy.typing import NDArray
 
 from birdie_zmq import Model, models
@@ -34,6 +33,7 @@ from birdie_zmq.errors import UsageError
 from birdie_zmq.models import tensor_source, weights
 from birdie_zmq.models.llama import Llama
 from harness_model import BirdieZMQ
+from tests.instances import instance
 
 MODEL = Llama(vocab_size=264, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, d_ff=48, max_length=128, tied_head=False)
 """Eight query heads, four key heads and 264 tokens: an axis of four divides everything, one of eight all but the keys."""
@@ -60,13 +60,13 @@ def answers(model: Any, mesh: str | None, *, texts: bool = True, **model_args: A
     """The scores of pairs and of whole texts, and the greedy and sampled texts, of a model that load_model may return."""
     model_args |= {} if mesh is None else {"mesh": mesh}
     with BirdieZMQ(model=model, tokenizer=importlib.import_module("byte_tokenizer").Bytes(), **model_args) as lm:
-        pairs = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in PAIRS], disable_tqdm=True)
+        pairs = lm.loglikelihood([instance("loglikelihood", pair, 0) for pair in PAIRS], disable_tqdm=True)
         found: dict[str, Any] = {"pairs": [score for score, _ in pairs], "greedy": [greedy for _, greedy in pairs]}
         if texts:
-            rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS]
+            rolling = [instance("loglikelihood_rolling", (text,), 0) for text in TEXTS]
             found["texts"] = lm.loglikelihood_rolling(rolling, disable_tqdm=True)
             for name, kwargs in (("generated", GREEDY), ("sampled", SAMPLED), ("penalised", PENALISED)):
-                prompts = [Instance("generate_until", {}, (f"{SHARED}Mill {n}?", dict(kwargs)), 0) for n in range(6)]
+                prompts = [instance("generate_until", (f"{SHARED}Mill {n}?", dict(kwargs)), 0) for n in range(6)]
                 found[name] = lm.generate_until(prompts, disable_tqdm=True)
         found["shapes"] = lm.get_model_info()["model_steps"]["shapes"]
     return found
@@ -150,7 +150,7 @@ def behind_a_state(directory: Path, mesh: str | None) -> list[float]:
     ends[:, 64:128], depths[:, 128:] = 128, depths[:, 128:] - 64  # two branches after the first 64 tokens
     targets = ScorePositions()
     for row in range(4):
-        targets.add(row, np.arange(191), rows[row, 1:], row)
+        targets.add(row, range(191), rows[row, 1:], row)
     steps = [
         Step.of(before, 64, Extend(np.array([64], np.int32), b"", name, 64), ScorePositions()),
         Step.of(rows, rows.size, Tree(depths, ends, name), targets),

@@ -53,7 +53,7 @@ class PairGroup:
                 label_ids[row, : len(item.row)] = item.tokens[1:]
                 loss_mask[row, item.positions.start : item.positions.stop] = 1
                 for number in numbers:
-                    scored.add(row, [0], np.zeros(1, np.int32), number)
+                    scored.add(row, range(1), np.zeros(1, np.int32), number)
             used = sum(len(items[numbers[0]].row) for numbers in chosen)
             steps.append(Step.of(input_ids, used, Pairs(label_ids, loss_mask), scored))
         return steps

@@ -159,5 +159,5 @@ def add_targets_between(
     positions = item.positions
     low, high = max(begin, positions.start), min(end, positions.stop)
     if low < high:
-        at = np.arange(low - begin, high - begin, dtype=np.int32)
+        at = range(low - begin, high - begin)
         scored.add(row, at, item.targets[low - positions.start : high - positions.start], owner)

@@ -103,20 +103,24 @@ StepKind = Dense | Tree | Extend | Fork | Pairs
 
 @dataclass
 class ScorePositions:
-    """Targets of a step: at ``rows[i], positions[i]`` the token ``targets[i]`` is scored for request ``owners[i]``."""
+    """Targets of a step, in groups: the targets of group i are predicted in row ``rows[i]`` for request ``owners[i]``.
 
-    rows: list[Tokens] = field(default_factory=list)
+    In that row, the token ``targets[i][j]`` is scored at ``positions[i][j]``.
+    """
+
+    rows: list[int] = field(default_factory=list)
     positions: list[Tokens] = field(default_factory=list)
     targets: list[Tokens] = field(default_factory=list)
-    owners: list[Tokens] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
 
-    def add(self, row: int, positions: npt.ArrayLike, targets: Tokens, owner: int) -> None:
+    def add(self, row: int, positions: range | Tokens, targets: Tokens, owner: int) -> None:
         """Add targets of one request in one row."""
-        count = len(targets)
-        self.rows.append(np.full(count, row, np.int32))
-        self.positions.append(np.asarray(positions, np.int32))
+        if isinstance(positions, range):
+            positions = np.arange(positions.start, positions.stop, dtype=np.int32)
+        self.rows.append(row)
+        self.positions.append(positions)
         self.targets.append(targets)
-        self.owners.append(np.full(count, owner, np.int32))
+        self.owners.append(owner)
 
 
 @dataclass(frozen=True)
@@ -140,10 +144,14 @@ class Step:
 
     @classmethod
     def of(cls, tokens: Tokens, used_tokens: int, kind: StepKind, scored: ScorePositions) -> Step:
-        """Make a step, joining the columns of its score positions."""
-        columns = (scored.rows, scored.positions, scored.targets, scored.owners)
-        joined = [np.concatenate(column) if column else np.zeros(0, np.int32) for column in columns]
-        return cls(tokens, used_tokens, kind, *joined)
+        """Make a step from the groups of its score positions."""
+        if not scored.rows:
+            none = np.zeros(0, np.int32)
+            return cls(tokens, used_tokens, kind, none, none, none, none)
+        counts = [len(targets) for targets in scored.targets]
+        rows, owners = (np.repeat(np.array(column, np.int32), counts) for column in (scored.rows, scored.owners))
+        positions, targets = np.concatenate(scored.positions), np.concatenate(scored.targets)
+        return cls(tokens, used_tokens, kind, rows, positions, targets, owners)
 
     @property
     def shape(self) -> tuple[int, int]:

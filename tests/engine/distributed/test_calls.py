@@ -41,7 +41,7 @@ KINDS: list[StepKind] = [
 
 def step(kind: StepKind) -> Step:
     scored = ScorePositions()
-    scored.add(1, [0, 2], ints(7, 8), 5)
+    scored.add(1, ints(0, 2), ints(7, 8), 5)
     return Step.of(TOKENS, 11, kind, scored)
 
 

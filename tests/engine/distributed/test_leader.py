@@ -115,7 +115,7 @@ class LeaderAndFollower:
 def prefill_step(name: bytes) -> list[Step]:
     """Return a step that prefills a prefix into a cached state, and scores its tokens."""
     scored = ScorePositions()
-    scored.add(0, np.arange(31), TOKENS[0, 1:], 0)
+    scored.add(0, range(31), TOKENS[0, 1:], 0)
     return [Step.of(TOKENS, 32, Extend(np.array([32], np.int32), b"", name, 32), scored)]
 
 

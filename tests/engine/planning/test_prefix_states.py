@@ -133,8 +133,8 @@ def test_targets_between_two_positions(begin: int, end: int, positions: list[int
 
     assert [at for column in scored.positions for at in column.tolist()] == positions
     assert [target for column in scored.targets for target in column.tolist()] == targets
-    assert {row for column in scored.rows for row in column.tolist()} == ({2} if positions else set())
-    assert {owner for column in scored.owners for owner in column.tolist()} == ({8} if positions else set())
+    assert set(scored.rows) == ({2} if positions else set())
+    assert set(scored.owners) == ({8} if positions else set())
 
 
 # --- Capacities of cached states --------------------------------------------------------------------------------------
