@@ -6,6 +6,8 @@ import argparse
 import os
 import platform
 import resource
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import PACKAGE, run_guarded
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.keys import default_folder
-from birdie_zmq.tools.doctor import broker, devices, hook, keys, machine, packages, user_module
+from birdie_zmq.tools.doctor import broker, devices, hook, keys, lm_eval_command, machine, packages, user_module
 from birdie_zmq.tools.doctor.finding import Finding, exit_status, show, summary
 from birdie_zmq.worker import engine_registry
 
@@ -70,6 +72,7 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
     endpoint = options.endpoint if options.port is None else f"tcp://127.0.0.1:{options.port}"
     yield from packages.check(platform.python_version(), __version__)
     yield from hook.check(PACKAGE)
+    yield lm_eval_command.command_finding(shutil.which("lm_eval"), sys.executable)
     if engine in devices.PROBE_SCRIPTS:
         yield devices.check(engine, os.environ)
     if engine == engine_registry.DEFAULT:

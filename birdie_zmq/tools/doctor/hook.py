@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from birdie_zmq.tools.doctor.child import MARKER, ProbeResult, python_command, run_probe
 from birdie_zmq.tools.doctor.finding import Finding
 
-_TIMEOUT_S = 120.0
+TIMEOUT_S = 120.0
 DISABLE_VARIABLE = "BIRDIE_ZMQ_NO_HOOK"
 PTH = "birdie_zmq_lm_eval.pth"
 WITHOUT_PTH = "python -m birdie_zmq lm_eval …   in place of lm_eval …"
@@ -67,7 +65,7 @@ def hook_finding(facts: HookFacts | None, result: ProbeResult, disabled: bool) -
     name = "lm_eval hook"
     reinstall = "pip install --force-reinstall --no-deps birdie-zmq"
     if facts is None:
-        reason = f"no result within {_TIMEOUT_S:.0f} s" if result.status is None else result.last_line
+        reason = f"no result within {TIMEOUT_S:.0f} s" if result.status is None else result.last_line
         return Finding(
             name, "wrong", f"importing lm_eval in a new Python process failed: {reason}", "python -c 'import lm_eval'"
         )
@@ -99,21 +97,6 @@ def hook_finding(facts: HookFacts | None, result: ProbeResult, disabled: bool) -
     return Finding(name, "wrong", f"{facts.pth[0]}/{PTH} exists, but its hook did not register birdie_zmq", reinstall)
 
 
-def command_finding(command: str | None, python: str) -> Finding:
-    """Return the finding whether the ``lm_eval`` command on PATH belongs to this Python.
-
-    Args:
-        command: The path of the command, None if there is none.
-        python: The path of this interpreter.
-    """
-    if command is None:
-        return Finding("lm_eval on PATH", "warning", "there is no lm_eval command", f"{python} -m lm_eval …")
-    if Path(command).absolute().parent != Path(python).absolute().parent:
-        text = f"{command} may belong to another Python than {python}"
-        return Finding("lm_eval on PATH", "warning", text, f"{python} -m lm_eval …   in place of lm_eval …")
-    return Finding("lm_eval on PATH", "ok", command)
-
-
 def shadow_finding(running: Path, imported: Path | None, directory: Path) -> Finding:
     """Return the finding whether this process, the lm_eval command and this directory have the same birdie_zmq.
 
@@ -140,11 +123,10 @@ def check(package: Path) -> list[Finding]:
         package: The folder of the imported package.
     """
     # The probe does not import from the current directory, like the lm_eval command, which is a script in another folder.
-    result = run_probe(python_command("-P", "-c", PROBE_SCRIPT), os.environ, _TIMEOUT_S)
+    result = run_probe(python_command("-P", "-c", PROBE_SCRIPT), os.environ, TIMEOUT_S)
     facts = parse_facts(result)
     imported = None if facts is None or facts.package is None else Path(facts.package).resolve().parent
     return [
         hook_finding(facts, result, bool(os.environ.get(DISABLE_VARIABLE))),
-        command_finding(shutil.which("lm_eval"), sys.executable),
         shadow_finding(package, imported, Path.cwd()),
     ]

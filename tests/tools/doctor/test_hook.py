@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import venv
 from pathlib import Path
@@ -111,21 +110,6 @@ def test_crashing_python_is_reported(empty: str, target: Path) -> None:
 
     assert (one.level, one.fix) == ("wrong", "python -c 'import lm_eval'")
     assert "SIGABRT" in one.text
-
-
-def test_lm_eval_of_another_python_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert hook.command_finding(shutil.which("lm_eval"), sys.executable).level == "warning"
-    command = tmp_path / "lm_eval"
-    command.write_text("#!/bin/sh\n")
-    command.chmod(0o755)
-
-    one = hook.command_finding(shutil.which("lm_eval"), sys.executable)
-
-    assert one.level == "warning"
-    assert str(command) in one.text
-    assert one.fix.startswith(f"{sys.executable} -m lm_eval")
-    assert hook.command_finding(str(command), str(tmp_path / "python")).level == "ok"
 
 
 def test_shadowed_package_is_a_warning(tmp_path: Path) -> None:
