@@ -1,6 +1,6 @@
 """Registers ``--model birdie_zmq`` with the unmodified ``lm_eval`` command.
 
-lm_eval 0.4.13 reads no entry points for models, so ``birdie_zmq_lm_eval.pth`` imports this module whenever Python
+lm_eval up to 0.5.0.dev1 reads no entry points for models, so ``birdie_zmq_lm_eval.pth`` imports this module whenever Python
 starts. When ``lm_eval.models`` is imported, the hook registers the name, as a "module:class" string that lm_eval imports
 only when the model is used. It changes nothing else, and does nothing without lm_eval. Set BIRDIE_ZMQ_NO_HOOK=1 to
 disable it.

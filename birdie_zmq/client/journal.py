@@ -8,6 +8,7 @@ writer removes an incomplete line that a killed writer may have left.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import logging
 import os
@@ -18,7 +19,15 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from birdie_zmq.client.journal_records import HEADER, RecordedAnswer, ScanResult, encode_record, header_error, scan
+from birdie_zmq.client.journal_records import (
+    DATE_KEY,
+    HEADER,
+    RecordedAnswer,
+    ScanResult,
+    encode_record,
+    header_error,
+    scan,
+)
 from birdie_zmq.errors import UsageError
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
@@ -94,6 +103,19 @@ class Journal:
             )
             self._damaged = found.damaged
         return found
+
+    def date(self, now: datetime.datetime) -> datetime.datetime:
+        """Return the date of the prompts that the journal answers; record `now` if it has none.
+
+        Raises:
+            UsageError: The journal can no longer be read.
+        """
+        recorded = self.scan([DATE_KEY]).answers.get(DATE_KEY)
+        if isinstance(recorded, str):
+            with contextlib.suppress(ValueError):
+                return datetime.datetime.fromisoformat(recorded)
+        self.append(DATE_KEY, now.isoformat())
+        return now
 
     def append(self, key: str, answer: RecordedAnswer) -> None:
         """Append an answer; when this returns, the answer survives the death of this process.

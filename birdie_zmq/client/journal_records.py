@@ -6,7 +6,8 @@ hexadecimal digits, a space, and the payload, which is the JSON ``[key, answer]`
     birdie_zmq journal 1
     b10827e5 ["5d41402abc4b2a76b9719d911017c592",[-4.52345,false]]
 
-Floats are written as by Python's ``repr``, so the decoded value is equal to the last bit. This module does no I/O.
+Floats are written as by Python's ``repr``, so the decoded value is equal to the last bit. A record with the key `DATE_KEY`
+holds the date of prompts instead of an answer. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _ANY_VERSION = b"birdie_zmq journal "
 _KEY_DIGITS = 32
 _PAYLOAD_AT = 9
 _KEY_AT = slice(_PAYLOAD_AT + 2, _PAYLOAD_AT + 2 + _KEY_DIGITS)
+
+DATE_KEY = hashlib.sha256(b"birdie_zmq: date of prompts").hexdigest()[:_KEY_DIGITS]
+"""The key of the record with the date and time, in ISO 8601, that chat templates write into the prompts of this journal."""
 
 RecordedAnswer = tuple[float, bool] | float | str
 """The types of answers that a journal holds: of a log-likelihood, a rolling log-likelihood, and a prompt."""
@@ -103,7 +107,7 @@ class ScanResult:
     Attributes:
         answers: The first answer for each requested key.
         damaged: The number of damaged lines.
-        total: The number of undamaged lines, whatever their keys.
+        total: The number of undamaged answers, whatever their keys.
     """
 
     answers: dict[str, RecordedAnswer]
@@ -118,14 +122,15 @@ def scan(blocks: Iterable[bytes], keys: Collection[str]) -> ScanResult:
     """
     encoded_keys = {key.encode() for key in keys}
     answers: dict[str, RecordedAnswer] = {}
-    count = damaged = 0
+    count = damaged = dates = 0
     lines = complete_lines(blocks)
     next(lines, None)  # the header line
     for count, line in enumerate(lines, 1):  # noqa: B007 - used after the loop
+        dates += line[_KEY_AT] == DATE_KEY.encode()
         if line[_KEY_AT] not in encoded_keys:
             damaged += not _is_intact(line)
         elif (record := decode_record(line)) is not None:
             answers.setdefault(*record)
         else:
             damaged += 1
-    return ScanResult(answers, damaged, count - damaged)
+    return ScanResult(answers, damaged, count - damaged - dates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import logging
@@ -12,9 +13,10 @@ import jinja2
 
 from birdie_zmq.client.collector import collect
 from birdie_zmq.client.job import Job
+from birdie_zmq.client.journal import Journal
 from birdie_zmq.client.resume import JobStreamer
 from birdie_zmq.errors import UsageError
-from birdie_zmq.harness.chat_template import render, select_template
+from birdie_zmq.harness.chat_template import render, select_template, writes_date
 from birdie_zmq.types import ChatTemplates, ChatWork, ModelSpec
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
@@ -28,15 +30,22 @@ class ChatRenderer:
         chat: The chat templates of the tokenizer.
         model: The model that the tokenizer belongs to, for error messages.
         template_args: Further variables of the template, such as ``enable_thinking``.
+        journal: The journal of answers, which keeps the date of the prompts; None without one.
     """
 
     def __init__(
-        self, client: JobStreamer, chat: ChatTemplates, model: ModelSpec, template_args: Mapping[str, Any]
+        self,
+        client: JobStreamer,
+        chat: ChatTemplates,
+        model: ModelSpec,
+        template_args: Mapping[str, Any],
+        journal: Journal | None = None,
     ) -> None:
         self._client = client
         self._chat = chat
         self._model = model
         self._template_args = template_args
+        self._journal = journal
 
     @functools.cached_property
     def template(self) -> str | None:
@@ -47,12 +56,41 @@ class ChatRenderer:
         """
         return select_template(self._chat, None, self._model)
 
+    @property
+    def writes_date(self) -> bool:
+        """Whether the selected template writes the current date or time."""
+        return self.template is not None and writes_date(self.template)
+
+    @functools.cached_property
+    def _now(self) -> datetime.datetime:
+        """The time that the template writes: one for the whole run, and for all runs with the same journal."""
+        now = datetime.datetime.now()
+        if self._journal is None or not self.writes_date:
+            return now
+        date = self._journal.date(now)
+        if date != now:
+            logger.info(
+                "the chat template writes the date: %s, as in the earlier prompts of %s",
+                date.date(),
+                self._journal.path,
+            )
+        return date
+
     def select(self, name: str | None) -> None:
         """Select a template by name, None for the default one.
+
+        ``True``, which ``--apply_chat_template True`` passes as a text, is the default one as well.
 
         Raises:
             UsageError: The tokenizer has no template of this name, or no template at all.
         """
+        if name is not None and name not in self._chat.templates:
+            if name.lower() == "true":
+                name = None
+            elif name.lower() == "false":
+                raise UsageError(
+                    f"--apply_chat_template {name} names a template; leave the option out to use no chat template"
+                )
         self.template = select_template(self._chat, name, self._model)
 
     def render(self, conversation: list[dict[str, str]], add_generation_prompt: bool) -> str:
@@ -73,6 +111,7 @@ class ChatRenderer:
                 conversation,
                 self._chat.special_tokens,
                 add_generation_prompt=add_generation_prompt,
+                now=self._now,
                 template_args=self._template_args,
             )
         work = ChatWork(

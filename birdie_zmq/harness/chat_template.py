@@ -56,12 +56,18 @@ def select_template(chat: ChatTemplates, name: str | None, model: ModelSpec) -> 
     )
 
 
+def writes_date(template: str) -> bool:
+    """Return whether a template may write the current date or time, so that its prompts differ from day to day."""
+    return "strftime_now" in template
+
+
 def render(
     template: str,
     conversation: Conversation,
     special_tokens: Mapping[str, str],
     *,
     add_generation_prompt: bool,
+    now: datetime.datetime | None = None,
     template_args: Mapping[str, Any] | None = None,
 ) -> str:
     """Render a conversation.
@@ -72,6 +78,7 @@ def render(
         special_tokens: Names such as ``bos_token`` that templates use.
         add_generation_prompt: Whether to end with the start of the model's turn. If not, the last message is left open,
             so that the model continues it.
+        now: The time that the function ``strftime_now`` of templates formats; None for the current time.
         template_args: Further variables of the template, such as ``enable_thinking``.
 
     Raises:
@@ -79,7 +86,8 @@ def render(
         UsageError: The last message does not occur in the rendered text, so it cannot be left open.
     """
     messages = [dict(message) for message in conversation]
-    variables = {**special_tokens, **(template_args or {})}
+    time = now or datetime.datetime.now()
+    variables = {"strftime_now": lambda form: time.strftime(form), **special_tokens, **(template_args or {})}
     if add_generation_prompt:
         return _render(template, messages, variables, True)
     return _render_open_ended(template, messages, variables)
@@ -116,7 +124,6 @@ def _compile(template: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment.from_string(template)
 
 

@@ -34,11 +34,14 @@ logger = logging.getLogger("lm_eval.birdie_zmq")
 _warned: set[str] = set()
 
 
-def parse_prompts(requests: Sequence[Instance], arguments: RunArguments, vocab_size: int) -> list[Prompt]:
+def parse_prompts(
+    requests: Sequence[Instance], texts: Sequence[str], arguments: RunArguments, vocab_size: int
+) -> list[Prompt]:
     """Return the prompts of generation requests, with their parameters and, if they are sampled, random keys.
 
     Args:
         requests: Requests with the arguments ``(prompt, generation_kwargs)``.
+        texts: The prompt of each request, as text.
         arguments: The arguments of the run.
         vocab_size: Number of tokens that the model has logits for, 0 if it is unknown.
 
@@ -48,7 +51,7 @@ def parse_prompts(requests: Sequence[Instance], arguments: RunArguments, vocab_s
     """
     parsed: dict[str, GenerationParams] = {}  # the requests of a task have equal generation_kwargs
     items = []
-    for request in requests:
+    for request, text in zip(requests, texts, strict=True):
         content = repr(request.args[1])
         if content not in parsed:
             params = parse_generation_params(request.args[1], arguments.max_gen_toks, arguments.think_end_token)
@@ -57,7 +60,7 @@ def parse_prompts(requests: Sequence[Instance], arguments: RunArguments, vocab_s
                     f"generation_kwargs name {outside}, but the model has logits for {vocab_size} tokens only"
                 )
             parsed[content] = params
-        items.append((str(request.args[0]), parsed[content]))
+        items.append((text, parsed[content]))
     return assign_random_keys(items, arguments.seed)
 
 

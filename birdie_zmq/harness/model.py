@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,9 +39,11 @@ from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.harness.chat_renderer import ChatRenderer
 from birdie_zmq.harness.connection import connect, open_in_process
 from birdie_zmq.harness.generation_kwargs import parse_prompts
+from birdie_zmq.harness.launch import check_single_process, pass_model_name, warn_of_missing_name
 from birdie_zmq.harness.model_args import RunArguments, in_process_model_args, parse_model_args
-from birdie_zmq.harness.preflight import requests_of_run
+from birdie_zmq.harness.preflight import requests_of_run, task_metadata
 from birdie_zmq.harness.progress_bar import ProgressBar
+from birdie_zmq.harness.request_content import context_of, rolling_answer, rolling_text
 from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, reject_sampled_repeats
 from birdie_zmq.harness.run_report import format_statistics, model_record, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
@@ -122,7 +124,9 @@ class BirdieZMQ(LM):
             self._description = self._client.describe()
             self._resources = resources.pop_all()
         self._resumable_client = ResumableClient(self._client, self._journal, settings)
-        self._chat = ChatRenderer(self._client, self._description.chat, arguments.model, arguments.template_args)
+        self._chat = ChatRenderer(
+            self._client, self._description.chat, arguments.model, arguments.template_args, self._journal
+        )
         logger.info(
             "%s is loaded in process %d on %s",
             arguments.model,
@@ -156,12 +160,21 @@ class BirdieZMQ(LM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
-        """Create the model for lm_eval, and leave the GPUs to the embedded worker."""
-        return super().create_from_arg_obj(arg_dict, additional_config)._hide_gpus()
+        """Create the model for lm_eval, and leave the GPUs to the embedded worker.
+
+        Raises:
+            UsageError: lm_eval was started as several processes.
+        """
+        check_single_process(os.environ)
+        created = super().create_from_arg_obj(arg_dict, additional_config)
+        pass_model_name(arg_dict, task_metadata())
+        return created._hide_gpus()
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
         """Create the model for lm_eval from ``a=b,c=d``, as `create_from_arg_obj` does."""
+        check_single_process(os.environ)
+        warn_of_missing_name(arg_string)
         return super().create_from_arg_string(arg_string, additional_config)._hide_gpus()
 
     def _hide_gpus(self) -> Self:
@@ -192,7 +205,7 @@ class BirdieZMQ(LM):
         """Return the log-likelihood of each continuation given its context, and whether greedy decoding produces it.
 
         Args:
-            requests: Requests with the arguments ``(context, continuation)``.
+            requests: Requests with the arguments ``(context, continuation)``. The context is a text or a list of messages.
             disable_tqdm: Whether to hide the progress bar.
 
         Returns:
@@ -205,26 +218,27 @@ class BirdieZMQ(LM):
         """
         self._reject_thinking(requests)
         self._check_run(requests)
-        pairs = [(str(request.args[0]), str(request.args[1])) for request in requests]
+        pairs = [(context_of(request, self.apply_chat_template), str(request.args[1])) for request in requests]
         return self._run(LOGLIKELIHOOD, requests, pairs, disable_tqdm)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
         """Return the log-likelihood of each whole text, computed with lm_eval's rolling windows.
 
         Args:
-            requests: Requests with the arguments ``(text,)``.
+            requests: Requests with the arguments ``(text,)``, or ``("", text)`` from lm_eval 0.5 on.
             disable_tqdm: Whether to hide the progress bar.
 
         Returns:
-            The log-likelihood in nats of each text, in order.
+            The log-likelihood in nats of each text, in order; for ``("", text)``, as the pair of it and False.
 
         Raises:
             UsageError: Another request of the run is invalid, as in `generate_until`.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
         self._check_run(requests)
-        texts = [str(request.args[0]) for request in requests]
-        return self._run(LOGLIKELIHOOD_ROLLING, requests, texts, disable_tqdm)
+        texts = [rolling_text(request) for request in requests]
+        answers = self._run(LOGLIKELIHOOD_ROLLING, requests, texts, disable_tqdm, rolling_answer)
+        return [rolling_answer(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Generate a continuation of each prompt, cut before the first stop string.
@@ -233,7 +247,7 @@ class BirdieZMQ(LM):
         which are the same in every run with the same ``seed`` in model_args.
 
         Args:
-            requests: Requests with the arguments ``(prompt, generation_kwargs)``.
+            requests: Requests with the arguments ``(prompt, generation_kwargs)``. The prompt is a text or a list of messages.
             disable_tqdm: Whether to hide the progress bar.
 
         Returns:
@@ -277,7 +291,8 @@ class BirdieZMQ(LM):
         Raises:
             UnsupportedRequest, UsageError: As in `generate_until`.
         """
-        prompts = parse_prompts(requests, self._arguments, self._description.vocab_size or 0)
+        contexts = [context_of(request, self.apply_chat_template) for request in requests]
+        prompts = parse_prompts(requests, contexts, self._arguments, self._description.vocab_size or 0)
         if self._cache is not None:
             reject_sampled_repeats(prompts, [request.args[1] for request in requests])
         return prompts
@@ -288,7 +303,9 @@ class BirdieZMQ(LM):
         requests: Sequence[Instance],
         contents: Sequence[RequestT],
         disable_tqdm: bool,
+        cached_form: Callable[[Instance, Any], Any] = lambda _, answer: answer,
     ) -> list[AnswerT]:
+        """Return the answers in order, and add each to lm_eval's cache in the form that lm_eval reads."""
         kind = request_type.name
         collector = AnswerCollector(len(requests), lambda item: _name_of(requests[item], item))
         stream = self._resumable_client.stream(
@@ -303,6 +320,7 @@ class BirdieZMQ(LM):
                         for item, answer in zip(items, answers, strict=True):
                             # lm_eval's cache key is made of the unmodified arguments of the request.
                             if not is_never_cached(kind, requests[item].args):
+                                answer = cached_form(requests[item], answer)
                                 self.cache_hook.add_partial(kind, requests[item].args, answer)
                         bar.answered(len(items))
                     case Progress():
@@ -351,6 +369,11 @@ class BirdieZMQ(LM):
         if chat_template is False or chat_template is None:
             return None
         self._chat.select(None if chat_template is True else chat_template)
+        if self._chat.writes_date and self._cache is not None:
+            logger.warning(
+                "the chat template writes the date, so --use_cache has no answers to the prompts of another day; resume=FILE "
+                "in model_args keeps the date of the first run"
+            )
         return self._chat.template or ""
 
     @property

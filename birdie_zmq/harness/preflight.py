@@ -1,22 +1,23 @@
 """Finds all requests of an evaluation at its first call, so that an unsupported one is rejected before any is computed.
 
-lm_eval (0.4.13) passes the requests of a run to a model by their type: first all log-likelihoods, which may take hours, and
+lm_eval passes the requests of a run to a model by their type: first all log-likelihoods, which may take hours, and
 then the prompts. No call or argument before that tells a model which requests follow. ``lm_eval.evaluator.evaluate`` has
 them in its local variable ``requests``, and it is a caller of the model's methods, so this module reads that variable of
 that one frame. If lm_eval renames it, or if the model is called in another way, nothing is found, and a request is rejected
-when its own turn comes.
+when its own turn comes. In the same way it finds the task manager, whose metadata is a copy of the model_args.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 from lm_eval.api.instance import Instance
 
 _EVALUATOR = "lm_eval.evaluator"
-_VARIABLE = "requests"
+_REQUESTS = "requests"
+_TASK_MANAGER = "task_manager"
 
 
 def requests_of_run(requests: Sequence[Instance]) -> Mapping[str, Sequence[Instance]]:
@@ -27,14 +28,27 @@ def requests_of_run(requests: Sequence[Instance]) -> Mapping[str, Sequence[Insta
     """
     if not requests:
         return {}
-    frame: FrameType | None = sys._getframe(1)
+    for frame in _evaluator_frames():
+        if found := _run_of(requests[0], frame.f_locals.get(_REQUESTS)):
+            return found
+    return {}
+
+
+def task_metadata() -> object:
+    """Return the metadata that the evaluation which creates the model passes to its tasks; None if it is not found."""
+    for frame in _evaluator_frames():
+        if _TASK_MANAGER in frame.f_locals:
+            return getattr(frame.f_locals[_TASK_MANAGER], "metadata", None)
+    return None
+
+
+def _evaluator_frames() -> Iterator[FrameType]:
+    """Yield the callers of this module that are functions of lm_eval's evaluator, the innermost first."""
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if frame.f_globals.get("__name__") == _EVALUATOR:
-            found = _run_of(requests[0], frame.f_locals.get(_VARIABLE))
-            if found:
-                return found
+            yield frame
         frame = frame.f_back
-    return {}
 
 
 def _run_of(request: Instance, value: object) -> dict[str, list[Instance]]:

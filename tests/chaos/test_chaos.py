@@ -19,6 +19,7 @@ from lm_eval.api.instance import Instance
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.chaos.faults import AGENT, ALL_KINDS, BROKER, KILL, MODEL_PROCESS, Answers, FaultInjector, plan
+from tests.instances import instance
 from tests.integration.conftest import ROOT, alive, descendants
 
 SEED = int(os.environ.get("BIRDIE_CHAOS_SEED", "20261125"))
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
 
 def rolling(texts: Sequence[str]) -> list[Instance]:
-    return [Instance("loglikelihood_rolling", {}, (text,), i, metadata=("chaos", i, 1)) for i, text in enumerate(texts)]
+    return [instance("loglikelihood_rolling", (text,), i, task="chaos", doc_id=i) for i, text in enumerate(texts)]
 
 
 def test_faults_do_not_change_scores_of_fixed_shapes_in_any_bit(model_files: Path, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def demo_requests(shots: int) -> list[Instance]:
         context = "\n\n".join([*before, question(document)])
         for choice in document["choices"]:
             arguments = (context, f" {choice}")
-            requests.append(Instance("loglikelihood", document, arguments, len(requests), metadata=("demo", number, 1)))
+            requests.append(instance("loglikelihood", arguments, len(requests), task="demo", doc_id=number))
     return requests
 
 
@@ -89,9 +90,7 @@ def question(document: dict[str, Any]) -> str:
 def test_faults_change_scores_of_shared_prefixes_by_rounding_at_most() -> None:
     requests = [request for shots in (0, 1, 2, 3) for request in demo_requests(shots)]
     prompts = [
-        Instance(
-            "generate_until", {}, (request.args[0], {"until": ["\n"], "max_gen_toks": 24}), i, metadata=("g", i, 1)
-        )
+        instance("generate_until", (request.args[0], {"until": ["\n"], "max_gen_toks": 24}), i, task="g", doc_id=i)
         for i, request in enumerate(requests[::8])
     ]
     settings = ClientSettings(batch_items=16)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from birdie_zmq.client.batching import Prompt, assign_random_keys
 from birdie_zmq.client.journal_records import (
+    DATE_KEY,
     HEADER,
     RecordedAnswer,
     answer_key,
@@ -183,3 +184,12 @@ def test_the_key_depends_on_model_kind_text_settings_and_random_key() -> None:
 @given(st.tuples(texts, texts))
 def test_equal_content_has_the_same_key(pair: tuple[str, str]) -> None:
     assert answer_key("one", "loglikelihood", pair) == answer_key("one", "loglikelihood", [*pair])
+
+
+def test_the_record_of_a_date_is_found_and_is_no_answer() -> None:
+    lines = [HEADER, encode_record(DATE_KEY, "2026-11-28T23:59:00"), encode_record("a" * 32, -1.5)]
+
+    found = scan(lines, [DATE_KEY])
+
+    assert found.answers == {DATE_KEY: "2026-11-28T23:59:00"}
+    assert (found.damaged, found.total) == (0, 1)

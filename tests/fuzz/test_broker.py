@@ -22,6 +22,7 @@ from birdie_zmq.protocol.sockets import MAX_UNREAD_BY_BROKER
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.fuzz.attack import CONNECTIONS, MAX_FRAME_BYTES, MEAN_FRAME_BYTES
+from tests.instances import instance
 from tests.integration.conftest import ROOT, Programs
 
 SEED = int(os.environ.get("BIRDIE_FUZZ_SEED", "20261125"))
@@ -37,7 +38,7 @@ pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(3600)]
 
 def requests() -> list[Instance]:
     pairs = [(f"{number}: the cat sat", f" on the {word}") for number in range(40) for word in ("mat", "hat", "dog")]
-    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    return [instance("loglikelihood", pair, number) for number, pair in enumerate(pairs)]
 
 
 @contextmanager

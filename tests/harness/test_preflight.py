@@ -10,12 +10,13 @@ from typing import Any
 from lm_eval.api.instance import Instance
 
 from birdie_zmq.harness.preflight import requests_of_run
+from tests.instances import instance
 
 Finder = Callable[[Sequence[Instance]], Mapping[str, Sequence[Instance]]]
 
 
-def instance(kind: Any, index: int) -> Instance:
-    return Instance(kind, {}, ("a", {}), index, metadata=("task", index, 1))
+def numbered(kind: Any, index: int) -> Instance:
+    return instance(kind, ("a", {}), index, task="task", doc_id=index)
 
 
 def evaluate(find: Finder, requests: object, called_with: list[Instance], module: str = "lm_eval.evaluator") -> Any:
@@ -26,8 +27,8 @@ def evaluate(find: Finder, requests: object, called_with: list[Instance], module
     return namespace["evaluate"](find, requests, called_with)
 
 
-SCORES = [instance("loglikelihood", n) for n in range(3)]
-PROMPTS = [instance("generate_until", n) for n in range(2)]
+SCORES = [numbered("loglikelihood", n) for n in range(3)]
+PROMPTS = [numbered("generate_until", n) for n in range(2)]
 
 
 def test_the_requests_of_a_run_are_found_at_any_depth() -> None:
@@ -45,7 +46,7 @@ def test_nothing_is_found_elsewhere() -> None:
     assert requests_of_run(SCORES) == {}
     assert requests_of_run([]) == {}
     assert evaluate(requests_of_run, requests, SCORES, "another.module") == {}
-    assert evaluate(requests_of_run, requests, [instance("loglikelihood", 0)]) == {}
+    assert evaluate(requests_of_run, requests, [numbered("loglikelihood", 0)]) == {}
     assert evaluate(requests_of_run, {"loglikelihood": ["text"]}, SCORES) == {}
     assert evaluate(requests_of_run, SCORES, SCORES) == {}
     assert evaluate(requests_of_run, None, SCORES) == {}

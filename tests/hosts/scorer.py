@@ -6,11 +6,11 @@ Scores the JSON list of texts with the user module ``faulty.py``, prints ``answe
 import json
 import sys
 
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
+from tests.instances import instance
 
 
 def print_line(line: str) -> None:
@@ -31,7 +31,7 @@ class AnswerHook(CacheHook):
 
 def main(endpoint: str, key_file: str, pause_s: str, texts: str) -> None:
     """Score the texts and print the scores."""
-    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(json.loads(texts))]
+    requests = [instance("loglikelihood_rolling", (text,), i) for i, text in enumerate(json.loads(texts))]
     settings = ClientSettings(batch_items=8, connect_s=60)
     with BirdieZMQ(
         model_tag="steady",

@@ -18,6 +18,7 @@ from birdie_zmq import Model
 from birdie_zmq.engine.model_api import CheckpointFingerprint
 from birdie_zmq.errors import ModelCallError, TokenizerError, TokenOutOfVocabulary, UsageError
 from harness_model import BirdieZMQ
+from tests.instances import instance
 
 VOCABULARY, BOS = 257, 256
 
@@ -45,7 +46,7 @@ def in_process_model(params: Any = None, **more: Any) -> BirdieZMQ:
 
 
 def requests(*pairs: tuple[str, str]) -> list[Instance]:
-    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    return [instance("loglikelihood", pair, number) for number, pair in enumerate(pairs)]
 
 
 def scores(lm: BirdieZMQ, *pairs: tuple[str, str]) -> list[tuple[float, bool]]:
@@ -67,9 +68,9 @@ def test_in_process_model_starts_no_process() -> None:
     others = psutil.Process().children()  # for instance processes that tests share
     with in_process_model() as lm:
         assert scores(lm, *PAIRS) == [reference_score(table(0), *pair) for pair in PAIRS]
-        (rolled,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("abc",), 0)], disable_tqdm=True)
+        (rolled,) = lm.loglikelihood_rolling([instance("loglikelihood_rolling", ("abc",), 0)], disable_tqdm=True)
         assert rolled == reference_score(table(0), "", "abc")[0]
-        request = Instance("generate_until", {}, ("a", {"until": [], "max_gen_toks": 2, "do_sample": False}), 0)
+        request = instance("generate_until", ("a", {"until": [], "max_gen_toks": 2, "do_sample": False}), 0)
         (text,) = lm.generate_until([request], disable_tqdm=True)
         first = int(table(0)[ord("a"), :256].argmax())
         assert text[0] == chr(first)

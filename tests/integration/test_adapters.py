@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from flax import nnx
-from lm_eval.api.instance import Instance
 
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import EXAMPLES, ROOT
 
 Logits = Callable[[list[int]], npt.NDArray[np.float64]]
@@ -131,9 +131,9 @@ def test_answers_equal_the_frameworks_own_call(
 ) -> None:
     tag, logits, weights = reference(example(name), tmp_path)
     pairs = [*PAIRS, greedy_pair(logits)]
-    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
-    rolling_request = Instance("loglikelihood_rolling", {}, (PREFIX,), 0)
-    prompt = Instance("generate_until", {}, (PREFIX, {"until": [], "max_gen_toks": 2}), 0)
+    requests = [instance("loglikelihood", pair, number) for number, pair in enumerate(pairs)]
+    rolling_request = instance("loglikelihood_rolling", (PREFIX,), 0)
+    prompt = instance("generate_until", (PREFIX, {"until": [], "max_gen_toks": 2}), 0)
 
     with BirdieZMQ(model_tag=tag, api=str(EXAMPLES / f"{name}.py"), device="cpu") as model:
         answers = model.loglikelihood(requests, disable_tqdm=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import (
     BirdieError,
@@ -27,11 +26,12 @@ from birdie_zmq.errors import (
 )
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Programs, Served, wait_until
 
 
 def score(lm: BirdieZMQ, context: str, continuation: str) -> list[tuple[float, bool]]:
-    request = Instance("loglikelihood", {}, (context, continuation), 0)
+    request = instance("loglikelihood", (context, continuation), 0)
     return lm.loglikelihood([request, request], disable_tqdm=True)
 
 
@@ -136,7 +136,7 @@ def test_continuation_longer_than_max_length_is_rejected(served: Served) -> None
 
 
 def test_max_gen_toks_without_space_for_the_prompt_is_rejected(served: Served) -> None:
-    request = Instance("generate_until", {}, ("a", {"max_gen_toks": 128}), 0)
+    request = instance("generate_until", ("a", {"max_gen_toks": 128}), 0)
     with (
         BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm,
         pytest.raises(RequestError, match="max_gen_toks is 128"),
@@ -145,7 +145,7 @@ def test_max_gen_toks_without_space_for_the_prompt_is_rejected(served: Served) -
 
 
 def test_beam_search_is_rejected(served: Served) -> None:
-    request = Instance("generate_until", {}, ("a", {"num_beams": 4}), 0)
+    request = instance("generate_until", ("a", {"num_beams": 4}), 0)
     with (
         BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm,
         pytest.raises(UnsupportedRequest, match="num_beams=4, which is not supported"),

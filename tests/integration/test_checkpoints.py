@@ -24,6 +24,7 @@ from birdie_zmq.models.tensor_source import WEIGHTS_FILE
 from birdie_zmq.models.weights import save_checkpoint
 from harness_model import BirdieZMQ
 from tests.gguf_files import write_gguf
+from tests.instances import instance
 
 DEMO = Path(birdie_zmq.models.__file__).parent / "demo"
 MODEL = Llama(vocab_size=1024, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
@@ -31,7 +32,7 @@ PAIRS = [("Where does Una live?", " Fernley"), ("Where does Una live?", " Oldbro
 
 
 def requests() -> list[Instance]:
-    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
+    return [instance("loglikelihood", pair, number) for number, pair in enumerate(PAIRS)]
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.client import Liveness
 from birdie_zmq.client.embedded import EmbeddedProcesses
 from birdie_zmq.errors import UnavailableError, UsageError
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import ROOT, Program, Programs, alive, descendants, wait_until
 
 RUN = """
@@ -129,7 +129,7 @@ def test_silent_broker_is_restarted_only_after_its_start_timeout() -> None:
 
 def test_close_ends_a_call_that_waits_in_another_thread(model_files: Path) -> None:
     lm = BirdieZMQ(model_tag="steady", api=str(model_files / "faulty.py"), pause_s=2.0, batch_rows=1)
-    requests = [Instance("loglikelihood_rolling", {}, (f"text {i}",), i) for i in range(20)]
+    requests = [instance("loglikelihood_rolling", (f"text {i}",), i) for i in range(20)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         call = pool.submit(lm.loglikelihood_rolling, requests, disable_tqdm=True)
         assert isinstance(lm._client, Client)

@@ -13,6 +13,7 @@ from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import EngineError, ModelLoadError, UsageError
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Programs
 from tests.model_files import numpy_model
 
@@ -55,7 +56,7 @@ def expected_text(prompt: str, count: int) -> str:
 
 
 def instances(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+    return [instance(kind, argument, number) for number, argument in enumerate(arguments)]
 
 
 def open_model(model_files: Path, **keywords: Any) -> BirdieZMQ:

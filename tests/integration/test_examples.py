@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lm_eval.api.instance import Instance
 
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import EXAMPLES
 
 CONTEXT = "The mill of Oldbrook was built of grey stone. " * 4
@@ -34,7 +34,7 @@ def test_recurrent_model_computes_shared_prefixes_once_with_equal_scores(example
         count = len(continuation.encode())
         return float(scores[-count:][np.arange(count), tokens[-count:]].sum())
 
-    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
+    requests = [instance("loglikelihood", pair, number) for number, pair in enumerate(PAIRS)]
     with BirdieZMQ(model_tag="rnn", api=str(EXAMPLES / "gated_rnn.py"), device="cpu") as model:
         scores = [score for score, _ in model.loglikelihood(requests, disable_tqdm=True)]
         (repeated,) = model.loglikelihood(requests[:1], disable_tqdm=True)

@@ -22,6 +22,7 @@ from birdie_zmq.errors import ModelChanged, ModelProcessDied
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import ModelDescription
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Programs, descendants, wait_until
 
 TEXTS = [f"the {word} sat on the mat {count} times" for word in ("cat", "dog", "owl", "fox") for count in range(8)]
@@ -30,8 +31,7 @@ SETTINGS = ClientSettings(batch_items=8)
 
 def requests(texts: Sequence[str]) -> list[Instance]:
     return [
-        Instance("loglikelihood_rolling", {}, (text,), 0, metadata=("faults", number, 1))
-        for number, text in enumerate(texts)
+        instance("loglikelihood_rolling", (text,), 0, task="faults", doc_id=number) for number, text in enumerate(texts)
     ]
 
 
@@ -318,13 +318,14 @@ def test_second_sigterm_stops_the_worker_at_once(programs: Programs, model_files
 RUN = """
 import sys
 from lm_eval.api.instance import Instance
+from tests.instances import instance
 from harness_model import BirdieZMQ
 lm = BirdieZMQ(model_tag="steady", endpoint=sys.argv[1], batch_rows=4, pause_s=0.5)
 class Hook:
     dbdict = None
     def add_partial(self, kind, arguments, answer): print("answer", flush=True)
 lm.set_cache_hook(Hook())
-lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (f"text {i}",), i) for i in range(200)])
+lm.loglikelihood_rolling([instance("loglikelihood_rolling", (f"text {i}",), i) for i in range(200)])
 """
 
 

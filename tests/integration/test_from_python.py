@@ -11,12 +11,12 @@ from typing import Any
 import lm_eval
 import numpy as np
 import pytest
-from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from birdie_zmq import models
 from birdie_zmq.errors import BirdieError, UsageError
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import ROOT
 
 LIMIT = 4
@@ -81,9 +81,9 @@ def test_in_process_answers_equal_served_answers() -> None:
     gen_kwargs = {"until": ["."], "max_gen_toks": 6, "do_sample": True, "temperature": 0.8, "top_p": 0.9}
 
     def answers(lm: BirdieZMQ) -> tuple[Any, Any, Any]:
-        scored = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
-        texts = [Instance("loglikelihood_rolling", {}, (context,), 0) for context, _ in pairs]
-        prompts = [Instance("generate_until", {}, (context, gen_kwargs), 0) for context, _ in pairs]
+        scored = lm.loglikelihood([instance("loglikelihood", pair, 0) for pair in pairs], disable_tqdm=True)
+        texts = [instance("loglikelihood_rolling", (context,), 0) for context, _ in pairs]
+        prompts = [instance("generate_until", (context, gen_kwargs), 0) for context, _ in pairs]
         return scored, lm.loglikelihood_rolling(texts, disable_tqdm=True), lm.generate_until(prompts, disable_tqdm=True)
 
     with BirdieZMQ(model_tag="demo", device="cpu") as lm:

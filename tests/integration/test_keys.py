@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import BrokerUnavailable, NotAllowed, UnknownModelTag, UsageError
 from birdie_zmq.models.resolution import BUILT_IN
 from birdie_zmq.protocol.security.keys import new_key, revoke_key
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import DEADLINE_S, Programs, Served, wait_until
 
 ZMTP_NULL_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
@@ -76,7 +76,7 @@ def recording_proxy(endpoint: str) -> Iterator[RecordingProxy]:
 def score(endpoint: str, key_file: Path | None = None) -> list[tuple[float, bool]]:
     keys: dict[str, Any] = {} if key_file is None else {"key_file": str(key_file)}
     with BirdieZMQ(model_tag="pair", endpoint=endpoint, **keys) as lm:
-        return lm.loglikelihood([Instance("loglikelihood", {}, (CONTEXT, CONTINUATION), 0)], disable_tqdm=True)
+        return lm.loglikelihood([instance("loglikelihood", (CONTEXT, CONTINUATION), 0)], disable_tqdm=True)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_rejected_client_gets_the_reason_and_other_runs_continue(
         with pytest.raises(BrokerUnavailable, match=r"another key than the one in \S+other\.key"):
             score(endpoint, tmp_path / "other.key")
 
-        request = Instance("loglikelihood", {}, (CONTEXT, CONTINUATION), 0)
+        request = instance("loglikelihood", (CONTEXT, CONTINUATION), 0)
         assert len(lm.loglikelihood([request], disable_tqdm=True)) == 1
 
         revoke_key(keys, "client", "alice")

@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 
 from birdie_zmq import models
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import ROOT, Programs
 
 TASKS = "demo_choice,demo_rolling,demo_generate"
@@ -102,7 +103,7 @@ def test_cache_hook_receives_the_original_arguments() -> None:
             received.append((kind, arguments, answer))
 
     gen_kwargs = {"until": ["."], "max_gen_toks": 8}
-    request = Instance("generate_until", {}, ("Question: What is 1 plus 1?\nAnswer:", gen_kwargs), 0)
+    request = instance("generate_until", ("Question: What is 1 plus 1?\nAnswer:", gen_kwargs), 0)
     with BirdieZMQ(model_tag="demo") as lm:
         lm.set_cache_hook(Hook())  # type: ignore[arg-type]
         (text,) = lm.generate_until([request], disable_tqdm=True)
@@ -115,7 +116,7 @@ def test_sampled_answers_depend_only_on_seed_and_repeat() -> None:
     gen_kwargs = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 3.0, "top_p": 0.95}
     questions = [f"Question: What is {number} plus 1?\nAnswer:" for number in range(1, 4)]
     requests = [
-        Instance("generate_until", {}, (question, gen_kwargs), i) for i, question in enumerate(questions) for _ in "ab"
+        instance("generate_until", (question, gen_kwargs), i) for i, question in enumerate(questions) for _ in "ab"
     ]
 
     model, tokenizer = models.load_model("demo"), models.load_tokenizer("demo")

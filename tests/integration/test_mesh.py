@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import UsageError
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import EXAMPLES
 
 PAIRS = [("The mill of Oldbrook", " was built"), ("The mill", " of grey stone"), ("Una", " built mill 3")]
@@ -42,7 +42,7 @@ def model_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_model_file_gets_the_mesh_and_scores_as_on_one_device(model_file: str) -> None:
-    requests = [Instance("loglikelihood", {}, pair, 0) for pair in PAIRS]
+    requests = [instance("loglikelihood", pair, 0) for pair in PAIRS]
     found = {}
     mesh_args: dict[str, dict[str, Any]] = {"alone": {}, "spread": {"mesh": "data:2/model:4"}}
     for tag, mesh in mesh_args.items():

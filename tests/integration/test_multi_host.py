@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import psutil
 import pytest
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
 from birdie_zmq.errors import ProcessGroupIncomplete, ProcessGroupMismatch, UsageError
@@ -22,6 +21,7 @@ from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.weights import save_checkpoint
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Program, Programs, descendants, wait_until
 from tests.model_files import sharded
 
@@ -97,13 +97,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def scores_of(lm: BirdieZMQ) -> list[float]:
-    pairs = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in PAIRS], disable_tqdm=True)
-    rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in TEXTS]
+    pairs = lm.loglikelihood([instance("loglikelihood", pair, 0) for pair in PAIRS], disable_tqdm=True)
+    rolling = [instance("loglikelihood_rolling", (text,), 0) for text in TEXTS]
     return [score for score, _ in pairs] + lm.loglikelihood_rolling(rolling, disable_tqdm=True)
 
 
 def generate(lm: BirdieZMQ, gen_kwargs: dict[str, Any]) -> list[str]:
-    prompts = [Instance("generate_until", {}, (prompt, dict(gen_kwargs)), 0) for prompt in PROMPTS]
+    prompts = [instance("generate_until", (prompt, dict(gen_kwargs)), 0) for prompt in PROMPTS]
     return lm.generate_until(prompts, disable_tqdm=True)
 
 
@@ -140,7 +140,7 @@ def test_killed_process_restarts_the_group_and_loses_no_answer(
     texts = [
         f"Mill {number} of Oldbrook was built {'of stone ' * (number % 7)}by {killed_role}." for number in range(48)
     ]
-    requests = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    requests = [instance("loglikelihood_rolling", (text,), 0) for text in texts]
     expected = one_process.loglikelihood_rolling(requests, disable_tqdm=True)
     with group.open_model(checkpoint, batch_rows=1, client_settings=ClientSettings(batch_items=8)) as lm:
         lm.loglikelihood_rolling(requests[:1], disable_tqdm=True)

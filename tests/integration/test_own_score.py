@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import UnsupportedRequest
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import EXAMPLES
 
 CONTEXT = "The mill of Oldbrook was built of grey stone."
@@ -99,14 +99,14 @@ def test_scores_equal_a_reference_computation_of_each_pair(reference: Reference,
     module = example(name)
     params = jax.tree.map(lambda array: np.asarray(array, np.float64), module.load_model(name).params)
     expected = [reference(module, params, *encoded(*pair)) for pair in PAIRS]
-    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(PAIRS)]
+    requests = [instance("loglikelihood", pair, number) for number, pair in enumerate(PAIRS)]
 
     with BirdieZMQ(model_tag=name, api=str(EXAMPLES / f"{name}.py"), device="cpu") as lm:
         answers = lm.loglikelihood(requests, disable_tqdm=True)
         with pytest.raises(UnsupportedRequest, match=r"provides only score.*needs logits"):
-            lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("A text",), 0)], disable_tqdm=True)
+            lm.loglikelihood_rolling([instance("loglikelihood_rolling", ("A text",), 0)], disable_tqdm=True)
         with pytest.raises(UnsupportedRequest, match=r"provides only score.*needs logits"):
-            lm.generate_until([Instance("generate_until", {}, ("A prompt", {"until": ["."]}), 0)], disable_tqdm=True)
+            lm.generate_until([instance("generate_until", ("A prompt", {"until": ["."]}), 0)], disable_tqdm=True)
         steps = lm.get_model_info()["model_steps"]
 
     np.testing.assert_allclose([score for score, _ in answers], [score for score, _ in expected], atol=1e-4)

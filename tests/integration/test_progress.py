@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.types import RunStatistics
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Served
 
 
@@ -22,7 +22,7 @@ def test_progress_bar_shows_the_shares_of_the_run_statistics(
 ) -> None:
     """The shares at the end of a call equal those in the difference of the model process's statistics."""
     contexts = [f"the {word} sat on the mat {count} times" for word in ("cat", "dog", "owl") for count in range(20)]
-    requests = [Instance("loglikelihood", {}, (context, f" and {end}"), 0) for context in contexts for end in "abcd"]
+    requests = [instance("loglikelihood", (context, f" and {end}"), 0) for context in contexts for end in "abcd"]
     with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm:
         before = statistics_of(lm)
         capsys.readouterr()

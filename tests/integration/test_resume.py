@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import UsageError
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Program, Programs, Served
 
 TEXTS = [f"the {word} sat on the mat {count} times" for word in ("cat", "dog", "owl") for count in range(20)]
@@ -52,15 +52,15 @@ class CountingModel:
         return count
 
     def score_texts(self, texts: list[str]) -> list[float]:
-        requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+        requests = [instance("loglikelihood_rolling", (text,), i) for i, text in enumerate(texts)]
         return self.lm.loglikelihood_rolling(requests, disable_tqdm=True)
 
     def score_pairs(self, texts: list[str]) -> list[tuple[float, bool]]:
-        requests = [Instance("loglikelihood", {}, (text, " and left"), i) for i, text in enumerate(texts)]
+        requests = [instance("loglikelihood", (text, " and left"), i) for i, text in enumerate(texts)]
         return self.lm.loglikelihood(requests, disable_tqdm=True)
 
     def generate(self, texts: list[str], gen_kwargs: dict[str, Any]) -> list[str]:
-        requests = [Instance("generate_until", {}, (text, gen_kwargs), i) for i, text in enumerate(texts)]
+        requests = [instance("generate_until", (text, gen_kwargs), i) for i, text in enumerate(texts)]
         return self.lm.generate_until(requests, disable_tqdm=True)
 
 
@@ -183,7 +183,7 @@ def test_file_that_is_not_a_journal_is_rejected_before_connecting(tmp_path: Path
 
 RUN = """
 import json, sys, time
-from lm_eval.api.instance import Instance
+from tests.instances import instance
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.integration.test_resume import GREEDY, TEXTS
@@ -202,7 +202,7 @@ lm = BirdieZMQ(model_tag="pair", api=sys.argv[1], resume=sys.argv[2], client_set
 lm.set_cache_hook(Hook())
 kind = sys.argv[3]
 extra_args = {"loglikelihood": (" and left",), "loglikelihood_rolling": (), "generate_until": (GREEDY,)}[kind]
-requests = [Instance(kind, {}, (text, *extra_args), i) for i, text in enumerate(TEXTS)]
+requests = [instance(kind, (text, *extra_args), i) for i, text in enumerate(TEXTS)]
 print("answers", json.dumps(getattr(lm, kind)(requests, disable_tqdm=True)), flush=True)
 print("sent", lm.get_model_info()["model_steps"]["requests"], flush=True)
 """

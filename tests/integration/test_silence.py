@@ -8,7 +8,6 @@ from pathlib import Path
 
 import msgpack
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import (
     BirdieError,
@@ -27,6 +26,7 @@ from birdie_zmq.protocol.sockets import Dealer, wait
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import ModelSpec, RollingWork
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Programs, Served
 
 SECRET = "the-launch-code-is-73194"
@@ -58,17 +58,17 @@ def lm(served_talkative: Served) -> Iterator[BirdieZMQ]:
 
 
 def score(context: str, continuation: str) -> Callable[[BirdieZMQ], object]:
-    request = Instance("loglikelihood", {}, (context, continuation), 0)
+    request = instance("loglikelihood", (context, continuation), 0)
     return lambda lm: lm.loglikelihood([request], disable_tqdm=True)
 
 
 def score_rolling(text: str) -> Callable[[BirdieZMQ], object]:
-    request = Instance("loglikelihood_rolling", {}, (text,), 0)
+    request = instance("loglikelihood_rolling", (text,), 0)
     return lambda lm: lm.loglikelihood_rolling([request], disable_tqdm=True)
 
 
 def generate(prompt: str) -> Callable[[BirdieZMQ], object]:
-    request = Instance("generate_until", {}, (prompt, {"max_gen_toks": 16, "until": ["."]}), 0)
+    request = instance("generate_until", (prompt, {"max_gen_toks": 16, "until": ["."]}), 0)
     return lambda lm: lm.generate_until([request], disable_tqdm=True)
 
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 import psutil
 import pytest
-from lm_eval.api.instance import Instance
 from prometheus_client.parser import text_string_to_metric_families
 
 from birdie_zmq.broker.status.snapshot import Status
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import ROOT, Programs, wait_until
 
 SECRET = "the-launch-code-is-73194"
@@ -52,8 +52,7 @@ def test_status_page_and_metrics_follow_a_run(programs: Programs) -> None:
     assert (worker.host, worker.engine, worker.model) == (socket.gethostname(), "jax", None)
 
     requests = [
-        Instance("loglikelihood", {}, (f"{SECRET} {number}: the cat sat on the", " mat"), number)
-        for number in range(600)
+        instance("loglikelihood", (f"{SECRET} {number}: the cat sat on the", " mat"), number) for number in range(600)
     ]
     observed: list[Status] = []
     with BirdieZMQ(model_tag="demo", endpoint=endpoint) as lm:

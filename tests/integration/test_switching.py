@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.errors import ModelProcessDied
 from birdie_zmq.types import ModelDescription
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Programs, Served, wait_until
 
 TEXTS = [f"the {word} sat on the mat {count} times" for word in ("cat", "dog", "owl") for count in range(20)]
@@ -25,7 +25,7 @@ def describe(lm: BirdieZMQ) -> ModelDescription:
 
 
 def score(lm: BirdieZMQ) -> list[float]:
-    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(TEXTS)]
+    requests = [instance("loglikelihood_rolling", (text,), i) for i, text in enumerate(TEXTS)]
     return lm.loglikelihood_rolling(requests, disable_tqdm=True)
 
 
@@ -79,7 +79,7 @@ def test_all_forms_of_one_model_score_equally(served: Served) -> None:
 def test_nested_arguments_reach_load_model_and_load_tokenizer(served: Served) -> None:
     nested = {"layers": [1, {"kind": "local"}], "note": "a=b,c"}
     with BirdieZMQ(model_tag="echo", nested=nested, batch_rows=2, batch_size=4, endpoint=served.endpoint) as lm:
-        (text,) = lm.generate_until([Instance("generate_until", {}, ("", {"max_gen_toks": 500}), 0)], disable_tqdm=True)
+        (text,) = lm.generate_until([instance("generate_until", ("", {"max_gen_toks": 500}), 0)], disable_tqdm=True)
 
     # The model "echo" generates its keyword arguments, once those of load_tokenizer and once those of load_model.
     assert text == f"{{'nested': {nested}}}" * 2

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lm_eval.api.instance import Instance
 
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import Programs
 
 
@@ -31,12 +31,12 @@ def module(model_file: Path) -> Any:
 
 
 def score(lm: BirdieZMQ, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
-    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+    requests = [instance("loglikelihood", pair, index) for index, pair in enumerate(pairs)]
     return lm.loglikelihood(requests, disable_tqdm=True)
 
 
 def generate(lm: BirdieZMQ, prompt: str, **settings: Any) -> str:
-    request = Instance("generate_until", {}, (prompt, {"max_gen_toks": 20, **settings}), 0)
+    request = instance("generate_until", (prompt, {"max_gen_toks": 20, **settings}), 0)
     (text,) = lm.generate_until([request], disable_tqdm=True)
     return text
 

@@ -49,10 +49,10 @@ import sys
 
 if __name__ == "__main__":
     from harness_model import BirdieZMQ
-    from lm_eval.api.instance import Instance
+    from tests.instances import instance
 
     with BirdieZMQ(model_tag=CHECKPOINT, device="cpu") as model:
-        request = Instance("loglikelihood", {}, ("Question: Where does Una live?\\nAnswer:", " Fernley"), 0)
+        request = instance("loglikelihood", ("Question: Where does Una live?\\nAnswer:", " Fernley"), 0)
         [(score, greedy)] = model.loglikelihood([request], disable_tqdm=True)
         assert score < 0
         assert model.tokenizer_name

@@ -12,6 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from harness_model import BirdieZMQ
+from tests.instances import instance
 
 TOLERANCE = 1e-4
 """Nats."""
@@ -23,7 +24,7 @@ _worst: dict[str, tuple[int, float]] = {}
 
 def instances(kind: Kind, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     """Return requests as lm_eval creates them."""
-    return [Instance(kind, {}, argument, index) for index, argument in enumerate(arguments)]
+    return [instance(kind, argument, index) for index, argument in enumerate(arguments)]
 
 
 def hf(directory: Path, **keywords: Any) -> Any:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from lm_eval.api.instance import Instance
 
 from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
 from birdie_zmq.engine.logits_processing import LogitsProcessing
@@ -21,6 +20,7 @@ from birdie_zmq.engine.torch.backend import TorchBackend, make_backend
 from birdie_zmq.errors import ModelCallError, ModelLoadError, ModelOutputError, OutOfDeviceMemory
 from birdie_zmq.types import SamplingParams
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.model_files.numpy_engine import NumpyBackend
 
 pytestmark = pytest.mark.torch
@@ -261,7 +261,7 @@ class Digits:
 
 def test_a_module_in_this_process_is_evaluated_during_training() -> None:
     module = Bigram()
-    request = Instance("loglikelihood", {}, ("12", "34"), 0)
+    request = instance("loglikelihood", ("12", "34"), 0)
 
     def expected() -> float:
         logprobs = torch.log_softmax(module.table.detach().double(), -1)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelLoadError, UsageError
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import ROOT, Programs
 from tests.model_files import torch_model
 from tests.parity.checkpoints import VARIANTS, make_checkpoint
@@ -37,7 +38,7 @@ SAMPLED = {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "max_gen_toks": 
 
 
 def make_requests(kind: Any, arguments: list[tuple[Any, ...]]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+    return [instance(kind, argument, number) for number, argument in enumerate(arguments)]
 
 
 def open_model(model_files: Path, tag: str = "module", **keywords: Any) -> BirdieZMQ:
