@@ -23,7 +23,7 @@ from birdie_zmq.settings import ENGINE_VARIABLE
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
-_MODEL_ARGS = {"dtype", "peft", "revision", "tokenizer"}
+_MODEL_ARGS = {"dtype", "gguf_file", "peft", "revision", "subfolder", "tokenizer", "tokenizer_revision"}
 _ENGINE_ARGS = {
     "max_length",
     "max_gen_toks",
@@ -48,15 +48,16 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
             or ``organisation/name``. In PyTorch it is a directory or a repository, which transformers reads.
         mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
-            ``revision`` is a revision of the hub repository. ``peft`` is the directory or hub repository of a LoRA
-            adapter, which is merged into the weights.
+            ``revision`` is a revision of the hub repository. ``subfolder`` is a directory in the directory or repository
+            of the tag, and ``gguf_file`` a GGUF file in it. ``peft`` is the directory or hub repository of a LoRA adapter,
+            which is merged into the weights.
 
     Raises:
         UnknownModelTag: The tag is none of those.
         UsageError: An argument is unknown or has a wrong value, or the engine does not support this model.
         ModelLoadError: The checkpoint is damaged, or its architecture is unknown.
     """
-    checkpoint = resolve_model(model_tag, keywords.get("revision"), peft=_adapter_tag(keywords))
+    checkpoint = _resolve(model_tag, keywords)
     dtype = _check_arguments(model_tag, keywords)
     fingerprint = Fingerprint(checkpoint.files())  # computed while the weights are loaded
     model = _load(model_tag, checkpoint, dtype, mesh, keywords)
@@ -115,10 +116,15 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
         UsageError: An argument is unknown or has a wrong value.
         TokenizerError: The checkpoint has no tokenizer that can be read.
     """
-    model = resolve_model(model_tag, keywords.get("revision"), peft=_adapter_tag(keywords), weights=False)
+    model = _resolve(model_tag, keywords, weights=False)
     _check_arguments(model_tag, keywords)
-    given = keywords.get("tokenizer")
-    path = model.tokenizer if given is None else resolve_checkpoint(str(given), weights=False)
+    given, revision = keywords.get("tokenizer"), keywords.get("tokenizer_revision")
+    if given is not None:
+        path = resolve_checkpoint(str(given), revision, weights=False)
+    elif revision is not None:
+        path = _resolve(model_tag, {**keywords, "revision": revision}, weights=False).tokenizer
+    else:
+        path = model.tokenizer
     add_bos = keywords.get("add_bos_token")  # the worker refuses other values than True and False
     add_bos_token = add_bos if isinstance(add_bos, bool) else None
     tokenizer = _read_tokenizer(path, str(model_tag if given is None else given), add_bos_token)
@@ -142,9 +148,17 @@ def _read_tokenizer(path: Path, name: str, add_bos_token: bool | None) -> Checkp
         raise TokenizerError(str(error)) from error
 
 
-def _adapter_tag(keywords: Mapping[str, Any]) -> str | None:
-    given = keywords.get("peft")
-    return None if given is None else str(given)
+def _resolve(model_tag: str, keywords: Mapping[str, Any], *, weights: bool = True) -> Checkpoint:
+    """Return the parts of the model that a tag and its arguments name."""
+    peft = keywords.get("peft")
+    parts = [str(keywords[name]) for name in ("subfolder", "gguf_file") if keywords.get(name) is not None]
+    return resolve_model(
+        model_tag,
+        keywords.get("revision"),
+        inside="/".join(parts) or None,
+        peft=None if peft is None else str(peft),
+        weights=weights,
+    )
 
 
 def _check_arguments(model_tag: str, keywords: Mapping[str, Any]) -> str:

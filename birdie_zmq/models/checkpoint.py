@@ -40,6 +40,7 @@ def resolve_model(
     tag: str,
     revision: object = None,
     *,
+    inside: str | None = None,
     peft: str | None = None,
     weights: bool = True,
     policy: CheckpointPolicy | None = None,
@@ -52,6 +53,7 @@ def resolve_model(
     Args:
         tag: A model tag.
         revision: A branch, tag or commit of the hub repositories that `tag` and `peft` name; as in `resolve_checkpoint`.
+        inside: The relative path of the checkpoint in the directory or repository of `tag`; as in `resolve_checkpoint`.
         peft: The directory or the hub repository of an adapter for the model of `tag`.
         weights: Whether to download the weights as well.
         policy: The checkpoint policy, which also holds for the adapter and its base model.
@@ -61,7 +63,7 @@ def resolve_model(
         ModelLoadError: The adapter names no base model, or one that cannot be loaded.
         UsageError: `peft` names no adapter, or the model has another one.
     """
-    path = resolve_checkpoint(tag, revision, weights=weights, policy=policy)
+    path = resolve_checkpoint(tag, revision, inside=inside, weights=weights, policy=policy)
     is_adapter = (path / ADAPTER_CONFIG_FILE).is_file()
     if peft is not None:
         adapter = resolve_checkpoint(peft, revision, weights=weights, policy=policy)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import re
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from birdie_zmq.errors import UnknownModelTag, UsageError
 from birdie_zmq.models.checkpoint_policy import CheckpointPolicy, expand_tag, process_policy
@@ -15,6 +17,7 @@ from birdie_zmq.models.fingerprint import (
     WEIGHTS_FILE,
     weight_names,
 )
+from birdie_zmq.models.gguf_parts import named_parts
 
 DEMO = "demo"
 BUILT_IN = {DEMO: Path(__file__).parent / "demo"}
@@ -26,37 +29,65 @@ _METADATA_PATTERNS = [*CONFIG_FILES, _ADAPTER_CONFIG, INDEX_FILE, *TOKENIZER_PAT
 
 
 def resolve_checkpoint(
-    tag: str, revision: object = None, *, weights: bool = True, policy: CheckpointPolicy | None = None
+    tag: str,
+    revision: object = None,
+    *,
+    inside: str | None = None,
+    weights: bool = True,
+    policy: CheckpointPolicy | None = None,
 ) -> Path:
     """Return the local directory or GGUF file of a model tag, after a download from the hub if necessary.
 
     Args:
         tag: A built-in tag, a path, or the name of a hub repository, with or without an organisation.
         revision: A branch, tag or commit of the hub repository: a string, or an integer, which stands for its digits.
+        inside: The relative path of a directory or of a GGUF file in the directory or repository of the tag.
         weights: Whether to download the weights as well, or only the configuration and the tokenizer.
         policy: The checkpoint policy; by default, that of this process.
 
     Raises:
         UnknownModelTag: The tag is none of these, the download fails, or the policy does not allow the tag.
-        UsageError: The revision is of another type.
+        UsageError: The revision is of another type, or there is nothing at the path inside.
     """
+    if inside is not None:
+        _check_inside(tag, inside)
     if tag in BUILT_IN:
         return BUILT_IN[tag]
     policy = process_policy() if policy is None else policy
     path = _local_path(tag, policy)
     if path is not None:
-        return path
+        return path if inside is None else _local_inside(tag, inside, path, policy)
     if not _may_be_hub_name(tag, policy):
         raise UnknownModelTag(f"unknown model tag {tag!r}. {_choices(tag, policy)}")
     commit = _revision_text(revision)
     try:
-        return _from_hub(tag, commit, weights)
+        return _from_hub(tag, commit, inside, weights)
     except Exception as error:
         at = f" at revision {commit}" if commit else ""
         raise UnknownModelTag(
             f"unknown model tag {tag!r}: it is not a local checkpoint, and downloading {tag}{at} from the Hugging Face hub "
             f"failed: {type(error).__name__}: {error}\n{_choices(tag, policy)}"
         ) from error
+
+
+def _check_inside(tag: str, inside: str) -> None:
+    """Check that a path is a relative one that does not leave its directory.
+
+    Raises:
+        UsageError: It is not, or the tag has no directory.
+    """
+    path = PurePosixPath(inside)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise UsageError(f"{inside!r} (subfolder= or gguf_file= in model_args) must be a relative path without '..'")
+    if tag in BUILT_IN:
+        raise UsageError(f"subfolder= and gguf_file= in model_args cannot be used with the built-in model {tag!r}")
+
+
+def _local_inside(tag: str, inside: str, directory: Path, policy: CheckpointPolicy) -> Path:
+    found = _local_path(str(Path(tag, inside)), policy) if directory.is_dir() else None
+    if found is None:
+        raise UsageError(f"there is no {inside} (subfolder= or gguf_file= in model_args) in {directory}")
+    return found
 
 
 def is_hub_name(tag: str, policy: CheckpointPolicy | None = None) -> bool:
@@ -125,22 +156,27 @@ def _choices(tag: str, policy: CheckpointPolicy) -> str:
     return f"It may be {'; or '.join(choices)}. {advice}"
 
 
-def _from_hub(name: str, revision: str | None, weights: bool) -> Path:
+def _from_hub(name: str, revision: str | None, inside: str | None, weights: bool) -> Path:
     """Return the snapshot of a repository in the hub's cache, which needs no network if it is complete.
 
-    Only files that are read are downloaded: one ``model.safetensors``, or else the shards that the index names.
+    Only files that are read are downloaded: a GGUF file, or one ``model.safetensors``, or else the shards that the index
+    names.
     """
     from huggingface_hub import snapshot_download  # imported late: it is slow to import, and few runs need it
 
+    def download(commit: str | None, patterns: Sequence[str], folder: str = "") -> Path:
+        return Path(snapshot_download(name, revision=commit, allow_patterns=[folder + each for each in patterns]))
+
+    if inside is not None and inside.endswith(".gguf"):
+        return download(revision, [glob.escape(str(part)) for part in named_parts(Path(inside))]) / inside
+    folder, subfolder = ("", ".") if inside is None else (f"{glob.escape(inside)}/", inside)
     patterns = _METADATA_PATTERNS + [WEIGHTS_FILE, _ADAPTER_WEIGHTS] * weights
-    snapshot = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    named = weight_names(snapshot) if weights else []
-    if any(not (snapshot / file).is_file() for file in named):
+    snapshot = download(revision, patterns, folder)
+    named = weight_names(snapshot / subfolder) if weights else []
+    if any(not (snapshot / subfolder / file).is_file() for file in named):
         # By its commit: a branch may have moved since the index was downloaded.
-        snapshot = Path(snapshot_download(name, revision=snapshot.name, allow_patterns=[*patterns, *named]))
-        shards = [file for file in weight_names(snapshot) if file not in named]
+        snapshot = download(snapshot.name, [*patterns, *named], folder)
+        shards = [file for file in weight_names(snapshot / subfolder) if file not in named]
         if shards:  # of an index that the configuration names
-            snapshot = Path(
-                snapshot_download(name, revision=snapshot.name, allow_patterns=[*patterns, *named, *shards])
-            )
-    return snapshot
+            snapshot = download(snapshot.name, [*patterns, *named, *shards], folder)
+    return snapshot / subfolder

@@ -144,6 +144,28 @@ def test_tokenizer_of_another_directory_is_used(checkpoint: Path, tmp_path: Path
     assert load_tokenizer(str(checkpoint), tokenizer=str(other)).encode("c") == [0]
 
 
+def test_checkpoint_in_a_subfolder_is_loaded(checkpoint: Path) -> None:
+    whole = load_tokenizer(str(checkpoint))
+    inside = load_tokenizer(str(checkpoint.parent), subfolder=checkpoint.name)
+
+    assert (inside.encode("c"), inside.fingerprint) == (whole.encode("c"), whole.fingerprint)
+    assert (
+        load_model(str(checkpoint.parent), subfolder=checkpoint.name).fingerprint
+        == load_model(str(checkpoint)).fingerprint
+    )
+
+
+def test_tokenizer_revision_selects_the_tokenizer_of_a_hub_repository(
+    checkpoint: Path, cached: dict[str, Path]
+) -> None:
+    add_tokenizer(cached["main"], ["a", "b", "c"])
+    add_tokenizer(cached["older"], ["c", "b", "a"])
+
+    assert load_tokenizer("acme/tiny").encode("c") == [2]
+    assert load_tokenizer("acme/tiny", tokenizer_revision="older").encode("c") == [0]
+    assert load_tokenizer(str(checkpoint), tokenizer="acme/tiny", tokenizer_revision="older").encode("c") == [0]
+
+
 def test_tokenizer_of_a_missing_directory_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UnknownModelTag, match="none_such"):
         load_tokenizer(str(checkpoint), tokenizer=str(tmp_path / "none_such"))

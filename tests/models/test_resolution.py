@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from birdie_zmq.errors import UnknownModelTag, UsageError
+from birdie_zmq.models.checkpoint_policy import CheckpointPolicy
 from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
 from tests.models.hub_cache import COMMITS, add_snapshot
 
@@ -202,3 +203,61 @@ def test_gguf_file_that_is_a_link_keeps_its_name(tmp_path: Path) -> None:
     (tmp_path / "m-00001-of-00002.gguf").symlink_to(tmp_path / "blob")
     found = resolve_checkpoint(str(tmp_path / "m-00001-of-00002.gguf"))
     assert found == tmp_path.resolve() / "m-00001-of-00002.gguf"
+
+
+# --- A directory or a GGUF file inside --------------------------------------------------------------------------------
+
+
+def test_path_inside_a_local_directory(tmp_path: Path) -> None:
+    (tmp_path / "step-10").mkdir()
+    (tmp_path / "step-10" / "m.gguf").write_bytes(b"GGUF")
+
+    assert resolve_checkpoint(str(tmp_path), inside="step-10") == tmp_path.resolve() / "step-10"
+    assert resolve_checkpoint(str(tmp_path), inside="step-10/m.gguf") == tmp_path.resolve() / "step-10" / "m.gguf"
+
+
+@pytest.mark.parametrize("inside", ["/etc", "../other", "a/../../other", "", "."])
+def test_path_inside_that_leaves_its_directory_is_refused(tmp_path: Path, inside: str) -> None:
+    with pytest.raises(UsageError, match="must be a relative path without"):
+        resolve_checkpoint(str(tmp_path), inside=inside)
+
+
+def test_missing_path_inside_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match=r"there is no other \(subfolder= or gguf_file= in model_args\) in"):
+        resolve_checkpoint(str(tmp_path), inside="other")
+    with pytest.raises(UsageError, match=r"there is no m\.gguf"):
+        resolve_checkpoint(str(tmp_path / "m.gguf"), inside="m.gguf")
+    with pytest.raises(UsageError, match="cannot be used with the built-in model 'demo'"):
+        resolve_checkpoint("demo", inside="other")
+
+
+def test_path_inside_stays_within_the_checkpoint_policy(tmp_path: Path) -> None:
+    allowed, other = tmp_path / "allowed", tmp_path / "other"
+    for folder in (allowed / "model" / "best", other / "best"):
+        folder.mkdir(parents=True)
+    policy = CheckpointPolicy.limited([allowed], hub=False)
+
+    assert resolve_checkpoint("model", inside="best", policy=policy) == allowed.resolve() / "model" / "best"
+    with pytest.raises(UnknownModelTag):
+        resolve_checkpoint(str(other), inside="best", policy=policy)
+
+
+def test_only_the_files_of_a_subfolder_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = ["part-1.safetensors", "part-2.safetensors", "config.json", "tokenizer.json"]
+    files = {**dict.fromkeys([*stored, *(f"v[2]/{name}" for name in stored)], ""), "model.safetensors": ""}
+    files["v[2]/model.safetensors.index.json"] = INDEX
+    repository = Repository(tmp_path, monkeypatch, files)
+
+    assert resolve_checkpoint("acme/tiny", inside="v[2]") == repository.snapshot / "v[2]"
+    assert repository.downloaded == {name for name in files if name.startswith("v[2]/")}
+
+
+def test_only_the_parts_of_a_gguf_file_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"q4/m-00001-of-00002.gguf": "", "q4/m-00002-of-00002.gguf": ""}
+    repository = Repository(tmp_path, monkeypatch, {**parts, "q8/m.gguf": "", "config.json": "", "q4/README.md": ""})
+
+    found = resolve_checkpoint("acme/tiny", inside="q4/m-00001-of-00002.gguf")
+
+    assert found == repository.snapshot / "q4" / "m-00001-of-00002.gguf"
+    assert repository.downloaded == parts.keys()
