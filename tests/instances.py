@@ -20,3 +20,17 @@ def instance(
         made: Instance = constructor(kind, {}, arguments, task or "", doc_id=doc_id or 0, idx=index, repeats=repeats)
         return made
     return Instance(kind, {}, arguments, index, metadata=(task, doc_id, None if task is None else repeats))
+
+
+def rolling_arguments(text: str) -> tuple[str, ...]:
+    """Return the arguments of a rolling request, as the installed lm_eval passes them."""
+    return ("", text) if _TASK_IS_A_FIELD else (text,)
+
+
+def rolling_scores(answers: Any) -> list[float]:
+    """Return the log-likelihoods of answers to rolling requests, and check that they have the form of this lm_eval."""
+    if not _TASK_IS_A_FIELD:
+        assert all(isinstance(answer, float) for answer in answers)
+        return list(answers)
+    assert all(isinstance(score, float) and greedy is False for score, greedy in answers)
+    return [score for score, _ in answers]

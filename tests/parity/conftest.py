@@ -12,7 +12,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from harness_model import BirdieZMQ
-from tests.instances import instance
+from tests.instances import instance, rolling_arguments
 
 TOLERANCE = 1e-4
 """Nats."""
@@ -23,7 +23,9 @@ _worst: dict[str, tuple[int, float]] = {}
 
 
 def instances(kind: Kind, arguments: list[tuple[Any, ...]]) -> list[Instance]:
-    """Return requests as lm_eval creates them."""
+    """Return requests as lm_eval creates them; a rolling one has one argument, its text."""
+    if kind == "loglikelihood_rolling":
+        arguments = [rolling_arguments(*argument) for argument in arguments]
     return [instance(kind, argument, index) for index, argument in enumerate(arguments)]
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from birdie_zmq.models import load_model
 from harness_model import BirdieZMQ
+from tests.instances import rolling_scores
 from tests.parity.checkpoints import VARIANTS, make_checkpoint
 from tests.parity.conftest import hf, instances
 
@@ -52,7 +53,7 @@ def test_scores_and_texts_match_hf(engine: str, tmp_path: Path) -> None:
 
     with BirdieZMQ(model=mine, tokenizer=tokenizer, max_length=theirs.max_length, engine=engine) as lm:
         scores, expected = lm.loglikelihood(pairs, True), theirs.loglikelihood(pairs, True)
-        rolled, expected_rolled = lm.loglikelihood_rolling(rolling, True), theirs.loglikelihood_rolling(rolling, True)
+        rolled, expected_rolled = (rolling_scores(one.loglikelihood_rolling(rolling, True)) for one in (lm, theirs))
         texts = lm.generate_until(prompts, True)
 
     assert [score for score, _ in scores] == pytest.approx([score for score, _ in expected], abs=1e-4)
