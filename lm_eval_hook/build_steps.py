@@ -22,11 +22,15 @@ class BuildPy(build_py):
     """A build step that copies the hook to the top of the wheel, and the demo's tasks into the package."""
 
     def run(self) -> None:
-        """Run the step of setuptools, then copy the files."""
-        super().run()
+        """Run the step of setuptools in an empty folder, then copy the files."""
         if self.editable_mode:
+            super().run()
             return  # EditableWheel adds the hook to an editable install, and the tasks are in the checkout.
         target = Path(self.build_lib)
+        # pip builds in the checkout and leaves this folder. The next version would be mixed with it: setuptools keeps files
+        # that the new version lacks, and files that are newer than their sources.
+        shutil.rmtree(target, ignore_errors=True)
+        super().run()
         for name in HOOK:
             shutil.copyfile(HERE / name, target / name)
         shutil.copytree(TASKS, target / "birdie_zmq" / "demo_tasks", dirs_exist_ok=True)

@@ -1,51 +1,42 @@
 """Checks which Python the ``lm_eval`` command on PATH runs, and whether that Python registers birdie_zmq.
 
-An environment that was copied or moved, one that sees the packages of the system, pipx, and a second lm_eval in the home
-directory have the same symptom: the command runs a Python that has no birdie_zmq.
+An environment that was copied or moved, one that sees the packages of the system, pipx, a pyenv shim, and a second lm_eval in
+the home directory have the same symptom: the command runs a Python that has no birdie_zmq.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
-import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from birdie_zmq.tools.doctor.child import ProbeResult, run_probe
+from birdie_zmq.tools.doctor.child import MARKER, ProbeResult, run_probe
 from birdie_zmq.tools.doctor.finding import Finding
 from birdie_zmq.tools.doctor.hook import PROBE_SCRIPT, TIMEOUT_S, hook_finding, parse_facts
 
 NAME = "lm_eval on PATH"
-_MAX_HEAD_BYTES = 4096
-_EXEC_LINE = re.compile(r"""^'''exec' (?P<command>.+) "\$0" "\$@"$""")
-"""The second line of a script whose first line would be too long or would have a space, as pip and uv write it."""
+
+_TELL_PYTHON = f"""
+import json, os, sys
+print({MARKER!r} + json.dumps(sys.executable), flush=True)
+os._exit(0)
+"""
+"""A ``sitecustomize`` module. The Python of the command imports it when it starts, and ends before it runs lm_eval."""
 
 Probe = Callable[[str], ProbeResult]
 
 
-def interpreter_of(script: Path) -> str | None:
-    """Return the path of the Python that runs a console script; None if its first lines do not name one.
+def python_of(command: str) -> str | None:
+    """Return the path of the Python that a command runs, directly or by other scripts; None if it does not tell.
 
     Raises:
-        OSError: The script cannot be read.
+        OSError: The command cannot be started, such as a script whose Python does not exist.
     """
-    with script.open("rb") as file:
-        lines = file.read(_MAX_HEAD_BYTES).decode("utf-8", errors="replace").splitlines()
-    if not lines or not lines[0].startswith("#!"):
-        return None
-    found = _EXEC_LINE.match(lines[1]) if len(lines) > 1 else None
-    try:
-        command = shlex.split(lines[0][2:] if found is None else found["command"])
-    except ValueError:
-        return None
-    if command and Path(command[0]).name == "env":
-        command = [part for part in command[1:] if not part.startswith("-") and "=" not in part]
-        command = [shutil.which(command[0]) or command[0]] if command else []
-    if not command or not Path(command[0]).name.startswith(("python", "pypy")):
-        return None
-    return command[0]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "sitecustomize.py").write_text(_TELL_PYTHON, encoding="utf-8")
+        result = run_probe([command, "--help"], {**os.environ, "PYTHONPATH": folder}, TIMEOUT_S)
+    return result.answer if isinstance(result.answer, str) else None
 
 
 def probe(python: str) -> ProbeResult:
@@ -65,29 +56,25 @@ def command_finding(command: str | None, python: str, run: Probe = probe) -> Fin
     if command is None:
         return Finding(NAME, "warning", "there is no lm_eval command", f"{python} -m lm_eval …")
     try:
-        interpreter = interpreter_of(Path(command))
+        other = python_of(command)
     except OSError as error:
-        return Finding(NAME, "warning", f"{command} cannot be read: {error.strerror}", instead)
-    if interpreter is None:
+        text = f"{command} cannot be started ({error.strerror}): its Python may have been moved or removed"
+        return Finding(NAME, "wrong", text, f"{python} -m pip install --force-reinstall --no-deps lm_eval")
+    if other is None:
         if Path(command).absolute().parent == Path(python).absolute().parent:
             return Finding(NAME, "ok", command)
         return Finding(NAME, "warning", f"{command} may belong to another Python than {python}", instead)
-    if os.path.normpath(interpreter) == os.path.normpath(python):
+    if _same_environment(other, python):
         return Finding(NAME, "ok", command)
-    if not Path(interpreter).exists():
-        text = f"{command} runs {interpreter}, which does not exist: the environment was moved or copied"
-        return Finding(NAME, "wrong", text, f"{python} -m pip install --force-reinstall --no-deps lm_eval")
-    if _same_environment(interpreter, python):
-        return Finding(NAME, "ok", command)
-    result = run(interpreter)
+    result = run(other)
     facts = parse_facts(result)
     if facts is not None and facts.registered:
-        return Finding(NAME, "warning", f"{command} runs another Python, {interpreter}, and its birdie_zmq", instead)
+        return Finding(NAME, "warning", f"{command} runs another Python, {other}, and its birdie_zmq", instead)
     reason = hook_finding(facts, result, False).text
-    return Finding(NAME, "wrong", f"{command} runs another Python, {interpreter}: {reason}", instead)
+    return Finding(NAME, "wrong", f"{command} runs another Python, {other}: {reason}", instead)
 
 
-def _same_environment(interpreter: str, python: str) -> bool:
+def _same_environment(one: str, other: str) -> bool:
     """Return whether two paths are names of one Python in one environment, such as python and python3.12."""
-    one, other = Path(interpreter), Path(python)
-    return one.parent.resolve() == other.parent.resolve() and one.resolve() == other.resolve()
+    first, second = Path(one), Path(other)
+    return first.parent.resolve() == second.parent.resolve() and first.resolve() == second.resolve()
