@@ -37,6 +37,9 @@ class BuildPy(build_py):
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         """Return the outputs including the copied files, so that they are recorded and uninstalled."""
+        if self.editable_mode:
+            editable: list[str] = super().get_outputs(include_bytecode)
+            return editable
         target = Path(self.build_lib)
         tasks = [path.relative_to(TASKS) for path in TASKS.rglob("*") if path.is_file()]
         copied = [target / "birdie_zmq" / "demo_tasks" / path for path in tasks]
