@@ -10,9 +10,8 @@ from pathlib import Path
 
 from birdie_zmq._version import __version__
 from birdie_zmq.broker.memory_limit import default_limit_mib, limit_memory
-from birdie_zmq.cli.common import PACKAGE, STDIN, add_common, run_guarded
+from birdie_zmq.cli.common import PACKAGE, STDIN, add_common, default_key_folder, key_folder, run_guarded
 from birdie_zmq.protocol.endpoints import DEFAULT_ENDPOINT
-from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.settings import DEFAULT_STATUS_PORT, BrokerSettings
 
 
@@ -28,7 +27,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--keys",
         nargs="?",
         type=Path,
-        const=default_folder(),
+        const=default_key_folder(),
         metavar="FOLDER",
         help="require keys made with birdie-zmq keys new; FOLDER is the key folder, default: %(const)s",
     )
@@ -69,7 +68,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     endpoint = parse_endpoint(options.bind)
     limit_memory(options.memory_limit)
-    allowed = None if options.keys is None else AllowList(options.keys.absolute())
+    allowed = None if options.keys is None else AllowList(key_folder(options.keys, "--keys"))
     with StopSignals() as stop:
         with Router(endpoint, allowed) as router, contextlib.ExitStack() as stack:
             if not options.quiet:

@@ -9,10 +9,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import birdie_zmq
-from birdie_zmq.errors import BirdieError
+from birdie_zmq.errors import BirdieError, UsageError
+from birdie_zmq.protocol.security.keys import default_folder
 
 PACKAGE = Path(birdie_zmq.__file__).resolve().parent
 STDIN = 0
+
+_NO_FOLDER = Path("none, without a home directory")
+"""Stands for the default of an option that takes a key folder, where there is no such default."""
+
+
+def default_key_folder() -> Path:
+    """Return the default of an option that takes the key folder, for `key_folder`."""
+    return default_folder() or _NO_FOLDER
+
+
+def key_folder(given: Path, option: str) -> Path:
+    """Return the absolute path of the key folder that an option names.
+
+    Raises:
+        UsageError: The option has no value, and there is no default.
+    """
+    if given == _NO_FOLDER:
+        raise UsageError(f"there is no home directory for the key folder; give its path: {option} FOLDER")
+    return given.absolute()
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -80,7 +80,8 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
     yield machine.temporary_finding(machine.temporary_folder(os.environ))
     yield machine.descriptors_finding(*resource.getrlimit(resource.RLIMIT_NOFILE))
     yield from keys.key_file_findings(options.key_file)
-    yield from keys.folder_findings(default_folder())
+    key_folder = default_folder()
+    yield from [] if key_folder is None else keys.folder_findings(key_folder)
     # The workers of a broker have the user module, and this machine may lack the framework.
     if endpoint is None or options.api is not None:
         yield user_module.check(options.api, engine, options.model_tag, os.environ)

@@ -10,9 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.common import default_key_folder, key_folder, run_guarded
 from birdie_zmq.protocol.security.keys import (
-    default_folder,
     new_key,
     public_path,
     read_broker_pair,
@@ -40,7 +39,10 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     for action in (new, revoke, actions.add_parser("list", help="list the allowed keys")):
         action.add_argument(
-            "--folder", type=Path, default=default_folder(), help="the key folder of the broker; default: %(default)s"
+            "--folder",
+            type=Path,
+            default=default_key_folder(),
+            help="the key folder of the broker; default: %(default)s",
         )
     return arg_parser
 
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UsageError: A name, a file or a folder is invalid.
     """
-    folder = options.folder.absolute()
+    folder = key_folder(options.folder, "--folder")
     match options.action:
         case "new":
             private = new_key(folder, options.role, options.name, options.output)

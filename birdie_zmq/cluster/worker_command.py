@@ -10,6 +10,7 @@ from pathlib import Path
 from birdie_zmq.cluster.capacity import Node
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.endpoints import Endpoint, TcpEndpoint
+from birdie_zmq.user_folders import expand_home
 from birdie_zmq.worker.engine_registry import BUILT_IN
 
 _ALL_INTERFACES = ("0.0.0.0", "[::]")  # noqa: S104 - compared with, not bound
@@ -47,7 +48,7 @@ class BaseFolders:
 
     def on_node(self, path: Path) -> Path:
         """Return the path for a worker on a node: nodes share the file system, or have a copy of the working directory."""
-        return path if self.working_dir is not None else self.cwd / path.expanduser()
+        return path if self.working_dir is not None else self.cwd / expand_home(path)
 
     @property
     def start(self) -> Path:
@@ -84,7 +85,7 @@ def worker_arguments(
     chosen = argparse.Namespace(**vars(options))
     chosen.connect, chosen.lifeline = str(endpoint), True
     if chosen.key_file is not None:
-        chosen.key_file = folders.cwd / chosen.key_file.expanduser()
+        chosen.key_file = folders.cwd / expand_home(chosen.key_file)
     if chosen.engine not in BUILT_IN:
         chosen.engine = str(folders.on_node(Path(chosen.engine)))
     if not chosen.built_in:
@@ -102,7 +103,7 @@ def worker_arguments(
 def _check_key(key_file: Path | None, folders: BaseFolders) -> None:
     if key_file is None or folders.working_dir is None:
         return
-    if (folders.cwd / key_file.expanduser()).resolve().is_relative_to(folders.working_dir.resolve()):
+    if (folders.cwd / expand_home(key_file)).resolve().is_relative_to(folders.working_dir.resolve()):
         raise UsageError(
             f"the key {key_file} is in --working-dir, which Ray copies to the cluster's store, where others may read it. "
             "Put it at the same absolute path on each node instead (scp, mode 0600), or on a shared file system"

@@ -7,11 +7,12 @@ restricted as well.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from birdie_zmq.user_folders import expand_home
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,4 @@ def process_policy() -> CheckpointPolicy:
 
 def expand_tag(tag: str) -> Path:
     """Return a tag as a path with ``~`` expanded to the home directory; ``~user`` stays if the user is unknown."""
-    path = Path(tag)
-    with contextlib.suppress(RuntimeError):
-        return path.expanduser()
-    return path
+    return expand_home(Path(tag))

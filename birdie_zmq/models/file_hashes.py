@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from birdie_zmq.errors import ModelLoadError
+from birdie_zmq.user_folders import cache_folder
 
 MAX_THREADS = 4
 """Number of files that are read at the same time."""
@@ -138,12 +139,8 @@ def _remove_oldest(directory: Path) -> None:
 
 def default_store_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
     """Return the directory of remembered hashes in the user's cache directory; None without a home directory."""
-    given = environment.get("XDG_CACHE_HOME")
-    try:
-        cache = Path(given) if given else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return cache / "birdie_zmq" / "file_hashes" if cache.is_absolute() else None
+    caches = cache_folder(environment)
+    return None if caches is None else caches / "birdie_zmq" / "file_hashes"
 
 
 @dataclass(frozen=True)

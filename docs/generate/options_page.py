@@ -133,7 +133,9 @@ def _description(parser: argparse.ArgumentParser, action: argparse.Action) -> st
 
 
 def _folder() -> str:
-    return "~/.config/" + "/".join(default_folder().parts[-2:])
+    folder = default_folder()
+    assert folder is not None
+    return "~/.config/" + "/".join(folder.parts[-2:])
 
 
 def _model_args() -> Iterator[str]:

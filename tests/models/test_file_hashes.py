@@ -253,7 +253,7 @@ def test_the_oldest_entries_are_removed_from_a_full_store(
     [
         ({"XDG_CACHE_HOME": "/caches"}, "/home/me", "/caches/birdie_zmq/file_hashes"),
         ({"XDG_CACHE_HOME": ""}, "/home/me", "/home/me/.cache/birdie_zmq/file_hashes"),
-        ({"XDG_CACHE_HOME": "relative"}, "/home/me", None),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/me", "/home/me/.cache/birdie_zmq/file_hashes"),
         ({}, None, None),
     ],
 )

@@ -35,6 +35,11 @@ def enable_compile_cache(environment: Mapping[str, str] = os.environ) -> Path | 
     if COMPILE_CACHE_VARIABLE in environment:
         return None
     folder = default_compile_cache_dir(environment)
+    if folder is None:
+        logger.warning(
+            "the compile cache is off: there is no home directory; set XDG_CACHE_HOME to a folder for caches"
+        )
+        return None
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()

@@ -25,6 +25,7 @@ from zmq.utils import z85
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.key_files import check_private, make_private_folder, read_fields, write_fields
 from birdie_zmq.protocol.security.principals import ROLES, Principal, Role
+from birdie_zmq.user_folders import config_folder
 
 _BROKER = "broker"
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
@@ -49,15 +50,10 @@ class PeerKey:
     path: Path
 
 
-def default_folder() -> Path:
-    """Return ``birdie-zmq/keys`` in the user's configuration folder."""
-    settings = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    if not settings.is_absolute():
-        try:
-            settings = Path.home() / ".config"
-        except RuntimeError:  # A container's user without a home; it only matters if no folder is given.
-            settings = Path("/nonexistent")
-    return settings / "birdie-zmq" / "keys"
+def default_folder() -> Path | None:
+    """Return ``birdie-zmq/keys`` in the user's configuration folder; None if the user has no such folder."""
+    settings = config_folder()
+    return None if settings is None else settings / "birdie-zmq" / "keys"
 
 
 def public_path(folder: Path, role: Role, name: str) -> Path:

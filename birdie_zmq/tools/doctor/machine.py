@@ -28,6 +28,8 @@ def cache_finding(environment: Mapping[str, str]) -> Finding:
         return Finding(name, "warning", text, "unset JAX_ENABLE_COMPILATION_CACHE")
     configured = environment.get(COMPILE_CACHE_VARIABLE)
     folder = Path(configured) if configured else default_compile_cache_dir(environment)
+    if folder is None:
+        return Finding(name, "warning", "there is no home directory, so executables are not cached", _other_folder())
     quoted = shlex.quote(str(folder))
     try:
         found = folder.stat()

@@ -122,6 +122,13 @@ def test_the_default_folder_is_in_the_users_configuration(monkeypatch: pytest.Mo
         assert default_folder() == Path("/home/me/.config/birdie-zmq/keys")
 
 
+def test_a_user_without_a_home_has_no_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54_321)  # has no entry in the user database
+    assert default_folder() is None
+
+
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 

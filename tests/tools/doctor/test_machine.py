@@ -33,6 +33,17 @@ def test_missing_cache_folder_is_ok(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_no_home_for_the_cache_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54_321)  # has no entry in the user database
+
+    one = machine.cache_finding({})
+
+    assert (one.level, "no home directory" in one.text) == ("warning", True)
+    assert one.fix is not None
+    assert one.fix.startswith("export XDG_CACHE_HOME=")
+
+
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o707])
 def test_cache_folder_open_to_others_names_the_chmod(folder: Path, tmp_path: Path, mode: int) -> None:
     folder.chmod(mode)
