@@ -30,7 +30,8 @@ class ProgressBar:
     """
 
     def __init__(self, title: str, total: int, *, disable: bool = False) -> None:
-        refresh_s = _REFRESH_S if sys.stderr.isatty() else _FILE_REFRESH_S
+        disable = disable or sys.stderr is None  # as in a daemon
+        refresh_s = _REFRESH_S if _is_terminal(sys.stderr) else _FILE_REFRESH_S
         # With miniters=0, tqdm draws the bar in the first update after each interval, also where nothing was answered.
         self._bar = tqdm(
             desc=title, total=total, disable=disable, mininterval=refresh_s, miniters=0, bar_format=_FORMAT
@@ -62,6 +63,12 @@ class ProgressBar:
     def _show(self, progress: Progress) -> None:
         self._progress = progress
         self._bar.set_postfix_str(format_progress(progress), refresh=False)
+
+
+def _is_terminal(stream: object) -> bool:
+    """Return whether a stream is a terminal; one that a program has put in place of another may only have ``write``."""
+    isatty = getattr(stream, "isatty", None)
+    return bool(callable(isatty) and isatty())
 
 
 def format_progress(progress: Progress) -> str:

@@ -55,11 +55,23 @@ def start(
         command,
         env=dict(environment),
         stdin=stdin,
-        stdout=output if output is not None else sys.__stderr__ if sys.__stderr__ is not None else subprocess.DEVNULL,
-        stderr=None if output is None else subprocess.STDOUT,
+        stdout=_standard_error() if output is None else output,
+        stderr=subprocess.STDOUT,
         pass_fds=pass_fds,
         process_group=0,
     )
+
+
+def _standard_error() -> int:
+    """Return the descriptor of this process's standard error, `subprocess.DEVNULL` if it has none, as a daemon."""
+    if sys.__stderr__ is None:
+        return subprocess.DEVNULL
+    try:
+        descriptor = sys.__stderr__.fileno()
+        os.fstat(descriptor)
+    except (OSError, ValueError):  # closed
+        return subprocess.DEVNULL
+    return descriptor
 
 
 def end(process: subprocess.Popen[bytes], timeout_s: float) -> None:

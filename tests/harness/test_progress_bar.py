@@ -45,6 +45,32 @@ def test_disabled_bar_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == ""
 
 
+class _Tee:
+    """What programs put in place of standard error: it has nothing but what print needs."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None: ...
+
+
+def test_bar_is_written_to_a_stream_that_only_has_write_and_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", tee := _Tee())
+    with ProgressBar("Running", 2) as bar:
+        bar.answered(2)
+    assert "Running: 100%" in tee.text
+
+
+def test_bar_without_standard_error_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with ProgressBar("Running", 2) as bar:
+        bar.answered(1)
+        bar.progress(KNOWN)
+
+
 def test_log_lines_do_not_mix_with_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger()
     handler = logging.StreamHandler(sys.stderr)
