@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +20,8 @@ from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.mesh_shape import MeshShape
 from birdie_zmq.engine.model_api import LoadedModel
 from birdie_zmq.errors import EngineError, UsageError
+from birdie_zmq.user_folders import expand_home
+from birdie_zmq.worker.user_imports import import_user_file
 
 DEFAULT = "jax"
 
@@ -85,7 +85,7 @@ def find_engine(given: str) -> str:
     """
     if given in BUILT_IN:
         return given
-    path = Path(given).expanduser()
+    path = expand_home(Path(given))
     if path.is_file() and path.suffix == ".py":
         return str(path.resolve())
     raise UsageError(
@@ -110,7 +110,7 @@ def import_engine(engine: str) -> Engine:
         if engine in BUILT_IN:
             return Engine(name, None if engine == DEFAULT else engine, importlib.import_module(BUILT_IN[engine]))
         source = Path(engine)
-        module = _import_file(source)
+        module = import_user_file(source, f"birdie_zmq_engine_{source.stem}")
         identity = f"{name} {hashlib.sha256(source.read_bytes()).hexdigest()}"
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -124,15 +124,3 @@ def import_engine(engine: str) -> Engine:
     if not callable(getattr(module, "make_backend", None)):
         raise EngineError(f"{source} has no function make_backend(model, max_length)")
     return Engine(name, identity, module)
-
-
-def _import_file(source: Path) -> ModuleType:
-    name = f"birdie_zmq_engine_{source.stem}"  # cannot clash with a name in the user module
-    spec = importlib.util.spec_from_file_location(name, source)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{source} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their annotations there
-    sys.path.insert(0, str(source.parent))
-    spec.loader.exec_module(module)
-    return module

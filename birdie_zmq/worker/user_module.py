@@ -6,7 +6,6 @@ import copy
 import hashlib
 import importlib
 import importlib.util
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,13 @@ from types import ModuleType
 from typing import Any
 
 from birdie_zmq.errors import BirdieError, ModelLoadError, UserModuleError
+from birdie_zmq.worker import user_imports
+from birdie_zmq.worker.user_imports import import_user_file
 
 BUILT_IN = "birdie_zmq.models"
+
+_NAME = "birdie_zmq_user_module"
+"""The name of the user module in ``sys.modules``: ``api`` may be a package of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,10 @@ def import_user_module(path: str | None) -> UserModule:
     source = Path(path).resolve()
     if not source.is_file():
         raise UserModuleError(f"there is no user module at {source}; --api takes the path of your api.py")
-    spec = importlib.util.spec_from_file_location("api", source)
-    if spec is None or spec.loader is None:
+    if importlib.util.spec_from_file_location(_NAME, source) is None:
         raise UserModuleError(f"{source} is not a Python file; --api takes the path of your api.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["api"] = module
-    sys.path.insert(0, str(source.parent))
     try:
-        spec.loader.exec_module(module)
+        module = import_user_file(source, _NAME)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
@@ -110,7 +110,7 @@ def _sha256(source: Path) -> str:
 def _user_traceback(error: BaseException) -> str:
     """Format the traceback without the frames of this file and of the import machinery, which do not help the author."""
     frames = traceback.TracebackException.from_exception(error)
-    ours = {__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"}
+    ours = {__file__, user_imports.__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>"}
     kept = [frame for frame in frames.stack if frame.filename not in ours]
     frames.stack = traceback.StackSummary.from_list(kept)
     return "".join(frames.format())

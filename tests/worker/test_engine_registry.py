@@ -20,6 +20,7 @@ VALID = "def make_backend(model, max_length):\n    return model, max_length\n"
 @pytest.fixture(autouse=True)
 def _undo_imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = set(sys.modules)
     yield

@@ -25,6 +25,7 @@ def load_tokenizer(model_tag, **kwargs):
 def _undo_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """Undo imports: a model process imports one user module and exits, but tests share a process."""
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     before = dict(sys.modules)
     yield
@@ -98,6 +99,13 @@ def load_model(model_tag, **kwargs):
 load_tokenizer = load_model
 """
     assert import_user_module(write(tmp_path, text)).load_model("mine", KEYWORDS) == 7
+
+
+def test_user_module_may_import_a_package_called_api(tmp_path: Path) -> None:
+    (tmp_path / "api").mkdir()
+    write(tmp_path / "api", "SIZE = 7", name="__init__.py")
+    user_module = import_user_module(write(tmp_path, VALID_MODULE + "from api import SIZE\n", name="page.py"))
+    assert user_module.module.SIZE == 7
 
 
 def test_classes_name_the_user_module_as_their_module(tmp_path: Path) -> None:
