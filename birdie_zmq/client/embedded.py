@@ -24,6 +24,7 @@ from birdie_zmq.errors import UnavailableError
 from birdie_zmq.processes.restart_policy import RestartPolicy
 from birdie_zmq.processes.spawn import kill_group, module_command, package_environment, start
 from birdie_zmq.protocol.endpoints import MAX_IPC_PATH_BYTES
+from birdie_zmq.worker.devices import process_gpus
 from birdie_zmq.worker.engine_registry import DEFAULT
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
@@ -72,7 +73,7 @@ class EmbeddedProcesses:
     ) -> None:
         folder = _private_folder()
         self.endpoint = f"ipc://{folder / 'broker'}"
-        environment = package_environment(os.environ)
+        environment = package_environment(process_gpus.original_environment())
         common = ["--lifeline"] if verbose else ["--lifeline", "--quiet"]
         worker = ["worker", "--connect", self.endpoint, "--engine", engine, *common]
         worker += ["--built-in"] if api is None else ["--api", str(api)]

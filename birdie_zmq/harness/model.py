@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -48,7 +49,7 @@ from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, rejec
 from birdie_zmq.harness.run_report import format_statistics, model_record, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
 from birdie_zmq.settings import ClientSettings
-from birdie_zmq.worker.devices import VISIBLE_DEVICES
+from birdie_zmq.worker.devices import process_gpus
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
@@ -180,11 +181,12 @@ class BirdieZMQ(LM):
     def _hide_gpus(self) -> Self:
         """Hide the GPUs from this process: a metric may import torch or jax and take memory that the worker needs.
 
-        The embedded worker has already started, with the unchanged environment.
+        The embedded worker has already started, with the unchanged environment. `close` shows them again.
         """
         if self._embedded is not None:
-            for variable in VISIBLE_DEVICES:
-                os.environ[variable] = ""
+            process_gpus.hide()
+            # lm_eval does not close its models, so the end of this object counts too.
+            self._resources.callback(weakref.finalize(self, process_gpus.restore))
         return self
 
     def __enter__(self) -> Self:
