@@ -82,5 +82,6 @@ class NodeWorker:
                 text = line.decode(errors="replace").rstrip()
                 if text:
                     self._last_line = text
-                sys.stderr.write(f"{text}\n")
-                sys.stderr.flush()
+                if sys.stderr is not None:
+                    sys.stderr.write(f"{text}\n")
+                    sys.stderr.flush()

@@ -52,7 +52,7 @@ class _DirectoryFinder(MetaPathFinder):
 
     - A module of this package's dependencies is never hidden.
     - A module of Python's standard library is hidden only from the files of the directory.
-    - The file itself, imported by its own name, is the module that exists already, and not a second one.
+    - The file itself hides no other module. Imported by its own name, it is the module that exists already.
 
     Args:
         source: The file.
@@ -75,9 +75,10 @@ class _DirectoryFinder(MetaPathFinder):
             return None
         elsewhere = [entry for entry in sys.path if Path(entry).resolve() != self._directory]
         other = PathFinder.find_spec(fullname, elsewhere, target)
-        if other is not None and other.origin is not None and self._must_not_hide(fullname):
+        is_source = Path(own.origin) == self._source
+        if other is not None and other.origin is not None and (is_source or self._must_not_hide(fullname)):
             return other
-        if Path(own.origin) == self._source:
+        if is_source:
             return importlib.util.spec_from_loader(fullname, _ExistingModule(self._module), origin=own.origin)
         return own
 

@@ -58,6 +58,14 @@ def test_the_file_imported_by_its_own_name_is_the_same_module(tmp_path: Path) ->
     assert type(pickle.loads(pickle.dumps(module.Thing()))) is module.Thing
 
 
+def test_the_file_hides_no_package_of_its_own_name(tmp_path: Path) -> None:
+    write(tmp_path / "site", plankton="OTHER = 1")
+    write(tmp_path / "mine", plankton="import plankton\nOTHER = plankton.OTHER\n")
+    sys.path.insert(0, str(tmp_path / "site"))
+
+    assert import_user_file(tmp_path / "mine" / "plankton.py", NAME).OTHER == 1
+
+
 def test_a_file_does_not_hide_a_module_that_the_process_imports_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
