@@ -102,6 +102,10 @@ class Model:
     score: Function | None = None
     fingerprint: str | None = None
 
+    def functions(self) -> dict[str, Function]:
+        """Return the functions that the model provides, by name."""
+        return {name: function for name in _FUNCTIONS if (function := getattr(self, name))}
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -129,7 +133,7 @@ class LoadedModel:
     @property
     def provides(self) -> list[str]:
         """The names in `Model` of the functions that the model provides; ``callable`` for a bare callable."""
-        return [name for name in _FUNCTIONS if getattr(self.model, name)] if self.jit else ["callable"]
+        return list(self.model.functions()) if self.jit else ["callable"]
 
 
 _FUNCTIONS = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch", "score")
@@ -162,7 +166,7 @@ def resolve(returned: object) -> LoadedModel:
 
 
 def _check_functions(model: Model) -> Model:
-    provided = {name for name in _FUNCTIONS if getattr(model, name)}
+    provided = set(model.functions())
     for name in sorted(provided):
         missing = [needed for needed in _NEEDS.get(name, ()) if needed not in provided]
         if missing:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from birdie_zmq.engine.jax.fixed_settings import fixed_settings, in_32_bits
 from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.models.attention import AttentionMetadata, KVCache, append_tokens, round_up_to_blocks
@@ -125,7 +126,8 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
 
     def bind(function: Any, **keywords: Any) -> Any:
         def call(*arguments: Any) -> Any:
-            return function(architecture, *arguments, **keywords)
+            with fixed_settings(), in_32_bits():
+                return function(architecture, *arguments, **keywords)
 
         return call
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from birdie_zmq.engine.jax.fixed_settings import fixed_settings
 from birdie_zmq.models.config import CONFIG_FILE, complete_config, read_config, read_model_type
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.gguf_file import GgufFile
@@ -52,7 +53,8 @@ def load_checkpoint(
         architecture = build_architecture(config, str(path / CONFIG_FILE))
         source = SafetensorsDirectory(path, config.get("transformers_weights"))
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
-    return architecture, load_params(architecture.weight_map(), source, chosen, mesh, lora)
+    with fixed_settings():
+        return architecture, load_params(architecture.weight_map(), source, chosen, mesh, lora)
 
 
 def _stored_dtype(config: Mapping[str, Any], source: TensorSource) -> str:

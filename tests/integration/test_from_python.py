@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import lm_eval
 import numpy as np
+import psutil
 import pytest
 from lm_eval.tasks import TaskManager
 
@@ -96,6 +100,72 @@ def test_in_process_answers_equal_served_answers() -> None:
     np.testing.assert_allclose([s for s, _ in in_process[0]], [s for s, _ in served[0]], atol=1e-5)
     np.testing.assert_allclose(in_process[1], served[1], atol=1e-5)
     assert in_process[2] == served[2]
+
+
+def test_gpus_are_hidden_from_lm_eval_during_a_run_only(model_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.delenv("ROCR_VISIBLE_DEVICES", raising=False)
+
+    def start() -> BirdieZMQ:
+        lm = BirdieZMQ.create_from_arg_string(f"model_tag=pair,api={model_files / 'letters.py'}")
+        worker = psutil.Process(lm._description.process_id).environ()
+        assert worker["CUDA_VISIBLE_DEVICES"] == "3"
+        assert "ROCR_VISIBLE_DEVICES" not in worker
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == os.environ["ROCR_VISIBLE_DEVICES"] == ""
+        return lm
+
+    def assert_restored() -> None:
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+        assert "ROCR_VISIBLE_DEVICES" not in os.environ
+
+    first, second = start(), start()
+    first.close()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    second.close()
+    second.close()
+    assert_restored()
+    # lm_eval does not close the models that it makes.
+    lm = start()
+    del lm
+    gc.collect()
+    assert_restored()
+
+
+SETTINGS = """
+import jax
+import birdie_zmq.models
+
+for name, value in {
+    "jax_enable_x64": True,
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_default_matmul_precision": "bfloat16",
+    "jax_debug_nans": True,
+    "jax_disable_jit": True,
+}.items():
+    jax.config.update(name, value)
+
+load_model, load_tokenizer = birdie_zmq.models.load_model, birdie_zmq.models.load_tokenizer
+"""
+
+
+def test_answers_do_not_depend_on_what_a_user_module_sets(tmp_path: Path) -> None:
+    (tmp_path / "api.py").write_text(SETTINGS)
+    gen_kwargs = {"until": ["."], "max_gen_toks": 6, "do_sample": True, "temperature": 0.8, "top_p": 0.9}
+    prompts = ["Question: Where does Una live?\nAnswer:", "Delia"]
+
+    def answers(**arguments: Any) -> tuple[Any, Any]:
+        with BirdieZMQ(model_tag="demo", device="cpu", **arguments) as lm:
+            pairs = [Instance("loglikelihood", {}, (prompt, " a town"), 0) for prompt in prompts]
+            texts = [Instance("generate_until", {}, (prompt, gen_kwargs), 0) for prompt in prompts]
+            scored = lm.loglikelihood(pairs, disable_tqdm=True)
+            return [score for score, _ in scored], lm.generate_until(texts, disable_tqdm=True)
+
+    expected, found = answers(), answers(api=str(tmp_path / "api.py"))
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-4)
+    assert found[1] == expected[1]
 
 
 def test_perplexity_falls_in_the_training_loop_example() -> None:

@@ -32,6 +32,7 @@ from birdie_zmq.engine.jax.compile_cache import enable_compile_cache
 from birdie_zmq.engine.jax.decoding import JaxDecoding
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.executables import Executables, model_call
+from birdie_zmq.engine.jax.fixed_settings import users_settings
 from birdie_zmq.engine.jax.position_head import PositionHead
 from birdie_zmq.engine.jax.probe import check_logits, check_params, probe_score, probe_vocabulary
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings
@@ -92,9 +93,11 @@ class JaxBackend:
     name = "jax"
 
     def __init__(self, loaded: LoadedModel, max_length: int, mesh: Mesh | None = None) -> None:
-        functions = loaded.model
+        model = loaded.model
         if loaded.jit:
-            check_params(functions.params)
+            check_params(model.params)
+        wrapped: dict[str, Any] = {name: users_settings(function) for name, function in model.functions().items()}
+        functions = replace(model, **wrapped)
         self._mesh = mesh
         # A bare callable gets its tokens on the default device: the sharding of its weights is not visible here.
         self._sharding = MeshSharding(mesh if loaded.jit else None)
@@ -123,7 +126,7 @@ class JaxBackend:
             for device in (jax.devices() if mesh is None else mesh.devices.flat)
         ]
         self.versions = {"jax": jax.__version__, "jaxlib": version("jaxlib")}
-        weights = _weights(params if loaded.jit else functions.logits)
+        weights = _weights(params if loaded.jit else model.logits)
         self.num_parameters = sum(leaf.size for leaf in weights) if weights else None
         bytes_of = Counter[str]()
         for leaf in weights:

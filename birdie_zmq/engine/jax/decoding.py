@@ -60,13 +60,12 @@ class JaxDecoding:
         self._prefix_cache = prefix_cache
         self._tokens_per_call = tokens_per_call
         self._capacity = capacity
-        self._sampling_arrays = None
-        if choice.sampling is not None:
-            self._sampling_arrays = self._sharding.replicate(sampling_arrays(choice.sampling))
         self._processing = choice.processing
-        self._processing_arrays = self._history = None
+        self._sampling_arrays = self._processing_arrays = self._history = None
         with model_call(f"the state of {rows} rows of {capacity} tokens"):
             self._state = create_state(model, rows, capacity)
+            if choice.sampling is not None:
+                self._sampling_arrays = self._sharding.replicate(sampling_arrays(choice.sampling))
             if choice.processing is not None:
                 arrays = processing_arrays(choice.processing, model.vocab_size)
                 self._processing_arrays = self._sharding.replicate(arrays)

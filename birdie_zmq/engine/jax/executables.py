@@ -7,14 +7,15 @@ arguments. The seconds of tracing and compilation are counted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
 from birdie_zmq.engine import model_errors
 from birdie_zmq.engine.jax.compiler_options import compiler_options
+from birdie_zmq.engine.jax.fixed_settings import fixed_settings
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings
 
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")
@@ -48,9 +49,10 @@ class Executables:
         executable = self._executables.get(key)
         if executable is None:
             began = time.monotonic()
-            lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
-            traced = time.monotonic()
-            executable = self._executables[key] = lowered.compile(compiler_options=compiler_options())
+            with fixed_settings():
+                lowered = jax.jit(function, donate_argnums=() if donated is None else donated).lower(*arguments)
+                traced = time.monotonic()
+                executable = self._executables[key] = lowered.compile(compiler_options=compiler_options())
             self.compile_seconds += time.monotonic() - traced
             self.tracing_seconds += traced - began
         return executable
@@ -64,9 +66,15 @@ class Executables:
         return self.get(key, function, *arguments, donated=donated)(*arguments)
 
 
-def model_call(what: str) -> AbstractContextManager[None]:
-    """Name the input in errors of the model's own function, as `birdie_zmq.engine.model_errors.model_call` does."""
-    return model_errors.model_call(what, _is_out_of_memory)
+@contextmanager
+def model_call(what: str) -> Iterator[None]:
+    """Fix JAX's settings, and name the input in errors of the model's own function.
+
+    Raises:
+        OutOfDeviceMemory, ModelCallError: As `birdie_zmq.engine.model_errors.model_call`.
+    """
+    with fixed_settings(), model_errors.model_call(what, _is_out_of_memory):
+        yield
 
 
 def _is_out_of_memory(error: Exception) -> bool:

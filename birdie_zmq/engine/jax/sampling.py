@@ -9,13 +9,17 @@ Shape letters: q rows, v vocabulary.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from birdie_zmq.types import SamplingParams
+
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class SamplingArrays(NamedTuple):
@@ -53,11 +57,20 @@ def sample(logits: jax.Array, arrays: SamplingArrays, keys: SamplingKeys) -> tup
     """Sample a token for each row, int32[q], from logits float[q, v]; also return whether they are finite, bool[q]."""
     scaled = filter_logits(logits.astype(jnp.float32) / arrays.temperature, arrays)
 
-    def one(key: jax.Array, sampled: jax.Array, row: jax.Array) -> jax.Array:
-        return jax.random.categorical(jax.random.fold_in(jax.random.wrap_key_data(key), sampled), row)
-
-    tokens = jax.vmap(one)(keys.keys, keys.sampled, scaled)
+    with jax.threefry_partitionable(True):
+        noise = jax.vmap(functools.partial(_gumbel, scaled.shape[-1]))(keys.keys, keys.sampled)
+    tokens = (scaled + noise).argmax(axis=-1)
     return tokens.astype(jnp.int32), jnp.isfinite(jax.nn.logsumexp(scaled, axis=-1))
+
+
+def _gumbel(size: int, key: jax.Array, sampled: jax.Array) -> jax.Array:
+    """Return Gumbel noise float32[size] for a key uint32[2] and the number of tokens sampled before, int32[].
+
+    The generator and the formula are those of JAX's defaults, which a program may change.
+    """
+    folded = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), sampled)
+    uniform = jax.random.uniform(folded, (size,), jnp.float32, minval=_TINY, maxval=1.0)
+    return -jnp.log(-jnp.log(uniform))
 
 
 def filter_logits(scaled: jax.Array, arrays: SamplingArrays) -> jax.Array:
