@@ -161,8 +161,8 @@ def test_answers_do_not_depend_on_what_a_user_module_sets(tmp_path: Path) -> Non
 
     def answers(**arguments: Any) -> tuple[Any, Any]:
         with BirdieZMQ(model_tag="demo", device="cpu", **arguments) as lm:
-            pairs = [Instance("loglikelihood", {}, (prompt, " a town"), 0) for prompt in prompts]
-            texts = [Instance("generate_until", {}, (prompt, gen_kwargs), 0) for prompt in prompts]
+            pairs = [instance("loglikelihood", (prompt, " a town"), 0) for prompt in prompts]
+            texts = [instance("generate_until", (prompt, gen_kwargs), 0) for prompt in prompts]
             scored = lm.loglikelihood(pairs, disable_tqdm=True)
             return [score for score, _ in scored], lm.generate_until(texts, disable_tqdm=True)
 

@@ -36,7 +36,9 @@ _FIXED: Mapping[str, tuple[Callable[[Any], Any], object]] = {
 """The settings by their names in `jax.config`, each with its context manager and its fixed value."""
 
 
-_enable_x64: Callable[[bool], AbstractContextManager[None]] = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+_enable_x64: Callable[[bool], AbstractContextManager[None]] = (
+    jax if hasattr(jax, "enable_x64") else jax.experimental
+).enable_x64
 """Is in `jax.experimental` before jax 0.8."""
 
 
