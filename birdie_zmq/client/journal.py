@@ -3,12 +3,16 @@
 Every answer is one line (`journal_records`), and is written to the file before it is delivered to the caller. Runs may share
 a file: each append is one write at the end of the file, under a lock that the kernel releases when its owner dies. The next
 writer removes an incomplete line that a killed writer may have left.
+
+On a file system without locks, a warning says that no other run should write to the file. If one does, a line may be damaged,
+which its checksum reveals: its request is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import logging
 import os
@@ -36,6 +40,9 @@ _BLOCK_BYTES = 1 << 20
 _SYNC_S = 5.0
 """Minimum seconds between syncs. A crash of the machine (not of the run) may lose the answers since the last sync."""
 
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+"""The errors of flock on file systems without locks, such as NFS without a lock service, Lustre and some FUSE."""
+
 # Darwin has no fdatasync.
 _sync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
 
@@ -57,6 +64,7 @@ class Journal:
         self._thread_lock = threading.Lock()  # flock does not exclude threads of the same process.
         self._damaged = 0
         self._failed = False
+        self._has_locks = True
         with self._usage_errors():
             self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._finalizer = weakref.finalize(self, _close, self._file)
@@ -159,11 +167,27 @@ class Journal:
         with self._thread_lock:
             if not self._finalizer.alive:
                 raise UsageError(f"the journal {self.path} has been closed")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if self._has_locks:
+                self._lock_file()
             try:
                 yield
             finally:
-                fcntl.flock(self._file, fcntl.LOCK_UN)
+                if self._has_locks:
+                    fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _lock_file(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self._has_locks = False
+            logger.warning(
+                "the file system of %s does not support locks (%s): let no other run write to this file at the same time, or "
+                "some of its answers may be damaged and computed again",
+                self.path,
+                error.strerror,
+            )
 
     def _end_of_complete_lines(self) -> int:
         """Return the offset of the next line, after removing an incomplete line of a killed writer. Needs the lock."""

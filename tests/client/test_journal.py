@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import gc
 import logging
 import os
@@ -297,3 +299,32 @@ def test_a_garbage_collected_journal_is_closed(path: Path) -> None:
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(file)
+
+
+# --- File systems without locks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_answers_are_recorded_after_one_warning(
+    path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with contextlib.closing(Journal(path)) as journal:
+        journal.append(key(0), -1.5)
+        journal.append(key(1), "text")
+        assert journal.scan(KEYS).answers == {key(0): -1.5, key(1): "text"}
+    (warning,) = warnings(caplog)
+    assert f"does not support locks ({os.strerror(number)})" in warning
+    assert "let no other run write to this file" in warning
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UsageError, match="Input/output error"):
+        Journal(path)
