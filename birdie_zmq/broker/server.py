@@ -77,6 +77,7 @@ def serve(
             if not ticker.remaining_s(time.monotonic()):
                 break  # Ticks and stop signals must not starve, however many messages arrive.
         if (stall_s := ticker.tick(time.monotonic())) is not None:
+            router.restore_path()
             _poll_keys(router, core)
             if _dispatch(router, core, Tick(stall_s)):
                 return False

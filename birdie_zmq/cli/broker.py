@@ -70,10 +70,10 @@ def _serve(options: argparse.Namespace) -> int:
     limit_memory(options.memory_limit)
     allowed = None if options.keys is None else AllowList(key_folder(options.keys, "--keys"))
     with StopSignals() as stop:
-        with Router(endpoint, allowed) as router, contextlib.ExitStack() as stack:
+        with Router(endpoint, allowed, owns_folder=options.remove_folder) as router, contextlib.ExitStack() as stack:
             if not options.quiet:
                 keys = "" if allowed is None else f", for the keys in {allowed.folder}"
-                print(f"birdie-zmq {__version__} from {PACKAGE}: broker at {router.endpoint}{keys}", flush=True)
+                print(f"birdie-zmq {__version__} from {PACKAGE}: broker at {' and '.join(router.endpoints)}{keys}", flush=True)
             update_status = None
             if options.status_port is not None:
                 status_server = stack.enter_context(StatusServer(options.status_port, router.endpoint))

@@ -21,7 +21,8 @@ from birdie_zmq.cluster import capacity, core, worker_command
 from birdie_zmq.errors import UnavailableError, UsageError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.processes.spawn import end, module_command, package_environment, start
-from birdie_zmq.protocol.endpoints import Endpoint, TcpEndpoint, check_bindable, parse_endpoint
+from birdie_zmq.protocol.addresses import bindable_addresses
+from birdie_zmq.protocol.endpoints import Endpoint, TcpEndpoint, parse_endpoint
 from birdie_zmq.settings import AgentSettings
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _bound(options: argparse.Namespace) -> Endpoint:
     if options.connect is not None:
         return parse_endpoint(options.connect)
     endpoint = parse_endpoint(options.bind)
-    check_bindable(endpoint, options.keys is not None)
+    bindable_addresses(endpoint, options.keys is not None)
     if isinstance(endpoint, TcpEndpoint) and endpoint.port == 0:
         raise UsageError(f"--bind {options.bind} picks any free port, but workers must know it: give a port number")
     if options.keys is not None and options.key_file is None:

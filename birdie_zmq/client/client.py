@@ -32,6 +32,8 @@ logger = logging.getLogger("lm_eval.birdie_zmq")
 _decode = decoder(m.BrokerToClient | m.Refusal)
 
 _POLL_S = 0.25
+_HINT_S = 10.0
+"""Seconds of silence after which the probable cause is logged."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,10 @@ class Client:
             yield from self._act(self._core.received(self._decoded(frame), time.monotonic()), estimate)
         now = time.monotonic()
         yield from self._act(self._core.tick(now, ticker.tick(now) or 0.0), estimate)
+        silent_s, missing_s = self._core.broker_silent_s(now), self._core.worker_missing_s()
+        if silent_s > _HINT_S and (hint := self._dealer.hint) is not None:
+            self._log_line("warning", f"cannot reach the broker: {hint}", once=True)
         if self._supervisor is not None:
-            silent_s, missing_s = self._core.broker_silent_s(now), self._core.worker_missing_s()
             self._supervisor.check(Liveness(silent_s, missing_s, self._core.answered))
 
     def _act(self, actions: Sequence[Action], estimate: ProgressEstimator | None) -> Iterator[CallEvent]:
@@ -209,7 +213,7 @@ class Client:
                         estimate.progressed(computed, time.monotonic())
                 case Log(level, text, once):
                     self._log_line(level, text, once=once)
-                case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.handshake_hint) is not None:
+                case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.hint) is not None:
                     raise BrokerUnavailable(f"{error.message}; {hint}")
                 case FailCall(error):
                     raise error

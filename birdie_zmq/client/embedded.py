@@ -4,7 +4,8 @@ They communicate over a Unix socket in a folder that only this user may enter. T
 them down cleanly and also runs at the interpreter's exit; if the run is killed, the kernel closes the parent-death
 pipe that is their standard input. In that case the broker removes the folder before it exits.
 
-While the run waits for answers, it restarts a process that has ended, and kills and restarts a process that hangs.
+While the run waits for answers, it restarts a process that has ended, and kills and restarts a process that hangs. If a
+cleaner of temporary files removes the folder, the broker creates it again and binds its path anew.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from birdie_zmq.errors import UnavailableError
 from birdie_zmq.processes.restart_policy import RestartPolicy
 from birdie_zmq.processes.spawn import kill_group, module_command, package_environment, start
 from birdie_zmq.protocol.endpoints import MAX_IPC_PATH_BYTES
+from birdie_zmq.protocol.ipc_path import make_owned_folder
 from birdie_zmq.worker.devices import process_gpus
 from birdie_zmq.worker.engine_registry import DEFAULT
 
@@ -71,7 +73,7 @@ class EmbeddedProcesses:
         engine: str = DEFAULT,
         status_port: int | None = None,
     ) -> None:
-        folder = _private_folder()
+        folder = self._folder = _private_folder()
         self.endpoint = f"ipc://{folder / 'broker'}"
         environment = package_environment(process_gpus.original_environment())
         common = ["--lifeline"] if verbose else ["--lifeline", "--quiet"]
@@ -101,6 +103,7 @@ class EmbeddedProcesses:
 
         Raises:
             UnavailableError: A child has ended too often without an answer in between.
+            UsageError: The folder of the socket has been removed, and another user has taken its name.
         """
         broker, worker = self._children
         self._check(broker, liveness, liveness.broker_silent_s)
@@ -127,6 +130,8 @@ class EmbeddedProcesses:
                 f"time with exit status {status}; see its output above"
             )
         logger.warning("the embedded %s ended with exit status %d; restarting it", child.name, status)
+        # It may have been removed together with the socket, and then belong to another user.
+        make_owned_folder(self._folder)
         child.started_at, child.answered = now, liveness.answered
         child.process = self._start(child.command)
 

@@ -169,7 +169,7 @@ def check_reachable(endpoint: Endpoint, nodes: Sequence[Node]) -> None:
     Raises:
         UsageError: The endpoint is local to this machine, and there are other nodes.
     """
-    if isinstance(endpoint, TcpEndpoint) and not endpoint.is_loopback:
+    if isinstance(endpoint, TcpEndpoint) and not endpoint.is_loopback and endpoint.host.lower() != "localhost":
         return
     others = [node.name for node in nodes if not node.is_local]
     if others:

@@ -14,12 +14,15 @@ DEFAULT_ENDPOINT = f"tcp://127.0.0.1:{DEFAULT_PORT}"
 MAX_IPC_PATH_BYTES = 107
 """The size of a Unix socket address without its terminating zero."""
 
-_TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5}|\*)")
+_TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:.]+(?:%[A-Za-z0-9._-]+)?\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5}|\*)")
 
 
 @dataclass(frozen=True)
 class TcpEndpoint:
-    """A TCP endpoint, ``tcp://host:port``; port 0 means ``*``, any free port."""
+    """A TCP endpoint, ``tcp://host:port``; port 0 means ``*``, any free port.
+
+    The host is a name, an IPv4 address, or an IPv6 address in brackets, which may have a scope: ``[fe80::1%eth0]``.
+    """
 
     host: str
     port: int
@@ -28,14 +31,23 @@ class TcpEndpoint:
         return f"tcp://{self.host}:{self.port or '*'}"
 
     @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect to the endpoint."""
-        if self.host == "localhost":
-            return True
+    def is_ipv6(self) -> bool:
+        """Whether the host is an IPv6 address."""
+        return self.host.startswith("[")
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the host is a name, which may stand for several addresses."""
         try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+            ipaddress.ip_address(self.host.strip("[]"))
         except ValueError:
-            return False
+            return True
+        return False
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the host is an address at which only this machine can connect; False for every name."""
+        return not self.is_name and ipaddress.ip_address(self.host.strip("[]")).is_loopback
 
 
 @dataclass(frozen=True)
@@ -72,19 +84,28 @@ def parse_endpoint(text: str) -> Endpoint:
     port = 0 if match["port"] == "*" else int(match["port"])
     if port > 65535:
         raise UsageError(f"the port of {text!r} is over 65535")
-    return TcpEndpoint(match["host"], port)
+    endpoint = TcpEndpoint(match["host"], port)
+    if endpoint.is_ipv6 and (endpoint.is_name or ":" not in endpoint.host):
+        raise UsageError(f"{endpoint.host} in {text!r} is not an IPv6 address")
+    return endpoint
 
 
-def check_bindable(endpoint: Endpoint, has_keys: bool = False) -> None:
+def check_bindable(endpoint: Endpoint, has_keys: bool = False, name: str | None = None) -> None:
     """Reject an address that other machines could connect to, unless the broker has keys.
+
+    Args:
+        endpoint: The address; a name is rejected without keys, since it must be looked up first.
+        has_keys: Whether the broker has keys.
+        name: The host name that the address was found for, for the message.
 
     Raises:
         UsageError: The endpoint is a TCP address outside the loopback interface, and there are no keys.
     """
     if isinstance(endpoint, TcpEndpoint) and not endpoint.is_loopback and not has_keys:
+        found = "" if name is None else f", an address of {name},"
         raise UsageError(
-            f"{endpoint} could be reached from other machines, and anyone who can connect to a broker without keys can use "
-            "its models. Make a key for each client and worker (birdie-zmq keys new client NAME, birdie-zmq keys new worker "
-            "NAME) and start the broker with --keys; or bind 127.0.0.1, and connect other machines through an SSH tunnel "
-            "(ssh -L 5555:127.0.0.1:5555 this-machine)"
+            f"{endpoint}{found} could be reached from other machines, and anyone who can connect to a broker without keys can "
+            "use its models. Make a key for each client and worker (birdie-zmq keys new client NAME, birdie-zmq keys new "
+            "worker NAME) and start the broker with --keys; or bind 127.0.0.1, and connect other machines through an SSH "
+            "tunnel (ssh -L 5555:127.0.0.1:5555 this-machine)"
         )

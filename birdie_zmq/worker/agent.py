@@ -64,6 +64,7 @@ class Agent:
         self._process: ModelProcess | None = None
         self._registered = False
         self._registered_at = 0.0
+        self._logged_hint: str | None = None
         self._is_done = False
         self._broker_seen_at = time.monotonic()
 
@@ -137,11 +138,11 @@ class Agent:
             self._handle(events.MemoryFreed())
         self._broker_seen_at += stall_s
         if time.monotonic() - self._broker_seen_at > self._settings.broker_timeout_s:
-            handshake_hint = self._dealer.handshake_hint
+            hint = self._dealer.hint
             logger.warning(
                 "the broker sent nothing for %.0f s; reconnecting%s",
                 self._settings.broker_timeout_s,
-                "" if handshake_hint is None else f"; {handshake_hint}",
+                "" if hint is None else f"; {hint}",
             )
             self._broker_seen_at = time.monotonic()
             self._handle(events.LeasesRevoked())
@@ -149,8 +150,9 @@ class Agent:
             self._register()
         elif not self._registered:
             if time.monotonic() - self._registered_at > _REGISTER_S:
-                if (handshake_hint := self._dealer.handshake_hint) is not None:
-                    logger.warning("cannot register with the broker: %s", handshake_hint)
+                if (hint := self._dealer.hint) is not None and hint != self._logged_hint:
+                    self._logged_hint = hint
+                    logger.warning("cannot register with the broker: %s", hint)
                 self._register()
         else:
             phase = self._core.phase[:_MAX_PHASE_CHARACTERS]
@@ -169,6 +171,7 @@ class Agent:
         match message:
             case m.WorkerRegistered():
                 self._registered = True
+                self._logged_hint = None
                 logger.info("registered with the broker (birdie-zmq %s)", message.package_version)
             case m.Lease():
                 self._handle(events.LeaseReceived(message, frame))

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,20 @@ class Host:
             "XDG_CONFIG_HOME": str(self.home / ".config"),
             "XDG_CACHE_HOME": str(self.home / ".cache"),
         }
+
+    @contextlib.contextmanager
+    def names(self, addresses: Mapping[str, Sequence[str]]) -> Iterator[None]:
+        """Give names addresses on the host: its programs see this file as /etc/hosts."""
+        folder = Path("/etc/netns") / self.name
+        folder.mkdir(parents=True)
+        lines = [f"{address} {name}\n" for name, each in addresses.items() for address in each]
+        (folder / "hosts").write_text("".join(["127.0.0.1 localhost\n", *lines]))
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):
+                folder.parent.rmdir()
 
     def ip(self, *arguments: str) -> str:
         """Run ``ip`` on its interfaces."""

@@ -100,8 +100,10 @@ def expected(model_files: Path) -> list[float]:
         return lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True)
 
 
-def start_scoring(programs: Programs, hosts: Network, key: Path, pause_s: float, texts: Sequence[str]) -> Program:
-    endpoint = f"tcp://{hosts.to_worker.address}:{PORT}"
+def start_scoring(
+    programs: Programs, hosts: Network, key: Path, pause_s: float, texts: Sequence[str], broker: str | None = None
+) -> Program:
+    endpoint = f"tcp://{broker or hosts.to_worker.address}:{PORT}"
     return start(
         programs, hosts.client, str(HERE / "scorer.py"), endpoint, str(key), str(pause_s), json.dumps(list(texts))
     )
@@ -219,3 +221,28 @@ def test_no_answer_is_lost_over_a_link_that_delays_and_drops_packets(
         sys.stderr.write(f"\n{'; '.join(settings)}: packets dropped {dropped}\n")
     assert worker.stop() == 0
     assert broker.stop() == 0
+
+
+def test_broker_is_found_by_a_name_whose_first_addresses_do_not_answer(
+    programs: Programs, hosts: Network, model_files: Path, expected: list[float]
+) -> None:
+    """The first address has no route, the second no host behind it; then the broker moves to the fourth."""
+    addresses = ["fd00:77::9", "10.77.1.9", hosts.to_worker.address, hosts.to_client.address]
+    worker_key = new_key(programs, hosts, "worker", hosts.worker, "gpu1")
+    client_key = new_key(programs, hosts, "client", hosts.client, "alice")
+    with hosts.client.names({"broker-host": addresses}), hosts.worker.names({"broker-host": addresses}):
+        options = ["--api", str(model_files / "faulty.py"), "--key-file", str(worker_key)]
+        command = ["-m", "workers.jax_worker", "--connect", f"tcp://broker-host:{PORT}", "--device", "cpu", *options]
+        worker = start(programs, hosts.worker, *command)
+        broker = start_broker(programs, hosts)
+        worker.wait_for("registered with the broker")
+        run = start_scoring(programs, hosts, client_key, 0.5, TEXTS, "broker-host")
+        wait_until(lambda: run.output.count("answer") >= 8, "8 answers")
+        assert broker.stop() == 0
+        moved = f"tcp://{hosts.to_client.address}:{PORT}"
+        broker = start(programs, hosts.broker, "broker.py", "--bind", moved, "--keys")
+        broker.wait_for(r"broker at ([^\s,]+)")
+        assert scores(run) == expected
+        assert run.output.count("answer\n") == len(TEXTS)
+        assert worker.stop() == 0
+        assert broker.stop() == 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import re
+import shutil
 import signal
+import time
 import urllib.request
 from pathlib import Path
 
@@ -159,3 +161,55 @@ def test_killed_embedded_broker_is_restarted(model_files: Path) -> None:
         broker.wait()
 
         assert lm.get_model_info()["model_identity"] == first["model_identity"]
+
+
+def children_of_run(lm: BirdieZMQ) -> tuple[psutil.Process, psutil.Process]:
+    """Return the embedded broker and the worker."""
+    assert lm._embedded is not None
+    broker, worker = (psutil.Process(child.process.pid) for child in lm._embedded._children)
+    return broker, worker
+
+
+def kill(process: psutil.Process) -> None:
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("killed", [["worker"], ["broker"], ["broker", "worker"], []])
+def test_a_removed_socket_folder_does_not_stop_the_run(
+    model_files: Path, killed: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with BirdieZMQ(model_tag="pair", api=str(model_files / "letters.py")) as lm:
+        first = lm.get_model_info()
+        assert lm._embedded is not None
+        folder = Path(lm._embedded.endpoint.removeprefix("ipc://")).parent
+        broker, worker = children_of_run(lm)
+        shutil.rmtree(folder)
+        for name, process in (("broker", broker), ("worker", worker)):
+            if name in killed:
+                kill(process)
+        began = time.monotonic()
+        requests = [Instance("loglikelihood_rolling", {}, ("some text",), 0)]
+        assert len(lm.loglikelihood_rolling(requests, disable_tqdm=True)) == 1
+        assert lm.get_model_info()["model_identity"] == first["model_identity"]
+        assert time.monotonic() - began < 60.0
+        if killed:
+            assert folder.stat().st_mode & 0o777 == 0o700
+        wait_until(folder.exists, "the return of the folder")
+    assert not folder.exists()
+
+
+def test_a_socket_folder_that_another_user_may_have_made_ends_the_run(model_files: Path) -> None:
+    with BirdieZMQ(model_tag="pair", api=str(model_files / "letters.py")) as lm:
+        assert lm._embedded is not None
+        folder = Path(lm._embedded.endpoint.removeprefix("ipc://")).parent
+        broker, worker = children_of_run(lm)
+        broker.suspend()
+        shutil.rmtree(folder)
+        folder.mkdir()
+        folder.chmod(0o755)
+        kill(worker)
+        broker.resume()
+        requests = [Instance("loglikelihood_rolling", {}, ("some text",), 0)]
+        with pytest.raises(UsageError, match="replaced by one that other users can access"):
+            lm.loglikelihood_rolling(requests, disable_tqdm=True)

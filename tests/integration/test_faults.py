@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -368,3 +369,23 @@ def test_interrupted_call_is_cancelled_and_the_next_one_answered(
 
         assert lm.loglikelihood_rolling(requests(TEXTS), disable_tqdm=True) == expected
         assert describe(lm).report.requests < 5 * len(TEXTS)
+
+
+def test_worker_names_the_missing_path_of_its_broker_and_connects_once_it_is_back(
+    programs: Programs, model_files: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    broker, endpoint = programs.broker(f"ipc://{folder / 'broker'}")
+    shutil.rmtree(folder)
+    command = ["-m", "workers.jax_worker", "--connect", endpoint, "--api", str(model_files / "letters.py")]
+    worker = programs.start(*command, "--device", "cpu")
+    worker.wait_for(r"cannot register with the broker: the folder \S+ does not exist")
+    assert "so no new peer can connect" in broker.output
+
+    folder.mkdir()
+
+    worker.wait_for("registered with the broker")
+    assert "it is bound again, and connected peers stay connected" in broker.output
+    assert worker.stop() == 0
+    assert broker.stop() == 0

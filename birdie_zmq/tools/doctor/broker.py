@@ -50,9 +50,9 @@ def check(endpoint: str, key_file: Path | None, tag: str | None, answer_s: float
                 dealer.send(encode(m.CloseSession()))
         except BirdieError as error:
             return [_refused(endpoint, error)]
-        handshake_hint = dealer.handshake_hint
+        handshake_hint, hint = dealer.handshake_hint, dealer.hint
     if opened is None or pong is None:
-        return [_unavailable(endpoint, handshake_hint, answer_s)]
+        return [_unavailable(endpoint, handshake_hint, hint, answer_s)]
     findings = [_version(endpoint, opened), _workers(endpoint, pong.workers)]
     if tag is not None and pong.workers:
         findings.append(_load(endpoint, key_file, tag))
@@ -74,12 +74,14 @@ def _request(dealer: Dealer, message: m.ClientMessage, expected: type[T], second
     return None
 
 
-def _unavailable(endpoint: str, handshake_hint: str | None, answer_s: float) -> Finding:
+def _unavailable(endpoint: str, handshake_hint: str | None, hint: str | None, answer_s: float) -> Finding:
     text = f"no broker answers at {endpoint} within {answer_s:.0f} s"
     if handshake_hint is not None:
         return Finding(
             "broker", "wrong", f"{text}; {handshake_hint}", "birdie-zmq doctor … --key-file FILE   of this broker"
         )
+    if hint is not None:
+        text = f"{text}; {hint}"
     return Finding("broker", "wrong", text, f"birdie-zmq broker --bind {endpoint}   on the broker's machine")
 
 
