@@ -10,7 +10,15 @@ from pathlib import Path
 
 from birdie_zmq._version import __version__
 from birdie_zmq.broker.memory_limit import default_limit_mib, limit_memory
-from birdie_zmq.cli.common import PACKAGE, STDIN, add_common, default_key_folder, key_folder, run_guarded
+from birdie_zmq.cli.common import (
+    PACKAGE,
+    STDIN,
+    add_allow_group,
+    add_common,
+    default_key_folder,
+    key_folder,
+    run_guarded,
+)
 from birdie_zmq.protocol.endpoints import DEFAULT_ENDPOINT
 from birdie_zmq.settings import DEFAULT_STATUS_PORT, BrokerSettings
 
@@ -31,6 +39,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="require keys made with birdie-zmq keys new; FOLDER is the key folder, default: %(const)s",
     )
+    add_allow_group(arg_parser)
     arg_parser.add_argument(
         "--memory-limit",
         type=int,
@@ -68,12 +77,16 @@ def _serve(options: argparse.Namespace) -> int:
 
     endpoint = parse_endpoint(options.bind)
     limit_memory(options.memory_limit)
-    allowed = None if options.keys is None else AllowList(key_folder(options.keys, "--keys"))
+    allow_group = options.allow_group_readable_keys
+    allowed = None if options.keys is None else AllowList(key_folder(options.keys, "--keys"), allow_group)
     with StopSignals() as stop:
         with Router(endpoint, allowed, owns_folder=options.remove_folder) as router, contextlib.ExitStack() as stack:
             if not options.quiet:
                 keys = "" if allowed is None else f", for the keys in {allowed.folder}"
-                print(f"birdie-zmq {__version__} from {PACKAGE}: broker at {' and '.join(router.endpoints)}{keys}", flush=True)
+                print(
+                    f"birdie-zmq {__version__} from {PACKAGE}: broker at {' and '.join(router.endpoints)}{keys}",
+                    flush=True,
+                )
             update_status = None
             if options.status_port is not None:
                 status_server = stack.enter_context(StatusServer(options.status_port, router.endpoint))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import birdie_zmq
 from birdie_zmq.errors import BirdieError, UsageError
+from birdie_zmq.protocol.security.key_files import ALLOW_GROUP
 from birdie_zmq.protocol.security.keys import default_folder
 
 PACKAGE = Path(birdie_zmq.__file__).resolve().parent
@@ -39,6 +40,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every long-running process."""
     parser.add_argument("--quiet", action="store_true", help="log only warnings and errors")
     parser.add_argument("--lifeline", action="store_true", help="exit when standard input is closed")
+
+
+def add_allow_group(parser: argparse.ArgumentParser) -> None:
+    """Add the option of programs that read key files."""
+    parser.add_argument(
+        f"--{ALLOW_GROUP.replace('_', '-')}",
+        action="store_true",
+        help="accept key files and folders that their group may read but not write, such as those of a mounted secret",
+    )
 
 
 def run_guarded(prog: str, quiet: bool, function: Callable[[], int]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from birdie_zmq._version import __version__
-from birdie_zmq.cli.common import PACKAGE, run_guarded
+from birdie_zmq.cli.common import PACKAGE, add_allow_group, run_guarded
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.tools.doctor import broker, devices, hook, keys, lm_eval_command, machine, packages, user_module
@@ -37,6 +37,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     arg_parser.add_argument(
         "--key-file", type=Path, metavar="FILE", help="private key file of this client, for a broker with --keys"
     )
+    add_allow_group(arg_parser)
     arg_parser.add_argument("--api", type=Path, metavar="PATH", help="the api.py to import; default: the built-in one")
     arg_parser.add_argument(
         "--engine",
@@ -79,14 +80,15 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
         yield machine.cache_finding(os.environ)
     yield machine.temporary_finding(machine.temporary_folder(os.environ))
     yield machine.descriptors_finding(*resource.getrlimit(resource.RLIMIT_NOFILE))
-    yield from keys.key_file_findings(options.key_file)
+    allow_group = options.allow_group_readable_keys
+    yield from keys.key_file_findings(options.key_file, allow_group)
     key_folder = default_folder()
-    yield from [] if key_folder is None else keys.folder_findings(key_folder)
+    yield from [] if key_folder is None else keys.folder_findings(key_folder, allow_group)
     # The workers of a broker have the user module, and this machine may lack the framework.
     if endpoint is None or options.api is not None:
         yield user_module.check(options.api, engine, options.model_tag, os.environ)
     if endpoint is not None:
-        yield from broker.check(endpoint, options.key_file, options.model_tag)
+        yield from broker.check(endpoint, options.key_file, options.model_tag, allow_group=allow_group)
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq doctor") -> int:

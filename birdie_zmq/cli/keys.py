@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from birdie_zmq.cli.common import default_key_folder, key_folder, run_guarded
+from birdie_zmq.cli.common import add_allow_group, default_key_folder, key_folder, run_guarded
 from birdie_zmq.protocol.security.keys import (
     new_key,
     public_path,
@@ -37,7 +37,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     new.add_argument(
         "--output", type=Path, metavar="FILE", help="path of the private key file; default: in FOLDER/private"
     )
-    for action in (new, revoke, actions.add_parser("list", help="list the allowed keys")):
+    listed = actions.add_parser("list", help="list the allowed keys")
+    add_allow_group(listed)
+    for action in (new, revoke, listed):
         action.add_argument(
             "--folder",
             type=Path,
@@ -67,13 +69,13 @@ def run(options: argparse.Namespace) -> int:
             revoke_key(folder, options.role, options.name)
             print(f"The key of {options.role} {options.name!r} is revoked; a running broker rejects it from now on.")
         case _:
-            _show(folder)
+            _show(folder, options.allow_group_readable_keys)
     return 0
 
 
-def _show(folder: Path) -> None:
-    print(f"broker  {'':<20}  {read_broker_pair(folder).public}")
-    principals, errors = read_principals(folder)
+def _show(folder: Path, allow_group: bool) -> None:
+    print(f"broker  {'':<20}  {read_broker_pair(folder, allow_group).public}")
+    principals, errors = read_principals(folder, allow_group)
     for principal in principals.values():
         age_s = time.time() - public_path(folder, principal.role, principal.name).stat().st_mtime
         print(f"{principal.role}  {principal.name:<20}  {principal.public}  {_age(age_s)}")

@@ -170,6 +170,7 @@ def _embedded_broker(options: argparse.Namespace) -> Iterator[subprocess.Popen[b
     """Run an embedded broker, which ends with this command, even if that is killed by SIGKILL."""
     command = ["broker", "--bind", options.bind, "--memory-limit", str(options.memory_limit), "--lifeline"]
     command += [] if options.keys is None else ["--keys", str(options.keys.absolute())]
+    command += ["--allow-group-readable-keys"] if options.allow_group_readable_keys else []
     command += [] if options.status_port is None else ["--status-port", str(options.status_port)]
     command += ["--quiet"] if options.quiet else []
     process = start(module_command("birdie_zmq", *command), package_environment(os.environ), stdin=subprocess.PIPE)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from birdie_zmq._version import __version__
-from birdie_zmq.cli.common import PACKAGE, STDIN, add_common, run_guarded
+from birdie_zmq.cli.common import PACKAGE, STDIN, add_allow_group, add_common, run_guarded
 from birdie_zmq.engine.distributed.process_group import find_rank
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models.checkpoint_policy import CheckpointPolicy
@@ -47,6 +47,7 @@ def parser(prog: str, engine: str = engine_registry.DEFAULT, add_help: bool = Tr
     module.add_argument("--api", type=Path, help="path of your api.py; default: ./api.py, else the built-in models")
     module.add_argument("--built-in", action="store_true", help="use the built-in models even if there is an ./api.py")
     result.add_argument("--key-file", type=Path, metavar="FILE", help="this worker's key, for a broker with --keys")
+    add_allow_group(result)
     result.add_argument(
         "--checkpoints",
         type=Path,
@@ -115,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
         environment=os.environ,
     )
     endpoint = parse_endpoint(options.connect)
-    key = None if options.key_file is None else read_peer_key(options.key_file)
+    key = None if options.key_file is None else read_peer_key(options.key_file, options.allow_group_readable_keys)
     policy = _checkpoint_policy(options)
     config = _worker_config(options, rank, policy)
     environment = device_environment(options.device, os.environ)

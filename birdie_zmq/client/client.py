@@ -67,6 +67,7 @@ class Client:
         settings: Timeouts and batch sizes.
         supervisor: Checked while waiting, if the run has an embedded broker and worker.
         key_file: The client's private key file, for a broker with keys.
+        allow_group_readable_keys: Whether the group of the key file may read it.
 
     Raises:
         UsageError: The endpoint or the key file is invalid or cannot be read.
@@ -80,10 +81,12 @@ class Client:
         settings: ClientSettings | None = None,
         supervisor: Supervisor | None = None,
         key_file: Path | None = None,
+        allow_group_readable_keys: bool = False,
     ) -> None:
         self._settings = settings or ClientSettings()
         self._core = ClientCore(model, limits or StepLimits(), self._settings, endpoint)
-        self._dealer = Dealer(parse_endpoint(endpoint), None if key_file is None else read_peer_key(key_file))
+        key = None if key_file is None else read_peer_key(key_file, allow_group_readable_keys)
+        self._dealer = Dealer(parse_endpoint(endpoint), key)
         self._supervisor = supervisor
         self._lock = threading.Lock()
         self._closed = False

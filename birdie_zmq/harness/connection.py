@@ -44,8 +44,15 @@ def connect(
         resources.callback(embedded.close)
         endpoint = embedded.endpoint
         settings = settings or ClientSettings(connect_s=CONNECT_S)
-    key_file = arguments.key_file
-    client = Client(endpoint, arguments.model, arguments.limits, settings, embedded, key_file)
+    client = Client(
+        endpoint,
+        arguments.model,
+        arguments.limits,
+        settings,
+        embedded,
+        arguments.key_file,
+        arguments.allow_group_readable_keys,
+    )
     return resources.enter_context(client), embedded
 
 

@@ -76,14 +76,16 @@ class BirdieZMQ(LM):
         max_batch_size: Maximum number of rows per step.
         device: ``cpu`` or ``cuda:N``, the device of the embedded worker.
         model: A model of this process: any value that ``load_model`` of an ``api.py`` may return. It needs `tokenizer`
-            and excludes `device` and the arguments ``endpoint``, ``port``, ``key_file``, ``api`` and ``status_port``.
+            and excludes `device` and the arguments ``endpoint``, ``port``, ``key_file``, ``allow_group_readable_keys``,
+            ``api`` and ``status_port``.
         tokenizer: With `model`, any value that ``load_tokenizer`` of an ``api.py`` may return. Without `model`, the
             argument ``tokenizer`` of model_args.
         client_settings: Timeouts and batch sizes of the client.
         **model_args: The same keys as ``--model_args``. ``model_tag`` (or ``pretrained``), ``endpoint`` or ``port``,
-            ``key_file``, ``api``, ``engine``, ``batch_rows``, ``resume`` and ``status_port`` configure the run. All other
-            keys are forwarded to ``load_model`` and ``load_tokenizer``, except ``mesh``, which only ``load_model``
-            receives, as a ``jax.sharding.Mesh``. With `model`, ``model_tag`` is the name of the model in results.
+            ``key_file``, ``allow_group_readable_keys``, ``api``, ``engine``, ``batch_rows``, ``resume`` and ``status_port``
+            configure the run. All other keys are forwarded to ``load_model`` and ``load_tokenizer``, except ``mesh``, which
+            only ``load_model`` receives, as a ``jax.sharding.Mesh``. With `model`, ``model_tag`` is the name of the model
+            in results.
 
     Raises:
         UsageError: model_args are invalid.

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 from birdie_zmq.engine.mesh_shape import MESH_ARGUMENT, MeshShape, pop_mesh
 from birdie_zmq.errors import UsageError
+from birdie_zmq.protocol.security.key_files import ALLOW_GROUP
 from birdie_zmq.types import ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, find_engine
 
@@ -49,6 +50,7 @@ MODEL_ARGS = (
     ),
     ModelArg("port", "a running broker at this port of localhost"),
     ModelArg("key_file", "private key file of this client, for a broker with keys"),
+    ModelArg(ALLOW_GROUP, "whether the group of `key_file` may read it, as with a mounted secret; default: False"),
     ModelArg(
         "api",
         "the `api.py` of the embedded worker; default: the built-in one, since `./api.py` is never run implicitly",
@@ -114,6 +116,7 @@ class RunArguments:
         model_args: The same arguments by name, in alphabetical order.
         endpoint: Endpoint of a running broker, None for an embedded broker and worker.
         key_file: Private key file of this client, None for a broker without keys.
+        allow_group_readable_keys: Whether the group of the key file may read it.
         api: The user module of the embedded worker, None for the built-in one.
         engine: Engine of the embedded worker, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
         status_port: Port of the embedded broker's status page, None for no page.
@@ -132,6 +135,7 @@ class RunArguments:
     model_args: Mapping[str, Any]
     endpoint: str | None
     key_file: Path | None
+    allow_group_readable_keys: bool
     api: Path | None
     engine: str
     status_port: int | None
@@ -179,6 +183,7 @@ def parse_model_args(
         model_args=dict(sorted(forwarded.items())),
         endpoint=endpoint,
         key_file=_parse_path("key_file", run_args["key_file"]),
+        allow_group_readable_keys=_parse_allow_group(run_args[ALLOW_GROUP]),
         api=_parse_api(run_args["api"]),
         engine=find_engine(DEFAULT if run_args["engine"] is None else str(run_args["engine"])),
         status_port=_parse_status_port(run_args["status_port"]),
@@ -204,7 +209,7 @@ def in_process_model_args(model: Any, tokenizer: Any, device: str | None, model_
         raise UsageError(f"model= takes a model of this process; to load one with an api.py, pass model_tag={model}")
     if tokenizer is None:
         raise UsageError("model= needs tokenizer=: any value that load_tokenizer of an api.py may return")
-    process_args = ("endpoint", "port", "key_file", "api", "status_port")
+    process_args = ("endpoint", "port", "key_file", ALLOW_GROUP, "api", "status_port")
     excluded: list[str] = [name for name in process_args if name in model_args]
     excluded += [] if device is None else ["device"]
     if excluded:
@@ -254,6 +259,12 @@ def _parse_path(name: str, value: object) -> Path | None:
     if isinstance(value, bool) or not str(value):
         raise UsageError(f"{name}={value!r} in model_args must name a file")
     return Path(str(value)).absolute()
+
+
+def _parse_allow_group(value: object) -> bool:
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise UsageError(f"{ALLOW_GROUP}={value!r} in model_args must be True or False")
 
 
 def _parse_api(value: object) -> Path | None:

@@ -132,6 +132,12 @@ def test_wildcard_address_is_replaced_by_this_machines_address(bound: str, addre
     assert str(endpoint_for_workers(parse_endpoint(bound), address)) == found
 
 
+def test_the_option_for_group_readable_keys_reaches_the_worker(tmp_path: Path) -> None:
+    passed = arguments("--key-file", "w.key", "--allow-group-readable-keys", folders=BaseFolders(tmp_path))
+
+    assert worker.parser("worker").parse_args(passed).allow_group_readable_keys
+
+
 @pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:5555", "tcp://localhost:5555", "ipc:///run/broker"])
 def test_local_endpoint_is_refused_when_there_are_other_nodes(endpoint: str) -> None:
     local, remote = Node("local", True, {}), Node("remote", False, {})

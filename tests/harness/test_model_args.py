@@ -28,6 +28,7 @@ def test_model_tag_alone_uses_all_defaults() -> None:
         model_args={},
         endpoint=None,
         key_file=None,
+        allow_group_readable_keys=False,
         api=None,
         engine="jax",
         status_port=None,
@@ -322,3 +323,11 @@ def test_status_port_is_parsed(arguments: dict[str, Any], port: int | None) -> N
 def test_invalid_status_port_is_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_model_args({"model_tag": "demo", **arguments})
+
+
+def test_a_group_readable_key_is_accepted_only_with_its_argument() -> None:
+    arguments = {"model_tag": "demo", "port": 5555, "key_file": "alice.key"}
+    assert not parse_model_args(arguments).allow_group_readable_keys
+    assert parse_model_args({**arguments, "allow_group_readable_keys": True}).allow_group_readable_keys
+    with pytest.raises(UsageError, match="allow_group_readable_keys='perhaps' in model_args must be True or False"):
+        parse_model_args({**arguments, "allow_group_readable_keys": "perhaps"})

@@ -73,9 +73,9 @@ def recording_proxy(endpoint: str) -> Iterator[RecordingProxy]:
         proxy.close()
 
 
-def score(endpoint: str, key_file: Path | None = None) -> list[tuple[float, bool]]:
+def score(endpoint: str, key_file: Path | None = None, **model_args: Any) -> list[tuple[float, bool]]:
     keys: dict[str, Any] = {} if key_file is None else {"key_file": str(key_file)}
-    with BirdieZMQ(model_tag="pair", endpoint=endpoint, **keys) as lm:
+    with BirdieZMQ(model_tag="pair", endpoint=endpoint, **keys, **model_args) as lm:
         return lm.loglikelihood([instance("loglikelihood", (CONTEXT, CONTINUATION), 0)], disable_tqdm=True)
 
 
@@ -103,6 +103,32 @@ def test_keys_keep_the_scores_and_encrypt_the_traffic(
         assert len(recorded) > 2_000
         assert not any(text.encode() in recorded for text in (CONTEXT, CONTINUATION, "loglikelihood", "pair"))
         assert worker.stop() == 0
+    assert broker.stop() == 0
+
+
+def test_keys_that_their_group_may_read_serve_only_with_the_option(
+    programs: Programs, served: Served, model_files: Path, tmp_path: Path, keys: Path
+) -> None:
+    """As on a mounted secret: folders of mode 0750, files of mode 0440."""
+    client_key, worker_key = tmp_path / "alice.key", tmp_path / "gpu1.key"
+    for path in (keys, *keys.rglob("*"), client_key, worker_key):
+        path.chmod(0o750 if path.is_dir() else 0o440)
+    refused = programs.start("broker.py", "--bind", "tcp://127.0.0.1:*", "--keys", str(keys))
+    assert refused.process.wait(DEADLINE_S) == 2
+    assert "--allow-group-readable-keys" in refused.output
+    broker, endpoint = programs.broker("tcp://127.0.0.1:*", "--keys", str(keys), "--allow-group-readable-keys")
+    refused = programs.start(
+        "-m", "workers.jax_worker", "--connect", endpoint, "--key-file", str(worker_key), "--built-in"
+    )
+    assert refused.process.wait(DEADLINE_S) == 2
+    assert "--allow-group-readable-keys" in refused.output
+    with pytest.raises(UsageError, match="allow_group_readable_keys=true in model_args"):
+        score(endpoint, client_key)
+
+    options = ["--key-file", str(worker_key), "--allow-group-readable-keys"]
+    worker = programs.worker(endpoint, model_files / "letters.py", *options)
+    assert score(endpoint, client_key, allow_group_readable_keys=True) == score(served.endpoint)
+    assert worker.stop() == 0
     assert broker.stop() == 0
 
 

@@ -25,17 +25,19 @@ class AllowList:
 
     Args:
         folder: The broker's key folder.
+        allow_group: Whether the group of the folder and its files may read them.
 
     Raises:
         UsageError: A file in it is invalid, or is accessible to other users.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, allow_group: bool = False) -> None:
         self.folder = folder
-        self.pair = read_broker_pair(folder)
+        self._allow_group = allow_group
+        self.pair = read_broker_pair(folder, allow_group)
         self._lock = threading.Lock()
         self._seen = _folder_state(folder)
-        self._principals, errors = read_principals(folder)
+        self._principals, errors = read_principals(folder, allow_group)
         self._former: dict[str, Principal] = {}
         self._revoked: set[Principal] = set()
         if errors:
@@ -72,9 +74,9 @@ class AllowList:
             if state == self._seen:
                 return
             self._seen = state
-            principals, errors = read_principals(self.folder)
+            principals, errors = read_principals(self.folder, self._allow_group)
             try:
-                check_private(self.folder)
+                check_private(self.folder, self._allow_group)
             except UsageError as open_folder:
                 principals, errors = {}, [open_folder]
             for wrong in errors:

@@ -119,34 +119,34 @@ def revoke_key(folder: Path, role: Role, name: str) -> None:
     (folder / "private" / f"{role}-{name}").unlink(missing_ok=True)
 
 
-def read_broker_pair(folder: Path) -> KeyPair:
-    """Return the broker's key pair.
+def read_broker_pair(folder: Path, allow_group: bool = False) -> KeyPair:
+    """Return the broker's key pair; `allow_group` as in `key_files`.
 
     Raises:
         UsageError: It does not exist, is malformed, or it or the folder is accessible to other users.
     """
-    check_private(folder)
+    check_private(folder, allow_group)
     path = folder / _BROKER
     if not path.exists():
         raise UsageError(f"{folder} has no broker key; the first key creates it: birdie-zmq keys new client NAME")
-    fields = read_fields(path, ("role", "public", "secret"))
+    fields = read_fields(path, ("role", "public", "secret"), allow_group)
     if fields["role"] != _BROKER:
         raise UsageError(f"{path} is not the key of a broker; the first key of a new folder creates the broker's key")
     return _pair(path, fields)
 
 
-def read_peer_key(path: Path) -> PeerKey:
-    """Return the contents of the private file of a client or worker.
+def read_peer_key(path: Path, allow_group: bool = False) -> PeerKey:
+    """Return the contents of the private file of a client or worker; `allow_group` as in `key_files`.
 
     Raises:
         UsageError: The file does not exist, is not a private key of a client or worker, or is accessible to other users.
     """
-    fields = read_fields(path, ("role", "name", "public", "secret", "broker"))
+    fields = read_fields(path, ("role", "name", "public", "secret", "broker"), allow_group)
     return PeerKey(_principal(path, fields), _pair(path, fields), _key(path, fields, "broker"), path)
 
 
-def read_principals(folder: Path) -> tuple[dict[str, Principal], list[UsageError]]:
-    """Return the allowed principals by public key, and the errors of invalid files.
+def read_principals(folder: Path, allow_group: bool = False) -> tuple[dict[str, Principal], list[UsageError]]:
+    """Return the allowed principals by public key, and the errors of invalid files; `allow_group` as in `key_files`.
 
     A key in two files is not allowed, since its role is ambiguous.
     """
@@ -154,9 +154,9 @@ def read_principals(folder: Path) -> tuple[dict[str, Principal], list[UsageError
     errors: list[UsageError] = []
     twice: set[str] = set()
     for role in ROLES:
-        for path in _public_files(folder / f"{role}s", errors):
+        for path in _public_files(folder / f"{role}s", errors, allow_group):
             try:
-                principal = _principal(path, read_fields(path, ("role", "name", "public")))
+                principal = _principal(path, read_fields(path, ("role", "name", "public"), allow_group))
                 if path != public_path(folder, principal.role, principal.name):
                     raise UsageError(
                         f"{path} is the key of {principal} and belongs in {principal.role}s/{principal.name}"
@@ -173,12 +173,12 @@ def read_principals(folder: Path) -> tuple[dict[str, Principal], list[UsageError
     return {key: principal for key, principal in principals.items() if key not in twice}, errors
 
 
-def _public_files(folder: Path, errors: list[UsageError]) -> list[Path]:
+def _public_files(folder: Path, errors: list[UsageError], allow_group: bool) -> list[Path]:
     """Return the files of a folder, sorted, without files that are still being written (their names begin with a dot)."""
     if not folder.exists():
         return []
     try:
-        check_private(folder)
+        check_private(folder, allow_group)
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except UsageError as error:
         errors.append(error)

@@ -25,7 +25,13 @@ _POLL_S = 0.1
 T = TypeVar("T", m.SessionOpened, m.Pong)
 
 
-def check(endpoint: str, key_file: Path | None, tag: str | None, answer_s: float = ANSWER_TIMEOUT_S) -> list[Finding]:
+def check(
+    endpoint: str,
+    key_file: Path | None,
+    tag: str | None,
+    answer_s: float = ANSWER_TIMEOUT_S,
+    allow_group: bool = False,
+) -> list[Finding]:
     """Open a session with a broker, as a client does; with a model tag, let a worker load the model.
 
     Args:
@@ -33,13 +39,14 @@ def check(endpoint: str, key_file: Path | None, tag: str | None, answer_s: float
         key_file: The client's private key file, for a broker with keys.
         tag: The model tag, None to load no model.
         answer_s: Timeout for an answer of the broker, in seconds.
+        allow_group: Whether the group of the key file may read it.
     """
     try:
         parsed = parse_endpoint(endpoint)
     except UsageError as error:
         return [Finding("broker", "wrong", error.message, "birdie-zmq doctor --endpoint tcp://HOST:PORT")]
     try:
-        key = None if key_file is None else read_peer_key(key_file)
+        key = None if key_file is None else read_peer_key(key_file, allow_group)
     except UsageError:
         return [Finding("broker", "warning", f"{parsed} was not checked, since the key file is invalid")]
     with Dealer(parsed, key) as dealer:
@@ -55,7 +62,7 @@ def check(endpoint: str, key_file: Path | None, tag: str | None, answer_s: float
         return [_unavailable(endpoint, handshake_hint, hint, answer_s)]
     findings = [_version(endpoint, opened), _workers(endpoint, pong.workers)]
     if tag is not None and pong.workers:
-        findings.append(_load(endpoint, key_file, tag))
+        findings.append(_load(endpoint, key_file, allow_group, tag))
     return findings
 
 
@@ -129,13 +136,13 @@ class _Deadline:
             )
 
 
-def _load(endpoint: str, key_file: Path | None, tag: str) -> Finding:
+def _load(endpoint: str, key_file: Path | None, allow_group: bool, tag: str) -> Finding:
     settings = ClientSettings(
         connect_s=ANSWER_TIMEOUT_S, broker_timeout_s=ANSWER_TIMEOUT_S * 2, worker_wait_s=ANSWER_TIMEOUT_S * 2
     )
     deadline = _Deadline(_LOAD_TIMEOUT_S)
     try:
-        with Client(endpoint, ModelSpec(tag=tag), None, settings, deadline, key_file=key_file) as client:
+        with Client(endpoint, ModelSpec(tag=tag), None, settings, deadline, key_file, allow_group) as client:
             description = client.describe()
     except BirdieError as error:
         fix = "fix the worker's api.py, or pass a --model-tag that it knows"

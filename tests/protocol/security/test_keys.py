@@ -132,7 +132,7 @@ def test_a_user_without_a_home_has_no_default_folder(monkeypatch: pytest.MonkeyP
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])
+@pytest.mark.parametrize("mode", [0o440, 0o640, 0o604, 0o620, 0o601])
 def test_a_private_file_accessible_to_others_is_rejected(folder: Path, mode: int) -> None:
     private = new_key(folder, "client", "alice")
     private.chmod(mode)
@@ -140,6 +140,71 @@ def test_a_private_file_accessible_to_others_is_rejected(folder: Path, mode: int
         read_peer_key(private)
     assert f"mode {mode:04o}" in raised.value.message
     assert f"chmod 600 {private}" in raised.value.message
+
+
+@pytest.mark.parametrize("mode", [0o440, 0o640])
+def test_a_key_that_its_group_may_read_needs_an_option(folder: Path, tmp_path: Path, mode: int) -> None:
+    private = new_key(folder, "client", "alice")
+    private.chmod(mode)
+    link = tmp_path / "link"
+    link.symlink_to(private)
+    with pytest.raises(UsageError) as raised:
+        read_peer_key(link)
+    for part in (
+        "accessible to its group",
+        "defaultMode 0400",
+        "--allow-group-readable-keys (allow_group_readable_keys=true",
+    ):
+        assert part in raised.value.message
+    assert read_peer_key(link, allow_group=True).principal.name == "alice"
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o644, 0o660, 0o650, 0o641, 0o404])
+def test_a_key_that_the_group_may_write_or_others_read_is_rejected_with_the_option(folder: Path, mode: int) -> None:
+    private = new_key(folder, "client", "alice")
+    private.chmod(mode)
+    with pytest.raises(UsageError, match=rf"accessible to other users \(mode {mode:04o}\)"):
+        read_peer_key(private, allow_group=True)
+
+
+def let_group_read(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o750 if path.is_dir() else 0o440)
+
+
+def test_a_folder_that_its_group_may_read_needs_the_option(folder: Path) -> None:
+    private = new_key(folder, "client", "alice")
+    let_group_read(folder)
+    with pytest.raises(UsageError, match="--allow-group-readable-keys"):
+        AllowList(folder)
+    allowed = AllowList(folder, allow_group=True)
+    key = read_peer_key(private, allow_group=True).pair.public
+    assert allowed.allows(key)
+    folder.chmod(0o770)
+    assert not allowed.allows(key)
+    folder.chmod(0o750)
+    assert allowed.allows(key)
+    (folder / "clients" / "alice").chmod(0o444)
+    assert not allowed.allows(key)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o755, 0o751])
+def test_a_folder_that_the_group_may_write_or_others_enter_is_rejected_with_the_option(folder: Path, mode: int) -> None:
+    new_key(folder, "client", "alice")
+    folder.chmod(mode)
+    with pytest.raises(UsageError, match="accessible to other users"):
+        AllowList(folder, allow_group=True)
+
+
+def test_keys_of_a_folder_that_its_group_may_read_are_listed_with_the_option(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new_key(folder, "client", "alice")
+    let_group_read(folder)
+    assert cli.main(["keys", "list", "--folder", str(folder)]) == 2
+    assert "--allow-group-readable-keys" in capsys.readouterr().err
+    assert cli.main(["keys", "list", "--folder", str(folder), "--allow-group-readable-keys"]) == 0
+    assert "alice" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", [0o750, 0o701])

@@ -52,6 +52,17 @@ def test_private_key_readable_by_others_names_the_chmod(private: Path, tmp_path:
     assert file.fix == folder.fix == f"chmod 600 {private}"
 
 
+def test_private_key_readable_by_its_group_names_the_option_and_the_chmod(private: Path) -> None:
+    private.chmod(0o440)
+
+    (finding,) = keys.key_file_findings(private)
+
+    assert (finding.level, finding.fix) == ("wrong", f"chmod 600 {private}")
+    assert finding.text.endswith("(allow_group_readable_keys=true in model_args).")
+    (allowed,) = keys.key_file_findings(private, allow_group=True)
+    assert allowed.level == "ok"
+
+
 def test_invalid_key_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "api.py"
     path.touch(0o600)
