@@ -189,7 +189,7 @@ def test_a_removed_socket_folder_does_not_stop_the_run(
             if name in killed:
                 kill(process)
         began = time.monotonic()
-        requests = [Instance("loglikelihood_rolling", {}, ("some text",), 0)]
+        requests = [instance("loglikelihood_rolling", ("some text",), 0)]
         assert len(lm.loglikelihood_rolling(requests, disable_tqdm=True)) == 1
         assert lm.get_model_info()["model_identity"] == first["model_identity"]
         assert time.monotonic() - began < 60.0
@@ -210,6 +210,6 @@ def test_a_socket_folder_that_another_user_may_have_made_ends_the_run(model_file
         folder.chmod(0o755)
         kill(worker)
         broker.resume()
-        requests = [Instance("loglikelihood_rolling", {}, ("some text",), 0)]
+        requests = [instance("loglikelihood_rolling", ("some text",), 0)]
         with pytest.raises(UsageError, match="replaced by one that other users can access"):
             lm.loglikelihood_rolling(requests, disable_tqdm=True)
