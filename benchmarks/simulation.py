@@ -37,9 +37,11 @@ from birdie_zmq.client.job import Job
 from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.packing import pack_answers
-from birdie_zmq.protocol.sockets import Dealer, Router, wait
+from birdie_zmq.protocol.router import Router
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import BrokerSettings, ClientSettings
 from birdie_zmq.types import ModelSpec, RollingWork, StepLimits
 

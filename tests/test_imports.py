@@ -104,4 +104,4 @@ def test_entry_files_import_neither_a_framework_nor_zmq(path: Path) -> None:
 
 def test_an_import_in_a_file_is_detected() -> None:
     assert "jax" in imported_by(ROOT / "birdie_zmq" / "engine" / "jax" / "backend.py")
-    assert "zmq" in imported_by(ROOT / "birdie_zmq" / "protocol" / "sockets.py")
+    assert "zmq" in imported_by(ROOT / "birdie_zmq" / "protocol" / "transport.py")

@@ -27,7 +27,8 @@ from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.messages import ClientMessage, WorkerMessage
-from birdie_zmq.protocol.sockets import ReceivedFrame, Router, wait
+from birdie_zmq.protocol.router import ReceivedFrame, Router
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import BrokerSettings
 
 logger = logging.getLogger("birdie_zmq.broker")

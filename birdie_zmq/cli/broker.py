@@ -72,8 +72,8 @@ def _serve(options: argparse.Namespace) -> int:
     from birdie_zmq.broker.status.http_server import StatusServer
     from birdie_zmq.processes.signals import StopSignals
     from birdie_zmq.protocol.endpoints import IpcEndpoint, parse_endpoint
+    from birdie_zmq.protocol.router import Router
     from birdie_zmq.protocol.security.allow_list import AllowList
-    from birdie_zmq.protocol.sockets import Router
 
     endpoint = parse_endpoint(options.bind)
     limit_memory(options.memory_limit)

@@ -99,9 +99,9 @@ def main(
 
 def _run(options: argparse.Namespace) -> int:
     from birdie_zmq.processes.signals import StopSignals
+    from birdie_zmq.protocol.dealer import Dealer
     from birdie_zmq.protocol.endpoints import parse_endpoint
     from birdie_zmq.protocol.security.keys import read_peer_key
-    from birdie_zmq.protocol.sockets import Dealer
     from birdie_zmq.worker.agent import Agent
     from birdie_zmq.worker.device_memory import DeviceMemory, memory_command
     from birdie_zmq.worker.devices import device_environment

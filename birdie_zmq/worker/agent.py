@@ -16,7 +16,8 @@ from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.processes.ticker import Ticker
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
-from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.protocol.dealer import Dealer
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import ModelSpec
 from birdie_zmq.worker import events

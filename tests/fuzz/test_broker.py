@@ -18,7 +18,7 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from birdie_zmq.protocol.limits import MAX_ELEMENTS
-from birdie_zmq.protocol.sockets import MAX_UNREAD_BY_BROKER
+from birdie_zmq.protocol.router import MAX_UNREAD_BY_BROKER
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
 from tests.fuzz.attack import CONNECTIONS, MAX_FRAME_BYTES, MEAN_FRAME_BYTES

@@ -13,8 +13,9 @@ import pytest
 
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.messages import WIRE_VERSION
+from birdie_zmq.protocol.router import Router
 from birdie_zmq.protocol.security.keys import new_key
-from birdie_zmq.protocol.sockets import Router, wait
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.tools.doctor import broker
 from birdie_zmq.tools.doctor.finding import Finding
 from tests.integration.conftest import ROOT, Programs

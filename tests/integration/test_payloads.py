@@ -18,9 +18,10 @@ import pytest
 from birdie_zmq.errors import MalformedMessage, ModelProcessDied
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.packing import pack_answers
-from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.protocol.transport import wait
 from harness_model import BirdieZMQ
 from tests.integration.conftest import ROOT, Programs, Served, wait_until
 

@@ -20,9 +20,10 @@ from birdie_zmq.errors import (
 )
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.packing import pack_work
-from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import ModelSpec, RollingWork
 from harness_model import BirdieZMQ

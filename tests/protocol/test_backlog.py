@@ -9,7 +9,8 @@ import pytest
 import zmq
 
 from birdie_zmq.protocol.endpoints import parse_endpoint
-from birdie_zmq.protocol.sockets import MAX_UNREAD_BY_BROKER, MAX_UNREAD_BY_PEER, Router, wait
+from birdie_zmq.protocol.router import MAX_UNREAD_BY_BROKER, MAX_UNREAD_BY_PEER, Router
+from birdie_zmq.protocol.transport import wait
 
 FRAME = bytes(1_000)
 

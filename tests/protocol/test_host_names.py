@@ -14,10 +14,12 @@ import pytest
 from birdie_zmq.client import Client
 from birdie_zmq.errors import BrokerUnavailable, UsageError
 from birdie_zmq.protocol.addresses import bindable_addresses, look_up
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import TcpEndpoint, parse_endpoint
+from birdie_zmq.protocol.router import Router
 from birdie_zmq.protocol.security.allow_list import AllowList
 from birdie_zmq.protocol.security.keys import new_key, read_peer_key
-from birdie_zmq.protocol.sockets import Dealer, Router, wait
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.doctor import broker as doctor
 from birdie_zmq.types import ModelSpec

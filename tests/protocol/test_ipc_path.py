@@ -17,9 +17,11 @@ import pytest
 
 from birdie_zmq.client import Client
 from birdie_zmq.errors import BrokerUnavailable, UsageError
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import IpcEndpoint
 from birdie_zmq.protocol.ipc_path import lock_ipc_path, make_owned_folder, missing_socket_hint
-from birdie_zmq.protocol.sockets import Dealer, Router, wait
+from birdie_zmq.protocol.router import Router
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.types import ModelSpec
 

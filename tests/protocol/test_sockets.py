@@ -12,9 +12,11 @@ import pytest
 import zmq
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.protocol import sockets
+from birdie_zmq.protocol import transport
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import parse_endpoint
-from birdie_zmq.protocol.sockets import Dealer, Router, wait
+from birdie_zmq.protocol.router import Router
+from birdie_zmq.protocol.transport import wait
 
 DEADLINE_S = 10.0
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -110,7 +112,7 @@ def test_a_message_of_several_frames_is_empty(
 def test_an_oversize_frame_is_dropped_and_others_arrive(
     monkeypatch: pytest.MonkeyPatch, context: zmq.Context[zmq.Socket[bytes]]
 ) -> None:
-    monkeypatch.setattr(sockets, "MAX_FRAME_BYTES", 1_000)
+    monkeypatch.setattr(transport, "MAX_FRAME_BYTES", 1_000)
     with Router(parse_endpoint(ANY_PORT)) as router, context.socket(zmq.DEALER) as foreign_peer:
         foreign_peer.linger = 0
         foreign_peer.connect(router.endpoint)
@@ -175,7 +177,7 @@ def test_closing_sends_the_last_frame(router: Router) -> None:
 
 
 def test_closing_without_a_broker_does_not_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sockets, "LINGER_MS", 10)
+    monkeypatch.setattr(transport, "LINGER_MS", 10)
     dealer = Dealer(parse_endpoint(f"ipc://{tmp_path / 'broker'}"))
     dealer.send(b"goodbye")
     began = time.monotonic()

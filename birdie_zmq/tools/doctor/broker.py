@@ -11,9 +11,10 @@ from birdie_zmq.client.client import Client, Liveness
 from birdie_zmq.errors import BirdieError, NotAllowed, ProtocolError, UsageError, VersionMismatch, WorkerUnavailable
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.security.keys import read_peer_key
-from birdie_zmq.protocol.sockets import Dealer, wait
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import ClientSettings
 from birdie_zmq.tools.doctor.finding import Finding
 from birdie_zmq.types import ModelSpec

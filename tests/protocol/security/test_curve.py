@@ -25,15 +25,17 @@ from birdie_zmq.client.job import Job
 from birdie_zmq.errors import BirdieError, BrokerUnavailable, NotAllowed, UsageError
 from birdie_zmq.processes.signals import StopSignals
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.protocol import sockets
+from birdie_zmq.protocol import transport
 from birdie_zmq.protocol.codec import decoder, encode
+from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.endpoints import parse_endpoint
 from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
+from birdie_zmq.protocol.router import ReceivedFrame, Router
 from birdie_zmq.protocol.security import authentication
 from birdie_zmq.protocol.security.allow_list import AllowList
 from birdie_zmq.protocol.security.keys import KeyPair, PeerKey, new_key, read_peer_key, revoke_key
 from birdie_zmq.protocol.security.principals import Principal, Role
-from birdie_zmq.protocol.sockets import Dealer, ReceivedFrame, Router, wait
+from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import AgentSettings, BrokerSettings, ClientSettings
 from birdie_zmq.types import ModelSpec, RollingWork
 from birdie_zmq.worker import agent
@@ -76,7 +78,7 @@ class KeyFolder:
 @pytest.fixture(autouse=True)
 def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the wait for unsent messages of a refused peer."""
-    monkeypatch.setattr(sockets, "LINGER_MS", 100)
+    monkeypatch.setattr(transport, "LINGER_MS", 100)
 
 
 @pytest.fixture
