@@ -38,7 +38,7 @@ class Recorder(ProgressEstimator):
 
     def progressed(self, computed: ComputeCounters, now: float) -> None:
         """Record the seconds of the preceding answers, then process the report as usual."""
-        self._seconds += computed.seconds
+        self._seconds += computed.seconds + computed.idle_seconds
         if self._answers:
             self.steps.append((self._answers, round(self._seconds, 5)))
             self._answers, self._seconds = 0, 0.0

@@ -31,11 +31,9 @@ from lm_eval.api.model import LM
 from benchmarks.answers import answers_to_jobs
 from benchmarks.torch_peer import Timed, TorchPeer
 from birdie_zmq.client.batching import loglikelihood_jobs, rolling_jobs
-from birdie_zmq.engine.backend import PendingScores
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.planning.steps import Step
 from birdie_zmq.engine.request_encoding import encode_pairs, encode_rolling
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
@@ -156,25 +154,11 @@ def _texts(requests: Requests) -> list[str]:
     return [text for (text,) in requests.get("loglikelihood_rolling", ())]
 
 
-class FirstStepBackend(JaxBackend):
-    """A backend that records when the first step is submitted; NaN before that."""
-
-    first = math.nan
-
-    def submit(self, step: Step) -> PendingScores:
-        """Submit a step and record the time of the first one."""
-        pending = super().submit(step)
-        if math.isnan(self.first):
-            self.first = time.perf_counter()
-        return pending
-
-
 class InProcessModel:
     """The model in this process.
 
     Attributes:
         report: Statistics of the last run.
-        idle_seconds: Seconds of the last run without work on the device: before the first step, and between batches.
         has_compiled: Whether the last run compiled executables.
 
     Args:
@@ -187,10 +171,9 @@ class InProcessModel:
         assert loaded.max_length is not None
         self.max_length = loaded.max_length
         self.tokenizer = TokenizerAdapter(load_tokenizer(model, dtype="float32"))
-        self._backend = FirstStepBackend(resolve(loaded), self.max_length)
+        self._backend = JaxBackend(resolve(loaded), self.max_length)
         self._width: int = loaded.params.outer["embedding"].shape[-1]
         self.report = RunStatistics()
-        self.idle_seconds = 0.0
         self.has_compiled = False
 
     @property
@@ -208,17 +191,16 @@ class InProcessModel:
         # A second run of the same task would start from the prefixes that the first one cached. That would be cheaper
         # than what a user waits for, because a user runs a task once.
         self._backend._prefix_cache.clear()
-        self._backend.first = math.nan
         compiled = self._backend.compile_seconds
         pairs, texts = _pairs(requests), _texts(requests)
         began = time.perf_counter()
         evaluator = Evaluator(self.tokenizer, self._backend, self.max_length)
-        scored = answers_to_jobs(evaluator, loglikelihood_jobs(pairs, SETTINGS), len(pairs))
-        scores = [loglikelihood for loglikelihood, _ in scored]
-        scores += answers_to_jobs(evaluator, rolling_jobs(texts, SETTINGS), len(texts))
+        with evaluator.clock.work():
+            scored = answers_to_jobs(evaluator, loglikelihood_jobs(pairs, SETTINGS), len(pairs))
+            scores = [loglikelihood for loglikelihood, _ in scored]
+            scores += answers_to_jobs(evaluator, rolling_jobs(texts, SETTINGS), len(texts))
         seconds = time.perf_counter() - began
         self.report = evaluator.report
-        self.idle_seconds = self._backend.first - began + self.report.idle_seconds
         self.has_compiled = self._backend.compile_seconds > compiled
         return Timed(seconds, scores)
 
@@ -324,7 +306,7 @@ def compare_with_hf(task: str, requests: Requests, peer: TorchPeer, ours: InProc
         "  computed / distinct": f"{report.tokens_computed / counts.distinct:.3f}",
         "  padding": f"{report.tokens_padding / max(1, report.tokens_computed):.1%}",
         "steps": f"{report.steps:,}",
-        "device idle": f"{ours.idle_seconds / timed.ours[-1]:.1%}",
+        "device idle": f"{ours.report.idle_seconds / timed.ours[-1]:.1%}",
         "largest difference, nats": f"{timed.difference:.1e}",
         "peak rate of matrix products, GFLOP/s": f"{max(rates) / 1e9:.1f}",
         "rate of matrix products in the run, GFLOP/s": f"{operations / seconds / 1e9:.1f}",

@@ -72,8 +72,9 @@ class ProgressEstimator:
 
     def progressed(self, computed: ComputeCounters, now: float) -> None:
         """Record what a worker has computed since its last report."""
-        busy_s = computed.seconds + computed.compile_seconds
-        self._active_s += (now - self._reported_at) * (computed.seconds / busy_s if busy_s else 1.0)
+        active_s = computed.seconds + computed.idle_seconds
+        busy_s = active_s + computed.compile_seconds
+        self._active_s += (now - self._reported_at) * (active_s / busy_s if busy_s else 1.0)
         self._reported_at = now
         self._computed += computed
         done = self._total - self._left

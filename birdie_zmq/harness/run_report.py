@@ -32,7 +32,11 @@ def model_record(description: ModelDescription, model_args: Mapping[str, Any]) -
 
 
 def statistics_record(report: RunStatistics) -> dict[str, Any]:
-    """Return the statistics as the results file stores them; shares are between 0 and 1, times in seconds."""
+    """Return the statistics as the results file stores them; shares are between 0 and 1, times in seconds.
+
+    ``seconds``, ``compile_seconds`` and ``idle_seconds`` add up to the time in which the process had requests.
+    ``idle_share`` is the share of idle time in the first and the last.
+    """
     return {
         "requests": report.requests,
         "steps": report.steps,
@@ -43,11 +47,13 @@ def statistics_record(report: RunStatistics) -> dict[str, Any]:
         "tokens_thrown_away": report.tokens_thrown_away,
         "padding_share": report.tokens_padding / max(1, report.tokens_computed),
         "tokens_per_second": report.tokens_computed / report.step_seconds if report.step_seconds else 0.0,
-        "idle_share": report.idle_seconds / (report.idle_seconds + report.step_seconds) if report.step_seconds else 0.0,
+        "idle_share": report.idle_seconds / working if (working := report.idle_seconds + report.step_seconds) else 0.0,
         "shapes": [list(shape) for shape in report.shapes],
         "shape_bound": report.shape_bound,
         "seconds": report.step_seconds,
         "compile_seconds": report.compile_seconds,
+        "idle_seconds": report.idle_seconds,
+        "tokenizer_seconds": report.tokenizer_seconds,
         "states_evicted": report.states_evicted,
     }
 

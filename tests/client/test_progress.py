@@ -58,6 +58,13 @@ class Run:
         return sum(size for _, size in self.unanswered) / SPEED / workers
 
 
+def test_pace_counts_the_time_in_which_the_device_waits_for_the_host_and_not_compilation() -> None:
+    estimate = ProgressEstimator(jobs_of([1_000] * 3), 0.0)
+    estimate.progressed(ComputeCounters(tokens=60, seconds=1.0, idle_seconds=2.0, compile_seconds=3.0), 12.0)
+
+    assert estimate.progress().tokens_per_second == 60 / (12.0 * 3 / 6)
+
+
 def test_progress_of_a_call() -> None:
     estimate = ProgressEstimator(jobs_of([1_000] * 3), 0.0)
     assert estimate.progress() == Progress()

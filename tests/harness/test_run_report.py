@@ -15,6 +15,7 @@ REPORT = RunStatistics(
     step_seconds=4.0,
     compile_seconds=2.5,
     idle_seconds=1.0,
+    tokenizer_seconds=0.5,
     states_evicted=3,
 )
 
@@ -25,6 +26,8 @@ def test_record_has_shares_and_throughput() -> None:
     assert record["tokens_per_second"] == 2500
     assert record["idle_share"] == 0.2
     assert record["shapes"] == [[1, 1024], [8, 128]]
+    assert (record["seconds"], record["compile_seconds"], record["idle_seconds"]) == (4.0, 2.5, 1.0)
+    assert record["tokenizer_seconds"] == 0.5
     assert {"requests", "tokens_distinct", "compile_seconds", "states_evicted", "shape_bound"} <= record.keys()
 
 
@@ -33,6 +36,10 @@ def test_statistics_fit_in_one_line() -> None:
         "1,200 requests, 30,000 tokens requested (9,000 distinct tokens to score), 10,000 computed in 10 steps of 2 shapes "
         "(10% padding): 4.0 s, 2,500 tokens/s, device idle 20%, 2.5 s of compilation"
     )
+
+
+def test_a_device_that_never_computed_was_idle_all_the_time() -> None:
+    assert statistics_record(RunStatistics(idle_seconds=2.0))["idle_share"] == 1.0
 
 
 def test_empty_statistics_have_zero_throughput() -> None:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from birdie_zmq.errors import BirdieError, ModelCallError, ModelLoadError, UsageError
 from harness_model import BirdieZMQ
 from tests.instances import instance
+from tests.integration import test_idle_time as idle_time
 from tests.integration.conftest import ROOT, Programs
 from tests.model_files import torch_model
 from tests.parity.checkpoints import VARIANTS, make_checkpoint
@@ -299,3 +300,10 @@ def test_the_root_api_py_serves_both_engines(checkpoint: Path) -> None:
         ) as lm:
             scores.append(score(lm, PAIRS)[0][0])
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_wall_time_is_computing_and_idling(model_files: Path) -> None:
+    api = str(model_files / "slow_tokenizer.py")
+    with BirdieZMQ(model_tag="slow", api=api, engine="torch", device="cpu") as lm:
+        for call in (idle_time.score, idle_time.generate):
+            idle_time.check_wall_time(lm, call, 0)

@@ -13,6 +13,8 @@ from birdie_zmq.types import ModelDescription, StepLimits
 _HIGH_COMPUTED_PER_DISTINCT = 1.25
 """Computed tokens per distinct token above which more sharing would pay off."""
 _HIGH_IDLE_SHARE = 0.1
+_TOKENIZER_PER_IDLE = 0.5
+"""Seconds of the tokenizer per second of idling from which the tokenizer is named as the cause."""
 _HIGH_PADDING_SHARE = 0.25
 _HIGH_PATH_RATIO = 1.25
 _HIGH_COMPILE_RATIO = 0.5
@@ -177,21 +179,28 @@ def _overhead(measured: Sequence[Measurement]) -> list[str]:
         worst = max(idle, key=lambda each: each.idle_share)
         step_s = worst.report.step_seconds / worst.report.steps
         observation = f"the device was idle for {worst.idle_share:.0%} of {worst.title}"
-        if step_s < _SHORT_STEP_S:
+        tokenizer_s = worst.report.tokenizer_seconds
+        if tokenizer_s >= _TOKENIZER_PER_IDLE * worst.report.idle_seconds:
+            advice.append(
+                f"{observation}: it waited for the tokenizer, which took {tokenizer_s:.1f} s of the pass's {worst.wall_s:.1f} s, "
+                f"{tokenizer_s / worst.requests * 1e3:.1f} ms for each request; one of the package tokenizers is faster than one "
+                "in Python, and other load on the CPU cores slows any"
+            )
+        elif step_s < _SHORT_STEP_S:
             advice.append(
                 f"{observation}: a step takes {step_s * 1e3:.1f} ms, less than the work between steps (planning, messages); "
                 "your api.py cannot change that, and a larger model is not affected"
             )
         else:
             advice.append(
-                f"{observation}, with steps of {step_s * 1e3:.0f} ms: it waits for tokenization and planning; the most likely "
-                "cause is a tokenizer in Python (the package tokenizers is faster), then other load on the CPU cores"
+                f"{observation}, with steps of {step_s * 1e3:.0f} ms, and the tokenizer took only {tokenizer_s:.1f} s: it waits for "
+                "planning and messages, or for CPU cores that have other load"
             )
     slow = [each for each in measured if each.path_ratio >= _HIGH_PATH_RATIO]
     if slow:
         worst = max(slow, key=lambda each: each.path_ratio)
         advice.append(
-            f"{worst.title} took {worst.path_ratio:.2f} times the time of its steps: the rest is spent before the first and "
-            "after the last step, and in client, broker and worker; a longer pass (--seconds) shows whether it remains"
+            f"{worst.title} took {worst.path_ratio:.2f} times as long as the model process had requests: the rest is spent in "
+            "client, broker and agent; a longer pass (--seconds) shows whether it remains"
         )
     return advice

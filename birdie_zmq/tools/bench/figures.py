@@ -89,13 +89,17 @@ class Measurement:
 
     @property
     def idle_share(self) -> float:
-        """Share of the pass in which the device waited for the host, between 0 and 1."""
+        """Share of the pass in which the model process had requests and the device waited for the host, between 0 and 1."""
         return self.report.idle_seconds / self.wall_s
 
     @property
     def path_ratio(self) -> float:
-        """Duration of the pass divided by the duration of its steps: the overhead of client, broker and worker."""
-        return self.wall_s / self.report.step_seconds if self.report.step_seconds else 0.0
+        """Duration of the pass divided by the time in which the model process had requests.
+
+        It shows the overhead of client, broker and agent.
+        """
+        working_s = self.report.step_seconds + self.report.idle_seconds
+        return self.wall_s / working_s if working_s else 0.0
 
     @property
     def seconds_per_1000_documents(self) -> float:

@@ -32,8 +32,9 @@ _ROWS: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
     ("steps", lambda each: f"{each.report.steps:,}"),
     ("new shapes", lambda each: f"{each.new_shapes:,}"),
     ("compilation, s", lambda each: f"{each.compile_s:.1f}"),
+    ("tokenizer, s", lambda each: f"{each.report.tokenizer_seconds:.2f}"),
     ("device idle", lambda each: f"{each.idle_share:.0%}"),
-    ("wall / step time", lambda each: f"{each.path_ratio:.3f}"),
+    ("wall / process time", lambda each: f"{each.path_ratio:.3f}"),
 )
 
 

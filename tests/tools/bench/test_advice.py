@@ -75,13 +75,13 @@ def test_ratios_follow_from_the_counts() -> None:
     assert each.requests_per_s == pytest.approx(40 / 12)
     assert each.sharing_gain == pytest.approx(4_000 / 1_100)
     assert each.computed_per_distinct == pytest.approx(1.1)
-    assert each.path_ratio == pytest.approx(1.2)
+    assert each.path_ratio == pytest.approx(12 / 10.1)
     assert each.padding_share == pytest.approx(1 / 11)
     assert each.seconds_per_1000_documents == pytest.approx(1_200)
     assert (each.compile_s, each.new_shapes) == (3.0, 2)
     record = json.loads(json.dumps(each.as_record()))
     assert record["steps"]["tokens_computed"] == 1_100
-    assert record["path_ratio"] == pytest.approx(1.2)
+    assert record["path_ratio"] == pytest.approx(12 / 10.1)
 
 
 def test_no_advice_for_good_figures() -> None:
@@ -158,11 +158,28 @@ def test_padding_advice_names_the_cause(limits: StepLimits, counts: dict[str, in
 
 
 def test_idle_device_advice_depends_on_step_time() -> None:
-    assert "idle for 50%" in advice(EVERYTHING, measured(idle_seconds=5.1))
-    assert "a tokenizer in Python" in advice(EVERYTHING, measured(idle_seconds=5.1))
-    assert "a step takes 1.0 ms" in advice(EVERYTHING, measured(idle_seconds=5.1, steps=10_000))
+    text = advice(EVERYTHING, measured(wall_s=15.1, idle_seconds=5.0, tokenizer_seconds=1.0))
+    assert "idle for 33% of choice, 0-shot, with steps of 100 ms, and the tokenizer took only 1.0 s" in text
+    short = advice(EVERYTHING, measured(wall_s=15.1, idle_seconds=5.0, tokenizer_seconds=1.0, steps=10_000))
+    assert "a step takes 1.0 ms" in short
     assert advice(EVERYTHING, measured(idle_seconds=0.9)) == ""
 
 
-def test_overhead_outside_steps_is_reported() -> None:
-    assert "took 1.60 times the time of its steps" in advice(EVERYTHING, measured(wall_s=16.0))
+@pytest.mark.parametrize("steps", [100, 10_000])
+def test_a_slow_tokenizer_is_named_as_the_cause_of_an_idle_device(steps: int) -> None:
+    text = advice(EVERYTHING, measured(wall_s=15.1, idle_seconds=5.0, tokenizer_seconds=4.0, steps=steps))
+
+    assert "idle for 33% of choice, 0-shot: it waited for the tokenizer, which took 4.0 s of the pass's 15.1 s" in text
+    assert "100.0 ms for each request" in text
+    assert text.count("idle") == 1
+
+
+def test_a_tokenizer_that_computing_hides_is_no_problem() -> None:
+    assert advice(EVERYTHING, measured(tokenizer_seconds=9.0)) == ""
+
+
+def test_overhead_outside_the_model_process_is_reported() -> None:
+    text = advice(EVERYTHING, measured(wall_s=16.16))
+
+    assert "took 1.60 times as long as the model process had requests" in text
+    assert "times as long" not in advice(EVERYTHING, measured(wall_s=20.2, idle_seconds=10.0))

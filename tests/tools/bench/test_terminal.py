@@ -24,7 +24,8 @@ def test_table_shows_the_counts() -> None:
     assert lines["tokens requested"] == ["4,000"]
     assert lines["computed"] == ["1,100"]
     assert lines["requested / computed"] == ["3.64"]
-    assert lines["wall / step time"] == ["1.020"]
+    assert lines["tokenizer, s"] == ["0.00"]
+    assert lines["wall / process time"] == ["1.010"]
 
 
 def test_skipped_workloads_and_advice_are_plain_text() -> None:
