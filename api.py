@@ -11,7 +11,9 @@ calls ``load_model("mine", size="small")`` and ``load_tokenizer("mine", size="sm
 (docs/how_to/many_devices.md).
 
 When an evaluation requests another tag or other arguments, the process that holds the model ends, which frees all of
-its memory, and a new process calls these functions again.
+its memory, and a new process calls these functions again. If your functions ignore arguments that concern requests only,
+such as ``seed`` or ``max_gen_toks``, name them here, and another value of them does not load the model again:
+``REQUEST_ARGUMENTS = ("seed", "max_gen_toks")`` (docs/how_to/your_model.md).
 
 ``load_model`` returns one of:
 

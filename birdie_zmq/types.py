@@ -6,9 +6,10 @@ holds many items, and `select` returns the same record for some of them.
 
 from __future__ import annotations
 
+import json
 import traceback
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -31,6 +32,14 @@ LogitBias = Annotated[float, Meta(ge=-1e9, le=1e9)]
 TokenBias = Annotated[tuple[tuple[TokenId, LogitBias], ...], Meta(max_length=65_536)]
 Penalty = Annotated[float, Meta(gt=0, le=1e9)]
 Level = Literal["info", "warning"]
+RequestArgument = Literal[
+    "chat_template_args", "enable_thinking", "max_gen_toks", "prefix_token_id", "seed", "think_end_token"
+]
+RequestArguments = Annotated[tuple[RequestArgument, ...], Meta(max_length=6)]
+RequestArgumentValues = Annotated[tuple[tuple[RequestArgument, str], ...], Meta(max_length=6)]
+
+REQUEST_ARGUMENTS: frozenset[RequestArgument] = frozenset(get_args(RequestArgument))
+"""The request arguments: model_args that concern how requests are made and encoded, and not how a model is loaded."""
 
 _MAX_ERROR_CHARACTERS = 100_000
 
@@ -70,16 +79,46 @@ class ErrorReport(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The specification of a requested model: its tag, and its keyword arguments as a canonical JSON object.
+    """The specification of a requested model: its tag and its arguments.
 
-    Both are passed to ``load_model`` in ``api.py``.
+    ``arguments`` is a canonical JSON object of the keyword arguments for ``load_model`` in ``api.py``.
+    ``request_arguments`` holds the request arguments, each with its value in JSON. A process that has loaded the model
+    also serves other request arguments, if its user module ignores them: `without` returns what must be equal then.
     """
 
     tag: Name
     arguments: str = "{}"
+    request_arguments: RequestArgumentValues = ()
 
     def __str__(self) -> str:
-        return self.tag if self.arguments == "{}" else f"{self.tag} {self.arguments}"
+        text = self.arguments_text
+        return self.tag if text == "{}" else f"{self.tag} {text}"
+
+    @property
+    def arguments_text(self) -> str:
+        """All arguments as one JSON object, for people; it is not parsed, so it is as valid as its parts."""
+        added = ", ".join(f'"{name}": {value}' for name, value in self.request_arguments)
+        if not added:
+            return self.arguments
+        return f"{{{added}}}" if self.arguments == "{}" else f"{self.arguments[:-1]}, {added}}}"
+
+    def all_arguments(self) -> dict[str, Any]:
+        """Return all arguments by name.
+
+        Raises:
+            ValueError: The arguments are not JSON.
+        """
+        return {
+            **json.loads(self.arguments),
+            **{name: json.loads(value) for name, value in self.request_arguments},
+        }
+
+    def without(self, names: Collection[str]) -> ModelSpec:
+        """Return the same specification without some of its request arguments."""
+        kept = tuple(pair for pair in self.request_arguments if pair[0] not in names)
+        if len(kept) == len(self.request_arguments):
+            return self
+        return ModelSpec(tag=self.tag, arguments=self.arguments, request_arguments=kept)
 
 
 class RankInfo(Struct, frozen=True, forbid_unknown_fields=True):
@@ -292,10 +331,15 @@ class RunStatistics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ``shapes`` lists each ``(rows, length)`` that was sent to the model; ``shape_bound`` is the maximum number of shapes.
     ``tokens_requested`` counts each request's own input tokens, ``tokens_distinct`` the minimum that a causal model must
     compute for the scores of each batch, ``tokens_computed`` all positions of all steps, padding included, and
-    ``tokens_padding`` the padding among them. ``step_seconds`` excludes ``compile_seconds``; ``idle_seconds`` is the time
-    in which the device waited for the host. ``states_evicted`` counts shared prefixes evicted from the prefix cache.
+    ``tokens_padding`` the padding among them. ``states_evicted`` counts shared prefixes evicted from the prefix cache.
     ``tokens_generated`` counts the tokens that are part of answers, ``tokens_thrown_away`` the tokens that were decoded
     after the end of an answer.
+
+    The time in which the process had requests, from the arrival of one until its last answer, is the sum of three:
+    ``step_seconds``, in which a step was submitted and its result not yet fetched; ``compile_seconds`` of tracing and
+    compilation; and ``idle_seconds``, in which the device waited for the host, for example for the first texts to be
+    encoded. Time without requests is in none of them. ``tokenizer_seconds`` is the time in which the tokenizer was called,
+    while the device waited or computed.
     """
 
     requests: Count = 0
@@ -312,6 +356,7 @@ class RunStatistics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     states_evicted: Count = 0
     tokens_generated: Count = 0
     tokens_thrown_away: Count = 0
+    tokenizer_seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class ModelDescription(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -354,8 +399,8 @@ class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The counters of a `RunStatistics` that are reported while work is in progress.
 
     ``tokens`` counts computed tokens, padding included; ``requested`` and ``distinct`` count the tokens of started
-    requests; ``executables`` is the number of shapes that were called. ``seconds`` of computation exclude
-    ``compile_seconds``, which here include tracing.
+    requests; ``executables`` is the number of shapes that were called. ``seconds`` of computation, ``compile_seconds`` and
+    ``idle_seconds`` are three parts of the time, as in `RunStatistics`.
     """
 
     tokens: Count = 0
@@ -364,6 +409,7 @@ class ComputeCounters(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     executables: Count = 0
     seconds: Duration = 0.0
     compile_seconds: Duration = 0.0
+    idle_seconds: Duration = 0.0
     requested: Count = 0
     distinct: Count = 0
 

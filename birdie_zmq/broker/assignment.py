@@ -30,7 +30,8 @@ def assign_waiting(leases: LeaseBook, now: float, switch_delay_s: float) -> None
                 ready.sort(key=lambda worker: (len(worker.leases), worker.model is not None))
             for worker in ready:
                 prefixes = PrefixAffinity(worker.prefix, workers.prefixes)
-                candidate = Candidate(worker.model, worker.model_since, not worker.leases, prefixes)
+                is_idle, ignored = not worker.leases, worker.request_arguments
+                candidate = Candidate(worker.model, worker.model_since, is_idle, prefixes, ignored)
                 sub_batch = waiting.choose(candidate, now, switch_delay_s, may_switch=may_switch)
                 if sub_batch is not None:
                     leases.grant(worker, sub_batch)

@@ -165,7 +165,7 @@ class BrokerCore:
             return
         self._remove_peer(peer, "it registered again")
         now = self._outbox.now
-        worker = Worker(peer, now, message, now, message.model, now)
+        worker = Worker(peer, now, message, now, message.model, now, frozenset(message.request_arguments))
         self.workers.add(worker)
         self._outbox.log("info", f"{worker.name} is ready")
         self._outbox.send(
@@ -188,8 +188,9 @@ class BrokerCore:
         self, worker: Worker, message: m.Heartbeat | m.DrainWorker | m.CloseWorker | LeaseReport
     ) -> ProtocolError | None:
         match message:
-            case m.Heartbeat(phase=phase, computed=computed):
+            case m.Heartbeat(phase=phase, request_arguments=request_arguments, computed=computed):
                 worker.phase = phase
+                worker.request_arguments = frozenset(request_arguments)
                 self.history.record_compute(worker.computed, computed, self._outbox.now)
                 worker.computed = computed
                 self._send_pong(worker.peer)

@@ -65,7 +65,7 @@ class LeaseBook:
     def grant(self, worker: Worker, sub_batch: SubBatch) -> None:
         """Lease a sub-batch that does not wait any more to a worker."""
         batch = sub_batch.batch
-        if batch.model != worker.model:
+        if not worker.serves(batch.model):
             if worker.model is not None:
                 self._history.model_switches += 1
                 self._outbox.log("info", f"{worker.name} switches from {worker.model} to {batch.model}")

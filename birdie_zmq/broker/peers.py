@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from birdie_zmq.broker.scheduler import Batch, SubBatch
 from birdie_zmq.protocol import messages as m
-from birdie_zmq.types import ComputeCounters, ModelSpec
+from birdie_zmq.types import ComputeCounters, ModelSpec, RequestArgument
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Client:
 class Worker:
     """A registered worker.
 
+    ``model`` is the model that it has loaded or is told to load. It serves others that differ only in its
+    ``request_arguments``, the names of arguments for which it does not load a model again.
     ``phase`` is the phase of its last heartbeat; ``displayed_phase`` follows from that and from its leases.
     ``requests_answered`` counts the requests that it has answered. ``computed`` holds the counters of its last
     heartbeat, None before the first. ``prefix`` names the common prefix of its last leased batch for its current model;
@@ -43,6 +45,7 @@ class Worker:
     connected_at: float
     model: ModelSpec | None = None
     model_since: float = 0.0
+    request_arguments: frozenset[RequestArgument] = frozenset()
     leases: dict[int, SubBatch] = field(default_factory=dict)
     is_draining: bool = False
     phase: str = ""
@@ -53,6 +56,15 @@ class Worker:
     prefix: str | None = None
     spare_since: float | None = None
     spare_leases: int = 0
+
+    @property
+    def loaded(self) -> ModelSpec | None:
+        """The model without the arguments for which the worker does not load it again; None without a model."""
+        return None if self.model is None else self.model.without(self.request_arguments)
+
+    def serves(self, model: ModelSpec) -> bool:
+        """Return whether the worker computes a model without loading another one."""
+        return self.loaded == model.without(self.request_arguments)
 
     @property
     def has_capacity(self) -> bool:

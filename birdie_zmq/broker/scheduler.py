@@ -2,7 +2,8 @@
 
 Each model has a queue, in which clients take turns round-robin. The batches of one client keep their order, and each
 client gets one batch before any client gets the next. So a client that submits many batches delays another client by
-one batch at a time.
+one batch at a time. Models that differ only in request arguments have queues of their own with common rounds: a worker
+that ignores these arguments serves the queues as if they were one.
 
 A worker keeps the model that it has loaded, because a switch means a new process. It switches if the queue of its model
 is empty, or if a batch of another model has waited longer than the switch delay *and* the worker's own model has been
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from birdie_zmq.protocol.items import PackedWork
-from birdie_zmq.types import ModelSpec, StepLimits
+from birdie_zmq.types import REQUEST_ARGUMENTS, ModelSpec, StepLimits
 
 
 @dataclass(eq=False)
@@ -133,13 +134,14 @@ class Candidate(NamedTuple):
     """A worker that may be granted a lease.
 
     It switched to ``model`` at ``model_since``, in monotonic seconds, and has loaded it or is loading it. It is idle if it
-    holds no leases that it has to finish first.
+    holds no leases that it has to finish first. ``ignored`` names the request arguments that it ignores.
     """
 
     model: ModelSpec | None
     model_since: float
     is_idle: bool
     prefixes: PrefixAffinity = PrefixAffinity()
+    ignored: Collection[str] = ()
 
 
 def _preferred_index(queue: Sequence[SubBatch], prefixes: PrefixAffinity) -> int:
@@ -165,6 +167,7 @@ class Scheduler:
     def __init__(self) -> None:
         self._waiting: dict[ModelSpec, deque[SubBatch]] = {}
         self._turns: dict[ModelSpec, _RoundRobin] = {}
+        """The rounds of each model without its request arguments."""
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -182,7 +185,8 @@ class Scheduler:
         """Queue a sub-batch for its model: behind its client's other sub-batches, in turn with other clients."""
         model = sub_batch.batch.model
         queue = self._waiting.setdefault(model, deque())
-        sub_batch.turn = self._turns.setdefault(model, _RoundRobin()).next_turn(sub_batch.batch.client)
+        turns = self._turns.setdefault(model.without(REQUEST_ARGUMENTS), _RoundRobin())
+        sub_batch.turn = turns.next_turn(sub_batch.batch.client)
         index = len(queue)
         while index and queue[index - 1].turn > sub_batch.turn:
             index -= 1
@@ -219,15 +223,30 @@ class Scheduler:
             first.turn, better.turn = better.turn, first.turn
             queue[0], queue[index] = better, first
         sub_batch = queue.popleft()
-        if (turns := self._turns.get(model)) is not None:
+        if (turns := self._turns.get(model.without(REQUEST_ARGUMENTS))) is not None:
             turns.advance(sub_batch.turn)
         self._replace(model, queue)
         return sub_batch
 
-    def oldest(self, *, other_than: ModelSpec | None) -> SubBatch | None:
-        """Return the sub-batch of another model that has waited longest; it stays queued."""
-        others = (sub_batch for model, queue in self._waiting.items() if model != other_than for sub_batch in queue)
+    def oldest(self, *, other_than: ModelSpec | None, ignored: Collection[str] = ()) -> SubBatch | None:
+        """Return the sub-batch of another model that has waited longest; it stays queued.
+
+        Args:
+            other_than: The model.
+            ignored: The names of request arguments in which another model does not count as another.
+        """
+        served = set(self._served(other_than, ignored))
+        others = (sub_batch for model, queue in self._waiting.items() if model not in served for sub_batch in queue)
         return min(others, key=lambda sub_batch: sub_batch.batch.submitted_at, default=None)
+
+    def _served(self, loaded: ModelSpec | None, ignored: Collection[str]) -> list[ModelSpec]:
+        """Return the models with a queue that a worker serves which has loaded a model, and ignores some arguments."""
+        if loaded is None:
+            return []
+        if not ignored:
+            return [loaded] if loaded in self._waiting else []
+        loaded = loaded.without(ignored)
+        return [model for model in self._waiting if model.without(ignored) == loaded]
 
     def choose(self, candidate: Candidate, now: float, switch_delay_s: float, *, may_switch: bool) -> SubBatch | None:
         """Remove and return the next sub-batch for a worker by the rules of this module, or None.
@@ -238,10 +257,11 @@ class Scheduler:
             switch_delay_s: Seconds that a batch of another model waits before a worker with queued work switches to it.
             may_switch: Whether the worker may switch models if it is idle.
         """
-        model = candidate.model
-        other = self.oldest(other_than=model)
+        served = self._served(candidate.model, candidate.ignored)
+        model = min(served, key=lambda each: self._waiting[each][0].turn, default=None)
+        other = self.oldest(other_than=candidate.model, ignored=candidate.ignored)
         if other is not None and (
-            model not in self._waiting or now - max(other.batch.submitted_at, candidate.model_since) > switch_delay_s
+            model is None or now - max(other.batch.submitted_at, candidate.model_since) > switch_delay_s
         ):
             if not (candidate.is_idle and may_switch):
                 return None  # A worker that still holds leases of its model finishes these first.
@@ -253,4 +273,6 @@ class Scheduler:
             self._waiting[model] = queue
         else:
             self._waiting.pop(model, None)
-            self._turns.pop(model, None)
+            common = model.without(REQUEST_ARGUMENTS)
+            if not any(other.without(REQUEST_ARGUMENTS) == common for other in self._waiting):
+                self._turns.pop(common, None)

@@ -10,10 +10,11 @@ the work of a stalled worker is computed elsewhere. An item has at most two leas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from birdie_zmq.broker.peers import Worker
+from birdie_zmq.broker.scheduler import SubBatch
 from birdie_zmq.types import ModelSpec
 
 _MIN_EARLY_STEAL = 32
@@ -37,16 +38,16 @@ def plan_steals(thieves: Iterable[Worker], workers: Iterable[Worker]) -> list[St
 
     A worker steals work for the model that it has loaded or, if it has none, for any model. A victim gives once.
     """
-    by_model: dict[ModelSpec | None, list[Worker]] = {}
-    for worker in sorted(workers, key=lambda worker: worker.unsettled_count, reverse=True):
-        if worker.leases:
-            for model in (worker.model, None):
-                by_model.setdefault(model, []).append(worker)
-    candidates: dict[ModelSpec | None, Iterator[Worker]] = {model: iter(each) for model, each in by_model.items()}
+    thieves = sorted(thieves, key=lambda worker: worker.unsettled_count)
+    holders = sorted(
+        (worker for worker in workers if worker.leases), key=lambda worker: worker.unsettled_count, reverse=True
+    )
+    # Thieves that ignore the same request arguments look for victims in the same index.
+    indexes = {ignored: _by_model(holders, ignored) for ignored in {thief.request_arguments for thief in thieves}}
     victims: set[bytes] = set()
     steals = []
-    for thief in sorted(thieves, key=lambda worker: worker.unsettled_count):
-        for victim in candidates.get(thief.model, iter(())):
+    for thief in thieves:
+        for victim in indexes[thief.request_arguments].get(thief.loaded, iter(())):
             if victim.peer not in victims and (steal := _plan_steal(thief, victim)) is not None:
                 victims.add(victim.peer)
                 steals.append(steal)
@@ -54,9 +55,23 @@ def plan_steals(thieves: Iterable[Worker], workers: Iterable[Worker]) -> list[St
     return steals
 
 
+def _by_model(holders: Iterable[Worker], ignored: Collection[str]) -> dict[ModelSpec | None, Iterator[Worker]]:
+    """Index workers by the model of their last lease, without ignored request arguments; None for all workers."""
+    index: dict[ModelSpec | None, list[Worker]] = {}
+    for worker in holders:
+        _, sub_batch = _last_lease(worker)
+        for model in (sub_batch.batch.model.without(ignored), None):
+            index.setdefault(model, []).append(worker)
+    return {model: iter(each) for model, each in index.items()}
+
+
+def _last_lease(worker: Worker) -> tuple[int, SubBatch]:
+    return next(reversed(worker.leases.items()))
+
+
 def _plan_steal(thief: Worker, victim: Worker) -> Steal | None:
     """Return what a worker steals from the last lease of another, or None if that is not worth a lease."""
-    lease, sub_batch = next(reversed(victim.leases.items()))
+    lease, sub_batch = _last_lease(victim)
     is_duplicate = len(victim.leases) == 1
     if sub_batch.is_suspect or sub_batch.is_duplicated or (is_duplicate and thief.leases):
         return None

@@ -21,8 +21,6 @@ class Counters:
     tokens_padding: int = 0
     tokens_generated: int = 0
     tokens_thrown_away: int = 0
-    seconds: float = 0.0
-    """Seconds of work, without compilation."""
     shapes: set[Shape] = field(default_factory=set)
     """The shapes that were sent to the model."""
     possible_shapes: set[Shape] = field(default_factory=set)
@@ -60,7 +58,15 @@ class Counters:
         """Add shapes that a step may have."""
         self.possible_shapes.update(shapes)
 
-    def statistics(self, *, compile_seconds: float, idle_seconds: float, states_evicted: int) -> RunStatistics:
+    def statistics(
+        self,
+        *,
+        step_seconds: float,
+        compile_seconds: float,
+        idle_seconds: float,
+        tokenizer_seconds: float,
+        states_evicted: int,
+    ) -> RunStatistics:
         """Return all counts as the record that is sent to the client."""
         return RunStatistics(
             requests=self.requests,
@@ -73,8 +79,9 @@ class Counters:
             tokens_thrown_away=self.tokens_thrown_away,
             shapes=sorted(self.shapes),
             shape_bound=len(self.possible_shapes),
-            step_seconds=self.seconds,
+            step_seconds=step_seconds,
             compile_seconds=compile_seconds,
             idle_seconds=idle_seconds,
+            tokenizer_seconds=tokenizer_seconds,
             states_evicted=states_evicted,
         )

@@ -6,15 +6,16 @@ bucket shapes, so the number of compilations is bounded beforehand.
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import Any, Self
 
 from birdie_zmq.engine.backend import Backend
 from birdie_zmq.engine.events import Answered, Event
 from birdie_zmq.engine.generation import generate
-from birdie_zmq.engine.model_runner import ModelRunner
+from birdie_zmq.engine.model_runner import ModelRunner, WorkClock
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.request_encoding import Encoded, check_scored, encode_scored
 from birdie_zmq.engine.scoring import score
@@ -53,22 +54,30 @@ class Evaluator:
         max_length: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        tokenizer.use_clock(clock)
         self._tokenizer = tokenizer
         self._runner = ModelRunner(backend, max_length, clock)
+
+    def with_tokenizer(self, tokenizer: TokenizerAdapter) -> Self:
+        """Return an evaluator of the same model, with the same counters, that encodes with another tokenizer."""
+        other = copy.copy(self)
+        other._tokenizer = tokenizer
+        return other
 
     @property
     def report(self) -> RunStatistics:
         """All counts since the model was loaded."""
-        return self._runner.statistics
+        return self._runner.statistics(self._tokenizer.seconds)
 
     @property
     def computed(self) -> ComputeCounters:
         """The counts to report while work is in progress; may be read in another thread."""
         return self._runner.computed
 
-    def pause_idle_clock(self) -> None:
-        """Stop counting idle seconds until the next step, because there is no work."""
-        self._runner.idle.pause()
+    @property
+    def clock(self) -> WorkClock:
+        """The clock of this model's work, which is told when requests arrive and when they are answered."""
+        return self._runner.clock
 
     def encode(self, work: Work) -> Encoded | None:
         """Return the token sequences of log-likelihood work; None for other work.
@@ -108,17 +117,18 @@ class Evaluator:
             TokenizerError: The tokenizer failed, or it has no method to render conversations.
             ModelError: The model cannot compute.
         """
-        match work:
-            case LogLikelihoodWork():
-                yield from self._score(work, self._runner.backend.pair_mode, limits, encoded)
-            case RollingWork():
-                mode = self._text_mode("whole texts (loglikelihood_rolling, as for perplexity)")
-                yield from self._score(work, mode, limits, encoded)
-            case GenerateWork():
-                mode = self._text_mode("continuations of prompts (generate_until)")
-                yield from generate(self._runner, mode, self._tokenizer, work, limits)
-            case ChatWork():
-                yield from self._render(work)
+        with self.clock.work():
+            match work:
+                case LogLikelihoodWork():
+                    yield from self._score(work, self._runner.backend.pair_mode, limits, encoded)
+                case RollingWork():
+                    mode = self._text_mode("whole texts (loglikelihood_rolling, as for perplexity)")
+                    yield from self._score(work, mode, limits, encoded)
+                case GenerateWork():
+                    mode = self._text_mode("continuations of prompts (generate_until)")
+                    yield from generate(self._runner, mode, self._tokenizer, work, limits)
+                case ChatWork():
+                    yield from self._render(work)
 
     def _score(
         self, work: LogLikelihoodWork | RollingWork, mode: ExecutionMode, limits: StepLimits, encoded: Encoded | None

@@ -96,11 +96,13 @@ def generate(
     runner.counters.requests += len(rows)
     if not mode.decodes_with_cache:
         yield _RECOMPUTES
-    with runner.timed():
+    try:
         if mode.decodes_with_cache:
             yield from decode_with_cache(runner, rows, settings, limits)
         else:
             yield from decode_without_cache(runner, mode, rows, settings, limits)
+    finally:
+        runner.clock.idle()
 
 
 def decode_without_cache(
@@ -124,6 +126,7 @@ def decode_without_cache(
                 generated = np.array([len(row.answer.tokens) for row in owners], np.int32)
                 metadata = SamplingMetadata(settings.choice, [row.key for row in owners], generated)
             chosen = yield from runner.call([step.shape], partial(runner.backend.next_tokens, step, metadata))
+            runner.clock.idle()
             counters.tokens_requested += step.used_tokens
             counters.tokens_generated += len(owners)
             counters.add_step(step.shape, step.used_tokens)
@@ -275,6 +278,7 @@ class _DecodeBatch:
         active = {number: row for number, row in enumerate(self._rows) if row is not None}
         is_active = np.array([row is not None for row in self._rows])
         chosen = yield from self._runner.call([shape], partial(self._decoding.decode, is_active))
+        self._runner.clock.idle()
         used = 0
         for number, row in active.items():
             for token, finite in zip(chosen.tokens[number], chosen.finite[number], strict=True):

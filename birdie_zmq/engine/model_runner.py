@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,13 @@ from birdie_zmq.types import ComputeCounters, RunStatistics, StepLimits
 T = TypeVar("T")
 
 
-class IdleClock:
-    """Sums the seconds in which the device was idle between two steps.
+class WorkClock:
+    """Sums the seconds of computing and of idling, while there is work.
+
+    There is work from the arrival of a request until its answers are ready. The device computes from the submission of a
+    step until its result has been fetched. It is idle in the rest of that time, while the host encodes texts, plans steps
+    or sends answers. So the two add up to the time in which there is work, by definition. Without work nothing is
+    counted. The methods may be called in any thread.
 
     Args:
         clock: A monotonic clock, in seconds.
@@ -26,22 +32,64 @@ class IdleClock:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._since: float | None = None
-        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._unfinished = 0
+        self._is_computing = False
+        self._since = 0.0
+        self._computing = 0.0
+        self._idle = 0.0
 
-    def busy(self) -> None:
-        """Note that a step was submitted."""
-        if self._since is not None:
-            self.seconds += self._clock() - self._since
-            self._since = None
+    def arrived(self) -> None:
+        """Note that work has arrived."""
+        with self._lock:
+            self._count()
+            self._unfinished += 1
+
+    def finished(self) -> None:
+        """Note that work that has arrived is done."""
+        with self._lock:
+            self._count()
+            self._unfinished -= 1
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Count the context as work, which may be part of other work."""
+        self.arrived()
+        try:
+            yield
+        finally:
+            self.finished()
+
+    def computing(self) -> None:
+        """Note that a step is submitted."""
+        self._change(is_computing=True)
 
     def idle(self) -> None:
-        """Note that the last submitted step is done."""
-        self._since = self._clock()
+        """Note that no submitted step is left whose result has not been fetched."""
+        self._change(is_computing=False)
 
-    def pause(self) -> None:
-        """Stop counting until the next step, because there is no work."""
-        self._since = None
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """The seconds of computing and of idling so far."""
+        with self._lock:
+            self._count()
+            # Seconds of compilation are known at its end: until then, the clock has run on, and steps back later.
+            return max(0.0, self._computing), max(0.0, self._idle)
+
+    def _change(self, *, is_computing: bool) -> None:
+        with self._lock:
+            self._count()
+            self._is_computing = is_computing
+
+    def _count(self) -> None:
+        """Count the time since the last change."""
+        now = self._clock()
+        if self._unfinished:
+            if self._is_computing:
+                self._computing += now - self._since
+            else:
+                self._idle += now - self._since
+        self._since = now
 
 
 class ModelRunner:
@@ -56,41 +104,51 @@ class ModelRunner:
         backend: The model.
         max_length: The maximum length of a row, in tokens.
         counters: What was computed so far.
-        idle: The device's idle time. A device that waits for a compilation is idle too, but that time is counted as
-            compilation.
+        clock: Splits the time in which there is work into computing and idle. A device that waits for a compilation is
+            idle too, but that time is counted as compilation.
     """
 
     def __init__(self, backend: Backend, max_length: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.backend = backend
         self.max_length = max_length
-        self._clock = clock
+        self._seconds = clock
         self.counters = Counters(shapes=set(backend.probe_shapes), possible_shapes=set(backend.probe_shapes))
-        self.idle = IdleClock(self._seconds_now)
-        self._busy_since: float | None = None
-        self._traced_before = backend.tracing_seconds
+        self._compiled_before = backend.compile_seconds + backend.tracing_seconds
+        self.clock = WorkClock(self._seconds_without_compilation)
 
     @property
-    def statistics(self) -> RunStatistics:
-        """All counts since the model was loaded."""
+    def compile_seconds(self) -> float:
+        """Seconds of compilation and of tracing since the model was loaded."""
+        return self.backend.compile_seconds + self.backend.tracing_seconds - self._compiled_before
+
+    def statistics(self, tokenizer_seconds: float) -> RunStatistics:
+        """Return all counts since the model was loaded.
+
+        Args:
+            tokenizer_seconds: The seconds in which the tokenizer was called.
+        """
+        computing, idle = self.clock.seconds
         return self.counters.statistics(
-            compile_seconds=self.backend.compile_seconds,
-            idle_seconds=self.idle.seconds,
+            step_seconds=computing,
+            compile_seconds=self.compile_seconds,
+            idle_seconds=idle,
+            tokenizer_seconds=tokenizer_seconds,
             states_evicted=self.backend.states_evicted,
         )
 
     @property
     def computed(self) -> ComputeCounters:
         """The counts to report while work is in progress; may be read in another thread."""
-        counters, since = self.counters, self._busy_since
-        tracing = self.backend.tracing_seconds - self._traced_before
-        seconds = counters.seconds + (0.0 if since is None else self._seconds_now() - since)
+        counters = self.counters
+        computing, idle = self.clock.seconds
         return ComputeCounters(
             tokens=counters.tokens_computed,
             padding=counters.tokens_padding,
             generated=counters.tokens_generated,
             executables=len(counters.shapes),
-            seconds=max(0.0, seconds - tracing),
-            compile_seconds=self.backend.compile_seconds + tracing,
+            seconds=computing,
+            compile_seconds=self.compile_seconds,
+            idle_seconds=idle,
             requested=counters.tokens_requested,
             distinct=counters.tokens_distinct,
         )
@@ -107,27 +165,20 @@ class ModelRunner:
     def call(self, shapes: Sequence[Shape], call: Callable[[], T]) -> Generator[Event, None, T]:
         """Announce a call of the model, make it, and return its result.
 
+        The device computes from now on; the caller notes in the `clock` when it has fetched the result.
+
         Args:
             shapes: The shapes of the steps that the call computes.
             call: Calls the model.
         """
         new = self.counters.new_shapes(shapes)
         yield StepStarting(new)
+        self.clock.computing()
         result = call()
         if new:
             yield CompilationFinished()
         return result
 
-    @contextmanager
-    def timed(self) -> Iterator[None]:
-        """Count the time within the context as seconds of work."""
-        self._busy_since = started = self._seconds_now()
-        try:
-            yield
-        finally:
-            self.counters.seconds += self._seconds_now() - started
-            self._busy_since = None
-
-    def _seconds_now(self) -> float:
+    def _seconds_without_compilation(self) -> float:
         """Return the time of a clock that stops during compilation."""
-        return self._clock() - self.backend.compile_seconds
+        return self._seconds() - self.compile_seconds

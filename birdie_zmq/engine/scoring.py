@@ -50,38 +50,38 @@ def score(
     yield from scores.of_empty_requests()
     counters.requests += len(requests)
     counters.tokens_requested += sum(len(sequence.row) for request in requests for sequence in request)
-    with runner.timed():
+    sequences = scores.unfinished()
+    group = mode.group(sequences)
+    counters.tokens_distinct += group.distinct_tokens
+    while sequences:
+        try:
+            steps = group.plan(runner.buckets(mode, limits), backend.cached_prefixes())
+            scores.begin(steps)
+            yield from _run(runner, steps, scores)
+            return
+        except OutOfDeviceMemory as error:
+            if not backend.halve_budget():
+                raise
+            yield Notice("warning", f"{error}; retrying with steps of at most {backend.budget.tokens} tokens")
         sequences = scores.unfinished()
         group = mode.group(sequences)
-        counters.tokens_distinct += group.distinct_tokens
-        while sequences:
-            try:
-                steps = group.plan(runner.buckets(mode, limits), backend.cached_prefixes())
-                scores.begin(steps)
-                yield from _run(runner, steps, scores)
-                return
-            except OutOfDeviceMemory as error:
-                if not backend.halve_budget():
-                    raise
-                yield Notice("warning", f"{error}; retrying with steps of at most {backend.budget.tokens} tokens")
-            sequences = scores.unfinished()
-            group = mode.group(sequences)
 
 
 def _run(runner: ModelRunner, steps: Sequence[Step], scores: _RequestScores) -> Iterator[Event]:
     """Submit each step of a plan, then fetch the scores of the step before it, and yield the complete answers."""
     runner.backend.start_plan(steps)
     previous: tuple[Step, PendingScores] | None = None
-    for step in steps:
-        pending = yield from runner.call([step.shape], partial(runner.backend.submit, step))
-        runner.counters.add_step(step.shape, step.used_tokens)
-        runner.idle.busy()
-        if previous is not None:
-            yield from scores.add(previous[0], previous[1].result())
-        previous = step, pending
-    if previous is not None:
-        last = previous[1].result()
-        runner.idle.idle()
+    try:
+        for step in steps:
+            pending = yield from runner.call([step.shape], partial(runner.backend.submit, step))
+            runner.counters.add_step(step.shape, step.used_tokens)
+            if previous is not None:
+                yield from scores.add(previous[0], previous[1].result())
+            previous = step, pending
+        last = None if previous is None else previous[1].result()
+    finally:
+        runner.clock.idle()
+    if previous is not None and last is not None:
         yield from scores.add(previous[0], last)
 
 

@@ -7,10 +7,13 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,6 +29,27 @@ _HF_INFINITY = 10**20
 NO_TEMPLATE_ARGS: Mapping[str, Any] = MappingProxyType({})
 
 _SPECIAL_ATTRIBUTES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+
+
+class _Usage:
+    """One use of a tokenizer at a time, and the seconds of all uses.
+
+    The next batch is encoded while answers of this one are decoded, and not every tokenizer is thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.clock: Callable[[], float] = float  # It stands still at 0.0.
+        self.seconds = 0.0
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        with self._lock:
+            began = self.clock()
+            try:
+                yield
+            finally:
+                self.seconds += self.clock() - began
 
 
 class TokenizerAdapter:
@@ -56,20 +80,13 @@ class TokenizerAdapter:
                     "encode(str) -> list[int] and decode(list[int]) -> str"
                 )
         self._tokenizer = tokenizer
-        # The next batch is encoded while answers of this one are decoded, and not every tokenizer is thread-safe.
-        self._lock = threading.Lock()
+        self._usage = _Usage()
         self._add_bos = add_bos
         self._kind = recognise(tokenizer)
         self._is_transformers = isinstance(self._kind, TransformersTokenizer)
         self.bos_token_id = self._special_id("bos_token_id")
         self.eos_token_id = self._special_id("eos_token_id")
-        self._prefix_token_id = prefix_token_id
-        if prefix_token_id is None and self.bos_token_id is None and self.eos_token_id is None:
-            raise TokenizerError(
-                f"the {type(tokenizer).__name__} has neither bos_token_id nor eos_token_id; one of them is needed "
-                "to score a text without context, so set tokenizer.eos_token_id = N in load_tokenizer, or prefix_token_id=N "
-                "in model_args"
-            )
+        self._prefix_token_id = self._checked_prefix_token(prefix_token_id)
         if add_bos and self.bos_token_id is None and not isinstance(self._kind, TransformersTokenizer):
             raise TokenizerError(
                 f"add_bos_token=True, but the {type(tokenizer).__name__} has no BOS token; set tokenizer.bos_token_id = N "
@@ -80,6 +97,34 @@ class TokenizerAdapter:
             more_eos = () if more_eos is None else (more_eos,)
         self.eos_token_ids = frozenset(int(id) for id in (self.eos_token_id, *more_eos) if id is not None)
 
+    def with_prefix_token(self, prefix_token_id: int | None) -> Self:
+        """Return an adapter of the same tokenizer with another prefix token; None takes BOS, or EOS if there is no BOS.
+
+        Raises:
+            TokenizerError: There is no token to use as the prefix token.
+        """
+        other = copy.copy(self)
+        other._prefix_token_id = self._checked_prefix_token(prefix_token_id)
+        return other
+
+    def _checked_prefix_token(self, prefix_token_id: int | None) -> int | None:
+        if prefix_token_id is None and self.bos_token_id is None and self.eos_token_id is None:
+            raise TokenizerError(
+                f"the {type(self._tokenizer).__name__} has neither bos_token_id nor eos_token_id; one of them is needed "
+                "to score a text without context, so set tokenizer.eos_token_id = N in load_tokenizer, or prefix_token_id=N "
+                "in model_args"
+            )
+        return prefix_token_id
+
+    @property
+    def seconds(self) -> float:
+        """The seconds in which the tokenizer was called, in all threads and for all prefix tokens; 0 without a clock."""
+        return self._usage.seconds
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Count the seconds of later calls by a monotonic clock."""
+        self._usage.clock = clock
+
     @property
     def prefix_token_id(self) -> int:
         """The token that precedes a text without context."""
@@ -87,7 +132,7 @@ class TokenizerAdapter:
         assert prefix is not None  # the constructor has rejected a tokenizer without any
         return prefix
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str | None:
         """The fingerprint of the files that the tokenizer was loaded from, if it has one."""
         found = getattr(self._tokenizer, "fingerprint", None)
@@ -99,7 +144,7 @@ class TokenizerAdapter:
         found = getattr(self._tokenizer, "generation_config", None)
         return found if isinstance(found, Mapping) else MappingProxyType({})
 
-    @property
+    @functools.cached_property
     def checkpoint_fingerprint(self) -> str | None:
         """The fingerprint of the model's checkpoint, if the tokenizer knows it: for a model that has none itself."""
         found = getattr(self._tokenizer, "checkpoint_fingerprint", None)
@@ -174,7 +219,7 @@ class TokenizerAdapter:
             TokenizerError: The tokenizer raised, or did not return a string.
         """
         try:
-            with self._lock:
+            with self._usage.call():
                 text = self._kind.decode(list(ids), skip_special=skip_special)
         except Exception as error:
             raise TokenizerError(
@@ -226,7 +271,7 @@ class TokenizerAdapter:
                 f"the {type(self._tokenizer).__name__} has neither a chat_template nor an apply_chat_template method"
             )
         try:
-            with self._lock:
+            with self._usage.call():
                 text = method(
                     conversation,
                     tokenize=False,
@@ -247,7 +292,7 @@ class TokenizerAdapter:
 
     def _checked(self, encode: Callable[[], Any], texts: Sequence[str]) -> list[list[int]]:
         try:
-            with self._lock:
+            with self._usage.call():
                 return checked_ids(encode(), list(texts))
         except BirdieError:
             raise

@@ -41,7 +41,7 @@ from birdie_zmq.harness.chat_renderer import ChatRenderer
 from birdie_zmq.harness.connection import connect, open_in_process
 from birdie_zmq.harness.generation_kwargs import parse_prompts
 from birdie_zmq.harness.launch import check_single_process, pass_model_name, warn_of_missing_name
-from birdie_zmq.harness.model_args import RunArguments, in_process_model_args, parse_model_args
+from birdie_zmq.harness.model_args import RunArguments, canonical_json, in_process_model_args, parse_model_args
 from birdie_zmq.harness.preflight import requests_of_run, task_metadata
 from birdie_zmq.harness.progress_bar import ProgressBar
 from birdie_zmq.harness.request_content import context_of, rolling_answer, rolling_text
@@ -383,10 +383,10 @@ class BirdieZMQ(LM):
     @property
     def tokenizer_name(self) -> str:
         """A name for the tokenizer and its chat template; lm_eval caches rendered requests under it."""
-        spec = self._arguments.model
-        parts = [spec.tag, spec.arguments, self._description.api_sha256, self._chat.template]
+        tag, arguments = self._arguments.model.tag, canonical_json(self._arguments.model_args)
+        parts = [tag, arguments, self._description.api_sha256, self._chat.template]
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        return f"birdie_zmq-{Path(spec.tag).name or spec.tag}-{digest[:16]}"
+        return f"birdie_zmq-{Path(tag).name or tag}-{digest[:16]}"
 
     # --- Results and metadata ----------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Parses lm_eval's ``--model_args`` and its own keywords.
 
 Run arguments configure where and how the run executes and are consumed here. All other arguments are forwarded to
-``load_model`` and ``load_tokenizer`` and are part of the model's identity.
+``load_model`` and ``load_tokenizer`` and are part of the model's identity. The request arguments among them also concern
+the run only: a worker with the built-in models does not load a model again for another value of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, TypeGuard
 from birdie_zmq.engine.mesh_shape import MESH_ARGUMENT, MeshShape, pop_mesh
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.key_files import ALLOW_GROUP
-from birdie_zmq.types import ModelSpec, StepLimits
+from birdie_zmq.types import REQUEST_ARGUMENTS, ModelSpec, StepLimits
 from birdie_zmq.worker.engine_registry import DEFAULT, find_engine
 
 DEFAULT_MAX_GEN_TOKS = 256
@@ -112,7 +113,7 @@ class RunArguments:
     """The parsed arguments of a run.
 
     Attributes:
-        model: The model tag, and the arguments that are forwarded to the user module, as canonical JSON.
+        model: The model tag, and the arguments that are forwarded to the user module.
         model_args: The same arguments by name, in alphabetical order.
         endpoint: Endpoint of a running broker, None for an embedded broker and worker.
         key_file: Private key file of this client, None for a broker without keys.
@@ -179,7 +180,7 @@ def parse_model_args(
         forwarded[MESH_ARGUMENT] = mesh.as_argument()
     template_args, enable_thinking, think_end_token = _parse_chat_args(forwarded)
     return RunArguments(
-        model=ModelSpec(tag=tag, arguments=_canonical_json(forwarded)),
+        model=_model_spec(tag, forwarded),
         model_args=dict(sorted(forwarded.items())),
         endpoint=endpoint,
         key_file=_parse_path("key_file", run_args["key_file"]),
@@ -345,9 +346,23 @@ def _parse_seed(value: object) -> int:
     return value
 
 
-def _canonical_json(arguments: Mapping[str, Any]) -> str:
-    """Return the same JSON for equal arguments, so that they identify the same model."""
+def _model_spec(tag: str, forwarded: Mapping[str, Any]) -> ModelSpec:
+    return ModelSpec(
+        tag=tag,
+        arguments=canonical_json({name: value for name, value in forwarded.items() if name not in REQUEST_ARGUMENTS}),
+        request_arguments=tuple(
+            (name, canonical_json(forwarded[name])) for name in sorted(REQUEST_ARGUMENTS) if name in forwarded
+        ),
+    )
+
+
+def canonical_json(value: Any) -> str:
+    """Return the same JSON for equal arguments, so that they identify the same model.
+
+    Raises:
+        UsageError: A value has no JSON.
+    """
     try:
-        return json.dumps(arguments, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"model_args are sent to the worker as JSON and cannot be encoded: {error}") from error

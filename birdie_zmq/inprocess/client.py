@@ -115,7 +115,7 @@ class InProcessClient:
             ModelError: The model fails to compute.
         """
         jobs = list(jobs)
-        with self._lock:
+        with self._lock, self._served_model().evaluator.clock.work():
             served = self._served_model()
             progress = _Progress(served.evaluator, jobs) if with_progress else None
             failed_items = 0
@@ -132,7 +132,6 @@ class InProcessClient:
                         yield FailItem(item, failure.error)
             if progress is not None:
                 yield progress.report()
-            served.evaluator.pause_idle_clock()
 
     def _compute(
         self, served: ServedModel, job: Job, settled: set[int], progress: _Progress | None

@@ -20,20 +20,12 @@ from birdie_zmq.models.fingerprint import Fingerprint, tokenizer_files
 from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
+from birdie_zmq.types import REQUEST_ARGUMENTS
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
 _MODEL_ARGS = {"dtype", "gguf_file", "peft", "revision", "subfolder", "tokenizer", "tokenizer_revision"}
-_ENGINE_ARGS = {
-    "max_length",
-    "max_gen_toks",
-    "add_bos_token",
-    "prefix_token_id",
-    "chat_template_args",
-    "enable_thinking",
-    "think_end_token",
-    "seed",
-}
+_ENGINE_ARGS = {"max_length", "add_bos_token", *REQUEST_ARGUMENTS}
 _IGNORED_ARGS = {"trust_remote_code", "truncation", "use_fast_tokenizer", "logits_cache", "softmax_dtype"}
 """Arguments of lm_eval's hf backend that have no effect here; docs/reference/model_args.md gives the reasons."""
 

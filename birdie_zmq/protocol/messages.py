@@ -35,11 +35,12 @@ from birdie_zmq.types import (
     Name,
     PositiveCount,
     RankInfo,
+    RequestArguments,
     Seconds,
     StepLimits,
 )
 
-WIRE_VERSION = 13
+WIRE_VERSION = 14
 """Increased whenever a message changes so that an older peer would misread it."""
 
 # --- Client to broker ------------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """The first message of a worker.
 
     ``capacity`` is the number of leases that it may hold at once. ``model`` is the model that it has loaded already, for
-    example if the broker was restarted.
+    example if the broker was restarted. ``request_arguments`` names the arguments for which it does not load a model again.
     """
 
     package_version: Name
@@ -157,16 +158,18 @@ class RegisterWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     process_id: Count
     capacity: PositiveCount
     model: ModelSpec | None = None
+    request_arguments: RequestArguments = ()
 
 
 class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="heartbeat"):
     """A heartbeat of the agent, with the phase and the model of its model process.
 
-    ``computed`` counts the work of all model processes of this agent.
+    ``computed`` counts the work of all model processes of this agent. ``request_arguments`` is as in `RegisterWorker`.
     """
 
     phase: Name
     model: ModelSpec | None = None
+    request_arguments: RequestArguments = ()
     computed: ComputeCounters = ComputeCounters()
 
 
@@ -305,9 +308,13 @@ class StartFollower(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class ModelLoaded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-loaded"):
-    """The model process is ready for leases."""
+    """The model process is ready for leases.
+
+    ``request_arguments`` names the arguments that its user module ignores: it serves leases with other values of them.
+    """
 
     seconds: Annotated[float, Meta(ge=0)]
+    request_arguments: RequestArguments = ()
 
 
 class ModelLoadFailed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="model-load-failed"):

@@ -19,7 +19,7 @@ from birdie_zmq.protocol.codec import decoder, encode
 from birdie_zmq.protocol.dealer import Dealer
 from birdie_zmq.protocol.transport import wait
 from birdie_zmq.settings import AgentSettings
-from birdie_zmq.types import ModelSpec
+from birdie_zmq.types import REQUEST_ARGUMENTS, ModelSpec
 from birdie_zmq.worker import events
 from birdie_zmq.worker.core import AgentCore
 from birdie_zmq.worker.device_memory import DeviceMemory
@@ -61,11 +61,17 @@ class Agent:
         self._environment = environment
         self._memory = memory
         num_processes = 1 if config.rank is None else config.rank.num_processes
-        self._core = AgentCore(settings, watches_memory=memory is not None, num_processes=num_processes)
+        self._core = AgentCore(
+            settings,
+            watches_memory=memory is not None,
+            num_processes=num_processes,
+            request_arguments=REQUEST_ARGUMENTS if config.api is None else frozenset(),
+        )
         self._process: ModelProcess | None = None
         self._registered = False
         self._registered_at = 0.0
         self._logged_hint: str | None = None
+        self._announced = self._core.request_arguments
         self._is_done = False
         self._broker_seen_at = time.monotonic()
 
@@ -129,7 +135,9 @@ class Agent:
             process_id=os.getpid(),
             capacity=self._settings.capacity,
             model=self._core.model,
+            request_arguments=self._core.request_arguments,
         )
+        self._announced = registration.request_arguments
         self._dealer.send(encode(registration))
 
     def _tick(self, stall_s: float) -> None:
@@ -156,9 +164,17 @@ class Agent:
                     logger.warning("cannot register with the broker: %s", hint)
                 self._register()
         else:
-            phase = self._core.phase[:_MAX_PHASE_CHARACTERS]
-            heartbeat = m.Heartbeat(phase=phase, model=self._core.model, computed=self._core.computed)
-            self._dealer.send(encode(heartbeat))
+            self._send_heartbeat()
+
+    def _send_heartbeat(self) -> None:
+        heartbeat = m.Heartbeat(
+            phase=self._core.phase[:_MAX_PHASE_CHARACTERS],
+            model=self._core.model,
+            request_arguments=self._core.request_arguments,
+            computed=self._core.computed,
+        )
+        self._announced = heartbeat.request_arguments
+        self._dealer.send(encode(heartbeat))
 
     def _handle_broker_frame(self, frame: bytes) -> None:
         try:
@@ -248,6 +264,9 @@ class Agent:
                     self._start(model, start_count)
                 case events.Stop():
                     self._is_done = True
+        # Before the answers of the process, so that the broker does not count a model switch for the next lease.
+        if self._registered and self._core.request_arguments != self._announced:
+            self._send_heartbeat()
 
     def _start(self, model: ModelSpec, start_count: int) -> None:
         if self._memory is not None:

@@ -14,7 +14,7 @@ from birdie_zmq.processes.restart_policy import RestartPolicy
 from birdie_zmq.processes.signals import signal_name
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
-from birdie_zmq.types import ComputeCounters, ErrorReport, Level, ModelSpec
+from birdie_zmq.types import ComputeCounters, ErrorReport, Level, ModelSpec, RequestArgument
 from birdie_zmq.worker.events import (
     Action,
     Drain,
@@ -46,14 +46,22 @@ class AgentCore:
         settings: Timeouts and limits.
         watches_memory: Whether to wait for MemoryFreed after a model process has exited.
         num_processes: The number of ranks of the process group that holds the model; this agent's process is rank 0.
+        request_arguments: The request arguments that every model process ignores: with the built-in models, all.
     """
 
-    def __init__(self, settings: AgentSettings, *, watches_memory: bool = False, num_processes: int = 1) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        watches_memory: bool = False,
+        num_processes: int = 1,
+        request_arguments: frozenset[RequestArgument] = frozenset(),
+    ) -> None:
         self._settings = settings
         self._watches_memory = watches_memory
         self._num_processes = num_processes
         self._leases = HeldLeases()
-        self._process = ProcessState(settings)
+        self._process = ProcessState(settings, request_arguments)
         self._replaced: ModelSpec | None = None
         self._load_crashes: dict[ModelSpec, RestartPolicy] = {}
         self._drain_until: float | None = None
@@ -69,6 +77,11 @@ class AgentCore:
     def model(self) -> ModelSpec | None:
         """The model of the model process, also while it loads or ends; None without a process."""
         return self._process.model
+
+    @property
+    def request_arguments(self) -> tuple[RequestArgument, ...]:
+        """The request arguments for which the worker does not load a model again, as far as that is known."""
+        return tuple(sorted(self._process.request_arguments))
 
     @property
     def computed(self) -> ComputeCounters:
@@ -181,7 +194,7 @@ class AgentCore:
             crashes = self._load_crashes.get(first.lease.model)
             if crashes is None or crashes.may_start(self._now):
                 self._start(first)
-        elif process.model != first.lease.model:
+        elif not process.serves(first.lease.model):
             # The process finishes the leases it was sent; later ones for its model wait behind the other model's lease.
             if not self._leases.are_sent:
                 self._replaced = process.model
@@ -202,7 +215,7 @@ class AgentCore:
         self._actions.append(StopModelProcess(kill=False))
 
     def _send_leases(self, model: ModelSpec) -> None:
-        for held in self._leases.of_model(model):
+        for held in self._leases.of_model(model, self._process.request_arguments):
             if not held.is_sent:
                 if self._leases.running is None:
                     self._process.progressed(self._now)
@@ -228,7 +241,7 @@ class AgentCore:
 
     def _on_exit(self, returncode: int, trace: str | None) -> None:
         process = self._process
-        phase, model = process.phase, process.model
+        phase, model, ignored = process.phase, process.model, process.request_arguments
         process.exited(self._now, watches_memory=self._watches_memory)
         if phase is Phase.ENDING or model is None:
             return
@@ -237,11 +250,11 @@ class AgentCore:
         if phase is Phase.LOADING:
             self._on_load_crash(model, cause, trace)
             return
-        for held in self._leases.of_model(model):
+        for held in self._leases.of_model(model, ignored):
             if held.is_answered:
                 self._finish(held)
         running = self._leases.running
-        for held in self._leases.of_model(model):
+        for held in self._leases.of_model(model, ignored):
             held.is_sent = False  # The process is gone, so there is nothing to cancel.
             if held is running:
                 text = f"the model process of {model} exited unexpectedly, {cause}; its standard error goes to the worker's"
@@ -316,11 +329,13 @@ class AgentCore:
                 self._finish(held)
 
     def _on_loading(self, model: ModelSpec, message: m.ModelLoaded | m.ModelLoadFailed | m.ModelNotice) -> None:
-        waiting = self._leases.of_model(model)
+        waiting = self._leases.of_model(
+            model
+        )  # A request argument of one run may be wrong, which no other run is told.
         match message:
-            case m.ModelLoaded(seconds=seconds):
+            case m.ModelLoaded(seconds=seconds, request_arguments=request_arguments):
                 self._load_crashes.pop(model, None)
-                self._process.loaded(self._now)
+                self._process.loaded(request_arguments, self._now)
                 for held in waiting[:1]:
                     self._notify(held, "info", f"loaded {model} in {seconds:.1f} s")
             case m.ModelLoadFailed(error=error):

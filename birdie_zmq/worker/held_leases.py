@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from birdie_zmq.protocol import messages as m
@@ -80,6 +80,7 @@ class HeldLeases:
         """Whether the model process has any of them."""
         return any(held.is_sent for held in self._leases.values())
 
-    def of_model(self, model: ModelSpec) -> list[HeldLease]:
-        """Return the leases for a model."""
-        return [held for held in self._leases.values() if held.lease.model == model]
+    def of_model(self, model: ModelSpec, ignored: Collection[str] = ()) -> list[HeldLease]:
+        """Return the leases for a model, and for the same model with other values of the ignored request arguments."""
+        loaded = model.without(ignored)
+        return [held for held in self._leases.values() if held.lease.model.without(ignored) == loaded]

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError
 from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
@@ -34,11 +34,18 @@ Inbox = queue.SimpleQueue[m.StartModel | m.Lease]
 
 @dataclass(frozen=True)
 class _EncodedLease:
-    """A lease with its work, and with its encoded texts if they are to be scored, or with an error."""
+    """A lease with what is needed to compute it, or with an error."""
 
     lease: m.Lease
-    work: Work | Exception
-    encoded: Encoded | None = None
+    content: _Content | Exception
+
+
+class _Content(NamedTuple):
+    """The model as it serves the specification of a lease, the work, and its encoded texts if they are to be scored."""
+
+    served: ServedModel
+    work: Work
+    encoded: Encoded | None
 
 
 class LeaseLoop:
@@ -63,6 +70,10 @@ class LeaseLoop:
         self._inbox = inbox
         self._cancelled = cancelled
         self._encoded: queue.Queue[_EncodedLease] = queue.Queue(maxsize=1)
+        self._clock = served.evaluator.clock
+        # Of leases; each number is changed by one thread only.
+        self._arrived = 0
+        self._answered = 0
         self._reported = served.evaluator.computed
         self._reported_at = -math.inf
         self._indices: list[int] = []
@@ -78,12 +89,13 @@ class LeaseLoop:
         """
         threading.Thread(target=self._encode_leases, daemon=True).start()
         while True:
-            if not self._has_waiting_lease():
-                self._served.evaluator.pause_idle_clock()
             self._answer(self._encoded.get())
+            self._answered += 1
+            self._clock.finished()
 
     def _has_waiting_lease(self) -> bool:
-        return not (self._inbox.empty() and self._encoded.empty())
+        """Return whether there is a lease behind the one that is computed: in the inbox, being encoded, or encoded."""
+        return self._arrived - self._answered > 1 or not self._inbox.empty()
 
     def _encode_leases(self) -> None:
         """Encode the next lease while the main thread computes, after checking that it is for this model."""
@@ -91,13 +103,16 @@ class LeaseLoop:
             lease = self._inbox.get()
             if not isinstance(lease, m.Lease):
                 continue
+            self._arrived += 1
+            self._clock.arrived()
             self._encoded.put(self._encode(lease))
 
     def _encode(self, lease: m.Lease) -> _EncodedLease:
         try:
-            self._served.check(lease.identity)
+            served = self._served.for_spec(lease.model)
+            served.check(lease.identity)
             work = unpack_work(lease.work)
-            return _EncodedLease(lease, work, self._served.evaluator.encode(work))
+            return _EncodedLease(lease, _Content(served, work, served.evaluator.encode(work)))
         except Exception as error:  # noqa: BLE001 - it is raised again and reported when the lease is computed
             return _EncodedLease(lease, error)
 
@@ -125,11 +140,12 @@ class LeaseLoop:
         lease = encoded.lease
         if lease.lease in self._cancelled:
             return False
-        if isinstance(encoded.work, Exception):
-            raise encoded.work
+        if isinstance(encoded.content, Exception):
+            raise encoded.content
+        served, work, sequences = encoded.content
         self._indices, self._answers, self._unsent = [], [], len(lease.work)
         try:
-            with contextlib.closing(self._served.answer(encoded.work, lease.limits, encoded.encoded)) as events:
+            with contextlib.closing(served.answer(work, lease.limits, sequences)) as events:
                 for event in events:
                     if lease.lease in self._cancelled:
                         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +38,7 @@ def parse_arguments(spec: ModelSpec) -> ModelArguments:
     Raises:
         UsageError: An argument that the engine reads has a wrong value.
     """
-    given: dict[str, Any] = json.loads(spec.arguments)
+    given = spec.all_arguments()
     keywords = dict(given)
     return ModelArguments(
         mesh=pop_mesh(keywords),  # load_model gets the mesh itself, and a tokenizer needs no mesh.

@@ -51,6 +51,7 @@ def load(start: m.StartModel, engine: Engine, group: ProcessGroup | None = None)
         engine=engine,
         api=user_module.name,
         api_sha256=user_module.sha256,
+        request_arguments=user_module.request_arguments,
         start_count=start.start_count,
     )
     served = assemble(origin, tokenizer, model, mesh, group)

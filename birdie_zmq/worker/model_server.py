@@ -64,7 +64,8 @@ def run(channel: Channel) -> int:
         connection.send(m.ModelLoadFailed(error=ErrorReport.of(internal_error(error))))
         return _exit_status(1, rank)
     connection.computed = lambda: served.evaluator.computed
-    connection.send(m.ModelLoaded(seconds=time.monotonic() - began))
+    ignored = tuple(sorted(served.origin.request_arguments))
+    connection.send(m.ModelLoaded(seconds=time.monotonic() - began, request_arguments=ignored))
     try:
         LeaseLoop(served, connection, inbox, cancelled).run()
     except ProcessGroupError as broken:

@@ -10,11 +10,12 @@ The process is in one of these phases::
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
-from birdie_zmq.types import ComputeCounters, ModelSpec
+from birdie_zmq.types import ComputeCounters, ModelSpec, RequestArgument
 
 _REPORT_COMPILE_AFTER_S = 2.0
 
@@ -34,16 +35,19 @@ class ProcessState:
 
     Args:
         settings: Timeouts.
+        request_arguments: The request arguments that every process ignores, whatever its user module declares.
 
     Attributes:
         phase: The phase.
         model: The model, also while the process loads or ends; None without a process.
+        request_arguments: The request arguments that the process ignores, as far as that is known.
         start_count: The number of processes that were started.
         kill_reason: The timeout for which the process is killed; None if it is not killed for one.
     """
 
-    def __init__(self, settings: AgentSettings) -> None:
+    def __init__(self, settings: AgentSettings, request_arguments: frozenset[RequestArgument] = frozenset()) -> None:
         self._settings = settings
+        self._always_ignored = self.request_arguments = request_arguments
         self.phase = Phase.ABSENT
         self.model: ModelSpec | None = None
         self.start_count = 0
@@ -82,9 +86,15 @@ class ProcessState:
         self._steps = 0
         self._enter(Phase.LOADING, now)
 
-    def loaded(self, now: float) -> None:
-        """Record that the process has loaded its model."""
+    def loaded(self, request_arguments: Iterable[RequestArgument], now: float) -> None:
+        """Record that the process has loaded its model, and which request arguments it ignores."""
+        self.request_arguments = frozenset(request_arguments)
         self._enter(Phase.READY, now)
+
+    def serves(self, model: ModelSpec) -> bool:
+        """Return whether the process serves a specification: that of its model, except for ignored arguments."""
+        ignored = self.request_arguments
+        return self.model is not None and self.model.without(ignored) == model.without(ignored)
 
     def stop(self, now: float) -> None:
         """Record that the process was sent SIGTERM."""
@@ -94,6 +104,7 @@ class ProcessState:
     def exited(self, now: float, *, watches_memory: bool) -> None:
         """Record that the process has exited; with ``watches_memory``, the next one waits for the device's memory."""
         self.model = self._kill_at = None
+        self.request_arguments = self._always_ignored  # The next process may have another user module.
         self._computed_before, self._computed = self.computed, ComputeCounters()
         self._enter(Phase.FREEING if watches_memory else Phase.ABSENT, now)
 

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,10 +18,10 @@ from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, Event, Notice
 from birdie_zmq.engine.request_encoding import Encoded
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
-from birdie_zmq.errors import ModelChanged
-from birdie_zmq.types import DescribeWork, ModelDescription, ModelSpec, StepLimits, Work
+from birdie_zmq.errors import InternalError, ModelChanged
+from birdie_zmq.types import DescribeWork, ModelDescription, ModelSpec, RequestArgument, StepLimits, Work
 from birdie_zmq.worker.engine_registry import Engine
-from birdie_zmq.worker.model_arguments import ModelArguments
+from birdie_zmq.worker.model_arguments import ModelArguments, parse_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class ModelOrigin:
         engine: The engine.
         api: The code that loads it: the name of the user module, or the in-process client.
         api_sha256: The SHA-256 of the user module's source.
+        request_arguments: The request arguments that this code ignores.
         start_count: The number of model processes that the agent has started, this one included.
     """
 
@@ -42,6 +43,7 @@ class ModelOrigin:
     engine: Engine
     api: str
     api_sha256: str
+    request_arguments: frozenset[RequestArgument] = frozenset()
     start_count: int = 1
 
 
@@ -82,6 +84,28 @@ class ServedModel:
         parts += [] if origin.engine.identity is None else [origin.engine.identity]
         parts += [] if fingerprint is None else [{"fingerprint": fingerprint}]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def for_spec(self, spec: ModelSpec) -> ServedModel:
+        """Return this model as it serves a specification with other request arguments: same weights, other identity.
+
+        Raises:
+            UsageError: An argument that the engine reads has a wrong value.
+            TokenizerError: The tokenizer has no token to use as the prefix token, and the arguments name none.
+        """
+        origin = self.origin
+        if spec == origin.spec:
+            return self
+        if spec.without(origin.request_arguments) != origin.spec.without(origin.request_arguments):
+            raise InternalError(f"the process that has loaded {origin.spec} received requests for {spec}")
+        arguments = parse_arguments(spec)
+        _ = self.identity  # The fingerprints are those of the files that were loaded, whatever they have become since.
+        tokenizer = self.tokenizer.with_prefix_token(arguments.prefix_token_id)
+        return replace(
+            self,
+            origin=replace(origin, spec=spec, arguments=arguments),
+            tokenizer=tokenizer,
+            evaluator=self.evaluator.with_tokenizer(tokenizer),
+        )
 
     def check(self, identity: str | None) -> None:
         """Compare this model's identity with the expected one; None expects none.

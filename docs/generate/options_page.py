@@ -16,6 +16,7 @@ from birdie_zmq.harness.model_args import MODEL_ARGS
 from birdie_zmq.protocol.security.keys import default_folder
 from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.tools.doctor.hook import DISABLE_VARIABLE
+from birdie_zmq.types import REQUEST_ARGUMENTS
 from birdie_zmq.worker.devices import VISIBLE_DEVICES
 
 PAGE = Path(__file__).resolve().parent.parent / "reference" / "options.md"
@@ -142,7 +143,10 @@ def _model_args() -> Iterator[str]:
     yield "## Arguments of `--model_args`\n"
     yield (
         "All other arguments are forwarded to `load_model` and `load_tokenizer`, and are part of the model's identity. Those of\n"
-        "the built-in `api.py` are described in [model_args.md](model_args.md).\n"
+        "the built-in `api.py` are described in [model_args.md](model_args.md).\n\n"
+        f"{', '.join(f'`{name}=`' for name in sorted(REQUEST_ARGUMENTS))} concern requests only: for another\n"
+        "value of them, a worker with the built-in models does not load a model again, nor does your `api.py` if it says so\n"
+        "([your_model.md](../how_to/your_model.md#arguments-that-do-not-reload-the-model)).\n"
     )
     yield "| argument | forwarded to your functions | meaning |\n| --- | --- | --- |"
     for arg in MODEL_ARGS:

@@ -1,6 +1,7 @@
 """A harness for tests of the broker core: a manual clock, and peers whose messages a test sends."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from typing import TypeVar
 
 from birdie_zmq.broker.core import BrokerCore
@@ -10,7 +11,7 @@ from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.items import PackedAnswers, PackedWork
 from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import ErrorReport, ModelSpec, RollingWork
+from birdie_zmq.types import ErrorReport, ModelSpec, RequestArgument, RollingWork
 
 T = TypeVar("T")
 FromPeer = m.ClientMessage | m.WorkerMessage
@@ -103,9 +104,17 @@ def submit(batch: int, model: ModelSpec = A, texts: str = "x") -> m.Submit:
     return m.Submit(batch=batch, model=model, work=rolling(*texts))
 
 
-def register(capacity: int = 1, model: ModelSpec | None = None) -> m.RegisterWorker:
+def register(
+    capacity: int = 1, model: ModelSpec | None = None, request_arguments: Collection[RequestArgument] = ()
+) -> m.RegisterWorker:
     return m.RegisterWorker(
-        package_version="1.0", engine="jax", host="here", process_id=7, capacity=capacity, model=model
+        package_version="1.0",
+        engine="jax",
+        host="here",
+        process_id=7,
+        capacity=capacity,
+        model=model,
+        request_arguments=tuple(request_arguments),
     )
 
 

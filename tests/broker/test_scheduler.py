@@ -239,3 +239,59 @@ def test_a_worker_that_may_not_switch_gets_its_own_model_only() -> None:
     scheduler = scheduler_with(batch(1, B))
     assert choose(scheduler, A, may_switch=False) is None
     assert choose(scheduler, B, may_switch=False) == 1
+
+
+# --- Request arguments -----------------------------------------------------------------------------------------------
+
+
+A_1, A_2 = (ModelSpec(tag="A", request_arguments=(("seed", str(seed)),)) for seed in (1, 2))
+
+
+def of(client: bytes, number: int, model: ModelSpec) -> SubBatch:
+    sub_batch = batch(number, model)
+    sub_batch.batch.client = client
+    return sub_batch
+
+
+def choose_all(scheduler: Scheduler, *ignored: str) -> list[int]:
+    """Return the numbers of the batches that a worker takes which has A with seed 1 loaded, without a model switch."""
+    numbers = []
+    candidate = Candidate(A_1, 0.0, is_idle=True, ignored=ignored)
+    while (sub_batch := scheduler.choose(candidate, 0.0, SWITCH_DELAY_S, may_switch=False)) is not None:
+        numbers.append(sub_batch.batch.number)
+    return numbers
+
+
+def test_a_worker_serves_queues_that_differ_only_in_arguments_that_it_ignores() -> None:
+    batches = [batch(1, A_2), batch(2, B), batch(3, A_1)]
+    assert choose_all(scheduler_with(*batches), "seed") == [1, 3]
+    assert choose_all(scheduler_with(*batches)) == [3]
+    assert choose_all(scheduler_with(*batches), "max_gen_toks") == [3]
+
+
+def test_clients_with_other_ignored_arguments_take_turns() -> None:
+    scheduler = scheduler_with(
+        *(of(b"one", number, A_1) for number in (1, 2, 3)),
+        *(of(b"two", number, A_2) for number in (11, 12, 13)),
+        *(of(b"three", number, A_1) for number in (21, 22, 23)),
+    )
+    numbers = choose_all(scheduler, "seed")
+    assert [sorted(numbers[begin : begin + 3]) for begin in (0, 3, 6)] == [[1, 11, 21], [2, 12, 22], [3, 13, 23]]
+
+
+def test_nothing_overtakes_a_suspect_with_other_ignored_arguments() -> None:
+    scheduler = scheduler_with(of(b"one", 1, A_1), of(b"two", 2, A_2), of(b"one", 3, A_1))
+    candidate = Candidate(A_2, 0.0, is_idle=False, ignored=("seed",))
+    first = scheduler.choose(candidate, 0.0, SWITCH_DELAY_S, may_switch=False)
+    assert first is not None
+    first.crashes = 1
+    scheduler.requeue(first)
+    assert scheduler.choose(candidate, 0.0, SWITCH_DELAY_S, may_switch=False) is None
+    assert choose_all(scheduler, "seed") == [1, 2, 3]
+
+
+def test_queues_of_all_arguments_leave_nothing_behind() -> None:
+    scheduler = scheduler_with(batch(1, A_1), batch(2, A_2))
+    choose_all(scheduler, "seed")
+    assert len(scheduler) == 0
+    assert (scheduler._waiting, scheduler._turns) == ({}, {})

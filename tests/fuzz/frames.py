@@ -33,7 +33,7 @@ from birdie_zmq.types import (
     Work,
 )
 
-MODEL = ModelSpec(tag="pair")
+MODEL = ModelSpec(tag="pair", request_arguments=(("seed", "1"),))
 _ERROR = ErrorReport(code="model", message="boom", traceback="line 1")
 _SAMPLING = GenerationParams(until=("\n",), sampling=SamplingParams(top_k=5))
 _WORKS: Sequence[Work] = (
@@ -75,7 +75,7 @@ SAMPLES: Sequence[m.Message] = (
     *(m.Submit(batch=number, model=MODEL, work=pack_work(work)) for number, work in enumerate(_WORKS)),
     m.CloseSession(),
     m.RegisterWorker(package_version="1.0", engine="jax", host="here", process_id=7, capacity=2, model=MODEL),
-    m.Heartbeat(phase="running", model=MODEL),
+    m.Heartbeat(phase="running", model=MODEL, request_arguments=("seed",)),
     *(m.LeaseAnswered(lease=1, indices=list(range(len(answers))), answers=answers) for answers in _ANSWERS),
     m.LeaseFailed(lease=1, error=_ERROR, index=0),
     m.LeaseCrashed(lease=1, error=_ERROR),

@@ -59,6 +59,24 @@ def test_run_arguments_are_not_part_of_the_model() -> None:
     assert arguments.device == "cuda:1"
 
 
+def test_request_arguments_are_separate_in_the_model() -> None:
+    given = {
+        "size": "small",
+        "seed": 3,
+        "chat_template_args": {"b": 1, "a": 2},
+        "max_gen_toks": 5,
+        "add_bos_token": True,
+    }
+    arguments = read(**given)
+
+    assert arguments.model == ModelSpec(
+        tag="demo",
+        arguments='{"add_bos_token": true, "size": "small"}',
+        request_arguments=(("chat_template_args", '{"a": 2, "b": 1}'), ("max_gen_toks", "5"), ("seed", "3")),
+    )
+    assert arguments.model.all_arguments() == arguments.model_args == given
+
+
 @pytest.mark.parametrize("broker", [{"port": 5555}, {"endpoint": "tcp://host:1"}])
 def test_key_file_is_accepted_with_a_broker_and_not_part_of_the_model(broker: dict[str, Any]) -> None:
     arguments = read(key_file="keys/alice", **broker)
@@ -297,7 +315,7 @@ def test_seed_is_parsed_and_forwarded() -> None:
     arguments = read(seed=7)
 
     assert arguments.seed == 7
-    assert arguments.model.arguments == '{"seed": 7}'
+    assert arguments.model.request_arguments == (("seed", "7"),)
 
 
 @pytest.mark.parametrize("seed", ["seven", 0.5, True])

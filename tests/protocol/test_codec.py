@@ -41,6 +41,9 @@ from birdie_zmq.types import (
     PositiveCount,
     PositiveFraction,
     RandomKey,
+    RequestArgument,
+    RequestArguments,
+    RequestArgumentValues,
     RollingWork,
     SamplingParams,
     Seconds,
@@ -62,6 +65,7 @@ many_examples = settings(deadline=None, max_examples=300)
 # --- Messages of every kind ------------------------------------------------------------------------------------------
 
 TEXT = st.text(max_size=8)
+REQUEST_ARGUMENT = st.sampled_from(get_args(RequestArgument))
 GIVEN = get_type_hints(GenerationParams, include_extras=True)["given"]
 LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     NoneType: st.none(),
@@ -83,6 +87,8 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     LogitBias: st.floats(-1e9, 1e9),
     Penalty: st.floats(0, 1e9, exclude_min=True),
     GIVEN: st.lists(TEXT, max_size=3).map(tuple),
+    RequestArguments: st.lists(REQUEST_ARGUMENT, max_size=3).map(tuple),
+    RequestArgumentValues: st.lists(st.tuples(REQUEST_ARGUMENT, TEXT), max_size=3).map(tuple),
     Indices: st.lists(st.integers(0, MAX_ITEMS - 1), max_size=3),
 }
 

@@ -15,6 +15,7 @@ from birdie_zmq.protocol.items import PackedWork
 from birdie_zmq.protocol.packing import pack_answers, pack_work, unpack_answers, unpack_work
 from birdie_zmq.settings import AgentSettings
 from birdie_zmq.types import (
+    REQUEST_ARGUMENTS,
     Answer,
     ComputeCounters,
     DescribeWork,
@@ -22,6 +23,7 @@ from birdie_zmq.types import (
     GenerateWork,
     GenerationParams,
     ModelSpec,
+    RequestArgument,
     StepLimits,
     Work,
 )
@@ -59,9 +61,11 @@ LOAD_FAILED = m.ModelLoadFailed(
 class Harness:
     """An AgentCore with a fake clock, which records its log and notices."""
 
-    def __init__(self, settings: AgentSettings | None = None) -> None:
+    def __init__(
+        self, settings: AgentSettings | None = None, request_arguments: frozenset[RequestArgument] = frozenset()
+    ) -> None:
         self.settings = settings or AgentSettings()
-        self.core = AgentCore(self.settings)
+        self.core = AgentCore(self.settings, request_arguments=request_arguments)
         self.now = 1_000.0
         self.logged: list[str] = []
         self.notices: list[m.LeaseNotice] = []
@@ -1051,3 +1055,55 @@ class AgentUnderStress(RuleBasedStateMachine):
 
 TestAgentUnderStress = AgentUnderStress.TestCase
 TestAgentUnderStress.settings = settings(deadline=None, max_examples=250, stateful_step_count=30)
+
+
+# --- Request arguments ------------------------------------------------------------------------------------------------
+
+
+SEED_1, SEED_2 = (ModelSpec(tag="A", request_arguments=(("seed", str(seed)),)) for seed in (1, 2))
+LOADED_IGNORING_SEEDS = m.ModelLoaded(seconds=1.5, request_arguments=("seed",))
+
+
+def test_leases_with_other_ignored_arguments_go_to_the_same_process(harness: Harness) -> None:
+    harness.receive_leases(lease(1, SEED_1), lease(2, SEED_2))
+    assert [sent.lease for sent in sent_leases(harness.from_model(LOADED_IGNORING_SEEDS))] == [1, 2]
+    assert harness.core.request_arguments == ("seed",)
+    assert [sent.lease for sent in sent_leases(harness.receive_leases(lease(3, A)))] == [3]
+
+
+def test_a_process_that_declares_nothing_is_replaced_for_other_arguments(harness: Harness) -> None:
+    harness.receive_leases(lease(1, SEED_1), lease(2, SEED_2))
+    (sent,) = sent_leases(harness.from_model(LOADED))
+    assert sent.lease == 1
+    assert harness.from_model(m.LeaseDone(lease=1))[-1] == StopModelProcess(kill=False)
+    assert harness.exit_process(0) == [StartModelProcess(SEED_2, 2)]
+
+
+def test_what_a_process_ignores_is_forgotten_when_it_ends(harness: Harness) -> None:
+    harness.receive_leases(lease(1, SEED_1))
+    harness.from_model(LOADED_IGNORING_SEEDS)
+    harness.exit_process()
+    assert harness.core.request_arguments == ()
+    harness.receive_leases(lease(2, SEED_1), lease(3, SEED_2))
+    assert [sent.lease for sent in sent_leases(harness.from_model(LOADED))] == [2]
+
+
+def test_a_dead_process_returns_the_leases_of_all_its_arguments() -> None:
+    harness = Harness(request_arguments=REQUEST_ARGUMENTS)
+    harness.receive_leases(lease(1, SEED_1), lease(2, SEED_2))
+    assert len(sent_leases(harness.from_model(LOADED_IGNORING_SEEDS))) == 2
+    crashed, returned = harness.exit_process()
+    assert isinstance(crashed, SendToBroker)
+    assert isinstance(crashed.message, m.LeaseCrashed)
+    assert returned == SendToBroker(m.LeaseReturned(lease=2))
+
+
+def test_an_error_of_loading_fails_no_run_with_other_arguments() -> None:
+    harness = Harness(request_arguments=REQUEST_ARGUMENTS)
+    harness.receive_leases(lease(1, SEED_1), lease(2, SEED_2))
+    failed, stopped = harness.from_model(LOAD_FAILED)
+    assert isinstance(failed, SendToBroker)
+    assert isinstance(failed.message, m.LeaseFailed)
+    assert failed.message.lease == 1
+    assert stopped == StopModelProcess(kill=False)
+    assert harness.exit_process(1) == [StartModelProcess(SEED_2, 2)]

@@ -10,6 +10,7 @@ import pytest
 
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError
 from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
+from birdie_zmq.engine.model_runner import WorkClock
 from birdie_zmq.errors import ModelChanged, NonFiniteLogits
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.packing import pack_work, unpack_answers
@@ -33,6 +34,7 @@ class FakeServedModel:
         self.tokens = 0
         self.was_closed = False
         self.encoded: list[Sequence[str]] = []
+        self.clock = WorkClock()
 
     @property
     def computed(self) -> ComputeCounters:
@@ -46,8 +48,9 @@ class FakeServedModel:
         self.encoded.append(work.texts)
         return work.texts
 
-    def pause_idle_clock(self) -> None:
-        pass
+    def for_spec(self, spec: ModelSpec) -> FakeServedModel:
+        del spec
+        return self
 
     def answer(self, work: Work, limits: StepLimits, encoded: Any) -> Generator[Event, None, None]:
         del limits

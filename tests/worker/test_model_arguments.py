@@ -40,6 +40,15 @@ def test_arguments_that_are_not_given_are_none() -> None:
     )
 
 
+def test_request_arguments_are_arguments_too() -> None:
+    spec = ModelSpec(tag="m", arguments='{"size": 1}', request_arguments=(("prefix_token_id", "5"), ("seed", "2")))
+    arguments = parse_arguments(spec)
+    assert arguments.given == arguments.keywords == {"size": 1, "prefix_token_id": 5, "seed": 2}
+    assert arguments.prefix_token_id == 5
+    with pytest.raises(UsageError, match="prefix_token_id=-2"):
+        parse_arguments(ModelSpec(tag="m", request_arguments=(("prefix_token_id", "-2"),)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

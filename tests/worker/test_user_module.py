@@ -9,6 +9,7 @@ import pytest
 
 import birdie_zmq.models
 from birdie_zmq.errors import BirdieError, ModelLoadError, UnknownModelTag, UserModuleError
+from birdie_zmq.types import REQUEST_ARGUMENTS
 from birdie_zmq.worker.user_module import BUILT_IN, import_user_module
 
 KEYWORDS = {"size": 3}
@@ -249,3 +250,56 @@ def test_system_exit_of_a_function_is_an_error_and_keyboard_interrupt_propagates
     )
     with pytest.raises(expected):
         user_module.load_model("mine", KEYWORDS)
+
+
+# --- Request arguments -----------------------------------------------------------------------------------------------
+
+
+def declaring(folder: Path, declaration: str, module: str = VALID_MODULE) -> str:
+    return write(folder, f"REQUEST_ARGUMENTS = {declaration}\n{module}")
+
+
+def test_a_module_without_a_declaration_ignores_no_request_argument(tmp_path: Path) -> None:
+    user_module = import_user_module(write(tmp_path, VALID_MODULE))
+    assert user_module.request_arguments == frozenset()
+    assert user_module.load_model("mine", {"seed": 1}) == ("model", "mine", {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "declaration", ['("seed", "max_gen_toks")', '["max_gen_toks", "seed"]', '{"seed", "max_gen_toks"}']
+)
+def test_declared_arguments_do_not_reach_the_functions(tmp_path: Path, declaration: str) -> None:
+    user_module = import_user_module(declaring(tmp_path, declaration))
+    given = {"seed": 1, "size": 3, "prefix_token_id": 4, "max_gen_toks": 5}
+
+    assert user_module.request_arguments == {"seed", "max_gen_toks"}
+    assert user_module.load_model("mine", given) == ("model", "mine", {"size": 3, "prefix_token_id": 4})
+    assert user_module.load_tokenizer("mine", given) == ("tokenizer", "mine", {"size": 3, "prefix_token_id": 4})
+
+
+def test_the_built_in_models_ignore_all_request_arguments() -> None:
+    assert import_user_module(None).request_arguments == REQUEST_ARGUMENTS
+
+
+@pytest.mark.parametrize(
+    ("declaration", "message"),
+    [
+        (
+            '("seed", "max_length")',
+            "names max_length; it may name these arguments: chat_template_args, enable_thinking",
+        ),
+        ("(1,)", "names 1; it may name"),
+        ('"seed"', r"is a str; it must be a tuple of argument names"),
+        ("True", r"is a bool; it must be a tuple"),
+    ],
+)
+def test_a_wrong_declaration_is_an_error(tmp_path: Path, declaration: str, message: str) -> None:
+    with pytest.raises(UserModuleError, match=message):
+        import_user_module(declaring(tmp_path, declaration))
+
+
+@pytest.mark.parametrize("function", ["load_model", "load_tokenizer"])
+def test_an_argument_that_a_function_takes_by_name_cannot_be_declared(tmp_path: Path, function: str) -> None:
+    module = VALID_MODULE.replace(f"def {function}(model_tag, ", f"def {function}(model_tag, seed=0, ")
+    with pytest.raises(UserModuleError, match=f"declares seed in REQUEST_ARGUMENTS, but {function} has a parameter"):
+        import_user_module(declaring(tmp_path, '("seed",)', module))

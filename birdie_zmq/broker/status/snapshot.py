@@ -7,7 +7,7 @@ truncated to one short line, and lists are bounded, so that many peers make no l
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from birdie_zmq.broker.core import BrokerCore
@@ -15,7 +15,7 @@ from birdie_zmq.broker.history import Kind, Rates
 from birdie_zmq.broker.peers import Worker
 from birdie_zmq.broker.scheduler import SubBatch
 from birdie_zmq.sanitize import one_line
-from birdie_zmq.types import ComputeCounters, ModelSpec
+from birdie_zmq.types import REQUEST_ARGUMENTS, ComputeCounters, ModelSpec
 
 MAX_ROWS = 100
 """Maximum number of rows of each list: workers, models and clients. The full number is reported beside each list."""
@@ -146,14 +146,18 @@ class _Counts:
 
 @dataclass
 class _QueueCounts:
-    """Waiting and leased requests per model and per client, counted in one pass over all sub-batches."""
+    """Waiting and leased requests per model and per client, counted in one pass over all sub-batches.
 
+    Models that differ only in the ``ignored`` request arguments, for which no worker loads a model again, are one.
+    """
+
+    ignored: Collection[str] = ()
     models: defaultdict[ModelSpec, _Counts] = field(default_factory=lambda: defaultdict(_Counts))
     clients: defaultdict[bytes, _Counts] = field(default_factory=lambda: defaultdict(_Counts))
 
     def add_waiting(self, sub_batch: SubBatch) -> None:
         """Count a waiting sub-batch."""
-        for counts in (self.models[sub_batch.batch.model], self.clients[sub_batch.batch.client]):
+        for counts in self._counts_of(sub_batch):
             counts.waiting += 1
             counts.requests_waiting += sub_batch.unsettled_count
             if counts.oldest_at is None or sub_batch.batch.submitted_at < counts.oldest_at:
@@ -161,21 +165,24 @@ class _QueueCounts:
 
     def add_leased(self, sub_batch: SubBatch) -> None:
         """Count a leased sub-batch."""
-        for counts in (self.models[sub_batch.batch.model], self.clients[sub_batch.batch.client]):
+        for counts in self._counts_of(sub_batch):
             counts.leased += 1
             counts.requests_leased += sub_batch.unsettled_count
+
+    def _counts_of(self, sub_batch: SubBatch) -> tuple[_Counts, _Counts]:
+        return self.models[sub_batch.batch.model.without(self.ignored)], self.clients[sub_batch.batch.client]
 
 
 def snapshot(core: BrokerCore, about: About, now: float) -> Status:
     """Return the status of a broker at a time in monotonic seconds."""
-    queues = _QueueCounts()
+    queues = _QueueCounts(_ignored_by_all(core.workers))
     for sub_batch in core.waiting:
         queues.add_waiting(sub_batch)
     for worker in core.workers:
         for sub_batch in worker.leases.values():
             queues.add_leased(sub_batch)
         if worker.model is not None:
-            queues.models[worker.model].workers += 1
+            queues.models[worker.model.without(queues.ignored)].workers += 1
     history, total = core.history, core.history.compute_total
     return Status(
         version=about.version,
@@ -213,13 +220,18 @@ def snapshot(core: BrokerCore, about: About, now: float) -> Status:
     )
 
 
+def _ignored_by_all(workers: Iterable[Worker]) -> frozenset[str]:
+    """Return the request arguments for which none of the workers loads a model again."""
+    return frozenset[str](REQUEST_ARGUMENTS).intersection(*(worker.request_arguments for worker in workers))
+
+
 def _worker(core: BrokerCore, worker: Worker, now: float) -> WorkerStatus:
     computed = worker.computed or ComputeCounters()
     return WorkerStatus(
         host=one_line(worker.registration.host, _MAX_NAME_CHARS),
         process_id=worker.registration.process_id,
         engine=one_line(worker.registration.engine, _MAX_NAME_CHARS),
-        model=None if worker.model is None else _name(worker.model),
+        model=None if worker.loaded is None else _name(worker.loaded),
         phase=one_line(worker.displayed_phase or "connected", _MAX_NAME_CHARS),
         phase_s=_seconds(now - (worker.displayed_phase_since or worker.connected_at)),
         leases=len(worker.leases),
@@ -277,7 +289,7 @@ def _key(core: BrokerCore, peer: bytes) -> str | None:
 
 def _name(model: ModelSpec) -> str:
     """Return the tag and the arguments as one line; the arguments may be long, so they are truncated first."""
-    arguments = "" if model.arguments == "{}" else f" {model.arguments[:_MAX_NAME_CHARS]}"
+    arguments = "" if model.arguments_text == "{}" else f" {model.arguments_text[:_MAX_NAME_CHARS]}"
     return one_line(f"{model.tag}{arguments}", _MAX_NAME_CHARS)
 
 
