@@ -11,9 +11,9 @@ calls ``load_model("mine", size="small")`` and ``load_tokenizer("mine", size="sm
 (docs/how_to/many_devices.md).
 
 When an evaluation requests another tag or other arguments, the process that holds the model ends, which frees all of
-its memory, and a new process calls these functions again. If your functions ignore arguments that concern requests only,
-such as ``seed`` or ``max_gen_toks``, name them here, and another value of them does not load the model again:
-``REQUEST_ARGUMENTS = ("seed", "max_gen_toks")`` (docs/how_to/your_model.md).
+its memory, and a new process calls these functions again. Arguments that concern requests only, such as ``seed``, are an
+exception as long as ``REQUEST_ARGUMENTS`` below names them: they do not reach the functions, and another value of them
+does not load the model again (docs/how_to/your_model.md).
 
 ``load_model`` returns one of:
 
@@ -37,6 +37,16 @@ To try a change without starting a worker: ``--model_args model_tag=mine,api=api
 from typing import Any
 
 from birdie_zmq import models
+
+# Remove the name of an argument that your functions use: they then receive it.
+REQUEST_ARGUMENTS = (
+    "chat_template_args",
+    "enable_thinking",
+    "max_gen_toks",
+    "prefix_token_id",
+    "seed",
+    "think_end_token",
+)
 
 
 def load_model(model_tag: str, **kwargs: Any) -> Any:

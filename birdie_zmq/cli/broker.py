@@ -76,9 +76,9 @@ def _serve(options: argparse.Namespace) -> int:
     from birdie_zmq.protocol.security.allow_list import AllowList
 
     endpoint = parse_endpoint(options.bind)
-    limit_memory(options.memory_limit)
     allow_group = options.allow_group_readable_keys
     allowed = None if options.keys is None else AllowList(key_folder(options.keys, "--keys"), allow_group)
+    limit_memory(options.memory_limit)
     with StopSignals() as stop:
         with Router(endpoint, allowed, owns_folder=options.remove_folder) as router, contextlib.ExitStack() as stack:
             if not options.quiet:
