@@ -30,9 +30,8 @@ from birdie_zmq.engine.framework_check import only_framework
 from birdie_zmq.engine.jax import memory
 from birdie_zmq.engine.jax.compile_cache import enable_compile_cache
 from birdie_zmq.engine.jax.decoding import JaxDecoding
-from birdie_zmq.engine.jax.device_model import DeviceModel
+from birdie_zmq.engine.jax.device_model import DeviceModel, with_users_settings
 from birdie_zmq.engine.jax.executables import Executables, model_call
-from birdie_zmq.engine.jax.fixed_settings import users_settings
 from birdie_zmq.engine.jax.position_head import PositionHead
 from birdie_zmq.engine.jax.probe import check_logits, check_params, probe_score, probe_vocabulary
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings
@@ -96,7 +95,7 @@ class JaxBackend:
         model = loaded.model
         if loaded.jit:
             check_params(model.params)
-        wrapped: dict[str, Any] = {name: users_settings(function) for name, function in model.functions().items()}
+        wrapped: dict[str, Any] = {name: with_users_settings(function) for name, function in model.functions().items()}
         functions = replace(model, **wrapped)
         self._mesh = mesh
         # A bare callable gets its tokens on the default device: the sharding of its weights is not visible here.

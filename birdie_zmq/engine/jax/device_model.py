@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 from birdie_zmq.engine.jax.executables import Executables
+from birdie_zmq.engine.jax.fixed_settings import users_settings
 from birdie_zmq.engine.jax.sharding import MeshSharding
-from birdie_zmq.engine.model_api import Model
+from birdie_zmq.engine.model_api import Function, Model
+
+
+def with_users_settings(function: Function) -> Function:
+    """Return a function of a model that runs under the user's own settings of JAX."""
+
+    @functools.wraps(function, updated=())
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        with users_settings():
+            return function(*arguments, **keywords)
+
+    return call
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """JAX's global settings, some of which change results or raise: this package's own functions run under fixed values.
 
 The environment or a user module may set them for another purpose, such as training. The engine enters `fixed_settings`
-before it traces or runs anything, and wraps the functions of a user's model with `users_settings`, since those may rely on
-what their author has set. The built-in models are this package's own functions.
+before it traces or runs anything, and calls the functions of a user's model under `users_settings`, since those may rely
+on what their author has set. The built-in models are this package's own functions.
 
 Not fixed: ``jax_enable_x64``, since logits and states of the user's model may have 64 bits, and
 ``jax_default_matmul_precision``. The engine names its dtypes and multiplies no matrices; the built-in models are computed
@@ -11,7 +11,6 @@ Not fixed: ``jax_enable_x64``, since logits and states of the user's model may h
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -72,22 +71,19 @@ def in_32_bits() -> AbstractContextManager[None]:
     return _enable_x64(False) if _current("jax_enable_x64") else nullcontext()
 
 
-def users_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that runs under the values that `fixed_settings` has replaced."""
-
-    @functools.wraps(function, updated=())
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        values = _replaced.values
-        if values is None:
-            return function(*arguments, **keywords)
-        with _applied(values):
-            _replaced.values = None
-            try:
-                return function(*arguments, **keywords)
-            finally:
-                _replaced.values = values
-
-    return call
+@contextmanager
+def users_settings() -> Iterator[None]:
+    """Run a block under the values that `fixed_settings` has replaced."""
+    values = _replaced.values
+    if values is None:
+        yield
+        return
+    with _applied(values):
+        _replaced.values = None
+        try:
+            yield
+        finally:
+            _replaced.values = values
 
 
 def _current(name: str) -> object:
