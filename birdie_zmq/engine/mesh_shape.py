@@ -12,6 +12,9 @@ MESH_ARGUMENT = "mesh"
 AXES = ("data", "model")
 """The axes in the order in which devices are laid out: devices that share one copy of the weights are neighbours."""
 
+SIZE_ARGUMENTS = {"data": ("data_parallel_size", "dp_size"), "model": ("tensor_parallel_size", "tp_size")}
+"""The arguments of vLLM and SGLang that have the size of each axis."""
+
 _AXIS = re.compile(rf"({'|'.join(AXES)}):\d+")
 
 
@@ -54,6 +57,27 @@ def pop_mesh(arguments: MutableMapping[str, object]) -> MeshShape | None:
             del arguments[name]
         value = "/".join([value, *split])
     return None if value is None else parse_mesh(value)
+
+
+def mesh_of_sizes(arguments: Mapping[str, object]) -> MeshShape | None:
+    """Return the mesh that the arguments of vLLM and SGLang in model_args describe; None for one device.
+
+    Raises:
+        UsageError: A size is not a whole number above 0, or two arguments contradict each other.
+    """
+    shape = MeshShape(**{axis: _one_size(arguments, names) for axis, names in SIZE_ARGUMENTS.items()})
+    return shape if shape.size > 1 else None
+
+
+def _one_size(arguments: Mapping[str, object], names: tuple[str, ...]) -> int:
+    given = {name: arguments[name] for name in names if arguments.get(name) is not None}
+    for name, size in given.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise UsageError(f"{name}={size!r} in model_args must be a whole number above 0")
+    sizes = {size for size in given.values() if isinstance(size, int)}
+    if len(sizes) > 1:
+        raise UsageError(f"{' and '.join(given)} in model_args contradict each other; set only one")
+    return max(sizes, default=1)
 
 
 def parse_mesh(value: object) -> MeshShape:

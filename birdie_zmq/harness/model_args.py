@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from birdie_zmq.engine.mesh_shape import MESH_ARGUMENT, MeshShape, pop_mesh
+from birdie_zmq.engine.mesh_shape import MESH_ARGUMENT, MeshShape, mesh_of_sizes, pop_mesh
 from birdie_zmq.errors import UsageError
 from birdie_zmq.protocol.security.key_files import ALLOW_GROUP
 from birdie_zmq.types import REQUEST_ARGUMENTS, ModelSpec, StepLimits
@@ -178,6 +178,8 @@ def parse_model_args(
     mesh = pop_mesh(forwarded)
     if mesh is not None:
         forwarded[MESH_ARGUMENT] = mesh.as_argument()
+    elif run_args["api"] is None:
+        mesh = mesh_of_sizes(forwarded)
     template_args, enable_thinking, think_end_token = _parse_chat_args(forwarded)
     return RunArguments(
         model=_model_spec(tag, forwarded),

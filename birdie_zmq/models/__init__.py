@@ -6,12 +6,14 @@ directly.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from birdie_zmq.engine.mesh_shape import SIZE_ARGUMENTS, mesh_of_sizes
 from birdie_zmq.engine.model_api import CheckpointFingerprint, Model
 from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
 from birdie_zmq.models.checkpoint import Checkpoint, resolve_model
@@ -22,10 +24,14 @@ from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.types import REQUEST_ARGUMENTS
 
+logger = logging.getLogger(__name__)
+
 _DTYPES = ("auto", "float32", "bfloat16")
 
 _MODEL_ARGS = {"dtype", "gguf_file", "peft", "revision", "subfolder", "tokenizer", "tokenizer_revision"}
 _ENGINE_ARGS = {"max_length", "add_bos_token", *REQUEST_ARGUMENTS}
+_LENGTH_ARGS = ("max_length", "max_model_len", "context_length")
+"""The maximum length of a row by its name in lm_eval's hf, in vLLM and in SGLang."""
 _IGNORED_ARGS = {"trust_remote_code", "truncation", "use_fast_tokenizer", "logits_cache", "softmax_dtype"}
 """Arguments of lm_eval's hf backend that have no effect here; docs/reference/model_args.md gives the reasons."""
 
@@ -51,12 +57,20 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
     """
     checkpoint = _resolve(model_tag, keywords)
     dtype = _check_arguments(model_tag, keywords)
+    _check_mesh(keywords, mesh)
+    max_length = _max_length(keywords)
     fingerprint = Fingerprint(checkpoint.files())  # computed while the weights are loaded
-    model = _load(model_tag, checkpoint, dtype, mesh, keywords)
+    model = _load(model_tag, checkpoint, dtype, mesh, max_length)
+    if max_length is not None and "max_length" not in keywords:  # the engine reads that one by itself
+        if model.max_length is not None and max_length > model.max_length:
+            logger.warning(
+                "a max_length of %d exceeds the model's own max_length of %d tokens", max_length, model.max_length
+            )
+        model = replace(model, max_length=max_length)
     return replace(model, fingerprint=CheckpointFingerprint(fingerprint.result()))
 
 
-def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, keywords: Mapping[str, Any]) -> Model:
+def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_length: int | None) -> Model:
     engine = os.environ.get(ENGINE_VARIABLE, "jax")
     if engine != "jax":
         return _load_for_other_engine(engine, model_tag, checkpoint, dtype)
@@ -68,10 +82,10 @@ def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, keyword
         architecture, params = load_checkpoint(checkpoint.path, dtype, mesh, checkpoint.adapter)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
-    requested, limit = keywords.get("max_length"), architecture.position_limit
-    if limit is not None and isinstance(requested, int) and requested > limit:
+    limit = architecture.position_limit
+    if limit is not None and max_length is not None and max_length > limit:
         raise UsageError(
-            f"max_length={requested} is more than the {limit} positions of the model {model_tag!r}; lower max_length"
+            f"max_length={max_length} is more than the {limit} positions of the model {model_tag!r}; lower max_length"
         )
     return build_model(architecture, params, mesh)
 
@@ -153,9 +167,37 @@ def _resolve(model_tag: str, keywords: Mapping[str, Any], *, weights: bool = Tru
     )
 
 
+def _max_length(keywords: Mapping[str, Any]) -> int | None:
+    """Return the requested maximum length of a row, by any of its names; None if it is not given.
+
+    Raises:
+        UsageError: It is not a whole number above 0, or two names contradict each other.
+    """
+    given = {name: keywords[name] for name in _LENGTH_ARGS if keywords.get(name) is not None}
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name}={value!r} in model_args must be a whole number above 0")
+    if len(set(given.values())) > 1:
+        raise UsageError(f"{' and '.join(given)} in model_args contradict each other; set only one")
+    return next(iter(given.values()), None)
+
+
+def _check_mesh(keywords: Mapping[str, Any], mesh: Any) -> None:
+    """Check that the mesh has the sizes that arguments of vLLM and SGLang request.
+
+    Raises:
+        UsageError: It has others, as where an api.py calls `load_model` without a mesh.
+    """
+    requested = mesh_of_sizes(keywords)
+    if requested is not None and (mesh is None or dict(mesh.shape) != requested.as_argument()):
+        names = [name for names in SIZE_ARGUMENTS.values() for name in names if name in keywords]
+        raise UsageError(f"{', '.join(names)} in model_args: write mesh={requested} instead")
+
+
 def _check_arguments(model_tag: str, keywords: Mapping[str, Any]) -> str:
     """Check that all arguments are known, and return the dtype."""
-    known = _MODEL_ARGS | _ENGINE_ARGS | _IGNORED_ARGS
+    known = {*_MODEL_ARGS, *_ENGINE_ARGS, *_LENGTH_ARGS, *_IGNORED_ARGS}
+    known |= {name for names in SIZE_ARGUMENTS.values() for name in names}
     unknown = sorted(set(keywords) - known)
     if unknown:
         raise UsageError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from birdie_zmq.engine.mesh_shape import MeshShape, pop_mesh
+from birdie_zmq.engine.mesh_shape import MeshShape, mesh_of_sizes, pop_mesh
 from birdie_zmq.errors import UsageError
 from birdie_zmq.types import ModelSpec
 
@@ -32,16 +32,22 @@ class ModelArguments:
     add_bos_token: bool | None
 
 
-def parse_arguments(spec: ModelSpec) -> ModelArguments:
+def parse_arguments(spec: ModelSpec, *, is_built_in: bool = False) -> ModelArguments:
     """Parse and validate the arguments of a model.
+
+    Args:
+        spec: The model.
+        is_built_in: Whether the built-in models load it. They also understand the arguments of vLLM and SGLang for the sizes
+            of a mesh, which mean to a user's file what it likes.
 
     Raises:
         UsageError: An argument that the engine reads has a wrong value.
     """
     given = spec.all_arguments()
     keywords = dict(given)
+    mesh = pop_mesh(keywords)  # load_model gets the mesh itself, and a tokenizer needs no mesh.
     return ModelArguments(
-        mesh=pop_mesh(keywords),  # load_model gets the mesh itself, and a tokenizer needs no mesh.
+        mesh=mesh or (mesh_of_sizes(keywords) if is_built_in else None),
         given=given,
         keywords=keywords,
         add_bos_token=_add_bos_token(given),

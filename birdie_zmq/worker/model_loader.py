@@ -32,7 +32,7 @@ def load(start: m.StartModel, engine: Engine, group: ProcessGroup | None = None)
         ModelError: The user module, the tokenizer or the model is at fault.
         UsageError: A model_arg that the engine reads has a wrong value.
     """
-    arguments = parse_arguments(start.model)
+    arguments = parse_arguments(start.model, is_built_in=start.config.api is None)
     # A process group has no compilation cache: a rank that finds an executable there would not take part in compiling it.
     if group is None:
         engine.prepare()

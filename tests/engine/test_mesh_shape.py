@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lm_eval.utils import simple_parse_args_string
 
-from birdie_zmq.engine.mesh_shape import MeshShape, parse_mesh
+from birdie_zmq.engine.mesh_shape import MeshShape, mesh_of_sizes, parse_mesh
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.model_args import parse_model_args
 
@@ -77,3 +77,32 @@ def test_an_invalid_mesh_is_rejected_with_an_example(value: Any, reason: str) ->
     with pytest.raises(UsageError, match="mesh=data:2/model:4") as caught:
         parse_model_args({"model_tag": "demo", "mesh": value})
     assert reason in str(caught.value)
+
+
+# --- Sizes as vLLM and SGLang name them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, None),
+        ({"tensor_parallel_size": 1, "data_parallel_size": 1}, None),
+        ({"tensor_parallel_size": 2}, MeshShape(model=2)),
+        ({"data_parallel_size": 3}, MeshShape(data=3)),
+        ({"tp_size": 2, "dp_size": 4}, MeshShape(data=4, model=2)),
+        ({"tp_size": 2, "tensor_parallel_size": 2, "dp_size": None}, MeshShape(model=2)),
+    ],
+)
+def test_sizes_of_other_backends(arguments: dict[str, object], expected: MeshShape | None) -> None:
+    assert mesh_of_sizes(arguments) == expected
+
+
+@pytest.mark.parametrize("size", [0, -1, True, 2.0, "2"])
+def test_invalid_sizes_of_other_backends_are_named(size: object) -> None:
+    with pytest.raises(UsageError, match=rf"tp_size={size!r} in model_args must be a whole number above 0"):
+        mesh_of_sizes({"tp_size": size})
+
+
+def test_contradicting_sizes_of_other_backends_are_named() -> None:
+    with pytest.raises(UsageError, match="tensor_parallel_size and tp_size in model_args contradict each other"):
+        mesh_of_sizes({"tp_size": 2, "tensor_parallel_size": 4})

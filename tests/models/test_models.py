@@ -69,6 +69,27 @@ def test_unknown_argument_is_refused_with_a_list_of_known_ones(load: Any, checkp
         load(str(checkpoint), delta="x", device="cuda", dtype="float32")
 
 
+@pytest.mark.parametrize("name", ["max_model_len", "context_length"])
+def test_maximum_length_may_have_the_name_of_another_backend(
+    name: str, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load_model(str(checkpoint), **{name: 8}).max_length == 8
+    assert load_model(str(checkpoint), **{name: 8}, max_length=8).max_length == 16  # the engine reads max_length
+    assert not caplog.records
+    assert load_model(str(checkpoint), **{name: 17}).max_length == 17
+    assert "a max_length of 17 exceeds the model's own max_length of 16 tokens" in caplog.text
+    with pytest.raises(UsageError, match=rf"max_length and {name} in model_args contradict each other"):
+        load_model(str(checkpoint), **{name: 8}, max_length=9)
+    with pytest.raises(UsageError, match=rf"{name}=0 in model_args must be a whole number above 0"):
+        load_model(str(checkpoint), **{name: 0})
+
+
+def test_sizes_of_other_backends_need_a_mesh_of_these_sizes(checkpoint: Path) -> None:
+    load_model(str(checkpoint), tensor_parallel_size=1, dp_size=1)
+    with pytest.raises(UsageError, match="tp_size in model_args: write mesh=data:1/model:2 instead"):
+        load_model(str(checkpoint), tp_size=2)
+
+
 @pytest.mark.parametrize("load", LOADERS)
 @pytest.mark.parametrize("dtype", ["float16", "int8", "Float32", None])
 def test_other_dtypes_are_refused(load: Any, dtype: object, checkpoint: Path) -> None:

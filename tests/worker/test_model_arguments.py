@@ -63,3 +63,17 @@ def test_request_arguments_are_arguments_too() -> None:
 def test_wrong_values_are_refused(arguments: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(arguments)
+
+
+def test_sizes_of_other_backends_are_a_mesh_for_the_built_in_models_only() -> None:
+    spec = ModelSpec(tag="m", arguments='{"dp_size": 2, "tensor_parallel_size": 4}')
+
+    assert parse_arguments(spec, is_built_in=True).mesh == MeshShape(data=2, model=4)
+    assert parse_arguments(spec, is_built_in=True).keywords == {"dp_size": 2, "tensor_parallel_size": 4}
+    assert parse_arguments(spec).mesh is None
+
+
+def test_a_mesh_is_preferred_to_the_sizes_of_other_backends() -> None:
+    spec = ModelSpec(tag="m", arguments='{"mesh": {"data": 1, "model": 2}, "tp_size": 2}')
+
+    assert parse_arguments(spec, is_built_in=True).mesh == MeshShape(model=2)

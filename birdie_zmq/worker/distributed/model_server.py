@@ -110,7 +110,7 @@ def _load(
             f"{user_module.name} ({user_module.sha256[:12]}…), which differs; give every worker of the process group the "
             "same file with --api"
         )
-    arguments = parse_arguments(request.model)
+    arguments = parse_arguments(request.model, is_built_in=config.api is None)
     check_mesh(arguments.mesh, runtime.device_count(), rank)
     mesh = engine.make_mesh(arguments.mesh)
     model = require_params(resolve(user_module.load_model(request.model.tag, arguments.keywords, mesh)))
