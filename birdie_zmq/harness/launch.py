@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
+
+from lm_eval.api.model import LM
 
 from birdie_zmq.errors import UsageError
+from birdie_zmq.harness.preflight import task_metadata
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
+
+
+class LaunchedModel(LM):
+    """A model that lm_eval itself may create, for ``--model birdie_zmq``: the run of such a model is checked and prepared."""
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
+        """Create the model for lm_eval, and leave the GPUs to the embedded worker.
+
+        Raises:
+            UsageError: lm_eval was started as several processes.
+        """
+        check_single_process(os.environ)
+        created = super().create_from_arg_obj(arg_dict, additional_config)
+        pass_model_name(arg_dict, task_metadata())
+        created._leave_gpus_to_worker()
+        return created
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
+        """Create the model for lm_eval from ``a=b,c=d``, as `create_from_arg_obj` does."""
+        check_single_process(os.environ)
+        warn_of_missing_name(arg_string)
+        created = super().create_from_arg_string(arg_string, additional_config)
+        created._leave_gpus_to_worker()
+        return created
+
+    def _leave_gpus_to_worker(self) -> None:
+        """Hide the GPUs from this process, if a worker on this machine needs them."""
+        raise NotImplementedError
+
 
 _LAUNCHERS = (
     ("WORLD_SIZE", ("RANK", "LOCAL_RANK"), "torchrun or accelerate launch"),

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM, CacheHook
+from lm_eval.api.model import CacheHook
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.actions import Deliver
@@ -40,11 +39,11 @@ from birdie_zmq.errors import BirdieError, ProtocolError, UsageError
 from birdie_zmq.harness.chat_renderer import ChatRenderer
 from birdie_zmq.harness.connection import connect, open_in_process
 from birdie_zmq.harness.generation_kwargs import parse_prompts
-from birdie_zmq.harness.launch import check_single_process, pass_model_name, warn_of_missing_name
+from birdie_zmq.harness.launch import LaunchedModel
 from birdie_zmq.harness.model_args import RunArguments, canonical_json, in_process_model_args, parse_model_args
-from birdie_zmq.harness.preflight import requests_of_run, task_metadata
+from birdie_zmq.harness.preflight import reject_thinking, requests_of_run
 from birdie_zmq.harness.progress_bar import ProgressBar
-from birdie_zmq.harness.request_content import context_of, rolling_answer, rolling_text
+from birdie_zmq.harness.request_content import context_of, request_name, rolling_answer, rolling_text
 from birdie_zmq.harness.response_cache import bind_cache, is_never_cached, reject_sampled_repeats
 from birdie_zmq.harness.run_report import format_statistics, model_record, statistics_record
 from birdie_zmq.inprocess.client import InProcessClient
@@ -54,7 +53,7 @@ from birdie_zmq.worker.devices import process_gpus
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
 
-class BirdieZMQ(LM):
+class BirdieZMQ(LaunchedModel):
     """An lm_eval model whose forward passes run in a birdie-zmq worker process, or in the calling process.
 
     lm_eval creates it for ``--model birdie_zmq``. In programs, notebooks and training loops it is used as an object, as
@@ -161,26 +160,7 @@ class BirdieZMQ(LM):
         self._client.update(params, fingerprint)
         self._description = self._client.describe()
 
-    @classmethod
-    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Self:
-        """Create the model for lm_eval, and leave the GPUs to the embedded worker.
-
-        Raises:
-            UsageError: lm_eval was started as several processes.
-        """
-        check_single_process(os.environ)
-        created = super().create_from_arg_obj(arg_dict, additional_config)
-        pass_model_name(arg_dict, task_metadata())
-        return created._hide_gpus()
-
-    @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> Self:
-        """Create the model for lm_eval from ``a=b,c=d``, as `create_from_arg_obj` does."""
-        check_single_process(os.environ)
-        warn_of_missing_name(arg_string)
-        return super().create_from_arg_string(arg_string, additional_config)._hide_gpus()
-
-    def _hide_gpus(self) -> Self:
+    def _leave_gpus_to_worker(self) -> None:
         """Hide the GPUs from this process: a metric may import torch or jax and take memory that the worker needs.
 
         The embedded worker has already started, with the unchanged environment. `close` shows them again.
@@ -189,7 +169,6 @@ class BirdieZMQ(LM):
             process_gpus.hide()
             # lm_eval does not close its models, so the end of this object counts too.
             self._resources.callback(weakref.finalize(self, process_gpus.restore))
-        return self
 
     def __enter__(self) -> Self:
         return self
@@ -220,7 +199,7 @@ class BirdieZMQ(LM):
             UsageError: ``enable_thinking=True`` is set, but a log-likelihood leaves the model no tokens to think.
             BirdieError: As `birdie_zmq.client.Client.run`.
         """
-        self._reject_thinking(requests)
+        reject_thinking(requests, self._arguments)
         self._check_run(requests)
         pairs = [(context_of(request, self.apply_chat_template), str(request.args[1])) for request in requests]
         return self._run(LOGLIKELIHOOD, requests, pairs, disable_tqdm)
@@ -273,21 +252,9 @@ class BirdieZMQ(LM):
             UnsupportedRequest, UsageError: As in `generate_until` and `loglikelihood`.
         """
         others = requests_of_run(requests)
-        self._reject_thinking(others.get(LOGLIKELIHOOD.name, ()))
+        reject_thinking(others.get(LOGLIKELIHOOD.name, ()), self._arguments)
         repeated = [request for request in others.get(GENERATE_UNTIL.name, ()) for _ in range(request.repeats or 1)]
         self._prompts(repeated)
-
-    def _reject_thinking(self, requests: Sequence[Instance]) -> None:
-        """Reject log-likelihoods if the model is to think.
-
-        Raises:
-            UsageError: ``enable_thinking=True`` is set, and there are requests.
-        """
-        if self._arguments.enable_thinking and requests:
-            tasks = ", ".join(sorted({request.task_name for request in requests if request.task_name}))
-            raise UsageError(
-                f"enable_thinking=True is for tasks that generate text; these score log-likelihoods: {tasks}"
-            )
 
     def _prompts(self, requests: Sequence[Instance]) -> list[Prompt]:
         """Return the prompts of generation requests.
@@ -311,7 +278,7 @@ class BirdieZMQ(LM):
     ) -> list[AnswerT]:
         """Return the answers in order, and add each to lm_eval's cache in the form that lm_eval reads."""
         kind = request_type.name
-        collector = AnswerCollector(len(requests), lambda item: _name_of(requests[item], item))
+        collector = AnswerCollector(len(requests), lambda item: request_name(requests[item], item))
         stream = self._resumable_client.stream(
             self._description.identity, request_type, contents, with_progress=not disable_tqdm
         )
@@ -426,8 +393,3 @@ class BirdieZMQ(LM):
             "model_switches": self._client.model_switches,
             "model_resumed_answers": self._resumable_client.resumed,
         }
-
-
-def _name_of(request: Instance, number: int) -> str:
-    """Return the user's name for a request, for messages about it."""
-    return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {number}"

@@ -15,6 +15,9 @@ from types import FrameType
 
 from lm_eval.api.instance import Instance
 
+from birdie_zmq.errors import UsageError
+from birdie_zmq.harness.model_args import RunArguments
+
 _EVALUATOR = "lm_eval.evaluator"
 _REQUESTS = "requests"
 _TASK_MANAGER = "task_manager"
@@ -32,6 +35,17 @@ def requests_of_run(requests: Sequence[Instance]) -> Mapping[str, Sequence[Insta
         if found := _run_of(requests[0], frame.f_locals.get(_REQUESTS)):
             return found
     return {}
+
+
+def reject_thinking(requests: Sequence[Instance], arguments: RunArguments) -> None:
+    """Reject log-likelihoods if the model is to think.
+
+    Raises:
+        UsageError: ``enable_thinking=True`` is set, and there are requests.
+    """
+    if arguments.enable_thinking and requests:
+        tasks = ", ".join(sorted({request.task_name for request in requests if request.task_name}))
+        raise UsageError(f"enable_thinking=True is for tasks that generate text; these score log-likelihoods: {tasks}")
 
 
 def task_metadata() -> object:

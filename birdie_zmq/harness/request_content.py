@@ -44,6 +44,11 @@ def context_of(request: Instance, render: Render) -> str:
     return render(context, context[-1]["role"] != "assistant")
 
 
+def request_name(request: Instance, number: int) -> str:
+    """Return the user's name for a request, for messages about it."""
+    return f"document {request.doc_id} of {request.task_name}" if request.task_name else f"request {number}"
+
+
 def rolling_text(request: Instance) -> str:
     """Return the text of a rolling request.
 
