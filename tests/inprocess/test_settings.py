@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lm_eval.api.instance import Instance
 
 from birdie_zmq import Model, models
 from harness_model import BirdieZMQ
+from tests.instances import instance
 
 SETTINGS: list[tuple[str, object]] = [
     ("jax_enable_x64", True),
@@ -53,13 +53,13 @@ def answers(**arguments: Any) -> list[Any]:
         {"do_sample": True, "temperature": 1.2, "repetition_penalty": 1.2, "min_new_tokens": 3},
     ]
     with BirdieZMQ(**arguments) as lm:
-        scored = lm.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs], disable_tqdm=True)
+        scored = lm.loglikelihood([instance("loglikelihood", pair, 0) for pair in pairs], disable_tqdm=True)
         rolled = lm.loglikelihood_rolling(
-            [Instance("loglikelihood_rolling", {}, ("Fenn came to the blue gate. " * 3,), 0)], disable_tqdm=True
+            [instance("loglikelihood_rolling", ("Fenn came to the blue gate. " * 3,), 0)], disable_tqdm=True
         )
         texts = lm.generate_until(
             [
-                Instance("generate_until", {}, (prompt, {"until": ["\n"], "max_gen_toks": 8, **kwargs}), number)
+                instance("generate_until", (prompt, {"until": ["\n"], "max_gen_toks": 8, **kwargs}), number)
                 for number, kwargs in enumerate(chosen)
                 for prompt in ("Fenn and", "Delia")
             ],

@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 
 from birdie_zmq.types import RunStatistics
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.test_bench import bench
 from tests.model_files import slow_tokenizer
 
@@ -58,7 +59,7 @@ def generate(lm: BirdieZMQ, begin: int) -> None:
 
 
 def instances(kind: Any, arguments: list[Any]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+    return [instance(kind, argument, number) for number, argument in enumerate(arguments)]
 
 
 def check_wall_time(lm: BirdieZMQ, call: Callable[[BirdieZMQ, int], None], begin: int) -> None:

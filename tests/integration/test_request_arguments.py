@@ -14,6 +14,7 @@ from birdie_zmq.broker.status.snapshot import Status
 from birdie_zmq.errors import UsageError
 from birdie_zmq.types import ModelDescription
 from harness_model import BirdieZMQ
+from tests.instances import instance
 from tests.integration.conftest import ROOT, Programs, Served
 from tests.integration.test_status import fetch_status
 
@@ -31,7 +32,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def instances(kind: Any, arguments: list[Any]) -> list[Instance]:
-    return [Instance(kind, {}, argument, number) for number, argument in enumerate(arguments)]
+    return [instance(kind, argument, number) for number, argument in enumerate(arguments)]
 
 
 def answers(lm: BirdieZMQ) -> list[Any]:
@@ -168,3 +169,17 @@ def test_a_model_file_with_a_declaration_is_loaded_again_for_other_arguments_onl
     assert switches == [0, 0, 1]
     assert scores[0] == scores[2] != scores[1]
     assert len({description.identity for description in described}) == 3
+
+
+def test_the_model_file_of_the_checkout_declares_what_it_ignores(programs: Programs) -> None:
+    broker = watched_broker(programs)
+    programs.worker(broker.endpoint, ROOT / "api.py")
+    found = []
+    for seed in (1, 2):
+        with BirdieZMQ(model_tag="demo", endpoint=broker.endpoint, seed=seed) as lm:
+            answers(lm)
+            found.append(describe(lm))
+
+    assert [each.start_count for each in found] == [1, 1]
+    assert found[0].process_id == found[1].process_id
+    assert found[0].identity != found[1].identity
