@@ -89,9 +89,11 @@ class LeaseLoop:
         """
         threading.Thread(target=self._encode_leases, daemon=True).start()
         while True:
-            self._answer(self._encoded.get())
+            encoded = self._encoded.get()
+            self._answer(encoded)
             self._answered += 1
-            self._clock.finished()
+            if _is_timed(encoded.lease):
+                self._clock.finished()
 
     def _has_waiting_lease(self) -> bool:
         """Return whether there is a lease behind the one that is computed: in the inbox, being encoded, or encoded."""
@@ -104,7 +106,8 @@ class LeaseLoop:
             if not isinstance(lease, m.Lease):
                 continue
             self._arrived += 1
-            self._clock.arrived()
+            if _is_timed(lease):
+                self._clock.arrived()
             self._encoded.put(self._encode(lease))
 
     def _encode(self, lease: m.Lease) -> _EncodedLease:
@@ -193,3 +196,8 @@ class LeaseLoop:
             before, self._reported = self._reported, self._served.evaluator.computed
             self._reported_at = now
             self._connection.send(m.LeaseProgressed(lease=lease, progress=self._reported.since(before)))
+
+
+def _is_timed(lease: m.Lease) -> bool:
+    """Return whether the time of a lease is that of a run: a description is also asked for between the calls of one."""
+    return lease.work.kind != "describe"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,6 @@ from birdie_zmq.worker.user_imports import import_user_file
 
 STRAY = "raise SystemExit('a stray file was imported')\n"
 NAME = "birdie_zmq_imported_by_a_test"
-
-
-@pytest.fixture(autouse=True)
-def _undo_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before = dict(sys.modules)
-    yield
-    for name, module in list(sys.modules.items()):
-        if name not in before and str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-    sys.modules.update(before)
 
 
 def write(folder: Path, **files: str) -> None:

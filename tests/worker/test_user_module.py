@@ -2,7 +2,6 @@
 
 import hashlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,22 +19,6 @@ def load_model(model_tag, **kwargs):
 def load_tokenizer(model_tag, **kwargs):
     return "tokenizer", model_tag, kwargs
 """
-
-
-@pytest.fixture(autouse=True)
-def _undo_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Undo imports: a model process imports one user module and exits, but tests share a process."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    before = dict(sys.modules)
-    yield
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file is not None and Path(file).is_relative_to(tmp_path):
-            del sys.modules[name]
-            if name in before:
-                sys.modules[name] = before[name]
 
 
 def write(folder: Path, text: str, name: str = "api.py") -> str:
