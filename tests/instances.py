@@ -29,8 +29,8 @@ def rolling_arguments(text: str) -> tuple[str, ...]:
 
 def rolling_scores(answers: Any) -> list[float]:
     """Return the log-likelihoods of answers to rolling requests, and check that they have the form of this lm_eval."""
-    if not _TASK_IS_A_FIELD:
-        assert all(isinstance(answer, float) for answer in answers)
-        return list(answers)
-    assert all(isinstance(score, float) and greedy is False for score, greedy in answers)
-    return [score for score, _ in answers]
+    if _TASK_IS_A_FIELD:
+        assert all(greedy is False for _, greedy in answers)
+        answers = [score for score, _ in answers]
+    assert all(isinstance(score, float | int) for score in answers)  # hf returns the integer 0 for an empty text
+    return list(map(float, answers))
