@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,12 +22,14 @@ from tests.integration.conftest import ROOT, Programs
 TASKS = "demo_choice,demo_rolling,demo_generate"
 
 
-def lm_eval(folder: Path, model_args: str, *options: str, limit: int = 12) -> tuple[str, dict[str, Any], list[Any]]:
+def lm_eval(
+    folder: Path, model_args: str, *options: str, limit: int = 12, tasks: Path = ROOT / "examples" / "tasks"
+) -> tuple[str, dict[str, Any], list[Any]]:
     """Run lm_eval from another folder; return its standard output, its results, and the responses of all samples."""
     folder.mkdir(exist_ok=True)
     script = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
     command = [sys.executable, "-c", script, "--model", "birdie_zmq", "--model_args", model_args]
-    command += ["--include_path", str(ROOT / "examples" / "tasks"), "--tasks", TASKS, "--limit", str(limit)]
+    command += ["--include_path", str(tasks), "--tasks", TASKS, "--limit", str(limit)]
     command += ["--output_path", str(folder / "out"), "--log_samples", *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
@@ -134,3 +137,22 @@ def test_sampled_answers_depend_only_on_seed_and_repeat() -> None:
     assert fewer_requests == first[2:4]
     assert all(one != other for one, other in zip(first[::2], first[1::2], strict=True))
     assert all(one != other for one, other in zip(first, with_another_seed, strict=True))
+
+
+def test_results_folder_and_tasks_get_the_name_of_the_model(tmp_path: Path) -> None:
+    """Tasks that measure texts with a tokenizer, such as RULER, read the model's name in their metadata."""
+    tasks = tmp_path / "tasks"
+    shutil.copytree(ROOT / "examples" / "tasks", tasks)
+    loader = tasks / "loader.py"
+    text = loader.read_text()
+    loader.write_text(
+        text.replace(
+            "    return datasets", '    print("pretrained is", _metadata["pretrained"])\n    return datasets', 1
+        )
+    )
+
+    output, results, _ = lm_eval(tmp_path / "run", "model_tag=demo,engine=jax", limit=1, tasks=tasks)
+
+    assert output.count("pretrained is demo") == 3
+    assert [path.name for path in (tmp_path / "run" / "out").iterdir()] == ["demo"]
+    assert results["model_name"] == "demo"
