@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import logging
 import os
 from collections.abc import Mapping
@@ -40,9 +41,9 @@ class LaunchedModel(LM):
         created._leave_gpus_to_worker()
         return created
 
+    @abc.abstractmethod
     def _leave_gpus_to_worker(self) -> None:
         """Hide the GPUs from this process, if a worker on this machine needs them."""
-        raise NotImplementedError
 
 
 _LAUNCHERS = (
@@ -58,7 +59,7 @@ _NAMES = ("peft", "delta", "pretrained", "model", "path", "engine")
 
 
 def check_single_process(environment: Mapping[str, str]) -> None:
-    """Check that lm_eval was not started as several processes, each of which would load the model and compute everything.
+    """Check that lm_eval was not started as several processes: each would load the model and compute everything.
 
     lm_eval 0.4 writes the results of the process whose LOCAL_RANK is 0, and later versions write those of all processes to
     the same folder.

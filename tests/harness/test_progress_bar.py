@@ -64,11 +64,14 @@ def test_bar_is_written_to_a_stream_that_only_has_write_and_flush(monkeypatch: p
     assert "Running: 100%" in tee.text
 
 
-def test_bar_without_standard_error_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bar_without_standard_error_shows_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with ProgressBar("Running", 2) as bar:
         bar.answered(1)
         bar.progress(KNOWN)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_log_lines_do_not_mix_with_the_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""JAX's global settings, some of which change results or raise: this package's own functions run under fixed values.
+"""Fixed values of JAX's global settings, under which this package's own functions run: some settings change results or raise.
 
 The environment or a user module may set them for another purpose, such as training. The engine enters `fixed_settings`
 before it traces or runs anything, and calls the functions of a user's model under `users_settings`, since those may rely
