@@ -372,7 +372,7 @@ for _ in range(2_000):
         (LogLikelihoodWork(pairs=[(SECRET, SECRET, SECRET)]), "of length 2"),  # type: ignore[list-item]
         (chat([{"role": "a"}] * (MAX_ELEMENTS // 2)), "elements"),
         (chat([{str(number): "" for number in range(MAX_MAP_ENTRIES + 1)}]), "max_map_len"),
-        (chat(DEEP), "recursion|Recursion|nested|stack"),
+        (chat(DEEP), "recursion|StackError"),  # Python 3.13 encodes deeper nesting, which the check then finds
         (chat([{SECRET: 1}]), "Expected `str`"),
     ],
 )
