@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from birdie_zmq.models.alibi import Alibi, QueryBias
+
 QUERY_BLOCK = 128
 """Queries per block; each block attends only to keys up to its own end."""
 
@@ -37,24 +39,31 @@ UNMASKED_BLOCKS = 2
 STATE_QUERY_CHUNK = 1024
 """Maximum queries that attend to the KV cache at once."""
 
-NO_WINDOW = 2**30
-"""The window of a full-attention layer in a model with sliding-window layers."""
-
 
 class KVCache(NamedTuple):
-    """The state of a decoder: the keys and values of the tokens that its rows have processed.
-
-    ``keys`` and ``values`` are [r, l, k, c, h]; ``lengths`` int32 [r] is the number of filled slots of each row.
-    """
+    """Keys and values [r, l, k, c, h] of the tokens that rows have processed, for all layers with heads of these sizes."""
 
     keys: jax.Array
     values: jax.Array
-    lengths: jax.Array
+
+
+class CachedLayer(NamedTuple):
+    """One layer of a KV cache: the cache, and the layer's index int32 [] in it."""
+
+    cache: KVCache
+    index: jax.Array
+
+
+class KeysValues(NamedTuple):
+    """The keys and values [b, k, t, h] that a layer computes in a step; [l, b, k, t, h] for several layers."""
+
+    keys: jax.Array
+    values: jax.Array
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("positions", "ends", "state"),
+    data_fields=("positions", "ends", "lengths"),
     meta_fields=("rows_sharded",),
 )
 @dataclass(frozen=True)
@@ -65,15 +74,15 @@ class AttentionMetadata:
         positions: int32 [b or 1, t]; the position of each token in its own sequence.
         ends: int32 [b, t], or None. Token i of a row attends to its token j if ``j <= i < ends[j]``: a row may hold
             several sequences, or a tree of them in depth-first order. None: each row is one sequence.
-        state: The KV cache of the prefix of all sequences in a row: one cache row for each row, or one for
-            all; or None.
+        lengths: int32 [r], the filled slots of each row of the KV cache, which holds the prefix of all sequences in a
+            row: one cache row for each row, or one for all. None without a cache.
         rows_sharded: Whether rows are sharded over groups of devices; no group should then wait for another's rows.
             Static under `jax.jit`.
     """
 
     positions: jax.Array
     ends: jax.Array | None = None
-    state: KVCache | None = None
+    lengths: jax.Array | None = None
     rows_sharded: bool = False
 
 
@@ -82,13 +91,15 @@ class AttentionOptions(NamedTuple):
 
     Attributes:
         scale: The factor of the scores.
-        window: int32 []; a position attends to itself and the ``window - 1`` before it. None: to all before it.
+        window: A position attends to itself and the ``window - 1`` before it. None: to all before it.
         softcap: Scores are capped to (-softcap, softcap) by tanh, as in Gemma 2.
+        alibi: The bias of each head by distance, in place of rotary positions.
     """
 
     scale: float | jax.Array
-    window: jax.Array | None = None
+    window: int | None = None
     softcap: float | None = None
+    alibi: Alibi | None = None
 
 
 class _Accumulator(NamedTuple):
@@ -104,35 +115,38 @@ class _Accumulator(NamedTuple):
 
 def attention(
     query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    own: KeysValues,
+    past: CachedLayer | None,
     metadata: AttentionMetadata,
-    layer: jax.Array,
     options: AttentionOptions,
 ) -> jax.Array:
     """Compute causal grouped-query attention (Ainslie et al., arXiv:2305.13245), scores and softmax in float32.
 
     Args:
         query: [b, t, n, h].
-        key: [b, t, k, h], n a multiple of k.
-        value: [b, t, k, h].
+        own: Keys and values [b, k, t, h] of the same tokens, n a multiple of k.
+        past: The layer of the KV cache with the tokens before them, if there are any.
         metadata: Which tokens each token attends to.
-        layer: int32 [], the layer of the KV cache.
         options: How scores are computed.
 
     Returns:
         [b, t, n * h].
     """
     batch, length, heads, width = query.shape
-    groups = key.shape[2]
+    groups = own.keys.shape[1]
     if query.dtype == jnp.float32:  # cheaper than scaling the scores; a narrower dtype would lose bits
         query, options = query * options.scale, options._replace(scale=1.0)
     # Key/value heads become a batch axis of plain matrix products.
-    queries = query.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
-    keys, values = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    past = None
-    if metadata.state is not None:
-        past = _attend_to_state(queries, metadata, metadata.state, layer, options)
+    shared = heads // groups
+    queries = query.reshape(batch, length, groups, shared, width).transpose(0, 2, 3, 1, 4)
+    bias = None
+    if options.alibi is not None:
+        slopes = options.alibi.slopes.reshape(1, groups, shared, 1)
+        positions = jnp.broadcast_to(metadata.positions[:, None, None], (batch, groups, shared, length))
+        bias = QueryBias(options.alibi, jnp.broadcast_to(slopes, positions.shape), positions)
+    accumulated = None
+    if past is not None:
+        accumulated = _attend_to_cache(queries, metadata, past, bias, options)
     size = max(QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
     done: list[jax.Array] = []
     for begin in range(0, length, size):
@@ -140,21 +154,31 @@ def attention(
         block = queries[:, :, :, begin:end]
         if done:  # a data dependency: XLA would otherwise hold the scores of all blocks at once
             block = block + (done[-1][:, :, :, :1, :1] > jnp.inf).astype(block.dtype)
-        mask = _mask(metadata, begin, end, options.window)[:, None, None]
-        accumulator = None if past is None else _Accumulator(*(x[:, :, :, begin:end] for x in past))
-        accumulator = _accumulate(accumulator, block, keys[:, :, :end], values[:, :, :end], mask, options)
-        done.append((accumulator.sums / accumulator.total[..., None]).astype(value.dtype))
+        visible = _Visible(_mask(metadata, begin, end, options.window)[:, None, None])
+        if bias is not None:
+            of_block = bias.map(lambda x, begin=begin, end=end: x[:, :, :, begin:end])
+            visible = visible._replace(bias=of_block.of_keys(metadata.positions[:, None, None, :end]))
+        accumulator = None if accumulated is None else _Accumulator(*(x[:, :, :, begin:end] for x in accumulated))
+        accumulator = _accumulate(accumulator, block, own.keys[:, :, :end], own.values[:, :, :end], visible, options)
+        done.append((accumulator.sums / accumulator.total[..., None]).astype(own.values.dtype))
     joined = jnp.concatenate(done, axis=3) if len(done) > 1 else done[0]
     return joined.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * width)
 
 
-def _mask(metadata: AttentionMetadata, begin: int, end: int, window: jax.Array | None) -> jax.Array:
+class _Visible(NamedTuple):
+    """Which keys are visible: a mask bool, None if all are, and the bias of the scores, both with the rank of [r, k, g, q, s]."""
+
+    mask: jax.Array | None
+    bias: jax.Array | None = None
+
+
+def _mask(metadata: AttentionMetadata, begin: int, end: int, window: int | None) -> jax.Array:
     """Return the mask bool [b or 1, q, s] of a row's queries in ``[begin, end)`` and keys in ``[0, end)``."""
     queries, keys = jnp.arange(begin, end)[:, None], jnp.arange(end)[None]
     mask = (keys <= queries)[None]
     if metadata.ends is not None:
         mask = mask & (queries[None] < metadata.ends[:, None, :end])
-    if window is not None:
+    if window is not None and window < end:
         positions = metadata.positions
         mask = mask & (positions[:, begin:end, None] - positions[:, None, :end] < window)
     return mask
@@ -165,13 +189,12 @@ def _accumulate(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    mask: jax.Array | None,
+    visible: _Visible,
     options: AttentionOptions,
 ) -> _Accumulator:
     """Add keys and values [r, k, s, h] to the attention of queries [r, k, g, q, h], after the keys in `past`.
 
-    ``mask`` is bool with the rank of [r, k, g, q, s]; None: all keys are visible. Each query needs a finite maximum,
-    either from these keys or from `past`.
+    Each query needs a finite maximum, either from these keys or from `past`.
     """
     rows, groups, shared, count, width = queries.shape
     flat = queries.reshape(rows, groups, shared * count, width)
@@ -181,8 +204,10 @@ def _accumulate(
     if options.softcap is not None:
         scores = jnp.tanh(scores / options.softcap) * options.softcap
     scores = scores.reshape(rows, groups, shared, count, -1)
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
+    if visible.bias is not None:
+        scores = scores + visible.bias
+    if visible.mask is not None:
+        scores = jnp.where(visible.mask, scores, -jnp.inf)
     maximum = scores.max(axis=-1)
     if past is not None:
         maximum = jnp.maximum(maximum, past.maximum)
@@ -200,52 +225,63 @@ def _accumulate(
     return _Accumulator(sums, total, maximum)
 
 
-def _attend_to_state(
+def _attend_to_cache(
     queries: jax.Array,
     metadata: AttentionMetadata,
-    state: KVCache,
-    layer: jax.Array,
+    past: CachedLayer,
+    bias: QueryBias | None,
     options: AttentionOptions,
 ) -> _Accumulator:
     """Attend queries [b, k, g, q, h] of a step to the KV cache."""
     batch, groups, shared, count, width = queries.shape
-    rows, capacity = state.keys.shape[0], state.keys.shape[3]
+    rows, capacity = past.cache.keys.shape[0], past.cache.keys.shape[3]
+    lengths = metadata.lengths
+    assert lengths is not None
+    # A window that reaches from any query to the first slot needs no mask.
+    window = options.window if options.window is not None and options.window < capacity + count else None
     positions = jnp.broadcast_to(metadata.positions[:, None], (batch, shared, count))
-    if rows == 1:  # all rows share the cache row, so they are queries of one product
-        queries = queries.transpose(1, 0, 2, 3, 4)
-    queries, positions = queries.reshape(rows, groups, 1, -1, width), positions.reshape(rows, -1)
+
+    def by_cache_row(x: jax.Array) -> jax.Array:
+        """Reshape [b, k, g, q, ...] to [r, k, 1, n, ...]: if all rows share a cache row, they are queries of one product."""
+        x = x.swapaxes(0, 1) if rows == 1 else x
+        return x.reshape(rows, groups, 1, -1, *x.shape[4:])
+
+    queries, positions = by_cache_row(queries), positions.reshape(rows, -1)
+    bias = None if bias is None else bias.map(by_cache_row)
     few = queries.shape[3] < SMALL_QUERY_COUNT and jax.default_backend() == "cpu"
     size = min(STATE_BLOCK // 4 if few else STATE_BLOCK, capacity)
     wide = UNMASKED_BLOCKS * size
     # Unmasked blocks do not help few queries. One as large as the cache would be read even if it is not full.
-    has_full = options.window is None and capacity > wide and queries.shape[3] >= STATE_BLOCK
-    full = state.lengths.min() // wide if has_full else 0
-    blocks = (state.lengths.max() + size - 1) // size
+    has_full = window is None and capacity > wide and queries.shape[3] >= STATE_BLOCK
+    full = lengths.min() // wide if has_full else 0
+    first = full * UNMASKED_BLOCKS if window is None else jnp.maximum(positions.min() - window + 1, 0) // size
+    blocks = (lengths.max() + size - 1) // size
 
-    def attend_chunk(chunk: tuple[jax.Array, jax.Array]) -> _Accumulator:
-        queries, positions = chunk
+    def attend_chunk(chunk: tuple[jax.Array, jax.Array, QueryBias | None]) -> _Accumulator:
+        queries, positions, bias = chunk
 
         def attend_block(begin: jax.Array, slots: int, is_full: bool, accumulator: _Accumulator) -> _Accumulator:
-            start, sizes = (0, layer, 0, begin, 0), (rows, 1, groups, slots, width)
-            keys, values = (jax.lax.dynamic_slice(x, start, sizes)[:, 0] for x in (state.keys, state.values))
+            start, sizes = (0, past.index, 0, begin, 0), (rows, 1, groups, slots, width)
+            keys, values = (jax.lax.dynamic_slice(x, start, sizes)[:, 0] for x in past.cache)
+            key_positions = begin + jnp.arange(slots, dtype=jnp.int32)
             mask = None
             if not is_full:
-                key_positions = begin + jnp.arange(slots, dtype=jnp.int32)
-                mask = (key_positions[None] < state.lengths[:, None])[:, None]
-                if options.window is not None:
-                    mask = mask & (positions[..., None] - key_positions[None, None] < options.window)
+                mask = (key_positions[None] < lengths[:, None])[:, None]
+                if window is not None:
+                    mask = mask & (positions[..., None] - key_positions[None, None] < window)
                 mask = mask[:, None, None]
-            return _accumulate(accumulator, queries, keys, values, mask, options)
+            visible = _Visible(mask, None if bias is None else bias.of_keys(key_positions[None, None, None]))
+            return _accumulate(accumulator, queries, keys, values, visible, options)
 
         no_score = jnp.full(queries.shape[:-1], _MIN_SCORE, jnp.float32)
         accumulator = _Accumulator(jnp.zeros(queries.shape, jnp.float32), jnp.zeros_like(no_score), no_score)
         if has_full:
             accumulator = jax.lax.fori_loop(0, full, lambda i, a: attend_block(i * wide, wide, True, a), accumulator)
         return jax.lax.fori_loop(  # type: ignore[no-any-return]
-            full * UNMASKED_BLOCKS, blocks, lambda i, a: attend_block(i * size, size, False, a), accumulator
+            first, blocks, lambda i, a: attend_block(i * size, size, False, a), accumulator
         )
 
-    accumulator = _map_chunks(attend_chunk, queries, positions, interleaved=metadata.rows_sharded)
+    accumulator = _map_chunks(attend_chunk, queries, positions, bias, interleaved=metadata.rows_sharded)
     if rows == 1:
         result = [x.reshape(groups, batch, shared, count, *x.shape[4:]).swapaxes(0, 1) for x in accumulator]
     else:
@@ -254,9 +290,10 @@ def _attend_to_state(
 
 
 def _map_chunks(
-    attend_chunk: Callable[[tuple[jax.Array, jax.Array]], _Accumulator],
+    attend_chunk: Callable[[tuple[jax.Array, jax.Array, QueryBias | None]], _Accumulator],
     queries: jax.Array,
     positions: jax.Array,
+    bias: QueryBias | None,
     *,
     interleaved: bool,
 ) -> _Accumulator:
@@ -268,13 +305,16 @@ def _map_chunks(
     count = queries.shape[3]
     chunks = next(chunks for chunks in range(-(-count // STATE_QUERY_CHUNK), count + 1) if count % chunks == 0)
     if chunks == 1:
-        return attend_chunk((queries, positions))
-    axis = 1 if interleaved else 0  # the chunk axis, of the two into which the query axis is split
+        return attend_chunk((queries, positions, bias))
+    place = 1 if interleaved else 0  # of the chunk axis, of the two into which the query axis is split
     sizes = (-1, chunks) if interleaved else (chunks, -1)
-    chunked_queries = jnp.moveaxis(queries.reshape(*queries.shape[:3], *sizes, queries.shape[4]), 3 + axis, 0)
-    chunked_positions = jnp.moveaxis(positions.reshape(len(positions), *sizes), 1 + axis, 0)
-    accumulator = jax.lax.map(attend_chunk, (chunked_queries, chunked_positions))
-    merged = (jnp.moveaxis(x, 0, 3 + axis) for x in accumulator)
+
+    def split(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :]), axis + place, 0)
+
+    split_bias = None if bias is None else bias.map(lambda x: split(x, 3))
+    accumulator = jax.lax.map(attend_chunk, (split(queries, 3), split(positions, 1), split_bias))
+    merged = (jnp.moveaxis(x, 0, 3 + place) for x in accumulator)
     return _Accumulator(*(x.reshape(*x.shape[:3], count, *x.shape[5:]) for x in merged))
 
 
@@ -288,19 +328,15 @@ def round_up_to_blocks(capacity: int) -> int:
     return -(-capacity // block) * block if capacity > block else capacity
 
 
-def append_tokens(state: KVCache, keys: jax.Array, values: jax.Array, lengths: jax.Array) -> KVCache:
-    """Return the state after a step, with keys and values [l, r, k, t, h] appended to each row.
+def append_tokens(cache: KVCache, offset: int, new: KeysValues, lengths: jax.Array) -> KVCache:
+    """Return the cache with keys and values [l, r, k, t, h] of a step written to the layers from `offset` on.
 
-    Of each row the first `lengths` int32 [r] tokens are real. The others are padding, which the next step overwrites
-    and no token attends to. The rows need capacity for all t.
+    Each row is written from its slot `lengths` int32 [r] on. Padding is written too: no token attends to it, and the next
+    step overwrites it. The rows need capacity for all t.
     """
 
     def write(row: jax.Array, new: jax.Array, begin: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice(row, new, (0, 0, begin, 0))
+        return jax.lax.dynamic_update_slice(row, new, (offset, 0, begin, 0))
 
     write_all = jax.vmap(write)
-    return KVCache(
-        write_all(state.keys, jnp.moveaxis(keys, 0, 1), state.lengths),
-        write_all(state.values, jnp.moveaxis(values, 0, 1), state.lengths),
-        state.lengths + lengths,
-    )
+    return KVCache(*(write_all(old, jnp.moveaxis(x, 0, 1), lengths) for old, x in zip(cache, new, strict=True)))

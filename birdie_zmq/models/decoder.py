@@ -9,7 +9,7 @@ Shape letters: b rows, t position in a row, d width of the residual stream, v vo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,22 @@ from jax.sharding import Mesh
 from birdie_zmq.engine.jax.fixed_settings import fixed_settings, in_32_bits
 from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.engine.model_api import Model
+from birdie_zmq.models.architecture import Architecture, BackboneOutput
 from birdie_zmq.models.attention import AttentionMetadata, KVCache, append_tokens, round_up_to_blocks
 from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
-from birdie_zmq.models.weight_map import Architecture, BackboneOutput, Params
+from birdie_zmq.models.weight_map import Params
+
+
+class DecoderState(NamedTuple):
+    """The tokens that rows have processed.
+
+    Attributes:
+        caches: Their keys and values, one KV cache for each of the architecture's `cache_sizes`.
+        lengths: int32 [r], the number of filled slots of each row.
+    """
+
+    caches: tuple[KVCache, ...]
+    lengths: jax.Array
 
 
 def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
@@ -62,6 +75,8 @@ def unembed_part(
 ) -> jax.Array:
     """Compute the logits of the `size` tokens from `begin` on: float32 [..., size]."""
     outer = dict(params.outer)
+    if "head_bias" in outer:
+        outer["head_bias"] = jax.lax.dynamic_slice_in_dim(outer["head_bias"], begin, size)
     if "head" in outer:
         outer["head"] = jax.lax.dynamic_slice_in_dim(outer["head"], begin, size, axis=1)
     else:
@@ -71,12 +86,12 @@ def unembed_part(
 
 def init_state(
     architecture: Architecture, params: Params, batch: int, capacity: int, *, mesh: Mesh | None = None
-) -> KVCache:
-    """Create an empty KV cache of `batch` rows with a capacity of `capacity` tokens each."""
-    layers, groups, width = architecture.state_shape
-    shape, dtype = (batch, layers, groups, round_up_to_blocks(capacity), width), params.outer["embedding"].dtype
-    state = KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
-    return _constrain_state(state, mesh)
+) -> DecoderState:
+    """Create an empty state of `batch` rows with a capacity of `capacity` tokens each."""
+    slots, dtype = round_up_to_blocks(capacity), params.outer["embedding"].dtype
+    shapes = [(batch, size.layers, size.kv_heads, slots, size.head_width) for size in architecture.cache_sizes]
+    caches = tuple(KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
+    return _constrain_state(DecoderState(caches, jnp.zeros(batch, jnp.int32)), mesh)
 
 
 def extend(
@@ -84,10 +99,10 @@ def extend(
     params: Params,
     tokens: jax.Array,
     lengths: jax.Array,
-    state: KVCache,
+    state: DecoderState,
     *,
     mesh: Mesh | None = None,
-) -> tuple[jax.Array, KVCache]:
+) -> tuple[jax.Array, DecoderState]:
     """Extend each row by tokens int [b, t], of which the first `lengths` int32 [b] are real.
 
     Returns:
@@ -96,9 +111,14 @@ def extend(
     Raises:
         ValueError: As for `logits`.
     """
-    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None], state=state)
-    output = _forward(architecture, params, tokens, metadata)
-    return output.hidden, _constrain_state(append_tokens(state, output.keys, output.values, lengths), mesh)
+    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None], lengths=state.lengths)
+    output = _forward(architecture, params, tokens, metadata, state)
+    caches = list(state.caches)
+    stacks = [stack for segment in architecture.stacks for stack in segment]
+    for stack, own in zip(stacks, output.own, strict=True):
+        if own is not None:
+            caches[stack.cache] = append_tokens(caches[stack.cache], stack.offset, own, state.lengths)
+    return output.hidden, _constrain_state(DecoderState(tuple(caches), state.lengths + lengths), mesh)
 
 
 def branch(
@@ -107,7 +127,7 @@ def branch(
     tokens: jax.Array,
     depths: jax.Array,
     ends: jax.Array,
-    state: KVCache | None,
+    state: DecoderState | None,
     *,
     mesh: Mesh | None = None,
 ) -> jax.Array:
@@ -116,9 +136,10 @@ def branch(
     Raises:
         ValueError: As for `logits`.
     """
-    prefix_length = 0 if state is None else state.lengths[0]
-    metadata = AttentionMetadata(depths + prefix_length, ends, state, rows_sharded=mesh is not None)
-    return _forward(architecture, params, tokens, metadata).hidden
+    lengths = None if state is None else state.lengths
+    positions = depths if lengths is None else depths + lengths[0]
+    metadata = AttentionMetadata(positions, ends, lengths, rows_sharded=mesh is not None)
+    return _forward(architecture, params, tokens, metadata, state).hidden
 
 
 def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = None) -> Model:
@@ -148,13 +169,15 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
     )
 
 
-def _constrain_state(state: KVCache, mesh: Mesh | None) -> KVCache:
+def _constrain_state(state: DecoderState, mesh: Mesh | None) -> DecoderState:
     """Shard a state by rows, and by heads like the matrices that compute its keys and values."""
     if mesh is None:
         return state
-    sharding = state_sharding(state.keys.shape[0], state.keys.shape[2], mesh)
-    keys, values = (sharded(x, sharding) for x in (state.keys, state.values))
-    return state._replace(keys=keys, values=values)
+    caches = []
+    for cache in state.caches:
+        sharding = state_sharding(cache.keys.shape[0], cache.keys.shape[2], mesh)
+        caches.append(KVCache(*(sharded(x, sharding) for x in cache)))
+    return state._replace(caches=tuple(caches))
 
 
 def _positions(tokens: jax.Array) -> jax.Array:
@@ -162,11 +185,15 @@ def _positions(tokens: jax.Array) -> jax.Array:
 
 
 def _forward(
-    architecture: Architecture, params: Params, tokens: jax.Array, metadata: AttentionMetadata
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    metadata: AttentionMetadata,
+    state: DecoderState | None = None,
 ) -> BackboneOutput:
     if tokens.ndim != 2:
         raise ValueError(f"tokens must have the shape [batch, length], not {list(tokens.shape)}")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, not {tokens.dtype}")
     with jax.default_matmul_precision("highest"):
-        return architecture.backbone(params, tokens, metadata)
+        return architecture.backbone(params, tokens, metadata, () if state is None else state.caches)

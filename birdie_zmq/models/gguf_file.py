@@ -7,7 +7,6 @@ Weights are dequantised to float32 one tensor at a time.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,9 @@ from tokenizers.models import BPE
 
 from birdie_zmq.errors import TokenizerError, UsageError
 from birdie_zmq.models.gguf_parts import gguf_parts
-from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.tensor_source import Index, TensorHeader, TensorReader
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, wrap_tokenizer
-from birdie_zmq.models.weight_map import Architecture, WeightMap
+from birdie_zmq.models.weight_map import WeightMap
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """The supported values of ``general.architecture``; SmolLM's files have llama."""
@@ -116,8 +114,20 @@ class GgufFile:
         return config | ({"rope_scaling": scaling} if scaling else {})
 
     def _rope_scaling(self) -> dict[str, Any]:
-        """Return ``rope_scaling`` of the config; empty without."""
+        """Return ``rope_scaling`` of the config; empty without.
+
+        Raises:
+            ValueError: The scaling is not supported, or the RoPE factors of the file are damaged.
+        """
         kind = self._model_value("rope.scaling.type", "none")
+        factors = self._rope_factors()
+        if factors and kind != "none":
+            raise ValueError(f"{self.path}: {_ROPE_FACTORS} beside RoPE scaling of the type {kind} is not supported")
+        if factors:
+            return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1.0} | {
+                "attention_factor": 1.0,
+                "original_max_position_embeddings": 2**31,  # they hold for a text of any length
+            }
         if kind == "none":
             return {}
         if kind not in ("linear", "yarn"):
@@ -134,26 +144,17 @@ class GgufFile:
             "beta_slow": self._model_value("rope.scaling.yarn_beta_slow", 1.0),
         }
 
-    def scaled(self, architecture: Architecture) -> Architecture:
-        """Return a decoder of this file's config with the RoPE factors of the file, if it has any.
-
-        Raises:
-            ValueError: Their number is wrong, one is not above 0, or the config has another scaling as well.
-        """
+    def _rope_factors(self) -> list[float]:
+        """Return the divisors of the RoPE frequencies; none without such a tensor."""
         tensor = next((tensor for tensor in self._tensors if tensor.name == _ROPE_FACTORS), None)
-        if tensor is None or not isinstance(architecture, Llama):
-            return architecture
-        rope = architecture.rope
-        assert rope is not None
+        if tensor is None:
+            return []
         values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        factors = tuple(float(value) for value in np.asarray(values, np.float32).reshape(-1))
-        if rope.kind != "default":
-            raise ValueError(
-                f"{self.path}: {_ROPE_FACTORS} beside RoPE scaling of the type {rope.kind} is not supported"
-            )
-        if len(factors) != rope.width // 2 or not all(factor > 0 for factor in factors):
-            raise ValueError(f"{self.path}: {_ROPE_FACTORS} must be {rope.width // 2} numbers above 0, not {factors}")
-        return dataclasses.replace(architecture, rope=dataclasses.replace(rope, factors=factors))
+        factors = [float(value) for value in np.asarray(values, np.float32).reshape(-1)]
+        width = self._model_value("rope.dimension_count", 2 * len(factors))
+        if len(factors) != width // 2 or not all(factor > 0 for factor in factors):
+            raise ValueError(f"{self.path}: {_ROPE_FACTORS} must be {width // 2} numbers above 0, not {factors}")
+        return factors
 
     def tokenizer(self, fingerprint: str | Callable[[], str] | None = None) -> CheckpointTokenizer:
         """Read the tokenizer in the file.

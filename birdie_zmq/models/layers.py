@@ -1,4 +1,4 @@
-"""Building blocks of all model families, as plain functions of arrays: norms, linear maps, heads.
+"""Building blocks of all model families, as functions of arrays: norms, linear maps, heads.
 
 Shape letters: b batch, t position, d width of the residual stream, n query heads, k key/value heads, g query heads per
 key/value head (n = k * g), h width of a head.
@@ -7,6 +7,8 @@ key/value head (n = k * g), h width of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,25 +33,47 @@ def linear(x: jax.Array, weights: Weights, name: str) -> jax.Array:
     return y if bias is None else y + _along_last(bias, y)
 
 
-def _along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Expand a vector [d] to the rank of x [..., d], explicitly rather than by rank promotion."""
-    return jnp.expand_dims(vector, range(x.ndim - 1))
+def _along_last(weight: jax.Array, x: jax.Array) -> jax.Array:
+    """Expand a weight [d] or [n, h] to the rank of x [..., d] or [..., n, h], explicitly rather than by rank promotion."""
+    return jnp.expand_dims(weight, range(x.ndim - weight.ndim))
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, epsilon: float) -> jax.Array:
-    """Scale the last axis to unit root mean square in float32, then by `weight` (Zhang and Sennrich, arXiv:1910.07467)."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-    return wide.astype(x.dtype) * _along_last(weight, x)
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation of the last axis, computed in float32.
 
+    Attributes:
+        kind: ``rms`` scales to unit root mean square (Zhang and Sennrich, arXiv:1910.07467) and rounds to the dtype of
+            the input before the weight is applied, ``rms_float32`` after it. ``rms_offset`` is the latter with a weight
+            that is stored minus one (Gemma). ``layer`` shifts to mean 0 and scales to variance 1 (Ba et al.,
+            arXiv:1607.06450), with a bias if there is one.
+        epsilon: Added to the mean square.
+    """
 
-def layer_norm(x: jax.Array, weights: Weights, name: str, epsilon: float) -> jax.Array:
-    """Normalise the last axis to mean 0 and variance 1 in float32, then scale and shift (Ba et al., arXiv:1607.06450)."""
-    wide = x.astype(jnp.float32)
-    wide = wide - wide.mean(axis=-1, keepdims=True)
-    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-    scale, shift = (_along_last(weights[key].astype(jnp.float32), x) for key in (name, f"{name}_bias"))
-    return (wide * scale + shift).astype(x.dtype)
+    kind: Literal["rms", "rms_float32", "rms_offset", "layer"]
+    epsilon: float
+
+    def __call__(self, x: jax.Array, weights: Weights, name: str) -> jax.Array:
+        """Normalise x by the weight of a name; return x as it is if there is no such weight."""
+        weight = weights.get(name)
+        if weight is None:
+            return x
+        wide = self.normalise(x)
+        if self.kind == "rms":
+            return wide.astype(x.dtype) * _along_last(weight, x)
+        scale = _along_last(weight.astype(jnp.float32), x)
+        wide = wide * (1.0 + scale if self.kind == "rms_offset" else scale)
+        bias = weights.get(f"{name}_bias")
+        if bias is not None:
+            wide = wide + _along_last(bias.astype(jnp.float32), x)
+        return wide.astype(x.dtype)
+
+    def normalise(self, x: jax.Array) -> jax.Array:
+        """Normalise x without a weight, float32."""
+        wide = x.astype(jnp.float32)
+        if self.kind == "layer":
+            wide = wide - wide.mean(axis=-1, keepdims=True)
+        return wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -57,27 +81,12 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:2], heads, -1)
 
 
-def heads_first(key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Transpose keys and values [b, t, k, h] to the order of the KV cache, [b, k, t, h]."""
-    return key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-
-
-def query_key_value(x: jax.Array, weights: Weights, heads: int, groups: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Project [b, t, d] to queries [b, t, n, h] and keys and values [b, t, k, h], with a matrix for each."""
-    query, key, value = (linear(x, weights, name) for name in ("query", "key", "value"))
-    return split_heads(query, heads), split_heads(key, groups), split_heads(value, groups)
-
-
-def gated_feed_forward(x: jax.Array, weights: Weights, activation: str) -> jax.Array:
-    """Apply a gated feed-forward layer, [b, t, d] -> [b, t, d] (Shazeer, 2020, arXiv:2002.05202)."""
-    gate = ACTIVATIONS[activation](linear(x, weights, "gate"))
-    return linear(gate * linear(x, weights, "up"), weights, "down")
-
-
 def unembed(hidden: jax.Array, outer: Weights) -> jax.Array:
     """Compute float32 logits [..., v] of hidden states [..., d], with the head [d, v] or a tied embedding [v, d]."""
     head = outer["head"] if "head" in outer else outer["embedding"].T
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+    bias = outer.get("head_bias")
+    return logits if bias is None else logits + _along_last(bias.astype(jnp.float32), logits)
 
 
 def check_activation(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from birdie_zmq.engine.jax.fixed_settings import fixed_settings
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import CONFIG_FILE, complete_config, read_config, read_model_type
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.gguf_file import GgufFile
@@ -16,7 +17,7 @@ from birdie_zmq.models.lora import read_adapter
 from birdie_zmq.models.registry import build_architecture, check_model_type
 from birdie_zmq.models.resolution import BUILT_IN
 from birdie_zmq.models.tensor_source import SafetensorsDirectory, TensorSource
-from birdie_zmq.models.weight_map import Architecture, Params
+from birdie_zmq.models.weight_map import Params
 from birdie_zmq.models.weights import load_params
 
 
@@ -44,7 +45,7 @@ def load_checkpoint(
     if path.is_file():
         file = GgufFile(path)
         config = complete_config(file.config())
-        architecture = file.scaled(build_architecture(config, str(path)))
+        architecture = build_architecture(config, str(path))
         source = file.source(architecture.weight_map())
     else:
         check_model_type(read_model_type(path), str(path / CONFIG_FILE))

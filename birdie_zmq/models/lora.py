@@ -91,9 +91,7 @@ class LoraAdapter:
         Raises:
             ValueError: A tensor of the adapter fits no weight of the decoder. The message names the tensor.
         """
-        specs = {
-            spec.name.format(layer): spec for layer in range(weight_map.n_layers) for spec in weight_map.layers.values()
-        }
+        specs = {name: slot.spec for name, slot in weight_map.tensors() if slot.stack is not None}
         specs |= {weight_map.outer["head"].name: weight_map.outer["head"]} if "head" in weight_map.outer else {}
         outside = {_short(name) for name in matched.unused}
         found: dict[str, LowRankUpdate] = {}

@@ -8,22 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from birdie_zmq.models.gemma import Gemma
-from birdie_zmq.models.gpt2 import Gpt2
-from birdie_zmq.models.gpt_neox import GptNeoX
-from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.weight_map import Architecture
+from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.families.gemma import gemma
+from birdie_zmq.models.families.gpt2 import gpt2
+from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.llama import llama
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
-    "llama": Llama.from_hugging_face,
-    "mistral": Llama.from_hugging_face,
-    "ministral": Llama.from_hugging_face,
-    "qwen2": Llama.from_hugging_face,
-    "qwen3": Llama.from_hugging_face,
-    "gemma2": Gemma.from_hugging_face,
-    "gemma3_text": Gemma.from_hugging_face,
-    "gpt2": Gpt2.from_hugging_face,
-    "gpt_neox": GptNeoX.from_hugging_face,
+    "llama": llama,
+    "mistral": llama,
+    "ministral": llama,
+    "qwen2": llama,
+    "qwen3": llama,
+    "gemma2": gemma,
+    "gemma3_text": gemma,
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
 }
 
 WITH_TEXT_CONFIG = ("gemma3",)

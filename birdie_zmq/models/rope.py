@@ -38,7 +38,7 @@ class Rope:
     """A rotation of the first `width` dimensions of a head.
 
     Attributes:
-        width: Even; dimension i is paired with i + width / 2 ("rotate_half", as Hugging Face's weights require).
+        width: Even; dimension i is paired with i + width / 2 ("rotate_half", as most of Hugging Face's weights require).
         theta: The base of the wavelengths.
         kind: How frequencies are scaled: default, linear, llama3 or yarn.
         factor: The scaling factor: how much longer the texts may be.
@@ -48,6 +48,7 @@ class Rope:
         truncate: Whether yarn's ramp begins and ends at whole dimensions.
         factors: Each frequency is divided by one of these, if there are any (longrope, GGUF files).
         position_limit: The number of positions for which the frequencies hold; None for any number.
+        interleaved: Whether dimension 2i is paired with 2i + 1 instead.
     """
 
     width: int
@@ -61,6 +62,7 @@ class Rope:
     truncate: bool = True
     factors: tuple[float, ...] = ()
     position_limit: int | None = None
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -210,14 +212,19 @@ def _yarn_attention_factor(parameters: ConfigReader, factor: float) -> float:
     return scale(weights[0]) / scale(weights[1]) if all(weights) else scale(1.0)
 
 
-def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array], *, interleaved: bool = False) -> jax.Array:
     """Rotate the first dimensions of heads [b, t, n, h] by the `Rope.tables` of positions [b or 1, t].
 
-    Computed in float32; the result has the dtype of x.
+    Computed in float32; the result has the dtype of x. If the pairs are interleaved, the result has the first dimensions
+    of all pairs before the second ones. Products of queries and keys do not depend on the order.
     """
     cos, sin = (table[:, :, None] for table in tables)
     half = cos.shape[-1]
     wide = x.astype(jnp.float32)
-    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    if interleaved:
+        first, second = wide[..., : 2 * half : 2], wide[..., 1 : 2 * half : 2]
+    else:
+        first, second = wide[..., :half], wide[..., half : 2 * half]
+    rest = wide[..., 2 * half :]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
     return rotated.astype(x.dtype)

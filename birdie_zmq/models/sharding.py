@@ -33,8 +33,9 @@ def tensor_shardings(spec: TensorSpec, mesh: Mesh) -> TensorShardings:
     if spec.shard is not None and spec.shard.parts % _size(mesh, MODEL_AXIS) == 0:
         axes[spec.shard.axis] = MODEL_AXIS
     file_axes = axes[::-1] if spec.transposed else axes
+    leading = [None] if spec.members is None else [None, None]
     return TensorShardings(
-        mesh_sharding(mesh, *file_axes), mesh_sharding(mesh, *axes), mesh_sharding(mesh, None, *axes)
+        mesh_sharding(mesh, *file_axes), mesh_sharding(mesh, *axes), mesh_sharding(mesh, *leading, *axes)
     )
 
 
@@ -61,8 +62,7 @@ def check_mesh(weight_map: WeightMap, mesh: Mesh) -> None:
         UsageError: The axis divides none. The message names sizes that would.
     """
     requested = _size(mesh, MODEL_AXIS)
-    specs = (*weight_map.outer.values(), *weight_map.layers.values())
-    parts = {spec.shard.parts for spec in specs if spec.shard}
+    parts = {spec.shard.parts for spec in weight_map.specs() if spec.shard}
     if not any(count % requested == 0 for count in parts):
         fitting = [str(size) for size in range(2, 2 * requested) if any(count % size == 0 for count in parts)]
         raise UsageError(

@@ -107,7 +107,7 @@ def _find(name: str, base: str, headers: Mapping[str, TensorHeader], prefix: str
 
 def _layers_prefix(weight_map: WeightMap, prefix: str) -> str:
     """Return the beginning of the stored names of all tensors in layers, such as ``model.layers.``."""
-    spec = next(iter(weight_map.layers.values()))
+    spec = next(iter(weight_map.stacks[0].specs.values()))
     return prefix + spec.name.partition("{}")[0].removeprefix(weight_map.base)
 
 

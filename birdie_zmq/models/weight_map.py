@@ -1,25 +1,25 @@
 """How the tensors of a checkpoint map to the parameters of a model.
 
-Weights of equal layers are stacked on a leading axis for `jax.lax.scan`, so that a deep model compiles as fast as a
-shallow one. Matrices are applied as ``x @ w``: matrices that PyTorch's ``Linear`` stores as [out, in] are transposed.
+Weights of equal layers are stacked on a leading axis for `jax.lax.scan`. Matrices are applied as ``x @ w``: matrices that PyTorch's ``Linear`` stores as [out, in] are transposed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 
-from birdie_zmq.models.attention import AttentionMetadata
-
 
 class Params(NamedTuple):
-    """All weights of a model: a pytree of dicts from parameter names to arrays; the arrays of `layers` are stacked, [l, ...]."""
+    """All weights of a model: a pytree of dicts from parameter names to arrays.
+
+    `layers` has one dict for each stack of equal layers; its arrays are stacked, [l, ...].
+    """
 
     outer: dict[str, jax.Array]
-    layers: dict[str, jax.Array]
+    layers: tuple[dict[str, jax.Array], ...]
 
 
 class ShardSpec(NamedTuple):
@@ -41,22 +41,60 @@ class TensorSpec:
         shape: Its shape in the file.
         transposed: Whether its two axes are swapped on loading.
         shard: How it may be sharded; None if it is replicated on every device.
+        members: Number of tensors of this shape that become one on loading, stacked on a leading axis; their names have
+            ``{member}`` for their number. None for a single tensor.
     """
 
     name: str
     shape: tuple[int, ...]
     transposed: bool = False
     shard: ShardSpec | None = None
+    members: int | None = None
+
+    @property
+    def member_shape(self) -> tuple[int, ...]:
+        """The shape in memory of the tensor, or of one member."""
+        return self.shape[::-1] if self.transposed else self.shape
 
     @property
     def loaded_shape(self) -> tuple[int, ...]:
         """The shape in memory."""
-        return self.shape[::-1] if self.transposed else self.shape
+        return self.member_shape if self.members is None else (self.members, *self.member_shape)
 
 
 def linear_spec(name: str, inputs: int, outputs: int, shard: ShardSpec | None = None) -> TensorSpec:
     """Return the spec of a PyTorch ``Linear`` weight: [outputs, inputs] in the file, [inputs, outputs] in memory."""
     return TensorSpec(name, (outputs, inputs), transposed=True, shard=shard)
+
+
+def norm_specs(name: str, width: int, *, bias: bool = False, key: str) -> dict[str, TensorSpec]:
+    """Return the specs of a norm: its weight [width] under `key`, and its bias if it has one.
+
+    Args:
+        name: The name in the file, without ``.weight``.
+        width: The size of the normalised axis.
+        bias: Whether it has a bias.
+        key: The parameter name.
+    """
+    specs = {key: TensorSpec(f"{name}.weight", (width,))}
+    return specs | {f"{key}_bias": TensorSpec(f"{name}.bias", (width,))} if bias else specs
+
+
+def linear_specs(
+    name: str, inputs: int, outputs: int, shard: ShardSpec | None = None, *, bias: bool = False, key: str
+) -> dict[str, TensorSpec]:
+    """Return the specs of a PyTorch ``Linear``: its weight under `key`, and its bias if it has one.
+
+    Args:
+        name: The name in the file, without ``.weight``.
+        inputs: The size of the input.
+        outputs: The size of the output.
+        shard: How the weight may be sharded.
+        bias: Whether it has a bias.
+        key: The parameter name.
+    """
+    specs = {key: linear_spec(f"{name}.weight", inputs, outputs, shard)}
+    return specs | {f"{key}_bias": bias_spec(f"{name}.bias", outputs, shard)} if bias else specs
 
 
 def row_parallel(parts: int) -> ShardSpec:
@@ -121,23 +159,34 @@ def gated_layer_specs(
     return matrices | biases
 
 
-class BackboneOutput(NamedTuple):
-    """The output of the backbone for a step of tokens [b, t].
+class ParamSlot(NamedTuple):
+    """The destination of a tensor.
 
-    ``hidden`` [b, t, d] has the dtype of the params; ``keys`` and ``values`` are [l, b, k, t, h].
+    Attributes:
+        key: A key of `Params.outer`, or of a dict of `Params.layers`.
+        stack: The index of that dict in `Params.layers`; None for an outer tensor.
+        indices: Where the tensor goes along the leading axes: the index of its layer in the stack, and the number of the
+            member if the spec has several; empty if the tensor is the whole array.
+        spec: The spec of the tensor.
     """
 
-    hidden: jax.Array
-    keys: jax.Array
-    values: jax.Array
-
-
-class ParamSlot(NamedTuple):
-    """The destination of a tensor: a key of `Params.outer`, or a key of `Params.layers` and the number of the layer."""
-
     key: str
-    layer: int | None
+    stack: int | None
+    indices: tuple[int, ...]
     spec: TensorSpec
+
+
+@dataclass(frozen=True)
+class StackSpecs:
+    """The tensors of layers that are stacked.
+
+    Attributes:
+        specs: Specs by parameter name.
+        layers: The numbers of the layers, in the order of the stack.
+    """
+
+    specs: Mapping[str, TensorSpec]
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -146,8 +195,7 @@ class WeightMap:
 
     Attributes:
         outer: Specs of the tensors outside the layers, by parameter name.
-        layers: Specs of the tensors of each layer, by parameter name.
-        n_layers: Number of layers.
+        stacks: The tensors of the layers.
         base: The prefix of all names but the head's. Files of a backbone without its head omit it.
         redundant: Suffixes of tensor names that a file may contain and that are ignored, such as buffers of old
             versions.
@@ -156,55 +204,32 @@ class WeightMap:
     """
 
     outer: Mapping[str, TensorSpec]
-    layers: Mapping[str, TensorSpec]
-    n_layers: int
+    stacks: tuple[StackSpecs, ...]
     base: str
     redundant: tuple[str, ...] = field(default=())
     tied_head: str | None = None
 
+    @property
+    def n_layers(self) -> int:
+        """The number of layers."""
+        return sum(len(stack.layers) for stack in self.stacks)
+
     def tensors(self) -> Iterator[tuple[str, ParamSlot]]:
         """Yield each tensor's name in the file, and its destination."""
         for key, spec in self.outer.items():
-            yield spec.name, ParamSlot(key, None, spec)
-        for key, spec in self.layers.items():
-            for layer in range(self.n_layers):
-                yield spec.name.format(layer), ParamSlot(key, layer, spec)
+            yield spec.name, ParamSlot(key, None, (), spec)
+        for number, stack in enumerate(self.stacks):
+            for key, spec in stack.specs.items():
+                for index, layer in enumerate(stack.layers):
+                    if spec.members is None:
+                        yield spec.name.format(layer), ParamSlot(key, number, (index,), spec)
+                        continue
+                    for member in range(spec.members):
+                        name = spec.name.format(layer, member=member)
+                        yield name, ParamSlot(key, number, (index, member), spec)
 
-
-class Architecture(Protocol):
-    """A decoder of a model family with given sizes: hashable, and static under `jax.jit`.
-
-    Shape letters: b batch, t position, d width of the residual stream, v vocabulary.
-    """
-
-    @property
-    def vocab_size(self) -> int:
-        """The size of v."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """The maximum length of a row in tokens that the model was trained for."""
-        ...
-
-    @property
-    def position_limit(self) -> int | None:
-        """The number of positions that the model has, and so the longest possible row; None if there is no such limit."""
-        ...
-
-    def weight_map(self) -> WeightMap:
-        """Return the tensors of its checkpoints."""
-        ...
-
-    @property
-    def state_shape(self) -> tuple[int, int, int]:
-        """Number of layers, number of key/value heads and width of a head: the sizes of the KV cache."""
-        ...
-
-    def backbone(self, params: Params, tokens: jax.Array, metadata: AttentionMetadata) -> BackboneOutput:
-        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer."""
-        ...
-
-    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Compute float32 logits [..., v] of hidden states [..., d]."""
-        ...
+    def specs(self) -> Iterator[TensorSpec]:
+        """Yield the spec of each tensor, those of a stack once."""
+        yield from self.outer.values()
+        for stack in self.stacks:
+            yield from stack.specs.values()

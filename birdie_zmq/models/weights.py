@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from birdie_zmq.engine.jax.sharding import sharded
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import CONFIG_FILE
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import to_hugging_face
 from birdie_zmq.models.lora import LoraAdapter
 from birdie_zmq.models.sharding import TensorShardings, check_mesh, tensor_shardings
 from birdie_zmq.models.tensor_names import MatchedTensors, abbreviate, match_tensors
@@ -67,12 +68,15 @@ def load_params(
     if mesh is not None:
         check_mesh(weight_map, mesh)
     outer: dict[str, jax.Array] = {}
-    layers = {
-        key: jnp.zeros(
-            (weight_map.n_layers, *spec.loaded_shape), dtype, device=mesh and tensor_shardings(spec, mesh).stacked
-        )
-        for key, spec in weight_map.layers.items()
-    }
+    layers = tuple(
+        {
+            key: jnp.zeros(
+                (len(stack.layers), *spec.loaded_shape), dtype, device=mesh and tensor_shardings(spec, mesh).stacked
+            )
+            for key, spec in stack.specs.items()
+        }
+        for stack in weight_map.stacks
+    )
     for name, read_tensor in source.read():
         slot = matched.slots.get(name)
         if slot is None:
@@ -83,12 +87,13 @@ def load_params(
         shardings = None if mesh is None else tensor_shardings(spec, mesh)
         # Waiting for each step keeps the host from reading ahead of the device and holding several tensors.
         array = _to_device(read_tensor, spec, shardings).block_until_ready()
-        if slot.layer is None:
+        if slot.stack is None:
             in_memory = shardings and shardings.in_memory
             outer[slot.key] = _convert(array, jnp.dtype(dtype), spec.transposed, in_memory).block_until_ready()
         else:
-            stack = _insert(layers[slot.key], array, slot.layer, spec.transposed, shardings and shardings.stacked)
-            layers[slot.key] = stack.block_until_ready()
+            stack = layers[slot.stack]
+            inserted = _insert(stack[slot.key], array, slot.indices, spec.transposed, shardings and shardings.stacked)
+            stack[slot.key] = inserted.block_until_ready()
     _report(weight_map, source, matched)
     if adapter is not None:
         logger.warning("merged the adapter %s into %d tensors of %s", adapter, len(updates), source.location)
@@ -124,7 +129,7 @@ def _to_device(read_tensor: TensorReader, spec: TensorSpec, shardings: TensorSha
     return jax.make_array_from_callback(spec.shape, shardings.in_file, read_tensor)
 
 
-def save_checkpoint(directory: str | Path, model: Llama, params: Params, dtype: DTypeLike = "float32") -> None:
+def save_checkpoint(directory: str | Path, model: Architecture, params: Params, dtype: DTypeLike = "float32") -> None:
     """Write a plain Llama to a directory, which is created if necessary; files of an earlier checkpoint are replaced.
 
     Args:
@@ -142,23 +147,36 @@ def save_checkpoint(directory: str | Path, model: Llama, params: Params, dtype: 
         raise ValueError(
             f"dtype {stored_dtype.name} is not supported; checkpoints are stored as one of {STORED_DTYPES}"
         )
-    weight_map = model.weight_map()
-    if params.outer.keys() != weight_map.outer.keys() or params.layers.keys() != weight_map.layers.keys():
-        raise ValueError(f"the params {sorted((*params.outer, *params.layers))} are not those of the model")
     tensors: dict[str, NDArray[Any]] = {}
-    for name, (key, layer, spec) in weight_map.tensors():
-        values = np.asarray(params.outer[key] if layer is None else params.layers[key][layer], np.float32)
-        if values.shape != spec.loaded_shape:
-            raise ValueError(f"tensor {name} has the shape {values.shape}, not {spec.loaded_shape}")
+    for name, values in stored_tensors(model.weight_map(), params).items():
         with np.errstate(over="ignore"):  # reported below with the tensor's name
-            tensors[name] = np.ascontiguousarray((values.T if spec.transposed else values).astype(stored_dtype))
+            tensors[name] = values.astype(stored_dtype)
         if not np.isfinite(tensors[name]).all():
             raise ValueError(f"tensor {name} has values that are not finite in {stored_dtype.name}")
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    description = model.to_hugging_face() | {"dtype": stored_dtype.name}
+    description = to_hugging_face(model) | {"dtype": stored_dtype.name}
     (path / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     (path / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))  # transformers requires "pt"
+
+
+def stored_tensors(weight_map: WeightMap, params: Params) -> dict[str, NDArray[np.float32]]:
+    """Return weights as a checkpoint stores them: each tensor in float32, by its name.
+
+    Raises:
+        ValueError: The params do not fit the weight map.
+    """
+    names = [set(weight_map.outer), *(set(stack.specs) for stack in weight_map.stacks)]
+    if [set(tree) for tree in (params.outer, *params.layers)] != names:
+        found = sorted(name for tree in (params.outer, *params.layers) for name in tree)
+        raise ValueError(f"the params {found} are not those of the model")
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, (key, stack, indices, spec) in weight_map.tensors():
+        values = np.asarray(params.outer[key] if stack is None else params.layers[stack][key][indices], np.float32)
+        if values.shape != spec.member_shape:
+            raise ValueError(f"tensor {name} has the shape {values.shape}, not {spec.member_shape}")
+        tensors[name] = np.ascontiguousarray(values.T if spec.transposed else values)
+    return tensors
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -169,11 +187,12 @@ def _convert(array: jax.Array, dtype: Any, transposed: bool, sharding: NamedShar
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
 def _insert(
-    stack: jax.Array, array: jax.Array, layer: int, transposed: bool, sharding: NamedSharding | None
+    stack: jax.Array, array: jax.Array, indices: tuple[int, ...], transposed: bool, sharding: NamedSharding | None
 ) -> jax.Array:
-    """Replace one layer of a stack [l, ...], whose memory is donated."""
+    """Replace the part of a stack [l, ...] at indices of its leading axes; the memory of the stack is donated."""
     converted = _convert(array, stack.dtype, transposed, None)
-    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(stack, converted, layer, 0)
+    start = (*indices, *(0 for _ in converted.shape))
+    updated = jax.lax.dynamic_update_slice(stack, jnp.expand_dims(converted, range(len(indices))), start)
     return _with_sharding(updated, sharding)
 
 

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from birdie_zmq.errors import ModelLoadError
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.loader import load_checkpoint
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import assert_same, hf, instances, ours
 from tests.parity.test_families import HARD
+from tests.parity.variants import VARIANTS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

@@ -9,9 +9,10 @@ import pytest
 
 from birdie_zmq.models.config import read_config
 from birdie_zmq.models.registry import build_architecture
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import assert_same, hf, instances, ours
 from tests.parity.test_families import HARD
+from tests.parity.variants import VARIANTS
 from tests.parity.version_4 import rewrite_as_version_4
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 
 from birdie_zmq.models.registry import FAMILIES, WITH_TEXT_CONFIG
 from tests.instances import rolling_scores
-from tests.parity.checkpoints import DEMO, MAX_LENGTH, VARIANTS, make_checkpoint
+from tests.parity.checkpoints import DEMO, make_checkpoint
 from tests.parity.conftest import TOLERANCE, assert_same, hf, instances, ours
+from tests.parity.variants import MAX_LENGTH, VARIANTS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

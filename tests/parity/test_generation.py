@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from harness_model import BirdieZMQ
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import hf, instances, ours
+from tests.parity.variants import VARIANTS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

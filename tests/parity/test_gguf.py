@@ -12,9 +12,10 @@ from birdie_zmq.models.gguf_file import ARCHITECTURES
 from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.loader import load_checkpoint
 from tests.gguf_files import write_gguf
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import assert_same, hf, instances, ours
 from tests.parity.test_families import HARD
+from tests.parity.variants import VARIANTS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

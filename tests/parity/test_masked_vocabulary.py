@@ -14,8 +14,9 @@ import pytest
 from birdie_zmq.models import load_model
 from harness_model import BirdieZMQ
 from tests.instances import rolling_scores
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import hf, instances
+from tests.parity.variants import VARIANTS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

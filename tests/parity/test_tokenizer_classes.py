@@ -15,9 +15,10 @@ import pytest
 
 from birdie_zmq.models.registry import FAMILIES
 from tests.parity import encode_with_ours
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import assert_same, hf, instances, ours
 from tests.parity.tokenizer_files import TOKENIZERS
+from tests.parity.variants import VARIANTS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

@@ -10,9 +10,10 @@ import pytest
 
 from birdie_zmq.models import load_tokenizer
 from tests.instances import rolling_scores
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import assert_same, hf, instances, ours
 from tests.parity.test_families import HARD, LONG, PROMPTS, QUESTION, ROLLING, WINDOWS
+from tests.parity.variants import VARIANTS
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import programs  # noqa: F401 - a fixture
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
+from tests.parity.variants import VARIANTS
 
 if importlib.util.find_spec("torch") is None:
     collect_ignore_glob = ["test_*.py"]

@@ -21,7 +21,8 @@ from tests.instances import instance
 from tests.integration import test_idle_time as idle_time
 from tests.integration.conftest import ROOT, Programs
 from tests.model_files import torch_model
-from tests.parity.checkpoints import VARIANTS, make_checkpoint
+from tests.parity.checkpoints import make_checkpoint
+from tests.parity.variants import VARIANTS
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 

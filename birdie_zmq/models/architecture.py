@@ -1,0 +1,290 @@
+"""A decoder: a stack of layers between an embedding and a head.
+
+A family reads its configuration into an `Architecture`. Layers that differ are different `DecoderLayer` values; equal
+layers are stacked and scanned (`layer_stack`).
+
+Shape letters: b rows, t position in a row, d width of the residual stream, v vocabulary, l layers of a stack; those of
+the KV cache are in `attention`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from birdie_zmq.models import layers
+from birdie_zmq.models.attention import AttentionMetadata, CachedLayer, KeysValues, KVCache
+from birdie_zmq.models.config_fields import require_positive
+from birdie_zmq.models.decoder_layer import DecoderLayer, LayerStep
+from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment
+from birdie_zmq.models.weight_map import Params, StackSpecs, TensorSpec, WeightMap
+
+
+class CacheSize(NamedTuple):
+    """The sizes of a KV cache: the number of layers that write it, of key/value heads, and the width of a head."""
+
+    layers: int
+    kv_heads: int
+    head_width: int
+
+
+class Scanned(NamedTuple):
+    """What differs between the layers of a stack: weights, number, index in the KV cache and own input, each [l, ...]."""
+
+    weights: dict[str, jax.Array]
+    number: jax.Array
+    index: jax.Array
+    input: jax.Array | None
+
+
+class Stack(NamedTuple):
+    """Equal layers whose weights are stacked.
+
+    Attributes:
+        layer: What each of them computes.
+        numbers: Their numbers, in the order of the stack.
+        cache: The index of the KV cache that they read.
+        offset: The index in that cache of their first layer. Layers without keys and values of their own have that of the
+            layer whose keys and values they use.
+    """
+
+    layer: DecoderLayer
+    numbers: tuple[int, ...]
+    cache: int
+    offset: int
+
+    @property
+    def writes(self) -> bool:
+        """Whether the layers have keys and values of their own."""
+        return self.layer.attention.keys_of is None
+
+    def scanned(self, weights: dict[str, jax.Array], inputs: jax.Array | None) -> Scanned:
+        """Return what differs between the layers: the weights of the stack, and their part of the inputs of all layers."""
+        numbers = np.array(self.numbers, np.int32)
+        indices = self.offset + np.arange(len(numbers), dtype=np.int32) * self.writes
+        return Scanned(weights, jnp.asarray(numbers), jnp.asarray(indices), None if inputs is None else inputs[numbers])
+
+
+class BackboneOutput(NamedTuple):
+    """The output of the backbone for a step of tokens [b, t].
+
+    ``hidden`` [b, t, d] has the dtype of the params; ``own`` holds the keys and values [l, b, k, t, h] of each stack, None
+    for a stack that has none of its own.
+    """
+
+    hidden: jax.Array
+    own: tuple[KeysValues | None, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder of a model family with given sizes: hashable, and static under `jax.jit`.
+
+    The tensors outside of the layers are ``embedding`` and ``final_norm``, and where a family has them ``head`` (else the
+    embedding is the head), ``head_bias``, ``positions``, ``embedding_norm``, ``project_in`` and ``project_out``.
+
+    Attributes:
+        vocab_size: The size of v.
+        max_length: The maximum length of a row in tokens that the model was trained for.
+        layers: The layers, in order.
+        outer: The tensors outside of the layers, by parameter name.
+        norm: The norm after the last layer, and of the embedding.
+        base: The prefix of all tensor names but the head's.
+        redundant: Suffixes of tensors that a file may contain and that are ignored.
+        tied_head: The name of the head of a tied model; None if the head has a matrix of its own.
+        embedding_scale: The factor of the embedding.
+        position_offset: The row of ``positions`` of a text's first token.
+        logit_scale: The factor of the logits.
+        logit_cap: Bound of the logits; None for none.
+
+    Raises:
+        ValueError: A size is below 1.
+    """
+
+    vocab_size: int
+    max_length: int
+    layers: tuple[DecoderLayer, ...]
+    outer: Mapping[str, TensorSpec] = field(hash=False)
+    norm: layers.Norm
+    base: str = "model."
+    redundant: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    tied_head: str | None = None
+    embedding_scale: float = 1.0
+    position_offset: int = 0
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(vocab_size=self.vocab_size, max_length=self.max_length, layers=len(self.layers))
+
+    @functools.cached_property
+    def stacks(self) -> tuple[tuple[Stack, ...], ...]:
+        """The stacks of each segment, in the order of its period."""
+        caches = [(size.kv_heads, size.head_width) for size in self.cache_sizes]
+        filled = [0] * len(caches)
+        places: dict[int, int] = {}  # the index of each layer in its cache
+        segments = []
+        for segment in self._segments:
+            stacks = []
+            for run in range(len(segment.runs)):
+                numbers = segment.layers(run)
+                layer = self.layers[numbers[0]]
+                attention = layer.attention
+                cache = caches.index((attention.kv_heads, attention.head_width))
+                if attention.keys_of is None:
+                    places |= {number: filled[cache] + index for index, number in enumerate(numbers)}
+                    filled[cache] += len(numbers)
+                first = numbers[0] if attention.keys_of is None else attention.keys_of
+                stacks.append(Stack(layer, numbers, cache, places[first]))
+            segments.append(tuple(stacks))
+        return tuple(segments)
+
+    @property
+    def cache_sizes(self) -> tuple[CacheSize, ...]:
+        """The sizes of the KV caches, one for each size of heads."""
+        attentions = [layer.attention for layer in self.layers if layer.attention.keys_of is None]
+        sizes = [(attention.kv_heads, attention.head_width) for attention in attentions]
+        return tuple(CacheSize(sizes.count(size), *size) for size in dict.fromkeys(sizes))
+
+    @property
+    def position_limit(self) -> int | None:
+        """The number of positions that the model has, and so the longest possible row; None if there is no such limit."""
+        ropes = {layer.attention.rope for layer in self.layers}
+        limits = [rope.position_limit for rope in ropes if rope is not None and rope.position_limit is not None]
+        if "positions" in self.outer:
+            limits.append(self.outer["positions"].shape[0] - self.position_offset)
+        return min(limits, default=None)
+
+    def weight_map(self) -> WeightMap:
+        """Return the tensors of its checkpoints."""
+        stacks = tuple(StackSpecs(stack.layer.specs, stack.numbers) for segment in self.stacks for stack in segment)
+        return WeightMap(self.outer, stacks, self.base, self.redundant, self.tied_head)
+
+    def backbone(
+        self, params: Params, tokens: jax.Array, metadata: AttentionMetadata, caches: Sequence[KVCache] = ()
+    ) -> BackboneOutput:
+        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer.
+
+        Args:
+            params: The weights.
+            tokens: int [b, t].
+            metadata: Which tokens each token attends to.
+            caches: The KV caches of the tokens before, one for each of `cache_sizes`; none without such tokens.
+
+        Raises:
+            ValueError: A row has more tokens than there are learned positions.
+        """
+        x, inputs = self.embed(params, tokens, metadata)
+        x, own = self._apply_layers(params, x, inputs, metadata, caches)
+        return BackboneOutput(self.finish(params, x), own)
+
+    def embed(
+        self, params: Params, tokens: jax.Array, metadata: AttentionMetadata
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Return the residual stream [b, t, d] of tokens before the first layer, and the inputs [l, b, t, p] of all layers."""
+        outer = params.outer
+        x = outer["embedding"][tokens]
+        if self.embedding_scale != 1.0:
+            # The factor is rounded to the dtype of the weights, as the models were trained with it.
+            x = x * jnp.asarray(self.embedding_scale, x.dtype)
+        if "project_in" in outer:
+            x = layers.linear(x, outer, "project_in")
+        if "positions" in outer:
+            limit = self.position_limit
+            if metadata.ends is None and limit is not None and tokens.shape[1] > limit:
+                raise ValueError(
+                    f"{tokens.shape[1]} tokens exceed the {limit} learned positions of this model; lower max_length"
+                )
+            x = x + outer["positions"][metadata.positions + self.position_offset]
+        return self.norm(x, outer, "embedding_norm"), None
+
+    def finish(self, params: Params, x: jax.Array) -> jax.Array:
+        """Return the hidden states [b, t, d] that the head takes, from the residual stream after the last layer."""
+        x = self.norm(x, params.outer, "final_norm")
+        return layers.linear(x, params.outer, "project_out") if "project_out" in params.outer else x
+
+    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """Compute float32 logits [..., v] of hidden states [..., d]."""
+        logits = layers.unembed(hidden, params.outer)
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        return logits if self.logit_cap is None else jnp.tanh(logits / self.logit_cap) * self.logit_cap
+
+    def init_params(self, key: jax.Array, dtype: DTypeLike = "float32") -> Params:
+        """Initialise random weights.
+
+        Matrices are normal with the standard deviation of a variance-preserving map, 1 / sqrt(in). Matrices that write
+        into the residual stream are smaller by 1 / sqrt(2 * layers), as in GPT-2 (Radford et al., 2019). Norms start at
+        one, biases at zero.
+
+        Args:
+            key: A JAX random key; the same key gives the same weights.
+            dtype: Floating dtype of every array.
+        """
+        weight_map = self.weight_map()
+        keys = iter(jax.random.split(key, sum(len(spec.shape) == 2 for spec in weight_map.specs())))
+
+        def initialise(name: str, spec: TensorSpec, stack: tuple[int, ...] = ()) -> jax.Array:
+            shape = (*stack, *spec.loaded_shape)
+            if len(spec.shape) == 1:
+                return jnp.full(shape, 0.0 if name.endswith("_bias") else 1.0, dtype)
+            deviation = shape[-1 if name == "embedding" else -2] ** -0.5
+            if name in ("output", "down"):
+                deviation *= (2 * len(self.layers)) ** -0.5
+            return (jax.random.normal(next(keys), shape) * deviation).astype(dtype)
+
+        return Params(
+            {name: initialise(name, spec) for name, spec in weight_map.outer.items()},
+            tuple(
+                {name: initialise(name, spec, (len(stack.layers),)) for name, spec in stack.specs.items()}
+                for stack in weight_map.stacks
+            ),
+        )
+
+    @functools.cached_property
+    def _segments(self) -> tuple[Segment, ...]:
+        """The segments; layers with keys and values of other layers begin a new one, for which those are computed."""
+        shares = [layer.attention.keys_of is not None for layer in self.layers]
+        first = shares.index(True) if True in shares else len(shares)
+        return find_segments(self.layers[:first]) + find_segments(self.layers[first:], first)
+
+    def _apply_layers(
+        self,
+        params: Params,
+        x: jax.Array,
+        inputs: jax.Array | None,
+        metadata: AttentionMetadata,
+        caches: Sequence[KVCache],
+    ) -> tuple[jax.Array, tuple[KeysValues | None, ...]]:
+        """Apply all layers to the residual stream; return it, and the keys and values of each stack."""
+        ropes = {layer.attention.rope for layer in self.layers}
+        tables = {rope: rope.tables(metadata.positions) for rope in ropes if rope is not None}
+        shared: dict[int | None, KeysValues] = {}  # by the number of the layer
+
+        def apply(stack: Stack, x: jax.Array, scanned: Scanned) -> tuple[jax.Array, KeysValues | None]:
+            past = CachedLayer(caches[stack.cache], scanned.index) if caches else None
+            keys_of = stack.layer.attention.keys_of
+            step = LayerStep(metadata, tables, scanned.number, past, shared.get(keys_of), scanned.input)
+            return stack.layer(x, scanned.weights, step)
+
+        own: list[KeysValues | None] = []
+        weights = iter(params.layers)
+        needed = {layer.attention.keys_of for layer in self.layers}
+        for segment, stacks in zip(self._segments, self.stacks, strict=True):
+            functions = [functools.partial(apply, stack) for stack in stacks]
+            x, produced = scan_segment(
+                segment, functions, x, [stack.scanned(next(weights), inputs) for stack in stacks]
+            )
+            own += produced
+            for stack, keys_values in zip(stacks, produced, strict=True):
+                for index, number in enumerate(stack.numbers):
+                    if number in needed:
+                        shared[number] = jax.tree.map(lambda array, index=index: array[index], keys_values)
+        return x, tuple(own)

@@ -1,0 +1,219 @@
+"""A layer of a decoder: attention and a feed-forward layer around a residual stream, in the forms that families use.
+
+What a layer has follows from its weights: a norm, a bias or a gate is applied if there is a weight for it. The names of
+the weights are those of `DecoderLayer`.
+
+Shape letters: b batch, t position, d width of the residual stream, n query heads, k key/value heads, h width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from birdie_zmq.models.alibi import Alibi
+from birdie_zmq.models.attention import (
+    AttentionMetadata,
+    AttentionOptions,
+    CachedLayer,
+    KeysValues,
+    attention,
+)
+from birdie_zmq.models.layers import ACTIVATIONS, Norm, Weights, linear, split_heads
+from birdie_zmq.models.rope import Rope, rotate
+from birdie_zmq.models.weight_map import TensorSpec
+
+
+class LayerStep(NamedTuple):
+    """What a layer needs of a step beside its input and its weights.
+
+    Attributes:
+        metadata: Which tokens each token attends to.
+        tables: cos and sin of the positions, for each rotary embedding of the model.
+        number: int32 [], the number of the layer.
+        past: The layer of the KV cache that it reads; None without a cache.
+        shared: The keys and values of the same tokens from the layer named by `Attention.keys_of`; None if it has its own.
+        layer_input: The layer's own input [b, t, p], in models with per-layer embeddings.
+    """
+
+    metadata: AttentionMetadata
+    tables: Mapping[Rope, tuple[jax.Array, jax.Array]]
+    number: jax.Array
+    past: CachedLayer | None = None
+    shared: KeysValues | None = None
+    layer_input: jax.Array | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention.
+
+    Its weights are ``query``, ``key``, ``value`` and ``output``, or ``query_key_value`` in place of the first three.
+    ``query_norm`` and ``key_norm`` [h] or [heads, h] normalise each head; [heads * h] all heads at once.
+
+    Attributes:
+        heads: Number of query heads.
+        kv_heads: Number of key/value heads.
+        head_width: Width of a head.
+        scale: The factor of the scores; None for 1 / sqrt(head_width).
+        rope: The rotary embedding; None for no positions.
+        window: A position attends to itself and the ``window - 1`` before it; None for all before it.
+        softcap: Bound of the scores; None for none.
+        alibi: The bias of the scores by distance, if the family has one.
+        fused: How the outputs of ``query_key_value`` are ordered: all queries, all keys and all values, or ``by_group``,
+            the queries, the key and the value of each key/value head in turn.
+        norm: The norm of queries and keys, where they have weights.
+        value_norm: The norm of values, which has no weight; None for none.
+        scale_by_layer: Whether scores are also divided by the layer's number, counted from 1.
+        query_growth: Queries are multiplied by 1 + g * log(1 + floor(position / length)), given as (g, length).
+        keys_of: The number of the layer whose keys and values are used; None if the layer has its own.
+    """
+
+    heads: int
+    kv_heads: int
+    head_width: int
+    scale: float | None = None
+    rope: Rope | None = None
+    window: int | None = None
+    softcap: float | None = None
+    alibi: Alibi | None = None
+    fused: Literal["in_turn", "by_group"] = "in_turn"
+    norm: Norm | None = None
+    value_norm: Norm | None = None
+    scale_by_layer: bool = False
+    query_growth: tuple[float, int] | None = None
+    keys_of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} attention heads are not a multiple of {self.kv_heads} key/value heads")
+
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
+        """Attend from x [b, t, d]; return [b, t, d], and the layer's own keys and values if it has any."""
+        query, own = self._project(x, weights, step)
+        if self.query_growth is not None:
+            growth, length = self.query_growth
+            steps = jnp.log1p(jnp.floor(step.metadata.positions.astype(jnp.float32) / length))
+            query = query * (1.0 + growth * steps)[..., None, None].astype(query.dtype)
+        scale: float | jax.Array = self.head_width**-0.5 if self.scale is None else self.scale
+        if self.scale_by_layer:
+            scale = scale / (step.number + 1).astype(jnp.float32)
+        options = AttentionOptions(scale, self.window, self.softcap, self.alibi)
+        keys_values = own if own is not None else step.shared
+        assert keys_values is not None
+        y = attention(query, keys_values, step.past, step.metadata, options)
+        return linear(y, weights, "output"), own
+
+    def _project(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
+        """Return rotated queries [b, t, n, h], and keys and values [b, k, t, h]."""
+        if "query_key_value" in weights:
+            query, key, value = self._split(linear(x, weights, "query_key_value"))
+        else:
+            query = linear(x, weights, "query")
+            if self.keys_of is not None:
+                return self._rotate(self._norm_heads(query, weights, "query_norm", self.heads), step), None
+            key = linear(x, weights, "key")
+            value = linear(x, weights, "value") if "value" in weights else key
+        query = self._rotate(self._norm_heads(query, weights, "query_norm", self.heads), step)
+        key = self._rotate(self._norm_heads(key, weights, "key_norm", self.kv_heads), step)
+        value = split_heads(value, self.kv_heads)
+        if self.value_norm is not None:
+            value = self.value_norm.normalise(value).astype(value.dtype)
+        return query, KeysValues(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
+
+    def _split(self, fused: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Split [b, t, (n + 2k) * h] into queries, keys and values [b, t, heads * h]."""
+        if self.fused == "in_turn":
+            ends = (self.heads * self.head_width, (self.heads + self.kv_heads) * self.head_width)
+            query, key, value = jnp.split(fused, ends, axis=-1)
+            return query, key, value
+        shared = self.heads // self.kv_heads
+        groups = fused.reshape(*fused.shape[:2], self.kv_heads, shared + 2, self.head_width)
+        parts = groups[..., :shared, :], groups[..., shared, :], groups[..., shared + 1, :]
+        query, key, value = (part.reshape(*fused.shape[:2], -1) for part in parts)
+        return query, key, value
+
+    def _norm_heads(self, x: jax.Array, weights: Weights, name: str, heads: int) -> jax.Array:
+        """Split [b, t, heads * h] into heads, and normalise them if there is a weight for it."""
+        if self.norm is None or name not in weights:
+            return split_heads(x, heads)
+        if weights[name].shape[-1] == self.head_width:
+            return self.norm(split_heads(x, heads), weights, name)
+        return split_heads(self.norm(x, weights, name), heads)
+
+    def _rotate(self, x: jax.Array, step: LayerStep) -> jax.Array:
+        return x if self.rope is None else rotate(x, step.tables[self.rope], interleaved=self.rope.interleaved)
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward layer of the weights ``up`` and ``down``, gated if there is ``gate`` (Shazeer, arXiv:2002.05202).
+
+    ``gate_up`` has the outputs of ``gate`` and ``up``, in this order.
+    """
+
+    activation: str
+
+    def __call__(self, x: jax.Array, weights: Weights) -> jax.Array:
+        """Apply the layer, [b, t, d] -> [b, t, d]."""
+        activate = ACTIVATIONS[self.activation]
+        if "gate_up" in weights:
+            gate, up = jnp.split(linear(x, weights, "gate_up"), 2, axis=-1)
+            inner = activate(gate) * up
+        elif "gate" in weights:
+            inner = activate(linear(x, weights, "gate")) * linear(x, weights, "up")
+        else:
+            inner = activate(linear(x, weights, "up"))
+        return linear(inner, weights, "down")
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """A layer; layers that are equal compute the same function of their weights and share one compilation.
+
+    Each of the norms ``attention_norm``, ``after_attention_norm``, ``feed_forward_norm`` and ``after_feed_forward_norm``
+    is applied if there is a weight for it, before and after a sub-layer.
+
+    Attributes:
+        attention: The attention.
+        feed_forward: The feed-forward layer.
+        norm: The norms of the residual stream.
+        specs: The tensors of a layer, by parameter name.
+        parallel: Whether both sub-layers take the layer's input. Without ``feed_forward_norm``, the feed-forward layer
+            takes the input of the attention.
+        residual_scale: The factor of what each sub-layer adds.
+        norm_after_sum: Whether ``attention_norm`` and ``feed_forward_norm`` are applied to the sums of the residual
+            stream instead of to the inputs of the sub-layers.
+    """
+
+    attention: Attention
+    feed_forward: FeedForward
+    norm: Norm
+    specs: Mapping[str, TensorSpec] = field(hash=False)
+    parallel: bool = False
+    residual_scale: float = 1.0
+    norm_after_sum: bool = False
+
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
+        """Apply the layer to the residual stream x [b, t, d]; also return its own keys and values, if it has any."""
+        if self.norm_after_sum:
+            y, own = self.attention(x, weights, step)
+            x = self.norm(x + y, weights, "attention_norm")
+            return self.norm(x + self.feed_forward(x, weights), weights, "feed_forward_norm"), own
+        attended = self.norm(x, weights, "attention_norm")
+        y, own = self.attention(attended, weights, step)
+        y = self._scale(self.norm(y, weights, "after_attention_norm"))
+        fed = x + y
+        if not self.parallel:
+            inner = self.norm(fed, weights, "feed_forward_norm")
+        else:
+            inner = self.norm(x, weights, "feed_forward_norm") if "feed_forward_norm" in weights else attended
+        z = self.norm(self.feed_forward(inner, weights), weights, "after_feed_forward_norm")
+        return fed + self._scale(z), own
+
+    def _scale(self, x: jax.Array) -> jax.Array:
+        return x if self.residual_scale == 1.0 else x * jnp.asarray(self.residual_scale, x.dtype)

@@ -1,0 +1,1 @@
+"""Model families: each reads its Hugging Face configuration into an `Architecture`."""

@@ -1,0 +1,105 @@
+"""What most families share: sizes, tensors with Llama's names, and layer types."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
+
+from birdie_zmq.models.config_fields import ConfigReader, require_positive
+from birdie_zmq.models.weight_map import TensorSpec, embedding_spec, gated_layer_specs, head_spec, norm_specs
+
+HEAD = "lm_head.weight"
+"""The name of the head's matrix in most checkpoints."""
+
+LAYER = "model.layers.{}."
+"""The prefix of a layer's tensors in most checkpoints."""
+
+WINDOWED, FULL = "sliding_attention", "full_attention"
+"""The values of ``layer_types``."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a decoder, under the names that most configurations give them.
+
+    Raises:
+        ValueError: A size is below 1, or the query heads are not a multiple of the key/value heads.
+    """
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_width: int
+    d_ff: int
+    max_length: int
+
+    def __post_init__(self) -> None:
+        require_positive(**vars(self))
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"num_attention_heads {self.n_heads} is not a multiple of num_key_value_heads {self.n_kv_heads}"
+            )
+
+    @classmethod
+    def read(cls, config: ConfigReader) -> Self:
+        """Read the sizes from the keys of Llama's configuration; ``head_dim`` and ``num_key_value_heads`` may be missing."""
+        d_model, n_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+        require_positive(num_attention_heads=n_heads)
+        if "head_dim" not in config and d_model % n_heads:
+            raise ValueError(f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}")
+        return cls(
+            vocab_size=config.integer("vocab_size"),
+            d_model=d_model,
+            n_layers=config.integer("num_hidden_layers"),
+            n_heads=n_heads,
+            n_kv_heads=config.integer("num_key_value_heads", n_heads),
+            head_width=config.integer("head_dim", d_model // n_heads),
+            d_ff=config.integer("intermediate_size"),
+            max_length=config.integer("max_position_embeddings"),
+        )
+
+    def gated_specs(self, biased: Collection[str] = ()) -> dict[str, TensorSpec]:
+        """Return the matrices of a layer, with Llama's names; `biased` names those with a bias."""
+        heads = (self.n_heads, self.n_kv_heads)
+        return gated_layer_specs(LAYER, self.d_model, heads, self.head_width, self.d_ff, biased)
+
+    def norm_specs(self, *, bias: bool = False, **names: str) -> dict[str, TensorSpec]:
+        """Return the norms of a layer, given as ``parameter name=name in the file``."""
+        specs: dict[str, TensorSpec] = {}
+        for key, name in names.items():
+            specs |= norm_specs(LAYER + name, self.d_model, bias=bias, key=key)
+        return specs
+
+    def outer_specs(self, *, tied: bool, norm_bias: bool = False, norm: str = "model.norm") -> dict[str, TensorSpec]:
+        """Return the tensors outside of the layers, with Llama's names; a tied model has no head."""
+        specs = {"embedding": embedding_spec("model.embed_tokens.weight", self.vocab_size, self.d_model)}
+        specs |= norm_specs(norm, self.d_model, bias=norm_bias, key="final_norm")
+        return specs if tied else specs | {"head": head_spec(HEAD, self.vocab_size, self.d_model)}
+
+
+def read_layer_types(config: ConfigReader, n_layers: int) -> tuple[str, ...]:
+    """Return Hugging Face's ``layer_types``.
+
+    Raises:
+        ValueError: A type is neither sliding_attention nor full_attention.
+    """
+    types = config.texts("layer_types", n_layers)
+    unknown = sorted(set(types) - {WINDOWED, FULL})
+    if unknown:
+        raise ValueError(f"layer_types has the unknown type {unknown[0]!r}; supported: {WINDOWED}, {FULL}")
+    return types
+
+
+def read_windows(config: ConfigReader, n_layers: int) -> tuple[int | None, ...]:
+    """Return the window of each layer from ``layer_types`` and ``sliding_window``.
+
+    Raises:
+        ValueError: A type is unknown, or a window is needed and missing.
+    """
+    types, window = read_layer_types(config, n_layers), config.optional_integer("sliding_window")
+    if WINDOWED in types and window is None:
+        raise ValueError(f"layer_types has {WINDOWED}, but there is no sliding_window")
+    return tuple(window if kind == WINDOWED else None for kind in types)
