@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from birdie_zmq.models import layers
+from birdie_zmq.models import layers as blocks
 from birdie_zmq.models.attention import AttentionMetadata, CachedLayer, KeysValues, KVCache
 from birdie_zmq.models.config_fields import require_positive
 from birdie_zmq.models.decoder_layer import DecoderLayer, LayerStep
 from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment
+from birdie_zmq.models.layers import Norm
 from birdie_zmq.models.weight_map import Params, StackSpecs, TensorSpec, WeightMap
 
 
@@ -40,7 +41,7 @@ class Scanned(NamedTuple):
 
     weights: dict[str, jax.Array]
     number: jax.Array
-    index: jax.Array
+    cached_layer: jax.Array
     input: jax.Array | None
 
 
@@ -112,7 +113,7 @@ class Architecture:
     max_length: int
     layers: tuple[DecoderLayer, ...]
     outer: Mapping[str, TensorSpec] = field(hash=False)
-    norm: layers.Norm
+    norm: Norm
     base: str = "model."
     redundant: tuple[str, ...] = (".rotary_emb.inv_freq",)
     tied_head: str | None = None
@@ -195,7 +196,7 @@ class Architecture:
             # The factor is rounded to the dtype of the weights, as the models were trained with it.
             x = x * jnp.asarray(self.embedding_scale, x.dtype)
         if "project_in" in outer:
-            x = layers.linear(x, outer, "project_in")
+            x = blocks.linear(x, outer, "project_in")
         if "positions" in outer:
             limit = self.position_limit
             if metadata.ends is None and limit is not None and tokens.shape[1] > limit:
@@ -208,11 +209,11 @@ class Architecture:
     def finish(self, params: Params, x: jax.Array) -> jax.Array:
         """Return the hidden states [b, t, d] that the head takes, from the residual stream after the last layer."""
         x = self.norm(x, params.outer, "final_norm")
-        return layers.linear(x, params.outer, "project_out") if "project_out" in params.outer else x
+        return blocks.linear(x, params.outer, "project_out") if "project_out" in params.outer else x
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Compute float32 logits [..., v] of hidden states [..., d]."""
-        logits = layers.unembed(hidden, params.outer)
+        logits = blocks.unembed(hidden, params.outer)
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return logits if self.logit_cap is None else jnp.tanh(logits / self.logit_cap) * self.logit_cap
@@ -269,7 +270,7 @@ class Architecture:
         shared: dict[int | None, KeysValues] = {}  # by the number of the layer
 
         def apply(stack: Stack, x: jax.Array, scanned: Scanned) -> tuple[jax.Array, KeysValues | None]:
-            past = CachedLayer(caches[stack.cache], scanned.index) if caches else None
+            past = CachedLayer(caches[stack.cache], scanned.cached_layer) if caches else None
             keys_of = stack.layer.attention.keys_of
             step = LayerStep(metadata, tables, scanned.number, past, shared.get(keys_of), scanned.input)
             return stack.layer(x, scanned.weights, step)

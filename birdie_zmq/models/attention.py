@@ -12,6 +12,7 @@ Over several blocks of keys the softmax is computed online (Milakov and Gimelshe
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -51,7 +52,7 @@ class CachedLayer(NamedTuple):
     """One layer of a KV cache: the cache, and the layer's index int32 [] in it."""
 
     cache: KVCache
-    index: jax.Array
+    layer: jax.Array
 
 
 class KeysValues(NamedTuple):
@@ -156,7 +157,7 @@ def attention(
             block = block + (done[-1][:, :, :, :1, :1] > jnp.inf).astype(block.dtype)
         visible = _Visible(_mask(metadata, begin, end, options.window)[:, None, None])
         if bias is not None:
-            of_block = bias.map(lambda x, begin=begin, end=end: x[:, :, :, begin:end])
+            of_block = bias.map(operator.itemgetter((..., slice(begin, end))))
             visible = visible._replace(bias=of_block.of_keys(metadata.positions[:, None, None, :end]))
         accumulator = None if accumulated is None else _Accumulator(*(x[:, :, :, begin:end] for x in accumulated))
         accumulator = _accumulate(accumulator, block, own.keys[:, :, :end], own.values[:, :, :end], visible, options)
@@ -261,7 +262,7 @@ def _attend_to_cache(
         queries, positions, bias = chunk
 
         def attend_block(begin: jax.Array, slots: int, is_full: bool, accumulator: _Accumulator) -> _Accumulator:
-            start, sizes = (0, past.index, 0, begin, 0), (rows, 1, groups, slots, width)
+            start, sizes = (0, past.layer, 0, begin, 0), (rows, 1, groups, slots, width)
             keys, values = (jax.lax.dynamic_slice(x, start, sizes)[:, 0] for x in past.cache)
             key_positions = begin + jnp.arange(slots, dtype=jnp.int32)
             mask = None
