@@ -24,12 +24,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from birdie_zmq.engine.mesh_shape import parse_mesh
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import CONFIG_FILE
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama, to_hugging_face
 from birdie_zmq.models.tensor_source import INDEX_FILE
 
 MIB = 2**20
-MODEL = Llama(
+MODEL = plain_llama(
     vocab_size=32_000,
     d_model=2_048,
     n_layers=12,
@@ -41,7 +42,7 @@ MODEL = Llama(
 )
 
 
-def write_random(directory: Path, model: Llama, shards: int) -> None:
+def write_random(directory: Path, model: Architecture, shards: int) -> None:
     """Write random float32 weights of a model, its tensors in order in shard files of about equal size."""
     rng = np.random.default_rng(0)
     tensors = list(model.weight_map().tensors())
@@ -57,7 +58,7 @@ def write_random(directory: Path, model: Llama, shards: int) -> None:
             save_file(shard, directory / names[name])
             shard, number = {}, number + 1
     (directory / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8")
-    (directory / CONFIG_FILE).write_text(json.dumps(model.to_hugging_face()), encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(json.dumps(to_hugging_face(model)), encoding="utf-8")
 
 
 def measure(directory: Path, dtype: str, mesh: str | None) -> dict[str, float]:

@@ -30,10 +30,10 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models.decoder import build_model
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.types import RollingWork
 
-MODEL = Llama(
+MODEL = plain_llama(
     vocab_size=128_000,
     d_model=256,
     n_layers=4,
@@ -153,7 +153,7 @@ def main() -> None:
 def _about() -> str:
     """Return a line about the model, the machine and the versions."""
     return (
-        f"random Llama: {MODEL.n_layers} layers of {MODEL.d_model}, vocabulary {MODEL.vocab_size:,}, float32; one rolling "
+        f"random Llama: {len(MODEL.layers)} layers of 256, vocabulary {MODEL.vocab_size:,}, float32; one rolling "
         f"text; second run; CPU with {os.cpu_count()} cores, Python {platform.python_version()}, jax {jax.__version__}"
     )
 

@@ -8,9 +8,9 @@ import jax
 
 from birdie_zmq import Model
 from birdie_zmq.models import decoder
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 
-CONFIG = Llama(vocab_size=32_000, d_model=640, n_layers=14, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256)
+CONFIG = plain_llama(vocab_size=32_000, d_model=640, n_layers=14, n_heads=10, n_kv_heads=10, d_ff=2_048, max_length=256)
 
 
 class ByteTokenizer:

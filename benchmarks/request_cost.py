@@ -33,9 +33,9 @@ MODEL_FILE = '''
 import jax
 from birdie_zmq import Model
 from birdie_zmq.models import decoder
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 
-CONFIG = Llama(vocab_size=258, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=64, max_length=512)
+CONFIG = plain_llama(vocab_size=258, d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=64, max_length=512)
 
 class Bytes:
     bos_token_id = 256

@@ -167,7 +167,7 @@ class InProcessModel:
 
     def __init__(self, model: str) -> None:
         loaded = load_model(model, dtype="float32")
-        self._layers: dict[str, jax.Array] = loaded.params.layers
+        self._stacks: tuple[dict[str, jax.Array], ...] = loaded.params.layers
         assert loaded.max_length is not None
         self.max_length = loaded.max_length
         self.tokenizer = TokenizerAdapter(load_tokenizer(model, dtype="float32"))
@@ -210,13 +210,18 @@ class InProcessModel:
         Counted are the products with weights, of the layers at ``tokens`` and of the head at ``scored`` tokens, and
         those of attention (queries with keys, attention weights with values) at ``visible`` tokens.
         """
-        in_layers: int = sum(leaf.size for leaf in self._layers.values() if leaf.ndim == 3)  # [layer, in, out]
-        of_queries: int = math.prod(self._layers["query"].shape[::2])  # the heads of all layers, concatenated
+        in_layers: int = sum(leaf.size for leaf in self._matrices())
+        # The heads of all layers, concatenated.
+        of_queries: int = sum(math.prod(stack["output"].shape[:2]) for stack in self._stacks)
         return 2.0 * (in_layers * tokens + self._width * self._backend.vocab_size * scored + 2 * of_queries * visible)
+
+    def _matrices(self) -> list[jax.Array]:
+        """Return the stacked matrices [layer, in, out]."""
+        return [leaf for stack in self._stacks for leaf in stack.values() if leaf.ndim == 3]
 
     def matrix_rate(self) -> float:
         """Return the peak rate in FLOP/s of float32 products as large as the largest product of a step."""
-        _, inputs, outputs = max((leaf.shape for leaf in self._layers.values() if leaf.ndim == 3), key=math.prod)
+        _, inputs, outputs = max((leaf.shape for leaf in self._matrices()), key=math.prod)
         rows, repeats = self._backend.budget.tokens, 8
         keys = jax.random.split(jax.random.key(0), 3)
         # Unit variance keeps values finite, and large enough to avoid the slow handling of subnormal numbers on CPUs.

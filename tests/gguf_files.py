@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.weight_map import Params
 
 NAMES = {

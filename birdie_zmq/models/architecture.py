@@ -239,7 +239,8 @@ class Architecture:
             deviation = shape[-1 if name == "embedding" else -2] ** -0.5
             if name in ("output", "down"):
                 deviation *= (2 * len(self.layers)) ** -0.5
-            return (jax.random.normal(next(keys), shape) * deviation).astype(dtype)
+            random: jax.Array = jax.random.normal(next(keys), shape) * deviation
+            return random.astype(dtype)
 
         return Params(
             {name: initialise(name, spec) for name, spec in weight_map.outer.items()},

@@ -24,6 +24,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return values
 
 
+class UnsupportedValueError(ValueError):
+    """A value of a configuration that is valid, and that changes the model in a way that is not supported."""
+
+
 class ConfigReader:
     """The keys of a Hugging Face ``config.json``; a null value counts as missing unless a method says otherwise.
 
@@ -99,12 +103,12 @@ class ConfigReader:
         """Check that a value is supported; the first supported value is the default of a missing key.
 
         Raises:
-            ValueError: The value is not supported, and would change what is computed.
+            UnsupportedValueError: The value is not supported, and would change what is computed.
         """
         value = self._values.get(key, supported[0])
         if value not in supported:
             choices = " or ".join(repr(choice) for choice in supported)
-            raise ValueError(f"{key}={value!r} is not supported, only {choices}")
+            raise UnsupportedValueError(f"{key}={value!r} is not supported, only {choices}")
 
 
 def require_positive(**sizes: int) -> None:

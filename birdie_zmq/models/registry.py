@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.config_fields import UnsupportedValueError
 from birdie_zmq.models.families.gemma import gemma
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.nearest_family import describe_unknown
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
@@ -30,6 +32,9 @@ WITH_TEXT_CONFIG = ("gemma3",)
 """Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
 
 
+_OTHER_ENGINE = "engine=torch in model_args loads any causal model of transformers (pip install 'birdie-zmq[torch]')"
+
+
 def check_model_type(model_type: object, source: str) -> None:
     """Check that a family with a model_type is supported.
 
@@ -38,14 +43,18 @@ def check_model_type(model_type: object, source: str) -> None:
         source: The path that error messages name.
 
     Raises:
-        ValueError: The model_type is not supported.
+        ValueError: The model_type is not supported. The message names the supported family that is most like it.
     """
-    if model_type not in FAMILIES and model_type not in WITH_TEXT_CONFIG:
-        supported = ", ".join(sorted({*FAMILIES, *WITH_TEXT_CONFIG}))
-        raise ValueError(
-            f"{source}: the model_type {model_type!r} is not known; supported: {supported}. For "
-            "another architecture, write an api.py whose load_model returns the model"
-        )
+    if model_type in FAMILIES or model_type in WITH_TEXT_CONFIG:
+        return
+    if not isinstance(model_type, str):
+        raise ValueError(f"{source}: model_type must be a string, not {model_type!r}")
+    supported = ", ".join(sorted({*FAMILIES, *WITH_TEXT_CONFIG}))
+    raise ValueError(
+        f"{source}: the model_type {model_type!r} is not supported by the engine jax; "
+        f"{describe_unknown(model_type, FAMILIES)}. {_OTHER_ENGINE}. Supported: {supported}. For another architecture in "
+        "JAX, write an api.py whose load_model returns the model"
+    )
 
 
 def build_architecture(config: Mapping[str, Any], source: str) -> Architecture:
@@ -64,5 +73,7 @@ def build_architecture(config: Mapping[str, Any], source: str) -> Architecture:
         raise ValueError(f"{source}: quantised weights (quantization_config) are not supported")
     try:
         return FAMILIES[str(model_type)](config)
+    except UnsupportedValueError as error:
+        raise ValueError(f"{source}: {error}. {_OTHER_ENGINE}") from error
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

@@ -29,11 +29,11 @@ from examples.demo_model.demo_world import sample_world
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 from birdie_zmq.models.decoder import logits  # noqa: E402
-from birdie_zmq.models.llama import Llama  # noqa: E402
+from birdie_zmq.models.families.llama import plain_llama  # noqa: E402
 from birdie_zmq.models.weight_map import Params  # noqa: E402
 from birdie_zmq.models.weights import save_checkpoint  # noqa: E402
 
-CONFIG = Llama(
+CONFIG = plain_llama(
     vocab_size=1024,
     d_model=128,
     n_layers=4,

@@ -20,7 +20,7 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.errors import NonFiniteLogits
 from birdie_zmq.models import decoder
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.types import GenerateWork, GenerationParams, SamplingParams, StepLimits
 from tests.engine.test_evaluator import (
     BOS,
@@ -50,7 +50,7 @@ TEXTS = ["only small letters", "One capital", "x" * 100]
 MASKED = np.array([chr(id).isupper() or chr(id) == "~" or id >= 256 for id in range(VOCABULARY)])
 """The masked tokens: capital letters, BOS and EOS, and the special token "~"."""
 
-LLAMA = Llama(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
+LLAMA = plain_llama(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
 
 
 def full_model() -> Model:

@@ -26,7 +26,7 @@ from birdie_zmq.engine.planning.steps import ScoredSequence, Step, Tokens
 from birdie_zmq.engine.scoring import score
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import build_model
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.types import StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
@@ -44,7 +44,7 @@ PAIRS = StepLimits(rows=2)
 
 
 def llama() -> Model:
-    architecture = Llama(
+    architecture = plain_llama(
         vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, max_length=MAX_LENGTH
     )
     return build_model(architecture, architecture.init_params(jax.random.key(0)))

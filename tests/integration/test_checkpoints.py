@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 import birdie_zmq.models
 from birdie_zmq.errors import ModelLoadError, UsageError
 from birdie_zmq.models.config import CONFIG_FILE
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.models.loader import load_checkpoint
 from birdie_zmq.models.tensor_source import WEIGHTS_FILE
 from birdie_zmq.models.weights import save_checkpoint
@@ -27,7 +27,7 @@ from tests.gguf_files import write_gguf
 from tests.instances import instance
 
 DEMO = Path(birdie_zmq.models.__file__).parent / "demo"
-MODEL = Llama(vocab_size=1024, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
+MODEL = plain_llama(vocab_size=1024, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
 PAIRS = [("Where does Una live?", " Fernley"), ("Where does Una live?", " Oldbrook"), ("", "Mira has 12 plums.")]
 
 
@@ -128,7 +128,9 @@ def test_unknown_architecture_lists_the_supported_ones(checkpoint: Path, tmp_pat
     shutil.copytree(checkpoint, directory)
     config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")) | {"model_type": "mamba"}
     (directory / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelLoadError, match=r"'mamba' is not known; supported: .*gpt_neox.*llama.*qwen3"):
+    with pytest.raises(
+        ModelLoadError, match=r"'mamba' is not supported by the engine jax; .*Supported: .*gpt_neox.*llama.*qwen3"
+    ):
         BirdieZMQ(model_tag=str(directory), device="cpu")
 
 

@@ -17,7 +17,7 @@ import pytest
 from lm_eval.api.model import CacheHook
 
 from birdie_zmq.errors import ProcessGroupIncomplete, ProcessGroupMismatch, UsageError
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.models.weights import save_checkpoint
 from birdie_zmq.settings import ClientSettings
 from harness_model import BirdieZMQ
@@ -91,7 +91,7 @@ def group(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Iterat
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a small model, all of whose tensors can be sharded over two devices."""
     folder = tmp_path_factory.mktemp("model")
-    model = Llama(vocab_size=258, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
+    model = plain_llama(vocab_size=258, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
     save_checkpoint(folder, model, model.init_params(jax.random.key(0)))
     return folder
 

@@ -31,11 +31,13 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.steps import Extend, ScorePositions, Step, Tree
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models import tensor_source, weights
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from harness_model import BirdieZMQ
 from tests.instances import instance
 
-MODEL = Llama(vocab_size=264, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, d_ff=48, max_length=128, tied_head=False)
+MODEL = plain_llama(
+    vocab_size=264, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, d_ff=48, max_length=128, tied_head=False
+)
 """Eight query heads, four key heads and 264 tokens: an axis of four divides everything, one of eight all but the keys."""
 
 BOTH = "data:2/model:4"
@@ -129,7 +131,7 @@ def states(directory: Path, mesh: str) -> dict[str, Any]:
     device_mesh = make_mesh(parse_mesh(mesh))
     backend = JaxBackend(resolve(models.load_model(str(directory), mesh=device_mesh)), 128, device_mesh)
     unsharded = JaxBackend(resolve(models.load_model(str(directory))), 128)
-    keys = create_state(backend._model, 8, 256).keys
+    keys = create_state(backend._model, 8, 256).caches[0].keys
     return {
         "shape": keys.shape,
         "shard": keys.addressable_shards[0].data.shape,

@@ -93,14 +93,15 @@ def test_each_device_has_its_shard_of_the_weights(results: dict[str, Any], mesh:
     shards = results["checkpoints"]["shards"][mesh]
     size = {"data:8": 1, "model:8": 8, BOTH: 4}[mesh]
     weight_map = MODEL.weight_map()
-    assert len(shards) == len(weight_map.outer) + len(weight_map.layers)
+    groups = {"outer": weight_map.outer, "layers[0]": weight_map.stacks[0].specs}
+    assert len(shards) == len(list(weight_map.specs()))
     sharded_count = 0
-    for group, tensors in (("outer", weight_map.outer), ("layers", weight_map.layers)):
+    for group, tensors in groups.items():
         for name, spec in tensors.items():
             shape, shapes = shards[f".{group}['{name}']"]
             expected = list(shape)
             if spec.shard is not None and spec.shard.parts % size == 0:
-                expected[spec.shard.axis + (group == "layers")] //= size
+                expected[spec.shard.axis + (group != "outer")] //= size
                 sharded_count += expected != shape
             assert shapes == [expected], name
     assert sharded_count == {1: 0, 8: 7, 4: 9}[size]  # with eight shards all but keys and values, which have four heads

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.models import decoder
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 
 VOCABULARY = 258
 BOS, EOS = 256, 257
@@ -49,7 +49,9 @@ class Faulty:
     """
 
     def __init__(self, kind: str, seed: int, pause_s: float, first_call_s: float, exit_file: str | None) -> None:
-        model = Llama(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128)
+        model = plain_llama(
+            vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=128
+        )
         params = model.init_params(jax.random.key(seed))
         jitted = jax.jit(lambda params, tokens: decoder.logits(model, params, tokens))
         self._logits: Callable[[Any], Any] = lambda tokens: jitted(params, tokens)

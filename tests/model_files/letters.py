@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from birdie_zmq import Model
 from birdie_zmq.models import decoder
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 
 VOCABULARY = 258
 BOS, EOS = 256, 257
@@ -44,7 +44,7 @@ class EchoTokenizer(Bytes):
 
 
 def load_model(model_tag: str, seed: int = 0, width: int = 32, **kwargs: Any) -> Any:
-    model = Llama(
+    model = plain_llama(
         vocab_size=VOCABULARY,
         d_model=width,
         n_layers=2,

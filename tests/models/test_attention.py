@@ -11,16 +11,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from birdie_zmq.models import attention as module
 from birdie_zmq.models.attention import (
-    NO_WINDOW,
     AttentionMetadata,
     AttentionOptions,
+    CachedLayer,
+    KeysValues,
     KVCache,
     append_tokens,
     attention,
 )
+from birdie_zmq.models.decoder import DecoderState
 
 LAYER = 1
 """The layer under test, of three in a KV cache."""
+
+WIDER = 2**30
+"""A window wider than any text."""
 
 GARBAGE = 1e9
 """The content of unfilled slots of a KV cache."""
@@ -53,35 +58,34 @@ def one_text(length: int) -> AttentionMetadata:
 def run_attention(
     arrays: Sequence[ArrayLike],
     metadata: AttentionMetadata,
+    state: DecoderState | None = None,
     *,
     layer: int = LAYER,
     scale: float = 0.5,
     window: int | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    limit = None if window is None else jnp.int32(window)
+    past = None if state is None else CachedLayer(state.caches[0], jnp.int32(layer))
+    options = (scale, window, softcap)
     sizes = module.QUERY_BLOCK, module.MAX_QUERY_BLOCKS, module.STATE_BLOCK, module.STATE_QUERY_CHUNK
-    got: jax.Array = _compiled(
-        [jnp.asarray(x) for x in arrays], metadata, jnp.int32(layer), limit, scale=scale, softcap=softcap, sizes=sizes
-    )
+    got: jax.Array = _compiled([jnp.asarray(x) for x in arrays], metadata, past, options=options, sizes=sizes)
     return got
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "softcap", "sizes"))
+@functools.partial(jax.jit, static_argnames=("options", "sizes"))
 def _compiled(
     arrays: list[jax.Array],
     metadata: AttentionMetadata,
-    layer: jax.Array,
-    window: jax.Array | None,
+    past: CachedLayer | None,
     *,
-    scale: float,
-    softcap: float | None,
+    options: tuple[float, int | None, float | None],
     sizes: tuple[int, int, int, int],
 ) -> jax.Array:
     """Run attention, compiled again if a test has changed the sizes of blocks."""
     assert sizes == (module.QUERY_BLOCK, module.MAX_QUERY_BLOCKS, module.STATE_BLOCK, module.STATE_QUERY_CHUNK)
     query, key, value = arrays
-    return attention(query, key, value, metadata, layer, AttentionOptions(scale, window, softcap))
+    own = KeysValues(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
+    return attention(query, own, past, metadata, AttentionOptions(*options))
 
 
 def reference(
@@ -104,8 +108,8 @@ def reference(
     return out.reshape(batch, length, heads * width)
 
 
-def cache_of(texts: Sequence[Sequence[NDArray[np.float32]]], capacity: int, garbage: float = GARBAGE) -> KVCache:
-    """Return the KV cache of texts, each queries, keys and values [1, t, k, h]; other layers hold other numbers."""
+def cache_of(texts: Sequence[Sequence[NDArray[np.float32]]], capacity: int, garbage: float = GARBAGE) -> DecoderState:
+    """Return the state of texts, each queries, keys and values [1, t, k, h]; other layers hold other numbers."""
     groups, width = texts[0][1].shape[2:]
     lengths, arrays = [text[1].shape[1] for text in texts], []
     for part in (1, 2):
@@ -114,12 +118,13 @@ def cache_of(texts: Sequence[Sequence[NDArray[np.float32]]], capacity: int, garb
             array[row, :, :, lengths[row] :] = garbage
             array[row, LAYER, :, : lengths[row]] = text[part][0].swapaxes(0, 1)
         arrays.append(jnp.asarray(array))
-    return KVCache(arrays[0], arrays[1], jnp.array(lengths, jnp.int32))
+    return DecoderState((KVCache(arrays[0], arrays[1]),), jnp.array(lengths, jnp.int32))
 
 
-def continuing(state: KVCache, length: int) -> AttentionMetadata:
-    """Return the metadata of rows that continue the texts of a KV cache."""
-    return AttentionMetadata(state.lengths[:, None] + jnp.arange(length, dtype=jnp.int32)[None], state=state)
+def continuing(state: DecoderState, length: int) -> tuple[AttentionMetadata, DecoderState]:
+    """Return the metadata of rows that continue the texts of a state, and the state."""
+    positions = state.lengths[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+    return AttentionMetadata(positions, lengths=state.lengths), state
 
 
 def joined(
@@ -130,7 +135,7 @@ def joined(
 
 
 @pytest.mark.parametrize("softcap", [None, 0.7])
-@pytest.mark.parametrize("window", [None, 1, 3, 4, NO_WINDOW])
+@pytest.mark.parametrize("window", [None, 1, 3, 4, WIDER])
 @pytest.mark.parametrize("length", [4, 8, 11])
 def test_blockwise_attention_matches_plain_attention(
     monkeypatch: pytest.MonkeyPatch, length: int, window: int | None, softcap: float | None
@@ -182,7 +187,7 @@ def test_attention_in_bfloat16_stays_bfloat16_and_sums_in_float32() -> None:
     np.testing.assert_allclose(got.astype(jnp.float32), reference(arrays), atol=0.03)
 
 
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (1, None), (3, 0.7), (6, None), (NO_WINDOW, 0.7)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (1, None), (3, 0.7), (6, None), (WIDER, 0.7)])
 @pytest.mark.parametrize(
     ("lengths", "capacity"),
     [
@@ -205,7 +210,7 @@ def test_attention_over_a_cache_matches_attention_over_whole_texts(
     monkeypatch.setattr(module, "STATE_QUERY_CHUNK", 4)
     texts = [random_arrays(length, rows=1, seed=1 + row) for row, length in enumerate(lengths)]
     arrays, state = random_arrays(5), cache_of(texts, capacity)
-    got = run_attention(arrays, continuing(state, 5), window=window, softcap=softcap)
+    got = run_attention(arrays, *continuing(state, 5), window=window, softcap=softcap)
     for row in range(2):
         text = texts[row if len(texts) == 2 else 0]
         expected = reference(joined(text, arrays, row, range(5)), window=window, softcap=softcap)[0, -5:]
@@ -216,7 +221,7 @@ def test_attention_over_a_cache_matches_attention_over_whole_texts(
 def test_each_layer_reads_its_own_cache(rows: int) -> None:
     texts = [random_arrays(6, rows=1, seed=1 + row) for row in range(rows)]
     arrays, state = random_arrays(3), cache_of(texts, 8)
-    first, _, last = (run_attention(arrays, continuing(state, 3), layer=layer) for layer in range(3))
+    first, _, last = (run_attention(arrays, *continuing(state, 3), layer=layer) for layer in range(3))
     for row in range(2):
         expected = reference(joined(texts[row % rows], arrays, row, range(3)))[0, -3:]
         assert not np.allclose(first[row], expected, atol=0.1)
@@ -230,7 +235,7 @@ def test_slots_beyond_the_length_of_a_cache_are_not_attended_to(
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     texts = [random_arrays(length, rows=1, seed=1 + row) for row, length in enumerate(lengths)]
     arrays, states = random_arrays(3), [cache_of(texts, 12, garbage) for garbage in (0.0, GARBAGE, -GARBAGE)]
-    clean, *dirty = (run_attention(arrays, continuing(state, 3)) for state in states)
+    clean, *dirty = (run_attention(arrays, *continuing(state, 3)) for state in states)
     for got in dirty:
         np.testing.assert_array_equal(got, clean)
 
@@ -239,10 +244,10 @@ def test_cache_blocks_that_no_row_reaches_are_not_read(monkeypatch: pytest.Monke
     """NaN would spoil every sum, even with a weight of zero."""
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     state = cache_of([random_arrays(4, rows=1, seed=1), random_arrays(2, rows=1, seed=2)], 12, 0.0)
-    keys, values = (x.at[:, :, :, 4:].set(jnp.nan) for x in (state.keys, state.values))
+    dirty = KVCache(*(x.at[:, :, :, 4:].set(jnp.nan) for x in state.caches[0]))
     arrays = random_arrays(3)
-    got = run_attention(arrays, continuing(KVCache(keys, values, state.lengths), 3))
-    np.testing.assert_array_equal(got, run_attention(arrays, continuing(state, 3)))
+    got = run_attention(arrays, *continuing(DecoderState((dirty,), state.lengths), 3))
+    np.testing.assert_array_equal(got, run_attention(arrays, *continuing(state, 3)))
 
 
 def test_scores_too_large_for_exp_give_finite_attention_over_a_cache(
@@ -251,7 +256,7 @@ def test_scores_too_large_for_exp_give_finite_attention_over_a_cache(
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     texts = [[np.float32(1e4) * x for x in random_arrays(length, rows=1, seed=1)] for length in (9, 0)]
     query, key, value = random_arrays(3)
-    got = run_attention([1e4 * query, 1e4 * key, value], continuing(cache_of(texts, 12), 3), scale=1.0)
+    got = run_attention([1e4 * query, 1e4 * key, value], *continuing(cache_of(texts, 12), 3), scale=1.0)
     assert bool(jnp.isfinite(got).all())
 
 
@@ -259,8 +264,8 @@ def test_attention_over_a_cache_in_bfloat16_stays_bfloat16(monkeypatch: pytest.M
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     text, arrays = random_arrays(9, rows=1, seed=1), random_arrays(3)
     state = cache_of([text], 12)
-    keys, values = in_bfloat16([state.keys, state.values])
-    got = run_attention(in_bfloat16(arrays), continuing(KVCache(keys, values, state.lengths), 3))
+    narrow = DecoderState((KVCache(*in_bfloat16(state.caches[0])),), state.lengths)
+    got = run_attention(in_bfloat16(arrays), *continuing(narrow, 3))
     assert got.dtype == jnp.bfloat16
     for row in range(2):
         expected = reference(joined(text, arrays, row, range(3)))[0, -3:]
@@ -288,7 +293,8 @@ def test_each_path_of_a_tree_matches_the_text_alone(
     state = cache_of(texts, 12) if lengths else None
     depths, ends = (jnp.array([tree[part] for tree in TREES], jnp.int32) for part in (0, 1))
     arrays, positions = random_arrays(8), depths if state is None else state.lengths[:, None] + depths
-    got = run_attention(arrays, AttentionMetadata(positions, ends, state), window=window, softcap=softcap)
+    metadata = AttentionMetadata(positions, ends, None if state is None else state.lengths)
+    got = run_attention(arrays, metadata, state, window=window, softcap=softcap)
     for row, (_, _, paths) in enumerate(TREES):
         for path in paths:
             alone = joined(texts[row if len(texts) == 2 else 0], arrays, row, path)
@@ -296,26 +302,36 @@ def test_each_path_of_a_tree_matches_the_text_alone(
             np.testing.assert_allclose(got[row, np.array(path)], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_cache_blocks_before_the_window_are_not_read(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(module, "STATE_BLOCK", 4)
+    state = cache_of([random_arrays(11, rows=1, seed=1), random_arrays(9, rows=1, seed=2)], 12)
+    first = (9 - window + 1) // 4 * 4  # of the row with fewer tokens
+    dirty = KVCache(*(x.at[:, :, :, :first].set(jnp.nan) for x in state.caches[0]))
+    arrays = random_arrays(3)
+    got = run_attention(arrays, *continuing(DecoderState((dirty,), state.lengths), 3), window=window)
+    np.testing.assert_array_equal(got, run_attention(arrays, *continuing(state, 3), window=window))
+
+
 def test_keys_and_values_are_appended_to_each_row() -> None:
-    shape = (2, 3, 2, 8, 4)
-    state = KVCache(jnp.full(shape, -1.0), jnp.full(shape, -2.0), jnp.array([0, 3], jnp.int32))
-    keys, values = (jax.random.normal(jax.random.key(seed), (3, 2, 2, 4, 4)) for seed in (0, 1))
-    extended = append_tokens(state, keys, values, jnp.array([4, 2], jnp.int32))
-    np.testing.assert_array_equal(extended.lengths, [4, 5])
-    assert extended.lengths.dtype == jnp.int32
-    for got, new, old in ((extended.keys, keys, -1.0), (extended.values, values, -2.0)):
-        np.testing.assert_array_equal(got[0, :, :, :4], new[:, 0])
-        np.testing.assert_array_equal(got[1, :, :, :3], jnp.full((3, 2, 3, 4), old))
-        np.testing.assert_array_equal(got[1, :, :, 3:5], new[:, 1, :, :2])
+    shape = (2, 4, 2, 8, 4)
+    cache, lengths = KVCache(jnp.full(shape, -1.0), jnp.full(shape, -2.0)), jnp.array([0, 3], jnp.int32)
+    own = KeysValues(*(jax.random.normal(jax.random.key(seed), (3, 2, 2, 4, 4)) for seed in (0, 1)))
+    extended = append_tokens(cache, 1, own, lengths)
+    for got, new, old in ((extended.keys, own.keys, -1.0), (extended.values, own.values, -2.0)):
+        np.testing.assert_array_equal(got[:, 0], jnp.full((2, 2, 8, 4), old))
+        np.testing.assert_array_equal(got[0, 1:, :, :4], new[:, 0])
+        np.testing.assert_array_equal(got[1, 1:, :, :3], jnp.full((3, 2, 3, 4), old))
+        np.testing.assert_array_equal(got[1, 1:, :, 3:7], new[:, 1])
+        np.testing.assert_array_equal(got[0, 1:, :, 4:], jnp.full((3, 2, 4, 4), old))
 
 
-def test_padding_does_not_change_a_row_and_is_overwritten_by_the_next_step() -> None:
+def test_padding_is_overwritten_by_the_next_step() -> None:
     shape = (2, 1, 1, 6, 2)
-    state = KVCache(jnp.zeros(shape), jnp.zeros(shape), jnp.array([2, 0], jnp.int32))
-    steps = [jnp.full((1, 2, 1, 3, 2), float(number)) for number in (1, 2)]
-    once = append_tokens(state, steps[0], steps[0], jnp.array([0, 1], jnp.int32))
-    twice = append_tokens(once, steps[1], steps[1], jnp.array([3, 3], jnp.int32))
-    np.testing.assert_array_equal(twice.lengths, [5, 4])
-    for got in (twice.keys, twice.values):
+    cache, lengths = KVCache(jnp.zeros(shape), jnp.zeros(shape)), jnp.array([2, 0], jnp.int32)
+    steps = [KeysValues(*[jnp.full((1, 2, 1, 3, 2), float(number))] * 2) for number in (1, 2)]
+    once = append_tokens(cache, 0, steps[0], lengths)
+    twice = append_tokens(once, 0, steps[1], lengths + jnp.array([0, 1], jnp.int32))
+    for got in twice:
         np.testing.assert_array_equal(got[0, 0, 0, :5, 0], [0, 0, 2, 2, 2])
         np.testing.assert_array_equal(got[1, 0, 0, :4, 0], [1, 2, 2, 2])

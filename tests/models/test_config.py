@@ -6,95 +6,61 @@ from typing import Any
 
 import pytest
 
-from birdie_zmq.models.attention import NO_WINDOW
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import complete_config, read_config
-from birdie_zmq.models.gemma import Gemma
-from birdie_zmq.models.gpt2 import Gpt2
-from birdie_zmq.models.gpt_neox import GptNeoX
-from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.registry import FAMILIES, build_architecture
+from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.registry import FAMILIES, WITH_TEXT_CONFIG, build_architecture, check_model_type
 from birdie_zmq.models.rope import Rope
-from birdie_zmq.models.weight_map import Architecture
 
-DEFAULTS: dict[str, Architecture] = {
-    "llama": Llama(32_000, 4096, 2, 32, 32, 11_008, 2048, norm_epsilon=1e-6, tied_head=False),
-    "mistral": Llama(32_000, 4096, 2, 32, 8, 14_336, 131_072, norm_epsilon=1e-6, tied_head=False, windows=(4096,) * 2),
-    "ministral": Llama(
-        32_000, 4096, 2, 32, 8, 14_336, 131_072, norm_epsilon=1e-6, tied_head=False, windows=(4096,) * 2
-    ),
-    "qwen2": Llama(151_936, 4096, 2, 32, 32, 22_016, 32_768, norm_epsilon=1e-6, tied_head=False, qkv_bias=True),
-    "qwen3": Llama(
-        151_936,
-        4096,
-        2,
-        32,
-        32,
-        22_016,
-        32_768,
-        norm_epsilon=1e-6,
-        tied_head=False,
-        head_width=128,
-        query_key_norm=True,
-    ),
-    "gemma2": Gemma(
-        vocab_size=256_000,
-        d_model=2304,
-        n_layers=2,
-        n_heads=8,
-        n_kv_heads=4,
-        head_width=256,
-        d_ff=9216,
-        max_length=8192,
-        norm_epsilon=1e-6,
-        activation="gelu_pytorch_tanh",
-        attention_bias=False,
-        tied_head=True,
-        query_scalar=256.0,
-        score_cap=50.0,
-        logit_cap=30.0,
-        windows=(4096, NO_WINDOW),
-        rope=Rope(256),
-        window_rope=Rope(256),
-        query_key_norm=False,
-    ),
-    "gemma3_text": Gemma(
-        vocab_size=262_208,
-        d_model=2304,
-        n_layers=2,
-        n_heads=8,
-        n_kv_heads=4,
-        head_width=256,
-        d_ff=9216,
-        max_length=131_072,
-        norm_epsilon=1e-6,
-        activation="gelu_pytorch_tanh",
-        attention_bias=False,
-        tied_head=True,
-        query_scalar=256.0,
-        score_cap=None,
-        logit_cap=None,
-        windows=(4096, 4096),
-        rope=Rope(256, 1e6),
-        window_rope=Rope(256, 1e4),
-        query_key_norm=True,
-    ),
-    "gpt2": Gpt2(50_257, 768, 2, 12, 3072, 1024, 1e-5, "gelu_new", True, True, False),
-    "gpt_neox": GptNeoX(
-        vocab_size=50_432,
-        d_model=6144,
-        n_layers=2,
-        n_heads=64,
-        d_ff=24_576,
-        max_length=2048,
-        norm_epsilon=1e-5,
-        activation="gelu",
-        attention_bias=True,
-        tied_head=False,
-        parallel=True,
-        rope=Rope(24),
-    ),
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "intermediate_size": 11_008,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+    "gemma2": {
+        "vocab_size": 256_000,
+        "hidden_size": 2304,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window": 4096,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+    "gpt2": {
+        "vocab_size": 50_257,
+        "n_embd": 768,
+        "n_head": 12,
+        "n_positions": 1024,
+        "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
+    },
+    "gpt_neox": {
+        "vocab_size": 50_432,
+        "hidden_size": 6144,
+        "num_attention_heads": 64,
+        "intermediate_size": 24_576,
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-5,
+        "hidden_act": "gelu",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25},
+    },
 }
-"""The architecture of a config.json that names only the model_type and two layers."""
+"""The complete keys of a config.json that names only the model_type and two layers; all keys that a family reads."""
 
 SMALL = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 2}
 """Heads of eight dimensions."""
@@ -107,23 +73,42 @@ def write(directory: Path, **keys: Any) -> Path:
 
 def rope(**keys: Any) -> Rope:
     """Return the rotary embedding of a small Llama whose config.json has some more keys."""
-    found = Llama.from_hugging_face(complete_config(SMALL | keys)).rope
+    return of(build_architecture(complete_config(SMALL | keys), "config.json"))
+
+
+def of(model: Architecture, layer: int = 0) -> Rope:
+    """Return the rotary embedding of a layer."""
+    found = model.layers[layer].attention.rope
     assert found is not None
     return found
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+def windows(model: Architecture) -> list[int | None]:
+    """Return the attention window of each layer."""
+    return [layer.attention.window for layer in model.layers]
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
 def test_missing_keys_have_the_defaults_of_the_family(kind: str, tmp_path: Path) -> None:
     keys = {"model_type": kind, ("n_layer" if kind == "gpt2" else "num_hidden_layers"): 2}
-    assert build_architecture(complete_config(keys), "config.json") == DEFAULTS[kind]
-    assert build_architecture(read_config(write(tmp_path, **keys)), "config.json") == DEFAULTS[kind]
+    expected = build_architecture(keys | DEFAULTS[kind], "config.json")
+    assert build_architecture(complete_config(keys), "config.json") == expected
+    assert build_architecture(read_config(write(tmp_path, **keys)), "config.json") == expected
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_config_without_any_sizes_describes_a_model(kind: str) -> None:
+    completed = complete_config({"model_type": kind})
+    assert build_architecture(complete_config(completed), "config.json") == build_architecture(completed, "config.json")
 
 
 def test_null_values_are_completed_where_the_family_allows_them(tmp_path: Path) -> None:
     keys = {"model_type": "llama", "num_hidden_layers": 2, "torch_dtype": None, "quantization_config": None}
     nulls = {"num_key_value_heads": None, "head_dim": None, "rope_scaling": None, "rope_parameters": None}
     config = read_config(write(tmp_path, **keys, **nulls))
-    assert build_architecture(config, "config.json") == DEFAULTS["llama"]
+    assert build_architecture(config, "config.json") == build_architecture(
+        {"model_type": "llama", "num_hidden_layers": 2} | DEFAULTS["llama"], "config.json"
+    )
     assert config.get("dtype") is None
 
 
@@ -201,13 +186,13 @@ def test_unknown_scaling_type_is_refused_with_its_name(kind: str) -> None:
 )
 def test_share_of_rotated_dimensions_of_gpt_neox(keys: dict[str, Any], width: int) -> None:
     sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 2}
-    model = GptNeoX.from_hugging_face(complete_config({"model_type": "gpt_neox", **sizes, **keys}))
-    assert model.rope.width == width
+    model = gpt_neox(complete_config({"model_type": "gpt_neox", **sizes, **keys}))
+    assert of(model).width == width
 
 
 def test_older_base_of_gpt_neox_is_read() -> None:
-    model = GptNeoX.from_hugging_face(complete_config({"model_type": "gpt_neox", "rotary_emb_base": 500}))
-    assert model.rope.theta == 500.0
+    model = gpt_neox(complete_config({"model_type": "gpt_neox", "rotary_emb_base": 500}))
+    assert of(model).theta == 500.0
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
@@ -225,8 +210,7 @@ def test_mistral_with_layer_types_is_a_ministral(tmp_path: Path) -> None:
     keys = {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 5, "layer_types": types}
     config = read_config(write(tmp_path, **keys))
     model = build_architecture(config, "config.json")
-    assert isinstance(model, Llama)
-    assert (config["model_type"], model.windows) == ("ministral", (5, NO_WINDOW))
+    assert (config["model_type"], windows(model)) == ("ministral", [5, None])
 
 
 def test_text_part_of_gemma3_is_read(tmp_path: Path) -> None:
@@ -243,17 +227,16 @@ def test_text_part_of_gemma3_is_read(tmp_path: Path) -> None:
     keys = {"model_type": "gemma3", "torch_dtype": "bfloat16", "text_config": text, "vision_config": {"hidden_size": 8}}
     config = read_config(write(tmp_path, **keys))
     model = build_architecture(config, "config.json")
-    assert isinstance(model, Gemma)
-    assert (config["dtype"], model.d_model, model.windows) == ("bfloat16", 32, (5, 5, NO_WINDOW))
-    assert (model.rope, model.window_rope) == (Rope(256, 5e5, "linear", 8.0), Rope(256, 2e4))
-    assert model.tied_head
+    assert (config["dtype"], model.outer["embedding"].shape[1]) == ("bfloat16", 32)
+    assert windows(model) == [5, 5, None]
+    assert (of(model, 2), of(model)) == (Rope(256, 5e5, "linear", 8.0), Rope(256, 2e4))
+    assert model.tied_head is not None
 
 
 def test_untied_head_of_gemma3_is_a_key_of_the_whole_model(tmp_path: Path) -> None:
     keys = {"model_type": "gemma3", "tie_word_embeddings": False, "text_config": {"num_hidden_layers": 2}}
     model = build_architecture(read_config(write(tmp_path, **keys)), "config.json")
-    assert isinstance(model, Gemma)
-    assert not model.tied_head
+    assert model.tied_head is None
 
 
 @pytest.mark.parametrize("keys", [{"model_type": "llama"}, {"model_type": "gemma3", "text_config": {}}])
@@ -263,10 +246,27 @@ def test_quantised_weights_are_refused(keys: dict[str, Any], tmp_path: Path) -> 
         build_architecture(config, "path")
 
 
-def test_unsupported_family_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
-    config = read_config(write(tmp_path, model_type="bloom"))
-    supported = ", ".join(sorted([*FAMILIES, "gemma3"]))
-    with pytest.raises(ValueError, match=f"^path: the model_type 'bloom' is not known; supported: {supported}"):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("qwen2_moe", r"the most similar supported family is qwen2, which does not have the keys .*num_experts"),
+        ("bitnet", r"the most similar supported family is \w+, which has the same keys but another architecture"),
+        ("mamba", r"no supported family has a similar configuration"),
+        ("no_such_family", r"transformers [\w.]+ has no such configuration"),
+    ],
+)
+def test_unsupported_family_is_refused_with_the_nearest_one(kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^path: the model_type '{kind}' is not supported .*{message}") as caught:
+        check_model_type(kind, "path")
+    assert "engine=torch in model_args" in str(caught.value)
+    assert f"Supported: {', '.join(sorted([*FAMILIES, *WITH_TEXT_CONFIG]))}" in str(caught.value)
+
+
+def test_unsupported_value_of_a_family_is_refused_with_the_engine_that_supports_it() -> None:
+    config = complete_config({"model_type": "gpt2", "n_layer": 2, "add_cross_attention": True})
+    with pytest.raises(
+        ValueError, match=r"^path: add_cross_attention=True is not supported, only False\. engine=torch"
+    ):
         build_architecture(config, "path")
 
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.models import attention
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
 from birdie_zmq.models.registry import FAMILIES, build_architecture
-from birdie_zmq.models.weight_map import Architecture, Params
+from birdie_zmq.models.weight_map import Params
 
 VOCABULARY = 40
 SIZES = {
@@ -87,7 +88,7 @@ def random_params(architecture: Architecture, dtype: str = "float32") -> Params:
 
     def sample(name: str, shape: tuple[int, ...], stack: tuple[int, ...]) -> jax.Array:
         array = generator.standard_normal((*stack, *shape))
-        if len(shape) == 1:
+        if len(shape) == 1 or "norm" in name:
             array = (1.0 if name.endswith("norm") else 0.0) + 0.3 * array
         elif name not in ("embedding", "positions"):
             array *= (2.0 if name in ("query", "key", "query_key_value") else 1.0) * shape[0] ** -0.5
@@ -95,7 +96,10 @@ def random_params(architecture: Architecture, dtype: str = "float32") -> Params:
 
     return Params(
         {name: sample(name, spec.loaded_shape, ()) for name, spec in weight_map.outer.items()},
-        {name: sample(name, spec.loaded_shape, (weight_map.n_layers,)) for name, spec in weight_map.layers.items()},
+        tuple(
+            {name: sample(name, spec.loaded_shape, (len(stack.layers),)) for name, spec in stack.specs.items()}
+            for stack in weight_map.stacks
+        ),
     )
 
 
@@ -286,9 +290,8 @@ def test_hidden_states_of_every_function_have_the_dtype_of_the_weights(kind: str
         extended, after = extend(chosen, params, tokens, lengths, state)
         tree = to_arrays([Tree([[1, 2, 3]])] * 2, 6)
         in_trees = branch(chosen, params, *tree, None), branch(chosen, params, *tree, after)
-        return (hidden(chosen, params, tokens), extended, *in_trees, after.keys, after.values), unembed(
-            chosen, params, extended
-        )
+        states = jax.tree.leaves(after.caches)
+        return (hidden(chosen, params, tokens), extended, *in_trees, *states), unembed(chosen, params, extended)
 
     states, scores = jax.eval_shape(everything, params)
     assert {x.dtype for x in states} == {jnp.dtype(dtype)}
@@ -302,8 +305,9 @@ def test_capacity_of_a_state_is_rounded_up_to_whole_blocks(requested: int, capac
     assert attention.STATE_BLOCK == 256
     chosen = architecture("qwen3")
     state = init_state(chosen, random_params(chosen, "bfloat16"), 3, requested)
-    assert state.keys.shape == state.values.shape == (3, 2, 2, capacity, 6)
-    assert state.keys.dtype == state.values.dtype == jnp.bfloat16
+    (cache,) = state.caches
+    assert cache.keys.shape == cache.values.shape == (3, 2, 2, capacity, 6)
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
     np.testing.assert_array_equal(state.lengths, [0, 0, 0])
     assert state.lengths.dtype == jnp.int32
 
@@ -316,7 +320,9 @@ def test_initial_state_has_the_shape_of_an_extended_state(kind: str) -> None:
     tokens, lengths = jnp.asarray(tokens_of(2, 7)), jnp.array([7, 7], jnp.int32)
     _, after = jax.eval_shape(lambda *rest: extend(chosen, *rest), params, tokens, lengths, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert (state.keys.shape[1], state.keys.shape[2], state.keys.shape[4]) == chosen.state_shape
+    sizes = [(cache.keys.shape[1], cache.keys.shape[2], cache.keys.shape[4]) for cache in state.caches]
+    assert sizes == list(chosen.cache_sizes)
+    assert sum(size.layers for size in chosen.cache_sizes) == len(chosen.layers)
 
 
 @pytest.mark.parametrize("tokens", [jnp.zeros((4,), int), jnp.zeros((1, 2, 3), int), jnp.zeros((1, 3))])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.loader import load_checkpoint
 from birdie_zmq.models.resolution import BUILT_IN, DEMO
-from birdie_zmq.models.weight_map import Architecture, Params
+from birdie_zmq.models.weight_map import Params
 
 DIRECTORY = BUILT_IN[DEMO]
 

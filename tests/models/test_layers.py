@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import erf, exp, pi, sqrt, tanh
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,33 @@ def test_rms_norm_matches_numpy(shape: tuple[int, ...]) -> None:
     weight = jnp.linspace(0.5, 1.5, 6)
     wide = np.asarray(x, np.float64)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 0.1) * np.asarray(weight)
-    np.testing.assert_allclose(layers.rms_norm(x, weight, 0.1), expected, atol=1e-5)
+    for kind, stored in (("rms", weight), ("rms_float32", weight), ("rms_offset", weight - 1.0)):
+        norm = layers.Norm(cast(Any, kind), 0.1)
+        np.testing.assert_allclose(norm(x, {"n": stored}, "n"), expected, atol=1e-5)
+        np.testing.assert_allclose(norm.normalise(x), expected / np.asarray(weight), atol=1e-5)
+
+
+def test_norm_without_a_weight_changes_nothing() -> None:
+    x = jnp.arange(6.0)
+    np.testing.assert_array_equal(layers.Norm("rms", 0.1)(x, {"m": jnp.ones(6)}, "n"), x)
+
+
+def test_each_head_may_have_a_norm_of_its_own() -> None:
+    x, weight = jax.random.normal(jax.random.key(0), (2, 3, 4, 6)), jnp.arange(24.0).reshape(4, 6)
+    got = layers.Norm("layer", 0.1)(x, {"n": weight, "n_bias": 2.0 * weight}, "n")
+    for head in range(4):
+        alone = layers.Norm("layer", 0.1)(x[:, :, head], {"n": weight[head], "n_bias": 2.0 * weight[head]}, "n")
+        np.testing.assert_allclose(got[:, :, head], alone, atol=1e-6)
+
+
+def test_kinds_of_rms_norm_round_in_different_places() -> None:
+    x, weight = (jax.random.normal(jax.random.key(seed), (64,), jnp.bfloat16) for seed in (0, 1))
+    wide = np.asarray(x, np.float64) / np.sqrt((np.asarray(x, np.float64) ** 2).mean())
+    early, late = (layers.Norm(cast(Any, kind), 0.0)(x, {"n": weight}, "n") for kind in ("rms", "rms_float32"))
+    rounded = jnp.asarray(wide, jnp.bfloat16)
+    np.testing.assert_array_equal(early, rounded * weight)
+    np.testing.assert_array_equal(late, jnp.asarray(wide * np.asarray(weight, np.float64), jnp.bfloat16))
+    assert not np.array_equal(early, late)
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 6)])
@@ -34,7 +61,7 @@ def test_layer_norm_matches_numpy(shape: tuple[int, ...]) -> None:
     wide = np.asarray(x, np.float64)
     normed = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 0.1)
     expected = normed * np.asarray(weights["n"]) + np.asarray(weights["n_bias"])
-    np.testing.assert_allclose(layers.layer_norm(x, weights, "n", 0.1), expected, atol=1e-5)
+    np.testing.assert_allclose(layers.Norm("layer", 0.1)(x, weights, "n"), expected, atol=1e-5)
 
 
 def test_norms_of_bfloat16_are_computed_in_float32() -> None:
@@ -42,7 +69,8 @@ def test_norms_of_bfloat16_are_computed_in_float32() -> None:
     x = (1 + jnp.arange(512, dtype=jnp.float32) / 128).astype(jnp.bfloat16)
     wide = np.asarray(x, np.float64)
     one = jnp.ones(512, jnp.bfloat16)
-    rms, layer = layers.rms_norm(x, one, 0.0), layers.layer_norm(x, {"n": one, "n_bias": 0 * one}, "n", 0.0)
+    rms = layers.Norm("rms", 0.0)(x, {"n": one}, "n")
+    layer = layers.Norm("layer", 0.0)(x, {"n": one, "n_bias": 0 * one}, "n")
     assert rms.dtype == layer.dtype == jnp.bfloat16
     half_a_step = 2**-8
     np.testing.assert_allclose(rms.astype(jnp.float32), wide / np.sqrt((wide**2).mean()), rtol=half_a_step)
@@ -69,6 +97,8 @@ def test_unembed_of_bfloat16_gives_unrounded_float32() -> None:
     got = layers.unembed(hidden, {"head": head})
     assert got.dtype == jnp.float32
     assert float(got[0, 0]) == 1.0 + 2.0**-8
+    biased = layers.unembed(hidden, {"head": head, "head_bias": jnp.array([2.0**-9], jnp.bfloat16)})
+    assert float(biased[0, 0]) == 1.0 + 2.0**-8 + 2.0**-9
 
 
 @pytest.mark.parametrize("x", [-3.0, -0.5, 0.0, 1.0, 2.5])

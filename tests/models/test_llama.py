@@ -10,33 +10,65 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from birdie_zmq.models.attention import NO_WINDOW
+from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.decoder import hidden, logits
-from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.rope import Rope
+from birdie_zmq.models.families.llama import llama, plain_llama
 from birdie_zmq.models.weight_map import Params
 
-MODEL = Llama(
-    vocab_size=50,
-    d_model=32,
-    n_layers=3,
-    n_heads=4,
-    n_kv_heads=2,
-    d_ff=48,
-    max_length=64,
-    rope=Rope(8, 500.0),
-    tied_head=False,
-)
+SIZES: dict[str, Any] = {
+    "vocab_size": 50,
+    "d_model": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "d_ff": 48,
+    "max_length": 64,
+    "rope_theta": 500.0,
+    "tied_head": False,
+}
+MODEL = plain_llama(**SIZES)
 TOKENS = jnp.array([[3, 14, 15, 9, 2, 6, 5], [35, 8, 9, 7, 9, 32, 38]])
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "tied": {"tied_head": True},
-    "query, key and value biases": {"qkv_bias": True},
-    "all biases": {"qkv_bias": True, "output_bias": True, "feed_forward_bias": True},
-    "wide heads": {"head_width": 16, "rope": Rope(16, 500.0)},
-    "norms of queries and keys": {"query_key_norm": True},
-    "window": {"windows": (3, NO_WINDOW, 1)},
-    "everything": {"qkv_bias": True, "output_bias": True, "query_key_norm": True, "windows": (NO_WINDOW, 4, 2)},
+KEYS: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+    "rope_theta": 500.0,
+}
+
+
+def read(kind: str, **keys: Any) -> Architecture:
+    """Read a configuration of a member of the family, completed by transformers."""
+    return llama(complete_config({"model_type": kind, **KEYS, **keys}))
+
+
+def with_windows(model: Architecture, *windows: int | None) -> Architecture:
+    """Return a model with another attention window in each layer."""
+    layers = zip(model.layers, windows, strict=True)
+    return dataclasses.replace(
+        model,
+        layers=tuple(
+            dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, window=window))
+            for layer, window in layers
+        ),
+    )
+
+
+VARIANTS: dict[str, Architecture] = {
+    "plain": MODEL,
+    "tied": plain_llama(**SIZES | {"tied_head": True}),
+    "query, key and value biases": read("qwen2"),
+    "all biases": read("llama", attention_bias=True, mlp_bias=True),
+    "wide heads": read("llama", head_dim=16),
+    "norms of queries and keys": read("qwen3"),
+    "windows": with_windows(MODEL, 3, None, 1),
+    "a window in all layers": read("mistral", sliding_window=2),
+    "everything": with_windows(read("qwen3", attention_bias=True), None, 4, 2),
 }
 
 
@@ -47,7 +79,7 @@ def strict_jax() -> Iterator[None]:
         yield
 
 
-def random_params(model: Llama, dtype: str = "float32") -> Params:
+def random_params(model: Architecture, dtype: str = "float32") -> Params:
     """Return random weights; norms of one and biases of zero would hide that they are not applied."""
     params = model.init_params(jax.random.key(0))
 
@@ -57,8 +89,10 @@ def random_params(model: Llama, dtype: str = "float32") -> Params:
             return 1.0 + 0.3 * draw
         return 0.3 * draw if name.endswith("_bias") else weight
 
-    outer, layers = ({name: changed(name, x).astype(dtype) for name, x in part.items()} for part in params)
-    return Params(outer, layers)
+    def change_all(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {name: changed(name, x).astype(dtype) for name, x in part.items()}
+
+    return Params(change_all(params.outer), tuple(map(change_all, params.layers)))
 
 
 @pytest.fixture(scope="module")
@@ -66,38 +100,47 @@ def params() -> Params:
     return random_params(MODEL)
 
 
-def reference_logits(model: Llama, params: Params, row: NDArray[Any]) -> NDArray[np.float64]:
+def in_order(model: Architecture, params: Params) -> list[dict[str, NDArray[np.float64]]]:
+    """Return the weights of each layer, in float64."""
+    stacks = model.weight_map().stacks
+    layers: list[dict[str, NDArray[np.float64]]] = [{} for _ in model.layers]
+    for stack, weights in zip(stacks, params.layers, strict=True):
+        for index, number in enumerate(stack.layers):
+            layers[number] = {name: np.asarray(x[index], np.float64) for name, x in weights.items()}
+    return layers
+
+
+def reference_logits(model: Architecture, params: Params, row: NDArray[Any]) -> NDArray[np.float64]:
     """Compute one row in float64 with loops over layers, heads and positions, and RoPE as complex numbers."""
-    assert model.rope is not None
-    outer, layers = ({name: np.asarray(x, np.float64) for name, x in part.items()} for part in params)
-    width = model.head_width
-    turns = np.arange(len(row))[:, None] * model.rope.theta ** (-2 * np.arange(width // 2) / width)
+    outer = {name: np.asarray(x, np.float64) for name, x in params.outer.items()}
+    width = model.layers[0].attention.head_width
+    turns = np.arange(len(row))[:, None] * 500.0 ** (-2 * np.arange(width // 2) / width)
 
     def norm(x: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm_epsilon) * weight)
+        return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + model.norm.epsilon) * weight)
 
     def rotated(x: NDArray[Any]) -> NDArray[Any]:
         return np.asarray((x[:, : width // 2] + 1j * x[:, width // 2 :]) * np.exp(1j * turns))
 
     x = outer["embedding"][row]
-    for i in range(model.n_layers):
-        w = {name: stacked[i] for name, stacked in layers.items()}
+    for layer, w in zip(model.layers, in_order(model, params), strict=True):
+        attention = layer.attention
 
         def linear(x: NDArray[Any], name: str, w: dict[str, NDArray[Any]] = w) -> NDArray[Any]:
             return np.asarray(x @ w[name] + w.get(f"{name}_bias", 0.0))
 
         normed, heads = norm(x, w["attention_norm"]), []
         queries, keys, values = (linear(normed, name) for name in ("query", "key", "value"))
-        for head in range(model.n_heads):
+        for head in range(attention.heads):
             columns = slice(head * width, (head + 1) * width)
-            shared = head // (model.n_heads // model.n_kv_heads)
+            shared = head // (attention.heads // attention.kv_heads)
             kv_columns = slice(shared * width, (shared + 1) * width)
             query, key, value = queries[:, columns], keys[:, kv_columns], values[:, kv_columns]
-            if model.query_key_norm:
+            if "query_norm" in w:
                 query, key = norm(query, w["query_norm"]), norm(key, w["key_norm"])
             query, key, mixed = rotated(query), rotated(key), []
             for t in range(len(row)):
-                first = max(0, t + 1 - model.windows[i]) if model.windows else 0
+                first = 0 if attention.window is None else max(0, t + 1 - attention.window)
                 scores = np.exp((query[t] @ key[first : t + 1].conj().T).real / np.sqrt(width))
                 mixed.append(scores / scores.sum() @ value[first : t + 1])
             heads.append(np.stack(mixed))
@@ -109,9 +152,8 @@ def reference_logits(model: Llama, params: Params, row: NDArray[Any]) -> NDArray
     return np.asarray(norm(x, outer["final_norm"]) @ head_matrix)
 
 
-@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
-def test_logits_match_numpy(change: dict[str, Any]) -> None:
-    model = dataclasses.replace(MODEL, **change)
+@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
+def test_logits_match_numpy(model: Architecture) -> None:
     params = random_params(model)
     got = logits(model, params, TOKENS)
     assert got.shape == (2, 7, model.vocab_size)
@@ -142,16 +184,16 @@ def test_rows_do_not_see_each_other(params: Params) -> None:
 
 def test_token_order_changes_the_logits(params: Params) -> None:
     """The last position attends to the same tokens in another order, which only RoPE distinguishes."""
-    one_layer = dataclasses.replace(MODEL, n_layers=1)
-    first = params._replace(layers={name: weights[:1] for name, weights in params.layers.items()})
+    one_layer = dataclasses.replace(MODEL, layers=MODEL.layers[:1])
+    first = params._replace(layers=({name: weights[:1] for name, weights in params.layers[0].items()},))
     reordered = TOKENS[:, jnp.array([1, 0, 2, 3, 4, 5, 6])]
     before, after = logits(one_layer, first, TOKENS)[:, -1], logits(one_layer, first, reordered)[:, -1]
     assert not np.allclose(before, after, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", [VARIANTS["plain"], VARIANTS["everything"]], ids=["plain", "everything"])
-def test_logits_under_jit_in_bfloat16(change: dict[str, Any]) -> None:
-    model = dataclasses.replace(MODEL, **change)
+@pytest.mark.parametrize("name", ["plain", "everything"])
+def test_logits_under_jit_in_bfloat16(name: str) -> None:
+    model = VARIANTS[name]
     half = random_params(model, "bfloat16")
     got = jax.jit(logits, static_argnums=0)(model, half, TOKENS)
     assert hidden(model, half, TOKENS).dtype == jnp.bfloat16
@@ -170,38 +212,38 @@ def test_tokens_of_wrong_rank_or_dtype_are_refused(params: Params, tokens: jax.A
         logits(MODEL, params, tokens)
 
 
-@pytest.mark.parametrize("change", VARIANTS.values(), ids=VARIANTS)
-def test_initial_weights_have_the_shapes_of_the_weight_map(change: dict[str, Any]) -> None:
-    model = dataclasses.replace(MODEL, **change)
+@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
+def test_initial_weights_have_the_shapes_of_the_weight_map(model: Architecture) -> None:
     params, weight_map = model.init_params(jax.random.key(0), "bfloat16"), model.weight_map()
     assert {name: x.shape for name, x in params.outer.items()} == {
         name: spec.loaded_shape for name, spec in weight_map.outer.items()
     }
-    assert {name: x.shape for name, x in params.layers.items()} == {
-        name: (3, *spec.loaded_shape) for name, spec in weight_map.layers.items()
-    }
+    for weights, stack in zip(params.layers, weight_map.stacks, strict=True):
+        assert {name: x.shape for name, x in weights.items()} == {
+            name: (len(stack.layers), *spec.loaded_shape) for name, spec in stack.specs.items()
+        }
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
 
 
 def test_initial_weights_depend_on_the_key() -> None:
     first, again, other = (MODEL.init_params(jax.random.key(seed)) for seed in (1, 1, 2))
     jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert not np.allclose(first.layers["query"], other.layers["query"])
-    assert not np.allclose(first.layers["key"], first.layers["value"])
+    assert not np.allclose(first.layers[0]["query"], other.layers[0]["query"])
+    assert not np.allclose(first.layers[0]["key"], first.layers[0]["value"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_heads": 3, "head_width": 0}, "multiple of n_heads"),
-        ({"n_kv_heads": 3}, "multiple of n_kv_heads"),
-        ({"n_layers": 0}, "n_layers must be at least 1"),
-        ({"n_heads": 32, "n_kv_heads": 32, "head_width": 0, "rope": None}, "rotated in pairs"),
+        ({"n_heads": 3}, "hidden_size 32 is not a multiple of num_attention_heads 3"),
+        ({"n_kv_heads": 3}, "multiple of num_key_value_heads"),
+        ({"n_layers": 0}, "num_hidden_layers must be at least 1"),
+        ({"n_heads": 32, "n_kv_heads": 32}, "rotated in pairs"),
     ],
 )
 def test_impossible_sizes_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(MODEL, **change)
+        plain_llama(**SIZES | change)
 
 
 def test_every_matrix_product_has_full_float32_precision(params: Params) -> None:

@@ -17,12 +17,12 @@ from birdie_zmq.errors import ModelLoadError, TokenizerError, UnknownModelTag, U
 from birdie_zmq.models import load_model, load_tokenizer, loader
 from birdie_zmq.models.config import CONFIG_FILE, complete_config
 from birdie_zmq.models.decoder import logits
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.tensor_source import WEIGHTS_FILE
 from birdie_zmq.models.weights import save_checkpoint
 
-MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
+MODEL = plain_llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
 PARAMS = MODEL.init_params(jax.random.key(0))
 LOADERS = [load_model, load_tokenizer]
 
@@ -286,8 +286,8 @@ def test_adapter_is_merged_and_part_of_the_fingerprint(checkpoint: Path, tmp_pat
 
     for tag, keywords in ((checkpoint, {"peft": str(adapter)}), (adapter, {})):
         params = load_model(str(tag), **keywords).params
-        np.testing.assert_allclose(params.layers["query"], PARAMS.layers["query"] + 2, rtol=1e-5)
-        np.testing.assert_array_equal(params.layers["key"], PARAMS.layers["key"])
+        np.testing.assert_allclose(params.layers[0]["query"], PARAMS.layers[0]["query"] + 2, rtol=1e-5)
+        np.testing.assert_array_equal(params.layers[0]["key"], PARAMS.layers[0]["key"])
         assert load_tokenizer(str(tag), **keywords).encode("c") == [2]
         before = load_model(str(tag), **keywords).fingerprint
         assert before != load_model(str(checkpoint)).fingerprint
@@ -311,8 +311,7 @@ def test_max_length_beyond_the_learned_positions_is_refused(tmp_path: Path) -> N
     """JAX clamps an index beyond the end of an array to its last row: scores would be wrong without an error."""
     config = {"model_type": "gpt2", "vocab_size": 3, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
     weight_map = build_architecture(complete_config(config), "config.json").weight_map()
-    tensors = {spec.name: np.zeros(spec.shape, np.float32) for spec in weight_map.outer.values()}
-    tensors |= {spec.name.format(0): np.zeros(spec.shape, np.float32) for spec in weight_map.layers.values()}
+    tensors = {name: np.zeros(slot.spec.shape, np.float32) for name, slot in weight_map.tensors()}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
     save_file(tensors, tmp_path / WEIGHTS_FILE)
 

@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import CONFIG_FILE, complete_config
 from birdie_zmq.models.decoder import logits
 from birdie_zmq.models.loader import load_checkpoint
 from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.tensor_source import WEIGHTS_FILE
-from birdie_zmq.models.weight_map import Architecture
 
 SIZES = {
     "vocab_size": 12,

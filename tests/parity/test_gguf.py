@@ -9,7 +9,6 @@ import pytest
 from tokenizers import Tokenizer
 
 from birdie_zmq.models.gguf_file import ARCHITECTURES
-from birdie_zmq.models.llama import Llama
 from birdie_zmq.models.loader import load_checkpoint
 from tests.gguf_files import write_gguf
 from tests.parity.checkpoints import make_checkpoint

@@ -17,7 +17,7 @@ from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import InternalError, TokenizerError, UsageError
 from birdie_zmq.models import load_model, load_tokenizer
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.models.tensor_source import WEIGHTS_FILE
 from birdie_zmq.models.weights import save_checkpoint
 from birdie_zmq.protocol import messages as m
@@ -47,7 +47,7 @@ def load_tokenizer(model_tag, **kwargs):
 """
 """A user module whose tokenizer has neither BOS nor EOS."""
 
-MODEL = Llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
+MODEL = plain_llama(vocab_size=3, d_model=8, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=8, max_length=16)
 
 
 @pytest.fixture

@@ -21,11 +21,7 @@ WINDOWED, FULL = "sliding_attention", "full_attention"
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of a decoder, under the names that most configurations give them.
-
-    Raises:
-        ValueError: A size is below 1, or the query heads are not a multiple of the key/value heads.
-    """
+    """The sizes of a decoder."""
 
     vocab_size: int
     d_model: int
@@ -36,29 +32,31 @@ class Sizes:
     d_ff: int
     max_length: int
 
-    def __post_init__(self) -> None:
-        require_positive(**vars(self))
-        if self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"num_attention_heads {self.n_heads} is not a multiple of num_key_value_heads {self.n_kv_heads}"
-            )
-
     @classmethod
     def read(cls, config: ConfigReader) -> Self:
-        """Read the sizes from the keys of Llama's configuration; ``head_dim`` and ``num_key_value_heads`` may be missing."""
-        d_model, n_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-        require_positive(num_attention_heads=n_heads)
+        """Read the sizes from the keys of Llama's configuration; ``head_dim`` and ``num_key_value_heads`` may be missing.
+
+        Raises:
+            ValueError: A size is missing or below 1, or one is not a multiple of another that divides it.
+        """
+        keys = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        sizes = {key: config.integer(key) for key in (*keys, "max_position_embeddings")}
+        d_model, n_heads = sizes["hidden_size"], sizes["num_attention_heads"]
+        sizes["num_key_value_heads"] = n_kv_heads = config.integer("num_key_value_heads", n_heads)
+        require_positive(**sizes)
         if "head_dim" not in config and d_model % n_heads:
             raise ValueError(f"hidden_size {d_model} is not a multiple of num_attention_heads {n_heads}")
+        if n_heads % n_kv_heads:
+            raise ValueError(f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads {n_kv_heads}")
         return cls(
-            vocab_size=config.integer("vocab_size"),
+            vocab_size=sizes["vocab_size"],
             d_model=d_model,
-            n_layers=config.integer("num_hidden_layers"),
+            n_layers=sizes["num_hidden_layers"],
             n_heads=n_heads,
-            n_kv_heads=config.integer("num_key_value_heads", n_heads),
+            n_kv_heads=n_kv_heads,
             head_width=config.integer("head_dim", d_model // n_heads),
-            d_ff=config.integer("intermediate_size"),
-            max_length=config.integer("max_position_embeddings"),
+            d_ff=sizes["intermediate_size"],
+            max_length=sizes["max_position_embeddings"],
         )
 
     def gated_specs(self, biased: Collection[str] = ()) -> dict[str, TensorSpec]:

@@ -28,10 +28,10 @@ from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, ScorePositions, Step
 from birdie_zmq.errors import ModelCallError, ModelLoadError, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
 from birdie_zmq.models.decoder import build_model
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.types import ModelSpec, RankInfo
 
-MODEL = Llama(vocab_size=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, max_length=128)
+MODEL = plain_llama(vocab_size=64, d_model=16, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=32, max_length=128)
 PARAMS = MODEL.init_params(jax.random.key(0))
 TOKENS = np.arange(1, 33, dtype=np.int32).reshape(1, 32)
 

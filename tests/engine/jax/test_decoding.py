@@ -27,7 +27,7 @@ from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import OutOfDeviceMemory
 from birdie_zmq.models.decoder import build_model
-from birdie_zmq.models.llama import Llama
+from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, SamplingParams, StepLimits
 from tests.engine.recurrent import VOCABULARY, recurrent
 from tests.engine.recurrent import logits as recurrent_logits
@@ -75,7 +75,7 @@ class RecordingBackend(JaxBackend):
 
 
 def llama() -> Model:
-    architecture = Llama(
+    architecture = plain_llama(
         vocab_size=VOCABULARY, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, max_length=MAX_LENGTH
     )
     return build_model(architecture, architecture.init_params(jax.random.key(1)))
