@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from birdie_zmq import Model, models
 from birdie_zmq.engine.jax.backend import JaxBackend
@@ -31,7 +32,9 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.steps import Extend, ScorePositions, Step, Tree
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models import tensor_source, weights
+from birdie_zmq.models.config import CONFIG_FILE, complete_config
 from birdie_zmq.models.families.llama import plain_llama
+from birdie_zmq.models.registry import build_architecture
 from harness_model import BirdieZMQ
 from tests.instances import instance
 
@@ -39,6 +42,22 @@ MODEL = plain_llama(
     vocab_size=264, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, d_ff=48, max_length=128, tied_head=False
 )
 """Eight query heads, four key heads and 264 tokens: an axis of four divides everything, one of eight all but the keys."""
+
+PATTERNED = {
+    "model_type": "gemma3_text",
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "sliding_window": 20,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    "query_pre_attn_scalar": 8,
+}
+"""A decoder whose layers are not all equal: three stacks."""
 
 BOTH = "data:2/model:4"
 MESHES = ("data:8", "model:8", BOTH)
@@ -191,16 +210,30 @@ def error_message(load: Callable[[], Any]) -> str:
     return "no error"
 
 
+def write_patterned(directory: Path) -> Path:
+    """Write a checkpoint of the patterned decoder with random weights."""
+    directory.mkdir()
+    (directory / CONFIG_FILE).write_text(json.dumps(PATTERNED), encoding="utf-8")
+    architecture = build_architecture(complete_config(PATTERNED), CONFIG_FILE)
+    tensors = weights.stored_tensors(architecture.weight_map(), architecture.init_params(jax.random.key(1)))
+    save_file(tensors, directory / tensor_source.WEIGHTS_FILE)
+    return directory
+
+
 def checkpoint_results(directory: Path) -> dict[str, Any]:
     """The results for a built-in model."""
     weights.save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(0)))
+    patterned_directory = write_patterned(directory / "patterned")
 
     def llama(mesh: Any) -> Model:
         return models.load_model(str(directory), **({} if mesh is None else {"mesh": mesh}))
 
+    def patterned(mesh: Any) -> Model:
+        return models.load_model(str(patterned_directory), **({} if mesh is None else {"mesh": mesh}))
+
     record_gathers()
     return {
-        "answers": {"llama": answers_on_meshes(llama, MESHES)},
+        "answers": {"llama": answers_on_meshes(llama, MESHES), "patterned": answers_on_meshes(patterned, (BOTH,))},
         "behind_a_state": {mesh or "one": behind_a_state(directory, mesh) for mesh in (None, "data:4", BOTH)},
         "gathered": _gathered,
         "shards": {mesh: shard_shapes(llama(make_mesh(parse_mesh(mesh))).params) for mesh in MESHES},
