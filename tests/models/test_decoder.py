@@ -39,6 +39,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ministral": {**SIZES, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen2": {**SIZES, **WINDOWS, "rope_parameters": YARN},
     "qwen3": {**SIZES, **WINDOWS},
+    "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
         "sliding_window": 5,
