@@ -12,6 +12,7 @@ from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.families.gemma import gemma, gemma2
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
@@ -20,6 +21,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "ministral": llama,
     "qwen2": llama,
     "qwen3": llama,
+    "granite": granite,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma2,

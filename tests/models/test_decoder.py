@@ -39,6 +39,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ministral": {**SIZES, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen2": {**SIZES, **WINDOWS, "rope_parameters": YARN},
     "qwen3": {**SIZES, **WINDOWS},
+    "granite": {
+        **SIZES,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.7,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.0,
+    },
     "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
