@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.families.exaone4 import exaone4
 from birdie_zmq.models.families.gemma import gemma, gemma2
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
@@ -22,6 +23,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "qwen2": llama,
     "qwen3": llama,
     "granite": granite,
+    "exaone4": exaone4,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma2,

@@ -46,6 +46,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.6,
         "logits_scaling": 2.0,
     },
+    "exaone4": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
     "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
