@@ -15,6 +15,7 @@ from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.olmo2 import olmo2
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
@@ -23,6 +24,8 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "qwen2": llama,
     "qwen3": llama,
     "granite": granite,
+    "olmo2": olmo2,
+    "olmo3": olmo2,
     "exaone4": exaone4,
     "gemma": gemma,
     "gemma2": gemma2,
