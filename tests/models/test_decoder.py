@@ -38,6 +38,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": {**SIZES, "sliding_window": 5},
     "ministral": {**SIZES, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen2": {**SIZES, **WINDOWS, "rope_parameters": YARN},
+    "ministral3": {**SIZES, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5}},
     "qwen3": {**SIZES, **WINDOWS},
     "granite": {
         **SIZES,
