@@ -17,6 +17,7 @@ from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
 from birdie_zmq.models.families.ministral3 import ministral3
 from birdie_zmq.models.families.olmo2 import olmo2
+from birdie_zmq.models.families.smollm3 import smollm3
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
@@ -25,6 +26,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "ministral3": ministral3,
     "qwen2": llama,
     "qwen3": llama,
+    "smollm3": smollm3,
     "granite": granite,
     "olmo2": olmo2,
     "olmo3": olmo2,
