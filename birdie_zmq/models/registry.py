@@ -10,25 +10,37 @@ from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config_fields import UnsupportedValueError
-from birdie_zmq.models.families.gemma import gemma
+from birdie_zmq.models.families.exaone4 import exaone4
+from birdie_zmq.models.families.gemma import gemma, gemma2
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.ministral3 import ministral3
+from birdie_zmq.models.families.olmo2 import olmo2
+from birdie_zmq.models.families.smollm3 import smollm3
 from birdie_zmq.models.nearest_family import describe_unknown
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
     "mistral": llama,
     "ministral": llama,
+    "ministral3": ministral3,
     "qwen2": llama,
     "qwen3": llama,
-    "gemma2": gemma,
-    "gemma3_text": gemma,
+    "smollm3": smollm3,
+    "granite": granite,
+    "olmo2": olmo2,
+    "olmo3": olmo2,
+    "exaone4": exaone4,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma2,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
 }
 
-WITH_TEXT_CONFIG = ("gemma3",)
+WITH_TEXT_CONFIG = ("gemma3", "mistral3")
 """Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
 
 
