@@ -9,10 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.families.cohere import cohere
 from birdie_zmq.models.families.gemma import gemma
+from birdie_zmq.models.families.glm import glm
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.phi import phi
+from birdie_zmq.models.families.phi3 import phi3
+from birdie_zmq.models.families.stablelm import stablelm
+from birdie_zmq.models.families.starcoder2 import starcoder2
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
@@ -24,6 +30,14 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gemma3_text": gemma,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "phi3": phi3,
+    "phi": phi,
+    "glm": glm,
+    "glm4": glm,
+    "cohere": cohere,
+    "cohere2": cohere,
+    "starcoder2": starcoder2,
+    "stablelm": stablelm,
 }
 
 WITH_TEXT_CONFIG = ("gemma3",)
