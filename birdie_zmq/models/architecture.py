@@ -234,7 +234,7 @@ class Architecture:
 
         def initialise(name: str, spec: TensorSpec, stack: tuple[int, ...] = ()) -> jax.Array:
             shape = (*stack, *spec.loaded_shape)
-            if len(spec.shape) == 1:
+            if len(spec.shape) == 1 or name.endswith("_norm"):  # norms of heads may have an axis of heads
                 return jnp.full(shape, 0.0 if name.endswith("_bias") else 1.0, dtype)
             deviation = shape[-1 if name == "embedding" else -2] ** -0.5
             if name in ("output", "down"):

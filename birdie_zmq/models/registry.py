@@ -10,15 +10,21 @@ from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config_fields import UnsupportedValueError
+from birdie_zmq.models.families.cohere import cohere
 from birdie_zmq.models.families.exaone4 import exaone4
 from birdie_zmq.models.families.gemma import gemma, gemma2
+from birdie_zmq.models.families.glm import glm
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
 from birdie_zmq.models.families.ministral3 import ministral3
 from birdie_zmq.models.families.olmo2 import olmo2
+from birdie_zmq.models.families.phi import phi
+from birdie_zmq.models.families.phi3 import phi3
 from birdie_zmq.models.families.smollm3 import smollm3
+from birdie_zmq.models.families.stablelm import stablelm
+from birdie_zmq.models.families.starcoder2 import starcoder2
 from birdie_zmq.models.nearest_family import describe_unknown
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
@@ -38,6 +44,14 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gemma3_text": gemma2,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "phi3": phi3,
+    "phi": phi,
+    "glm": glm,
+    "glm4": glm,
+    "cohere": cohere,
+    "cohere2": cohere,
+    "starcoder2": starcoder2,
+    "stablelm": stablelm,
 }
 
 WITH_TEXT_CONFIG = ("gemma3", "mistral3")

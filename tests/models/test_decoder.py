@@ -75,6 +75,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "scale_attn_by_inverse_layer_idx": True,
     },
     "gpt_neox": {**SIZES, "rotary_pct": 0.5},
+    "phi3": {**SIZES, "sliding_window": 5, "partial_rotary_factor": 0.75},
+    "phi": {**SIZES, "qk_layernorm": True, "partial_rotary_factor": 0.4},
+    "glm": {**SIZES, "head_dim": 8},
+    "glm4": {**SIZES, "head_dim": 8},
+    "cohere": {**SIZES, "use_qk_norm": True, "attention_bias": True},
+    "cohere2": {**SIZES, "num_hidden_layers": 3, "sliding_window": 5, "sliding_window_pattern": 2, "logit_scale": 0.5},
+    "starcoder2": {**SIZES, "sliding_window": 5},
+    "stablelm": {**SIZES, "qk_layernorm": True, "use_parallel_residual": True, "partial_rotary_factor": 0.7},
 }
 EVERY_FAMILY = pytest.mark.parametrize("kind", CONFIGS)
 

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Self
 
 from birdie_zmq.models.config_fields import ConfigReader, require_positive
-from birdie_zmq.models.weight_map import TensorSpec, embedding_spec, gated_layer_specs, head_spec, norm_specs
+from birdie_zmq.models.weight_map import (
+    TensorSpec,
+    column_parallel,
+    embedding_spec,
+    gated_layer_specs,
+    head_spec,
+    linear_specs,
+    norm_specs,
+    row_parallel,
+)
 
 HEAD = "lm_head.weight"
 """The name of the head's matrix in most checkpoints."""
@@ -63,6 +72,36 @@ class Sizes:
         """Return the matrices of a layer, with Llama's names; `biased` names those with a bias."""
         heads = (self.n_heads, self.n_kv_heads)
         return gated_layer_specs(LAYER, self.d_model, heads, self.head_width, self.d_ff, biased)
+
+    def attention_specs(self, biased: Collection[str] = (), *, output: str = "o_proj") -> dict[str, TensorSpec]:
+        """Return the matrices of attention, with Llama's names but for that of the output; `biased` as above."""
+        d, queries, keys = self.d_model, self.n_heads * self.head_width, self.n_kv_heads * self.head_width
+        by_kv_head = column_parallel(self.n_kv_heads)
+        matrices = {
+            "query": ("q_proj", d, queries, column_parallel(self.n_heads)),
+            "key": ("k_proj", d, keys, by_kv_head),
+            "value": ("v_proj", d, keys, by_kv_head),
+            "output": (output, queries, d, row_parallel(self.n_heads)),
+        }
+        specs: dict[str, TensorSpec] = {}
+        for key, (name, inputs, outputs, shard) in matrices.items():
+            specs |= linear_specs(f"{LAYER}self_attn.{name}", inputs, outputs, shard, bias=key in biased, key=key)
+        return specs
+
+    def up_down_specs(self, up: str, down: str, *, bias: bool) -> dict[str, TensorSpec]:
+        """Return the matrices of a feed-forward layer without a gate, given their names in the file."""
+        d, f = self.d_model, self.d_ff
+        specs = linear_specs(f"{LAYER}mlp.{up}", d, f, column_parallel(f), bias=bias, key="up")
+        return specs | linear_specs(f"{LAYER}mlp.{down}", f, d, row_parallel(f), bias=bias, key="down")
+
+    def fused_gate_specs(self) -> dict[str, TensorSpec]:
+        """Return the matrices of a gated feed-forward layer whose gate and up matrices are one.
+
+        A shard of that one holds parts of either, so devices exchange its outputs.
+        """
+        d, f = self.d_model, self.d_ff
+        gate_up = linear_specs(LAYER + "mlp.gate_up_proj", d, 2 * f, column_parallel(f), key="gate_up")
+        return gate_up | linear_specs(LAYER + "mlp.down_proj", f, d, row_parallel(f), key="down")
 
     def norm_specs(self, *, bias: bool = False, **names: str) -> dict[str, TensorSpec]:
         """Return the norms of a layer, given as ``parameter name=name in the file``."""
