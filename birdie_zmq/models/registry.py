@@ -12,6 +12,7 @@ from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.families.gemma import gemma
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.gptj import gptj
 from birdie_zmq.models.families.llama import llama
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
@@ -24,6 +25,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gemma3_text": gemma,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "gptj": gptj,
 }
 
 WITH_TEXT_CONFIG = ("gemma3",)

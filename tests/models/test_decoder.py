@@ -56,6 +56,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "scale_attn_by_inverse_layer_idx": True,
     },
     "gpt_neox": {**SIZES, "rotary_pct": 0.5},
+    "gptj": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 64,
+        "rotary_dim": 6,
+    },
 }
 EVERY_FAMILY = pytest.mark.parametrize("kind", CONFIGS)
 
