@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.families.bloom import bloom
+from birdie_zmq.models.families.falcon import falcon
 from birdie_zmq.models.families.gemma import gemma
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.gptj import gptj
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.opt import opt
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
@@ -26,6 +29,9 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
     "gptj": gptj,
+    "opt": opt,
+    "bloom": bloom,
+    "falcon": falcon,
 }
 
 WITH_TEXT_CONFIG = ("gemma3",)

@@ -29,6 +29,8 @@ class Variant:
     shard_bytes: int | None = None
     rewrite: dict[str, Any] = field(default_factory=dict)
     """Keys of config.json as older versions of transformers wrote them; None removes a key."""
+    attention: str = "eager"
+    """transformers' implementation of attention."""
 
     @property
     def family(self) -> str:
