@@ -93,7 +93,7 @@ class Architecture:
 
     Attributes:
         vocab_size: The size of v.
-        max_length: The maximum length of a row in tokens that the model was trained for.
+        max_length: The maximum length of a row in tokens that the model was trained for; None if its config names none.
         layers: The layers, in order.
         outer: The tensors outside of the layers, by parameter name.
         norm: The norm after the last layer, and of the embedding.
@@ -110,7 +110,7 @@ class Architecture:
     """
 
     vocab_size: int
-    max_length: int
+    max_length: int | None
     layers: tuple[DecoderLayer, ...]
     outer: Mapping[str, TensorSpec] = field(hash=False)
     norm: Norm
@@ -123,7 +123,9 @@ class Architecture:
     logit_cap: float | None = None
 
     def __post_init__(self) -> None:
-        require_positive(vocab_size=self.vocab_size, max_length=self.max_length, layers=len(self.layers))
+        require_positive(vocab_size=self.vocab_size, layers=len(self.layers))
+        if self.max_length is not None:
+            require_positive(max_length=self.max_length)
 
     @functools.cached_property
     def stacks(self) -> tuple[tuple[Stack, ...], ...]:

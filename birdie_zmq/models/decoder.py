@@ -152,6 +152,7 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
 
         return call
 
+    limits = [limit for limit in (architecture.max_length, architecture.position_limit) if limit is not None]
     # A slice of a sharded vocabulary would first be gathered from all devices.
     slices_vocabulary = mesh is None or not divides_vocabulary(architecture.vocab_size, mesh)
 
@@ -164,7 +165,7 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
         init_state=bind(init_state, mesh=mesh),
         extend=bind(extend, mesh=mesh),
         branch=bind(branch, mesh=mesh),
-        max_length=min(architecture.max_length, architecture.position_limit or architecture.max_length),
+        max_length=min(limits, default=None),
         vocab_size=architecture.vocab_size,
     )
 

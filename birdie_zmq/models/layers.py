@@ -48,16 +48,18 @@ class Norm:
             that is stored minus one (Gemma). ``layer`` shifts to mean 0 and scales to variance 1 (Ba et al.,
             arXiv:1607.06450), with a bias if there is one.
         epsilon: Added to the mean square.
+        weightless: The names of norms that have no weight and are applied nevertheless.
     """
 
     kind: Literal["rms", "rms_float32", "rms_offset", "layer"]
     epsilon: float
+    weightless: tuple[str, ...] = ()
 
     def __call__(self, x: jax.Array, weights: Weights, name: str) -> jax.Array:
         """Normalise x by the weight of a name; return x as it is if there is no such weight."""
         weight = weights.get(name)
         if weight is None:
-            return x
+            return self.normalise(x).astype(x.dtype) if name in self.weightless else x
         wide = self.normalise(x)
         if self.kind == "rms":
             return wide.astype(x.dtype) * _along_last(weight, x)

@@ -26,6 +26,14 @@ from birdie_zmq.models.families.smollm3 import smollm3
 from birdie_zmq.models.families.stablelm import stablelm
 from birdie_zmq.models.families.starcoder2 import starcoder2
 from birdie_zmq.models.nearest_family import describe_unknown
+from birdie_zmq.models.families.bloom import bloom
+from birdie_zmq.models.families.falcon import falcon
+from birdie_zmq.models.families.gemma import gemma
+from birdie_zmq.models.families.gpt2 import gpt2
+from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.gptj import gptj
+from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.opt import opt
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
@@ -52,6 +60,10 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "cohere2": cohere,
     "starcoder2": starcoder2,
     "stablelm": stablelm,
+    "gptj": gptj,
+    "opt": opt,
+    "bloom": bloom,
+    "falcon": falcon,
 }
 
 WITH_TEXT_CONFIG = ("gemma3", "mistral3")

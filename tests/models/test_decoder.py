@@ -83,6 +83,34 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "cohere2": {**SIZES, "num_hidden_layers": 3, "sliding_window": 5, "sliding_window_pattern": 2, "logit_scale": 0.5},
     "starcoder2": {**SIZES, "sliding_window": 5},
     "stablelm": {**SIZES, "qk_layernorm": True, "use_parallel_residual": True, "partial_rotary_factor": 0.7},
+    "gptj": {
+        "vocab_size": VOCABULARY,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 64,
+        "rotary_dim": 6,
+    },
+    "opt": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 24,
+        "max_position_embeddings": 64,
+        "do_layer_norm_before": False,
+        "word_embed_proj_dim": 12,
+    },
+    "bloom": {"vocab_size": VOCABULARY, "hidden_size": 16, "n_layer": 2, "n_head": 4},
+    "falcon": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "alibi": True,
+        "bias": True,
+    },
 }
 EVERY_FAMILY = pytest.mark.parametrize("kind", CONFIGS)
 

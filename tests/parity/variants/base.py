@@ -31,6 +31,8 @@ class Variant:
     """Keys of config.json as older versions of transformers wrote them; None removes a key."""
     auto_class: str = "AutoModelForCausalLM"
     """transformers' class that loads it with its LM head."""
+    attention: str = "eager"
+    """transformers' implementation of attention."""
 
     @property
     def family(self) -> str:
