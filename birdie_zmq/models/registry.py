@@ -10,6 +10,8 @@ from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.families.gemma import gemma
+from birdie_zmq.models.families.gemma3n import gemma3n
+from birdie_zmq.models.families.gemma4 import gemma4
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.llama import llama
@@ -22,11 +24,13 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "qwen3": llama,
     "gemma2": gemma,
     "gemma3_text": gemma,
+    "gemma3n_text": gemma3n,
+    "gemma4_text": gemma4,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
 }
 
-WITH_TEXT_CONFIG = ("gemma3",)
+WITH_TEXT_CONFIG = ("gemma3", "gemma3n", "gemma4")
 """Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
 
 

@@ -29,6 +29,8 @@ class Variant:
     shard_bytes: int | None = None
     rewrite: dict[str, Any] = field(default_factory=dict)
     """Keys of config.json as older versions of transformers wrote them; None removes a key."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Factors of random weights, by the end of their names, where those of size 1 would amplify rounding errors."""
 
     @property
     def family(self) -> str:
