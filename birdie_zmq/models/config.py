@@ -80,6 +80,7 @@ def _text_values(config: Any) -> dict[str, Any]:
             values["tie_word_embeddings"] = config.tie_word_embeddings
         # transformers' Gemma 3 with vision does not cap its logits, whatever its text part says.
         values |= {"final_logit_softcapping": None} if config.model_type == "gemma3" else {}
+        values["multimodal"] = {key: value for key, value in config.to_dict().items() if key != "text_config"}
         values["quantization_config"] = getattr(config, "quantization_config", None)
     return values
 

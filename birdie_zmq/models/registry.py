@@ -10,65 +10,64 @@ from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config_fields import UnsupportedValueError
+from birdie_zmq.models.families.bloom import bloom
 from birdie_zmq.models.families.cohere import cohere
 from birdie_zmq.models.families.exaone4 import exaone4
+from birdie_zmq.models.families.falcon import falcon
 from birdie_zmq.models.families.gemma import gemma, gemma2
+from birdie_zmq.models.families.gemma3n import gemma3n
+from birdie_zmq.models.families.gemma4 import gemma4
 from birdie_zmq.models.families.glm import glm
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.gptj import gptj
 from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
 from birdie_zmq.models.families.ministral3 import ministral3
 from birdie_zmq.models.families.olmo2 import olmo2
+from birdie_zmq.models.families.opt import opt
 from birdie_zmq.models.families.phi import phi
 from birdie_zmq.models.families.phi3 import phi3
 from birdie_zmq.models.families.smollm3 import smollm3
 from birdie_zmq.models.families.stablelm import stablelm
 from birdie_zmq.models.families.starcoder2 import starcoder2
 from birdie_zmq.models.nearest_family import describe_unknown
-from birdie_zmq.models.families.bloom import bloom
-from birdie_zmq.models.families.falcon import falcon
-from birdie_zmq.models.families.gemma import gemma
-from birdie_zmq.models.families.gpt2 import gpt2
-from birdie_zmq.models.families.gpt_neox import gpt_neox
-from birdie_zmq.models.families.gptj import gptj
-from birdie_zmq.models.families.llama import llama
-from birdie_zmq.models.families.opt import opt
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
-    "llama": llama,
-    "mistral": llama,
-    "ministral": llama,
-    "ministral3": ministral3,
-    "qwen2": llama,
-    "qwen3": llama,
-    "smollm3": smollm3,
-    "granite": granite,
-    "olmo2": olmo2,
-    "olmo3": olmo2,
+    "bloom": bloom,
+    "cohere": cohere,
+    "cohere2": cohere,
     "exaone4": exaone4,
+    "falcon": falcon,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma2,
-    "gpt2": gpt2,
-    "gpt_neox": gpt_neox,
-    "phi3": phi3,
-    "phi": phi,
+    "gemma3n_text": gemma3n,
+    "gemma4_text": gemma4,
     "glm": glm,
     "glm4": glm,
-    "cohere": cohere,
-    "cohere2": cohere,
-    "starcoder2": starcoder2,
-    "stablelm": stablelm,
+    "gpt2": gpt2,
+    "gpt_neox": gpt_neox,
     "gptj": gptj,
+    "granite": granite,
+    "llama": llama,
+    "ministral": llama,
+    "ministral3": ministral3,
+    "mistral": llama,
+    "olmo2": olmo2,
+    "olmo3": olmo2,
     "opt": opt,
-    "bloom": bloom,
-    "falcon": falcon,
+    "phi": phi,
+    "phi3": phi3,
+    "qwen2": llama,
+    "qwen3": llama,
+    "smollm3": smollm3,
+    "stablelm": stablelm,
+    "starcoder2": starcoder2,
 }
 
-WITH_TEXT_CONFIG = ("gemma3", "mistral3")
+WITH_TEXT_CONFIG = ("gemma3", "gemma3n", "gemma4", "mistral3")
 """Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
-
 
 _OTHER_ENGINE = "engine=torch in model_args loads any causal model of transformers (pip install 'birdie-zmq[torch]')"
 

@@ -7,6 +7,7 @@ transformers gathers the scaling type and its numbers under ``rope_parameters``:
 - ``llama3``: frequencies of long wavelengths are divided by a factor, frequencies of short ones are kept, and a linear
   blend of both is used in between (Llama 3.1);
 - ``yarn``: the same with a ramp over dimensions, and scaled attention (Peng et al., 2023, arXiv:2309.00071);
+- ``proportional``: only the highest frequencies of a head are kept, the others are zero (Gemma 4);
 - ``dynamic``: no scaling for texts within ``max_position_embeddings``; longer texts are not supported;
 - ``longrope``: a factor for each frequency, and scaled attention (Ding et al., 2024, arXiv:2402.13753); only texts within
   the original length are supported.
@@ -27,7 +28,7 @@ import numpy.typing as npt
 
 from birdie_zmq.models.config_fields import ConfigReader
 
-KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "yarn")
+KINDS = ("default", "dynamic", "linear", "llama3", "longrope", "proportional", "yarn")
 """The supported values of ``rope_type``."""
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class Rope:
     Attributes:
         width: Even; dimension i is paired with i + width / 2 ("rotate_half", as most of Hugging Face's weights require).
         theta: The base of the wavelengths.
-        kind: How frequencies are scaled: default, linear, llama3 or yarn.
+        kind: How frequencies are scaled: default, linear, llama3, yarn or proportional.
         factor: The scaling factor: how much longer the texts may be.
         original_length: The maximum length before scaling (llama3, yarn).
         low, high: ``low_freq_factor`` and ``high_freq_factor`` of llama3; ``beta_slow`` and ``beta_fast`` of yarn.
@@ -49,6 +50,7 @@ class Rope:
         factors: Each frequency is divided by one of these, if there are any (longrope, GGUF files).
         position_limit: The number of positions for which the frequencies hold; None for any number.
         interleaved: Whether dimension 2i is paired with 2i + 1 instead.
+        rotated: Number of pairs that are rotated, those of the highest frequencies (proportional).
     """
 
     width: int
@@ -63,6 +65,7 @@ class Rope:
     factors: tuple[float, ...] = ()
     position_limit: int | None = None
     interleaved: bool = False
+    rotated: int = 0
 
     def __post_init__(self) -> None:
         if self.width < 2 or self.width % 2:
@@ -91,6 +94,8 @@ class Rope:
                 return self._blend(plain, self._kept_share_by_wavelength(plain))
             case "yarn":
                 return self._blend(plain, self._kept_share_by_dimension())
+            case "proportional":
+                return np.where(np.arange(len(plain)) < self.rotated, plain / factor, np.float32(0))
         return plain
 
     def tables(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -141,6 +146,9 @@ def read_rope(config: ConfigReader, head_width: int, *, section: str | None = No
         parameters = parameters.record(section)
     kind, theta = parameters.text("rope_type"), parameters.number("rope_theta")
     share = parameters.number("partial_rotary_factor", 1.0)
+    if kind == "proportional":
+        factor, rotated = parameters.number("factor", 1.0), int(share * head_width // 2)
+        return Rope(head_width, theta, kind, factor, rotated=rotated)
     if share != 1 and kind != "default" and not partial:
         # transformers ignores the share for the type default, and fails with any other type.
         raise ValueError(

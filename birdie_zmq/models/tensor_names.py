@@ -98,10 +98,12 @@ def _stored_prefix(weight_map: WeightMap, headers: Mapping[str, TensorHeader]) -
 
 
 def _find(name: str, base: str, headers: Mapping[str, TensorHeader], prefix: str = "") -> str | None:
-    """Return the stored name of a tensor; the head, which has no base prefix, may be inside of a wrapper."""
+    """Return the stored name of a tensor; the head, which has no base prefix, may be inside of a wrapper.
+
+    A tensor of a multimodal model outside of its decoder has its own name.
+    """
     if base and name.startswith(base):
-        stored = prefix + name.removeprefix(base)
-        return stored if stored in headers else None
+        return next((stored for stored in (prefix + name.removeprefix(base), name) if stored in headers), None)
     return next((wrapper + name for wrapper in _WRAPPERS if wrapper + name in headers), None)
 
 

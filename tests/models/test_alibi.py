@@ -204,9 +204,7 @@ def test_more_queries_than_attend_to_the_cache_at_once(shared: bool) -> None:
     assert count * HEADS // GROUPS > 2 * module.STATE_QUERY_CHUNK
     cached = [random_text(length, seed) for seed in range(1 if shared else 2)]
     rows = [random_text(count, 10 + seed) for seed in range(2)]
-    metadata = AttentionMetadata(
-        positions_from([length] * 2, count), lengths=jnp.full(len(cached), length, jnp.int32)
-    )
+    metadata = AttentionMetadata(positions_from([length] * 2, count), lengths=jnp.full(len(cached), length, jnp.int32))
     got = run_attention(rows, metadata, ROUNDED, cached, 768)
     for row, text, past in zip(got, rows, (cached * 2)[:2], strict=True):
         np.testing.assert_allclose(row, reference(past.followed_by(text), ROUNDED)[length:], atol=1e-5)

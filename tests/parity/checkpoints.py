@@ -35,12 +35,15 @@ def make_checkpoint(variant: Variant, directory: Path, *, tokenizer_kind: str | 
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
     model = getattr(transformers, variant.auto_class).from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                mean = 1.0 if name.endswith("weight") and "Gemma" not in variant.config else 0.0
-                weight.normal_(mean, 0.2)
+        for name, weight in model.state_dict().items():  # with the buffers that a checkpoint contains
+            if not weight.is_floating_point():
+                continue
+            if weight.ndim < 2:
+                weight.add_(torch.randn_like(weight), alpha=0.2)
             else:
                 weight.normal_(0.0, weight.shape[-1] ** -0.5)
+            for ending, factor in variant.factors.items():
+                weight.mul_(factor if name.endswith(ending) else 1.0)
     shards = {} if variant.shard_bytes is None else {"max_shard_size": variant.shard_bytes}
     model.save_pretrained(directory, **shards)
     _rewrite(directory / "config.json", variant.rewrite)

@@ -33,6 +33,8 @@ class Variant:
     """transformers' class that loads it with its LM head."""
     attention: str = "eager"
     """transformers' implementation of attention."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Factors of random weights, by the end of their names, where those of size 1 would amplify rounding errors."""
 
     @property
     def family(self) -> str:
