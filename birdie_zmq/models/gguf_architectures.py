@@ -1,0 +1,176 @@
+"""What differs between the architectures of GGUF files: llama.cpp's names and keys, and changed tensors.
+
+An architecture is listed here only once tests/parity shows that a file, written as llama.cpp's converter writes it, gives
+the scores of the Hugging Face checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from birdie_zmq.models.families.common import FULL, WINDOWED
+from birdie_zmq.models.gguf_layouts import GROUPED, NORMS_PLUS_ONE, ROTATED_PAIRS, TRANSPOSED, Layouts
+from birdie_zmq.models.gguf_metadata import GgufMetadata
+from birdie_zmq.models.gguf_rope import layer_types, rope_parameters
+
+_SIZES = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+}
+_GPT2_SIZES = {
+    "n_embd": "embedding_length",
+    "n_layer": "block_count",
+    "n_head": "attention.head_count",
+    "n_inner": "feed_forward_length",
+    "n_positions": "context_length",
+}
+_RMS_EPSILON = "attention.layer_norm_rms_epsilon"
+_EPSILON = "attention.layer_norm_epsilon"
+
+ConfigKeys = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GgufArchitecture:
+    """How llama.cpp stores a family.
+
+    Attributes:
+        model_type: The family, by Hugging Face's name.
+        epsilon: The configuration's key for the epsilon of the norms, and the file's.
+        config: Returns the keys of the configuration that are not sizes.
+        layouts: The tensors that the converter changes.
+        sizes: The file's keys by the configuration's.
+    """
+
+    model_type: str
+    epsilon: tuple[str, str]
+    config: Callable[[GgufMetadata], ConfigKeys]
+    layouts: Layouts = field(default_factory=dict)
+    sizes: Mapping[str, str] = field(default_factory=lambda: _SIZES)
+
+    def read_config(self, file: GgufMetadata) -> ConfigKeys:
+        """Return the keys of the Hugging Face ``config.json`` of the same model.
+
+        Raises:
+            ValueError: A key is missing, or the file requests an unsupported feature.
+        """
+        name, key = self.epsilon
+        config: ConfigKeys = {"model_type": self.model_type}
+        config |= {size: file.integer(stored) for size, stored in self.sizes.items()}
+        config |= {"vocab_size": _vocab_size(file), name: file.number(key)}
+        config |= {"tie_word_embeddings": "output.weight" not in file.shapes}
+        config |= self.config(file)
+        if file.optional_number("expert_count"):
+            raise ValueError(f"{file.path}: mixtures of experts are not supported")
+        file.refuse_unused()
+        return config
+
+
+def find_architecture(file: GgufMetadata) -> GgufArchitecture:
+    """Return the architecture of a file.
+
+    Raises:
+        ValueError: It is not supported.
+    """
+    if file.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{file.path}: the architecture {file.architecture!r} is not supported in GGUF files, only "
+            f"{', '.join(ARCHITECTURES)}; try its Hugging Face directory (model_tag=DIRECTORY)"
+        )
+    return ARCHITECTURES[file.architecture]
+
+
+def _vocab_size(file: GgufMetadata) -> int:
+    if "token_embd.weight" not in file.shapes:
+        raise ValueError(f"{file.path} lacks the tensor token_embd.weight")
+    return file.shapes["token_embd.weight"][0]
+
+
+def _kv_heads(file: GgufMetadata) -> ConfigKeys:
+    heads = file.integer("attention.head_count")
+    return {"num_key_value_heads": file.integer("attention.head_count_kv", heads)}
+
+
+def _without_groups(file: GgufMetadata) -> ConfigKeys:
+    """Check that a family without grouped-query attention has as many key/value heads as heads."""
+    heads = file.integer("attention.head_count")
+    if (found := file.integer("attention.head_count_kv", heads)) != heads:
+        raise ValueError(f"{file.path}: {found} key/value heads for {heads} heads are not supported")
+    return {}
+
+
+def _quotient(file: GgufMetadata) -> int:
+    """Return the width of a head in families where it follows from the others."""
+    return file.integer("embedding_length") // max(file.integer("attention.head_count"), 1)
+
+
+def _head_dim(file: GgufMetadata) -> int:
+    return file.integer("attention.key_length", _quotient(file))
+
+
+def _with_heads(file: GgufMetadata) -> ConfigKeys:
+    """Return the keys of grouped-query attention with rotary positions."""
+    head_dim = _head_dim(file)
+    return {"head_dim": head_dim, "rope_parameters": rope_parameters(file, head_dim), **_kv_heads(file)}
+
+
+def _llama(file: GgufMetadata) -> ConfigKeys:
+    biases = {"attention_bias": "blk.0.attn_q.bias" in file.shapes, "mlp_bias": "blk.0.ffn_up.bias" in file.shapes}
+    return _with_heads(file) | biases
+
+
+def _qwen3(file: GgufMetadata) -> ConfigKeys:
+    return _with_heads(file) | {"attention_bias": "blk.0.attn_q.bias" in file.shapes}
+
+
+def _gemma2(file: GgufMetadata) -> ConfigKeys:
+    # llama.cpp knows the one size whose scores are scaled by another width by its number of layers.
+    config = _with_heads(file) | _query_scale(file, largest=46)
+    return config | {
+        "layer_types": layer_types(file, 2),
+        "sliding_window": file.integer("attention.sliding_window", 4096),
+        "attn_logit_softcapping": file.optional_number("attn_logit_softcapping"),
+        "final_logit_softcapping": file.optional_number("final_logit_softcapping"),
+    }
+
+
+def _gemma3(file: GgufMetadata) -> ConfigKeys:
+    window = file.integer("attention.sliding_window", 0)
+    config = _with_heads(file) | _query_scale(file, largest=62)
+    local = {"rope_type": "default", "rope_theta": file.number("rope.freq_base_swa", 10_000.0)}
+    return config | {
+        "layer_types": layer_types(file, 6 if window else 1),
+        "sliding_window": window or None,
+        "final_logit_softcapping": file.optional_number("final_logit_softcapping"),
+        "rope_parameters": {FULL: config["rope_parameters"], WINDOWED: local},
+    }
+
+
+def _query_scale(file: GgufMetadata, largest: int) -> ConfigKeys:
+    width = _quotient(file) if file.integer("block_count") == largest else _head_dim(file)
+    return {"query_pre_attn_scalar": width}
+
+
+def _gpt_neox(file: GgufMetadata) -> ConfigKeys:
+    return _without_groups(file) | {
+        "attention_bias": "blk.0.attn_qkv.bias" in file.shapes,
+        "use_parallel_residual": file.flag("use_parallel_residual", True),
+        "rope_parameters": rope_parameters(file, _quotient(file), partial=True),
+    }
+
+
+ARCHITECTURES = {
+    "llama": GgufArchitecture("llama", ("rms_norm_eps", _RMS_EPSILON), _llama, ROTATED_PAIRS),
+    "qwen2": GgufArchitecture("qwen2", ("rms_norm_eps", _RMS_EPSILON), _with_heads),
+    "qwen3": GgufArchitecture("qwen3", ("rms_norm_eps", _RMS_EPSILON), _qwen3),
+    "gemma2": GgufArchitecture("gemma2", ("rms_norm_eps", _RMS_EPSILON), _gemma2, NORMS_PLUS_ONE),
+    "gemma3": GgufArchitecture("gemma3_text", ("rms_norm_eps", _RMS_EPSILON), _gemma3, NORMS_PLUS_ONE),
+    "gpt2": GgufArchitecture("gpt2", ("layer_norm_epsilon", _EPSILON), _without_groups, TRANSPOSED, _GPT2_SIZES),
+    "gptneox": GgufArchitecture("gpt_neox", ("layer_norm_eps", _EPSILON), _gpt_neox, GROUPED),
+}
+"""The supported architectures, by the value of ``general.architecture``. Files of Mistral and SmolLM have llama."""
