@@ -1,0 +1,227 @@
+"""Every architecture of GGUF files: its configuration and its weights are those of the Hugging Face checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.config import complete_config
+from birdie_zmq.models.gguf_architectures import ARCHITECTURES
+from birdie_zmq.models.gguf_file import GgufFile
+from birdie_zmq.models.registry import build_architecture
+from birdie_zmq.models.rope import Rope
+from tests.gguf_files import llama_cpp_name
+from tests.gguf_models import LLAMA, add_rope_factors, random_model
+
+SIZES = {key: value for key, value in LLAMA.items() if key not in ("model_type", "tie_word_embeddings")}
+GEMMA = {**SIZES, "head_dim": 16, "tie_word_embeddings": True, "sliding_window": 8, "query_pre_attn_scalar": 16}
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
+NEOX = {**SIZES, "num_key_value_heads": None, "layer_norm_eps": 2.0**-17}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama tied": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 1},
+    "llama biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    "llama yarn": {"model_type": "llama", "rope_parameters": YARN | {"beta_fast": 16.0, "attention_factor": 1.5}},
+    "llama linear": {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+    },
+    "qwen2": {"model_type": "qwen2", **SIZES},
+    "qwen2 tied yarn": {"model_type": "qwen2", **SIZES, "tie_word_embeddings": True, "rope_parameters": YARN},
+    "qwen3": {"model_type": "qwen3", **SIZES, "head_dim": 16},
+    "qwen3 biases": {"model_type": "qwen3", **SIZES, "head_dim": 8, "attention_bias": True},
+    "gemma2": {"model_type": "gemma2", **GEMMA, "num_hidden_layers": 3, "rope_parameters": None},
+    "gemma2 27B": {  # llama.cpp knows the scale of the scores by the number of layers
+        "model_type": "gemma2",
+        **GEMMA,
+        "num_hidden_layers": 46,
+        "query_pre_attn_scalar": 8,
+        "rope_parameters": None,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        **GEMMA,
+        "num_hidden_layers": 7,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": 300,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 48,
+        "layer_norm_epsilon": 2.0**-17,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        **NEOX,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25},
+    },
+    "gpt_neox sequential": {
+        "model_type": "gpt_neox",
+        **NEOX,
+        "attention_bias": False,
+        "use_parallel_residual": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
+    },
+}
+
+
+def test_every_architecture_is_tested() -> None:
+    assert {llama_cpp_name(values) for values in MODELS.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_and_weights_round_trip(tmp_path: Path, name: str) -> None:
+    model = random_model(**MODELS[name])
+    file = GgufFile(model.write(tmp_path / "m.gguf"))
+    architecture = build_architecture(complete_config(file.config()), "m.gguf")
+    assert architecture == model.architecture
+    read = {name: read() for name, read in file.source(architecture.weight_map()).read()}
+    assert read.keys() == model.tensors.keys()
+    for tensor, values in read.items():  # norms are stored plus one, which rounds
+        np.testing.assert_allclose(values, model.tensors[tensor], rtol=0, atol=5e-7, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama biases", "gemma2", "gpt2", "gpt_neox"])
+def test_stored_tensors_are_changed(tmp_path: Path, name: str) -> None:
+    """Otherwise the round-trip test would also pass if neither side changed them."""
+    model = random_model(**MODELS[name])
+    reader = gguf.GGUFReader(model.write(tmp_path / "m.gguf"))
+    stored = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    changed = {
+        "llama": ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
+        "llama biases": ("blk.1.attn_k.bias", "model.layers.1.self_attn.k_proj.bias"),
+        "gemma2": ("output_norm.weight", "model.norm.weight"),
+        "gpt2": ("blk.0.ffn_up.weight", "transformer.h.0.mlp.c_fc.weight"),
+        "gpt_neox": ("blk.0.attn_qkv.bias", "gpt_neox.layers.0.attention.query_key_value.bias"),
+    }[name]
+    assert not np.array_equal(stored[changed[0]], model.tensors[changed[1]])
+
+
+def test_first_rows_of_llamas_queries_are_in_llama_cpps_order(tmp_path: Path) -> None:
+    model = random_model()
+    reader = gguf.GGUFReader(model.write(tmp_path / "m.gguf"))
+    stored = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    layer = "model.layers.0.self_attn"
+    np.testing.assert_array_equal(
+        stored["blk.0.attn_q.weight"][[0, 1, 2]], model.tensors[f"{layer}.q_proj.weight"][[0, 4, 1]]
+    )
+    np.testing.assert_array_equal(stored["blk.0.attn_v.weight"], model.tensors[f"{layer}.v_proj.weight"])
+
+
+def read(path: Path) -> Architecture:
+    return build_architecture(complete_config(GgufFile(path).config()), "m.gguf")
+
+
+def rope(path: Path) -> Rope:
+    found = read(path).layers[0].attention.rope
+    assert found is not None
+    return found
+
+
+def test_rope_factors_divide_the_frequencies(tmp_path: Path) -> None:
+    factors = [1.0, 2.0, 8.0, 8.0]
+    found = rope(random_model().write(tmp_path / "m.gguf", more=add_rope_factors(factors)))
+    np.testing.assert_allclose(found.frequencies(), Rope(8, 500.0).frequencies() / np.array(factors, "f4"), rtol=2e-7)
+    assert found.attention_factor == 1.0
+
+
+def test_rope_factors_of_llama_3_give_its_frequencies_for_texts_of_any_length(tmp_path: Path) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    model = random_model(rope_parameters=scaling)
+    path = model.write(tmp_path / "m.gguf")
+    original = model.architecture.layers[0].attention.rope
+    assert original is not None
+    np.testing.assert_allclose(rope(path).frequencies(), original.frequencies(), rtol=1e-6)
+    assert original.frequencies().min() < Rope(8, 500.0).frequencies().min() / 2
+    limit = read(path).position_limit
+    assert limit is not None
+    assert limit > 10**9
+
+
+def test_wrong_rope_factors_are_refused(tmp_path: Path) -> None:
+    for number, factors in enumerate(([1.0] * 3, [1.0, 1.0, 0.0, 1.0])):
+        with pytest.raises(ValueError, match=r"rope_freqs\.weight must be 4 numbers above 0"):
+            read(random_model().write(tmp_path / f"{number}.gguf", more=add_rope_factors(factors)))
+
+    def both(writer: gguf.GGUFWriter) -> None:
+        add_rope_factors([1.0] * 4)(writer)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight beside RoPE scaling of the type linear"):
+        read(random_model().write(tmp_path / "both.gguf", more=both))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (lambda writer: writer.add_sliding_window(16), r"llama\.attention\.sliding_window=16 is not supported"),
+        (lambda writer: writer.add_clamp_kqv(8.0), r"llama\.attention\.clamp_kqv=8\.0 is not supported"),
+        (lambda writer: writer.add_causal_attention(False), r"llama\.attention\.causal=False is not supported"),
+        (lambda writer: writer.add_rope_dimension_count(4), "heads of 8 dimensions with 4 rotated"),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), "of the type longrope is not"),
+        (lambda writer: writer.add_rope_scaling_attn_factors(2.0), r"llama\.rope\.scaling\.attn_factor=2\.0 is not"),
+        (lambda writer: writer.add_head_count_kv([2, 1]), r"llama\.attention\.head_count_kv must be an integer, not"),
+        (lambda writer: writer.add_expert_count(8), "mixtures of experts"),
+    ],
+)
+def test_unsupported_keys_are_refused_by_name(tmp_path: Path, more: Any, message: str) -> None:
+    path = random_model().write(tmp_path / "m.gguf", omit=("llama.rope.dimension_count",), more=more)
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_keys_that_mean_none_are_accepted(tmp_path: Path) -> None:
+    def more(writer: gguf.GGUFWriter) -> None:
+        writer.add_sliding_window(0)
+        writer.add_expert_count(0)
+        writer.add_causal_attention(True)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+    model = random_model()
+    assert read(model.write(tmp_path / "m.gguf", more=more)) == model.architecture
+
+
+def test_pattern_of_windows_may_be_a_list_or_a_period(tmp_path: Path) -> None:
+    values = MODELS["gemma2"] | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+    listed = random_model(**values)
+    pattern = [False, True, False]
+    path = listed.write(tmp_path / "l.gguf", more=lambda writer: writer.add_sliding_window_pattern(pattern))
+    assert read(path) == listed.architecture
+    period = random_model(**{**values, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]})
+    path = period.write(
+        tmp_path / "p.gguf", more=lambda writer: writer.add_uint32("gemma2.attention.sliding_window_pattern", 3)
+    )
+    assert read(path) == period.architecture
+    path = listed.write(tmp_path / "w.gguf", more=lambda writer: writer.add_sliding_window_pattern(pattern[:2]))
+    with pytest.raises(ValueError, match=r"gemma2\.attention\.sliding_window_pattern has 2 values for 3 layers"):
+        read(path)
+
+
+def test_partly_rotated_heads_keep_their_number_of_dimensions(tmp_path: Path) -> None:
+    """30 of 44 dimensions as a share is a little less than 30 when it is multiplied again."""
+    assert int(44 * (30 / 44)) == 29
+    values = MODELS["gpt_neox sequential"] | {"hidden_size": 4 * 44}
+    path = random_model(**values).write(
+        tmp_path / "m.gguf",
+        omit=("gptneox.rope.dimension_count",),
+        more=lambda writer: writer.add_rope_dimension_count(30),
+    )
+    assert rope(path).width == 30
