@@ -61,6 +61,14 @@ def _to_groups(weight: NDArray[Any], heads: HeadCounts) -> NDArray[Any]:
     return np.concatenate([grouped, keys[:, None], values[:, None]], axis=1).reshape(weight.shape)
 
 
+def _subtract_one(weight: NDArray[Any], _: HeadCounts) -> NDArray[Any]:
+    return weight - np.float32(1)
+
+
+def _transpose(weight: NDArray[Any], _: HeadCounts) -> NDArray[Any]:
+    return weight.T
+
+
 def _for_endings(layout: TensorLayout, *endings: str) -> Layouts:
     return dict.fromkeys(endings, layout)
 
@@ -73,12 +81,10 @@ ROTATED_PAIRS = _for_endings(_QUERY_ROWS, "q_proj.weight", "q_proj.bias") | _for
 )
 """Llama's query and key projections."""
 
-NORMS_PLUS_ONE = {"norm.weight": TensorLayout(lambda weight, heads: weight - np.float32(1))}
+NORMS_PLUS_ONE = {"norm.weight": TensorLayout(_subtract_one)}
 """Gemma's norms, which multiply by 1 + weight."""
 
-TRANSPOSED = _for_endings(
-    TensorLayout(lambda weight, heads: weight.T, transposed=True), "c_attn.weight", "c_proj.weight", "c_fc.weight"
-)
+TRANSPOSED = _for_endings(TensorLayout(_transpose, transposed=True), "c_attn.weight", "c_proj.weight", "c_fc.weight")
 """GPT-2's matrices, [in, out] in Hugging Face's files."""
 
 GROUPED = _for_endings(TensorLayout(_to_groups), "query_key_value.weight", "query_key_value.bias")

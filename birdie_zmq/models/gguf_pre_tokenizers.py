@@ -25,7 +25,7 @@ _LLAMA_3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _SYMBOLS_AN
 _QWEN_2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _SYMBOLS_AND_SPACES
 _TEKKEN = "|".join(_CASED_WORD) + r"|\p{N}" + _SYMBOLS_SLASHES_AND_SPACES
 _GPT_4O = "|".join(f"{word}{_CONTRACTIONS}?" for word in _CASED_WORD) + r"|\p{N}{1,3}" + _SYMBOLS_SLASHES_AND_SPACES
-_BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
+_BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"  # noqa: RUF001 - punctuation of several languages
 
 
 class PreTokenizer(NamedTuple):

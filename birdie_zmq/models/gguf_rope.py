@@ -53,9 +53,7 @@ def layer_types(file: GgufMetadata, period: int) -> list[str]:
     if isinstance(pattern, list):
         windowed = [bool(flag) for flag in file.items(key)]
         if len(windowed) != layers:
-            raise ValueError(
-                f"{file.path}: {file.architecture}.{key} has {len(windowed)} values for {layers} layers"
-            )
+            raise ValueError(f"{file.path}: {file.architecture}.{key} has {len(windowed)} values for {layers} layers")
     else:
         period = file.integer(key, period)
         windowed = [period > 0 and layer % period < period - 1 for layer in range(layers)]

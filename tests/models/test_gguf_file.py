@@ -110,9 +110,7 @@ def test_part_of_a_split_file_under_another_name_is_refused(tmp_path: Path, mode
 
 
 def test_unused_tensor_is_refused(tmp_path: Path, model: RandomModel) -> None:
-    path = model.write(
-        tmp_path / "m.gguf", more=lambda writer: writer.add_tensor("blk.0.odd.weight", np.ones(4, "f4"))
-    )
+    path = model.write(tmp_path / "m.gguf", more=lambda writer: writer.add_tensor("blk.0.odd.weight", np.ones(4, "f4")))
     with pytest.raises(ValueError, match=r"blk\.0\.odd\.weight, which this architecture does not use"):
         load_checkpoint(path)
 
