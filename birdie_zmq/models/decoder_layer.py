@@ -216,4 +216,6 @@ class DecoderLayer:
         return fed + self._scale(z), own
 
     def _scale(self, x: jax.Array) -> jax.Array:
-        return x if self.residual_scale == 1.0 else x * jnp.asarray(self.residual_scale, x.dtype)
+        if self.residual_scale == 1.0:
+            return x
+        return (x.astype(jnp.float32) * self.residual_scale).astype(x.dtype)  # as PyTorch multiplies by a number

@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from birdie_zmq.models.architecture import Architecture
-from birdie_zmq.models.families.gemma import gemma
+from birdie_zmq.models.families.exaone4 import exaone4
+from birdie_zmq.models.families.gemma import gemma, gemma2
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.olmo2 import olmo2
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
@@ -20,8 +23,13 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "ministral": llama,
     "qwen2": llama,
     "qwen3": llama,
-    "gemma2": gemma,
-    "gemma3_text": gemma,
+    "granite": granite,
+    "olmo2": olmo2,
+    "olmo3": olmo2,
+    "exaone4": exaone4,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3_text": gemma2,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
 }

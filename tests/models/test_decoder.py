@@ -39,6 +39,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "ministral": {**SIZES, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen2": {**SIZES, **WINDOWS, "rope_parameters": YARN},
     "qwen3": {**SIZES, **WINDOWS},
+    "granite": {
+        **SIZES,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.7,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.0,
+    },
+    "olmo2": {**SIZES, "num_key_value_heads": 4},
+    "olmo3": {
+        **SIZES,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}},
+    },
+    "exaone4": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
+    "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
         "sliding_window": 5,

@@ -1,10 +1,26 @@
-"""Variants of Gemma 2 and Gemma 3."""
+"""Variants of Gemma 1, Gemma 2 and Gemma 3."""
 
 from __future__ import annotations
 
 from tests.parity.variants.base import SIZES, Variant
 
 VARIANTS = {
+    "gemma": Variant("GemmaConfig", {**SIZES, "num_key_value_heads": 4, "head_dim": 24}),
+    "gemma_2b_old_keys": Variant(
+        "GemmaConfig",
+        {**SIZES, "num_key_value_heads": 1, "head_dim": 256},
+        rewrite={
+            "rope_parameters": None,
+            "rope_theta": 10_000.0,
+            "hidden_act": "gelu",
+            "hidden_activation": None,
+        },
+    ),
+    "gemma_hidden_activation_biases": Variant(
+        "GemmaConfig",
+        {**SIZES, "head_dim": 32, "attention_bias": True, "tie_word_embeddings": False},
+        rewrite={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
+    ),
     "gemma2": Variant("Gemma2Config", {**SIZES, "head_dim": 24, "sliding_window": 16, "query_pre_attn_scalar": 20}),
     "gemma2_uncapped": Variant(
         "Gemma2Config",
