@@ -165,6 +165,20 @@ def add_llama(writer: Writer, values: Values) -> None:
     writer.add_rope_dimension_count(head_width(values))
 
 
+def add_granite(writer: Writer, values: Values) -> None:
+    writer.add_attention_scale(values["attention_multiplier"])
+    writer.add_embedding_scale(values["embedding_multiplier"])
+    writer.add_residual_scale(values["residual_multiplier"])
+    writer.add_logit_scale(values["logits_scaling"])
+
+
+def add_windows(writer: Writer, values: Values) -> None:
+    """Write the pattern of OLMo 3 and EXAONE 4."""
+    if values.get("sliding_window") is not None:
+        writer.add_sliding_window(values["sliding_window"])
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in values["layer_types"]])
+
+
 def add_gemma(writer: Writer, values: Values) -> None:
     """Write the keys of Gemma 1 and 2, which have no base of the rotary embedding."""
     writer.add_context_length(values["max_position_embeddings"])
@@ -214,13 +228,17 @@ def add_gpt_neox(writer: Writer, values: Values) -> None:
     writer.add_layer_norm_eps(values["layer_norm_eps"])
 
 
-NAMES = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}
+NAMES = {"mistral": "llama", "olmo3": "olmo2", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}
 """llama.cpp's names of families that it names otherwise."""
 
 PARAMETERS: dict[str, tuple[Callable[[Writer, Values], None], ...]] = {
     "llama": (add_base, add_llama),
     "qwen2": (add_base,),
     "qwen3": (add_base,),
+    "granite": (add_base, add_llama, add_granite),
+    "olmo2": (add_base, add_windows),
+    "exaone4": (add_base, add_windows),
+    "gemma": (add_gemma,),
     "gemma2": (add_gemma, add_gemma2),
     "gemma3": (add_base, add_gemma3),
     "gpt2": (add_gpt2,),
@@ -264,6 +282,8 @@ def split_heads(name: str, weight: Array, values: Values) -> Array:
 
 CHANGES: dict[str, Callable[[str, Array, Values], Array]] = {
     "llama": permute_pairs,
+    "granite": permute_pairs,
+    "gemma": add_one_to_norms,
     "gemma2": add_one_to_norms,
     "gemma3": add_one_to_norms,
     "gpt2": transpose_matrices,

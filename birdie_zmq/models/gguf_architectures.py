@@ -125,7 +125,44 @@ def _llama(file: GgufMetadata) -> ConfigKeys:
 
 
 def _qwen3(file: GgufMetadata) -> ConfigKeys:
-    return _with_heads(file) | {"attention_bias": "blk.0.attn_q.bias" in file.shapes}
+    return _with_heads(file) | _biased(file)
+
+
+def _biased(file: GgufMetadata) -> ConfigKeys:
+    return {"attention_bias": "blk.0.attn_q.bias" in file.shapes}
+
+
+def _granite(file: GgufMetadata) -> ConfigKeys:
+    if not file.flag("rope.scaling.finetuned", True):
+        raise ValueError(f"{file.path}: granite.rope.scaling.finetuned=False, for no positions, is not supported")
+    config = _llama(file)
+    return config | {
+        "attention_multiplier": file.number("attention.scale"),
+        "embedding_multiplier": file.number("embedding_scale"),
+        "residual_multiplier": file.number("residual_scale"),
+        "logits_scaling": file.number("logit_scale"),
+    }
+
+
+def _olmo2(file: GgufMetadata) -> ConfigKeys:
+    config = _with_heads(file) | _biased(file)
+    window = file.integer("attention.sliding_window", 0)
+    if not window:
+        return config
+    theta = file.number("rope.freq_base_swa", config["rope_parameters"]["rope_theta"])
+    local = {"rope_type": "default", "rope_theta": theta}
+    return config | {
+        "model_type": "olmo3",
+        "layer_types": layer_types(file, 4),
+        "sliding_window": window,
+        "rope_parameters": {FULL: config["rope_parameters"], WINDOWED: local},
+    }
+
+
+def _exaone4(file: GgufMetadata) -> ConfigKeys:
+    window = file.integer("attention.sliding_window", 0)
+    types = layer_types(file, 4 if window else 1)
+    return _with_heads(file) | {"layer_types": types, "sliding_window": window or None}
 
 
 def _gemma2(file: GgufMetadata) -> ConfigKeys:
@@ -164,12 +201,18 @@ def _gpt_neox(file: GgufMetadata) -> ConfigKeys:
     }
 
 
+_RMS = ("rms_norm_eps", _RMS_EPSILON)
+
 ARCHITECTURES = {
-    "llama": GgufArchitecture("llama", ("rms_norm_eps", _RMS_EPSILON), _llama, ROTATED_PAIRS),
-    "qwen2": GgufArchitecture("qwen2", ("rms_norm_eps", _RMS_EPSILON), _with_heads),
-    "qwen3": GgufArchitecture("qwen3", ("rms_norm_eps", _RMS_EPSILON), _qwen3),
-    "gemma2": GgufArchitecture("gemma2", ("rms_norm_eps", _RMS_EPSILON), _gemma2, NORMS_PLUS_ONE),
-    "gemma3": GgufArchitecture("gemma3_text", ("rms_norm_eps", _RMS_EPSILON), _gemma3, NORMS_PLUS_ONE),
+    "llama": GgufArchitecture("llama", _RMS, _llama, ROTATED_PAIRS),
+    "qwen2": GgufArchitecture("qwen2", _RMS, _with_heads),
+    "qwen3": GgufArchitecture("qwen3", _RMS, _qwen3),
+    "granite": GgufArchitecture("granite", _RMS, _granite, ROTATED_PAIRS),
+    "olmo2": GgufArchitecture("olmo2", _RMS, _olmo2),  # or olmo3
+    "exaone4": GgufArchitecture("exaone4", _RMS, _exaone4),
+    "gemma": GgufArchitecture("gemma", _RMS, _with_heads, NORMS_PLUS_ONE),
+    "gemma2": GgufArchitecture("gemma2", _RMS, _gemma2, NORMS_PLUS_ONE),
+    "gemma3": GgufArchitecture("gemma3_text", _RMS, _gemma3, NORMS_PLUS_ONE),
     "gpt2": GgufArchitecture("gpt2", ("layer_norm_epsilon", _EPSILON), _without_groups, TRANSPOSED, _GPT2_SIZES),
     "gptneox": GgufArchitecture("gpt_neox", ("layer_norm_eps", _EPSILON), _gpt_neox, GROUPED),
 }

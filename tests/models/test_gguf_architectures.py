@@ -34,6 +34,28 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2 tied yarn": {"model_type": "qwen2", **SIZES, "tie_word_embeddings": True, "rope_parameters": YARN},
     "qwen3": {"model_type": "qwen3", **SIZES, "head_dim": 16},
     "qwen3 biases": {"model_type": "qwen3", **SIZES, "head_dim": 8, "attention_bias": True},
+    "granite": {
+        "model_type": "granite",
+        **SIZES,
+        "attention_multiplier": 0.375,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.25,
+        "logits_scaling": 8.0,
+    },
+    "olmo2": {"model_type": "olmo2", **SIZES},
+    "olmo3": {
+        "model_type": "olmo3",
+        **SIZES,
+        "num_hidden_layers": 5,
+        "sliding_window": 8,
+        "rope_parameters": {
+            "full_attention": YARN | {"attention_factor": 1.25},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        },
+    },
+    "exaone4": {"model_type": "exaone4", **SIZES, "num_hidden_layers": 6, "head_dim": 16, "sliding_window": 8},
+    "exaone4 full": {"model_type": "exaone4", **SIZES, "sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "gemma": {"model_type": "gemma", **GEMMA, "num_key_value_heads": 1, "rope_parameters": None},
     "gemma2": {"model_type": "gemma2", **GEMMA, "num_hidden_layers": 3, "rope_parameters": None},
     "gemma2 27B": {  # llama.cpp knows the scale of the scores by the number of layers
         "model_type": "gemma2",
