@@ -75,7 +75,9 @@ def _text_values(config: Any) -> dict[str, Any]:
     if text is not config:
         # These belong to the whole model.
         values["dtype"] = config.to_dict().get("dtype") or values.get("dtype")
-        values["tie_word_embeddings"] = config.tie_word_embeddings
+        if config.model_type != "mistral3":
+            # Mistral 3's own default, true, is wrong for all untied checkpoints; their text part has the right value.
+            values["tie_word_embeddings"] = config.tie_word_embeddings
         # transformers' Gemma 3 with vision does not cap its logits, whatever its text part says.
         values |= {"final_logit_softcapping": None} if config.model_type == "gemma3" else {}
         values["quantization_config"] = getattr(config, "quantization_config", None)

@@ -15,14 +15,18 @@ from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.ministral3 import ministral3
 from birdie_zmq.models.families.olmo2 import olmo2
+from birdie_zmq.models.families.smollm3 import smollm3
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "llama": llama,
     "mistral": llama,
     "ministral": llama,
+    "ministral3": ministral3,
     "qwen2": llama,
     "qwen3": llama,
+    "smollm3": smollm3,
     "granite": granite,
     "olmo2": olmo2,
     "olmo3": olmo2,
@@ -34,7 +38,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gpt_neox": gpt_neox,
 }
 
-WITH_TEXT_CONFIG = ("gemma3",)
+WITH_TEXT_CONFIG = ("gemma3", "mistral3")
 """Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
 
 

@@ -12,7 +12,7 @@ from birdie_zmq.models.gemma import Gemma
 from birdie_zmq.models.gpt2 import Gpt2
 from birdie_zmq.models.gpt_neox import GptNeoX
 from birdie_zmq.models.llama import Llama
-from birdie_zmq.models.registry import FAMILIES, build_architecture
+from birdie_zmq.models.registry import FAMILIES, WITH_TEXT_CONFIG, build_architecture
 from birdie_zmq.models.rope import Rope
 from birdie_zmq.models.weight_map import Architecture
 
@@ -256,6 +256,15 @@ def test_untied_head_of_gemma3_is_a_key_of_the_whole_model(tmp_path: Path) -> No
     assert not model.tied_head
 
 
+@pytest.mark.parametrize(("text", "tied"), [({"model_type": "mistral"}, False), ({"tie_word_embeddings": True}, True)])
+def test_tied_head_of_mistral3_is_a_key_of_its_text_part(text: dict[str, Any], tied: bool, tmp_path: Path) -> None:
+    """Mistral Small 3.1 and Ministral 3 have no such key outside of it, where transformers' default is true."""
+    keys = {"model_type": "mistral3", "text_config": {"model_type": "ministral3", "num_hidden_layers": 2, **text}}
+    config = read_config(write(tmp_path, **keys))
+    assert config["tie_word_embeddings"] is tied
+    assert (build_architecture(config, "config.json").tied_head is not None) is tied
+
+
 @pytest.mark.parametrize("keys", [{"model_type": "llama"}, {"model_type": "gemma3", "text_config": {}}])
 def test_quantised_weights_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
     config = read_config(write(tmp_path, **keys, quantization_config={"quant_method": "gptq", "bits": 4}))
@@ -265,7 +274,7 @@ def test_quantised_weights_are_refused(keys: dict[str, Any], tmp_path: Path) -> 
 
 def test_unsupported_family_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
     config = read_config(write(tmp_path, model_type="bloom"))
-    supported = ", ".join(sorted([*FAMILIES, "gemma3"]))
+    supported = ", ".join(sorted([*FAMILIES, *WITH_TEXT_CONFIG]))
     with pytest.raises(ValueError, match=f"^path: the model_type 'bloom' is not known; supported: {supported}"):
         build_architecture(config, "path")
 

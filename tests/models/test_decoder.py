@@ -38,7 +38,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": {**SIZES, "sliding_window": 5},
     "ministral": {**SIZES, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen2": {**SIZES, **WINDOWS, "rope_parameters": YARN},
+    "ministral3": {**SIZES, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.5}},
     "qwen3": {**SIZES, **WINDOWS},
+    "smollm3": {**SIZES, "no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5},
     "granite": {
         **SIZES,
         "embedding_multiplier": 3.0,

@@ -33,7 +33,7 @@ def make_checkpoint(variant: Variant, directory: Path, *, tokenizer_kind: str | 
     torch.manual_seed(0)
     config = getattr(transformers, variant.config)(**variant.values)
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = getattr(transformers, variant.auto_class).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:

@@ -29,14 +29,22 @@ def instances(kind: Kind, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [instance(kind, argument, index) for index, argument in enumerate(arguments)]
 
 
-def hf(directory: Path, **keywords: Any) -> Any:
-    """Load a checkpoint in lm_eval's hf backend, in float32 on the CPU."""
+def hf(directory: Path, *, auto_class: str = "AutoModelForCausalLM", **keywords: Any) -> Any:
+    """Load a checkpoint in lm_eval's hf backend, in float32 on the CPU.
+
+    Args:
+        directory: The checkpoint.
+        auto_class: transformers' class that loads it. The backend itself only has causal language models.
+        **keywords: Arguments of the backend.
+    """
+    import transformers
     from lm_eval.models.huggingface import HFLM
 
+    backend = type("Backend", (HFLM,), {"AUTO_MODEL_CLASS": getattr(transformers, auto_class)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch and transformers
         keywords = {"dtype": "float32", "attn_implementation": "eager", **keywords}
-        return HFLM(pretrained=str(directory), device="cpu", batch_size=1, **keywords)
+        return backend(pretrained=str(directory), device="cpu", batch_size=1, **keywords)
 
 
 @contextmanager

@@ -29,6 +29,8 @@ class Variant:
     shard_bytes: int | None = None
     rewrite: dict[str, Any] = field(default_factory=dict)
     """Keys of config.json as older versions of transformers wrote them; None removes a key."""
+    auto_class: str = "AutoModelForCausalLM"
+    """transformers' class that loads it with its LM head."""
 
     @property
     def family(self) -> str:
