@@ -165,6 +165,13 @@ def add_llama(writer: Writer, values: Values) -> None:
     writer.add_rope_dimension_count(head_width(values))
 
 
+def add_mistral3(writer: Writer, values: Values) -> None:
+    rope = values["rope_parameters"]
+    if values["model_type"] == "ministral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+
+
 def add_granite(writer: Writer, values: Values) -> None:
     writer.add_attention_scale(values["attention_multiplier"])
     writer.add_embedding_scale(values["embedding_multiplier"])
@@ -228,13 +235,15 @@ def add_gpt_neox(writer: Writer, values: Values) -> None:
     writer.add_layer_norm_eps(values["layer_norm_eps"])
 
 
-NAMES = {"mistral": "llama", "olmo3": "olmo2", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}
+NAMES = {"mistral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}
 """llama.cpp's names of families that it names otherwise."""
 
 PARAMETERS: dict[str, tuple[Callable[[Writer, Values], None], ...]] = {
     "llama": (add_base, add_llama),
     "qwen2": (add_base,),
     "qwen3": (add_base,),
+    "smollm3": (add_base, add_llama),
+    "mistral3": (add_base, add_llama, add_mistral3),
     "granite": (add_base, add_llama, add_granite),
     "olmo2": (add_base, add_windows),
     "exaone4": (add_base, add_windows),
@@ -282,6 +291,8 @@ def split_heads(name: str, weight: Array, values: Values) -> Array:
 
 CHANGES: dict[str, Callable[[str, Array, Values], Array]] = {
     "llama": permute_pairs,
+    "smollm3": permute_pairs,
+    "mistral3": permute_pairs,
     "granite": permute_pairs,
     "gemma": add_one_to_norms,
     "gemma2": add_one_to_norms,

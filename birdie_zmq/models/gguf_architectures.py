@@ -132,6 +132,28 @@ def _biased(file: GgufMetadata) -> ConfigKeys:
     return {"attention_bias": "blk.0.attn_q.bias" in file.shapes}
 
 
+def _smollm3(file: GgufMetadata) -> ConfigKeys:
+    # llama.cpp knows from the architecture that every fourth layer has no positions.
+    return _llama(file) | {
+        "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(file.integer("block_count"))]
+    }
+
+
+def _mistral3(file: GgufMetadata) -> ConfigKeys:
+    config = _with_heads(file) | {"sliding_window": None}
+    if "attention.temperature_scale" not in file:
+        return config | {"model_type": "mistral"}
+    rope, multiplier = config["rope_parameters"], file.number("rope.scaling.yarn_log_multiplier")
+    length = file.integer("attention.temperature_length", 0)
+    if rope["rope_type"] != "yarn" or multiplier != 1 or length not in (0, rope["original_max_position_embeddings"]):
+        raise ValueError(
+            f"{file.path}: mistral3.attention.temperature_scale is only supported with YaRN, "
+            "rope.scaling.yarn_log_multiplier=1 and a temperature_length that is YaRN's original length"
+        )
+    rope |= {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": file.number("attention.temperature_scale")}
+    return config
+
+
 def _granite(file: GgufMetadata) -> ConfigKeys:
     if not file.flag("rope.scaling.finetuned", True):
         raise ValueError(f"{file.path}: granite.rope.scaling.finetuned=False, for no positions, is not supported")
@@ -207,6 +229,8 @@ ARCHITECTURES = {
     "llama": GgufArchitecture("llama", _RMS, _llama, ROTATED_PAIRS),
     "qwen2": GgufArchitecture("qwen2", _RMS, _with_heads),
     "qwen3": GgufArchitecture("qwen3", _RMS, _qwen3),
+    "smollm3": GgufArchitecture("smollm3", _RMS, _smollm3, ROTATED_PAIRS),
+    "mistral3": GgufArchitecture("ministral3", _RMS, _mistral3, ROTATED_PAIRS),  # or mistral
     "granite": GgufArchitecture("granite", _RMS, _granite, ROTATED_PAIRS),
     "olmo2": GgufArchitecture("olmo2", _RMS, _olmo2),  # or olmo3
     "exaone4": GgufArchitecture("exaone4", _RMS, _exaone4),

@@ -34,6 +34,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2 tied yarn": {"model_type": "qwen2", **SIZES, "tie_word_embeddings": True, "rope_parameters": YARN},
     "qwen3": {"model_type": "qwen3", **SIZES, "head_dim": 16},
     "qwen3 biases": {"model_type": "qwen3", **SIZES, "head_dim": 8, "attention_bias": True},
+    "smollm3": {"model_type": "smollm3", **SIZES, "num_hidden_layers": 5, "tie_word_embeddings": True},
+    "ministral3": {
+        "model_type": "ministral3",
+        **SIZES,
+        "head_dim": 16,
+        "sliding_window": None,
+        "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.125},
+    },
     "granite": {
         "model_type": "granite",
         **SIZES,
@@ -219,6 +227,29 @@ def test_keys_that_mean_none_are_accepted(tmp_path: Path) -> None:
 
     model = random_model()
     assert read(model.write(tmp_path / "m.gguf", more=more)) == model.architecture
+
+
+def test_mistral_3_without_temperature_is_a_mistral(tmp_path: Path) -> None:
+    model = random_model(**MODELS["ministral3"])
+    omitted = ("mistral3.attention.temperature_scale", "mistral3.rope.scaling.yarn_log_multiplier")
+    found = read(model.write(tmp_path / "m.gguf", omit=omitted))
+    expected = random_model(**MODELS["ministral3"] | {"model_type": "mistral", "rope_parameters": YARN})
+    assert found == expected.architecture
+
+
+def test_other_temperatures_of_mistral_3_are_refused(tmp_path: Path) -> None:
+    rope = MODELS["ministral3"]["rope_parameters"] | {"mscale_all_dim": 0.5}
+    path = random_model(**MODELS["ministral3"] | {"rope_parameters": rope}).write(tmp_path / "m.gguf")
+    with pytest.raises(ValueError, match=r"mistral3\.attention\.temperature_scale is only supported with YaRN"):
+        read(path)
+
+
+def test_granite_without_positions_is_refused(tmp_path: Path) -> None:
+    path = random_model(**MODELS["granite"]).write(
+        tmp_path / "m.gguf", more=lambda writer: writer.add_bool("granite.rope.scaling.finetuned", False)
+    )
+    with pytest.raises(ValueError, match=r"granite\.rope\.scaling\.finetuned=False"):
+        read(path)
 
 
 def test_pattern_of_windows_may_be_a_list_or_a_period(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ CASES = {
     "qwen2": Case("qwen2"),
     "qwen2 yarn": Case("qwen2_tied_window_yarn", {"use_sliding_window": False}, hf_reads_it=False),
     "qwen3": Case("qwen3", {"head_dim": 128}),
+    "smollm3": Case("smollm3", hf_reads_it=False),
+    "ministral3": Case("ministral3", hf_reads_it=False),
     "granite": Case("granite", hf_reads_it=False),
     "olmo2": Case("olmo2", hf_reads_it=False),
     "olmo3": Case("olmo3", hf_reads_it=False),
