@@ -1,9 +1,10 @@
 """Write GGUF files as llama.cpp's converter writes them: its keys, its names, and its changes of tensors.
 
-Every function here goes from a Hugging Face checkpoint to the file, so none is shared with the reader.
+Every function here and in `gguf_keys` goes from a Hugging Face checkpoint to the file, so none is shared with the reader.
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,9 @@ from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.families.llama import to_hugging_face
 from birdie_zmq.models.weight_map import Params
 from birdie_zmq.models.weights import stored_tensors
+from tests.gguf_keys import NAMES, PARAMETERS, Values, Writer, falcon_groups, full_rope, head_width
 
-Values = Mapping[str, Any]
 Array = NDArray[np.float32]
-Writer = gguf.GGUFWriter
 
 F32 = gguf.GGMLQuantizationType.F32
 
@@ -102,163 +102,6 @@ def add_byte_level(writer: Writer, tokenizer: Tokenizer, pre: str | None) -> Non
     writer.add_eos_token_id(1)
 
 
-# Keys
-
-
-def full_rope(values: Values) -> Values:
-    """Return the rotary embedding of the layers with full attention."""
-    rope: Values = values.get("rope_parameters") or {}
-    return rope.get("full_attention", rope)
-
-
-def add_base(writer: Writer, values: Values) -> None:
-    """Write what the converter writes for most architectures."""
-    rope = full_rope(values)
-    writer.add_block_count(values["num_hidden_layers"])
-    writer.add_context_length(values["max_position_embeddings"])
-    writer.add_embedding_length(values["hidden_size"])
-    writer.add_feed_forward_length(values["intermediate_size"])
-    writer.add_head_count(values["num_attention_heads"])
-    if values.get("num_key_value_heads") is not None:
-        writer.add_head_count_kv(values["num_key_value_heads"])
-    if rope.get("rope_type") == "linear":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(rope["factor"])
-    if rope.get("rope_type") == "yarn":
-        add_yarn(writer, rope)
-    if rope.get("rope_type") == "longrope":
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
-    if "rope_theta" in rope:
-        writer.add_rope_freq_base(rope["rope_theta"])
-    if "sliding_attention" in values.get("rope_parameters", {}):
-        writer.add_rope_freq_base_swa(values["rope_parameters"]["sliding_attention"]["rope_theta"])
-    if "rms_norm_eps" in values:
-        writer.add_layer_norm_rms_eps(values["rms_norm_eps"])
-    for key in ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"):
-        if key in values:
-            writer.add_layer_norm_eps(values[key])
-    if values.get("head_dim") is not None:
-        writer.add_key_length(values["head_dim"])
-        writer.add_value_length(values["head_dim"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-
-
-def add_yarn(writer: Writer, rope: Values) -> None:
-    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(rope["factor"])
-    writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    if rope.get("attention_factor") is not None:
-        writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
-    if rope.get("beta_fast") is not None:
-        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
-    if rope.get("beta_slow") is not None:
-        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
-
-
-def head_width(values: Values) -> int:
-    """Return the width of a head."""
-    return int(values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"])
-
-
-def add_llama(writer: Writer, values: Values) -> None:
-    writer.add_vocab_size(values["vocab_size"])
-    writer.add_rope_dimension_count(head_width(values))
-
-
-def add_mistral3(writer: Writer, values: Values) -> None:
-    rope = values["rope_parameters"]
-    if values["model_type"] == "ministral3":
-        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
-        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
-
-
-def add_granite(writer: Writer, values: Values) -> None:
-    writer.add_attention_scale(values["attention_multiplier"])
-    writer.add_embedding_scale(values["embedding_multiplier"])
-    writer.add_residual_scale(values["residual_multiplier"])
-    writer.add_logit_scale(values["logits_scaling"])
-
-
-def add_windows(writer: Writer, values: Values) -> None:
-    """Write the pattern of OLMo 3 and EXAONE 4."""
-    if values.get("sliding_window") is not None:
-        writer.add_sliding_window(values["sliding_window"])
-        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in values["layer_types"]])
-
-
-def add_gemma(writer: Writer, values: Values) -> None:
-    """Write the keys of Gemma 1 and 2, which have no base of the rotary embedding."""
-    writer.add_context_length(values["max_position_embeddings"])
-    writer.add_embedding_length(values["hidden_size"])
-    writer.add_block_count(values["num_hidden_layers"])
-    writer.add_feed_forward_length(values["intermediate_size"])
-    writer.add_head_count(values["num_attention_heads"])
-    writer.add_head_count_kv(values["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(values["rms_norm_eps"])
-    writer.add_key_length(values["head_dim"])
-    writer.add_value_length(values["head_dim"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-
-
-def add_gemma2(writer: Writer, values: Values) -> None:
-    writer.add_attn_logit_softcapping(values["attn_logit_softcapping"])
-    writer.add_final_logit_softcapping(values["final_logit_softcapping"])
-    writer.add_sliding_window(values["sliding_window"])
-
-
-def add_gemma3(writer: Writer, values: Values) -> None:
-    if values.get("final_logit_softcapping"):
-        writer.add_final_logit_softcapping(values["final_logit_softcapping"])
-    if "sliding_attention" in values["layer_types"]:
-        writer.add_sliding_window(values["sliding_window"])
-
-
-def add_gpt2(writer: Writer, values: Values) -> None:
-    writer.add_block_count(values["n_layer"])
-    writer.add_context_length(values["n_positions"])
-    writer.add_embedding_length(values["n_embd"])
-    writer.add_feed_forward_length(4 * values["n_embd"])
-    writer.add_head_count(values["n_head"])
-    writer.add_layer_norm_eps(values["layer_norm_epsilon"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-
-
-def add_gpt_neox(writer: Writer, values: Values) -> None:
-    writer.add_context_length(values["max_position_embeddings"])
-    writer.add_embedding_length(values["hidden_size"])
-    writer.add_block_count(values["num_hidden_layers"])
-    writer.add_feed_forward_length(values["intermediate_size"])
-    share = values["rope_parameters"].get("partial_rotary_factor", 1.0)
-    writer.add_rope_dimension_count(int(share * head_width(values)))
-    writer.add_head_count(values["num_attention_heads"])
-    writer.add_parallel_residual(values["use_parallel_residual"])
-    writer.add_layer_norm_eps(values["layer_norm_eps"])
-
-
-NAMES = {"mistral": "llama", "ministral3": "mistral3", "olmo3": "olmo2", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}
-"""llama.cpp's names of families that it names otherwise."""
-
-PARAMETERS: dict[str, tuple[Callable[[Writer, Values], None], ...]] = {
-    "llama": (add_base, add_llama),
-    "qwen2": (add_base,),
-    "qwen3": (add_base,),
-    "smollm3": (add_base, add_llama),
-    "mistral3": (add_base, add_llama, add_mistral3),
-    "granite": (add_base, add_llama, add_granite),
-    "olmo2": (add_base, add_windows),
-    "exaone4": (add_base, add_windows),
-    "gemma": (add_gemma,),
-    "gemma2": (add_gemma, add_gemma2),
-    "gemma3": (add_base, add_gemma3),
-    "gpt2": (add_gpt2,),
-    "gptneox": (add_gpt_neox,),
-}
-"""What writes the keys of each architecture."""
-
-
-# Tensors
-
-
 def to_llama_cpp_order(weight: NDArray[Any], heads: int) -> NDArray[Any]:
     """Reorder rows as the converter does for an architecture whose pairs llama.cpp rotates side by side."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
@@ -285,8 +128,27 @@ def split_heads(name: str, weight: Array, values: Values) -> Array:
     """Store all queries, all keys and all values of a projection whose rows are ordered by head."""
     if "query_key_value" not in name:
         return weight
-    heads = weight.reshape(values["num_attention_heads"], 3, -1, *weight.shape[1:])
+    count = values["n_head"] if "n_head" in values else values["num_attention_heads"]
+    heads = weight.reshape(count, 3, -1, *weight.shape[1:])
     return np.concatenate([heads[:, part].reshape(-1, *weight.shape[1:]) for part in range(3)])
+
+
+def split_groups(name: str, weight: Array, values: Values) -> Array:
+    """Do the same where several query heads share a key and a value."""
+    if "query_key_value" not in name:
+        return weight
+    groups, shared = falcon_groups(values), values["num_attention_heads"] // falcon_groups(values)
+    heads = weight.reshape(groups, shared + 2, -1, *weight.shape[1:])
+    parts = heads[:, :-2], heads[:, [-2]], heads[:, [-1]]
+    return np.concatenate([part.reshape(-1, *weight.shape[1:]) for part in parts])
+
+
+def stack_norms(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Stack the norms that StableLM has for each head, in the order of the heads."""
+    stacked: dict[str, list[Array]] = {}
+    for name, weight in tensors.items():
+        stacked.setdefault(re.sub(r"\.norms\.\d+\.", ".", name), []).append(weight)
+    return {name: weights[0] if len(weights) == 1 else np.stack(weights) for name, weights in stacked.items()}
 
 
 CHANGES: dict[str, Callable[[str, Array, Values], Array]] = {
@@ -299,6 +161,8 @@ CHANGES: dict[str, Callable[[str, Array, Values], Array]] = {
     "gemma3": add_one_to_norms,
     "gpt2": transpose_matrices,
     "gptneox": split_heads,
+    "bloom": split_heads,
+    "falcon": split_groups,
 }
 """How the converter changes the tensors of an architecture."""
 
@@ -310,16 +174,19 @@ def convert(architecture: str, values: Values, tensors: Mapping[str, Array]) -> 
     names = gguf.get_tensor_name_map(model_arch, layers)
     change = CHANGES.get(architecture, lambda name, weight, values: weight)
     converted: dict[str, Array] = {}
-    for name, weight in tensors.items():
-        stored = names.get_name(name, (".weight", ".bias"))
+    for name, weight in stack_norms(tensors).items():
+        own = name.removeprefix("transformer.") if architecture == "bloom" else name
+        stored = names.get_name(own, (".weight", ".bias"))
         assert stored is not None, name
         converted[stored] = np.ascontiguousarray(change(name, weight, values))
     return converted | rope_factors(architecture, values)
 
 
 def rope_factors(architecture: str, values: Values) -> dict[str, Array]:
-    """Return the tensor into which the converter writes the scaling of Llama 3.1."""
+    """Return the tensors into which the converter writes the scaling of Llama 3.1 and of Phi-3."""
     rope = full_rope(values)
+    if architecture == "phi3" and "short_factor" in rope:
+        return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], "f4") for kind in ("short", "long")}
     if rope.get("rope_type") != "llama3":
         return {}
     width = head_width(values)

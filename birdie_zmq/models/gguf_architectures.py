@@ -29,6 +29,19 @@ _GPT2_SIZES = {
     "n_inner": "feed_forward_length",
     "n_positions": "context_length",
 }
+_FALCON_SIZES = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "ffn_hidden_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+}
+_BLOOM_SIZES = {
+    "hidden_size": "embedding_length",
+    "n_layer": "block_count",
+    "n_head": "attention.head_count",
+    "seq_length": "context_length",
+}
 _RMS_EPSILON = "attention.layer_norm_rms_epsilon"
 _EPSILON = "attention.layer_norm_epsilon"
 
@@ -187,6 +200,83 @@ def _exaone4(file: GgufMetadata) -> ConfigKeys:
     return _with_heads(file) | {"layer_types": types, "sliding_window": window or None}
 
 
+def _phi3(file: GgufMetadata) -> ConfigKeys:
+    rope = rope_parameters(file, _quotient(file), partial=True)
+    original = file.integer("rope.scaling.original_context_length", 0)
+    return _kv_heads(file) | {
+        "rope_parameters": rope,
+        "original_max_position_embeddings": original or file.integer("context_length"),
+        "sliding_window": file.integer("attention.sliding_window", 0) or None,
+    }
+
+
+def _with_partial_rope(file: GgufMetadata) -> ConfigKeys:
+    """Return the keys of attention that rotates a part of each head, whose width follows from the other sizes."""
+    return _kv_heads(file) | {"rope_parameters": rope_parameters(file, _quotient(file), partial=True)}
+
+
+def _stablelm(file: GgufMetadata) -> ConfigKeys:
+    return _with_partial_rope(file) | {
+        "use_qkv_bias": "blk.0.attn_q.bias" in file.shapes,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in file.shapes,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in file.shapes,
+    }
+
+
+def _glm4(file: GgufMetadata) -> ConfigKeys:
+    head_dim = _head_dim(file)
+    rope = rope_parameters(file, head_dim, partial=True)
+    return _kv_heads(file) | _biased(file) | {"head_dim": head_dim, "rope_parameters": rope}
+
+
+def _command_r(file: GgufMetadata) -> ConfigKeys:
+    return _with_heads(file) | {
+        "logit_scale": file.number("logit_scale"),
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in file.shapes,
+    }
+
+
+def _cohere2(file: GgufMetadata) -> ConfigKeys:
+    return _with_heads(file) | {
+        "logit_scale": file.number("logit_scale"),
+        "layer_types": layer_types(file, 4),
+        "sliding_window": file.integer("attention.sliding_window"),
+    }
+
+
+def _starcoder2(file: GgufMetadata) -> ConfigKeys:
+    rope = rope_parameters(file, _quotient(file))
+    # llama.cpp's converter leaves the window out, and transformers has none for a file without it.
+    return _kv_heads(file) | {
+        "rope_parameters": rope,
+        "use_bias": "blk.0.attn_q.bias" in file.shapes,
+        "sliding_window": None,
+    }
+
+
+def _falcon(file: GgufMetadata) -> ConfigKeys:
+    heads, groups = file.integer("attention.head_count"), file.integer("attention.head_count_kv", 1)
+    has_two_norms = "blk.0.attn_norm_2.weight" in file.shapes
+    is_new = has_two_norms or 1 < groups < heads
+    if is_new and not has_two_norms:
+        file.number("rope.freq_base")  # Falcon 2's is not the default, and llama.cpp's converter leaves it out
+    return {
+        "new_decoder_architecture": is_new,
+        "num_ln_in_parallel_attn": 2 if has_two_norms else 1,
+        "num_kv_heads": groups,
+        "multi_query": groups == 1,
+        "bias": "blk.0.attn_qkv.bias" in file.shapes,
+        "rope_parameters": rope_parameters(file, _quotient(file)),
+    }
+
+
+def _bloom(file: GgufMetadata) -> ConfigKeys:
+    inner, width = file.integer("feed_forward_length"), file.integer("embedding_length")
+    if inner != 4 * width:
+        raise ValueError(f"{file.path}: bloom.feed_forward_length={inner} is not supported, only {4 * width}")
+    return _without_groups(file)
+
+
 def _gemma2(file: GgufMetadata) -> ConfigKeys:
     # llama.cpp knows the one size whose scores are scaled by another width by its number of layers.
     config = _with_heads(file) | _query_scale(file, largest=46)
@@ -237,6 +327,15 @@ ARCHITECTURES = {
     "gemma": GgufArchitecture("gemma", _RMS, _with_heads, NORMS_PLUS_ONE),
     "gemma2": GgufArchitecture("gemma2", _RMS, _gemma2, NORMS_PLUS_ONE),
     "gemma3": GgufArchitecture("gemma3_text", _RMS, _gemma3, NORMS_PLUS_ONE),
+    "phi2": GgufArchitecture("phi", ("layer_norm_eps", _EPSILON), _with_partial_rope),
+    "phi3": GgufArchitecture("phi3", _RMS, _phi3),
+    "glm4": GgufArchitecture("glm4", _RMS, _glm4),
+    "command-r": GgufArchitecture("cohere", ("layer_norm_eps", _EPSILON), _command_r),
+    "cohere2": GgufArchitecture("cohere2", ("layer_norm_eps", _EPSILON), _cohere2),
+    "starcoder2": GgufArchitecture("starcoder2", ("norm_epsilon", _EPSILON), _starcoder2),
+    "stablelm": GgufArchitecture("stablelm", ("layer_norm_eps", _EPSILON), _stablelm),
+    "falcon": GgufArchitecture("falcon", ("layer_norm_epsilon", _EPSILON), _falcon, GROUPED, _FALCON_SIZES),
+    "bloom": GgufArchitecture("bloom", ("layer_norm_epsilon", _EPSILON), _bloom, GROUPED, _BLOOM_SIZES),
     "gpt2": GgufArchitecture("gpt2", ("layer_norm_epsilon", _EPSILON), _without_groups, TRANSPOSED, _GPT2_SIZES),
     "gptneox": GgufArchitecture("gpt_neox", ("layer_norm_eps", _EPSILON), _gpt_neox, GROUPED),
 }

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WITHOUT_EFFECT = (
+    "attention.layer_norm_epsilon",  # is read by families with such norms
+    "attention.layer_norm_rms_epsilon",
     "attention.value_length",  # is checked against the shape of the weights
     "expert_used_count",
     "pooling_type",
     "rope.scaling.finetuned",
     "tensor_data_layout",
+    "use_parallel_residual",  # follows from the tensors; GPT-NeoX's is read
     "vocab_size",  # is that of the embedding
 )
 """Keys of an architecture that do not change its scores."""

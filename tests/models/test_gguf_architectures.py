@@ -20,6 +20,20 @@ SIZES = {key: value for key, value in LLAMA.items() if key not in ("model_type",
 GEMMA = {**SIZES, "head_dim": 16, "tie_word_embeddings": True, "sliding_window": 8, "query_pre_attn_scalar": 16}
 YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
 NEOX = {**SIZES, "num_key_value_heads": None, "layer_norm_eps": 2.0**-17}
+COHERE = {**SIZES, "layer_norm_eps": 2.0**-17, "logit_scale": 0.25, "tie_word_embeddings": True}
+STABLELM = {
+    **SIZES,
+    "layer_norm_eps": 2.0**-17,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25},
+}
+FALCON = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "layer_norm_epsilon": 2.0**-17,
+    "max_position_embeddings": 2048,
+}
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
@@ -81,6 +95,58 @@ MODELS: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
         },
     },
+    "phi2": {
+        "model_type": "phi",
+        **SIZES,
+        "num_key_value_heads": 4,
+        "intermediate_size": 128,
+        "layer_norm_eps": 2.0**-17,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+    },
+    "phi3": {"model_type": "phi3", **SIZES, "sliding_window": 8, "pad_token_id": 0},
+    "phi3 longrope": {
+        "model_type": "phi3",
+        **SIZES,
+        "pad_token_id": 0,
+        "max_position_embeddings": 16**4,  # such that the factor of the attention is 2
+        "original_max_position_embeddings": 16,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [2.0, 3.0],
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "glm4": {
+        "model_type": "glm4",
+        **SIZES,
+        "head_dim": 16,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    },
+    "command-r": {"model_type": "cohere", **COHERE},
+    "command-r norms": {"model_type": "cohere", **COHERE, "use_qk_norm": True},
+    "cohere2": {"model_type": "cohere2", **COHERE, "num_hidden_layers": 5, "sliding_window": 8},
+    "starcoder2": {"model_type": "starcoder2", **SIZES, "norm_epsilon": 2.0**-17, "sliding_window": None},
+    "stablelm": {"model_type": "stablelm", **STABLELM},
+    "stablelm parallel": {
+        "model_type": "stablelm",
+        **STABLELM,
+        "use_qkv_bias": True,
+        "qk_layernorm": True,
+        "use_parallel_residual": True,
+    },
+    "falcon": {"model_type": "falcon", **FALCON},
+    "falcon grouped": {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "bloom": {
+        "model_type": "bloom",
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "layer_norm_epsilon": 2.0**-17,
+    },
     "gpt2": {
         "model_type": "gpt2",
         "vocab_size": 300,
@@ -121,7 +187,9 @@ def test_config_and_weights_round_trip(tmp_path: Path, name: str) -> None:
         np.testing.assert_allclose(values, model.tensors[tensor], rtol=0, atol=5e-7, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama biases", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama biases", "gemma2", "gpt2", "gpt_neox", "bloom", "falcon grouped", "granite", "smollm3"]
+)
 def test_stored_tensors_are_changed(tmp_path: Path, name: str) -> None:
     """Otherwise the round-trip test would also pass if neither side changed them."""
     model = random_model(**MODELS[name])
@@ -130,6 +198,10 @@ def test_stored_tensors_are_changed(tmp_path: Path, name: str) -> None:
     changed = {
         "llama": ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
         "llama biases": ("blk.1.attn_k.bias", "model.layers.1.self_attn.k_proj.bias"),
+        "granite": ("blk.0.attn_q.weight", "model.layers.0.self_attn.q_proj.weight"),
+        "smollm3": ("blk.0.attn_k.weight", "model.layers.0.self_attn.k_proj.weight"),
+        "bloom": ("blk.1.attn_qkv.weight", "transformer.h.1.self_attention.query_key_value.weight"),
+        "falcon grouped": ("blk.1.attn_qkv.weight", "transformer.h.1.self_attention.query_key_value.weight"),
         "gemma2": ("output_norm.weight", "model.norm.weight"),
         "gpt2": ("blk.0.ffn_up.weight", "transformer.h.0.mlp.c_fc.weight"),
         "gpt_neox": ("blk.0.attn_qkv.bias", "gpt_neox.layers.0.attention.query_key_value.bias"),
@@ -242,6 +314,16 @@ def test_other_temperatures_of_mistral_3_are_refused(tmp_path: Path) -> None:
     path = random_model(**MODELS["ministral3"] | {"rope_parameters": rope}).write(tmp_path / "m.gguf")
     with pytest.raises(ValueError, match=r"mistral3\.attention\.temperature_scale is only supported with YaRN"):
         read(path)
+
+
+def test_falcon_2_without_its_base_of_the_rotary_embedding_is_refused(tmp_path: Path) -> None:
+    grouped = {**MODELS["falcon grouped"], "num_ln_in_parallel_attn": 1}
+    with pytest.raises(ValueError, match=r"has no key falcon\.rope\.freq_base"):
+        read(random_model(**grouped).write(tmp_path / "m.gguf"))
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    model = random_model(**grouped, rope_parameters=rope)
+    path = model.write(tmp_path / "b.gguf", more=lambda writer: writer.add_rope_freq_base(500.0))
+    assert read(path) == model.architecture
 
 
 def test_granite_without_positions_is_refused(tmp_path: Path) -> None:

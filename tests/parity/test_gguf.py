@@ -70,6 +70,21 @@ CASES = {
         },
         hf_reads_it=False,
     ),
+    "phi2": Case("phi", {"intermediate_size": 256}, hf_reads_it=False),
+    "phi3": Case("phi3", {"sliding_window": None}),
+    "phi3 window": Case("phi3", hf_reads_it=False),
+    "phi3 longrope": Case("phi3_longrope", hf_reads_it=False),
+    "phi3 partial longrope": Case("phi3_partial_longrope", hf_reads_it=False),
+    "glm4": Case("glm4", hf_reads_it=False),
+    "command-r": Case("cohere", hf_reads_it=False),
+    "command-r norms": Case("cohere_norms_of_heads", hf_reads_it=False),
+    "cohere2": Case("cohere2", hf_reads_it=False),
+    "starcoder2": Case("starcoder2", {"sliding_window": None}),
+    "stablelm": Case("stablelm"),
+    "stablelm parallel": Case("stablelm_parallel_norms_of_heads", hf_reads_it=False),
+    "falcon": Case("falcon", {"max_position_embeddings": 2048}),  # the length in every file
+    "falcon grouped": Case("falcon_grouped", {"max_position_embeddings": 2048}, hf_reads_it=False),
+    "bloom": Case("bloom"),
     "gpt2": Case("gpt2", {"n_positions": 1024}),
     "gpt_neox": Case("gpt_neox", hf_reads_it=False),
     "gpt_neox sequential": Case("gpt_neox_sequential", hf_reads_it=False),
@@ -82,7 +97,11 @@ def make_file(directory: Path, **options: Any) -> Path:
     source = SafetensorsDirectory(directory)
     tensors = {name: read() for name, read in source.read()}
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    return write_gguf(directory / "model.gguf", values, tensors, tokenizer, **options)
+
+    def more(writer: gguf.GGUFWriter) -> None:
+        writer.add_pad_token_id(0)  # transformers' default for Phi-3 is outside of this vocabulary
+
+    return write_gguf(directory / "model.gguf", values, tensors, tokenizer, more=more, **options)
 
 
 def make_directory(case: Case, directory: Path) -> Path:
