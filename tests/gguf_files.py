@@ -151,6 +151,10 @@ def stack_norms(tensors: Mapping[str, Array]) -> dict[str, Array]:
     return {name: weights[0] if len(weights) == 1 else np.stack(weights) for name, weights in stacked.items()}
 
 
+def keep(name: str, weight: Array, values: Values) -> Array:
+    return weight
+
+
 CHANGES: dict[str, Callable[[str, Array, Values], Array]] = {
     "llama": permute_pairs,
     "smollm3": permute_pairs,
@@ -172,7 +176,7 @@ def convert(architecture: str, values: Values, tensors: Mapping[str, Array]) -> 
     model_arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     layers = values["n_layer"] if "n_layer" in values else values["num_hidden_layers"]
     names = gguf.get_tensor_name_map(model_arch, layers)
-    change = CHANGES.get(architecture, lambda name, weight, values: weight)
+    change = CHANGES.get(architecture, keep)
     converted: dict[str, Array] = {}
     for name, weight in stack_norms(tensors).items():
         own = name.removeprefix("transformer.") if architecture == "bloom" else name

@@ -12,8 +12,9 @@ Writer = gguf.GGUFWriter
 
 def full_rope(values: Values) -> Values:
     """Return the rotary embedding of the layers with full attention."""
-    rope: Values = values.get("rope_parameters") or {}
-    return rope.get("full_attention", rope)
+    rope: dict[str, Any] = values.get("rope_parameters") or {}
+    full: Values = rope.get("full_attention", rope)
+    return full
 
 
 def add_base(writer: Writer, values: Values) -> None:
@@ -137,7 +138,7 @@ def add_partial_rope(writer: Writer, values: Values) -> None:
 def original_length(values: Values) -> int:
     """Return LongRoPE's original length, which is in one of two places."""
     lengths = (where.get("original_max_position_embeddings") for where in (full_rope(values), values))
-    return next(length for length in lengths if length is not None)
+    return next(int(length) for length in lengths if length is not None)
 
 
 def add_phi3(writer: Writer, values: Values) -> None:

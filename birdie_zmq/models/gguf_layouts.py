@@ -69,7 +69,7 @@ def _transpose(weight: NDArray[Any], _: HeadCounts) -> NDArray[Any]:
     return weight.T
 
 
-def _for_endings(layout: TensorLayout, *endings: str) -> Layouts:
+def _for_endings(layout: TensorLayout, *endings: str) -> dict[str, TensorLayout]:
     return dict.fromkeys(endings, layout)
 
 
