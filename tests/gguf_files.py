@@ -25,7 +25,7 @@ Array = NDArray[np.float32]
 F32 = gguf.GGMLQuantizationType.F32
 
 
-def write_gguf(
+def write_checkpoint(
     path: Path,
     values: Values,
     tensors: Mapping[str, Array],
@@ -68,10 +68,10 @@ def write_gguf(
     return path
 
 
-def write_plain_llama(path: Path, model: Architecture, params: Params, tokenizer: Tokenizer, **options: Any) -> Path:
-    """Write a plain Llama, as `write_gguf` does."""
+def write_gguf(path: Path, model: Architecture, params: Params, tokenizer: Tokenizer, **options: Any) -> Path:
+    """Write a plain Llama, as `write_checkpoint` does."""
     tensors = stored_tensors(model.weight_map(), params)
-    return write_gguf(path, to_hugging_face(model), tensors, tokenizer, **options)
+    return write_checkpoint(path, to_hugging_face(model), tensors, tokenizer, **options)
 
 
 def close(writer: Writer) -> None:

@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.registry import build_architecture
-from tests.gguf_files import write_gguf
+from tests.gguf_files import write_checkpoint
 
 CORPUS = ["the thinking cat thinks that it isn't there in 1234 or 12 years, the cat; naïve 東京 then there"] * 3
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,8 +46,8 @@ class RandomModel(NamedTuple):
     tensors: dict[str, NDArray[np.float32]]
 
     def write(self, path: Path, tokenizer: Tokenizer | None = None, **options: Any) -> Path:
-        """Write the model as a GGUF file; the options are those of `write_gguf`."""
-        return write_gguf(path, self.values, self.tensors, tokenizer or byte_level(GPT2), **options)
+        """Write the model as a GGUF file; the options are those of `write_checkpoint`."""
+        return write_checkpoint(path, self.values, self.tensors, tokenizer or byte_level(GPT2), **options)
 
 
 def random_model(**values: Any) -> RandomModel:

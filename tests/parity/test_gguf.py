@@ -19,7 +19,7 @@ from birdie_zmq.models.config import read_config
 from birdie_zmq.models.gguf_architectures import ARCHITECTURES
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.tensor_source import SafetensorsDirectory
-from tests.gguf_files import close, llama_cpp_name, write_gguf
+from tests.gguf_files import close, llama_cpp_name, write_checkpoint
 from tests.gguf_tokenizers import add_sentence_piece, sentence_piece
 from tests.parity.checkpoints import make_checkpoint
 from tests.parity.conftest import assert_same, hf, instances, ours
@@ -101,7 +101,7 @@ def make_file(directory: Path, **options: Any) -> Path:
     def more(writer: gguf.GGUFWriter) -> None:
         writer.add_pad_token_id(0)  # transformers' default for Phi-3 is outside of this vocabulary
 
-    return write_gguf(directory / "model.gguf", values, tensors, tokenizer, more=more, **options)
+    return write_checkpoint(directory / "model.gguf", values, tensors, tokenizer, more=more, **options)
 
 
 def make_directory(case: Case, directory: Path) -> Path:
