@@ -18,7 +18,7 @@ from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.families.llama import to_hugging_face
 from birdie_zmq.models.weight_map import Params
 from birdie_zmq.models.weights import stored_tensors
-from tests.gguf_keys import NAMES, PARAMETERS, Values, Writer, falcon_groups, full_rope, head_width
+from tests.gguf_keys import NAMES, PARAMETERS, Values, Writer, falcon_groups, full_heads, full_rope, head_width
 
 Array = NDArray[np.float32]
 
@@ -143,11 +143,13 @@ def split_groups(name: str, weight: Array, values: Values) -> Array:
     return np.concatenate([part.reshape(-1, *weight.shape[1:]) for part in parts])
 
 
-def stack_norms(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Stack the norms that StableLM has for each head, in the order of the heads."""
+def stack_members(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Stack the norms that StableLM has for each head, and the projections of Gemma 3n, in their order."""
     stacked: dict[str, list[Array]] = {}
-    for name, weight in tensors.items():
-        stacked.setdefault(re.sub(r"\.norms\.\d+\.", ".", name), []).append(weight)
+    for name, weight in sorted(tensors.items(), key=lambda item: [int(part) for part in re.findall(r"\d+", item[0])]):
+        stacked.setdefault(
+            re.sub(r"(\.norms|altup\w*_projections)\.\d+\.", lambda m: m[1].removeprefix(".norms") + ".", name), []
+        ).append(weight)
     return {name: weights[0] if len(weights) == 1 else np.stack(weights) for name, weights in stacked.items()}
 
 
@@ -178,10 +180,11 @@ def convert(architecture: str, values: Values, tensors: Mapping[str, Array]) -> 
     names = gguf.get_tensor_name_map(model_arch, layers)
     change = CHANGES.get(architecture, keep)
     converted: dict[str, Array] = {}
-    for name, weight in stack_norms(tensors).items():
+    for name, weight in stack_members(tensors).items():
         own = name.removeprefix("transformer.") if architecture == "bloom" else name
         stored = names.get_name(own, (".weight", ".bias"))
         assert stored is not None, name
+        stored += "" if stored.endswith((".weight", ".bias")) else ".weight"
         converted[stored] = np.ascontiguousarray(change(name, weight, values))
     return converted | rope_factors(architecture, values)
 
@@ -191,6 +194,11 @@ def rope_factors(architecture: str, values: Values) -> dict[str, Array]:
     rope = full_rope(values)
     if architecture == "phi3" and "short_factor" in rope:
         return {f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], "f4") for kind in ("short", "long")}
+    if architecture == "gemma4":
+        width = full_heads(values)["head_dim"]
+        rotated = int(width * rope["partial_rotary_factor"] / 2)
+        unrotated = width // 2 - rotated
+        return {"rope_freqs.weight": np.array([1.0] * rotated + [1e30] * unrotated, np.float32)}
     if rope.get("rope_type") != "llama3":
         return {}
     width = head_width(values)

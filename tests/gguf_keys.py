@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any
 
 import gguf
@@ -119,6 +120,51 @@ def add_gemma3(writer: Writer, values: Values) -> None:
         writer.add_sliding_window(values["sliding_window"])
 
 
+def add_gemma3n(writer: Writer, values: Values) -> None:
+    writer.add_sliding_window(values["sliding_window"])
+    if values.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(values["final_logit_softcapping"])
+    writer.add_altup_active_idx(values["altup_active_idx"])
+    writer.add_altup_num_inputs(values["altup_num_inputs"])
+    writer.add_embedding_length_per_layer_input(values["hidden_size_per_layer_input"])
+    writer.add_shared_kv_layers(values["num_kv_shared_layers"])
+    normal = NormalDist()
+    writer.add_activation_sparsity_scale(
+        [normal.inv_cdf(share) if share > 0 else -math.inf for share in values["activation_sparsity_pattern"]]
+    )
+    writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in values["layer_types"]])
+
+
+def full_heads(values: Values) -> dict[str, int]:
+    """Return the sizes of the heads of Gemma 4's full attention, where transformers puts its old keys."""
+    number = values["layer_types"].index("full_attention")
+    return {int(key): dict(sizes) for key, sizes in values["per_layer_config"].items()}[number]
+
+
+def add_gemma4(writer: Writer, values: Values) -> None:
+    windows = [kind == "sliding_attention" for kind in values["layer_types"]]
+    full = full_heads(values)
+    writer.add_sliding_window(values["sliding_window"])
+    if values.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(values["final_logit_softcapping"])
+    shared = values["num_kv_shared_layers"]
+    writer.add_shared_kv_layers(shared)
+    writer.add_embedding_length_per_layer_input(values.get("hidden_size_per_layer_input") or 0)
+    writer.add_sliding_window_pattern(windows)
+    writer.add_key_length(full["head_dim"])
+    writer.add_value_length(full["head_dim"])
+    writer.add_key_length_swa(values["head_dim"])
+    writer.add_value_length_swa(values["head_dim"])
+    if values.get("use_double_wide_mlp"):
+        first, inner = len(windows) - shared, values["intermediate_size"]
+        writer.add_feed_forward_length([inner if layer < first else 2 * inner for layer in range(len(windows))])
+    if "num_key_value_heads" in full:
+        windowed = values["num_key_value_heads"]
+        writer.add_head_count_kv([windowed if window else full["num_key_value_heads"] for window in windows])
+    writer.add_rope_dimension_count(full["head_dim"])
+    writer.add_rope_dimension_count_swa(values["head_dim"])
+
+
 def add_phi2(writer: Writer, values: Values) -> None:
     writer.add_context_length(values["max_position_embeddings"])
     writer.add_embedding_length(values["hidden_size"])
@@ -232,6 +278,8 @@ NAMES = {
     "ministral3": "mistral3",
     "olmo3": "olmo2",
     "gemma3_text": "gemma3",
+    "gemma3n_text": "gemma3n",
+    "gemma4_text": "gemma4",
     "gpt_neox": "gptneox",
     "phi": "phi2",
     "cohere": "command-r",
@@ -250,6 +298,8 @@ PARAMETERS: dict[str, tuple[Callable[[Writer, Values], None], ...]] = {
     "gemma": (add_gemma,),
     "gemma2": (add_gemma, add_gemma2),
     "gemma3": (add_base, add_gemma3),
+    "gemma3n": (add_base, add_gemma3n),
+    "gemma4": (add_base, add_gemma4),
     "phi2": (add_phi2,),
     "phi3": (add_phi3,),
     "glm4": (add_base, add_partial_rope),

@@ -13,23 +13,11 @@ from tokenizers.models import BPE
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.registry import build_architecture
+from tests.gguf_configs import LLAMA
 from tests.gguf_files import write_checkpoint
 
 CORPUS = ["the thinking cat thinks that it isn't there in 1234 or 12 years, the cat; naïve 東京 then there"] * 3
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-LLAMA = {
-    "model_type": "llama",
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 48,
-    "rms_norm_eps": 2.0**-17,  # is the same in float32, as are all numbers in these configurations
-    "tie_word_embeddings": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-}
 
 
 class RandomModel(NamedTuple):

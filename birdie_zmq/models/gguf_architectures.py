@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from birdie_zmq.models import gguf_config as config
+from birdie_zmq.models import gguf_gemma as gemma
 from birdie_zmq.models.gguf_config import ConfigKeys
 from birdie_zmq.models.gguf_layouts import GROUPED, NORMS_PLUS_ONE, ROTATED_PAIRS, TRANSPOSED, Layouts
 from birdie_zmq.models.gguf_metadata import GgufMetadata
@@ -96,9 +97,7 @@ def find_architecture(file: GgufMetadata) -> GgufArchitecture:
 
 
 def _vocab_size(file: GgufMetadata) -> int:
-    if "token_embd.weight" not in file.shapes:
-        raise ValueError(f"{file.path} lacks the tensor token_embd.weight")
-    return file.shapes["token_embd.weight"][0]
+    return file.shape("token_embd.weight")[0]
 
 
 _RMS = ("rms_norm_eps", _RMS_EPSILON)
@@ -115,6 +114,8 @@ ARCHITECTURES = {
     "gemma": GgufArchitecture("gemma", _RMS, config.with_heads, NORMS_PLUS_ONE),
     "gemma2": GgufArchitecture("gemma2", _RMS, config.gemma2, NORMS_PLUS_ONE),
     "gemma3": GgufArchitecture("gemma3_text", _RMS, config.gemma3, NORMS_PLUS_ONE),
+    "gemma3n": GgufArchitecture("gemma3n_text", _RMS, gemma.gemma3n, sizes=gemma.SIZES),
+    "gemma4": GgufArchitecture("gemma4_text", _RMS, gemma.gemma4, sizes=gemma.SIZES),
     "phi2": GgufArchitecture("phi", ("layer_norm_eps", _EPSILON), config.with_partial_rope),
     "phi3": GgufArchitecture("phi3", _RMS, config.phi3),
     "glm4": GgufArchitecture("glm4", _RMS, config.glm4),

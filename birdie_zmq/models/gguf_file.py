@@ -101,7 +101,9 @@ class GgufFile:
         architecture = find_architecture(self._metadata)
         names = self._gguf.get_tensor_name_map(self._model_arch(), weight_map.n_layers)
         tensors: dict[str, _StoredTensor] = {}
-        used = set(FACTOR_TENSORS)
+        # Tensors that checkpoints may have without a use, such as the keys of layers that use those of another.
+        unused = (f"model{ending}" for ending in weight_map.redundant if ending.startswith(".layers."))
+        used = {*FACTOR_TENSORS, *(_stored_name(names, name)[0] for name in unused)}
         for name, _ in weight_map.tensors():
             stored, member = _stored_name(names, name)
             if stored in self._tensors:
@@ -111,9 +113,11 @@ class GgufFile:
         unknown = [name for name in self._tensors if name not in used]
         if unknown:
             raise ValueError(f"{self.path} has the tensor {unknown[0]}, which this architecture does not use")
+        return GgufSource(self.path, self._gguf, tensors, self._heads() if architecture.layouts else HeadCounts(1, 1))
+
+    def _heads(self) -> HeadCounts:
         heads = self._metadata.integer("attention.head_count")
-        counts = HeadCounts(heads, self._metadata.integer("attention.head_count_kv", heads))
-        return GgufSource(self.path, self._gguf, tensors, counts)
+        return HeadCounts(heads, self._metadata.integer("attention.head_count_kv", heads))
 
     def _model_arch(self) -> Any:
         names = self._gguf.MODEL_ARCH_NAMES
@@ -180,6 +184,8 @@ def _stored_name(names: Any, name: str) -> tuple[str, int | None]:
     member = _MEMBER.fullmatch(name)
     if found is None and member is not None and (stacked := names.get_name(member["module"])) is not None:
         return f"{stacked}.weight", int(member["number"])
+    if found is not None and not found.endswith(suffixes):
+        found += ".weight"  # a parameter without a module
     return found or "", None
 
 

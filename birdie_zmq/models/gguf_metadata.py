@@ -13,6 +13,7 @@ _WITHOUT_EFFECT = (
     "attention.layer_norm_epsilon",  # is read by families with such norms
     "attention.layer_norm_rms_epsilon",
     "attention.value_length",  # is checked against the shape of the weights
+    "attention.value_length_swa",
     "expert_used_count",
     "pooling_type",
     "rope.scaling.finetuned",
@@ -74,6 +75,24 @@ class GgufMetadata:
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{self.path}: {self._name(key)} must be an integer, not {value!r}")
         return value
+
+    def integers(self, key: str) -> list[int]:
+        """Return integers of the architecture; a single one counts as a list of one."""
+        value = self._value(key)
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) or not isinstance(item, int) for item in values):
+            raise ValueError(f"{self.path}: {self._name(key)} must be integers, not {value!r}")
+        return values
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Return the shape of a tensor.
+
+        Raises:
+            ValueError: The file does not have it.
+        """
+        if tensor not in self.shapes:
+            raise ValueError(f"{self.path} lacks the tensor {tensor}")
+        return self.shapes[tensor]
 
     def number(self, key: str, *default: float) -> float:
         """Return a number of the architecture."""

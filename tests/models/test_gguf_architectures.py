@@ -13,162 +13,9 @@ from birdie_zmq.models.gguf_architectures import ARCHITECTURES
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.rope import Rope
+from tests.gguf_configs import MODELS
 from tests.gguf_files import llama_cpp_name
-from tests.gguf_models import LLAMA, add_rope_factors, random_model
-
-SIZES = {key: value for key, value in LLAMA.items() if key not in ("model_type", "tie_word_embeddings")}
-GEMMA = {**SIZES, "head_dim": 16, "tie_word_embeddings": True, "sliding_window": 8, "query_pre_attn_scalar": 16}
-YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
-NEOX = {**SIZES, "num_key_value_heads": None, "layer_norm_eps": 2.0**-17}
-COHERE = {**SIZES, "layer_norm_eps": 2.0**-17, "logit_scale": 0.25, "tie_word_embeddings": True}
-STABLELM = {
-    **SIZES,
-    "layer_norm_eps": 2.0**-17,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25},
-}
-FALCON = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "layer_norm_epsilon": 2.0**-17,
-    "max_position_embeddings": 2048,
-}
-
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama"},
-    "llama tied": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 1},
-    "llama biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "head_dim": 16},
-    "llama yarn": {"model_type": "llama", "rope_parameters": YARN | {"beta_fast": 16.0, "attention_factor": 1.5}},
-    "llama linear": {
-        "model_type": "llama",
-        "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
-    },
-    "qwen2": {"model_type": "qwen2", **SIZES},
-    "qwen2 tied yarn": {"model_type": "qwen2", **SIZES, "tie_word_embeddings": True, "rope_parameters": YARN},
-    "qwen3": {"model_type": "qwen3", **SIZES, "head_dim": 16},
-    "qwen3 biases": {"model_type": "qwen3", **SIZES, "head_dim": 8, "attention_bias": True},
-    "smollm3": {"model_type": "smollm3", **SIZES, "num_hidden_layers": 5, "tie_word_embeddings": True},
-    "ministral3": {
-        "model_type": "ministral3",
-        **SIZES,
-        "head_dim": 16,
-        "sliding_window": None,
-        "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.125},
-    },
-    "granite": {
-        "model_type": "granite",
-        **SIZES,
-        "attention_multiplier": 0.375,
-        "embedding_multiplier": 12.0,
-        "residual_multiplier": 0.25,
-        "logits_scaling": 8.0,
-    },
-    "olmo2": {"model_type": "olmo2", **SIZES},
-    "olmo3": {
-        "model_type": "olmo3",
-        **SIZES,
-        "num_hidden_layers": 5,
-        "sliding_window": 8,
-        "rope_parameters": {
-            "full_attention": YARN | {"attention_factor": 1.25},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
-        },
-    },
-    "exaone4": {"model_type": "exaone4", **SIZES, "num_hidden_layers": 6, "head_dim": 16, "sliding_window": 8},
-    "exaone4 full": {"model_type": "exaone4", **SIZES, "sliding_window": None, "layer_types": ["full_attention"] * 2},
-    "gemma": {"model_type": "gemma", **GEMMA, "num_key_value_heads": 1, "rope_parameters": None},
-    "gemma2": {"model_type": "gemma2", **GEMMA, "num_hidden_layers": 3, "rope_parameters": None},
-    "gemma2 27B": {  # llama.cpp knows the scale of the scores by the number of layers
-        "model_type": "gemma2",
-        **GEMMA,
-        "num_hidden_layers": 46,
-        "query_pre_attn_scalar": 8,
-        "rope_parameters": None,
-    },
-    "gemma3": {
-        "model_type": "gemma3_text",
-        **GEMMA,
-        "num_hidden_layers": 7,
-        "rope_parameters": {
-            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
-        },
-    },
-    "phi2": {
-        "model_type": "phi",
-        **SIZES,
-        "num_key_value_heads": 4,
-        "intermediate_size": 128,
-        "layer_norm_eps": 2.0**-17,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
-    },
-    "phi3": {"model_type": "phi3", **SIZES, "sliding_window": 8, "pad_token_id": 0},
-    "phi3 longrope": {
-        "model_type": "phi3",
-        **SIZES,
-        "pad_token_id": 0,
-        "max_position_embeddings": 16**4,  # such that the factor of the attention is 2
-        "original_max_position_embeddings": 16,
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 500.0,
-            "partial_rotary_factor": 0.5,
-            "short_factor": [1.0, 1.5],
-            "long_factor": [2.0, 3.0],
-            "original_max_position_embeddings": 16,
-        },
-    },
-    "glm4": {
-        "model_type": "glm4",
-        **SIZES,
-        "head_dim": 16,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
-    },
-    "command-r": {"model_type": "cohere", **COHERE},
-    "command-r norms": {"model_type": "cohere", **COHERE, "use_qk_norm": True},
-    "cohere2": {"model_type": "cohere2", **COHERE, "num_hidden_layers": 5, "sliding_window": 8},
-    "starcoder2": {"model_type": "starcoder2", **SIZES, "norm_epsilon": 2.0**-17, "sliding_window": None},
-    "stablelm": {"model_type": "stablelm", **STABLELM},
-    "stablelm parallel": {
-        "model_type": "stablelm",
-        **STABLELM,
-        "use_qkv_bias": True,
-        "qk_layernorm": True,
-        "use_parallel_residual": True,
-    },
-    "falcon": {"model_type": "falcon", **FALCON},
-    "falcon grouped": {"model_type": "falcon", **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
-    "bloom": {
-        "model_type": "bloom",
-        "vocab_size": 300,
-        "hidden_size": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "layer_norm_epsilon": 2.0**-17,
-    },
-    "gpt2": {
-        "model_type": "gpt2",
-        "vocab_size": 300,
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 48,
-        "layer_norm_epsilon": 2.0**-17,
-    },
-    "gpt_neox": {
-        "model_type": "gpt_neox",
-        **NEOX,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.25},
-    },
-    "gpt_neox sequential": {
-        "model_type": "gpt_neox",
-        **NEOX,
-        "attention_bias": False,
-        "use_parallel_residual": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0},
-    },
-}
+from tests.gguf_models import add_rope_factors, random_model
 
 
 def test_every_architecture_is_tested() -> None:
@@ -324,6 +171,39 @@ def test_falcon_2_without_its_base_of_the_rotary_embedding_is_refused(tmp_path: 
     model = random_model(**grouped, rope_parameters=rope)
     path = model.write(tmp_path / "b.gguf", more=lambda writer: writer.add_rope_freq_base(500.0))
     assert read(path) == model.architecture
+
+
+def test_factors_of_gemma_4_must_be_ones_and_then_zero_frequencies(tmp_path: Path) -> None:
+    model = random_model(**MODELS["gemma4"])
+    for number, factors in enumerate(([1.0, 2.0, 1e30], [1e30, 1.0])):
+
+        def replace(writer: gguf.GGUFWriter, factors: list[float] = factors) -> None:
+            del writer.tensors[0]["rope_freqs.weight"]
+            add_rope_factors(factors)(writer)
+
+        with pytest.raises(ValueError, match=r"rope_freqs\.weight must be ones and then numbers above"):
+            read(model.write(tmp_path / f"{number}.gguf", more=replace))
+
+
+def test_other_widths_of_gemma_4_are_refused(tmp_path: Path) -> None:
+    widths = [64, 64, 64, 64, 96, 96]
+    path = random_model(**MODELS["gemma4"]).write(
+        tmp_path / "m.gguf",
+        omit=("gemma4.feed_forward_length",),
+        more=lambda writer: writer.add_feed_forward_length(widths),
+    )
+    with pytest.raises(ValueError, match=r"gemma4\.feed_forward_length=\[64, 64, 64, 64, 96, 96\] is not supported"):
+        read(path)
+
+
+def test_number_of_values_for_layers_is_checked(tmp_path: Path) -> None:
+    path = random_model(**MODELS["gemma3n"]).write(
+        tmp_path / "m.gguf",
+        omit=("gemma3n.feed_forward_length",),
+        more=lambda writer: writer.add_feed_forward_length([64, 96]),
+    )
+    with pytest.raises(ValueError, match=r"gemma3n\.feed_forward_length has 2 values for 7 layers"):
+        read(path)
 
 
 def test_granite_without_positions_is_refused(tmp_path: Path) -> None:
