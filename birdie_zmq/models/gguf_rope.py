@@ -77,9 +77,10 @@ def _scaling(file: GgufMetadata, rotated: int) -> dict[str, Any]:
             "rope_type": "longrope",
             "short_factor": _factors(file, SHORT_FACTORS, rotated),
             "long_factor": _factors(file, LONG_FACTORS, rotated),
+            "factor": file.integer("context_length") / max(original, 1),
             "original_max_position_embeddings": original,
         }
-        # Without the key, the factor of the attention follows from the two lengths.
+        # Without the key, the factor of the attention follows from that of the length.
         attention_factor = file.optional_number("rope.scaling.attn_factor")
         return scaling if attention_factor is None else scaling | {"attention_factor": attention_factor}
     match kind:

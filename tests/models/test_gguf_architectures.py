@@ -13,7 +13,7 @@ from birdie_zmq.models.gguf_architectures import ARCHITECTURES
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.rope import Rope
-from tests.gguf_configs import MODELS
+from tests.gguf_configs import MODELS, YARN
 from tests.gguf_files import llama_cpp_name
 from tests.gguf_models import add_rope_factors, random_model
 
