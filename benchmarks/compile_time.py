@@ -38,7 +38,7 @@ def steps(architecture: Architecture) -> dict[str, Any]:
     """Return each step to compile: a function and the shapes of its arguments."""
 
     def array(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
+        return jax.ShapeDtypeStruct(shape, jnp.int32)  # type: ignore[no-untyped-call]
 
     params = jax.eval_shape(architecture.init_params, jax.random.key(0))
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 48], help="numbers of layers")
     arguments = parser.parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_enable_compilation_cache", False)  # type: ignore[no-untyped-call]
     print(f"jax {jax.__version__} on {jax.devices()[0].device_kind}, rows of {_LENGTH} tokens; seconds to compile")
     for family, keys in FAMILIES.items():
         for layers in arguments.layers:

@@ -33,6 +33,7 @@ from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.types import RollingWork
 
+MAX_LENGTH = 65_536
 MODEL = plain_llama(
     vocab_size=128_000,
     d_model=256,
@@ -40,7 +41,7 @@ MODEL = plain_llama(
     n_heads=4,
     n_kv_heads=2,
     d_ff=512,
-    max_length=65_536,
+    max_length=MAX_LENGTH,
 )
 LENGTHS = (8_192, 16_384, 32_768, 65_536)
 
@@ -64,7 +65,7 @@ def measure(length: int) -> dict[str, float]:
     params = MODEL.init_params(jax.random.key(0))
     for leaf in jax.tree.leaves(params):
         leaf.block_until_ready()
-    backend = JaxBackend(resolve(build_model(MODEL, params)), MODEL.max_length)
+    backend = JaxBackend(resolve(build_model(MODEL, params)), MAX_LENGTH)
     tokenizer = TokenizerAdapter(NumberTokenizer())
     tokens = np.random.default_rng(0).integers(1, MODEL.vocab_size, size=length)
     work = RollingWork(texts=[NumberTokenizer().decode(tokens.tolist())])
@@ -77,7 +78,7 @@ def measure(length: int) -> dict[str, float]:
     for _ in range(2):
         # Only compiled executables may remain of the first run.
         backend._prefix_cache.clear()
-        evaluator = Evaluator(tokenizer, backend, MODEL.max_length)
+        evaluator = Evaluator(tokenizer, backend, MAX_LENGTH)
         began = time.perf_counter()
         (loglikelihood,) = answers_of(evaluator, work)
         seconds.append(time.perf_counter() - began)

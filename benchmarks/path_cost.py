@@ -75,6 +75,7 @@ def main() -> None:
     pairs = requests(options.questions)
     instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     model = resolve(load_model("benchmark"))
+    assert CONFIG.max_length is not None
     backend = JaxBackend(model, CONFIG.max_length)
     evaluator = Evaluator(TokenizerAdapter(ByteTokenizer()), backend, CONFIG.max_length)
     model_file = Path(__file__).with_name("model_file.py")

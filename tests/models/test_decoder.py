@@ -305,14 +305,15 @@ def test_each_text_of_a_tree_continues_the_shared_state(kind: str, length: int, 
 
 
 def test_tree_can_have_more_tokens_than_gpt2_has_positions() -> None:
-    small = architecture("gpt2", n_positions=10)
+    positions = 10
+    small = architecture("gpt2", n_positions=positions)
     params, texts = random_params(small), TEXTS[0]
     tree = Tree(texts)
-    assert len(tree.tokens) > small.max_length >= max(map(len, texts))
+    assert len(tree.tokens) > positions >= max(map(len, texts))
     got = branch(small, params, *to_arrays([tree], 18), None)
 
     def read(params: Params, rows: jax.Array) -> jax.Array:
-        return hidden(small, params, rows[:, : small.max_length])
+        return hidden(small, params, rows[:, :positions])
 
     for path, alone in zip(tree.paths, hidden_alone(read, params, texts), strict=True):
         np.testing.assert_allclose(got[0, np.array(path)], alone, atol=CLOSE)

@@ -128,7 +128,7 @@ def test_damaged_config_is_refused_with_its_name(saved: Path, content: str) -> N
 @pytest.mark.parametrize("kind", ["mamba", None])
 def test_unknown_model_type_is_refused_with_the_supported_ones(saved: Path, kind: str | None) -> None:
     reconfigure(saved, model_type=kind)
-    with pytest.raises(ValueError, match="model_type (.mamba. is not supported|must be a string, not None)") as caught:
+    with pytest.raises(ValueError, match=r"model_type (.mamba. is not supported|must be a string, not None)") as caught:
         load_checkpoint(saved)
     assert kind is None or all(known in str(caught.value) for known in FAMILIES)
 

@@ -29,7 +29,7 @@ def instances(kind: Kind, arguments: list[tuple[Any, ...]]) -> list[Instance]:
     return [instance(kind, argument, index) for index, argument in enumerate(arguments)]
 
 
-def hf(directory: Path, *, auto_class: str = "AutoModelForCausalLM", **keywords: Any) -> Any:
+def hf(directory: Path, auto_class: str = "AutoModelForCausalLM", /, **keywords: Any) -> Any:
     """Load a checkpoint in lm_eval's hf backend, in float32 on the CPU.
 
     Args:

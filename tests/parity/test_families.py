@@ -73,7 +73,7 @@ def test_scores_and_texts_match_hf(name: str, checkpoints: Path) -> None:
     directory = make_checkpoint(variant, checkpoints / name)
     if variant.shard_bytes is not None:
         assert len(list(directory.glob("model-*.safetensors"))) > 1
-    theirs = hf(directory, auto_class=variant.auto_class, attn_implementation=variant.attention)
+    theirs = hf(directory, variant.auto_class, attn_implementation=variant.attention)
     pairs = instances("loglikelihood", list(HARD))
     texts = instances("loglikelihood_rolling", [(text,) for text in ROLLING])
     greedy = {"until": ["\n"], "max_gen_toks": 16, "do_sample": False}

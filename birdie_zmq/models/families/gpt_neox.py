@@ -34,7 +34,10 @@ def gpt_neox(values: Mapping[str, Any]) -> Architecture:
     Raises:
         ValueError: A size is of the wrong type, or the configuration requests an unsupported feature.
     """
-    config = ConfigReader(values)
+    # The family has no such keys; transformers ignores them.
+    config = ConfigReader(
+        {key: value for key, value in values.items() if key not in ("head_dim", "num_key_value_heads")}
+    )
     sizes = Sizes.read(config)
     norm = Norm("layer", config.number("layer_norm_eps"))
     rope = read_rope(config, sizes.head_width, partial=True)
