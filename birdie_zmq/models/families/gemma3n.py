@@ -129,7 +129,7 @@ class Gemma3nLayer(DecoderLayer):
         z = self.feed_forward(self.norm(fed, weights, "feed_forward_norm"), weights)
         after = fed + self.norm(z, weights, "after_feed_forward_norm")
         shares = linear(self._route(after, weights), weights, "correction") + jnp.ones((), x.dtype)
-        corrected = predicted + (after - before) * jnp.moveaxis(shares, -1, 0)[..., None]
+        corrected = predicted + (after - before)[None] * jnp.moveaxis(shares, -1, 0)[..., None]
         gating = corrected[self.active]
         if "corrected_scale" in weights:
             gating = gating * weights["corrected_scale"][None, None]
