@@ -68,12 +68,30 @@ def assert_same(
     """
     assert len(theirs) == len(mine) == len(texts)
     counts = windows or [1] * len(texts)
-    count, worst = _worst.get(family, (0, 0.0))
     gaps = [abs(a[0] - b[0]) / windows_of_text for a, b, windows_of_text in zip(theirs, mine, counts, strict=True)]
-    _worst[family] = (count + len(gaps), max([worst, *gaps]))
+    _record(family, len(gaps), max(gaps))
     failures = [(text, a, b) for text, a, b, gap in zip(texts, theirs, mine, gaps, strict=True) if not gap <= TOLERANCE]
     assert not failures
     assert [a[1] for a in theirs] == [b[1] for b in mine]
+
+
+def _record(family: str, count: int, gap: float) -> None:
+    """Add comparisons to those of a family, with their largest difference."""
+    before, worst = _worst.get(family, (0, 0.0))
+    _worst[family] = (before + count, max(worst, gap))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Pass the differences of this xdist worker, if it is one, to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["largest_differences"] = [[family, *found] for family, found in _worst.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add the differences of an xdist worker."""
+    for found in getattr(node, "workeroutput", {}).get("largest_differences", []):
+        _record(*found)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

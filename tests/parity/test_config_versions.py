@@ -32,7 +32,7 @@ def written(name: str, directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("gemma4")])  # newer than version 4
 def test_both_versions_give_the_same_architecture(name: str, tmp_path: Path) -> None:
     directory = written(name, tmp_path)
     newer = build_architecture(read_config(directory), "config.json")

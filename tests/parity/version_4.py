@@ -21,6 +21,8 @@ def as_version_4(values: dict[str, Any]) -> dict[str, Any]:
     values["transformers_version"] = "4.44.0"
     values["torch_dtype"] = values.pop("dtype", None)
     parameters = values.pop("rope_parameters", None)
+    if parameters is not None and values["model_type"] != "gpt_neox" and "partial_rotary_factor" in parameters:
+        values["partial_rotary_factor"] = parameters.pop("partial_rotary_factor")
     if parameters is not None and "full_attention" in parameters:  # Gemma 3
         full, local = parameters["full_attention"], parameters["sliding_attention"]
         values |= {"rope_theta": full["rope_theta"], "rope_local_base_freq": local["rope_theta"]}
