@@ -38,11 +38,11 @@ from birdie_zmq.models.layers import ACTIVATIONS, Norm, Weights, check_activatio
 from birdie_zmq.models.rope import read_rope
 from birdie_zmq.models.weight_map import Params, TensorSpec, linear_specs, norm_specs
 
-PARTS = ("vision", "audio")
+MODALITIES = ("vision", "audio")
 """The parts of a whole model that embed tokens of the text."""
 
 
-class Part(NamedTuple):
+class Modality(NamedTuple):
     """A part of a whole model that embeds the tokens from `first` on; ``vision`` or ``audio``."""
 
     name: str
@@ -60,11 +60,11 @@ class Gemma3n(Architecture):
 
     Attributes:
         copies: The number of copies.
-        parts: The parts that embed the last tokens of the vocabulary, in its order.
+        modalities: The parts that embed the last tokens of the vocabulary, in its order.
     """
 
     copies: int = 1
-    parts: tuple[Part, ...] = ()
+    modalities: tuple[Modality, ...] = ()
 
     def embed(
         self, params: Params, tokens: jax.Array, metadata: AttentionMetadata
@@ -72,7 +72,7 @@ class Gemma3n(Architecture):
         """Return the copies of the residual stream [a, b, t, d], and the embeddings [l, b, t, p] of all layers."""
         outer = params.outer
         x, _ = super().embed(params, tokens, metadata)
-        for part, first, norm in self.parts:
+        for part, first, norm in self.modalities:
             own = norm(outer[f"{part}_embedding"][jnp.maximum(tokens - first, 0)], outer, f"{part}_norm")
             own = norm.normalise(linear(own, outer, f"{part}_projection")).astype(x.dtype)
             x = jnp.where((tokens >= first)[..., None], own, x)
@@ -196,9 +196,9 @@ def gemma3n(values: Mapping[str, Any]) -> Architecture:
     for i in range(1, copies):
         outer |= linear_specs(f"model.altup_projections.{i - 1}", sizes.d_model, sizes.d_model, key=f"copy_{i}")
         outer |= linear_specs(f"model.altup_unembed_projections.{i - 1}", sizes.d_model, sizes.d_model, key=f"join_{i}")
-    parts = _read_parts(config)
-    for part in parts:
-        outer |= _part_specs(config.record("multimodal").record(f"{part.name}_config"), part.name, sizes.d_model)
+    modalities = _read_modalities(config)
+    for part in modalities:
+        outer |= _modality_specs(config.record("multimodal").record(f"{part.name}_config"), part.name, sizes.d_model)
     return Gemma3n(
         vocab_size=sizes.vocab_size,
         max_length=sizes.max_length,
@@ -210,7 +210,7 @@ def gemma3n(values: Mapping[str, Any]) -> Architecture:
         embedding_scale=sizes.d_model**0.5,
         logit_cap=config.optional_number("final_logit_softcapping"),
         copies=copies,
-        parts=parts,
+        modalities=modalities,
     )
 
 
@@ -228,17 +228,17 @@ def _mixing_specs(config: ConfigReader, sizes: Sizes, copies: int) -> dict[str, 
     }
 
 
-def _read_parts(config: ConfigReader) -> tuple[Part, ...]:
+def _read_modalities(config: ConfigReader) -> tuple[Modality, ...]:
     """Return the parts of a whole model; none for a text model alone."""
     found = []
-    for name in PARTS:
+    for name in MODALITIES:
         part = config.record("multimodal").record(f"{name}_config")
         if "vocab_offset" in part:
-            found.append(Part(name, part.integer("vocab_offset"), Norm("rms_float32", part.number("rms_norm_eps"))))
+            found.append(Modality(name, part.integer("vocab_offset"), Norm("rms_float32", part.number("rms_norm_eps"))))
     return tuple(found)
 
 
-def _part_specs(config: ConfigReader, name: str, d_model: int) -> dict[str, TensorSpec]:
+def _modality_specs(config: ConfigReader, name: str, d_model: int) -> dict[str, TensorSpec]:
     """Return the tensors that embed the tokens of a part, given its own configuration."""
     width, prefix = config.integer("hidden_size"), f"model.embed_{name}."
     return {
