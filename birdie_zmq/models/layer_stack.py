@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Function = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -88,24 +89,30 @@ def scan_segment(
         The output of the last layer, and for each run the outputs of its layers, stacked like `scanned`.
     """
 
-    def period(x: Any, slices: Sequence[Any]) -> tuple[Any, list[Any]]:
+    # Slices are taken from the whole stacks. Slices of slices would copy the weights of a run twice.
+    def period(x: Any, repeat: Any) -> tuple[Any, list[Any]]:
         outputs = []
-        for function, run, of_run in zip(functions, segment.runs, slices, strict=True):
-            x, output = _scan(function, x, of_run, run)
+        for function, run, stack in zip(functions, segment.runs, scanned, strict=True):
+
+            def layer(x: Any, number: Any, function: Function = function, run: int = run, stack: Any = stack) -> Any:
+                return function(x, jax.tree.map(lambda array: _slice(array, repeat * run + number), stack))
+
+            x, output = layer(x, 0) if run == 1 else jax.lax.scan(layer, x, jnp.arange(run, dtype=jnp.int32))
             outputs.append(output)
         return x, outputs
 
-    by_period = [
-        jax.tree.map(lambda array, run=run: array.reshape(segment.repeats, run, *array.shape[1:]), tree)
-        for tree, run in zip(scanned, segment.runs, strict=True)
+    if segment.repeats == 1:
+        x, outputs = period(x, 0)
+        outputs = jax.tree.map(lambda array: array[None], outputs)
+    else:
+        x, outputs = jax.lax.scan(period, x, jnp.arange(segment.repeats, dtype=jnp.int32))
+    return x, [
+        output if run == 1 else jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), output)
+        for output, run in zip(outputs, segment.runs, strict=True)
     ]
-    x, outputs = _scan(period, x, by_period, segment.repeats)
-    return x, [jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), output) for output in outputs]
 
 
-def _scan(function: Function, x: Any, scanned: Any, count: int) -> tuple[Any, Any]:
-    """Scan a function over `count` slices; a single one needs no loop."""
-    if count > 1:
-        return jax.lax.scan(function, x, scanned)
-    x, output = function(x, jax.tree.map(lambda array: array[0], scanned))
-    return x, jax.tree.map(lambda array: array[None], output)
+def _slice(array: jax.Array, index: Any) -> jax.Array:
+    """Return a slice along the first axis, at an index int or int32 []."""
+    sliced: jax.Array = jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
+    return sliced
