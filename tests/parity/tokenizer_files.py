@@ -185,6 +185,32 @@ def _neox_json(directory: Path, **keys: Any) -> None:
     _configured(directory, "gpt_neox", "GPTNeoXTokenizer", **ends, **keys)
 
 
+def _bos_json(directory: Path, kind: str, tokenizer_class: str) -> None:
+    """Write a byte-level tokenizer.json whose post-processor adds BOS, as Command R's and Bloom's classes have it."""
+    tokenizer = byte_level(["<pad>", "<bos>", "<eos>"])
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    tokens = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    _configured(directory, kind, tokenizer_class, add_prefix_space=False, **tokens)
+
+
+def _codegen_vocabulary(directory: Path) -> None:
+    """Write the files of Phi-1.5 and Phi-2: a vocabulary, and runs of spaces as added tokens."""
+    _vocabulary(directory, ["<|endoftext|>"])
+    size = len(json.loads((directory / "vocab.json").read_text(encoding="utf-8")))
+    write_json(directory / "added_tokens.json", {" " * n: size + i for i, n in enumerate((6, 4, 2))})
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    _configured(directory, "phi", "CodeGenTokenizer", add_prefix_space=False, **ends)
+
+
+def _opt_vocabulary(directory: Path) -> None:
+    """Write the files of OPT, which puts </s> before each text."""
+    _vocabulary(directory, ["<pad>", "</s>"])
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "</s>")
+    _configured(directory, "opt", "GPT2Tokenizer", add_bos_token=True, pad_token="<pad>", **ends)
+
+
 def _fast(directory: Path, files: dict[str, dict[str, Any]] | None = None, **keys: Any) -> None:
     """Write a tokenizer of the general class, with tokens or flags that stand only in other files than tokenizer.json."""
     tokenizer = byte_level(["<|bos|>", "<|eos|>", "<|sep|>"])
@@ -261,6 +287,10 @@ TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "gpt2_vocabulary_bare_config": lambda d: _gpt2_vocabulary(d, model_max_length=1024),
     "gpt_neox": _neox_json,
     "gpt_neox_bos": lambda d: _neox_json(d, add_bos_token=True, add_prefix_space=True),
+    "cohere_json": lambda d: _bos_json(d, "cohere", "CohereTokenizerFast"),
+    "bloom_json": lambda d: _bos_json(d, "bloom", "BloomTokenizerFast"),
+    "codegen_vocabulary": _codegen_vocabulary,
+    "opt_vocabulary": _opt_vocabulary,
     "fast_added_in_config": lambda d: _fast(d, added_tokens_decoder={"next": _END | {"special": True}}),
     "fast_added_ordinary_in_config": lambda d: _fast(d, added_tokens_decoder={"next": _END | {"special": False}}),
     "fast_added_tokens_json": lambda d: _fast(d, {"added_tokens.json": {"<|end|>": "next"}}),
