@@ -31,7 +31,8 @@ from birdie_zmq.client.batching import Prompt, generate_jobs
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.planning.prefill_planner import plan_prefills
+from birdie_zmq.engine.planning.prompt_planner import plan_prompts
+from birdie_zmq.engine.planning.shape_buckets import Buckets
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.models import load_model, load_tokenizer
 from birdie_zmq.types import GenerationParams, RunStatistics
@@ -126,10 +127,16 @@ class InProcessModel:
 
     def decode_seconds(self, length: int = 128) -> float:
         """Return the seconds to decode one token for each of `ROWS` rows after prompts of this length."""
-        decoding = self._backend.decoding(ROWS, 4 * length)
         prompts = [np.full(length, 1 + row, np.int32) for row in range(ROWS)]
-        for number, chunks in plan_prefills(prompts, 0):
-            decoding.put(number, prompts[number], chunks)
+        buckets = Buckets(self._max_length, 0, self._backend.budget)
+        assert self._backend.generation_mode is not None
+        steps = plan_prompts(self._backend.generation_mode, prompts, buckets, {})
+        self._backend.start_plan(steps, 4 * length)
+        decoding = self._backend.decoding(ROWS, 4 * length)
+        for step in steps:
+            chosen = decoding.prefill(step)
+            for position, (owner, token) in enumerate(zip(step.owners, chosen.tokens, strict=True)):
+                decoding.put(owner, position, np.append(prompts[owner], token), sampled=1)
         active = np.ones(ROWS, np.bool_)
         decoded = decoding.decode(active).tokens.shape[1]
         fastest = min(_seconds(lambda: decoding.decode(active)) for _ in range(20))

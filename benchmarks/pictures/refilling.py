@@ -10,15 +10,16 @@ import numpy.typing as npt
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
-from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, NextTokens, TokenChoice
+from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, NextTokens, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.decode_batch import Row
 from birdie_zmq.engine.detokenizer import AnswerExtractor, StopConditions
 from birdie_zmq.engine.events import Answered
-from birdie_zmq.engine.generation import Row, decode_with_cache
+from birdie_zmq.engine.generation import decode_with_cache
 from birdie_zmq.engine.generation_settings import GenerationSettings
 from birdie_zmq.engine.model_runner import ModelRunner
-from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
+from birdie_zmq.engine.planning.execution_mode import TREES
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.planning.steps import Tokens
+from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.types import GenerationParams, StepLimits
 
 _PROMPTS, _ROWS = 9, 4
@@ -30,6 +31,8 @@ class _ScriptedBackend:
 
     budget = StepBudget(tokens=1024, call_tokens=4)  # so low that narrowing pays for few rows, as it does for many
     probe_shapes = frozenset[tuple[int, int]]()
+    makes_logits = False
+    vocab_size = 0
     compile_seconds = tracing_seconds = 0.0
 
     def __init__(self, answers: dict[bytes, list[int]]) -> None:
@@ -48,12 +51,20 @@ class _ScriptedBackend:
         self._rows = [(0, 0)] * rows
         return self
 
-    def put(
-        self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
-    ) -> list[int]:
-        del key, sampled
-        self._rows[row] = self._order.index(prompt.tobytes()), 0
-        return [chunk.size for chunk in chunks]
+    def cached_prefixes(self) -> dict[bytes, int]:
+        return {}
+
+    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
+        del steps, capacity
+
+    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        del metadata
+        tokens = [self._answers[self._order[owner]][0] for owner in step.owners]
+        return NextTokens(np.array(tokens, np.int32), np.ones(len(tokens), bool))
+
+    def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
+        del position, key, sampled
+        self._rows[row] = self._order.index(text[:-1].tobytes()), 1
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
         self.calls.append([self._rows[row][0] if is_active else None for row, is_active in enumerate(active)])
@@ -120,7 +131,8 @@ def _run_scheduler() -> tuple[list[Row], list[list[int | None]]]:
     runner = ModelRunner(cast(Backend, cast(Any, model)), 1024)
     stop = StopConditions(tokenizer.eos_token_ids, settings.max_gen_toks)
     answered: dict[int, Any] = {}
-    for event in decode_with_cache(runner, rows, GenerationSettings(GREEDY, stop, ()), StepLimits(max_rows=_ROWS)):
+    generation = GenerationSettings(GREEDY, stop, ())
+    for event in decode_with_cache(runner, TREES, rows, generation, StepLimits(max_rows=_ROWS)):
         if isinstance(event, Answered):
             answered.update(zip(event.indices, event.answers, strict=True))
     assert answered == {number: f" {document['answer']}" for number, document in enumerate(documents)}

@@ -35,7 +35,6 @@ import numpy.typing as npt
 
 from birdie_zmq.engine.logits_processing import LogitsProcessing
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
-from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.types import SamplingParams
@@ -96,11 +95,13 @@ class SamplingMetadata:
         choice: How to choose.
         keys: The random key of each position.
         sampled: int32[q], the number of tokens that were generated before each position.
+        texts: The prompt int32[n] of each position and its answer so far, if logits are processed; else empty.
     """
 
     choice: TokenChoice
     keys: Sequence[int]
     sampled: npt.NDArray[np.int32]
+    texts: Sequence[Tokens] = ()
 
 
 class PendingScores(Protocol):
@@ -114,20 +115,26 @@ class PendingScores(Protocol):
 class Decoding(Protocol):
     """A batch of rows that are decoded together; each row stays until its sequence ends."""
 
-    def put(
-        self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
-    ) -> list[int]:
-        """Prefill a prompt and let a row continue it.
+    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        """Compute the next step of the plan, and choose the next token at each of its positions.
+
+        What rows need to continue these texts is kept until the next step.
+
+        Args:
+            step: The step; each position is the last of a text.
+            metadata: How to choose; None takes the most likely token.
+        """
+        ...
+
+    def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
+        """Let a row continue a text of the last prefill step.
 
         Args:
             row: The row; it is free.
-            prompt: The tokens int32[n], n > 0.
-            chunks: The prefill chunks. They leave out the last token, because decoding begins with it.
+            position: Which of the step's positions is the last of the text.
+            text: The tokens int32[n + 1]: n that are computed, and the next one, with which decoding begins.
             key: The random key of the row, if tokens are sampled.
-            sampled: The number of tokens at the end of this prompt that were generated before.
-
-        Returns:
-            The lengths of the prefill steps that were computed. Chunks within a cached prefix need none.
+            sampled: The number of tokens at the end of the text that were generated, at least 1.
         """
         ...
 
@@ -153,6 +160,8 @@ class Backend(Protocol):
     """How whole texts are scored and continued; None if the model provides only its own `score`."""
     pair_mode: ExecutionMode
     """How a continuation is scored after its context: ``PAIRS`` if the model has its own `score`, else `text_mode`."""
+    generation_mode: ExecutionMode | None
+    """How prompts are prefilled; None if the model provides only its own `score`."""
     makes_logits: bool
     """Whether a step computes the logits of all its positions, because the model's head is not a separate function."""
     vocab_size: int
@@ -189,8 +198,13 @@ class Backend(Protocol):
         """Return the capacity in tokens of each cached state, by the bytes of the tokens of its prefix."""
         ...
 
-    def start_plan(self, steps: Sequence[Step]) -> None:
-        """Prepare for a plan; its steps are submitted next, in order."""
+    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
+        """Prepare for a plan; its steps are computed next, in order.
+
+        Args:
+            steps: The steps.
+            capacity: The least capacity in tokens of the states that the plan creates.
+        """
         ...
 
     def submit(self, step: Step) -> PendingScores:

@@ -125,8 +125,8 @@ class Evaluator:
                     mode = self._text_mode("whole texts (loglikelihood_rolling, as for perplexity)")
                     yield from self._score(work, mode, limits, encoded)
                 case GenerateWork():
-                    mode = self._text_mode("continuations of prompts (generate_until)")
-                    yield from generate(self._runner, mode, self._tokenizer, work, limits)
+                    self._text_mode("continuations of prompts (generate_until)")
+                    yield from generate(self._runner, self._tokenizer, work, limits)
                 case ChatWork():
                     yield from self._render(work)
 

@@ -11,13 +11,14 @@ Shape letters: q positions, v vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.planning.steps import Step, Tokens
+from birdie_zmq.engine.planning.steps import Tokens
 
 IN_PROMPT = 1 << 30
 """Marks a token of the prompt in a token history; the bits below count how often the token was generated."""
@@ -104,25 +105,23 @@ def token_history(prompt: Tokens, generated: Tokens, vocab_size: int) -> npt.NDA
 
 
 def step_state(
-    processing: LogitsProcessing, step: Step, generated: Tokens, at: slice, vocab_size: int
+    processing: LogitsProcessing, texts: Sequence[Tokens], generated: Tokens, vocab_size: int
 ) -> ProcessingState:
-    """Return the state of some positions of a step of whole rows.
+    """Return the state of some positions.
 
     Args:
         processing: The processing.
-        step: The step; each position is the last of a prompt and its answer so far.
-        generated: The numbers int32[n] of generated tokens at these positions.
-        at: The n positions of the step.
+        texts: For each of n positions, the tokens of the prompt and of its answer so far.
+        generated: The numbers int32[n] of generated tokens among them.
         vocab_size: The number of tokens.
     """
-    rows, lengths = step.rows[at], step.positions[at] + 1
-    begins = lengths - generated
+    begins = np.array([len(text) for text in texts], np.int32) - generated
     history = None
     if processing.needs_history:
         history = np.stack(
             [
-                token_history(step.tokens[row, :begin], step.tokens[row, begin:end], vocab_size)
-                for row, begin, end in zip(rows, begins, lengths, strict=True)
+                token_history(text[:begin], text[begin:], vocab_size)
+                for text, begin in zip(texts, begins.tolist(), strict=True)
             ]
         )
     return ProcessingState(generated, processing.minimum(begins), history)

@@ -43,7 +43,7 @@ class Model:
 
     - `logits`;
     - `hidden` and `unembed`;
-    - `init_state`, `extend` and `unembed`, and for models with attention also `branch`;
+    - `init_state`, `extend` and `unembed`, and for models with attention also `branch`, `prefill` and `append`;
     - `score`, which is enough for log-likelihoods only.
 
     The engine uses the way that computes least: `branch`, else `extend`, else `hidden`, else `logits`. If there is
@@ -77,6 +77,13 @@ class Model:
             ``j <= i < ends[r, j]``; its position is ``depths[r, i]`` tokens after the end of the state. The state has a
             batch of one, which all rows share, or is None; `branch` does not change it. Padding attends to itself. The
             engine then computes a whole tree of continuations in one step, without copies of the state.
+        prefill: ``prefill(params, tokens int32[b, t], depths int32[b, t], ends int32[b, t], state) -> (hidden
+            float[b, t, d], entries)``, as `branch`, and what a state holds of each token: any pytree, such as the keys
+            and values of all layers. With `prefill` and `append` the engine prefills many prompts in one step.
+        append: ``append(params, state, entries, path int32[n], length int32[]) -> state``, the state of one row after
+            the first ``length`` tokens of a path through the trees of a `prefill`, which come after the tokens that the
+            state holds. Token j of row i of the step has the number ``i * t + j`` in ``path``. The state has capacity
+            for n tokens more; those after ``length`` are padding.
         score: ``score(params, input_ids int32[b, t], label_ids int32[b, t], loss_mask int32[b, t]) -> (loglikelihood
             float[b], is_greedy bool[b])``, for models other than causal decoders. It returns the log-likelihood of the
             continuation of each row in nats, and whether greedy decoding would generate it. A row is a context and its
@@ -99,6 +106,8 @@ class Model:
     init_state: Function | None = None
     extend: Function | None = None
     branch: Function | None = None
+    prefill: Function | None = None
+    append: Function | None = None
     score: Function | None = None
     fingerprint: str | None = None
 
@@ -136,13 +145,18 @@ class LoadedModel:
         return list(self.model.functions()) if self.jit else ["callable"]
 
 
-_FUNCTIONS = ("logits", "hidden", "unembed", "unembed_part", "init_state", "extend", "branch", "score")
+_FUNCTIONS = (
+    *("logits", "hidden", "unembed", "unembed_part"),
+    *("init_state", "extend", "branch", "prefill", "append", "score"),
+)
 _NEEDS = {
     "hidden": ("unembed",),
     "unembed_part": ("unembed",),
     "extend": ("init_state", "unembed"),
     "init_state": ("extend", "unembed"),
     "branch": ("extend", "init_state", "unembed"),
+    "prefill": ("append", "branch"),
+    "append": ("prefill",),
 }
 
 

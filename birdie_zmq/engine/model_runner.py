@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from birdie_zmq.engine.backend import Backend
@@ -153,12 +154,21 @@ class ModelRunner:
             distinct=counters.tokens_distinct,
         )
 
-    def buckets(self, mode: ExecutionMode, limits: StepLimits) -> Buckets:
-        """Return the shapes of steps in an execution mode, for the backend's current budget and the user's limits."""
+    def buckets(self, mode: ExecutionMode, limits: StepLimits, max_tokens: int | None = None) -> Buckets:
+        """Return the shapes of steps in an execution mode.
+
+        Args:
+            mode: The execution mode.
+            limits: The limits that the user set for the rows of a step.
+            max_tokens: The maximum number of tokens of a step; None for that of the backend's current budget.
+        """
         backend = self.backend
+        budget = backend.budget
+        if max_tokens is not None:
+            budget = replace(budget, tokens=min(budget.tokens, max_tokens))
         # A model's own score may compute the logits of all positions.
         vocab_size = backend.vocab_size if backend.makes_logits or mode.calls_score else 0
-        buckets = Buckets(self.max_length, vocab_size, backend.budget, limits)
+        buckets = Buckets(self.max_length, vocab_size, budget, limits)
         self.counters.allow_shapes(mode.shapes(buckets))
         return buckets
 

@@ -19,9 +19,12 @@ from birdie_zmq.engine.jax.fixed_settings import fixed_settings, in_32_bits
 from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.models.architecture import Architecture, BackboneOutput
-from birdie_zmq.models.attention import AttentionMetadata, KVCache, append_tokens, round_up_to_blocks
+from birdie_zmq.models.attention import AttentionMetadata, KeysValues, KVCache, append_tokens, round_up_to_blocks
 from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
 from birdie_zmq.models.weight_map import Params
+
+Entries = tuple[KeysValues | None, ...]
+"""The keys and values [l, b, k, t, h] of a step's tokens, for each stack of layers; None for layers without their own."""
 
 
 class DecoderState(NamedTuple):
@@ -113,12 +116,7 @@ def extend(
     """
     metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None], lengths=state.lengths)
     output = _forward(architecture, params, tokens, metadata, state)
-    caches = list(state.caches)
-    stacks = [stack for segment in architecture.stacks for stack in segment]
-    for stack, own in zip(stacks, output.own, strict=True):
-        if own is not None:
-            caches[stack.cache] = append_tokens(caches[stack.cache], stack.offset, own, state.lengths)
-    return output.hidden, _constrain_state(DecoderState(tuple(caches), state.lengths + lengths), mesh)
+    return output.hidden, _append(architecture, state, output.own, lengths, mesh)
 
 
 def branch(
@@ -136,10 +134,62 @@ def branch(
     Raises:
         ValueError: As for `logits`.
     """
+    return prefill(architecture, params, tokens, depths, ends, state, mesh=mesh)[0]
+
+
+def prefill(
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    depths: jax.Array,
+    ends: jax.Array,
+    state: DecoderState | None,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Entries]:
+    """Compute trees of sequences as `branch` does, and return also the keys and values of their tokens.
+
+    Raises:
+        ValueError: As for `logits`.
+    """
     lengths = None if state is None else state.lengths
     positions = depths if lengths is None else depths + lengths[0]
     metadata = AttentionMetadata(positions, ends, lengths, rows_sharded=mesh is not None)
-    return _forward(architecture, params, tokens, metadata, state).hidden
+    output = _forward(architecture, params, tokens, metadata, state)
+    return output.hidden, output.own
+
+
+def append(
+    architecture: Architecture,
+    params: Params,
+    state: DecoderState,
+    entries: Entries,
+    path: jax.Array,
+    length: jax.Array,
+    *,
+    mesh: Mesh | None = None,
+) -> DecoderState:
+    """Append the first `length` int32 [] tokens of a path int32 [n] through the trees of `prefill` to a state of one row."""
+    del params
+
+    def take(x: jax.Array) -> jax.Array:
+        row, position = jnp.divmod(path, x.shape[3])
+        return x[:, row, :, position].transpose(1, 2, 0, 3)[:, None]  # [l, b, k, t, h] -> [l, 1, k, n, h]
+
+    own = tuple(None if each is None else KeysValues(*map(take, each)) for each in entries)
+    return _append(architecture, state, own, length[None], mesh)
+
+
+def _append(
+    architecture: Architecture, state: DecoderState, entries: Entries, lengths: jax.Array, mesh: Mesh | None
+) -> DecoderState:
+    """Append tokens to each row, of which the first `lengths` int32 [r] are real."""
+    caches = list(state.caches)
+    stacks = [stack for segment in architecture.stacks for stack in segment]
+    for stack, own in zip(stacks, entries, strict=True):
+        if own is not None:
+            caches[stack.cache] = append_tokens(caches[stack.cache], stack.offset, own, state.lengths)
+    return _constrain_state(DecoderState(tuple(caches), state.lengths + lengths), mesh)
 
 
 def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = None) -> Model:
@@ -165,6 +215,8 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
         init_state=bind(init_state, mesh=mesh),
         extend=bind(extend, mesh=mesh),
         branch=bind(branch, mesh=mesh),
+        prefill=bind(prefill, mesh=mesh),
+        append=bind(append, mesh=mesh),
         max_length=min(limits, default=None),
         vocab_size=architecture.vocab_size,
     )

@@ -20,7 +20,6 @@ from birdie_zmq.engine.logits_processing import (
     step_state,
     token_history,
 )
-from birdie_zmq.engine.planning.steps import Dense, Step
 
 VOCABULARY = 7
 PROMPTS = [[1, 2, 2], [3], [0, 5, 5, 1]]
@@ -120,18 +119,15 @@ def test_a_minimum_is_never_negative_and_fits_into_int32() -> None:
     np.testing.assert_array_equal(LogitsProcessing().minimum([3]), [0])
 
 
-def test_the_state_of_a_step_is_read_from_its_rows() -> None:
+def test_the_state_of_positions_is_read_from_their_texts() -> None:
     how = PROCESSINGS["all"]
-    rows = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
-    tokens = np.array([row + [0] * (8 - len(row)) for row in rows], np.int32)
     order = np.array([2, 0, 1], np.int32)
-    lengths, generated = (np.array(list(map(len, values)), np.int32)[order] for values in (rows, ANSWERS))
-    nothing = np.zeros(3, np.int32)
-    step = Step(tokens, tokens.size, Dense(), order, lengths - 1, nothing, nothing)
+    texts = [np.array(PROMPTS[number] + ANSWERS[number], np.int32) for number in order]
+    generated = np.array(list(map(len, ANSWERS)), np.int32)[order]
 
     wanted = state_of(how)
     for begin, end in itertools.pairwise([0, 2, 3]):
         at = slice(begin, end)
-        found = step_state(how, step, generated[at], at, VOCABULARY)
+        found = step_state(how, texts[at], generated[at], VOCABULARY)
         for part, whole in zip(found, wanted, strict=True):
             np.testing.assert_array_equal(part, whole[order[at]])

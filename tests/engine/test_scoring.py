@@ -52,8 +52,10 @@ def llama() -> Model:
 
 MODELS: dict[str, Callable[[], Model]] = {
     "branches": llama,
-    "forks": lambda: dataclasses.replace(llama(), branch=None),
-    "hidden": lambda: dataclasses.replace(llama(), branch=None, extend=None, init_state=None),
+    "forks": lambda: dataclasses.replace(llama(), branch=None, prefill=None, append=None),
+    "hidden": lambda: dataclasses.replace(
+        llama(), branch=None, prefill=None, append=None, extend=None, init_state=None
+    ),
     "recurrent": recurrent,
 }
 

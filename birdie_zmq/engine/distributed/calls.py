@@ -14,7 +14,6 @@ import numpy.typing as npt
 from msgspec import Meta, Struct
 
 from birdie_zmq.engine.backend import SamplingMetadata, TokenChoice
-from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, StepKind, Tree
 from birdie_zmq.errors import MalformedMessage
@@ -124,11 +123,12 @@ class StartPlan(Struct, frozen=True, forbid_unknown_fields=True, tag="start-plan
     """`Backend.start_plan`, with only the initial state and the needed capacity of each step."""
 
     kinds: list[KindPayload]
+    capacity: NonNegativeInt = 0
 
     @classmethod
-    def of(cls, steps: list[Step]) -> StartPlan:
+    def of(cls, steps: list[Step], capacity: int = 0) -> StartPlan:
         """Encode a plan."""
-        return cls([_without_data(step.kind) for step in steps])
+        return cls([_without_data(step.kind) for step in steps], capacity)
 
     def steps(self) -> list[Step]:
         """Return the steps, without tokens."""
@@ -148,15 +148,18 @@ class SamplingPayload(Struct, frozen=True, forbid_unknown_fields=True):
     choice: TokenChoice
     keys: list[NonNegativeInt]
     sampled: Array
+    texts: list[Array] = []
 
     @classmethod
     def of(cls, metadata: SamplingMetadata) -> SamplingPayload:
         """Encode sampling metadata."""
-        return cls(metadata.choice, [int(key) for key in metadata.keys], Array.of(metadata.sampled))
+        texts = [Array.of(text) for text in metadata.texts]
+        return cls(metadata.choice, [int(key) for key in metadata.keys], Array.of(metadata.sampled), texts)
 
     def metadata(self) -> SamplingMetadata:
         """Return the sampling metadata."""
-        return SamplingMetadata(self.choice, self.keys, self.sampled.array())
+        texts = tuple(text.array() for text in self.texts)
+        return SamplingMetadata(self.choice, self.keys, self.sampled.array(), texts)
 
 
 class NextTokensCall(Struct, frozen=True, forbid_unknown_fields=True, tag="next-tokens"):
@@ -187,18 +190,21 @@ class StartDecoding(Struct, frozen=True, forbid_unknown_fields=True, tag="start-
     choice: TokenChoice
 
 
+class Prefill(Struct, frozen=True, forbid_unknown_fields=True, tag="prefill"):
+    """`Decoding.prefill`."""
+
+    step: StepPayload
+    metadata: SamplingPayload | None
+
+
 class Put(Struct, frozen=True, forbid_unknown_fields=True, tag="put"):
     """`Decoding.put`."""
 
     row: NonNegativeInt
-    prompt: Array
-    chunks: list[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, bool]]
+    position: NonNegativeInt
+    text: Array
     key: NonNegativeInt
     sampled: NonNegativeInt
-
-    def prefill_chunks(self) -> list[PrefillChunk]:
-        """Return the prefill chunks of the prompt."""
-        return [PrefillChunk(*chunk) for chunk in self.chunks]
 
 
 class Narrow(Struct, frozen=True, forbid_unknown_fields=True, tag="narrow"):
@@ -221,6 +227,7 @@ Call = (
     | NextTokensCall
     | CountRows
     | StartDecoding
+    | Prefill
     | Put
     | Decode
     | Narrow
@@ -255,6 +262,7 @@ class LoadedModelInfo(Struct, frozen=True, forbid_unknown_fields=True, tag="load
 
     text_mode: str | None
     pair_mode: str
+    generation_mode: str | None
     vocab_size: NonNegativeInt
     num_parameters: NonNegativeInt | None
     dtype: str | None

@@ -142,12 +142,12 @@ class FollowerRunner:
             self._run(number, lambda number=number, call=call: self._dispatch(number, call))  # type: ignore[misc]
 
     def _dispatch(self, number: int, call: calls.Call) -> None:
-        if not isinstance(call, calls.Put | calls.Decode | calls.Narrow):
+        if not isinstance(call, calls.Prefill | calls.Put | calls.Decode | calls.Narrow):
             self._decoding = None  # rank 0 has released its decode batch
         backend = self._backend
         match call:
             case calls.StartPlan():
-                backend.start_plan(call.steps())
+                backend.start_plan(call.steps(), call.capacity)
             case calls.Submit(step):
                 self._pending.put(_Pending(number, backend.submit(step.step())))
             case calls.NextTokensCall(step, metadata):
@@ -159,10 +159,11 @@ class FollowerRunner:
                     return  # rank 0 decides whether a row fits
             case calls.StartDecoding(rows, capacity, choice):
                 self._decoding = backend.decoding(rows, capacity, choice)
-            case calls.Put():
-                self._active_decoding().put(
-                    call.row, call.prompt.array(), call.prefill_chunks(), call.key, call.sampled
-                )
+            case calls.Prefill(step, metadata):
+                sampling = None if metadata is None else metadata.metadata()
+                self._active_decoding().prefill(step.step(), sampling)
+            case calls.Put(row, position, text, key, sampled):
+                self._active_decoding().put(row, position, text.array(), key, sampled)
             case calls.Decode(active):
                 self._active_decoding().decode(active.array())
             case calls.Narrow(rows):

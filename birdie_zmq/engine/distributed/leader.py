@@ -28,7 +28,6 @@ from birdie_zmq.engine.backend import (
 from birdie_zmq.engine.distributed import calls
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError
 from birdie_zmq.engine.mesh_shape import MeshShape
-from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
 from birdie_zmq.engine.planning.steps import Step, Tokens
 from birdie_zmq.errors import BirdieError, MalformedMessage, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
 from birdie_zmq.types import RankInfo
@@ -184,9 +183,16 @@ def check_mesh(mesh: MeshShape | None, devices: int, rank: RankInfo) -> None:
 
 def model_info(backend: Backend) -> calls.LoadedModelInfo:
     """Return the properties of a loaded model that must be the same at all ranks."""
-    text_mode = None if backend.text_mode is None else backend.text_mode.name
+    text_mode, generation_mode = (
+        None if mode is None else mode.name for mode in (backend.text_mode, backend.generation_mode)
+    )
     return calls.LoadedModelInfo(
-        text_mode, backend.pair_mode.name, backend.vocab_size, backend.num_parameters, backend.dtype
+        text_mode,
+        backend.pair_mode.name,
+        generation_mode,
+        backend.vocab_size,
+        backend.num_parameters,
+        backend.dtype,
     )
 
 
@@ -214,6 +220,7 @@ class BroadcastingBackend:
         self.name = backend.name
         self.text_mode = backend.text_mode
         self.pair_mode = backend.pair_mode
+        self.generation_mode = backend.generation_mode
         self.makes_logits = backend.makes_logits
         self.vocab_size = backend.vocab_size
         self.budget = backend.budget
@@ -242,9 +249,9 @@ class BroadcastingBackend:
         """Return the cached prefixes and their capacities, which are the same at all ranks."""
         return self._backend.cached_prefixes()
 
-    def start_plan(self, steps: Sequence[Step]) -> None:
-        """Prepare for a plan."""
-        self.broadcast(calls.StartPlan.of(list(steps)), lambda: self._backend.start_plan(steps))
+    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
+        """Prepare for a plan with states of at least this capacity in tokens."""
+        self.broadcast(calls.StartPlan.of(list(steps), capacity), lambda: self._backend.start_plan(steps, capacity))
 
     def submit(self, step: Step) -> PendingScores:
         """Start to compute the log-probabilities of a step's targets at its positions."""
@@ -335,13 +342,16 @@ class _BroadcastingDecoding:
         self._backend = backend
         self._decoding = decoding
 
-    def put(
-        self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
-    ) -> list[int]:
-        """Prefill a prompt int32[n] in chunks, and let a row continue it."""
-        encoded = [(chunk.begin, chunk.end, chunk.size, bool(chunk.is_cached)) for chunk in chunks]
-        call = calls.Put(row, calls.Array.of(prompt), encoded, int(key), int(sampled))
-        return self._backend.broadcast(call, lambda: self._decoding.put(row, prompt, chunks, key, sampled))
+    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        """Compute the next step of the plan, and choose the next token at each of its positions."""
+        payload = None if metadata is None else calls.SamplingPayload.of(metadata)
+        call = calls.Prefill(calls.StepPayload.of(step), payload)
+        return self._backend.broadcast(call, lambda: self._decoding.prefill(step, metadata))
+
+    def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
+        """Let a row continue a text of the last prefill step."""
+        call = calls.Put(row, position, calls.Array.of(text), int(key), int(sampled))
+        self._backend.broadcast(call, lambda: self._decoding.put(row, position, text, key, sampled))
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
         """Decode the next k tokens of each active row; the result has the shape [rows, k]."""

@@ -105,6 +105,9 @@ class JaxBackend:
         self._is_jitted = loaded.jit
         self.text_mode = text_mode_of(functions)
         self.pair_mode = PAIRS if self.text_mode is None or functions.score is not None else self.text_mode
+        self.generation_mode = self.text_mode
+        if self.text_mode is TREES and functions.prefill is None:
+            self.generation_mode = FORKS
         self.makes_logits = functions.extend is None and functions.hidden is None
         probe_shape = (1, min(MIN_LENGTH, max_length))
         self.probe_shapes = frozenset() if loaded.jit else frozenset({probe_shape})
@@ -153,9 +156,9 @@ class JaxBackend:
         """Return the capacity in tokens of each cached state, by the bytes of the tokens of its prefix."""
         return self._prefix_cache.capacities()
 
-    def start_plan(self, steps: Sequence[Step]) -> None:
-        """Prepare for a plan; its steps are submitted next, in order."""
-        self._states.start_plan(steps)
+    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
+        """Prepare for a plan with states of at least this capacity in tokens; its steps are computed next, in order."""
+        self._states.start_plan(steps, capacity)
 
     def update(self, params: Any) -> None:
         """Replace the weights by others with the same tree, shapes and dtypes; None if the functions take no params.
@@ -259,7 +262,8 @@ class JaxBackend:
     def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
         """Create a decode batch of rows with a capacity of `capacity` tokens each; only for models with a state."""
         tokens_per_call = self.budget.tokens_per_call
-        return JaxDecoding(self._model, self._prefix_cache, tokens_per_call, rows, capacity_for(capacity), choice)
+        shape = (rows, capacity_for(capacity))
+        return JaxDecoding(self._model, self._head, self._states, tokens_per_call, *shape, choice)
 
 
 def text_mode_of(model: Model) -> ExecutionMode | None:

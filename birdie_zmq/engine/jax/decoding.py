@@ -7,6 +7,7 @@ keeps its state: it is extended by no tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import NextTokens, TokenChoice
+from birdie_zmq.engine.backend import NextTokens, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax import lm_head
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.executables import model_call
+from birdie_zmq.engine.jax.position_head import PositionHead
 from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, key_data, sample, sampling_arrays
-from birdie_zmq.engine.jax.states import cache_state, copy_state, create_state, extend_state
+from birdie_zmq.engine.jax.states import PlanStates, create_state
 from birdie_zmq.engine.logits_processing import (
     ProcessingArrays,
     ProcessingState,
@@ -28,9 +30,41 @@ from birdie_zmq.engine.logits_processing import (
     processing_arrays,
     token_history,
 )
-from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
-from birdie_zmq.engine.planning.steps import PAD, Tokens
-from birdie_zmq.engine.prefix_cache import PrefixCache
+from birdie_zmq.engine.planning.shape_buckets import geometric_length_for
+from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
+
+
+@dataclass(frozen=True)
+class _PrefilledTrees:
+    """The tokens of a step of trees, and the state of their prefix, which has `base` tokens; None without a prefix."""
+
+    prefix: Any
+    base: int
+    entries: Any
+    step: Step
+    kind: Tree
+
+    def path(self, position: int, capacity: int) -> tuple[Tokens, int]:
+        """Return the tokens of a text, as numbers int32[n] in the step with padding at the end, and their number.
+
+        Args:
+            position: The position of the step that is the last of the text.
+            capacity: The capacity in tokens of the state that they are appended to.
+        """
+        row, last = self.step.rows[position], self.step.positions[position]
+        found = np.flatnonzero(self.kind.ends[row, : last + 1] > last)
+        size = min(geometric_length_for(len(found)), capacity - self.base)  # each size is compiled separately
+        path = np.zeros(size, np.int32)
+        path[: len(found)] = row * self.step.shape[1] + found
+        return path, len(found)
+
+
+@dataclass(frozen=True)
+class _PrefilledRows:
+    """A state, and the row of each position of a step in it."""
+
+    state: Any
+    rows: Tokens
 
 
 class JaxDecoding:
@@ -38,7 +72,8 @@ class JaxDecoding:
 
     Args:
         model: The model.
-        prefix_cache: The cached states of shared prefixes.
+        head: Its head at the positions of a step.
+        states: The states of the plan's steps.
         tokens_per_call: The number of tokens that one call decodes for each row.
         rows: The initial number of rows.
         capacity: The capacity of each row in tokens.
@@ -48,7 +83,8 @@ class JaxDecoding:
     def __init__(
         self,
         model: DeviceModel,
-        prefix_cache: PrefixCache[Any],
+        head: PositionHead,
+        states: PlanStates,
         tokens_per_call: int,
         rows: int,
         capacity: int,
@@ -57,7 +93,9 @@ class JaxDecoding:
         self._model = model
         self._executables = model.executables
         self._sharding = model.sharding
-        self._prefix_cache = prefix_cache
+        self._head = head
+        self._states = states
+        self._prefilled: _PrefilledTrees | _PrefilledRows | None = None
         self._tokens_per_call = tokens_per_call
         self._capacity = capacity
         self._processing = choice.processing
@@ -76,35 +114,54 @@ class JaxDecoding:
         self._keys = np.zeros((rows, 2), np.uint32)
         self._minimum = np.zeros(rows, np.int32)
 
-    def put(
-        self, row: int, prompt: Tokens, chunks: Sequence[PrefillChunk], key: int = 0, sampled: int = 0
-    ) -> list[int]:
-        """Prefill a prompt int32[n] in chunks and let a row continue it; return the lengths of the computed steps.
+    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+        """Compute the next step of the plan, and choose the next token at each of its positions."""
+        with model_call(f"tokens int32{list(step.shape)}"):
+            self._prefilled = None  # its memory is freed first
+            tokens = self._sharding.put_rows(step.tokens)
+            match step.kind:
+                case Tree() as kind:
+                    hidden, entries = self._states.prefill(tokens, kind)
+                    prefix = self._states.cached_state(kind.prefix).state if kind.prefix else None
+                    self._prefilled = _PrefilledTrees(prefix, len(kind.prefix) // 4, entries, step, kind)
+                case Extend() as kind:
+                    hidden = self._states.extend(tokens, kind)
+                    if len(step.rows):
+                        self._prefilled = _PrefilledRows(
+                            self._take(step.rows), np.arange(len(step.rows), dtype=np.int32)
+                        )
+                case Fork() as kind:
+                    hidden, state = self._states.keep_fork(tokens, kind)
+                    self._prefilled = _PrefilledRows(state, step.rows)
+                case _:
+                    raise AssertionError(f"a step of kind {type(step.kind).__name__} has no state")
+            self._states.release(step)
+            return self._head.next_tokens(hidden, step, metadata)
 
-        The last token of the prompt is computed by the first decode step. Chunks within a cached prefix are skipped.
-        """
+    def _take(self, rows: Tokens) -> Any:
+        """Return a copy of some rows of the state that the last step left."""
+        count = 1 << (len(rows) - 1).bit_length()  # each count is compiled separately
+        return self._states.take_current(np.pad(rows, (0, count - len(rows))))
+
+    def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
+        """Let a row continue a text of the last prefill step, whose last token int32[] is the next one to compute."""
         with model_call("a prompt"):
-            one, begin = self._prefix(prompt, chunks)
-            computed = []
-            for chunk in chunks:
-                if chunk.begin < begin:
-                    continue
-                tokens = np.full((1, chunk.size), PAD, np.int32)
-                real = chunk.end - chunk.begin
-                tokens[0, :real] = prompt[chunk.begin : chunk.end]
-                put_tokens, lengths = map(self._sharding.put_rows, (tokens, np.array([real], np.int32)))
-                _, one = extend_state(self._model, put_tokens, lengths, one, self._capacity)
-                computed.append(chunk.size)
-                if chunk.is_cached:
-                    name = prompt[: chunk.end].tobytes()
-                    cache_state(self._prefix_cache, name, one, self._capacity)
-                    self._prefix_cache.trim({name})
-                    one = copy_state(self._model, one, 1, self._capacity)
-            states = (self._state, one, self._sharding.replicate(np.int32(row)))
-            self._state = self._executables.run(("put", len(self._last), self._capacity), self._put, *states, donated=0)
-            self._put_processing(row, prompt, len(prompt) - sampled)
-        self._last[row], self._sampled[row], self._keys[row] = prompt[-1], sampled, key_data(key)
-        return computed
+            match self._prefilled:
+                case _PrefilledTrees() as trees:
+                    path, length = trees.path(position, self._capacity)
+                    key_ = ("put-path", len(self._last), self._capacity, trees.step.shape, len(path), not trees.prefix)
+                    where = map(self._sharding.replicate, (path, np.int32(length), np.int32(row)))
+                    arguments = (self._state, self._model.params, trees.prefix, trees.entries, *where)
+                    self._state = self._executables.run(key_, self._put_path, *arguments, donated=0)
+                case _PrefilledRows(state, rows):
+                    count = int(jax.tree.leaves(state)[0].shape[0])
+                    where = map(self._sharding.replicate, (np.int32(rows[position]), np.int32(row)))
+                    name = ("put-row", len(self._last), count, self._capacity)
+                    self._state = self._executables.run(name, self._put_row, self._state, state, *where, donated=0)
+                case None:
+                    raise AssertionError("no step was prefilled")
+            self._put_processing(row, text, len(text) - sampled)
+        self._last[row], self._sampled[row], self._keys[row] = text[-1], sampled, key_data(key)
 
     def _put_processing(self, row: int, tokens: Tokens, prompt_length: int) -> None:
         """Set what the processing of a row's logits depends on: a prompt int32[n] and the tokens generated after it."""
@@ -115,15 +172,6 @@ class JaxDecoding:
             one = token_history(tokens[:prompt_length], tokens[prompt_length:], self._model.vocab_size)[None]
             arguments = (self._history, self._sharding.replicate(one), self._sharding.replicate(np.int32(row)))
             self._history = self._executables.run(("put-history", len(self._last)), self._put, *arguments, donated=0)
-
-    def _prefix(self, prompt: Tokens, chunks: Sequence[PrefillChunk]) -> tuple[Any, int]:
-        """Return a state of the longest cached prefix that may be overwritten, and the length of that prefix."""
-        cached = self._prefix_cache.capacities()
-        for chunk in reversed(chunks):
-            name = prompt[: chunk.end].tobytes()
-            if chunk.is_cached and cached.get(name) == self._capacity:
-                return copy_state(self._model, self._prefix_cache.get(name).state, 1, self._capacity), chunk.end
-        return create_state(self._model, 1, self._capacity), 0
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
         """Decode the next k tokens of each active row; the result has the shape [rows, k]."""
@@ -150,10 +198,10 @@ class JaxDecoding:
         kept = np.asarray(rows, np.int32)
         with model_call("a smaller decode batch"):
             key: tuple[Any, ...] = ("narrow", len(self._last), len(kept), self._capacity)
-            self._state = self._executables.run(key, self._take, self._state, self._sharding.replicate(kept))
+            self._state = self._executables.run(key, self._keep, self._state, self._sharding.replicate(kept))
             if self._history is not None:
                 key = ("narrow-history", len(self._last), len(kept))
-                self._history = self._executables.run(key, self._take, self._history, self._sharding.replicate(kept))
+                self._history = self._executables.run(key, self._keep, self._history, self._sharding.replicate(kept))
         self._last, self._sampled, self._keys = self._last[kept], self._sampled[kept], self._keys[kept]
         self._minimum = self._minimum[kept]
 
@@ -197,6 +245,21 @@ class JaxDecoding:
         tokens, finite = self._sharding.gather((tokens, finite))
         return self._sharding.shard_rows(state), tokens, finite, self._sharding.shard_rows(history)
 
+    def _put_path(
+        self, state: Any, params: Any, prefix: Any, entries: Any, path: jax.Array, length: jax.Array, row: jax.Array
+    ) -> Any:
+        """Replace a row of a state by a prefix and the first tokens of a path int32[n] after it."""
+        init_state, append = self._model.functions.init_state, self._model.functions.append
+        assert init_state is not None
+        assert append is not None
+        one = init_state(params, 1, self._capacity) if prefix is None else prefix
+        return self._put(state, append(params, one, entries, path, length), row)
+
+    def _put_row(self, state: Any, source: Any, index: jax.Array, row: jax.Array) -> Any:
+        """Replace a row of a state by the row `index` of another."""
+        one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1), source)
+        return self._put(state, one, row)
+
     def _put(self, state: Any, one: Any, row: jax.Array) -> Any:
         """Replace a row of one state by row 0 of another."""
 
@@ -209,5 +272,5 @@ class JaxDecoding:
 
         return self._sharding.shard_rows(jax.tree.map(put, state, one))
 
-    def _take(self, state: Any, rows: jax.Array) -> Any:
+    def _keep(self, state: Any, rows: jax.Array) -> Any:
         return self._sharding.shard_rows(jax.tree.map(partial(jnp.take, indices=rows, axis=0), state))

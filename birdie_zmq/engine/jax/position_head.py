@@ -113,6 +113,8 @@ class PositionHead:
                 *np.array([key_data(key) for key in metadata.keys], np.uint32).reshape(-1, 2).T,
                 metadata.sampled,
             ]
+        if len(step.rows) == 0:
+            return NextTokens(np.zeros(0, np.int32), np.zeros(0, np.bool_))
         chunks = []
         begin = 0
         for count, (rows, positions, *others) in self._chunks(*columns):
@@ -121,7 +123,8 @@ class PositionHead:
                 keys = SamplingKeys(np.stack(others[:2], axis=1), others[2])  # type: ignore[arg-type]
             if metadata is not None and choice.processing is not None:
                 at = slice(begin, begin + count)
-                state = step_state(choice.processing, step, metadata.sampled[at], at, self._model.vocab_size)
+                texts, sampled = metadata.texts[at], metadata.sampled[at]
+                state = step_state(choice.processing, texts, sampled, self._model.vocab_size)
                 state = jax.tree.map(lambda x, size=len(rows): _pad_rows(x, size), state)
             chosen = self._apply(kind, self._choose, outputs, rows, positions, sampling, keys, arrays, state)
             chunks.append([np.asarray(x)[:count] for x in chosen])

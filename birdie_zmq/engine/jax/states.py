@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
@@ -104,12 +106,12 @@ class PlanStates:
         self._pending_uses = Counter[bytes]()  # remaining steps of the plan that start from each prefix
         self._capacity = 0
 
-    def start_plan(self, steps: Sequence[Step]) -> None:
-        """Prepare for a plan; its steps are computed next, in order."""
+    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
+        """Prepare for a plan with states of at least this capacity in tokens; its steps are computed next, in order."""
         self._current = None
         self._pending_uses = Counter(name for step in steps if (name := _prefix_of(step)))
         capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
-        self._capacity = capacity_for(max(capacities, default=0))
+        self._capacity = capacity_for(max([capacity, *capacities]))
         self._cache.trim(self._pending_uses)
 
     def clear(self) -> None:
@@ -126,12 +128,34 @@ class PlanStates:
 
     def branch(self, tokens: jax.Array, kind: Tree) -> Any:
         """Return the hidden states of trees of tokens int32[rows, length]."""
+        return self._call_tree("tree", self._model.functions.branch, tokens, kind)
+
+    def prefill(self, tokens: jax.Array, kind: Tree) -> tuple[Any, Any]:
+        """Return the hidden states of trees of tokens int32[rows, length], and what a state holds of each token."""
+        hidden, entries = self._call_tree("prefill", self._model.functions.prefill, tokens, kind)
+        return hidden, entries
+
+    def _call_tree(self, name: str, function: Any, tokens: jax.Array, kind: Tree) -> Any:
         model = self._model
         cached = self._cache.get(kind.prefix) if kind.prefix else None
         layout = map(model.sharding.put_rows, (kind.depths, kind.ends))
         state, capacity = (cached.state, cached.capacity) if cached else (None, 0)
-        key = ("tree", tokens.shape, capacity)
-        return model.executables.run(key, model.functions.branch, model.params, tokens, *layout, state)
+        return model.executables.run((name, tokens.shape, capacity), function, model.params, tokens, *layout, state)
+
+    def cached_state(self, prefix: bytes) -> CachedPrefix[Any]:
+        """Return the cached state of a prefix, as the bytes of its tokens."""
+        return self._cache.get(prefix)
+
+    def take_current(self, rows: npt.NDArray[np.int32]) -> Any:
+        """Return a copy of some rows int32[n] of the current state."""
+        assert self._current is not None
+        model, current = self._model, self._current
+
+        def take(state: Any, rows: jax.Array) -> Any:
+            return model.sharding.shard_rows(jax.tree.map(lambda x: jnp.take(x, rows, axis=0), state))
+
+        key = ("take", _row_count(current.state), len(rows), current.capacity)
+        return model.executables.run(key, take, current.state, model.sharding.replicate(rows))
 
     def extend(self, tokens: jax.Array, kind: Extend) -> Any:
         """Extend a state by tokens int32[rows, length], and return their hidden states."""
@@ -147,16 +171,26 @@ class PlanStates:
 
     def fork(self, tokens: jax.Array, kind: Fork) -> Any:
         """Extend copies of rows of the current state by tokens int32[rows, length], and return their hidden states."""
+        return self._call_fork("fork", lambda *arguments: self._fork(*arguments)[0], tokens, kind)
+
+    def keep_fork(self, tokens: jax.Array, kind: Fork) -> tuple[Any, Any]:
+        """Extend copies of rows as `fork` does, and return their hidden states and their state."""
+        hidden, state = self._call_fork("keep-fork", self._fork, tokens, kind)
+        return hidden, state
+
+    def _call_fork(self, name: str, function: Any, tokens: jax.Array, kind: Fork) -> Any:
         assert self._current is not None
         model, state = self._model, self._current.state
         forked = (model.sharding.put_rows(kind.lengths), model.sharding.replicate(kind.parents), state)
-        key = ("fork", tokens.shape, int(jax.tree.leaves(state)[0].shape[0]), self._current.capacity)
-        return model.executables.run(key, self._fork, model.params, tokens, *forked)
+        key = (name, tokens.shape, _row_count(state), self._current.capacity)
+        return model.executables.run(key, function, model.params, tokens, *forked)
 
     def _fork(self, params: Any, tokens: Any, lengths: Any, parents: Any, state: Any) -> Any:
-        assert self._model.functions.extend is not None
-        forked = self._model.sharding.shard_rows(jax.tree.map(lambda x: x[parents], state))
-        return self._model.functions.extend(params, tokens, lengths, forked)[0]
+        sharding, extend = self._model.sharding, self._model.functions.extend
+        assert extend is not None
+        forked = sharding.shard_rows(jax.tree.map(lambda x: x[parents], state))
+        hidden, state = extend(params, tokens, lengths, forked)
+        return hidden, sharding.shard_rows(state)
 
     def _state_to_extend(self, before: bytes | None, rows: int) -> _CurrentState:
         """Return a state of `rows` rows that may be overwritten."""
@@ -170,6 +204,10 @@ class PlanStates:
         if not current.is_cached:
             return current
         return _CurrentState(copy_state(self._model, current.state, 1, current.capacity), current.capacity)
+
+
+def _row_count(state: Any) -> int:
+    return int(jax.tree.leaves(state)[0].shape[0])
 
 
 def _prefix_of(step: Step) -> bytes | None:

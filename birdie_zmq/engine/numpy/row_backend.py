@@ -135,6 +135,7 @@ class RowBackend(ABC):
             )
         self.text_mode = ROWS if self.function is not None else None
         self.pair_mode = PAIRS if self.score_function is not None else ROWS
+        self.generation_mode = self.text_mode
         self.budget = budget
         self.devices = self.find_devices()
         self.versions = self.find_versions()
@@ -242,8 +243,9 @@ class RowBackend(ABC):
                     tokens, finite = map(self.to_host, self.greedy_tokens(logits))
                     chunks.append(NextTokens(tokens.astype(np.int32), finite))
                     continue
-                here = replace(metadata, keys=metadata.keys[at], sampled=metadata.sampled[at])
-                chunks.append(_choose(self.to_host(logits), here, step, at))
+                sampled, texts = metadata.sampled[at], metadata.texts[at]
+                here = replace(metadata, keys=metadata.keys[at], sampled=sampled, texts=texts)
+                chunks.append(_choose(self.to_host(logits), here))
         return NextTokens(
             np.concatenate([chunk.tokens for chunk in chunks]), np.concatenate([chunk.finite for chunk in chunks])
         )
@@ -265,7 +267,7 @@ class RowBackend(ABC):
         """Return no prefixes, because there are no states."""
         return {}
 
-    def start_plan(self, steps: Sequence[Step]) -> None:  # noqa: B027 - there are no states to prepare
+    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:  # noqa: B027 - there are no states
         """Do nothing, because there are no states to prepare."""
 
     def decoding_rows(self, capacity: int, max_rows: int) -> int:
@@ -321,11 +323,11 @@ class RowBackend(ABC):
         raise score_output_error(columns, arrays[0].shape)
 
 
-def _choose(logits: npt.NDArray[Any], metadata: SamplingMetadata, step: Step, at: slice) -> NextTokens:
-    """Choose tokens by logits float[q, v] at some positions of a step, after the processing of the logits."""
+def _choose(logits: npt.NDArray[Any], metadata: SamplingMetadata) -> NextTokens:
+    """Choose tokens by logits float[q, v], after the processing of the logits."""
     processing, vocabulary = metadata.choice.processing, logits.shape[-1]
     if processing is not None:
-        state = step_state(processing, step, metadata.sampled, at, vocabulary)
+        state = step_state(processing, metadata.texts, metadata.sampled, vocabulary)
         values = np.asarray(logits, np.float32)
         logits = process_logits(np, values, processing_arrays(processing, vocabulary), state)
     return greedy(logits) if metadata.choice.sampling is None else sample(logits, metadata)

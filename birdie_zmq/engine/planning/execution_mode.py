@@ -51,6 +51,7 @@ class ExecutionMode:
         decodes_with_cache: Whether the model has a state, so that generation decodes one position per token.
         calls_score: Whether steps call the model's own `score`. Such a step has one target per sequence instead of one
             per scored token, and may hold the logits of all its positions.
+        keeps_entries: Whether a step of prompts keeps what a state holds of each token, instead of whole states.
         group: Groups sequences, with rows of 1 to `Buckets.max_length` tokens, to be planned together.
         shapes: Returns every ``(rows, length)`` that a step can have.
     """
@@ -58,6 +59,7 @@ class ExecutionMode:
     name: str
     decodes_with_cache: bool
     calls_score: bool
+    keeps_entries: bool
     group: Callable[[Sequence[ScoredSequence]], SequenceGroup]
     shapes: Callable[[Buckets], frozenset[Shape]]
 
@@ -89,6 +91,7 @@ ROWS = ExecutionMode(
     "rows",
     decodes_with_cache=False,
     calls_score=False,
+    keeps_entries=False,
     group=partial(_group, row_planner.plan_rows),
     shapes=lambda buckets: buckets.shapes,
 )
@@ -96,6 +99,7 @@ FORKS = ExecutionMode(
     "forks",
     decodes_with_cache=True,
     calls_score=False,
+    keeps_entries=False,
     group=partial(_group, fork_planner.plan_forks),
     shapes=fork_planner.possible_shapes,
 )
@@ -103,6 +107,7 @@ TREES = ExecutionMode(
     "trees",
     decodes_with_cache=True,
     calls_score=False,
+    keeps_entries=True,
     group=partial(_group, tree_planner.plan_trees),
     shapes=tree_planner.possible_shapes,
 )
@@ -110,6 +115,7 @@ PAIRS = ExecutionMode(
     "pairs",
     decodes_with_cache=False,
     calls_score=True,
+    keeps_entries=False,
     group=PairGroup,
     shapes=lambda buckets: buckets.shapes,
 )

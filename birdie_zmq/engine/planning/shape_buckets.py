@@ -22,9 +22,6 @@ AUTOMATIC = StepLimits()
 MAX_CHUNK_TOKENS = 1024
 """Longer sequences are prefilled in several steps. In longer rows of trees, attention costs more than padding saves."""
 
-PREFILL_CHUNK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
-"""The sizes of prefill chunks of prompts."""
-
 
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """Return the step lengths for a model of ``max_length`` tokens, ascending; the last is ``max_length`` itself."""
@@ -32,6 +29,11 @@ def bucket_lengths(max_length: int) -> tuple[int, ...]:
 
 
 _GEOMETRIC_LENGTHS = tuple(length for power in range(2, 24) for length in (1 << power, 3 << (power - 1)))
+
+
+def geometric_length_for(tokens: int) -> int:
+    """Return the shortest length of the series 4, 6, 8, 12, 16, … that holds this many tokens."""
+    return _GEOMETRIC_LENGTHS[bisect_left(_GEOMETRIC_LENGTHS, tokens)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Buckets:
 
     def geometric_length_for(self, tokens: int) -> int:
         """Return the shortest of `geometric_lengths` that holds this many tokens."""
-        return _GEOMETRIC_LENGTHS[bisect_left(_GEOMETRIC_LENGTHS, tokens)]
+        return geometric_length_for(tokens)
 
     def length_for(self, tokens: int) -> int:
         """Return the shortest bucket that holds this many tokens, which must be 1 to ``max_length``."""

@@ -87,9 +87,10 @@ def test_sampling_metadata_round_trips() -> None:
     here = SamplingMetadata(TokenChoice(SAMPLING), [2**62 - 1, 0], ints(4, 0))
     call = round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), calls.SamplingPayload.of(here)))
     assert_equal(here, call.metadata.metadata())
-    processed = SamplingMetadata(TokenChoice(None, PROCESSING), [0], ints(4))
+    processed = SamplingMetadata(TokenChoice(None, PROCESSING), [0], ints(4), [ints(7, 8, 9)])
     call = round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), calls.SamplingPayload.of(processed)))
     assert call.metadata.metadata().choice == processed.choice
+    np.testing.assert_array_equal(call.metadata.metadata().texts, processed.texts)
     assert round_trip(calls.NextTokensCall(calls.StepPayload.of(step(Dense())), None)).metadata is None
 
 
@@ -100,7 +101,7 @@ def test_sampling_metadata_round_trips() -> None:
         calls.StartDecoding(16, 512, GREEDY),
         calls.StartDecoding(16, 512, TokenChoice(SAMPLING)),
         calls.StartDecoding(16, 512, TokenChoice(None, PROCESSING)),
-        calls.Put(3, calls.Array.of(ints(1, 2, 3)), [(0, 2, 16, True)], 2**62 - 1, 5),
+        calls.Put(3, 1, calls.Array.of(ints(1, 2, 3)), 2**62 - 1, 5),
         calls.Decode(calls.Array.of(np.array([True, False]))),
         calls.Narrow([2, 0]),
         calls.HalveBudget(),
@@ -108,7 +109,7 @@ def test_sampling_metadata_round_trips() -> None:
         calls.Load("0.1.0", ModelSpec(tag="demo", arguments="{}"), "/a/api.py", "00ff"),
         calls.MaxLength(2048),
         calls.Budget(StepBudget(tokens=1024, row_unit=2)),
-        calls.LoadedModelInfo("trees", "pairs", 264, None, "float32"),
+        calls.LoadedModelInfo("trees", "pairs", "forks", 264, None, "float32"),
         calls.LoadFailed(ErrorReport(code=ModelCallError.code, message="boom", traceback="line 3")),
         calls.Failed("out-of-device-memory"),
     ],
@@ -123,12 +124,6 @@ def test_arrays_keep_their_dtype_and_shape() -> None:
         there = round_trip(calls.Decode(calls.Array.of(array))).active.array()
         assert (there.dtype, there.shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(there, array)
-
-
-def test_prefill_chunks_round_trip() -> None:
-    (chunk,) = round_trip(calls.Put(0, calls.Array.of(ints(1)), [(0, 2, 16, True)], 0, 0)).prefill_chunks()
-    assert chunk == (0, 2, 16, True)
-    assert chunk.is_cached
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from birdie_zmq.engine.distributed.process_group import LeaderLost, ProcessGroup
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.mesh_shape import MeshShape
 from birdie_zmq.engine.model_api import resolve
-from birdie_zmq.engine.planning.prefill_planner import PrefillChunk
-from birdie_zmq.engine.planning.shape_buckets import StepBudget
+from birdie_zmq.engine.planning.prompt_planner import plan_prompts
+from birdie_zmq.engine.planning.shape_buckets import Buckets, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, ScorePositions, Step
 from birdie_zmq.errors import ModelCallError, ModelLoadError, OutOfDeviceMemory, ProcessGroupMismatch, UsageError
 from birdie_zmq.models.decoder import build_model
@@ -140,9 +140,12 @@ def test_follower_has_the_states_and_budget_of_the_leader() -> None:
 
 def test_rows_are_decoded_and_released_at_both_ranks() -> None:
     pair = LeaderAndFollower(backend_of(), backend_of())
-    decoding = pair.backend.decoding(2, 64)
     prompt = TOKENS[0, :9]
-    assert decoding.put(0, prompt, [PrefillChunk(0, 8, 16, is_cached=False)]) == [16]
+    assert pair.backend.generation_mode is not None
+    (step,) = plan_prompts(pair.backend.generation_mode, [prompt], Buckets(64, 0, pair.backend.budget), {})
+    pair.backend.start_plan([step], 64)
+    decoding = pair.backend.decoding(2, 64)
+    decoding.put(0, 0, np.append(prompt, decoding.prefill(step).tokens), sampled=1)
     decoding.decode(np.array([True, False]))
     decoding.narrow([0])
     ours = decoding.decode(np.array([True]))

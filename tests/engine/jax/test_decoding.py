@@ -23,6 +23,7 @@ from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.jax.decoding import JaxDecoding
 from birdie_zmq.engine.jax.sampling import SamplingKeys, key_data, sample, sampling_arrays
 from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.execution_mode import TREES
 from birdie_zmq.engine.planning.shape_buckets import StepBudget
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import OutOfDeviceMemory
@@ -189,9 +190,9 @@ def test_surplus_tokens_of_a_decode_call_are_dropped(backend: RecordingBackend) 
         backend.budget = before
 
     assert texts == [backend.continuation(prompt, 7) for prompt in PROMPTS[:3]]
-    # Two calls of five tokens for each text, of which seven are needed.
+    # The prefill gives the first token, and two calls of five tokens each the other six.
     assert evaluator.report.tokens_generated == 3 * 7
-    assert evaluator.report.tokens_thrown_away == 3 * 3
+    assert evaluator.report.tokens_thrown_away == 3 * 4
 
 
 def test_long_prompts_with_a_cached_prefix_are_continued_correctly(backend: RecordingBackend) -> None:
@@ -216,13 +217,15 @@ def test_steps_and_tokens_are_counted(backend: RecordingBackend) -> None:
     generate(evaluator, ["abc", "ab"], max_gen_toks=4)
 
     report = evaluator.report
-    # Each prompt without its last token is prefilled by a step of 16; then one token per call is decoded for both rows.
+    # Both prompts are prefilled together: in a row of trees, or a stem and a leaf. This gives the first token of each
+    # answer; then one token per call is decoded for both rows.
+    steps, length = (1, 16) if backend.generation_mode is TREES else (2, 4)
     assert report.requests == 2
-    assert report.steps == 2 + 4
-    assert report.tokens_requested == (2 + 1) + 2 * 4
-    assert report.tokens_computed == 2 * 16 + 2 * 4
-    assert report.tokens_padding == 2 * 16 - (2 + 1)
-    assert report.shapes == [(1, 16), (2, 1)]
+    assert report.steps == steps + 3
+    assert report.tokens_requested == (3 + 2) + 2 * 3
+    assert report.tokens_computed == steps * length + 2 * 3
+    assert report.tokens_padding == steps * length - 3
+    assert report.shapes == [(1, length), (2, 1)]
     assert len(report.shapes) <= report.shape_bound
 
 

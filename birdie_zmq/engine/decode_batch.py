@@ -1,0 +1,161 @@
+"""A batch of rows that are decoded together: when a sequence ends, the next prompt takes its row."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from birdie_zmq.engine.backend import GREEDY, Decoding, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.detokenizer import IncrementalDetokenizer
+from birdie_zmq.engine.events import Answered, Event, ItemFailed
+from birdie_zmq.engine.generation_settings import GenerationSettings
+from birdie_zmq.engine.model_runner import ModelRunner
+from birdie_zmq.engine.output_checks import non_finite_logits
+from birdie_zmq.engine.planning.steps import Step, Tokens
+
+
+@dataclass(eq=False)
+class Row:
+    """A prompt and its answer so far.
+
+    Attributes:
+        index: The number of the request.
+        prompt: The tokens int32[n] of the prompt, n > 0.
+        key: The random key.
+        answer: The generated tokens.
+        is_finished: Whether the answer is complete.
+    """
+
+    index: int
+    prompt: Tokens
+    key: int
+    answer: IncrementalDetokenizer
+    is_finished: bool = False
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens int32[n] of the prompt and of the answer so far."""
+        return np.concatenate([self.prompt, np.array(self.answer.tokens, np.int32)])
+
+
+def add_token(row: Row, token: int, is_finite: bool, settings: GenerationSettings) -> None:
+    """Append a token to an answer, and note whether the answer is finished.
+
+    Raises:
+        ItemFailed: The logits were not finite.
+    """
+    if not is_finite:
+        raise ItemFailed(row.index, non_finite_logits())
+    row.is_finished = settings.stop.add_token(row.answer, token)
+
+
+def answered(finished: Sequence[Row]) -> Iterator[Event]:
+    """Yield the answers of finished rows, if there are any."""
+    if finished:
+        yield Answered([row.index for row in finished], [row.answer.text() for row in finished])
+
+
+def sampling_metadata(rows: Sequence[Row], choice: TokenChoice) -> SamplingMetadata | None:
+    """Return how the next token of each row is chosen; None for the most likely one."""
+    if choice == GREEDY:
+        return None
+    generated = np.array([len(row.answer.tokens) for row in rows], np.int32)
+    texts = tuple(row.tokens for row in rows) if choice.processing is not None else ()
+    return SamplingMetadata(choice, [row.key for row in rows], generated, texts)
+
+
+class DecodeBatch:
+    """Rows that are decoded together in one state.
+
+    Args:
+        runner: The model.
+        decoding: Creates the decode batch with the first number of rows.
+        row_counts: The numbers of rows that the batch may have. It begins with the first; free rows are dropped at the
+            end.
+        settings: What ends an answer.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        decoding: Callable[[], Decoding],
+        row_counts: Sequence[int],
+        settings: GenerationSettings,
+    ) -> None:
+        self._runner = runner
+        self._decoding = decoding()
+        self._rows: list[Row | None] = [None] * row_counts[0]
+        self._row_counts = row_counts
+        self._settings = settings
+        self._prefilled = deque[tuple[int, Row]]()  # texts of the last prefill step that wait for a row
+
+    def run(self, steps: Sequence[Step], prompts: Sequence[Row]) -> Iterator[Event]:
+        """Prefill prompts by the steps of a plan, decode them, and yield the rows that each step finishes."""
+        waiting = deque(steps)
+        while waiting or self._prefilled or any(self._rows):
+            yield from self._fill(waiting, prompts)
+            if not waiting and not self._prefilled:
+                self._narrow()
+            if any(self._rows):
+                yield from self._decode()
+
+    def _fill(self, waiting: deque[Step], prompts: Sequence[Row]) -> Iterator[Event]:
+        """Put prefilled texts into the free rows, and prefill more as long as rows are free."""
+        free = [number for number, row in enumerate(self._rows) if row is None]
+        while free and (self._prefilled or waiting):
+            if not self._prefilled:
+                yield from self._prefill(waiting.popleft(), prompts)
+                continue
+            position, row = self._prefilled.popleft()
+            number = free.pop(0)
+            put = partial(self._decoding.put, number, position, row.tokens, row.key, len(row.answer.tokens))
+            yield from self._runner.call([], put)
+            self._rows[number] = row
+
+    def _prefill(self, step: Step, prompts: Sequence[Row]) -> Iterator[Event]:
+        """Compute a step of the plan; each text that ends in it gets its next token."""
+        counters, owners = self._runner.counters, [prompts[owner] for owner in step.owners]
+        metadata = sampling_metadata(owners, self._settings.choice)
+        chosen = yield from self._runner.call([step.shape], partial(self._decoding.prefill, step, metadata))
+        if owners:
+            self._runner.clock.idle()
+        counters.add_step(step.shape, step.used_tokens)
+        counters.tokens_generated += len(owners)
+        for row, token, finite in zip(owners, chosen.tokens, chosen.finite, strict=True):
+            add_token(row, int(token), bool(finite), self._settings)
+        self._prefilled.extend((position, row) for position, row in enumerate(owners) if not row.is_finished)
+        yield from answered([row for row in owners if row.is_finished])
+
+    def _narrow(self) -> None:
+        """Drop free rows, as far as a smaller number of rows is allowed; called when no prompt waits."""
+        active = [number for number, row in enumerate(self._rows) if row is not None]
+        count = min(row_count for row_count in self._row_counts if row_count >= len(active))
+        if count >= len(self._rows) or not active:
+            return
+        free = [number for number, row in enumerate(self._rows) if row is None]
+        kept = sorted(active + free[: count - len(active)])
+        self._decoding.narrow(kept)
+        self._rows = [self._rows[number] for number in kept]
+
+    def _decode(self) -> Iterator[Event]:
+        counters, shape = self._runner.counters, (len(self._rows), 1)
+        counters.allow_shapes([shape])
+        active = {number: row for number, row in enumerate(self._rows) if row is not None}
+        is_active = np.array([row is not None for row in self._rows])
+        chosen = yield from self._runner.call([shape], partial(self._decoding.decode, is_active))
+        self._runner.clock.idle()
+        used = 0
+        for number, row in active.items():
+            for token, finite in zip(chosen.tokens[number], chosen.finite[number], strict=True):
+                used += 1
+                add_token(row, int(token), bool(finite), self._settings)
+                if row.is_finished:
+                    self._rows[number] = None
+                    break
+        counters.tokens_requested += used
+        counters.add_decode_step(len(self._rows), chosen.tokens.shape[1], len(active), used)
+        yield from answered([row for row in active.values() if row.is_finished])
