@@ -87,7 +87,7 @@ def numpy_logits(params: Any, tokens: Any) -> Any:
 
 
 FULL = full_model()
-NAMES = ("logits", "hidden", "init_state", "extend", "branch", "unembed", "unembed_part", "score")
+NAMES = FULL.functions()
 
 
 def with_functions(**functions: Any) -> Model:
