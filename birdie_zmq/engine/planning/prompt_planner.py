@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import Buckets
-from birdie_zmq.engine.planning.steps import PAD, Extend, ScoredSequence, Step, Tokens
+from birdie_zmq.engine.planning.steps import PAD, ScoredSequence, Step, Tokens
 
 
 def plan_prompts(
@@ -17,8 +16,8 @@ def plan_prompts(
 ) -> list[Step]:
     """Plan the steps that prefill prompts; each position of a step is the last of a prompt.
 
-    A prompt that ends in the middle of an `Extend` has no position, because no state ends there; this happens only to
-    prompts that are the beginning of others. It must be planned again, without those.
+    In a row of an `Extend` or a `Fork` that is the last token, so the state of the row is that of the prompt: planners end
+    a chunk where a text ends that others continue.
 
     Args:
         mode: How the model computes texts.
@@ -28,13 +27,4 @@ def plan_prompts(
     """
     # Only the position before the appended token is needed, so that token may have any value.
     group = mode.group([ScoredSequence(np.append(prompt, np.int32(PAD)), 1) for prompt in prompts])
-    return [_with_states_only(step) for step in group.plan(buckets, cached)]
-
-
-def _with_states_only(step: Step) -> Step:
-    """Drop the positions after which there is no state."""
-    if not isinstance(step.kind, Extend):
-        return step
-    kept = step.positions == step.kind.lengths[step.rows] - 1
-    columns = {name: getattr(step, name)[kept] for name in ("rows", "positions", "targets", "owners")}
-    return replace(step, **columns)
+    return group.plan(buckets, cached)
