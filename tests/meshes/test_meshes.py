@@ -76,7 +76,7 @@ def test_trees_behind_a_state_score_as_on_one_device(results: dict[str, Any], me
 
 def test_sharded_arrays_stay_sharded_during_computation(results: dict[str, Any]) -> None:
     gathered = results["checkpoints"]["gathered"][BOTH]
-    for kind in ("create", "extend", "copy", "put", "tree"):
+    for kind in ("create", "extend", "prefill", "put-path", "tree"):
         assert gathered[kind] == 0, kind
     # Only the largest logit of each device and its token: no logits, no weights and no states.
     assert 0 < gathered["decode"] <= 4 * 6
