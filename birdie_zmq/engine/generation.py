@@ -192,10 +192,11 @@ def _plan(
     buckets = runner.buckets(mode, size.prefill_limits, size.prefill_tokens)
     texts = [row.tokens for row in rows]
     usable = {prefix: each for prefix, each in backend.cached_prefixes().items() if each == capacity_for(capacity)}
-    steps = plan_prompts(mode, texts, buckets, usable)
-    needed = max([capacity, *(step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork))])
-    if capacity_for(needed) != capacity_for(capacity):
-        steps = plan_prompts(mode, texts, buckets, {})
+    for cached in (usable, {}):  # cached states cannot be used if the padding of the steps needs a larger capacity
+        steps = plan_prompts(mode, texts, buckets, cached)
+        needed = max([capacity, *(step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork))])
+        if capacity_for(needed) == capacity_for(capacity):
+            break
     backend.start_plan(steps, needed)
     return steps, needed
 
