@@ -30,8 +30,10 @@ from birdie_zmq.engine.logits_processing import (
     processing_arrays,
     token_history,
 )
-from birdie_zmq.engine.planning.shape_buckets import geometric_length_for
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
+
+_SHORTEST_PATH = 64
+"""Paths are padded to this length or four, sixteen, … times as much, since each length is compiled separately."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class _PrefilledTrees:
         """
         row, last = self.step.rows[position], self.step.positions[position]
         found = np.flatnonzero(self.kind.ends[row, : last + 1] > last)
-        size = min(geometric_length_for(len(found)), capacity - self.base)  # each size is compiled separately
+        size = _SHORTEST_PATH
+        while size < len(found):
+            size *= 4
+        size = min(size, capacity - self.base)
         path = np.zeros(size, np.int32)
         path[: len(found)] = row * self.step.shape[1] + found
         return path, len(found)

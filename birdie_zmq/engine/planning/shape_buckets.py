@@ -31,11 +31,6 @@ def bucket_lengths(max_length: int) -> tuple[int, ...]:
 _GEOMETRIC_LENGTHS = tuple(length for power in range(2, 24) for length in (1 << power, 3 << (power - 1)))
 
 
-def geometric_length_for(tokens: int) -> int:
-    """Return the shortest length of the series 4, 6, 8, 12, 16, … that holds this many tokens."""
-    return _GEOMETRIC_LENGTHS[bisect_left(_GEOMETRIC_LENGTHS, tokens)]
-
-
 @dataclass(frozen=True)
 class StepBudget:
     """The limits of a step's size, unless the user sets the number of rows.
@@ -111,7 +106,7 @@ class Buckets:
 
     def geometric_length_for(self, tokens: int) -> int:
         """Return the shortest of `geometric_lengths` that holds this many tokens."""
-        return geometric_length_for(tokens)
+        return _GEOMETRIC_LENGTHS[bisect_left(_GEOMETRIC_LENGTHS, tokens)]
 
     def length_for(self, tokens: int) -> int:
         """Return the shortest bucket that holds this many tokens, which must be 1 to ``max_length``."""
