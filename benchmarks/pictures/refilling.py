@@ -32,6 +32,7 @@ class _ScriptedBackend:
     budget = StepBudget(tokens=1024, call_tokens=4)  # so low that narrowing pays for few rows, as it does for many
     probe_shapes = frozenset[tuple[int, int]]()
     makes_logits = False
+    shares_prefixes = False
     vocab_size = 0
     compile_seconds = tracing_seconds = 0.0
 
@@ -42,12 +43,12 @@ class _ScriptedBackend:
         self.calls: list[list[int | None]] = []
         """For each decode step, the index of the prompt in each row; None for an inactive row."""
 
-    def decoding_rows(self, capacity: int, wanted: int) -> int:
-        del capacity
+    def decoding_rows(self, capacity: int, wanted: int, spare: int = 0) -> int:
+        del capacity, spare
         return wanted
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice) -> Decoding:
-        del capacity, choice
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice, shared: bytes = b"") -> Decoding:
+        del capacity, choice, shared
         self._rows = [(0, 0)] * rows
         return self
 

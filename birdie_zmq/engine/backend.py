@@ -162,6 +162,8 @@ class Backend(Protocol):
     """How a continuation is scored after its context: ``PAIRS`` if the model has its own `score`, else `text_mode`."""
     generation_mode: ExecutionMode | None
     """How prompts are prefilled; None if the model provides only its own `score`."""
+    shares_prefixes: bool
+    """Whether rows that are decoded together can share a prefix that is held once."""
     makes_logits: bool
     """Whether a step computes the logits of all its positions, because the model's head is not a separate function."""
     vocab_size: int
@@ -220,27 +222,30 @@ class Backend(Protocol):
         """
         ...
 
-    def decoding_rows(self, capacity: int, max_rows: int) -> int:
-        """Return how many rows can be decoded together.
+    def decoding_rows(self, capacity: int, wanted: int, spare: int = 0) -> int:
+        """Return how many rows are decoded together: at most as many as are wanted, fit, and are faster together.
 
-        Memory is left for one further row that is being prefilled and one that is cached.
+        Memory is left for one further row that is being prefilled and one that is cached, and for the spare rows.
 
         Args:
             capacity: The capacity of each row in tokens.
-            max_rows: The maximum number to return.
+            wanted: The maximum number to return.
+            spare: The number of further rows that must fit beside them. The result is 0 or less if only these fit.
 
         Raises:
             OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
         """
         ...
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:
         """Create a batch of rows to decode, with a capacity in tokens for each; only for models with a state.
 
         Args:
             rows: The number of rows.
-            capacity: The capacity of each row in tokens.
+            capacity: The capacity of each row in tokens, without the shared prefix.
             choice: How tokens are chosen.
+            shared: The prefix that all rows share and that is held once, as the bytes of its tokens: all steps of the
+                plan with positions are trees after it. Only if the backend `shares_prefixes`.
         """
         ...
 

@@ -20,9 +20,10 @@ from birdie_zmq.engine.generation_settings import GenerationSettings, generation
 from birdie_zmq.engine.model_runner import ModelRunner
 from birdie_zmq.engine.planning.cost_model import decode_step_cost
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
+from birdie_zmq.engine.planning.prefix_tree import common_prefix_length
 from birdie_zmq.engine.planning.prompt_planner import plan_prompts
-from birdie_zmq.engine.planning.shape_buckets import MAX_CHUNK_TOKENS, StepBudget
-from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step
+from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, MAX_CHUNK_TOKENS, StepBudget
+from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step, Tree
 from birdie_zmq.engine.prefix_cache import capacity_for
 from birdie_zmq.engine.request_encoding import check_vocabulary, encode_prompts
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
@@ -34,6 +35,9 @@ _MAX_PREFILL_TOKENS = 4096
 
 _MAX_PREFILL_ROWS = 16
 """The maximum number of rows of a step that prefills prompts by extending a state."""
+
+_MIN_SHARED_TOKENS = 64
+"""Fewer tokens that all prompts share are held by each row: each decode step costs more for tokens that are apart."""
 
 _MAX_NARROWED_COST = 0.75
 """A decode step with fewer rows is compiled if it costs at most this share of the larger step."""
@@ -128,27 +132,40 @@ def decode_with_cache(
     runner.counters.tokens_requested += sum(len(row.prompt) for row in rows)
     waiting = list(rows)
     max_rows = min(limits.max_rows or backend.budget.decoding_rows, backend.budget.decoding_rows)
+    shares_prefixes = backend.shares_prefixes
     while waiting:
         unit = backend.budget.row_unit if max_rows >= backend.budget.row_unit else 1
-        needed = [_capacity_for(row, settings, backend.budget) for row in waiting]
+        shared = _shared_tokens(waiting) if shares_prefixes else 0
+        needed = [_capacity_for(row, settings, backend.budget) - shared for row in waiting]
         requested = limits.rows or min(max(unit, max_rows // unit * unit), _round_up_rows(len(waiting), unit))
-        size = _batch_size(runner, mode, max(needed), requested, limits)
+        size = _batch_size(runner, mode, max(needed), shared, requested, limits)
         chosen = waiting
         if size.rows < requested:  # decode the longest rows first, with fewer rows together
             chosen = [row for row, need in zip(waiting, needed, strict=True) if need > max(needed) // 2]
             size = size._replace(rows=min(size.rows, _round_up_rows(len(chosen), unit)))
         try:
-            steps, capacity = _plan(runner, mode, chosen, size, max(needed))
-            row_counts = narrowed_row_counts(size.rows, capacity, None if limits.rows else unit, backend.budget)
+            plan = _plan(runner, mode, chosen, size, max(needed), shared)
+            if plan is None:  # some rows do not come directly after the prefix that all share
+                shares_prefixes = False
+                continue
+            row_counts = narrowed_row_counts(size.rows, plan.capacity, None if limits.rows else unit, backend.budget)
             # No variable refers to the batch, so its memory is freed before the next one is created, also on failure.
-            decoding = partial(backend.decoding, row_counts[0], capacity, settings.choice)
-            yield from DecodeBatch(runner, decoding, row_counts, settings).run(steps, chosen)
+            decoding = partial(backend.decoding, row_counts[0], plan.capacity, settings.choice, plan.shared)
+            yield from DecodeBatch(runner, decoding, row_counts, settings).run(plan.steps, chosen)
         except OutOfDeviceMemory as error:
             if limits.rows is not None or (size.rows == 1 and not backend.halve_budget()):
                 raise
             max_rows = max(1, size.rows // 2)
             yield Notice("warning", f"{error}; at most {max_rows} prompts are decoded together from now on")
         waiting = [row for row in waiting if not row.is_finished]
+
+
+def _shared_tokens(rows: Sequence[Row]) -> int:
+    """Return the number of tokens at the beginning of all rows that are worth holding once; the rest is never empty."""
+    texts = [row.tokens for row in rows]
+    shortest = min(map(len, texts)) - 1
+    shared = min((common_prefix_length(texts[0], text) for text in texts[1:]), default=0)
+    return min(shared, shortest) if min(shared, shortest) >= _MIN_SHARED_TOKENS else 0
 
 
 class _BatchSize(NamedTuple):
@@ -160,37 +177,54 @@ class _BatchSize(NamedTuple):
 
 
 def _batch_size(
-    runner: ModelRunner, mode: ExecutionMode, capacity: int, requested: int, limits: StepLimits
+    runner: ModelRunner, mode: ExecutionMode, capacity: int, shared: int, requested: int, limits: StepLimits
 ) -> _BatchSize:
     """Return how many rows of a capacity in tokens are decoded together, so that prefilling fits into memory as well.
 
-    `Backend.decoding_rows` leaves memory for two further rows. Trees of prompts need the memory of their tokens. Rows
-    of prompts that extend a state are held three times for a moment: there, as a copy, and in the decode batch.
+    `Backend.decoding_rows` leaves memory for two further rows. Trees of prompts need the memory of their tokens, and
+    so do the tokens that all rows share. Rows of prompts that extend a state are held three times for a moment: there,
+    as a copy, and in the decode batch.
     """
     backend = runner.backend
     if mode.keeps_entries:
         tokens = max(_MAX_PREFILL_TOKENS, capacity) * backend.budget.row_unit
-        spare = max(0, -(-min(tokens, backend.budget.tokens) // capacity) - 1)
+        spare = max(0, -(-(min(tokens, backend.budget.tokens) + shared) // capacity) - 1)
         prefill_limits = limits
     else:
         tokens, prefill_rows = backend.budget.tokens, min(_MAX_PREFILL_ROWS, requested)
         spare, prefill_limits = 2 * prefill_rows - 2, StepLimits(max_rows=prefill_rows)
     unit = backend.budget.row_unit
     spare = -(-spare // unit) * unit  # rows are sharded only if their number is a multiple of it
-    rows = backend.decoding_rows(capacity, requested + spare) - spare
-    if rows >= max(1, requested // 2):
-        return _BatchSize(min(rows, requested), prefill_limits, tokens)
+    rows = backend.decoding_rows(capacity, requested, spare)
+    if rows >= 1 and rows >= min(requested // 2, LEAST_DECODING_ROWS):
+        return _BatchSize(_round_down_rows(rows, requested, unit), prefill_limits, tokens)
     least = StepLimits(max_rows=1)
-    return _BatchSize(backend.decoding_rows(capacity, requested), least, min(tokens, MAX_CHUNK_TOKENS))
+    rows = backend.decoding_rows(capacity, requested)
+    return _BatchSize(_round_down_rows(rows, requested, unit), least, min(tokens, MAX_CHUNK_TOKENS))
+
+
+class _Plan(NamedTuple):
+    """The steps that prefill rows, the capacity in tokens of each row, and the prefix that all share, as bytes."""
+
+    steps: list[Step]
+    capacity: int
+    shared: bytes
 
 
 def _plan(
-    runner: ModelRunner, mode: ExecutionMode, rows: Sequence[Row], size: _BatchSize, capacity: int
-) -> tuple[list[Step], int]:
-    """Plan and start the steps that prefill rows; return them, and the capacity in tokens of all states."""
+    runner: ModelRunner, mode: ExecutionMode, rows: Sequence[Row], size: _BatchSize, capacity: int, shared: int
+) -> _Plan | None:
+    """Plan and start the steps that prefill rows; None if some of them do not come directly after the shared tokens."""
     backend = runner.backend
     buckets = runner.buckets(mode, size.prefill_limits, size.prefill_tokens)
     texts = [row.tokens for row in rows]
+    if shared:
+        prefix = texts[0][:shared].tobytes()
+        steps = plan_prompts(mode, texts, buckets, backend.cached_prefixes(), shared)
+        if not all(isinstance(step.kind, Tree) and step.kind.prefix == prefix for step in steps if len(step.owners)):
+            return None
+        backend.start_plan(steps)
+        return _Plan(steps, capacity, prefix)
     usable = {prefix: each for prefix, each in backend.cached_prefixes().items() if each == capacity_for(capacity)}
     for cached in (usable, {}):  # cached states cannot be used if the padding of the steps needs a larger capacity
         steps = plan_prompts(mode, texts, buckets, cached)
@@ -198,7 +232,7 @@ def _plan(
         if capacity_for(needed) == capacity_for(capacity):
             break
     backend.start_plan(steps, needed)
-    return steps, needed
+    return _Plan(steps, needed, b"")
 
 
 def _capacity_for(row: Row, settings: GenerationSettings, budget: StepBudget) -> int:
@@ -212,6 +246,13 @@ def _round_up_rows(count: int, unit: int) -> int:
     power = 1 << (units - 1).bit_length()
     less = 3 * power // 4
     return unit * (less if power >= 4 and units <= less else power)
+
+
+def _round_down_rows(count: int, most: int, unit: int) -> int:
+    """Return the largest number of rows up to `count` that `_round_up_rows` returns, or `most` if that is not larger."""
+    if count >= most:
+        return most
+    return next((rows for rows in range(count // unit * unit, 0, -unit) if _round_up_rows(rows, unit) == rows), count)
 
 
 def narrowed_row_counts(count: int, capacity: int, unit: int | None, budget: StepBudget) -> tuple[int, ...]:

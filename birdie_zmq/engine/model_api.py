@@ -43,7 +43,8 @@ class Model:
 
     - `logits`;
     - `hidden` and `unembed`;
-    - `init_state`, `extend` and `unembed`, and for models with attention also `branch`, `prefill` and `append`;
+    - `init_state`, `extend` and `unembed`, and for models with attention also `branch`, `prefill`, `append` and
+      `extend_after`;
     - `score`, which is enough for log-likelihoods only.
 
     The engine uses the way that computes least: `branch`, else `extend`, else `hidden`, else `logits`. If there is
@@ -71,6 +72,10 @@ class Model:
             ``lengths[i]`` tokens are real, possibly none; the others are padding, which must not change the state. With
             a state the engine computes shared prefixes once, computes long texts in chunks, and decodes one position
             per generated token.
+        extend_after: ``extend_after(params, tokens int32[b, t], lengths int32[b], state, prefix) -> (hidden float[b, t,
+            d], state)``, as `extend`, for rows that all come after one prefix: `prefix` is its state, with a batch of
+            one, and `state` holds only the tokens after it. With it the engine holds a prefix that prompts share once
+            while it decodes, and reads it once for all rows.
         branch: ``branch(params, tokens int32[b, t], depths int32[b, t], ends int32[b, t], state) -> float[b, t, d]``,
             the hidden states of trees of sequences that continue one state; only for models with attention. Each row
             holds its trees in depth-first order. In row r, token i attends to the whole state, and to token j if
@@ -105,6 +110,7 @@ class Model:
     unembed_part: Function | None = None
     init_state: Function | None = None
     extend: Function | None = None
+    extend_after: Function | None = None
     branch: Function | None = None
     prefill: Function | None = None
     append: Function | None = None
@@ -147,7 +153,7 @@ class LoadedModel:
 
 _FUNCTIONS = (
     *("logits", "hidden", "unembed", "unembed_part"),
-    *("init_state", "extend", "branch", "prefill", "append", "score"),
+    *("init_state", "extend", "extend_after", "branch", "prefill", "append", "score"),
 )
 _NEEDS = {
     "hidden": ("unembed",),
@@ -157,6 +163,7 @@ _NEEDS = {
     "branch": ("extend", "init_state", "unembed"),
     "prefill": ("append", "branch"),
     "append": ("prefill",),
+    "extend_after": ("prefill",),
 }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from birdie_zmq.models import layers as blocks
-from birdie_zmq.models.attention import AttentionMetadata, CachedLayer, KeysValues, KVCache
+from birdie_zmq.models.attention import AttentionMetadata, CachedTokens, KeysValues
 from birdie_zmq.models.config_fields import require_positive
 from birdie_zmq.models.decoder_layer import DecoderLayer, LayerStep
 from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment
@@ -171,7 +171,7 @@ class Architecture:
         return WeightMap(self.outer, stacks, self.base, self.redundant, self.tied_head)
 
     def backbone(
-        self, params: Params, tokens: jax.Array, metadata: AttentionMetadata, caches: Sequence[KVCache] = ()
+        self, params: Params, tokens: jax.Array, metadata: AttentionMetadata, past: Sequence[CachedTokens] = ()
     ) -> BackboneOutput:
         """Compute normalised final hidden states of int [b, t], and the keys and values of every layer.
 
@@ -179,13 +179,13 @@ class Architecture:
             params: The weights.
             tokens: int [b, t].
             metadata: Which tokens each token attends to.
-            caches: The KV caches of the tokens before, one for each of `cache_sizes`; none without such tokens.
+            past: The tokens before, one after another.
 
         Raises:
             ValueError: A row has more tokens than there are learned positions.
         """
         x, inputs = self.embed(params, tokens, metadata)
-        x, own = self._apply_layers(params, x, inputs, metadata, caches)
+        x, own = self._apply_layers(params, x, inputs, metadata, past)
         return BackboneOutput(self.finish(params, x), own)
 
     def embed(
@@ -265,7 +265,7 @@ class Architecture:
         x: jax.Array,
         inputs: jax.Array | None,
         metadata: AttentionMetadata,
-        caches: Sequence[KVCache],
+        past: Sequence[CachedTokens],
     ) -> tuple[jax.Array, tuple[KeysValues | None, ...]]:
         """Apply all layers to the residual stream; return it, and the keys and values of each stack."""
         ropes = {layer.attention.rope for layer in self.layers}
@@ -273,9 +273,9 @@ class Architecture:
         shared: dict[int | None, KeysValues] = {}  # by the number of the layer
 
         def apply(stack: Stack, x: jax.Array, scanned: Scanned) -> tuple[jax.Array, KeysValues | None]:
-            past = CachedLayer(caches[stack.cache], scanned.cached_layer) if caches else None
+            layers = tuple(each.layer(stack.cache, scanned.cached_layer) for each in past)
             keys_of = stack.layer.attention.keys_of
-            step = LayerStep(metadata, tables, scanned.number, past, shared.get(keys_of), scanned.input)
+            step = LayerStep(metadata, tables, scanned.number, layers, shared.get(keys_of), scanned.input)
             return stack.layer(x, scanned.weights, step)
 
         own: list[KeysValues | None] = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,11 +48,31 @@ class KVCache(NamedTuple):
     values: jax.Array
 
 
+class CachedTokens(NamedTuple):
+    """Tokens that come before those of a step.
+
+    Attributes:
+        caches: Their keys and values, one KV cache for each of the architecture's `cache_sizes`.
+        lengths: int32 [r], the filled slots of each row: one row for each row of the step, or one for all.
+        begin: int32 [], the position of the token in the first slot of every row.
+    """
+
+    caches: tuple[KVCache, ...]
+    lengths: jax.Array
+    begin: jax.Array
+
+    def layer(self, cache: int, index: jax.Array) -> CachedLayer:
+        """Return a layer, by the number of its cache and its index int32 [] in it."""
+        return CachedLayer(self.caches[cache], index, self.lengths, self.begin)
+
+
 class CachedLayer(NamedTuple):
-    """One layer of a KV cache: the cache, and the layer's index int32 [] in it."""
+    """One layer of `CachedTokens`: the cache, the layer's index int32 [] in it, and the other attributes."""
 
     cache: KVCache
     layer: jax.Array
+    lengths: jax.Array
+    begin: jax.Array
 
 
 class KeysValues(NamedTuple):
@@ -64,7 +84,7 @@ class KeysValues(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("positions", "ends", "lengths"),
+    data_fields=("positions", "ends"),
     meta_fields=("rows_sharded",),
 )
 @dataclass(frozen=True)
@@ -75,15 +95,12 @@ class AttentionMetadata:
         positions: int32 [b or 1, t]; the position of each token in its own sequence.
         ends: int32 [b, t], or None. Token i of a row attends to its token j if ``j <= i < ends[j]``: a row may hold
             several sequences, or a tree of them in depth-first order. None: each row is one sequence.
-        lengths: int32 [r], the filled slots of each row of the KV cache, which holds the prefix of all sequences in a
-            row: one cache row for each row, or one for all. None without a cache.
         rows_sharded: Whether rows are sharded over groups of devices; no group should then wait for another's rows.
             Static under `jax.jit`.
     """
 
     positions: jax.Array
     ends: jax.Array | None = None
-    lengths: jax.Array | None = None
     rows_sharded: bool = False
 
 
@@ -117,7 +134,7 @@ class _Accumulator(NamedTuple):
 def attention(
     query: jax.Array,
     own: KeysValues,
-    past: CachedLayer | None,
+    past: Sequence[CachedLayer],
     metadata: AttentionMetadata,
     options: AttentionOptions,
 ) -> jax.Array:
@@ -126,7 +143,7 @@ def attention(
     Args:
         query: [b, t, n, h].
         own: Keys and values [b, k, t, h] of the same tokens, n a multiple of k.
-        past: The layer of the KV cache with the tokens before them, if there are any.
+        past: The layer of the KV caches with the tokens before them, which a row attends to one after another.
         metadata: Which tokens each token attends to.
         options: How scores are computed.
 
@@ -146,8 +163,10 @@ def attention(
         positions = jnp.broadcast_to(metadata.positions[:, None, None], (batch, groups, shared, length))
         bias = QueryBias(options.alibi, jnp.broadcast_to(slopes, positions.shape), positions)
     accumulated = None
-    if past is not None:
-        accumulated = _attend_to_cache(queries, metadata, past, bias, options)
+    reach = length + sum(each.cache.keys.shape[3] for each in past)
+    for each in past:
+        of_cache = _attend_to_cache(queries, metadata, each, bias, options, reach)
+        accumulated = of_cache if accumulated is None else _merge(accumulated, of_cache)
     size = max(QUERY_BLOCK, -(-length // MAX_QUERY_BLOCKS))
     done: list[jax.Array] = []
     for begin in range(0, length, size):
@@ -226,20 +245,28 @@ def _accumulate(
     return _Accumulator(sums, total, maximum)
 
 
+def _merge(first: _Accumulator, second: _Accumulator) -> _Accumulator:
+    """Return the attention to the keys of both."""
+    maximum = jnp.maximum(first.maximum, second.maximum)
+    scales = jnp.exp(first.maximum - maximum), jnp.exp(second.maximum - maximum)
+    sums = first.sums * scales[0][..., None] + second.sums * scales[1][..., None]
+    return _Accumulator(sums, first.total * scales[0] + second.total * scales[1], maximum)
+
+
 def _attend_to_cache(
     queries: jax.Array,
     metadata: AttentionMetadata,
     past: CachedLayer,
     bias: QueryBias | None,
     options: AttentionOptions,
+    reach: int,
 ) -> _Accumulator:
-    """Attend queries [b, k, g, q, h] of a step to the KV cache."""
+    """Attend queries [b, k, g, q, h] of a step, with positions below `reach`, to a KV cache."""
     batch, groups, shared, count, width = queries.shape
     rows, capacity = past.cache.keys.shape[0], past.cache.keys.shape[3]
-    lengths = metadata.lengths
-    assert lengths is not None
+    lengths = past.lengths
     # A window that reaches from any query to the first slot needs no mask.
-    window = options.window if options.window is not None and options.window < capacity + count else None
+    window = options.window if options.window is not None and options.window < reach else None
     positions = jnp.broadcast_to(metadata.positions[:, None], (batch, shared, count))
 
     def by_cache_row(x: jax.Array) -> jax.Array:
@@ -255,7 +282,9 @@ def _attend_to_cache(
     # Unmasked blocks do not help few queries. One as large as the cache would be read even if it is not full.
     has_full = window is None and capacity > wide and queries.shape[3] >= STATE_BLOCK
     full = lengths.min() // wide if has_full else 0
-    first = full * UNMASKED_BLOCKS if window is None else jnp.maximum(positions.min() - window + 1, 0) // size
+    first = full * UNMASKED_BLOCKS
+    if window is not None:
+        first = jnp.maximum(positions.min() - past.begin - window + 1, 0) // size
     blocks = (lengths.max() + size - 1) // size
 
     def attend_chunk(chunk: tuple[jax.Array, jax.Array, QueryBias | None]) -> _Accumulator:
@@ -264,10 +293,11 @@ def _attend_to_cache(
         def attend_block(begin: jax.Array, slots: int, is_full: bool, accumulator: _Accumulator) -> _Accumulator:
             start, sizes = (0, past.layer, 0, begin, 0), (rows, 1, groups, slots, width)
             keys, values = (jax.lax.dynamic_slice(x, start, sizes)[:, 0] for x in past.cache)
-            key_positions = begin + jnp.arange(slots, dtype=jnp.int32)
+            key_slots = begin + jnp.arange(slots, dtype=jnp.int32)
+            key_positions = past.begin + key_slots
             mask = None
             if not is_full:
-                mask = (key_positions[None] < lengths[:, None])[:, None]
+                mask = (key_slots[None] < lengths[:, None])[:, None]
                 if window is not None:
                     mask = mask & (positions[..., None] - key_positions[None, None] < window)
                 mask = mask[:, None, None]

@@ -19,7 +19,14 @@ from birdie_zmq.engine.jax.fixed_settings import fixed_settings, in_32_bits
 from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.models.architecture import Architecture, BackboneOutput
-from birdie_zmq.models.attention import AttentionMetadata, KeysValues, KVCache, append_tokens, round_up_to_blocks
+from birdie_zmq.models.attention import (
+    AttentionMetadata,
+    CachedTokens,
+    KeysValues,
+    KVCache,
+    append_tokens,
+    round_up_to_blocks,
+)
 from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
 from birdie_zmq.models.weight_map import Params
 
@@ -37,6 +44,10 @@ class DecoderState(NamedTuple):
 
     caches: tuple[KVCache, ...]
     lengths: jax.Array
+
+    def from_position(self, begin: jax.Array | int) -> CachedTokens:
+        """Return the tokens, the first of each row at position `begin`."""
+        return CachedTokens(self.caches, self.lengths, jnp.asarray(begin, jnp.int32))
 
 
 def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
@@ -114,8 +125,30 @@ def extend(
     Raises:
         ValueError: As for `logits`.
     """
-    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None], lengths=state.lengths)
-    output = _forward(architecture, params, tokens, metadata, state)
+    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None])
+    output = _forward(architecture, params, tokens, metadata, state.from_position(0))
+    return output.hidden, _append(architecture, state, output.own, lengths, mesh)
+
+
+def extend_after(
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    state: DecoderState,
+    prefix: DecoderState,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, DecoderState]:
+    """Extend each row as `extend` does, where all rows come after one prefix, the state of one row.
+
+    Raises:
+        ValueError: As for `logits`.
+    """
+    begin = prefix.lengths[0]
+    metadata = AttentionMetadata(begin + state.lengths[:, None] + _positions(tokens)[None])
+    past = prefix.from_position(0), state.from_position(begin)
+    output = _forward(architecture, params, tokens, metadata, *past)
     return output.hidden, _append(architecture, state, output.own, lengths, mesh)
 
 
@@ -152,10 +185,10 @@ def prefill(
     Raises:
         ValueError: As for `logits`.
     """
-    lengths = None if state is None else state.lengths
-    positions = depths if lengths is None else depths + lengths[0]
-    metadata = AttentionMetadata(positions, ends, lengths, rows_sharded=mesh is not None)
-    output = _forward(architecture, params, tokens, metadata, state)
+    positions = depths if state is None else depths + state.lengths[0]
+    metadata = AttentionMetadata(positions, ends, rows_sharded=mesh is not None)
+    past = () if state is None else (state.from_position(0),)
+    output = _forward(architecture, params, tokens, metadata, *past)
     return output.hidden, output.own
 
 
@@ -214,6 +247,7 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
         unembed_part=bind(unembed_part) if slices_vocabulary else None,
         init_state=bind(init_state, mesh=mesh),
         extend=bind(extend, mesh=mesh),
+        extend_after=bind(extend_after, mesh=mesh),
         branch=bind(branch, mesh=mesh),
         prefill=bind(prefill, mesh=mesh),
         append=bind(append, mesh=mesh),
@@ -238,15 +272,11 @@ def _positions(tokens: jax.Array) -> jax.Array:
 
 
 def _forward(
-    architecture: Architecture,
-    params: Params,
-    tokens: jax.Array,
-    metadata: AttentionMetadata,
-    state: DecoderState | None = None,
+    architecture: Architecture, params: Params, tokens: jax.Array, metadata: AttentionMetadata, *past: CachedTokens
 ) -> BackboneOutput:
     if tokens.ndim != 2:
         raise ValueError(f"tokens must have the shape [batch, length], not {list(tokens.shape)}")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, not {tokens.dtype}")
     with jax.default_matmul_precision("highest"):
-        return architecture.backbone(params, tokens, metadata, () if state is None else state.caches)
+        return architecture.backbone(params, tokens, metadata, past)

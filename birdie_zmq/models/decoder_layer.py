@@ -35,7 +35,7 @@ class LayerStep(NamedTuple):
         metadata: Which tokens each token attends to.
         tables: cos and sin of the positions, for each rotary embedding of the model.
         number: int32 [], the number of the layer.
-        past: The layer of the KV cache that it reads; None without a cache.
+        past: The layer of the KV caches that it reads; empty without tokens before the step.
         shared: The keys and values of the same tokens from the layer named by `Attention.keys_of`; None if it has its own.
         layer_input: The layer's own input [b, t, p], in models with per-layer embeddings.
     """
@@ -43,7 +43,7 @@ class LayerStep(NamedTuple):
     metadata: AttentionMetadata
     tables: Mapping[Rope, tuple[jax.Array, jax.Array]]
     number: jax.Array
-    past: CachedLayer | None = None
+    past: tuple[CachedLayer, ...] = ()
     shared: KeysValues | None = None
     layer_input: jax.Array | None = None
 

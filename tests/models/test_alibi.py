@@ -16,6 +16,7 @@ from birdie_zmq.models.attention import (
     AttentionMetadata,
     AttentionOptions,
     CachedLayer,
+    CachedTokens,
     KeysValues,
     KVCache,
     attention,
@@ -117,10 +118,12 @@ def run_attention(
         for row, text in enumerate(cached):
             for part, x in enumerate(text[1:]):
                 arrays[part, row, LAYER, :, : len(x)] = x.swapaxes(0, 1)
-        past = CachedLayer(KVCache(jnp.asarray(arrays[0], dtype), jnp.asarray(arrays[1], dtype)), jnp.int32(LAYER))
+        cache = KVCache(jnp.asarray(arrays[0], dtype), jnp.asarray(arrays[1], dtype))
+        lengths = jnp.array([len(text.keys) for text in cached], jnp.int32)
+        past = CachedTokens((cache,), lengths, jnp.int32(0)).layer(0, jnp.int32(LAYER))
 
     def run(query: jax.Array, own: KeysValues, past: CachedLayer | None, metadata: AttentionMetadata) -> jax.Array:
-        return attention(query, own, past, metadata, AttentionOptions(SCALE, alibi=alibi))
+        return attention(query, own, () if past is None else (past,), metadata, AttentionOptions(SCALE, alibi=alibi))
 
     got = jax.jit(run)(query, own, past, metadata)
     assert got.dtype == jnp.dtype(dtype)
@@ -169,7 +172,7 @@ def test_attention_over_a_cache_matches_plain_attention(alibi: Alibi, length: in
     cached = [random_text(count, seed) for seed, count in enumerate((0, 7, 40))]
     rows = [random_text(length, 10 + seed) for seed in range(3)]
     lengths = [len(text.keys) for text in cached]
-    metadata = AttentionMetadata(positions_from(lengths, length), lengths=jnp.array(lengths, jnp.int32))
+    metadata = AttentionMetadata(positions_from(lengths, length))
     got = run_attention(rows, metadata, alibi, cached, 64)
     for row, begin, past, text in zip(got, lengths, cached, rows, strict=True):
         np.testing.assert_allclose(row, reference(past.followed_by(text), alibi)[begin:], atol=1e-5)
@@ -188,7 +191,6 @@ def test_attention_of_trees_behind_a_shared_cache_matches_plain_attention(
     metadata = AttentionMetadata(
         jnp.asarray(np.array([depths] * 4, np.int32) + length),
         jnp.array([ends] * 4, jnp.int32),
-        jnp.array([length], jnp.int32),
         rows_sharded=rows_sharded,
     )
     got = run_attention(rows, metadata, alibi, [prefix], 64)
@@ -204,7 +206,7 @@ def test_more_queries_than_attend_to_the_cache_at_once(shared: bool) -> None:
     assert count * HEADS // GROUPS > 2 * module.STATE_QUERY_CHUNK
     cached = [random_text(length, seed) for seed in range(1 if shared else 2)]
     rows = [random_text(count, 10 + seed) for seed in range(2)]
-    metadata = AttentionMetadata(positions_from([length] * 2, count), lengths=jnp.full(len(cached), length, jnp.int32))
+    metadata = AttentionMetadata(positions_from([length] * 2, count))
     got = run_attention(rows, metadata, ROUNDED, cached, 768)
     for row, text, past in zip(got, rows, (cached * 2)[:2], strict=True):
         np.testing.assert_allclose(row, reference(past.followed_by(text), ROUNDED)[length:], atol=1e-5)
@@ -214,7 +216,7 @@ def test_bias_of_bfloat16_weights_is_float32() -> None:
     """Far from the first token, bfloat16 would round the bias to a multiple of 8, or of a fraction of the slope."""
     length = 2000
     cached, text = random_text(length).to_bfloat16(), random_text(8, 1).to_bfloat16()
-    metadata = AttentionMetadata(positions_from([length], 8), lengths=jnp.array([length], jnp.int32))
+    metadata = AttentionMetadata(positions_from([length], 8))
     got = run_attention([text], metadata, PLAIN, [cached], 2048, "bfloat16")[0]
     whole = cached.followed_by(text)
     np.testing.assert_allclose(got, reference(whole, PLAIN)[length:], atol=0.02)

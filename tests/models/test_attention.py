@@ -65,7 +65,19 @@ def run_attention(
     window: int | None = None,
     softcap: float | None = None,
 ) -> jax.Array:
-    past = None if state is None else CachedLayer(state.caches[0], jnp.int32(layer))
+    past = () if state is None else (state.from_position(0).layer(0, jnp.int32(layer)),)
+    return run_attention_after(arrays, metadata, past, scale=scale, window=window, softcap=softcap)
+
+
+def run_attention_after(
+    arrays: Sequence[ArrayLike],
+    metadata: AttentionMetadata,
+    past: tuple[CachedLayer, ...],
+    *,
+    scale: float = 0.5,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> jax.Array:
     options = (scale, window, softcap)
     sizes = module.QUERY_BLOCK, module.MAX_QUERY_BLOCKS, module.STATE_BLOCK, module.STATE_QUERY_CHUNK
     got: jax.Array = _compiled([jnp.asarray(x) for x in arrays], metadata, past, options=options, sizes=sizes)
@@ -76,7 +88,7 @@ def run_attention(
 def _compiled(
     arrays: list[jax.Array],
     metadata: AttentionMetadata,
-    past: CachedLayer | None,
+    past: tuple[CachedLayer, ...],
     *,
     options: tuple[float, int | None, float | None],
     sizes: tuple[int, int, int, int],
@@ -124,7 +136,7 @@ def cache_of(texts: Sequence[Sequence[NDArray[np.float32]]], capacity: int, garb
 def continuing(state: DecoderState, length: int) -> tuple[AttentionMetadata, DecoderState]:
     """Return the metadata of rows that continue the texts of a state, and the state."""
     positions = state.lengths[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
-    return AttentionMetadata(positions, lengths=state.lengths), state
+    return AttentionMetadata(positions), state
 
 
 def joined(
@@ -293,13 +305,30 @@ def test_each_path_of_a_tree_matches_the_text_alone(
     state = cache_of(texts, 12) if lengths else None
     depths, ends = (jnp.array([tree[part] for tree in TREES], jnp.int32) for part in (0, 1))
     arrays, positions = random_arrays(8), depths if state is None else state.lengths[:, None] + depths
-    metadata = AttentionMetadata(positions, ends, None if state is None else state.lengths)
+    metadata = AttentionMetadata(positions, ends)
     got = run_attention(arrays, metadata, state, window=window, softcap=softcap)
     for row, (_, _, paths) in enumerate(TREES):
         for path in paths:
             alone = joined(texts[row if len(texts) == 2 else 0], arrays, row, path)
             expected = reference(alone, window=window, softcap=softcap)[0, -len(path) :]
             np.testing.assert_allclose(got[row, np.array(path)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (1, None), (3, 0.7), (8, None), (16, None)])
+@pytest.mark.parametrize("length", [1, 3])
+def test_rows_after_a_prefix_that_is_held_once_match_the_text_alone(
+    monkeypatch: pytest.MonkeyPatch, length: int, window: int | None, softcap: float | None
+) -> None:
+    monkeypatch.setattr(module, "STATE_BLOCK", 4)
+    prefix, texts = random_arrays(7, rows=1, seed=3), [random_arrays(n, rows=1, seed=4 + n) for n in (0, 5)]
+    shared, state = cache_of([prefix], 12), cache_of(texts, 8)
+    past = (shared.from_position(0), state.from_position(shared.lengths[0]))
+    positions = 7 + state.lengths[:, None] + jnp.arange(length, dtype=jnp.int32)[None]
+    arrays, layers = random_arrays(length), tuple(each.layer(0, jnp.int32(LAYER)) for each in past)
+    got = run_attention_after(arrays, AttentionMetadata(positions), layers, window=window, softcap=softcap)
+    for row, text in enumerate(texts):
+        alone = joined(joined(prefix, text, 0, range(text[0].shape[1])), arrays, row, range(length))
+        np.testing.assert_allclose(got[row], reference(alone, window=window, softcap=softcap)[0, -length:], atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [1, 3, 5])

@@ -174,6 +174,7 @@ class CountRows(Struct, frozen=True, forbid_unknown_fields=True, tag="count-rows
 
     capacity: NonNegativeInt
     wanted: NonNegativeInt
+    spare: NonNegativeInt = 0
 
 
 class Decode(Struct, frozen=True, forbid_unknown_fields=True, tag="decode"):
@@ -188,6 +189,7 @@ class StartDecoding(Struct, frozen=True, forbid_unknown_fields=True, tag="start-
     rows: NonNegativeInt
     capacity: NonNegativeInt
     choice: TokenChoice
+    shared: bytes = b""
 
 
 class Prefill(Struct, frozen=True, forbid_unknown_fields=True, tag="prefill"):

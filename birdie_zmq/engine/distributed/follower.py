@@ -152,13 +152,13 @@ class FollowerRunner:
                 self._pending.put(_Pending(number, backend.submit(step.step())))
             case calls.NextTokensCall(step, metadata):
                 backend.next_tokens(step.step(), None if metadata is None else metadata.metadata())
-            case calls.CountRows(capacity, wanted):
+            case calls.CountRows(capacity, wanted, spare):
                 try:
-                    backend.decoding_rows(capacity, wanted)
+                    backend.decoding_rows(capacity, wanted, spare)
                 except OutOfDeviceMemory:
                     return  # rank 0 decides whether a row fits
-            case calls.StartDecoding(rows, capacity, choice):
-                self._decoding = backend.decoding(rows, capacity, choice)
+            case calls.StartDecoding(rows, capacity, choice, shared):
+                self._decoding = backend.decoding(rows, capacity, choice, shared)
             case calls.Prefill(step, metadata):
                 sampling = None if metadata is None else metadata.metadata()
                 self._active_decoding().prefill(step.step(), sampling)

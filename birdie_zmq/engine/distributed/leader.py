@@ -221,6 +221,7 @@ class BroadcastingBackend:
         self.text_mode = backend.text_mode
         self.pair_mode = backend.pair_mode
         self.generation_mode = backend.generation_mode
+        self.shares_prefixes = backend.shares_prefixes
         self.makes_logits = backend.makes_logits
         self.vocab_size = backend.vocab_size
         self.budget = backend.budget
@@ -264,24 +265,25 @@ class BroadcastingBackend:
         call = calls.NextTokensCall(calls.StepPayload.of(step), payload)
         return self.broadcast(call, lambda: self._backend.next_tokens(step, metadata))
 
-    def decoding_rows(self, capacity: int, wanted: int) -> int:
-        """Return how many rows fit on the devices of this rank.
+    def decoding_rows(self, capacity: int, wanted: int, spare: int = 0) -> int:
+        """Return how many rows can be decoded together, by the free memory of this rank's devices.
 
         Raises:
             OutOfDeviceMemory: Not even one row fits.
         """
-        self._leader.send(calls.CountRows(capacity, wanted))
+        self._leader.send(calls.CountRows(capacity, wanted, spare))
         try:
-            return self._backend.decoding_rows(capacity, wanted)
+            return self._backend.decoding_rows(capacity, wanted, spare)
         except OutOfDeviceMemory:
             raise  # nothing was computed, and the follower ranks continue as well
         except Exception as error:
             raise ProcessGroupError(str(error)) from error
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
-        """Create a decode batch of rows with a capacity of `capacity` tokens each."""
-        call = calls.StartDecoding(rows, capacity, choice)
-        return _BroadcastingDecoding(self, self.broadcast(call, lambda: self._backend.decoding(rows, capacity, choice)))
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:
+        """Create a decode batch of rows with a capacity of `capacity` tokens each, after a prefix that all rows share."""
+        call = calls.StartDecoding(rows, capacity, choice, shared)
+        decoding = self.broadcast(call, lambda: self._backend.decoding(rows, capacity, choice, shared))
+        return _BroadcastingDecoding(self, decoding)
 
     def update(self, params: Any) -> None:
         """Reject the call: a process group cannot replace its weights.

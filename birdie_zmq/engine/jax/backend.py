@@ -40,12 +40,12 @@ from birdie_zmq.engine.jax.states import PlanStates, row_bytes
 from birdie_zmq.engine.model_api import LoadedModel, Model
 from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_size
 from birdie_zmq.engine.planning.execution_mode import FORKS, PAIRS, ROWS, TREES, ExecutionMode
-from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, StepBudget
+from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, Tokens, Tree
 from birdie_zmq.engine.prefix_cache import PrefixCache, capacity_for
 from birdie_zmq.errors import UsageError
 
-_BUDGETS = {"cpu": StepBudget(tokens=1024)}
+_BUDGETS = {"cpu": StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31)}
 _ACCELERATOR_BUDGET = StepBudget(
     tokens=16_384,
     call_tokens=1024,
@@ -108,6 +108,7 @@ class JaxBackend:
         self.generation_mode = self.text_mode
         if self.text_mode is TREES and functions.prefill is None:
             self.generation_mode = FORKS
+        self.shares_prefixes = self.generation_mode is TREES and functions.extend_after is not None
         self.makes_logits = functions.extend is None and functions.hidden is None
         probe_shape = (1, min(MIN_LENGTH, max_length))
         self.probe_shapes = frozenset() if loaded.jit else frozenset({probe_shape})
@@ -242,28 +243,32 @@ class JaxBackend:
 
     # --- Generation ---------------------------------------------------------------------------------------------------
 
-    def decoding_rows(self, capacity: int, wanted: int) -> int:
-        """Return how many rows of `capacity` tokens fit, at most `wanted`.
+    def decoding_rows(self, capacity: int, wanted: int, spare: int = 0) -> int:
+        """Return how many rows of `capacity` tokens are decoded together: at most `wanted`, and as many as fit.
 
-        Memory is left for one further row that is being prefilled and one that is cached.
+        Memory is left for one further row that is being prefilled and one that is cached, and for the spare rows.
 
         Raises:
             OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
         """
         state_capacity = capacity_for(capacity)
         size_bytes = row_bytes(self._model, state_capacity)
+        if self.budget.decoding_bytes is not None and size_bytes:
+            groups = self._sharding.data if wanted % self._sharding.data == 0 else 1
+            wanted = min(wanted, groups * max(LEAST_DECODING_ROWS, self.budget.decoding_bytes // size_bytes))
         free = memory.free_bytes(jax.devices()[:1] if self._mesh is None else self._mesh.local_devices)
         if free is None or size_bytes == 0:
             return wanted
         rows = memory.rows_that_fit(free, size_bytes, state_capacity, capacity)
         # The extra rows are replicated on all devices, and so is a number of rows that cannot be sharded.
-        return min(wanted, rows * self._sharding.data if wanted % self._sharding.data == 0 else rows)
+        groups = self._sharding.data if (wanted + spare) % self._sharding.data == 0 else 1
+        return min(wanted, rows * groups - spare)
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
-        """Create a decode batch of rows with a capacity of `capacity` tokens each; only for models with a state."""
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:
+        """Create a decode batch of rows with a capacity of `capacity` tokens each, after a prefix that all rows share."""
         tokens_per_call = self.budget.tokens_per_call
         shape = (rows, capacity_for(capacity))
-        return JaxDecoding(self._model, self._head, self._states, tokens_per_call, *shape, choice)
+        return JaxDecoding(self._model, self._head, self._states, tokens_per_call, *shape, choice, shared)
 
 
 def text_mode_of(model: Model) -> ExecutionMode | None:

@@ -31,6 +31,7 @@ from birdie_zmq.engine.logits_processing import (
     token_history,
 )
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
+from birdie_zmq.engine.prefix_cache import CachedPrefix
 
 _SHORTEST_PATH = 64
 """Paths are padded to this length or four, sixteen, … times as much, since each length is compiled separately."""
@@ -83,6 +84,7 @@ class JaxDecoding:
         rows: The initial number of rows.
         capacity: The capacity of each row in tokens.
         choice: How tokens are chosen. Without a processing of logits, no executable depends on it.
+        shared: The prefix that all rows share, as the bytes of its tokens. Rows hold the tokens after it.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class JaxDecoding:
         rows: int,
         capacity: int,
         choice: TokenChoice,
+        shared: bytes,
     ) -> None:
         self._model = model
         self._executables = model.executables
@@ -101,6 +104,8 @@ class JaxDecoding:
         self._head = head
         self._states = states
         self._prefilled: _PrefilledTrees | _PrefilledRows | None = None
+        self._shared = shared
+        self._shared_state: CachedPrefix[Any] | None = None  # from the first step that continues it
         self._tokens_per_call = tokens_per_call
         self._capacity = capacity
         self._processing = choice.processing
@@ -127,8 +132,7 @@ class JaxDecoding:
             match step.kind:
                 case Tree() as kind:
                     hidden, entries = self._states.prefill(tokens, kind)
-                    prefix = self._states.cached_state(kind.prefix).state if kind.prefix else None
-                    self._prefilled = _PrefilledTrees(prefix, len(kind.prefix) // 4, entries, step, kind)
+                    self._prefilled = self._prefilled_trees(entries, step, kind)
                 case Extend() as kind:
                     hidden = self._states.extend(tokens, kind)
                     if len(step.rows):
@@ -142,6 +146,15 @@ class JaxDecoding:
                     raise AssertionError(f"a step of kind {type(step.kind).__name__} has no state")
             self._states.release(step)
             return self._head.next_tokens(hidden, step, metadata)
+
+    def _prefilled_trees(self, entries: Any, step: Step, kind: Tree) -> _PrefilledTrees:
+        if not kind.prefix:
+            return _PrefilledTrees(None, 0, entries, step, kind)
+        cached = self._states.cached_state(kind.prefix)
+        if kind.prefix != self._shared:
+            return _PrefilledTrees(cached.state, len(kind.prefix) // 4, entries, step, kind)
+        self._shared_state = cached
+        return _PrefilledTrees(None, 0, entries, step, kind)  # rows hold no tokens of the shared prefix
 
     def _take(self, rows: Tokens) -> Any:
         """Return a copy of some rows of the state that the last step left."""
@@ -191,7 +204,11 @@ class JaxDecoding:
                 state = ProcessingState(put_rows(self._sampled), put_rows(self._minimum), self._history)
                 processing = (self._processing_arrays, state)
                 key += ("processed", self._history is not None)
-            arguments = (self._model.params, self._state, *rows, sampling, processing)
+            shared = None
+            if self._shared_state is not None:
+                shared = self._shared_state.state
+                key += ("shared", self._shared_state.capacity)
+            arguments = (self._model.params, self._state, *rows, sampling, processing, shared)
             self._state, tokens, finite, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
             chosen = NextTokens(np.asarray(tokens).T, np.asarray(finite).T)
         self._last = chosen.tokens[:, -1].copy()
@@ -218,19 +235,23 @@ class JaxDecoding:
         active: jax.Array,
         sampling: tuple[SamplingArrays, SamplingKeys] | None,
         processing: tuple[ProcessingArrays, ProcessingState] | None,
+        shared: Any,
     ) -> Any:
         """Decode some tokens of each row; return the state, tokens [k, rows], their finiteness, and the token histories.
 
-        Without a processing, or without a penalty, the histories are None, which is no array of the executable.
+        Without a processing, or without a penalty, the histories are None, which is no array of the executable. So is the
+        shared prefix, if there is none.
         """
-        extend, unembed = self._model.functions.extend, self._model.functions.unembed
-        vocab_size = self._model.vocab_size
+        functions, vocab_size = self._model.functions, self._model.vocab_size
+        extend = functions.extend if shared is None else functions.extend_after
+        prefix = () if shared is None else (shared,)
+        unembed = functions.unembed
         assert extend is not None
         assert unembed is not None
 
         def step(carry: tuple[Any, jax.Array, Any], number: jax.Array) -> tuple[tuple[Any, jax.Array, Any], Any]:
             state, last, history = carry
-            hidden, state = extend(params, last[:, None], active, state)
+            hidden, state = extend(params, last[:, None], active, state, *prefix)
             logits = unembed(params, hidden[:, 0])[:, :vocab_size]
             if processing is not None:
                 now = processing[1]._replace(generated=processing[1].generated + number, history=history)

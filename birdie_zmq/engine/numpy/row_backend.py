@@ -136,6 +136,7 @@ class RowBackend(ABC):
         self.text_mode = ROWS if self.function is not None else None
         self.pair_mode = PAIRS if self.score_function is not None else ROWS
         self.generation_mode = self.text_mode
+        self.shares_prefixes = False
         self.budget = budget
         self.devices = self.find_devices()
         self.versions = self.find_versions()
@@ -270,13 +271,13 @@ class RowBackend(ABC):
     def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:  # noqa: B027 - there are no states
         """Do nothing, because there are no states to prepare."""
 
-    def decoding_rows(self, capacity: int, max_rows: int) -> int:
+    def decoding_rows(self, capacity: int, wanted: int, spare: int = 0) -> int:  # noqa: ARG002
         """Raise an error; this is never called for a model without a state."""
         raise InternalError(
-            f"the engine {self.name} has no states, but {max_rows} rows of {capacity} tokens were requested"
+            f"the engine {self.name} has no states, but {wanted} rows of {capacity} tokens were requested"
         )
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:  # noqa: ARG002
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:  # noqa: ARG002
         """Raise an error; this is never called for a model without a state."""
         raise InternalError(
             f"the engine {self.name} has no states, but {rows} rows of {capacity} tokens were requested"

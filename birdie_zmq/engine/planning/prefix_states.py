@@ -77,7 +77,9 @@ def _capacity(steps: Sequence[Step]) -> int:
     return max((step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)), default=0)
 
 
-def prefix_nodes(tree: PrefixTree, longest: int, call_tokens: int, cached: Collection[bytes]) -> list[PrefixNode]:
+def prefix_nodes(
+    tree: PrefixTree, longest: int, call_tokens: int, cached: Collection[bytes], shared: int = 0
+) -> list[PrefixNode]:
     """Return the nodes whose states are worth computing, each after the node that it starts from.
 
     Args:
@@ -85,6 +87,8 @@ def prefix_nodes(tree: PrefixTree, longest: int, call_tokens: int, cached: Colle
         longest: The maximum number of tokens that one row computes after a state.
         call_tokens: Fixed cost of a model call, in tokens.
         cached: Cached prefixes, as the bytes of their tokens.
+        shared: The number of tokens at the beginning of all rows that get a state whatever it costs. All rows have more
+            tokens, and nothing is scored before the last of these.
     """
     result: list[PrefixNode] = []
     if not tree.rows:
@@ -95,10 +99,14 @@ def prefix_nodes(tree: PrefixTree, longest: int, call_tokens: int, cached: Colle
         depth, size = tree.depth(first, last), tree.size(first, last, base)
         if cached:
             # A cached prefix is not computed again, so nothing can be scored in it.
-            longest_cached = _longest_cached(tree.rows[first][: min(depth, tree.unscored(first, last))], cached)
+            most = shared if base < shared else min(depth, tree.unscored(first, last))
+            longest_cached = _longest_cached(tree.rows[first][:most], cached)
             if longest_cached > base:
                 start(PrefixNode(longest_cached, here, True, first, last))
                 return
+        if base < shared:
+            start(PrefixNode(shared, here, False, first, last))
+            return
         if size <= longest or (last - first == 1 and depth - base <= longest):
             here.ranges.append((first, last))
             return

@@ -23,6 +23,10 @@ MAX_CHUNK_TOKENS = 1024
 """Longer sequences are prefilled in several steps. In longer rows of trees, attention costs more than padding saves."""
 
 
+LEAST_DECODING_ROWS = 16
+"""The rows of a decode batch that `StepBudget.decoding_bytes` does not reduce: each step reads all weights."""
+
+
 def bucket_lengths(max_length: int) -> tuple[int, ...]:
     """Return the step lengths for a model of ``max_length`` tokens, ascending; the last is ``max_length`` itself."""
     return (*(length for length in _GEOMETRIC_LENGTHS if MIN_LENGTH <= length < max_length), max_length)
@@ -46,6 +50,8 @@ class StepBudget:
             in its cache.
         tokens_per_call: Number of tokens that one call decodes for each row.
         decoding_rows: Maximum number of rows of a decode batch.
+        decoding_bytes: Maximum memory for the states of more than `LEAST_DECODING_ROWS` rows of a decode batch, on each
+            device; None to use all memory that is free.
         row_unit: The number of data-parallel device groups over which rows are sharded. Steps of several rows have a
             multiple of it.
     """
@@ -58,6 +64,7 @@ class StepBudget:
     rows: int = 64
     tokens_per_call: int = 1
     decoding_rows: int = 16
+    decoding_bytes: int | None = None
     row_unit: int = 1
 
     def scaled(self, groups: int) -> StepBudget:

@@ -28,16 +28,17 @@ class _Row:
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
 
-def plan_trees(tree: PrefixTree, buckets: Buckets, cached: Mapping[bytes, int]) -> list[Step]:
+def plan_trees(tree: PrefixTree, buckets: Buckets, cached: Mapping[bytes, int], shared: int = 0) -> list[Step]:
     """Plan requests as steps of trees.
 
     Args:
         tree: The requests.
         buckets: The shapes that steps may have.
         cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
+        shared: As in `prefix_nodes`.
     """
     lengths, call_tokens = row_lengths(buckets), buckets.budget.call_tokens
-    nodes = prefix_nodes(tree, lengths[-1], call_tokens, cached)
+    nodes = prefix_nodes(tree, lengths[-1], call_tokens, cached, shared)
     steps = [_steps(tree, node, _best_rows(tree, node, buckets), buckets) if node.ranges else [] for node in nodes]
     return with_prefills(tree, nodes, steps, lengths, call_tokens, cached)
 

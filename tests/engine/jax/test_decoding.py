@@ -56,16 +56,20 @@ class Alphabet:
 
 
 class RecordingBackend(JaxBackend):
-    """The real backend, which records the row counts of its decode batches."""
+    """The real backend, which records the rows of its decode batches, their capacity and the tokens they share."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(resolve(model), MAX_LENGTH)
         self.direct = jax.jit(partial(model.logits or recurrent_logits, model.params))
         self.decoded_rows: list[int] = []
+        self.capacities: list[int] = []
+        self.shared_tokens: list[int] = []
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY) -> Decoding:
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:
         self.decoded_rows.append(rows)
-        return super().decoding(rows, capacity, choice)
+        self.capacities.append(capacity)
+        self.shared_tokens.append(len(shared) // 4)
+        return super().decoding(rows, capacity, choice, shared)
 
     def continuation(self, prompt: str, count: int) -> str:
         """Run the plain greedy loop: every token from the whole row, padded to one length."""
@@ -247,6 +251,66 @@ def test_shared_prefix_of_prompts_is_prefilled_once(backend: RecordingBackend) -
 
     assert texts == [backend.continuation(prompt, 4) for prompt in prompts]
     assert evaluator.report.tokens_computed - evaluator.report.tokens_padding == 96 + 6 * 9 + 6 * 4
+
+
+SHARED = (LETTERS * 3)[:100]
+"""The beginning of prompts that is long enough to be held once."""
+
+
+@pytest.mark.parametrize("limits", [{}, {"rows": 1}, {"max_rows": 3}])
+def test_prefix_that_all_prompts_share_is_held_once(backend: RecordingBackend, limits: dict[str, int]) -> None:
+    prompts = [SHARED + prompt for prompt in PROMPTS if prompt]
+
+    texts = generate(evaluator_of(backend), prompts, **limits)
+
+    assert texts == [backend.continuation(prompt, 9) for prompt in prompts]
+    if backend.shares_prefixes:
+        longest = max(map(len, PROMPTS))
+        assert backend.shared_tokens[-1] == len(SHARED)
+        assert backend.capacities[-1] == longest + 9 + backend.budget.tokens_per_call
+
+
+def test_whole_shortest_prompt_is_not_shared(backend: RecordingBackend) -> None:
+    prompts = [SHARED, SHARED + "x", SHARED]
+
+    assert generate(evaluator_of(backend), prompts) == [backend.continuation(prompt, 9) for prompt in prompts]
+    assert backend.shared_tokens[-1] == (len(SHARED) - 1) * backend.shares_prefixes
+
+
+def test_shared_prefix_is_computed_once_for_several_calls(backend: RecordingBackend) -> None:
+    first, second = ([SHARED[::-1] + letter + end for end in ("", "a", "bc")] for letter in "xy")
+    generate(evaluator_of(backend), first)
+    evaluator = evaluator_of(backend)
+
+    texts = generate(evaluator, second)
+
+    assert texts == [backend.continuation(prompt, 9) for prompt in second]
+    if backend.shares_prefixes:
+        assert evaluator.report.tokens_computed < len(SHARED)
+
+
+def test_rows_hold_prefixes_that_only_some_of_them_share(backend: RecordingBackend) -> None:
+    """Prompts do not all come directly after what all share: some come after a longer prefix with a state of its own."""
+    halves = [SHARED[:70] + "x" + SHARED[:60], SHARED[:70] + "y" + SHARED[:60]]
+    prompts = [half + letter for half in halves for letter in LETTERS[:12]]
+    before = backend.budget
+    backend.budget = dataclasses.replace(before, tokens=64, call_tokens=4)
+    try:
+        texts = generate(evaluator_of(backend), prompts)
+    finally:
+        backend.budget = before
+
+    assert texts == [backend.continuation(prompt, 9) for prompt in prompts]
+    assert backend.shared_tokens[-1] == 0
+
+
+def test_sampled_texts_do_not_depend_on_what_prompts_share(backend: RecordingBackend) -> None:
+    sampling, prompt = SamplingParams(temperature=0.8), SHARED + "xyz"
+    texts = {
+        generate_texts(evaluator_of(backend), [prompt, *others], sampling=sampling, keys=[7, 8, 9][: 1 + len(others)])[0]
+        for others in ([], [SHARED + "abc"], ["a"])
+    }
+    assert len(texts) == 1
 
 
 def test_evicted_prefix_is_prefilled_again(backend: RecordingBackend) -> None:
