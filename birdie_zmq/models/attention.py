@@ -32,17 +32,21 @@ STATE_BLOCK = 256
 """Slots of the KV cache per block of keys; the loop covers as many blocks as the longest row fills."""
 
 SMALL_QUERY_COUNT = 32
-"""With fewer queries, a CPU reads a quarter of a block at a time, so that keys and values stay in its cache."""
+"""With fewer queries, a CPU spends most time on reading the cache: the last block is half as large, or a quarter."""
 
-UNMASKED_BLOCKS = 2
-"""Number of blocks that are read at once, without a mask, as long as all rows fill them."""
+WIDE_BLOCKS = 2
+"""Number of blocks that are read at once as long as all rows fill them, without a mask; by few queries, as long as any does."""
 
 STATE_QUERY_CHUNK = 1024
 """Maximum queries that attend to the KV cache at once."""
 
 
 class KVCache(NamedTuple):
-    """Keys and values [r, l, k, c, h] of the tokens that rows have processed, for all layers with heads of these sizes."""
+    """Keys [r, l, k, h, c] and values [r, l, k, c, h] of the tokens of rows, for all layers with heads of these sizes.
+
+    Both are laid out as the right-hand side of the matrix product that reads them: few queries then read them at the rate
+    of the memory.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -163,7 +167,7 @@ def attention(
         positions = jnp.broadcast_to(metadata.positions[:, None, None], (batch, groups, shared, length))
         bias = QueryBias(options.alibi, jnp.broadcast_to(slopes, positions.shape), positions)
     accumulated = None
-    reach = length + sum(each.cache.keys.shape[3] for each in past)
+    reach = length + sum(each.cache.values.shape[3] for each in past)
     for each in past:
         of_cache = _attend_to_cache(queries, metadata, each, bias, options, reach)
         accumulated = of_cache if accumulated is None else _merge(accumulated, of_cache)
@@ -179,7 +183,8 @@ def attention(
             of_block = bias.map(operator.itemgetter((..., slice(begin, end))))
             visible = visible._replace(bias=of_block.of_keys(metadata.positions[:, None, None, :end]))
         accumulator = None if accumulated is None else _Accumulator(*(x[:, :, :, begin:end] for x in accumulated))
-        accumulator = _accumulate(accumulator, block, own.keys[:, :, :end], own.values[:, :, :end], visible, options)
+        keys = own.keys[:, :, :end].swapaxes(2, 3)
+        accumulator = _accumulate(accumulator, block, keys, own.values[:, :, :end], visible, options)
         done.append((accumulator.sums / accumulator.total[..., None]).astype(own.values.dtype))
     joined = jnp.concatenate(done, axis=3) if len(done) > 1 else done[0]
     return joined.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * width)
@@ -212,13 +217,13 @@ def _accumulate(
     visible: _Visible,
     options: AttentionOptions,
 ) -> _Accumulator:
-    """Add keys and values [r, k, s, h] to the attention of queries [r, k, g, q, h], after the keys in `past`.
+    """Add keys [r, k, h, s] and values [r, k, s, h] to the attention of queries [r, k, g, q, h], after the keys in `past`.
 
     Each query needs a finite maximum, either from these keys or from `past`.
     """
     rows, groups, shared, count, width = queries.shape
     flat = queries.reshape(rows, groups, shared * count, width)
-    scores = jnp.einsum("rkqh,rksh->rkqs", flat, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("rkqh,rkhs->rkqs", flat, keys, preferred_element_type=jnp.float32)
     if not (isinstance(options.scale, float) and options.scale == 1.0):
         scores = scores * options.scale
     if options.softcap is not None:
@@ -263,7 +268,7 @@ def _attend_to_cache(
 ) -> _Accumulator:
     """Attend queries [b, k, g, q, h] of a step, with positions below `reach`, to a KV cache."""
     batch, groups, shared, count, width = queries.shape
-    rows, capacity = past.cache.keys.shape[0], past.cache.keys.shape[3]
+    rows, capacity = past.cache.values.shape[0], past.cache.values.shape[3]
     lengths = past.lengths
     # A window that reaches from any query to the first slot needs no mask.
     window = options.window if options.window is not None and options.window < reach else None
@@ -277,12 +282,12 @@ def _attend_to_cache(
     queries, positions = by_cache_row(queries), positions.reshape(rows, -1)
     bias = None if bias is None else bias.map(by_cache_row)
     few = queries.shape[3] < SMALL_QUERY_COUNT and jax.default_backend() == "cpu"
-    size = min(STATE_BLOCK // 4 if few else STATE_BLOCK, capacity)
-    wide = UNMASKED_BLOCKS * size
-    # Unmasked blocks do not help few queries. One as large as the cache would be read even if it is not full.
-    has_full = window is None and capacity > wide and queries.shape[3] >= STATE_BLOCK
-    full = lengths.min() // wide if has_full else 0
-    first = full * UNMASKED_BLOCKS
+    size = min(_smallest_block(capacity) if few else STATE_BLOCK, capacity)
+    wide = WIDE_BLOCKS * STATE_BLOCK
+    # A wide block as large as the cache would be read even if it is not full.
+    has_wide = window is None and capacity > wide and (few or queries.shape[3] >= STATE_BLOCK)
+    filled = (lengths.max() if few else lengths.min()) // wide if has_wide else 0
+    first = filled * (wide // size)
     if window is not None:
         first = jnp.maximum(positions.min() - past.begin - window + 1, 0) // size
     blocks = (lengths.max() + size - 1) // size
@@ -291,8 +296,9 @@ def _attend_to_cache(
         queries, positions, bias = chunk
 
         def attend_block(begin: jax.Array, slots: int, is_full: bool, accumulator: _Accumulator) -> _Accumulator:
-            start, sizes = (0, past.layer, 0, begin, 0), (rows, 1, groups, slots, width)
-            keys, values = (jax.lax.dynamic_slice(x, start, sizes)[:, 0] for x in past.cache)
+            start = (0, past.layer, 0)
+            keys = jax.lax.dynamic_slice(past.cache.keys, (*start, 0, begin), (rows, 1, groups, width, slots))[:, 0]
+            values = jax.lax.dynamic_slice(past.cache.values, (*start, begin, 0), (rows, 1, groups, slots, width))[:, 0]
             key_slots = begin + jnp.arange(slots, dtype=jnp.int32)
             key_positions = past.begin + key_slots
             mask = None
@@ -306,8 +312,10 @@ def _attend_to_cache(
 
         no_score = jnp.full(queries.shape[:-1], _MIN_SCORE, jnp.float32)
         accumulator = _Accumulator(jnp.zeros(queries.shape, jnp.float32), jnp.zeros_like(no_score), no_score)
-        if has_full:
-            accumulator = jax.lax.fori_loop(0, full, lambda i, a: attend_block(i * wide, wide, True, a), accumulator)
+        if has_wide:
+            accumulator = jax.lax.fori_loop(
+                0, filled, lambda i, a: attend_block(i * wide, wide, not few, a), accumulator
+            )
         return jax.lax.fori_loop(  # type: ignore[no-any-return]
             first, blocks, lambda i, a: attend_block(i * size, size, False, a), accumulator
         )
@@ -353,6 +361,11 @@ _MIN_SCORE = -1e30
 """The initial maximum, in place of minus infinity: subtracting it from itself gives 0, not NaN."""
 
 
+def _smallest_block(capacity: int) -> int:
+    """Return the size of the blocks at the end of a cache that few queries read; the capacity is a multiple of it."""
+    return STATE_BLOCK // 2 if capacity % (STATE_BLOCK // 2) == 0 else STATE_BLOCK // 4
+
+
 def round_up_to_blocks(capacity: int) -> int:
     """Round a capacity up to whole blocks, because the KV cache is read in blocks."""
     block = STATE_BLOCK if capacity > STATE_BLOCK else STATE_BLOCK // 4
@@ -366,8 +379,13 @@ def append_tokens(cache: KVCache, offset: int, new: KeysValues, lengths: jax.Arr
     step overwrites it. The rows need capacity for all t.
     """
 
-    def write(row: jax.Array, new: jax.Array, begin: jax.Array) -> jax.Array:
+    def write_keys(row: jax.Array, new: jax.Array, begin: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(row, new.swapaxes(2, 3), (offset, 0, 0, begin))
+
+    def write_values(row: jax.Array, new: jax.Array, begin: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(row, new, (offset, 0, begin, 0))
 
-    write_all = jax.vmap(write)
-    return KVCache(*(write_all(old, jnp.moveaxis(x, 0, 1), lengths) for old, x in zip(cache, new, strict=True)))
+    keys, values = (jnp.moveaxis(x, 0, 1) for x in new)
+    return KVCache(
+        jax.vmap(write_keys)(cache.keys, keys, lengths), jax.vmap(write_values)(cache.values, values, lengths)
+    )

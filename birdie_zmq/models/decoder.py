@@ -103,8 +103,13 @@ def init_state(
 ) -> DecoderState:
     """Create an empty state of `batch` rows with a capacity of `capacity` tokens each."""
     slots, dtype = round_up_to_blocks(capacity), params.outer["embedding"].dtype
-    shapes = [(batch, size.layers, size.kv_heads, slots, size.head_width) for size in architecture.cache_sizes]
-    caches = tuple(KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes)
+    caches = tuple(
+        KVCache(
+            jnp.zeros((batch, size.layers, size.kv_heads, size.head_width, slots), dtype),
+            jnp.zeros((batch, size.layers, size.kv_heads, slots, size.head_width), dtype),
+        )
+        for size in architecture.cache_sizes
+    )
     return _constrain_state(DecoderState(caches, jnp.zeros(batch, jnp.int32)), mesh)
 
 

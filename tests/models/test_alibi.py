@@ -118,7 +118,7 @@ def run_attention(
         for row, text in enumerate(cached):
             for part, x in enumerate(text[1:]):
                 arrays[part, row, LAYER, :, : len(x)] = x.swapaxes(0, 1)
-        cache = KVCache(jnp.asarray(arrays[0], dtype), jnp.asarray(arrays[1], dtype))
+        cache = KVCache(jnp.asarray(arrays[0].swapaxes(3, 4), dtype), jnp.asarray(arrays[1], dtype))
         lengths = jnp.array([len(text.keys) for text in cached], jnp.int32)
         past = CachedTokens((cache,), lengths, jnp.int32(0)).layer(0, jnp.int32(LAYER))
 

@@ -130,7 +130,14 @@ def cache_of(texts: Sequence[Sequence[NDArray[np.float32]]], capacity: int, garb
             array[row, :, :, lengths[row] :] = garbage
             array[row, LAYER, :, : lengths[row]] = text[part][0].swapaxes(0, 1)
         arrays.append(jnp.asarray(array))
-    return DecoderState((KVCache(arrays[0], arrays[1]),), jnp.array(lengths, jnp.int32))
+    return DecoderState((KVCache(arrays[0].swapaxes(3, 4), arrays[1]),), jnp.array(lengths, jnp.int32))
+
+
+def with_nan(state: DecoderState, slots: slice) -> DecoderState:
+    """Return the state with NaN in some slots of all rows."""
+    keys, values = state.caches[0]
+    cache = KVCache(keys.at[..., slots].set(jnp.nan), values.at[..., slots, :].set(jnp.nan))
+    return state._replace(caches=(cache,))
 
 
 def continuing(state: DecoderState, length: int) -> tuple[AttentionMetadata, DecoderState]:
@@ -256,9 +263,8 @@ def test_cache_blocks_that_no_row_reaches_are_not_read(monkeypatch: pytest.Monke
     """NaN would spoil every sum, even with a weight of zero."""
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     state = cache_of([random_arrays(4, rows=1, seed=1), random_arrays(2, rows=1, seed=2)], 12, 0.0)
-    dirty = KVCache(*(x.at[:, :, :, 4:].set(jnp.nan) for x in state.caches[0]))
     arrays = random_arrays(3)
-    got = run_attention(arrays, *continuing(DecoderState((dirty,), state.lengths), 3))
+    got = run_attention(arrays, *continuing(with_nan(state, slice(4, None)), 3))
     np.testing.assert_array_equal(got, run_attention(arrays, *continuing(state, 3)))
 
 
@@ -336,18 +342,18 @@ def test_cache_blocks_before_the_window_are_not_read(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module, "STATE_BLOCK", 4)
     state = cache_of([random_arrays(11, rows=1, seed=1), random_arrays(9, rows=1, seed=2)], 12)
     first = (9 - window + 1) // 4 * 4  # of the row with fewer tokens
-    dirty = KVCache(*(x.at[:, :, :, :first].set(jnp.nan) for x in state.caches[0]))
     arrays = random_arrays(3)
-    got = run_attention(arrays, *continuing(DecoderState((dirty,), state.lengths), 3), window=window)
+    got = run_attention(arrays, *continuing(with_nan(state, slice(0, first)), 3), window=window)
     np.testing.assert_array_equal(got, run_attention(arrays, *continuing(state, 3), window=window))
 
 
 def test_keys_and_values_are_appended_to_each_row() -> None:
     shape = (2, 4, 2, 8, 4)
-    cache, lengths = KVCache(jnp.full(shape, -1.0), jnp.full(shape, -2.0)), jnp.array([0, 3], jnp.int32)
+    cache = KVCache(jnp.full(shape, -1.0).swapaxes(3, 4), jnp.full(shape, -2.0))
+    lengths = jnp.array([0, 3], jnp.int32)
     own = KeysValues(*(jax.random.normal(jax.random.key(seed), (3, 2, 2, 4, 4)) for seed in (0, 1)))
     extended = append_tokens(cache, 1, own, lengths)
-    for got, new, old in ((extended.keys, own.keys, -1.0), (extended.values, own.values, -2.0)):
+    for got, new, old in ((extended.keys.swapaxes(3, 4), own.keys, -1.0), (extended.values, own.values, -2.0)):
         np.testing.assert_array_equal(got[:, 0], jnp.full((2, 2, 8, 4), old))
         np.testing.assert_array_equal(got[0, 1:, :, :4], new[:, 0])
         np.testing.assert_array_equal(got[1, 1:, :, :3], jnp.full((3, 2, 3, 4), old))
@@ -357,10 +363,11 @@ def test_keys_and_values_are_appended_to_each_row() -> None:
 
 def test_padding_is_overwritten_by_the_next_step() -> None:
     shape = (2, 1, 1, 6, 2)
-    cache, lengths = KVCache(jnp.zeros(shape), jnp.zeros(shape)), jnp.array([2, 0], jnp.int32)
+    cache = KVCache(jnp.zeros(shape).swapaxes(3, 4), jnp.zeros(shape))
+    lengths = jnp.array([2, 0], jnp.int32)
     steps = [KeysValues(*[jnp.full((1, 2, 1, 3, 2), float(number))] * 2) for number in (1, 2)]
     once = append_tokens(cache, 0, steps[0], lengths)
     twice = append_tokens(once, 0, steps[1], lengths + jnp.array([0, 1], jnp.int32))
-    for got in twice:
+    for got in (twice.keys.swapaxes(3, 4), twice.values):
         np.testing.assert_array_equal(got[0, 0, 0, :5, 0], [0, 0, 2, 2, 2])
         np.testing.assert_array_equal(got[1, 0, 0, :4, 0], [1, 2, 2, 2])

@@ -307,7 +307,9 @@ def test_rows_hold_prefixes_that_only_some_of_them_share(backend: RecordingBacke
 def test_sampled_texts_do_not_depend_on_what_prompts_share(backend: RecordingBackend) -> None:
     sampling, prompt = SamplingParams(temperature=0.8), SHARED + "xyz"
     texts = {
-        generate_texts(evaluator_of(backend), [prompt, *others], sampling=sampling, keys=[7, 8, 9][: 1 + len(others)])[0]
+        generate_texts(evaluator_of(backend), [prompt, *others], sampling=sampling, keys=[7, 8, 9][: 1 + len(others)])[
+            0
+        ]
         for others in ([], [SHARED + "abc"], ["a"])
     }
     assert len(texts) == 1
