@@ -4,6 +4,10 @@ Both backends generate greedily from the same prompts, in float32 and with the s
 hf in a child process (`benchmarks.torch_peer`), the evaluator in this one. The first run of each is not timed. Texts
 are compared, and prompts whose texts differ are listed. Apart from the tasks, it measures the time of a decode step
 with eight rows and the time to read all weights once.
+
+Each time is compared with a floor: the seconds in which the same process scores one token after each prompt, plus, for
+each decode step of the run, the seconds to read all weights and the filled part of the states once, at the rate at
+which it reads the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,11 +29,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from benchmarks.answers import answers_to_jobs
+from benchmarks.decode_counts import CountingBackend
 from benchmarks.scoring import INCLUDE_PATH, SETTINGS, Recorder, table, threads
 from benchmarks.torch_peer import Timed, TorchPeer
-from birdie_zmq.client.batching import Prompt, generate_jobs
+from birdie_zmq.client.batching import Prompt, generate_jobs, loglikelihood_jobs
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.prompt_planner import plan_prompts
 from birdie_zmq.engine.planning.shape_buckets import Buckets
@@ -84,6 +88,18 @@ def record_tasks(include_path: Path, limit: int | None) -> dict[str, list[Reques
     }
 
 
+class Floor(NamedTuple):
+    """The least seconds of a run: of prefilling its prompts, and of its decode steps."""
+
+    prefill: float
+    decode: float
+
+    @property
+    def seconds(self) -> float:
+        """The seconds of both."""
+        return self.prefill + self.decode
+
+
 class InProcessModel:
     """The model in this process.
 
@@ -100,8 +116,13 @@ class InProcessModel:
         self._params = loaded.params
         self._max_length = loaded.max_length
         self._tokenizer = TokenizerAdapter(load_tokenizer(model, dtype="float32"))
-        self._backend = JaxBackend(resolve(loaded), loaded.max_length)
+        self._backend = CountingBackend(resolve(loaded), loaded.max_length)
         self.report = RunStatistics()
+
+    @property
+    def decode_steps(self) -> int:
+        """The number of decode steps of the last run."""
+        return self._backend.decode_steps
 
     @property
     def devices(self) -> str:
@@ -111,6 +132,7 @@ class InProcessModel:
     def answer(self, requests: Sequence[Request]) -> Timed:
         """Generate texts without cached prefixes; compiled executables are reused."""
         self._backend._prefix_cache.clear()
+        self._backend.decode_steps = self._backend.tokens_read = 0
         prompts = [Prompt(prompt, greedy_params(gen_kwargs)) for prompt, gen_kwargs in requests]
         began = time.perf_counter()
         evaluator = Evaluator(self._tokenizer, self._backend, self._max_length)
@@ -118,6 +140,17 @@ class InProcessModel:
         seconds = time.perf_counter() - began
         self.report = evaluator.report
         return Timed(seconds, texts)
+
+    def floor(self, requests: Sequence[Request]) -> Floor:
+        """Return the least seconds of the last run of `answer`, with these requests."""
+        self._backend._prefix_cache.clear()
+        jobs = loglikelihood_jobs([(prompt, " a") for prompt, _ in requests], SETTINGS)
+        began = time.perf_counter()
+        answers_to_jobs(Evaluator(self._tokenizer, self._backend, self._max_length), jobs, len(requests))
+        prefill, step = time.perf_counter() - began, self.weights_seconds()
+        weights_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
+        read_bytes = self._backend.tokens_read * self._backend.token_bytes()
+        return Floor(prefill, step * (self._backend.decode_steps + read_bytes / weights_bytes))
 
     def weights_seconds(self) -> float:
         """Return the seconds to read all weights once."""
@@ -159,15 +192,20 @@ def compare_with_hf(requests: list[Request], peer: TorchPeer, ours: InProcessMod
     """Measure one task and return its figures as text, by label."""
     peer.answer("generate_until", requests[:1])
     ours.answer(requests)  # all of them, so that every shape is compiled
+    ours.floor(requests)
     seconds: tuple[list[float], list[float]] = ([], [])
+    floors: list[Floor] = []
     texts: list[list[str]] = [[], []]
     for number in range(pairs):
         for which in (0, 1) if number % 2 == 0 else (1, 0):
             timed = ours.answer(requests) if which else peer.answer("generate_until", requests)
             seconds[which].append(timed.seconds)
             texts[which] = timed.answers
+            if which:
+                floors.append(ours.floor(requests))
     ratios = [their / our for their, our in zip(*seconds, strict=True)]
     different = [str(i) for i, (theirs, our) in enumerate(zip(*texts, strict=True)) if theirs != our]
+    over_floor = [second / floor.seconds for second, floor in zip(seconds[1], floors, strict=True)]
     report = ours.report
     decoded = report.tokens_generated + report.tokens_thrown_away
     return {
@@ -177,6 +215,12 @@ def compare_with_hf(requests: list[Request], peer: TorchPeer, ours: InProcessMod
         "birdie_zmq, s (median)": f"{statistics.median(seconds[1]):.2f}",
         "time ratio, hf / birdie_zmq": f"{statistics.median(ratios):.2f}",
         "  range of pairs": f"{min(ratios):.2f} to {max(ratios):.2f}",
+        "floor, s (prefill + decode)": " + ".join(
+            f"{statistics.median(part):.2f}" for part in zip(*floors, strict=True)
+        ),
+        "time / floor": f"{statistics.median(over_floor):.2f}",
+        "  range of pairs ": f"{min(over_floor):.2f} to {max(over_floor):.2f}",
+        "decode steps": f"{ours.decode_steps:,}",
         "prompt tokens": f"{report.tokens_requested - report.tokens_generated:,}",
         "tokens generated": f"{report.tokens_generated:,}",
         "  decoded and discarded": f"{report.tokens_thrown_away / decoded:.1%}",
