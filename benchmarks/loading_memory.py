@@ -71,7 +71,7 @@ def measure(directory: Path, dtype: str, mesh: str | None) -> dict[str, float]:
 
     device_mesh = None if mesh is None else make_mesh(parse_mesh(mesh))
     jnp.zeros((8, 8)).block_until_ready()
-    before = _peak_bytes()
+    before = peak_bytes()
     _, params = load_checkpoint(directory, dtype, device_mesh)
     device_bytes = Counter[int]()
     for leaf in jax.tree.leaves(params):
@@ -81,11 +81,11 @@ def measure(directory: Path, dtype: str, mesh: str | None) -> dict[str, float]:
         "weights": sum(device_bytes.values()),
         "per device": max(device_bytes.values()),
         "before": before,
-        "peak": _peak_bytes(),
+        "peak": peak_bytes(),
     }
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """Return the peak resident memory in bytes; getrusage also counts the parent's memory from before exec."""
     status = Path("/proc/self/status")
     if status.is_file():

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from benchmarks.answers import answers_of
-from benchmarks.loading_memory import MIB, _peak_bytes
+from benchmarks.loading_memory import MIB, peak_bytes
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
@@ -86,7 +86,7 @@ def measure(length: int) -> dict[str, float]:
         "length": length,
         "first": seconds[0],
         "second": seconds[1],
-        "beyond": _peak_bytes() - before,
+        "beyond": peak_bytes() - before,
         "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
         "steps": evaluator.report.steps,
         "computed": evaluator.report.tokens_computed,
@@ -99,7 +99,7 @@ def _resident_bytes() -> int:
     statistics = Path("/proc/self/statm")
     if statistics.is_file():
         return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return _peak_bytes()
+    return peak_bytes()
 
 
 def plot(results: Sequence[dict[str, float]], file: Path) -> None:
