@@ -87,7 +87,7 @@ def answers(model: Any, mesh: str | None, *, texts: bool = True, **model_args: A
             rolling = [instance("loglikelihood_rolling", (text,), 0) for text in TEXTS]
             found["texts"] = lm.loglikelihood_rolling(rolling, disable_tqdm=True)
             for name, kwargs in (("generated", GREEDY), ("sampled", SAMPLED), ("penalised", PENALISED)):
-                prompts = [instance("generate_until", (f"{SHARED}Mill {n}?", dict(kwargs)), 0) for n in range(6)]
+                prompts = [instance("generate_until", (f"{SHARED * 2}Mill {n}?", dict(kwargs)), 0) for n in range(6)]
                 found[name] = lm.generate_until(prompts, disable_tqdm=True)
         found["shapes"] = lm.get_model_info()["model_steps"]["shapes"]
     return found
