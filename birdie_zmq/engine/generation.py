@@ -140,7 +140,8 @@ def decode_with_cache(
         requested = limits.rows or min(max(unit, max_rows // unit * unit), _round_up_rows(len(waiting), unit))
         size = _batch_size(runner, mode, max(needed), shared, requested, limits)
         chosen = waiting
-        if size.rows < requested:  # decode the longest rows first, with fewer rows together
+        least = requested if backend.budget.decoding_bytes is None else min(requested, LEAST_DECODING_ROWS)
+        if size.rows < least:  # memory is short: decode the longest rows first, with fewer rows together
             chosen = [row for row, need in zip(waiting, needed, strict=True) if need > max(needed) // 2]
             size = size._replace(rows=min(size.rows, _round_up_rows(len(chosen), unit)))
         try:

@@ -399,6 +399,22 @@ def test_rows_are_limited_by_free_memory_and_prompt_length(
     assert backend.decoded_rows == ([4] if small == large else [1, 4])
 
 
+def test_more_than_16_rows_are_limited_by_the_memory_of_their_states(backend: RecordingBackend) -> None:
+    prompts, before = [letter * length for length in (3, 80) for letter in LETTERS[:10]], backend.budget
+    texts, rows = [], []
+    for most in (None, 1):
+        backend.budget = dataclasses.replace(before, decoding_rows=32, decoding_bytes=most)
+        backend.decoded_rows.clear()
+        try:
+            texts.append(generate(evaluator_of(backend), prompts, max_gen_toks=3))
+        finally:
+            backend.budget = before
+        rows.append(list(backend.decoded_rows))
+
+    assert texts == [[backend.continuation(prompt, 3) for prompt in prompts]] * 2
+    assert rows == [[24], [16]]
+
+
 def test_error_for_one_row_that_does_not_fit_names_the_fitting_length(
     backend: RecordingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
