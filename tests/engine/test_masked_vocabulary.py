@@ -97,7 +97,7 @@ def with_functions(**functions: Any) -> Model:
 
 MODELS: dict[str, Callable[[], Evaluator]] = {
     "branches": lambda: evaluator_for(FULL),
-    "forks": lambda: evaluator_for(replace(FULL, branch=None, prefill=None, append=None)),
+    "forks": lambda: evaluator_for(replace(FULL, branch=None, prefill=None, append=None, extend_after=None)),
     "hidden": lambda: evaluator_for(
         with_functions(hidden=FULL.hidden, unembed=FULL.unembed, unembed_part=FULL.unembed_part)
     ),

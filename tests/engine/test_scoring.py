@@ -52,9 +52,9 @@ def llama() -> Model:
 
 MODELS: dict[str, Callable[[], Model]] = {
     "branches": llama,
-    "forks": lambda: dataclasses.replace(llama(), branch=None, prefill=None, append=None),
+    "forks": lambda: dataclasses.replace(llama(), branch=None, prefill=None, append=None, extend_after=None),
     "hidden": lambda: dataclasses.replace(
-        llama(), branch=None, prefill=None, append=None, extend=None, init_state=None
+        llama(), branch=None, prefill=None, append=None, extend=None, extend_after=None, init_state=None
     ),
     "recurrent": recurrent,
 }

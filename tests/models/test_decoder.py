@@ -310,6 +310,31 @@ def test_extending_in_chunks_gives_the_hidden_states_of_one_pass(kind: str, smal
         np.testing.assert_array_equal(state.lengths, at)
 
 
+@pytest.mark.parametrize(
+    "kind", ["llama", "ministral3", "qwen3", "gemma2", "gemma3n_text", "gemma4_text", "gpt2", "bloom"]
+)
+def test_rows_after_one_prefix_have_the_hidden_states_of_whole_texts(kind: str, small_blocks: None) -> None:
+    model, hidden_fn, extend_fn, _ = build_functions(kind)
+    extend_after_fn, shared = jitted(model.extend_after), 9
+    texts = tokens_of(*ROWS)[:2]
+    texts[1, :shared] = texts[0, :shared]
+    at_once = hidden_fn(model.params, jnp.asarray(np.concatenate([texts, texts])))[:2]
+    assert model.init_state is not None
+    prefix, state = (model.init_state(model.params, rows, 30) for rows in (1, 2))
+    _, prefix = extend_fn(model.params, jnp.asarray(texts[:1, :shared]), jnp.array([shared], jnp.int32), prefix)
+    at = np.array([shared, shared])
+    for number, (width, lengths) in enumerate([(6, (6, 0)), (1, (1, 1)), (1, (0, 1)), (6, (4, 6))]):
+        tokens = tokens_of(2, width, seed=1 + number)  # tokens that are not overwritten are padding
+        for row, length in enumerate(lengths):
+            tokens[row, :length] = texts[row, at[row] : at[row] + length]
+        sizes = jnp.array(lengths, jnp.int32)
+        got, state = extend_after_fn(model.params, jnp.asarray(tokens), sizes, state, prefix)
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(got[row, :length], at_once[row, at[row] : at[row] + length], atol=CLOSE)
+        at += lengths
+        np.testing.assert_array_equal(state.lengths, at - shared)
+
+
 @EVERY_FAMILY
 def test_each_text_of_a_tree_has_the_hidden_states_of_the_text_alone(kind: str, small_blocks: None) -> None:
     model, hidden_fn, _, branch_fn = build_functions(kind)
@@ -395,7 +420,8 @@ def test_capacity_of_a_state_is_rounded_up_to_whole_blocks(requested: int, capac
     chosen = architecture("qwen3")
     state = init_state(chosen, random_params(chosen, "bfloat16"), 3, requested)
     (cache,) = state.caches
-    assert cache.keys.shape == cache.values.shape == (3, 2, 2, capacity, 6)
+    assert cache.values.shape == (3, 2, 2, capacity, 6)
+    assert cache.keys.shape == (3, 2, 2, 6, capacity)
     assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
     np.testing.assert_array_equal(state.lengths, [0, 0, 0])
     assert state.lengths.dtype == jnp.int32
@@ -409,7 +435,7 @@ def test_initial_state_has_the_shape_of_an_extended_state(kind: str) -> None:
     tokens, lengths = jnp.asarray(tokens_of(2, 7)), jnp.array([7, 7], jnp.int32)
     _, after = jax.eval_shape(lambda *rest: extend(chosen, *rest), params, tokens, lengths, state)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    sizes = [(cache.keys.shape[1], cache.keys.shape[2], cache.keys.shape[4]) for cache in state.caches]
+    sizes = [(cache.values.shape[1], cache.values.shape[2], cache.values.shape[4]) for cache in state.caches]
     assert sizes == list(chosen.cache_sizes)
     writing = sum(layer.attention.keys_of is None for layer in chosen.layers)
     assert sum(size.layers for size in chosen.cache_sizes) == writing
