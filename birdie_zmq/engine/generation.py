@@ -162,7 +162,7 @@ def decode_with_cache(
 
 
 def _shared_tokens(rows: Sequence[Row]) -> int:
-    """Return the number of tokens at the beginning of all rows that are worth holding once; the rest is never empty."""
+    """Return the length of the prefix of all rows that is worth holding once; each row has more tokens."""
     texts = [row.tokens for row in rows]
     shortest = min(map(len, texts)) - 1
     shared = min((common_prefix_length(texts[0], text) for text in texts[1:]), default=0)

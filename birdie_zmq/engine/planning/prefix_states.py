@@ -87,7 +87,7 @@ def prefix_nodes(
         longest: The maximum number of tokens that one row computes after a state.
         call_tokens: Fixed cost of a model call, in tokens.
         cached: Cached prefixes, as the bytes of their tokens.
-        shared: The number of tokens at the beginning of all rows that get a state whatever it costs. All rows have more
+        shared: The length of the prefix of all rows that gets a state whatever it costs. All rows have more
             tokens, and nothing is scored before the last of these.
     """
     result: list[PrefixNode] = []

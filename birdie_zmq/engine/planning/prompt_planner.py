@@ -26,7 +26,7 @@ def plan_prompts(
         prompts: The tokens int32[n] of each prompt, n > 0. The owners of a step are their indices.
         buckets: The shapes that steps may have.
         cached: The capacity in tokens of each cached prefix, by the bytes of its tokens.
-        shared: The number of tokens at the beginning of all prompts, if they get a state in any case; only in a mode that
+        shared: The length of the prefix of all prompts, if it gets a state in any case; only in a mode that
             `keeps_entries`. Each prompt has more tokens.
     """
     # Only the position before the appended token is needed, so that token may have any value.

@@ -254,7 +254,7 @@ def test_shared_prefix_of_prompts_is_prefilled_once(backend: RecordingBackend) -
 
 
 SHARED = (LETTERS * 3)[:100]
-"""The beginning of prompts that is long enough to be held once."""
+"""A prefix of prompts that is long enough to be held once."""
 
 
 @pytest.mark.parametrize("limits", [{}, {"rows": 1}, {"max_rows": 3}])
