@@ -44,8 +44,8 @@ STATE_QUERY_CHUNK = 1024
 class KVCache(NamedTuple):
     """Keys [r, l, k, h, c] and values [r, l, k, c, h] of the tokens of rows, for all layers with heads of these sizes.
 
-    Both are laid out as the right-hand side of the matrix product that reads them: few queries then read them at the rate
-    of the memory.
+    Both are laid out as the right-hand side of the matrix product that reads them, so that a CPU need not transpose them for
+    few queries.
     """
 
     keys: jax.Array
