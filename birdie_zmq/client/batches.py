@@ -1,4 +1,4 @@
-"""The batches of one call: those that wait to be sent, and those in flight."""
+"""The batches of one call: those that are not prepared yet, those that wait to be sent, and those in flight."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class Batches:
     """The batches of one call.
 
     Args:
-        jobs: The work; each job is sent as one batch.
+        jobs: The work; each job is sent as one batch. A job is taken when its batch may be sent, or by `prepare_all`.
         numbers: Gives each batch that is sent its number, which no other batch of the session has.
         settings: The limits of the window.
     """
 
     def __init__(self, jobs: Iterable[Job], numbers: Iterator[int], settings: ClientSettings) -> None:
-        self._waiting = deque(jobs)
+        self._unprepared = iter(jobs)
+        self._waiting = deque[Job]()
         self._in_flight: dict[int, _InFlight] = {}
         self._characters_in_flight = 0
         self._numbers = numbers
@@ -42,7 +43,18 @@ class Batches:
     @property
     def are_settled(self) -> bool:
         """Whether every item has an answer or an error."""
-        return not self._waiting and not self._in_flight
+        return not self._in_flight and not self._prepare_one()
+
+    def _prepare_one(self) -> bool:
+        """Prepare a job if none waits; return whether one waits."""
+        if not self._waiting and (job := next(self._unprepared, None)) is not None:
+            self._waiting.append(job)
+        return bool(self._waiting)
+
+    def prepare_all(self) -> list[Job]:
+        """Prepare all jobs, and return the jobs in flight and those that wait."""
+        self._waiting.extend(self._unprepared)
+        return [*(each.job for each in self._in_flight.values()), *self._waiting]
 
     def in_flight(self, number: int) -> Job | None:
         """Return the batch in flight with a number, None if there is none."""
@@ -56,7 +68,7 @@ class Batches:
             workers: The number of the broker's workers.
         """
         sent = []
-        while self._waiting and self._has_space(self._waiting[0], workers):
+        while self._prepare_one() and self._has_space(self._waiting[0], workers):
             job, number = self._waiting.popleft(), next(self._numbers)
             self._in_flight[number] = _InFlight(job)
             self._characters_in_flight += job.characters

@@ -164,14 +164,17 @@ class Client:
             WorkerUnavailable: The broker has had no worker for too long.
             ModelError: The model cannot be loaded or fails; the worker's traceback is attached.
         """
-        jobs = list(jobs)
-        estimate = ProgressEstimator(jobs, time.monotonic()) if with_progress else None
+        estimate: ProgressEstimator | None = None
         report_at = 0.0
         with self._lock:
             if self._closed:
                 raise UsageError("this client has been closed")
             try:
-                yield from self._act(self._core.begin(jobs, time.monotonic()), estimate)
+                yield from self._act(self._core.begin(jobs, time.monotonic()), None)
+                # The workers compute the first batches while this process prepares the others.
+                prepared = self._core.prepare_all()
+                if with_progress:
+                    estimate = ProgressEstimator(prepared, time.monotonic())
                 while not self._core.is_idle:
                     yield from self._wait(estimate)
                     if estimate is not None and (time.monotonic() >= report_at or self._core.is_idle):

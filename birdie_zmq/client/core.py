@@ -10,7 +10,7 @@ error after all other items are answered, so that lm_eval's cache or a journal h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import count
 
 from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
@@ -63,11 +63,18 @@ class ClientCore:
         """Return how long the broker has reported no worker, in seconds; 0 if nothing is waiting for an answer."""
         return 0.0 if self.is_idle else self.session.worker_missing_s()
 
-    def begin(self, jobs: Sequence[Job], now: float) -> list[Action]:
-        """Start a call; unanswered items of an earlier call are dropped."""
+    def begin(self, jobs: Iterable[Job], now: float) -> list[Action]:
+        """Start a call; unanswered items of an earlier call are dropped.
+
+        Only the jobs that are sent at once are taken; the others are taken as batches are answered, or by `prepare_all`.
+        """
         self._batches = Batches(split_short_call(jobs, self.session.workers), self._numbers, self._settings)
         self._failed_items = 0
         return [*self.session.begin_call(now), *self._fill_window()]
+
+    def prepare_all(self) -> list[Job]:
+        """Prepare the remaining jobs of the call, and return all that are unanswered."""
+        return self._batches.prepare_all()
 
     def abandon(self) -> list[Action]:
         """Drop all unanswered items here and at the broker; the next call opens a new session."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 from birdie_zmq.client.batch_splitting import MIN_ITEMS, split_batch
 from birdie_zmq.types import Work
@@ -40,10 +41,17 @@ class Job:
         return [self] if len(parts) < 2 else [self.select(part) for part in parts]
 
 
-def split_short_call(jobs: Sequence[Job], workers: int) -> list[Job]:
-    """Split the jobs of a call if there are no more jobs than workers, so that each worker has a job."""
-    if workers < 2 or len(jobs) > workers:
-        return list(jobs)
-    total = sum(len(job.items) for job in jobs)
+def split_short_call(jobs: Iterable[Job], workers: int) -> Iterator[Job]:
+    """Split the jobs of a call if there are no more jobs than workers, so that each worker has a job.
+
+    At most ``workers`` + 1 jobs are taken before the first is returned.
+    """
+    remaining = iter(jobs)
+    if workers < 2:
+        return remaining
+    first = list(islice(remaining, workers + 1))
+    if len(first) > workers:
+        return chain(first, remaining)
+    total = sum(len(job.items) for job in first)
     target = workers * (BATCHES_PER_WORKER if total >= BATCHES_PER_WORKER * workers * MIN_ITEMS else 1)
-    return [part for job in jobs for part in job.split(round(len(job.items) * target / total))]
+    return (part for job in first for part in job.split(round(len(job.items) * target / total)))

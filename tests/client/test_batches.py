@@ -29,6 +29,28 @@ def test_batches_are_numbered_in_order() -> None:
     assert batches.in_flight(8) is None
 
 
+def test_a_job_is_taken_when_its_batch_may_be_sent() -> None:
+    jobs = iter([job(0), job(1), job(2), job(3), job(4)])
+    batches = Batches(jobs, count(), SETTINGS)
+
+    assert items_of(batches.fill_window(workers=1)) == {0: [0], 1: [1], 2: [2]}
+    assert next(jobs) == job(4)  # Job 3 is the next to be sent.
+    batches.settle(0, [0])
+    assert items_of(batches.fill_window(workers=1)) == {3: [3]}
+
+
+def test_all_jobs_are_prepared_while_the_first_are_in_flight() -> None:
+    jobs = [job(0), job(1), job(2), job(3), job(4)]
+    batches = Batches(iter(jobs), count(), SETTINGS)
+    batches.fill_window(workers=1)
+
+    assert batches.prepare_all() == jobs
+    for number in range(3):
+        batches.settle(number, [0])
+    assert not batches.are_settled
+    assert items_of(batches.fill_window(workers=1)) == {3: [3], 4: [4]}
+
+
 def test_an_item_is_settled_once() -> None:
     batches = Batches([job(7, 8, 9)], count(), SETTINGS)
     batches.fill_window(workers=1)

@@ -156,6 +156,16 @@ def test_batches_in_flight_are_limited_by_the_window() -> None:
     assert core.is_idle
 
 
+def test_the_first_batches_are_sent_before_the_other_jobs_are_prepared() -> None:
+    core = open_core()
+    jobs = iter([job(item) for item in range(5)])
+
+    assert core.begin(jobs, now=1.0) == [PING, submit(0, 0), submit(1, 1)]
+    assert core.prepare_all() == [job(item) for item in range(5)]
+    assert list(jobs) == []
+    assert sent(core.received(answered(0, {0: -1.0}), now=2.0)) == [submit(2, 2)]
+
+
 # --- Answers ---------------------------------------------------------------------------------------------------------
 
 

@@ -26,8 +26,19 @@ def test_a_job_is_split_into_parts_with_its_prefix() -> None:
 def test_a_job_for_one_worker_is_not_split() -> None:
     jobs = [job(256)]
 
-    assert split_short_call(jobs, 1) == jobs
-    assert split_short_call([], 4) == []
+    assert list(split_short_call(jobs, 1)) == jobs
+    assert list(split_short_call([], 4)) == []
+
+
+def test_the_jobs_of_a_long_call_are_taken_one_by_one() -> None:
+    jobs = [job(count) for count in (1, 2, 3, 4, 5)]
+    unprepared = iter(jobs)
+
+    split = split_short_call(unprepared, 2)
+
+    assert next(split) == jobs[0]
+    assert list(unprepared) == jobs[3:]
+    assert list(split) == jobs[1:3]
 
 
 def test_each_worker_gets_two_jobs_of_a_short_call() -> None:
