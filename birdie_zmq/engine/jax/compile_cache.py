@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from birdie_zmq.engine.compile_cache_dir import COMPILE_CACHE_VARIABLE, default_compile_cache_dir
+from birdie_zmq.engine.jax.compile_cache_check import remove_incomplete_entries
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,11 @@ def enable_compile_cache(environment: Mapping[str, str] = os.environ) -> Path | 
         return None
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         logger.warning("the compile cache is off: %s is accessible to other users; run chmod 700 on it", folder)
+        return None
+    try:
+        remove_incomplete_entries(folder)
+    except OSError as error:
+        logger.warning("the compile cache is off: %s", error)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))  # type: ignore[no-untyped-call]
     return folder

@@ -34,6 +34,19 @@ def test_compile_cache_folder_is_private_to_the_user(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir() if path.name.endswith("-cache")} <= first
 
 
+def test_a_truncated_entry_is_written_again(tmp_path: Path) -> None:
+    run(XDG_CACHE_HOME=str(tmp_path))
+    folder = tmp_path / "birdie_zmq" / "programs"
+    (largest,) = sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_size)[-1:]
+    whole = largest.stat().st_size
+    largest.write_bytes(largest.read_bytes()[: whole // 2])
+
+    done = run(XDG_CACHE_HOME=str(tmp_path))
+
+    assert "Error reading persistent compilation cache entry" not in done.stderr
+    assert largest.stat().st_size > whole // 2
+
+
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o707])
 def test_folder_accessible_to_others_is_not_used(tmp_path: Path, mode: int) -> None:
     folder = tmp_path / "birdie_zmq" / "programs"
