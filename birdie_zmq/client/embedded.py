@@ -54,32 +54,44 @@ class _Child:
     restarts: RestartPolicy = field(default_factory=lambda: RestartPolicy(max_failures=_MAX_STARTS))
 
 
+@dataclass(frozen=True)
+class WorkerOptions:
+    """The options of an embedded worker.
+
+    Attributes:
+        api: The user module that it loads models from, None for the built-in one.
+        device: Its device, in the form that `birdie_zmq.worker.devices` parses.
+        engine: Its engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
+    """
+
+    api: Path | None = None
+    device: str | None = None
+    engine: str = DEFAULT
+
+    def arguments(self) -> list[str]:
+        """Return the options as arguments of the command ``worker``."""
+        api = ["--built-in"] if self.api is None else ["--api", str(self.api)]
+        device = [] if self.device is None else ["--device", self.device]
+        return ["--engine", self.engine, *api, *device]
+
+
 class EmbeddedProcesses:
     """An embedded broker and worker, which are kept running until `close`.
 
     Args:
-        api: The user module that the worker loads models from, None for the built-in one.
-        device: The worker's device, in the form that `birdie_zmq.worker.devices` parses.
+        options: The options of the worker.
         verbose: Whether both processes also log information, and not only warnings and errors.
-        engine: The worker's engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
         status_port: The port of the broker's status page, None for no page.
     """
 
     def __init__(
-        self,
-        api: Path | None = None,
-        device: str | None = None,
-        verbose: bool = False,
-        engine: str = DEFAULT,
-        status_port: int | None = None,
+        self, options: WorkerOptions | None = None, verbose: bool = False, status_port: int | None = None
     ) -> None:
         folder = self._folder = _private_folder()
         self.endpoint = f"ipc://{folder / 'broker'}"
         environment = package_environment(process_gpus.original_environment())
         common = ["--lifeline"] if verbose else ["--lifeline", "--quiet"]
-        worker = ["worker", "--connect", self.endpoint, "--engine", engine, *common]
-        worker += ["--built-in"] if api is None else ["--api", str(api)]
-        worker += [] if device is None else ["--device", device]
+        worker = ["worker", "--connect", self.endpoint, *common, *(options or WorkerOptions()).arguments()]
         broker = ["broker", "--bind", self.endpoint, *common, "--remove-folder"]
         broker += [] if status_port is None else ["--status-port", str(status_port)]
         self._environment = environment
@@ -97,6 +109,11 @@ class EmbeddedProcesses:
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         return start(command, self._environment, stdin=self._read_end)
+
+    def begin_run(self) -> None:
+        """Note that another client uses the processes from now on, which counts its answers from 0."""
+        for child in self._children:
+            child.answered = 0
 
     def check(self, liveness: Liveness) -> None:
         """Restart a child that has ended or hangs.

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from birdie_zmq.client import Client
-from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses
+from birdie_zmq.client.embedded import CONNECT_S, EmbeddedProcesses, WorkerOptions
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.model_args import RunArguments
 from birdie_zmq.inprocess.client import InProcessClient
@@ -33,18 +33,38 @@ def connect(
     Raises:
         UsageError: The endpoint or the key file is invalid or cannot be read.
     """
-    embedded: EmbeddedProcesses | None = None
+    if arguments.endpoint is not None:
+        return resources.enter_context(open_client(arguments, settings)), None
+    embedded = start_processes(arguments)
+    resources.callback(embedded.close)
+    return resources.enter_context(open_client(arguments, settings, embedded)), embedded
+
+
+def start_processes(arguments: RunArguments) -> EmbeddedProcesses:
+    """Start the embedded broker and worker of a run."""
+    device = arguments.device
+    # lm_eval fills in one GPU if --device is not given, but a mesh needs to see all GPUs.
+    worker_device = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
+    options = WorkerOptions(arguments.api, worker_device, arguments.engine)
+    verbose = logger.isEnabledFor(logging.DEBUG)  # then the embedded processes log information too
+    return EmbeddedProcesses(options, verbose, arguments.status_port)
+
+
+def open_client(
+    arguments: RunArguments, settings: ClientSettings | None, embedded: EmbeddedProcesses | None = None
+) -> Client:
+    """Return a client of the embedded processes, or of the broker in the arguments.
+
+    Raises:
+        UsageError: The endpoint or the key file is invalid or cannot be read.
+    """
     endpoint = arguments.endpoint
-    if endpoint is None:
-        device = arguments.device
-        # lm_eval fills in one GPU if --device is not given, but a mesh needs to see all GPUs.
-        worker_device = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
-        verbose = logger.isEnabledFor(logging.DEBUG)  # then the embedded processes log information too
-        embedded = EmbeddedProcesses(arguments.api, worker_device, verbose, arguments.engine, arguments.status_port)
-        resources.callback(embedded.close)
+    if embedded is not None:
+        embedded.begin_run()
         endpoint = embedded.endpoint
         settings = settings or ClientSettings(connect_s=CONNECT_S)
-    client = Client(
+    assert endpoint is not None
+    return Client(
         endpoint,
         arguments.model,
         arguments.limits,
@@ -53,7 +73,6 @@ def connect(
         arguments.key_file,
         arguments.allow_group_readable_keys,
     )
-    return resources.enter_context(client), embedded
 
 
 def open_in_process(arguments: RunArguments, model: Any, tokenizer: Any, max_failed_items: int) -> InProcessClient:

@@ -119,7 +119,7 @@ class BirdieZMQ(LaunchedModel):
             if self._journal is not None:
                 resources.callback(self._journal.close)
             if model is None:
-                self._client, self._embedded = connect(arguments, client_settings, resources)
+                self._client, self._embedded = self._connect(arguments, client_settings, resources)
             else:
                 self._client = open_in_process(arguments, model, tokenizer, settings.max_failed_items)
                 resources.callback(self._client.close)
@@ -135,6 +135,12 @@ class BirdieZMQ(LaunchedModel):
             self._description.process_id,
             ", ".join(self._description.devices),
         )
+
+    def _connect(
+        self, arguments: RunArguments, settings: ClientSettings | None, resources: contextlib.ExitStack
+    ) -> tuple[Client, EmbeddedProcesses | None]:
+        """Return the client, and the embedded processes that this model owns."""
+        return connect(arguments, settings, resources)
 
     def update(self, params: Any = None, fingerprint: str | None = None) -> None:
         """Replace the weights of a model of this process, as in a training loop; nothing is recompiled.

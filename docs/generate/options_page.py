@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray, status, worker
+from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray, status, watch, worker
 from birdie_zmq.engine.compile_cache_dir import COMPILE_CACHE_VARIABLE
 from birdie_zmq.harness.model_args import MODEL_ARGS
 from birdie_zmq.protocol.security.keys import default_folder
@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
     ("`birdie-zmq doctor`", doctor.parser("birdie-zmq doctor")),
     ("`birdie-zmq compare`", compare.parser("birdie-zmq compare")),
     ("`birdie-zmq bench`", bench.parser("birdie-zmq bench")),
+    ("`birdie-zmq watch`", watch.parser("birdie-zmq watch")),
     ("`birdie-zmq ray`", ray.parser("birdie-zmq ray")),
     ("`birdie-zmq`", main.parser()),
 )
@@ -38,6 +39,7 @@ NOTES = {
     "`python -m workers.jax_worker`, or `birdie-zmq worker`": (
         "`python -m workers.torch_worker` has the same options; its default of `--engine` is `torch`."
     ),
+    "`birdie-zmq watch`": "All other options are those of `lm_eval run`, with the same meaning.",
     "`birdie-zmq`": (
         "`birdie-zmq lm_eval …`, or `python -m birdie_zmq lm_eval …`, is lm_eval's own command with its own options, for\n"
         "environments in which Python reads no `.pth` files."

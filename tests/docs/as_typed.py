@@ -66,6 +66,11 @@ PREPARED = {
         "birdie-zmq demo --tasks demo_choice --log_samples --output_path RESULTS_A",
         "cp -r RESULTS_A RESULTS_B",
     ),
+    "docs/how_to/follow_a_run.md": (
+        "mkdir -p RUN/checkpoints",
+        "cp -r /checkpoints/SmolLM2-135M RUN/checkpoints/step_100",
+        "cp -r /checkpoints/SmolLM2-135M RUN/checkpoints/step_200",
+    ),
     "docs/how_to/doctor.md": (
         "cp api.py my_model.py",
         "cp -r /checkpoints/SmolLM2-135M mine",
@@ -73,7 +78,7 @@ PREPARED = {
         "python -m workers.jax_worker",
     ),
 }
-"""What a page takes as there already: two results to compare; a model file, a model and a broker with a worker."""
+"""What a page takes as there already: two results to compare; the checkpoints of a run; a model file, a model and a broker with a worker."""
 
 GOES_ON = (
     (re.compile(r"(python broker\.py|birdie-zmq broker)\b"), re.compile(r"broker at")),

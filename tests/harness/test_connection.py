@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from birdie_zmq.client.embedded import WorkerOptions
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness import connection
 from birdie_zmq.harness.connection import connect
@@ -21,6 +22,9 @@ class FakeProcesses:
         self.arguments = arguments
         self.is_closed = False
         self.endpoint = "ipc:///nowhere/broker"
+
+    def begin_run(self) -> None:
+        pass
 
     def close(self) -> None:
         self.is_closed = True
@@ -44,7 +48,7 @@ def test_embedded_processes_end_with_the_client() -> None:
     embedded = embedded_with("cuda:1", engine="torch", status_port=0)
 
     assert embedded.is_closed
-    assert embedded.arguments == (None, "1", False, "torch", 0)
+    assert embedded.arguments == (WorkerOptions(device="1", engine="torch"), False, 0)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_embedded_processes_end_with_the_client() -> None:
 def test_a_mesh_sees_all_gpus(device: str | None, mesh: str | None, seen: str | None) -> None:
     model_args = {} if mesh is None else {"mesh": mesh}
 
-    assert embedded_with(device, **model_args).arguments[1] == seen
+    assert embedded_with(device, **model_args).arguments[0] == WorkerOptions(device=seen)
 
 
 def test_a_running_broker_needs_no_processes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from birdie_zmq.client import Client
 from birdie_zmq.client.client import Liveness
-from birdie_zmq.client.embedded import EmbeddedProcesses
+from birdie_zmq.client.embedded import EmbeddedProcesses, WorkerOptions
 from birdie_zmq.errors import UnavailableError, UsageError
 from harness_model import BirdieZMQ
 from tests.instances import instance
@@ -92,7 +92,7 @@ def test_status_port_starts_the_status_page_of_the_embedded_broker(
 
 
 def test_embedded_worker_is_abandoned_after_3_crashes_without_an_answer(caplog: pytest.LogCaptureFixture) -> None:
-    embedded = EmbeddedProcesses(device="cpu")
+    embedded = EmbeddedProcesses(WorkerOptions(device="cpu"))
     worker = embedded._children[1]
     nothing_answered = Liveness(broker_silent_s=0.0, worker_missing_s=0.0, answered=0)
     try:
@@ -114,7 +114,7 @@ def test_embedded_worker_is_abandoned_after_3_crashes_without_an_answer(caplog: 
 
 
 def test_silent_broker_is_restarted_only_after_its_start_timeout() -> None:
-    embedded = EmbeddedProcesses(device="cpu")
+    embedded = EmbeddedProcesses(WorkerOptions(device="cpu"))
     broker = embedded._children[0]
     first = broker.process
     silent = Liveness(broker_silent_s=11.0, worker_missing_s=0.0, answered=1)

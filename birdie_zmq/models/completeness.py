@@ -1,0 +1,158 @@
+"""Whether a checkpoint is complete, for each format: a trainer may still be writing it.
+
+Each format has its own sign of completeness. A trainer that writes other files behind that sign, such as a tokenizer after
+the weights, is not noticed here; whoever follows a run also waits until the files no longer change. This module imports
+neither jax nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+from birdie_zmq.models.fingerprint import ADAPTER_FILES, CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, weight_names
+
+ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+"""Part of the name of a directory that Orbax still writes to; it is renamed when it is complete."""
+ORBAX_COMMIT_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+"""The files that Orbax writes last: the second one where directories cannot be renamed, as on object stores."""
+
+_ORBAX_FILES = ("_METADATA", "manifest.ocdbt", "ocdbt.process_0")
+_HEADER_SIZE_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors format."""
+
+
+class CheckpointFormat(Protocol):
+    """A format of checkpoints, as far as its completeness is concerned; `name` is for messages."""
+
+    name: str
+
+    def recognizes(self, path: Path) -> bool:
+        """Return whether a path holds a checkpoint of this format, or the first files of one."""
+        ...
+
+    def missing_part(self, path: Path) -> str | None:
+        """Return what a checkpoint still lacks, as the end of the sentence "it lacks"; None if it is complete."""
+        ...
+
+
+class Orbax:
+    """A directory that Orbax writes: a step of a CheckpointManager, or a single checkpoint."""
+
+    name = "Orbax"
+
+    def recognizes(self, path: Path) -> bool:
+        """Return whether the name or a file is Orbax's, in the directory itself or in one of its items."""
+        if ORBAX_TEMPORARY in path.name:
+            return True
+        names = (*ORBAX_COMMIT_MARKERS, *_ORBAX_FILES)
+        return path.is_dir() and any((folder / name).exists() for folder in (path, *_folders(path)) for name in names)
+
+    def missing_part(self, path: Path) -> str | None:
+        """Return the commit marker if there is none."""
+        if ORBAX_TEMPORARY in path.name:
+            return "its final name: Orbax still writes to it"
+        if any((path / marker).is_file() for marker in ORBAX_COMMIT_MARKERS):
+            return None
+        return f"a commit marker of Orbax ({' or '.join(ORBAX_COMMIT_MARKERS)})"
+
+
+class HuggingFace:
+    """A directory with ``config.json`` and safetensors files, or a LoRA adapter."""
+
+    name = "Hugging Face"
+
+    def recognizes(self, path: Path) -> bool:
+        """Return whether the directory has one of the files of the format."""
+        names = (*CONFIG_FILES, *ADAPTER_FILES, WEIGHTS_FILE, INDEX_FILE)
+        return path.is_dir() and (any((path / name).is_file() for name in names) or any(path.glob("*.safetensors")))
+
+    def missing_part(self, path: Path) -> str | None:
+        """Return the first file that is not there, or that is shorter than its header says."""
+        config, _ = CONFIG_FILES
+        adapter_config, _ = ADAPTER_FILES
+        if (path / config).is_file():
+            if not _is_json(path / config):
+                return f"the rest of {config}"
+            needed = weight_names(path)
+        elif (path / adapter_config).is_file():
+            needed = list(ADAPTER_FILES)
+        else:
+            return config
+        if needed == [INDEX_FILE]:
+            # Either there are no weights yet, or the index is not readable yet.
+            return f"the rest of {INDEX_FILE}" if (path / INDEX_FILE).is_file() else f"{WEIGHTS_FILE} or {INDEX_FILE}"
+        for name in needed:
+            if not (path / name).is_file():
+                return name
+            if name.endswith(".safetensors") and (rest := _missing_bytes(path / name)):
+                return f"the rest of {name} ({rest})"
+        return None
+
+
+class Gguf:
+    """A ``.gguf`` file. It has no sign of completeness, so only a size that no longer changes tells."""
+
+    name = "GGUF"
+
+    def recognizes(self, path: Path) -> bool:
+        """Return whether the file has that suffix."""
+        return path.suffix == ".gguf" and path.is_file()
+
+    def missing_part(self, path: Path) -> str | None:
+        """Return None."""
+        del path
+        return None
+
+
+FORMATS: tuple[CheckpointFormat, ...] = (Orbax(), HuggingFace(), Gguf())
+"""The known formats. The first one that recognizes a path decides."""
+
+
+def missing_part(path: Path) -> str | None:
+    """Return what the checkpoint at a path still lacks, or that its format is unknown; None if it is complete.
+
+    A file that disappears meanwhile counts as missing.
+    """
+    try:
+        found = next((each for each in FORMATS if each.recognizes(path)), None)
+        if found is None:
+            return f"the files of a known format ({', '.join(each.name for each in FORMATS)})"
+        return found.missing_part(path)
+    except OSError as error:
+        return f"a file that can be read ({error.strerror})"
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(each for each in path.iterdir() if each.is_dir())
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def _missing_bytes(path: Path) -> str | None:
+    """Return how many bytes of a safetensors file are there if it is shorter than its header says; else None.
+
+    A file with a damaged header counts as complete: whoever loads it says what is wrong.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_HEADER_SIZE_BYTES), "little")
+        if size < _HEADER_SIZE_BYTES or (length <= _MAX_HEADER_BYTES and size < _HEADER_SIZE_BYTES + length):
+            return f"{size:,} bytes are there"
+        if length > _MAX_HEADER_BYTES:
+            return None
+        try:
+            header = json.loads(file.read(length))
+            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return None
+    expected = _HEADER_SIZE_BYTES + length + end
+    return f"{size:,} of {expected:,} bytes are there" if size < expected else None

@@ -1,0 +1,1 @@
+"""Following a training run: evaluate each of its checkpoints once it is complete."""

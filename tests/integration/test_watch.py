@@ -1,0 +1,109 @@
+"""``birdie-zmq watch`` on real checkpoints, with a real broker and worker; tests/chaos follows a run that is trained."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import lm_eval
+import lm_eval.tasks
+import pytest
+
+import birdie_zmq.models
+from birdie_zmq.cli.main import main
+from birdie_zmq.models.families.llama import plain_llama
+from birdie_zmq.models.weights import save_checkpoint
+from harness_model import BirdieZMQ
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEMO = Path(birdie_zmq.models.__file__).parent / "demo"
+TASKS = ROOT / "examples" / "tasks"
+MODEL = plain_llama(vocab_size=1024, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_length=256)
+
+
+@pytest.fixture(autouse=True)
+def only_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let lm_eval find the tasks of examples/ only: it takes seconds to find its own."""
+    monkeypatch.setattr(
+        lm_eval.tasks, "TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False)
+    )
+
+
+def write_checkpoint(folder: Path, seed: int) -> Path:
+    save_checkpoint(folder, MODEL, MODEL.init_params(jax.random.key(seed)))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, folder / name)
+    return folder
+
+
+def by_hand(checkpoint: Path) -> dict[str, Any]:
+    """Return the results of the same evaluation through lm_eval's API, with the checkpoint in this process."""
+    model = birdie_zmq.models.load_model(str(checkpoint))
+    tokenizer = birdie_zmq.models.load_tokenizer(str(checkpoint))
+    with BirdieZMQ(model=model, tokenizer=tokenizer) as lm:
+        manager = lm_eval.tasks.TaskManager(include_path=str(TASKS))
+        results = lm_eval.simple_evaluate(lm, tasks=["demo_choice"], task_manager=manager, limit=8)
+    values: dict[str, Any] = results["results"]["demo_choice"]
+    return values
+
+
+def test_watch_scores_each_checkpoint_as_lm_eval_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, output = tmp_path / "run", tmp_path / "out"
+    checkpoints = {step: write_checkpoint(run / f"step_{step}", step) for step in (1, 2, 3)}
+    (checkpoints[2] / "model.safetensors").write_bytes(b"\xff" * 100)
+    options = ["--output", str(output), "--once", "--settle-seconds", "0.1", "--poll-seconds", "0.1", "--device", "cpu"]
+    command = ["watch", f"{run}/*", *options, "--tasks", "demo_choice", "--include_path", str(TASKS), "--limit", "8"]
+
+    assert main(command) == 0
+
+    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    statuses = {line["step"]: line for line in lines if "status" in line}
+    assert [(step, line["status"]) for step, line in statuses.items()] == [
+        (1, "evaluated"),
+        (2, "failed"),
+        (3, "evaluated"),
+    ]
+    assert "model.safetensors" in statuses[2]["error"]
+    for step in (1, 3):
+        expected = by_hand(checkpoints[step])
+        found = {line["metric"]: line for line in lines if line.get("step") == step and "metric" in line}
+        for metric in ("acc", "acc_norm"):
+            assert found[metric]["value"] == expected[f"{metric},none"]
+            assert found[metric]["stderr"] == pytest.approx(expected[f"{metric}_stderr,none"])
+        assert list(output.glob(f"lm_eval/*step_{step}/results_*.json"))
+    printed = capsys.readouterr().out
+    assert "step 3: demo_choice acc" in printed
+    assert "step 2: failed" in printed
+
+    assert main(command) == 0
+
+    assert (output / "results.jsonl").read_text().splitlines()[-1] == json.dumps(statuses[3])
+    assert "ended: no complete checkpoint is left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--tasks", "demo_choice", "--model_args", "pretrained=demo"],
+            "pretrained= in model_args cannot be used here",
+        ),
+        (["--tasks", "nonsense"], "Tasks not found: nonsense"),
+        ([], "--tasks is missing"),
+        (["--tasks", "demo_choice", "--use_cache", "x"], "--use_cache of lm_eval cannot be used here"),
+        (["--tasks", "demo_choice", "--step-pattern", "("], "--step-pattern '('"),
+    ],
+)
+def test_wrong_option_is_named_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    command = ["watch", "nowhere/*", "--output", str(tmp_path / "out"), "--include_path", str(TASKS), *arguments]
+
+    assert main(command) == 2
+
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "results.jsonl").exists()

@@ -1,0 +1,105 @@
+"""When a checkpoint is complete, in each format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from birdie_zmq.models.completeness import missing_part
+
+
+def write_checkpoint(folder: Path, shards: int = 1) -> Path:
+    """Write files that look like a complete checkpoint of Hugging Face, and return the folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    names = [f"model-{i}.safetensors" for i in range(shards)] if shards > 1 else ["model.safetensors"]
+    for name in names:
+        save_file({name: np.ones((4, 4), np.float32)}, folder / name)
+    if shards > 1:
+        index = {"weight_map": {name: name for name in names}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_hugging_face_directory_is_complete_with_all_of_its_files(tmp_path: Path, shards: int) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c", shards)
+
+    assert missing_part(checkpoint) is None
+    for file in sorted(checkpoint.iterdir()):
+        content = file.read_bytes()
+        file.unlink()
+        assert missing_part(checkpoint) is not None, file.name
+        file.write_bytes(content)
+    assert missing_part(checkpoint) is None
+
+
+def test_missing_shard_is_named(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c", shards=3)
+    (checkpoint / "model-1.safetensors").unlink()
+
+    assert missing_part(checkpoint) == "model-1.safetensors"
+
+
+def test_half_written_file_is_noticed_at_every_length(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c")
+    file = checkpoint / "model.safetensors"
+    content = file.read_bytes()
+
+    for size in range(len(content)):
+        file.write_bytes(content[:size])
+        missing = missing_part(checkpoint)
+        assert missing is not None
+        assert missing.startswith("the rest of model.safetensors"), size
+    file.write_bytes(content)
+    assert missing_part(checkpoint) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_half_written_json_is_noticed(tmp_path: Path, name: str) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c", shards=2)
+    (checkpoint / name).write_text('{"weight_')
+
+    assert missing_part(checkpoint) == f"the rest of {name}"
+
+
+def test_adapter_needs_both_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+
+    assert missing_part(tmp_path) == "adapter_model.safetensors"
+    save_file({"a": np.ones(2, np.float32)}, tmp_path / "adapter_model.safetensors")
+    assert missing_part(tmp_path) is None
+
+
+def test_orbax_checkpoint_needs_its_commit_marker(tmp_path: Path) -> None:
+    step = tmp_path / "100"
+    (step / "default" / "d").mkdir(parents=True)
+    (step / "default" / "_METADATA").write_text("{}")
+
+    assert missing_part(step) == "a commit marker of Orbax (_CHECKPOINT_METADATA or commit_success.txt)"
+    (step / "_CHECKPOINT_METADATA").write_text("{}")
+    assert missing_part(step) is None
+    renamed = step.rename(tmp_path / "100.orbax-checkpoint-tmp-17")
+    assert missing_part(renamed) == "its final name: Orbax still writes to it"
+
+
+def test_real_orbax_checkpoint_is_complete(tmp_path: Path) -> None:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "100", {"w": np.ones(4, np.float32)})
+
+    assert missing_part(tmp_path / "100") is None
+
+
+def test_other_directories_and_paths_are_not_complete(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("")
+
+    assert missing_part(tmp_path) == "the files of a known format (Orbax, Hugging Face, GGUF)"
+    assert missing_part(tmp_path / "nowhere") == "the files of a known format (Orbax, Hugging Face, GGUF)"
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert missing_part(tmp_path / "model.gguf") is None
