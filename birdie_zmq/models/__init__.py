@@ -75,6 +75,7 @@ def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_len
     if engine != "jax":
         return _load_for_other_engine(engine, model_tag, checkpoint, dtype)
     # Imported here, so that the agent and load_tokenizer work without jax.
+    from birdie_zmq.models.attention import default_target
     from birdie_zmq.models.decoder import build_model
     from birdie_zmq.models.loader import load_checkpoint
 
@@ -87,7 +88,7 @@ def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_len
         raise UsageError(
             f"max_length={max_length} is more than the {limit} positions of the model {model_tag!r}; lower max_length"
         )
-    return build_model(architecture, params, mesh)
+    return build_model(architecture, params, default_target(mesh))
 
 
 def _load_for_other_engine(engine: str, model_tag: str, checkpoint: Checkpoint, dtype: str) -> Model:

@@ -20,20 +20,12 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from birdie_zmq.models import layers as blocks
-from birdie_zmq.models.attention import AttentionMetadata, CachedTokens, KeysValues
+from birdie_zmq.models.attention import AttentionMetadata, CachedTokens, CacheSize, KeysValues
 from birdie_zmq.models.config_fields import require_positive
 from birdie_zmq.models.decoder_layer import DecoderLayer, LayerStep
 from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment
 from birdie_zmq.models.layers import Norm
 from birdie_zmq.models.weight_map import Params, StackSpecs, TensorSpec, WeightMap
-
-
-class CacheSize(NamedTuple):
-    """The sizes of a KV cache: the number of layers that write it, of key/value heads, and the width of a head."""
-
-    layers: int
-    kv_heads: int
-    head_width: int
 
 
 class Scanned(NamedTuple):

@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from birdie_zmq.engine.jax.fixed_settings import fixed_settings, in_32_bits
 from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.engine.model_api import Model
 from birdie_zmq.models.architecture import Architecture, BackboneOutput
 from birdie_zmq.models.attention import (
+    CPU,
     AttentionMetadata,
     CachedTokens,
     KeysValues,
     KVCache,
-    append_tokens,
-    round_up_to_blocks,
+    Target,
+    attention_for,
 )
 from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
 from birdie_zmq.models.weight_map import Params
@@ -50,13 +50,14 @@ class DecoderState(NamedTuple):
         return CachedTokens(self.caches, self.lengths, jnp.asarray(begin, jnp.int32))
 
 
-def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
+def logits(architecture: Architecture, params: Params, tokens: jax.Array, *, target: Target = CPU) -> jax.Array:
     """Compute the logits of the next token at every position.
 
     Args:
         architecture: Static under `jax.jit`.
         params: All of one floating dtype.
         tokens: Integer [b, t], ids in [0, vocab_size).
+        target: The devices that compute it, here and in the functions below. Static under `jax.jit`.
 
     Returns:
         float32 [b, t, v]; ``[:, i]`` scores the token at position i + 1.
@@ -64,10 +65,10 @@ def logits(architecture: Architecture, params: Params, tokens: jax.Array) -> jax
     Raises:
         ValueError: `tokens` is not an integer array of rank 2, or longer than a table of positions.
     """
-    return unembed(architecture, params, hidden(architecture, params, tokens))
+    return unembed(architecture, params, hidden(architecture, params, tokens, target=target))
 
 
-def hidden(architecture: Architecture, params: Params, tokens: jax.Array) -> jax.Array:
+def hidden(architecture: Architecture, params: Params, tokens: jax.Array, *, target: Target = CPU) -> jax.Array:
     """Compute final hidden states [b, t, d] of tokens int [b, t]; each row is one sequence from position 0 on.
 
     Attention is causal, so padding to the right of a sequence does not reach its positions and needs no mask.
@@ -75,7 +76,7 @@ def hidden(architecture: Architecture, params: Params, tokens: jax.Array) -> jax
     Raises:
         ValueError: As for `logits`.
     """
-    return _forward(architecture, params, tokens, AttentionMetadata(_positions(tokens)[None])).hidden
+    return _forward(architecture, params, tokens, AttentionMetadata(_positions(tokens)[None], target=target)).hidden
 
 
 def unembed(architecture: Architecture, params: Params, hidden: jax.Array) -> jax.Array:
@@ -99,18 +100,12 @@ def unembed_part(
 
 
 def init_state(
-    architecture: Architecture, params: Params, batch: int, capacity: int, *, mesh: Mesh | None = None
+    architecture: Architecture, params: Params, batch: int, capacity: int, *, target: Target = CPU
 ) -> DecoderState:
     """Create an empty state of `batch` rows with a capacity of `capacity` tokens each."""
-    slots, dtype = round_up_to_blocks(capacity), params.outer["embedding"].dtype
-    caches = tuple(
-        KVCache(
-            jnp.zeros((batch, size.layers, size.kv_heads, size.head_width, slots), dtype),
-            jnp.zeros((batch, size.layers, size.kv_heads, slots, size.head_width), dtype),
-        )
-        for size in architecture.cache_sizes
-    )
-    return _constrain_state(DecoderState(caches, jnp.zeros(batch, jnp.int32)), mesh)
+    implementation, dtype = attention_for(target), params.outer["embedding"].dtype
+    caches = tuple(implementation.create_cache(batch, size, capacity, dtype) for size in architecture.cache_sizes)
+    return _constrain_state(architecture, DecoderState(caches, jnp.zeros(batch, jnp.int32)), target)
 
 
 def extend(
@@ -120,7 +115,7 @@ def extend(
     lengths: jax.Array,
     state: DecoderState,
     *,
-    mesh: Mesh | None = None,
+    target: Target = CPU,
 ) -> tuple[jax.Array, DecoderState]:
     """Extend each row by tokens int [b, t], of which the first `lengths` int32 [b] are real.
 
@@ -130,9 +125,9 @@ def extend(
     Raises:
         ValueError: As for `logits`.
     """
-    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None])
+    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None], target=target)
     output = _forward(architecture, params, tokens, metadata, state.from_position(0))
-    return output.hidden, _append(architecture, state, output.own, lengths, mesh)
+    return output.hidden, _append(architecture, state, output.own, lengths, target)
 
 
 def extend_after(
@@ -143,7 +138,7 @@ def extend_after(
     state: DecoderState,
     prefix: DecoderState,
     *,
-    mesh: Mesh | None = None,
+    target: Target = CPU,
 ) -> tuple[jax.Array, DecoderState]:
     """Extend each row as `extend` does, where all rows come after one prefix, the state of one row.
 
@@ -151,10 +146,10 @@ def extend_after(
         ValueError: As for `logits`.
     """
     begin = prefix.lengths[0]
-    metadata = AttentionMetadata(begin + state.lengths[:, None] + _positions(tokens)[None])
+    metadata = AttentionMetadata(begin + state.lengths[:, None] + _positions(tokens)[None], target=target)
     past = prefix.from_position(0), state.from_position(begin)
     output = _forward(architecture, params, tokens, metadata, *past)
-    return output.hidden, _append(architecture, state, output.own, lengths, mesh)
+    return output.hidden, _append(architecture, state, output.own, lengths, target)
 
 
 def branch(
@@ -165,14 +160,14 @@ def branch(
     ends: jax.Array,
     state: DecoderState | None,
     *,
-    mesh: Mesh | None = None,
+    target: Target = CPU,
 ) -> jax.Array:
     """Compute hidden states [b, t, d] of trees of sequences, as `birdie_zmq.Model.branch` describes them.
 
     Raises:
         ValueError: As for `logits`.
     """
-    return prefill(architecture, params, tokens, depths, ends, state, mesh=mesh)[0]
+    return prefill(architecture, params, tokens, depths, ends, state, target=target)[0]
 
 
 def prefill(
@@ -183,7 +178,7 @@ def prefill(
     ends: jax.Array,
     state: DecoderState | None,
     *,
-    mesh: Mesh | None = None,
+    target: Target = CPU,
 ) -> tuple[jax.Array, Entries]:
     """Compute trees of sequences as `branch` does, and return also the keys and values of their tokens.
 
@@ -191,7 +186,7 @@ def prefill(
         ValueError: As for `logits`.
     """
     positions = depths if state is None else depths + state.lengths[0]
-    metadata = AttentionMetadata(positions, ends, rows_sharded=mesh is not None)
+    metadata = AttentionMetadata(positions, ends, rows_sharded=target.mesh is not None, target=target)
     past = () if state is None else (state.from_position(0),)
     output = _forward(architecture, params, tokens, metadata, *past)
     return output.hidden, output.own
@@ -205,7 +200,7 @@ def append(
     path: jax.Array,
     length: jax.Array,
     *,
-    mesh: Mesh | None = None,
+    target: Target = CPU,
 ) -> DecoderState:
     """Append the first `length` int32 [] tokens of a path int32 [n] through the trees of `prefill` to a state of one row."""
     del params
@@ -215,23 +210,23 @@ def append(
         return x[:, row, :, position].transpose(1, 2, 0, 3)[:, None]  # [l, b, k, t, h] -> [l, 1, k, n, h]
 
     own = tuple(None if each is None else KeysValues(*map(take, each)) for each in entries)
-    return _append(architecture, state, own, length[None], mesh)
+    return _append(architecture, state, own, length[None], target)
 
 
 def _append(
-    architecture: Architecture, state: DecoderState, entries: Entries, lengths: jax.Array, mesh: Mesh | None
+    architecture: Architecture, state: DecoderState, entries: Entries, lengths: jax.Array, target: Target
 ) -> DecoderState:
     """Append tokens to each row, of which the first `lengths` int32 [r] are real."""
-    caches = list(state.caches)
+    caches, append_tokens = list(state.caches), attention_for(target).append_tokens
     stacks = [stack for segment in architecture.stacks for stack in segment]
     for stack, own in zip(stacks, entries, strict=True):
         if own is not None:
             caches[stack.cache] = append_tokens(caches[stack.cache], stack.offset, own, state.lengths)
-    return _constrain_state(DecoderState(tuple(caches), state.lengths + lengths), mesh)
+    return _constrain_state(architecture, DecoderState(tuple(caches), state.lengths + lengths), target)
 
 
-def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = None) -> Model:
-    """Build the `Model` that engines run; `mesh` is the mesh that holds the params, if any."""
+def build_model(architecture: Architecture, params: Params, target: Target = CPU) -> Model:
+    """Build the `Model` that engines run; `target` is the devices that hold the params."""
 
     def bind(function: Any, **keywords: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -242,32 +237,32 @@ def build_model(architecture: Architecture, params: Params, mesh: Mesh | None = 
 
     limits = [limit for limit in (architecture.max_length, architecture.position_limit) if limit is not None]
     # A slice of a sharded vocabulary would first be gathered from all devices.
-    slices_vocabulary = mesh is None or not divides_vocabulary(architecture.vocab_size, mesh)
+    slices_vocabulary = target.mesh is None or not divides_vocabulary(architecture.vocab_size, target.mesh)
 
     return Model(
         params=params,
-        logits=bind(logits),
-        hidden=bind(hidden),
+        logits=bind(logits, target=target),
+        hidden=bind(hidden, target=target),
         unembed=bind(unembed),
         unembed_part=bind(unembed_part) if slices_vocabulary else None,
-        init_state=bind(init_state, mesh=mesh),
-        extend=bind(extend, mesh=mesh),
-        extend_after=bind(extend_after, mesh=mesh),
-        branch=bind(branch, mesh=mesh),
-        prefill=bind(prefill, mesh=mesh),
-        append=bind(append, mesh=mesh),
+        init_state=bind(init_state, target=target),
+        extend=bind(extend, target=target),
+        extend_after=bind(extend_after, target=target),
+        branch=bind(branch, target=target),
+        prefill=bind(prefill, target=target),
+        append=bind(append, target=target),
         max_length=min(limits, default=None),
         vocab_size=architecture.vocab_size,
     )
 
 
-def _constrain_state(state: DecoderState, mesh: Mesh | None) -> DecoderState:
+def _constrain_state(architecture: Architecture, state: DecoderState, target: Target) -> DecoderState:
     """Shard a state by rows, and by heads like the matrices that compute its keys and values."""
-    if mesh is None:
+    if target.mesh is None:
         return state
-    caches = []
-    for cache in state.caches:
-        sharding = state_sharding(cache.keys.shape[0], cache.keys.shape[2], mesh)
+    caches, heads_axis = [], attention_for(target).heads_axis
+    for size, cache in zip(architecture.cache_sizes, state.caches, strict=True):
+        sharding = state_sharding(cache.keys.shape, (heads_axis, size.kv_heads), target.mesh)
         caches.append(KVCache(*(sharded(x, sharding) for x in cache)))
     return state._replace(caches=tuple(caches))
 

@@ -21,7 +21,7 @@ from birdie_zmq.models.attention import (
     AttentionOptions,
     CachedLayer,
     KeysValues,
-    attention,
+    attention_for,
 )
 from birdie_zmq.models.layers import ACTIVATIONS, Norm, Weights, linear, split_heads
 from birdie_zmq.models.rope import Rope, rotate
@@ -105,7 +105,8 @@ class Attention:
         options = AttentionOptions(scale, self.window, self.softcap, self.alibi)
         keys_values = own if own is not None else step.shared
         assert keys_values is not None
-        y = attention(query, keys_values, step.past, step.metadata, options)
+        attend = attention_for(step.metadata.target).attend
+        y = attend(query, keys_values, step.past, step.metadata, options)
         return linear(y, weights, "output"), own
 
     def _project(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:

@@ -39,15 +39,22 @@ def tensor_shardings(spec: TensorSpec, mesh: Mesh) -> TensorShardings:
     )
 
 
-def state_sharding(rows: int, heads: int, mesh: Mesh) -> NamedSharding:
-    """Return the sharding of keys and values [r, l, k, c, h].
+def state_sharding(shape: tuple[int, ...], heads: tuple[int, int], mesh: Mesh) -> NamedSharding:
+    """Return the sharding of keys or values [r, l, ...] of a KV cache.
 
     Rows are sharded over the axis ``data`` and heads over the axis ``model``, if their numbers are multiples of its
     size.
+
+    Args:
+        shape: The shape of the keys or values.
+        heads: The axis of the heads, which may hold their widths as well, and the number of heads.
+        mesh: The mesh.
     """
-    row_axis = _DATA_AXIS if rows % _size(mesh, _DATA_AXIS) == 0 else None
-    head_axis = MODEL_AXIS if heads % _size(mesh, MODEL_AXIS) == 0 else None
-    return mesh_sharding(mesh, row_axis, None, head_axis, None, None)
+    axes: list[str | None] = [None] * len(shape)
+    axis, count = heads
+    axes[0] = _DATA_AXIS if shape[0] % _size(mesh, _DATA_AXIS) == 0 else None
+    axes[axis] = MODEL_AXIS if count % _size(mesh, MODEL_AXIS) == 0 else None
+    return mesh_sharding(mesh, *axes)
 
 
 def divides_vocabulary(vocab_size: int, mesh: Mesh) -> bool:

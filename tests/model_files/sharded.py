@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from birdie_zmq import Model
+from birdie_zmq.models.attention import Target
 from birdie_zmq.models.decoder import build_model
 from birdie_zmq.models.loader import load_checkpoint
 
@@ -24,7 +25,7 @@ class Bytes:
 
 
 def load_model(model_tag: str, mesh: Any = None, **keywords: Any) -> Model:
-    return build_model(*load_checkpoint(Path(model_tag), mesh=mesh), mesh)
+    return build_model(*load_checkpoint(Path(model_tag), mesh=mesh), Target(mesh=mesh))
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> Bytes:

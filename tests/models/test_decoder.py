@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from birdie_zmq.engine.model_api import Model, resolve
-from birdie_zmq.models import attention
 from birdie_zmq.models.architecture import Architecture
+from birdie_zmq.models.attention import blockwise
 from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
 from birdie_zmq.models.registry import FAMILIES, build_architecture
@@ -162,8 +162,8 @@ def strict_jax() -> Iterator[None]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let short texts fill several blocks."""
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 8)
-    monkeypatch.setattr(attention, "STATE_BLOCK", 8)
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(blockwise, "STATE_BLOCK", 8)
 
 
 def architecture(kind: str, **change: Any) -> Architecture:
@@ -416,7 +416,7 @@ def test_hidden_states_of_every_function_have_the_dtype_of_the_weights(kind: str
     ("requested", "capacity"), [(1, 1), (64, 64), (65, 128), (255, 256), (256, 256), (257, 512), (513, 768)]
 )
 def test_capacity_of_a_state_is_rounded_up_to_whole_blocks(requested: int, capacity: int) -> None:
-    assert attention.STATE_BLOCK == 256
+    assert blockwise.STATE_BLOCK == 256
     chosen = architecture("qwen3")
     state = init_state(chosen, random_params(chosen, "bfloat16"), 3, requested)
     (cache,) = state.caches

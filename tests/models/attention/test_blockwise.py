@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
-from birdie_zmq.models import attention as module
 from birdie_zmq.models.attention import (
     AttentionMetadata,
     AttentionOptions,
     CachedLayer,
     KeysValues,
     KVCache,
-    append_tokens,
-    attention,
 )
+from birdie_zmq.models.attention import blockwise as module
 from birdie_zmq.models.decoder import DecoderState
 
 LAYER = 1
@@ -97,7 +95,7 @@ def _compiled(
     assert sizes == (module.QUERY_BLOCK, module.MAX_QUERY_BLOCKS, module.STATE_BLOCK, module.STATE_QUERY_CHUNK)
     query, key, value = arrays
     own = KeysValues(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
-    return attention(query, own, past, metadata, AttentionOptions(*options))
+    return module.attention(query, own, past, metadata, AttentionOptions(*options))
 
 
 def reference(
@@ -352,7 +350,7 @@ def test_keys_and_values_are_appended_to_each_row() -> None:
     cache = KVCache(jnp.full(shape, -1.0).swapaxes(3, 4), jnp.full(shape, -2.0))
     lengths = jnp.array([0, 3], jnp.int32)
     own = KeysValues(*(jax.random.normal(jax.random.key(seed), (3, 2, 2, 4, 4)) for seed in (0, 1)))
-    extended = append_tokens(cache, 1, own, lengths)
+    extended = module.append_tokens(cache, 1, own, lengths)
     for got, new, old in ((extended.keys.swapaxes(3, 4), own.keys, -1.0), (extended.values, own.values, -2.0)):
         np.testing.assert_array_equal(got[:, 0], jnp.full((2, 2, 8, 4), old))
         np.testing.assert_array_equal(got[0, 1:, :, :4], new[:, 0])
@@ -366,8 +364,8 @@ def test_padding_is_overwritten_by_the_next_step() -> None:
     cache = KVCache(jnp.zeros(shape).swapaxes(3, 4), jnp.zeros(shape))
     lengths = jnp.array([2, 0], jnp.int32)
     steps = [KeysValues(*[jnp.full((1, 2, 1, 3, 2), float(number))] * 2) for number in (1, 2)]
-    once = append_tokens(cache, 0, steps[0], lengths)
-    twice = append_tokens(once, 0, steps[1], lengths + jnp.array([0, 1], jnp.int32))
+    once = module.append_tokens(cache, 0, steps[0], lengths)
+    twice = module.append_tokens(once, 0, steps[1], lengths + jnp.array([0, 1], jnp.int32))
     for got in (twice.keys.swapaxes(3, 4), twice.values):
         np.testing.assert_array_equal(got[0, 0, 0, :5, 0], [0, 0, 2, 2, 2])
         np.testing.assert_array_equal(got[1, 0, 0, :4, 0], [1, 2, 2, 2])

@@ -10,7 +10,6 @@ import pytest
 from ml_dtypes import bfloat16
 from numpy.typing import NDArray
 
-from birdie_zmq.models import attention as module
 from birdie_zmq.models.alibi import Alibi
 from birdie_zmq.models.attention import (
     AttentionMetadata,
@@ -19,8 +18,8 @@ from birdie_zmq.models.attention import (
     CachedTokens,
     KeysValues,
     KVCache,
-    attention,
 )
+from birdie_zmq.models.attention import blockwise as module
 
 HEADS, GROUPS, WIDTH = 6, 2, 4
 SCALE = 0.5
@@ -123,7 +122,9 @@ def run_attention(
         past = CachedTokens((cache,), lengths, jnp.int32(0)).layer(0, jnp.int32(LAYER))
 
     def run(query: jax.Array, own: KeysValues, past: CachedLayer | None, metadata: AttentionMetadata) -> jax.Array:
-        return attention(query, own, () if past is None else (past,), metadata, AttentionOptions(SCALE, alibi=alibi))
+        return module.attention(
+            query, own, () if past is None else (past,), metadata, AttentionOptions(SCALE, alibi=alibi)
+        )
 
     got = jax.jit(run)(query, own, past, metadata)
     assert got.dtype == jnp.dtype(dtype)

@@ -1,8 +1,9 @@
-"""Causal attention over the tokens of a step, and over the KV cache of the tokens before them.
+"""Attention on a CPU: causal, over the tokens of a step and over the KV cache of the tokens before them.
 
-Shape letters: b rows of the step, t position in a row, n query heads, k key/value heads, g query heads per key/value
-head (n = k * g), h width of a head, l layer, r rows of the cache (b or 1), c capacity of a row of the cache. Inside the
-blockwise computation: q queries, s keys.
+Shape letters are those of `interface`. Inside the blockwise computation: q queries, s keys.
+
+The loop over a cache covers the slots that are filled, so the number of its turns is known only when it runs. For a CPU
+that costs nothing; `static_shapes` is for devices that would wait for the host before each turn.
 
 Scores are computed for a block of queries and a block of keys at a time, small enough to stay in the processor's cache.
 Over several blocks of keys the softmax is computed online (Milakov and Gimelshein, 2018, arXiv:1805.02867; Dao et al.,
@@ -11,7 +12,6 @@ Over several blocks of keys the softmax is computed online (Milakov and Gimelshe
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from birdie_zmq.models.alibi import Alibi, QueryBias
+from birdie_zmq.models.alibi import QueryBias
+from birdie_zmq.models.attention.interface import (
+    AttentionMetadata,
+    AttentionOptions,
+    CachedLayer,
+    CacheSize,
+    KeysValues,
+    KVCache,
+)
 
 QUERY_BLOCK = 128
 """Queries per block; each block attends only to keys up to its own end."""
@@ -41,89 +50,6 @@ STATE_QUERY_CHUNK = 1024
 """Maximum queries that attend to the KV cache at once."""
 
 
-class KVCache(NamedTuple):
-    """Keys [r, l, k, h, c] and values [r, l, k, c, h] of the tokens of rows, for all layers with heads of these sizes.
-
-    Both are laid out as the right-hand side of the matrix product that reads them, so that a CPU need not transpose them for
-    few queries.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-
-
-class CachedTokens(NamedTuple):
-    """Tokens that come before those of a step.
-
-    Attributes:
-        caches: Their keys and values, one KV cache for each of the architecture's `cache_sizes`.
-        lengths: int32 [r], the filled slots of each row: one row for each row of the step, or one for all.
-        begin: int32 [], the position of the token in the first slot of every row.
-    """
-
-    caches: tuple[KVCache, ...]
-    lengths: jax.Array
-    begin: jax.Array
-
-    def layer(self, cache: int, index: jax.Array) -> CachedLayer:
-        """Return a layer, by the number of its cache and its index int32 [] in it."""
-        return CachedLayer(self.caches[cache], index, self.lengths, self.begin)
-
-
-class CachedLayer(NamedTuple):
-    """One layer of `CachedTokens`: the cache, the layer's index int32 [] in it, and the other attributes."""
-
-    cache: KVCache
-    layer: jax.Array
-    lengths: jax.Array
-    begin: jax.Array
-
-
-class KeysValues(NamedTuple):
-    """The keys and values [b, k, t, h] that a layer computes in a step; [l, b, k, t, h] for several layers."""
-
-    keys: jax.Array
-    values: jax.Array
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("positions", "ends"),
-    meta_fields=("rows_sharded",),
-)
-@dataclass(frozen=True)
-class AttentionMetadata:
-    """Which tokens each token of a step attends to.
-
-    Attributes:
-        positions: int32 [b or 1, t]; the position of each token in its own sequence.
-        ends: int32 [b, t], or None. Token i of a row attends to its token j if ``j <= i < ends[j]``: a row may hold
-            several sequences, or a tree of them in depth-first order. None: each row is one sequence.
-        rows_sharded: Whether rows are sharded over groups of devices; no group should then wait for another's rows.
-            Static under `jax.jit`.
-    """
-
-    positions: jax.Array
-    ends: jax.Array | None = None
-    rows_sharded: bool = False
-
-
-class AttentionOptions(NamedTuple):
-    """How attention scores are computed from the products of queries and keys.
-
-    Attributes:
-        scale: The factor of the scores.
-        window: A position attends to itself and the ``window - 1`` before it. None: to all before it.
-        softcap: Scores are capped to (-softcap, softcap) by tanh, as in Gemma 2.
-        alibi: The bias of each head by distance, in place of rotary positions.
-    """
-
-    scale: float | jax.Array
-    window: int | None = None
-    softcap: float | None = None
-    alibi: Alibi | None = None
-
-
 class _Accumulator(NamedTuple):
     """Online softmax over the keys so far: float32 weighted sums of values [..., q, h], total weight and maximum [..., q].
 
@@ -142,18 +68,7 @@ def attention(
     metadata: AttentionMetadata,
     options: AttentionOptions,
 ) -> jax.Array:
-    """Compute causal grouped-query attention (Ainslie et al., arXiv:2305.13245), scores and softmax in float32.
-
-    Args:
-        query: [b, t, n, h].
-        own: Keys and values [b, k, t, h] of the same tokens, n a multiple of k.
-        past: The layer of the KV caches with the tokens before them, which a row attends to one after another.
-        metadata: Which tokens each token attends to.
-        options: How scores are computed.
-
-    Returns:
-        [b, t, n * h].
-    """
+    """Compute causal attention, as `AttentionImplementation.attend` describes it."""
     batch, length, heads, width = query.shape
     groups = own.keys.shape[1]
     if query.dtype == jnp.float32:  # cheaper than scaling the scores; a narrower dtype would lose bits
@@ -281,7 +196,7 @@ def _attend_to_cache(
 
     queries, positions = by_cache_row(queries), positions.reshape(rows, -1)
     bias = None if bias is None else bias.map(by_cache_row)
-    few = queries.shape[3] < SMALL_QUERY_COUNT and jax.default_backend() == "cpu"
+    few = queries.shape[3] < SMALL_QUERY_COUNT
     size = min(_smallest_block(capacity) if few else STATE_BLOCK, capacity)
     wide = WIDE_BLOCKS * STATE_BLOCK
     # A wide block as large as the cache would be read even if it is not full.
@@ -373,11 +288,7 @@ def round_up_to_blocks(capacity: int) -> int:
 
 
 def append_tokens(cache: KVCache, offset: int, new: KeysValues, lengths: jax.Array) -> KVCache:
-    """Return the cache with keys and values [l, r, k, t, h] of a step written to the layers from `offset` on.
-
-    Each row is written from its slot `lengths` int32 [r] on. Padding is written too: no token attends to it, and the next
-    step overwrites it. The rows need capacity for all t.
-    """
+    """Return the cache with tokens of a step, as `AttentionImplementation.append_tokens` describes it."""
 
     def write_keys(row: jax.Array, new: jax.Array, begin: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(row, new.swapaxes(2, 3), (offset, 0, 0, begin))
@@ -389,3 +300,23 @@ def append_tokens(cache: KVCache, offset: int, new: KeysValues, lengths: jax.Arr
     return KVCache(
         jax.vmap(write_keys)(cache.keys, keys, lengths), jax.vmap(write_values)(cache.values, values, lengths)
     )
+
+
+@dataclass(frozen=True)
+class BlockwiseAttention:
+    """Attention on a CPU.
+
+    Its caches hold keys [r, l, k, h, c] and values [r, l, k, c, h]. Both are laid out as the right-hand side of the matrix
+    product that reads them, so that a CPU need not transpose them for few queries.
+    """
+
+    heads_axis = 2
+    append_tokens = staticmethod(append_tokens)
+    attend = staticmethod(attention)
+
+    def create_cache(self, rows: int, size: CacheSize, capacity: int, dtype: DTypeLike) -> KVCache:
+        """Create an empty cache of rows with a capacity of `capacity` tokens each."""
+        slots, heads = round_up_to_blocks(capacity), (rows, size.layers, size.kv_heads)
+        return KVCache(
+            jnp.zeros((*heads, size.head_width, slots), dtype), jnp.zeros((*heads, slots, size.head_width), dtype)
+        )
