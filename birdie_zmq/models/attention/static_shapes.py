@@ -135,7 +135,8 @@ def merge(parts: Sequence[PartialAttention]) -> jax.Array:
     weighted = [
         part.output.astype(jnp.float32) * weight[..., None] for part, weight in zip(parts, weights, strict=True)
     ]
-    return functools.reduce(operator.add, weighted)
+    merged: jax.Array = functools.reduce(operator.add, weighted)
+    return merged
 
 
 def attend_to_own(
