@@ -79,11 +79,15 @@ def calls_up(function: Callable[[], object]) -> set[tuple[str, str]]:
     return found
 
 
+def no_swap(served: ServedModel, spec: ModelSpec) -> ServedModel:
+    raise AssertionError("no weights are swapped")
+
+
 @pytest.mark.parametrize("work", WORKS, ids=lambda work: type(work).__name__)
 def test_the_model_process_computes_a_lease_without_calls_up(work: Work, served: ServedModel) -> None:
     def compute() -> list[m.ModelProcessMessage]:
         sent = SentMessages()
-        loop = LeaseLoop(served, cast(AgentConnection, cast(Any, sent)), queue.SimpleQueue(), set())
+        loop = LeaseLoop(served, cast(AgentConnection, cast(Any, sent)), queue.SimpleQueue(), set(), no_swap)
         loop._answer(loop._encode(m.Lease(lease=1, attempt=1, model=DEMO, work=pack_work(work))))
         return sent.messages
 

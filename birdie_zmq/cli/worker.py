@@ -60,6 +60,12 @@ def parser(prog: str, engine: str = engine_registry.DEFAULT, add_help: bool = Tr
     result.add_argument(
         "--device", metavar="cpu|N", help="cpu, or the number of a GPU; default: the framework's choice"
     )
+    result.add_argument(
+        "--swap-weights",
+        action="store_true",
+        help="when a checkpoint has the configuration and the tokenizer of the loaded one, load its weights into the same "
+        "process instead of starting another one, as birdie-zmq watch does",
+    )
     group = result.add_argument_group(
         "one model on several hosts",
         "Each host runs this command, with its own --process-id; only process 0 connects to the broker.",
@@ -154,12 +160,18 @@ def _worker_config(options: argparse.Namespace, rank: RankInfo | None, policy: C
             f"{engine_registry.engine_name(engine)}"
         )
     api = None if options.built_in else _find_user_module(options.api)
+    if options.swap_weights and (api is not None or rank is not None):
+        reason = "processes of a process group" if api is None else f"models of {api}"
+        raise UsageError(
+            f"--swap-weights is for the built-in models in one process; the {reason} are always started anew"
+        )
     return WorkerConfig(
         engine=engine,
         api=None if api is None else str(api),
         rank=rank,
         checkpoint_folders=None if policy.folders is None else tuple(map(str, policy.folders)),
         hub=policy.hub,
+        swap_weights=options.swap_weights,
     )
 
 

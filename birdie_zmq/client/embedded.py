@@ -62,17 +62,19 @@ class WorkerOptions:
         api: The user module that it loads models from, None for the built-in one.
         device: Its device, in the form that `birdie_zmq.worker.devices` parses.
         engine: Its engine, as `birdie_zmq.worker.engine_registry.find_engine` returns it.
+        swap_weights: Whether it may load other weights of the same model into a running model process.
     """
 
     api: Path | None = None
     device: str | None = None
     engine: str = DEFAULT
+    swap_weights: bool = False
 
     def arguments(self) -> list[str]:
         """Return the options as arguments of the command ``worker``."""
         api = ["--built-in"] if self.api is None else ["--api", str(self.api)]
         device = [] if self.device is None else ["--device", self.device]
-        return ["--engine", self.engine, *api, *device]
+        return ["--engine", self.engine, *api, *device, *(["--swap-weights"] if self.swap_weights else [])]
 
 
 class EmbeddedProcesses:

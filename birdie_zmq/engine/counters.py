@@ -25,10 +25,13 @@ class Counters:
     """The shapes that were sent to the model."""
     possible_shapes: set[Shape] = field(default_factory=set)
     """All shapes that a step may have."""
+    compiled_before: frozenset[Shape] = frozenset()
+    """The shapes that the backend has been called with before, for weights that have been swapped."""
 
     def new_shapes(self, shapes: Iterable[Shape]) -> tuple[Shape, ...]:
         """Return the distinct shapes among these that the model has not been called with."""
-        return tuple(shape for shape in dict.fromkeys(shapes) if shape not in self.shapes)
+        known = self.shapes | self.compiled_before
+        return tuple(shape for shape in dict.fromkeys(shapes) if shape not in known)
 
     def add_step(self, shape: Shape, used: int) -> None:
         """Count one call of the model, with this number of positions that are not padding."""

@@ -58,6 +58,13 @@ class Evaluator:
         self._tokenizer = tokenizer
         self._runner = ModelRunner(backend, max_length, clock)
 
+    def with_new_weights(self, tokenizer: TokenizerAdapter) -> Self:
+        """Return an evaluator of the same backend after its weights were swapped, with new counters and another tokenizer."""
+        other = copy.copy(self)
+        other._tokenizer = tokenizer
+        other._runner = self._runner.with_new_counters()
+        return other
+
     def with_tokenizer(self, tokenizer: TokenizerAdapter) -> Self:
         """Return an evaluator of the same model, with the same counters, that encodes with another tokenizer."""
         other = copy.copy(self)

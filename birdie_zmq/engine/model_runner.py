@@ -100,6 +100,7 @@ class ModelRunner:
         backend: The model.
         max_length: The maximum length of a row, in tokens.
         clock: A monotonic clock, in seconds.
+        compiled_before: The shapes that the backend was called with before, if its weights have been swapped.
 
     Attributes:
         backend: The model.
@@ -109,13 +110,25 @@ class ModelRunner:
             idle too, but that time is counted as compilation.
     """
 
-    def __init__(self, backend: Backend, max_length: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        max_length: int,
+        clock: Callable[[], float] = time.monotonic,
+        compiled_before: frozenset[Shape] = frozenset(),
+    ) -> None:
         self.backend = backend
         self.max_length = max_length
         self._seconds = clock
-        self.counters = Counters(shapes=set(backend.probe_shapes), possible_shapes=set(backend.probe_shapes))
+        probed = set(backend.probe_shapes)
+        self.counters = Counters(shapes=probed, possible_shapes=set(probed), compiled_before=compiled_before)
         self._compiled_before = backend.compile_seconds + backend.tracing_seconds
         self.clock = WorkClock(self._seconds_without_compilation)
+
+    def with_new_counters(self) -> ModelRunner:
+        """Return a runner of the same backend that counts from 0; the shapes that are compiled are not new to it."""
+        compiled = self.counters.compiled_before | self.counters.shapes
+        return ModelRunner(self.backend, self.max_length, self._seconds, compiled)
 
     @property
     def compile_seconds(self) -> float:
@@ -146,7 +159,7 @@ class ModelRunner:
             tokens=counters.tokens_computed,
             padding=counters.tokens_padding,
             generated=counters.tokens_generated,
-            executables=len(counters.shapes),
+            executables=len(counters.shapes - counters.compiled_before),
             seconds=computing,
             compile_seconds=self.compile_seconds,
             idle_seconds=idle,

@@ -40,12 +40,17 @@ def connect(
     return resources.enter_context(open_client(arguments, settings, embedded)), embedded
 
 
-def start_processes(arguments: RunArguments) -> EmbeddedProcesses:
-    """Start the embedded broker and worker of a run."""
+def start_processes(arguments: RunArguments, *, swap_weights: bool = False) -> EmbeddedProcesses:
+    """Start the embedded broker and worker of a run.
+
+    Args:
+        arguments: The arguments of the run.
+        swap_weights: Whether the worker may load other weights of the same model into a running model process.
+    """
     device = arguments.device
     # lm_eval fills in one GPU if --device is not given, but a mesh needs to see all GPUs.
     worker_device = None if arguments.mesh is not None and device != "cpu" else device_of_lm_eval(device)
-    options = WorkerOptions(arguments.api, worker_device, arguments.engine)
+    options = WorkerOptions(arguments.api, worker_device, arguments.engine, swap_weights)
     verbose = logger.isEnabledFor(logging.DEBUG)  # then the embedded processes log information too
     return EmbeddedProcesses(options, verbose, arguments.status_port)
 

@@ -40,7 +40,7 @@ from birdie_zmq.types import (
     StepLimits,
 )
 
-WIRE_VERSION = 14
+WIRE_VERSION = 15
 """Increased whenever a message changes so that an older peer would misread it."""
 
 # --- Client to broker ------------------------------------------------------------------------------------------------
@@ -284,6 +284,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ``engine`` is the name of a built-in engine or the path of a file, ``api`` the path of the user module, None for the
     built-in one. ``rank`` is the rank of the process in its process group, None where it holds the model alone.
     ``checkpoint_folders`` and ``hub`` are the checkpoint policy, as in `birdie_zmq.models.checkpoint_policy`.
+    ``swap_weights`` says whether SwapWeights may follow.
     """
 
     engine: Name
@@ -291,6 +292,7 @@ class WorkerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     rank: RankInfo | None = None
     checkpoint_folders: tuple[Name, ...] | None = None
     hub: bool = True
+    swap_weights: bool = False
 
 
 class StartModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="start-model"):
@@ -299,6 +301,21 @@ class StartModel(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     model: ModelSpec
     start_count: PositiveCount
     config: WorkerConfig
+
+
+class SwapWeights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="swap-weights"):
+    """Load the weights of another model, with the same arguments, in place of those that are loaded.
+
+    The process has no lease then, and gets none before it answers: with ModelLoaded, ModelLoadFailed or SwapRefused.
+    """
+
+    model: ModelSpec
+
+
+class SwapRefused(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="swap-refused"):
+    """The other model differs in more than its weights, so it needs a process of its own; nothing was changed."""
+
+    reason: str
 
 
 class StartFollower(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="start-follower"):
@@ -344,8 +361,10 @@ class ModelHeartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     computed: ComputeCounters = ComputeCounters()
 
 
-AgentMessage = StartModel | Lease | CancelLease
-ModelProcessMessage = ModelLoaded | ModelLoadFailed | ModelNotice | PhaseChanged | ModelHeartbeat | LeaseMessage
+AgentMessage = StartModel | SwapWeights | Lease | CancelLease
+ModelProcessMessage = (
+    ModelLoaded | ModelLoadFailed | SwapRefused | ModelNotice | PhaseChanged | ModelHeartbeat | LeaseMessage
+)
 
 Message = (
     ClientMessage

@@ -66,6 +66,7 @@ class Agent:
             watches_memory=memory is not None,
             num_processes=num_processes,
             request_arguments=REQUEST_ARGUMENTS if config.api is None else frozenset(),
+            swaps_weights=config.swap_weights,
         )
         self._process: ModelProcess | None = None
         self._registered = False

@@ -47,6 +47,7 @@ class AgentCore:
         watches_memory: Whether to wait for MemoryFreed after a model process has exited.
         num_processes: The number of ranks of the process group that holds the model; this agent's process is rank 0.
         request_arguments: The request arguments that every model process ignores: with the built-in models, all.
+        swaps_weights: Whether a model process may replace its weights by those of another model with the same arguments.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class AgentCore:
         watches_memory: bool = False,
         num_processes: int = 1,
         request_arguments: frozenset[RequestArgument] = frozenset(),
+        swaps_weights: bool = False,
     ) -> None:
         self._settings = settings
         self._watches_memory = watches_memory
         self._num_processes = num_processes
+        self._swaps_weights = swaps_weights
         self._leases = HeldLeases()
         self._process = ProcessState(settings, request_arguments)
         self._replaced: ModelSpec | None = None
@@ -197,10 +200,22 @@ class AgentCore:
         elif not process.serves(first.lease.model):
             # The process finishes the leases it was sent; later ones for its model wait behind the other model's lease.
             if not self._leases.are_sent:
-                self._replaced = process.model
-                self._stop_process()
+                self._replace_model(first)
         elif process.phase is Phase.READY:
             self._send_leases(first.lease.model)
+
+    def _replace_model(self, first: HeldLease) -> None:
+        """Let the process load other weights if only they can differ; otherwise end it, so that another one can start."""
+        process, model = self._process, first.lease.model
+        replaced = process.model
+        same_arguments = replaced is not None and replaced.arguments == model.arguments
+        if self._swaps_weights and process.phase is Phase.READY and same_arguments:
+            process.swap(model, self._now)
+            self._notify(first, "info", f"loading the weights of {model} in place of those of {replaced}")
+            self._actions.append(SendToModel(m.SwapWeights(model=model)))
+        else:
+            self._replaced = replaced
+            self._stop_process()
 
     def _start(self, first: HeldLease) -> None:
         model = first.lease.model
@@ -307,7 +322,7 @@ class AgentCore:
             case m.LeaseAnswered() | m.LeaseNotice() | m.LeaseProgressed() | m.LeaseFailed() | m.LeaseDone():
                 if (held := self._leases.sent(message.lease)) is not None:
                     self._on_lease_message(held, message, frame)
-            case m.ModelLoaded() | m.ModelLoadFailed() | m.ModelNotice():
+            case m.ModelLoaded() | m.ModelLoadFailed() | m.SwapRefused() | m.ModelNotice():
                 model = self._process.model
                 if self._process.phase is Phase.LOADING and model is not None:
                     self._on_loading(model, message)
@@ -328,7 +343,9 @@ class AgentCore:
             case m.LeaseDone():
                 self._finish(held)
 
-    def _on_loading(self, model: ModelSpec, message: m.ModelLoaded | m.ModelLoadFailed | m.ModelNotice) -> None:
+    def _on_loading(
+        self, model: ModelSpec, message: m.ModelLoaded | m.ModelLoadFailed | m.SwapRefused | m.ModelNotice
+    ) -> None:
         waiting = self._leases.of_model(
             model
         )  # A request argument of one run may be wrong, which no other run is told.
@@ -342,6 +359,10 @@ class AgentCore:
                 self._load_crashes.pop(model, None)
                 for held in waiting:
                     self._fail(held, error)
+                self._stop_process()
+            case m.SwapRefused(reason=reason):
+                for held in waiting[:1]:
+                    self._notify(held, "info", f"a new process loads {model}: {reason}")
                 self._stop_process()
             case m.ModelNotice(level=level, text=text):
                 for held in waiting[:1]:

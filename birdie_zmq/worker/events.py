@@ -92,7 +92,7 @@ class StartModelProcess:
 class SendToModel:
     """Send a message to the model process."""
 
-    message: m.CancelLease
+    message: m.CancelLease | m.SwapWeights
 
 
 @dataclass(frozen=True)

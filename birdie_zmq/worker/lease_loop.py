@@ -7,6 +7,7 @@ import math
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
@@ -16,9 +17,10 @@ from birdie_zmq.engine.request_encoding import Encoded
 from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.packing import pack_answers, unpack_work
-from birdie_zmq.types import Answer, ErrorReport, Work
+from birdie_zmq.types import Answer, ErrorReport, ModelSpec, Work
 from birdie_zmq.worker.agent_connection import AgentConnection, internal_error
 from birdie_zmq.worker.served_model import ServedModel
+from birdie_zmq.worker.weight_swap import DifferentModel
 
 _PROGRESS_S = 0.5
 """Minimum seconds between two progress reports, unless no lease waits."""
@@ -29,7 +31,10 @@ _ANSWERS_S = 0.1
 _MAX_DETAIL_CHARACTERS = 1_000
 """Maximum length of the detail of a phase, since a list of shapes is unbounded."""
 
-Inbox = queue.SimpleQueue[m.StartModel | m.Lease]
+Inbox = queue.SimpleQueue[m.StartModel | m.SwapWeights | m.Lease]
+
+Swap = Callable[[ServedModel, ModelSpec], ServedModel]
+"""Returns a loaded model with the weights of another one; raises `birdie_zmq.worker.weight_swap.DifferentModel` if it cannot."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class LeaseLoop:
         connection: The connection to the agent.
         inbox: The leases; another thread adds to them.
         cancelled: The numbers of cancelled leases; another thread adds to them.
+        swap: Swaps the weights when the agent asks for it.
     """
 
     def __init__(
@@ -64,12 +70,14 @@ class LeaseLoop:
         connection: AgentConnection,
         inbox: Inbox,
         cancelled: set[int],
+        swap: Swap,
     ) -> None:
         self._served = served
         self._connection = connection
         self._inbox = inbox
         self._cancelled = cancelled
-        self._encoded: queue.Queue[_EncodedLease] = queue.Queue(maxsize=1)
+        self._swap = swap
+        self._encoded: queue.Queue[_EncodedLease | m.SwapWeights] = queue.Queue(maxsize=1)
         self._clock = served.evaluator.clock
         # Of leases; each number is changed by one thread only.
         self._arrived = 0
@@ -90,6 +98,9 @@ class LeaseLoop:
         threading.Thread(target=self._encode_leases, daemon=True).start()
         while True:
             encoded = self._encoded.get()
+            if isinstance(encoded, m.SwapWeights):
+                self._swap_weights(encoded.model)
+                continue
             self._answer(encoded)
             self._answered += 1
             if _is_timed(encoded.lease):
@@ -103,6 +114,8 @@ class LeaseLoop:
         """Encode the next lease while the main thread computes, after checking that it is for this model."""
         while True:
             lease = self._inbox.get()
+            if isinstance(lease, m.SwapWeights):
+                self._encoded.put(lease)
             if not isinstance(lease, m.Lease):
                 continue
             self._arrived += 1
@@ -118,6 +131,29 @@ class LeaseLoop:
             return _EncodedLease(lease, _Content(served, work, served.evaluator.encode(work)))
         except Exception as error:  # noqa: BLE001 - it is raised again and reported when the lease is computed
             return _EncodedLease(lease, error)
+
+    def _swap_weights(self, model: ModelSpec) -> None:
+        """Load other weights and report the end. After an error the model has no weights; the agent ends the process then.
+
+        The process has no lease now: the agent sends the next one after ModelLoaded.
+        """
+        began = time.monotonic()
+        try:
+            served = self._swap(self._served, model)
+        except DifferentModel as different:
+            self._connection.send(m.SwapRefused(reason=str(different)))
+            return
+        except BirdieError as error:
+            self._connection.send(m.ModelLoadFailed(error=ErrorReport.of(error)))
+            return
+        except Exception as error:  # noqa: BLE001 - any error must reach the user
+            self._connection.send(m.ModelLoadFailed(error=ErrorReport.of(internal_error(error))))
+            return
+        self._served, self._clock = served, served.evaluator.clock
+        self._reported = served.evaluator.computed
+        self._connection.computed = lambda: served.evaluator.computed
+        ignored = tuple(sorted(served.origin.request_arguments))
+        self._connection.send(m.ModelLoaded(seconds=time.monotonic() - began, request_arguments=ignored))
 
     def _answer(self, encoded: _EncodedLease) -> None:
         """Compute a lease and report its end, unless it was cancelled."""

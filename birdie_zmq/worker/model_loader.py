@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.model_api import resolve
@@ -41,7 +42,7 @@ def load(start: m.StartModel, engine: Engine, group: ProcessGroup | None = None)
         group.begin_loading(start.model, user_module, arguments.mesh)
     mesh = engine.make_mesh(arguments.mesh)  # after the import, which may have set the number of devices
     tag, keywords = start.model.tag, arguments.keywords
-    with _collect_warnings() as warnings:
+    with collect_warnings() as warnings:
         given_tokenizer = user_module.load_tokenizer(tag, keywords)
         tokenizer = TokenizerAdapter(given_tokenizer, arguments.add_bos_token, arguments.prefix_token_id)
         model = user_module.load_model(tag, keywords, mesh)
@@ -54,13 +55,11 @@ def load(start: m.StartModel, engine: Engine, group: ProcessGroup | None = None)
         request_arguments=user_module.request_arguments,
         start_count=start.start_count,
     )
-    served = assemble(origin, tokenizer, model, mesh, group)
-    served.warnings.extend(warnings)
-    return served
+    return replace(assemble(origin, tokenizer, model, mesh, group), loader_warnings=tuple(warnings))
 
 
 @contextlib.contextmanager
-def _collect_warnings() -> Iterator[list[str]]:
+def collect_warnings() -> Iterator[list[str]]:
     """Collect what the built-in models log as warnings while they load, so that it reaches the user as well."""
     collector = _Collector(logging.WARNING)
     logger = logging.getLogger(BUILT_IN)

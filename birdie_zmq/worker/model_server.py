@@ -31,6 +31,7 @@ from birdie_zmq.worker.distributed.rendezvous import Rendezvous
 from birdie_zmq.worker.lease_loop import Inbox, LeaseLoop
 from birdie_zmq.worker.model_loader import load
 from birdie_zmq.worker.start_up import apply_config, connect
+from birdie_zmq.worker.weight_swap import WeightSwap
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def run(channel: Channel) -> int:
     rank = start.config.rank
     try:
         engine = apply_config(start.config)
+        swap = WeightSwap(start.model, is_enabled=start.config.swap_weights and rank is None)
         served = load(start, engine, None if rank is None else _join_process_group(rank, connection))
+        swap.loaded()
     except ProcessGroupError as broken:
         _exit_group(broken)
     except BirdieError as error:
@@ -67,7 +70,7 @@ def run(channel: Channel) -> int:
     ignored = tuple(sorted(served.origin.request_arguments))
     connection.send(m.ModelLoaded(seconds=time.monotonic() - began, request_arguments=ignored))
     try:
-        LeaseLoop(served, connection, inbox, cancelled).run()
+        LeaseLoop(served, connection, inbox, cancelled, swap).run()
     except ProcessGroupError as broken:
         _exit_group(broken)
 

@@ -3,7 +3,7 @@
 The process is in one of these phases::
 
     ABSENT ──start──▶ LOADING ──ModelLoaded──▶ READY
-       ▲                 │                       │   a lease for another model arrives, and none of this model is left
+       ▲                 │  ◀────swap weights────┤   a lease for another model arrives, and none of this model is left
        │                 ▼                       ▼
     FREEING ◀──exit── ENDING ◀───────────────────┘   (SIGTERM, then SIGKILL if it does not exit in time)
 """
@@ -86,6 +86,13 @@ class ProcessState:
         self._steps = 0
         self._enter(Phase.LOADING, now)
 
+    def swap(self, model: ModelSpec, now: float) -> None:
+        """Record that the process loads the weights of another model."""
+        self.model = model
+        self._computed_before, self._computed = self.computed, ComputeCounters()
+        self._progress_at = now
+        self._enter(Phase.LOADING, now)
+
     def loaded(self, request_arguments: Iterable[RequestArgument], now: float) -> None:
         """Record that the process has loaded its model, and which request arguments it ignores."""
         self.request_arguments = frozenset(request_arguments)
@@ -125,7 +132,8 @@ class ProcessState:
         elif message.steps != self._steps:
             self._steps, self._progress_at = message.steps, now
         match message:
-            case m.ModelHeartbeat(computed=computed):
+            # While a process loads it has computed nothing, or sends the counters of the weights that are swapped out.
+            case m.ModelHeartbeat(computed=computed) if self.phase is not Phase.LOADING:
                 self._computed = computed
             case m.PhaseChanged() if self.phase is Phase.READY:
                 self._activity = message

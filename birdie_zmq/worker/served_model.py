@@ -60,6 +60,7 @@ class ServedModel:
         max_length: The maximum length of a row, in tokens.
         warnings: Warnings about the arguments, for the user.
         provides: The functions that the model provides, by their names in ``Model``.
+        loader_warnings: Warnings of the built-in models about the checkpoint, for the user.
     """
 
     origin: ModelOrigin
@@ -70,6 +71,7 @@ class ServedModel:
     max_length: int
     warnings: list[str]
     provides: list[str]
+    loader_warnings: tuple[str, ...] = ()
 
     @functools.cached_property
     def identity(self) -> str:
@@ -160,7 +162,7 @@ class ServedModel:
             BirdieError: The model cannot compute.
         """
         if isinstance(work, DescribeWork):
-            for text in self.warnings:
+            for text in (*self.warnings, *self.loader_warnings):
                 yield Notice("warning", text)
             yield Answered([0], [self.describe()])
         else:

@@ -54,7 +54,7 @@ def by_hand(checkpoint: Path) -> dict[str, Any]:
 def test_watch_scores_each_checkpoint_as_lm_eval_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, output = tmp_path / "run", tmp_path / "out"
     checkpoints = {step: write_checkpoint(run / f"step_{step}", step) for step in (1, 2, 3)}
-    (checkpoints[2] / "model.safetensors").write_bytes(b"\xff" * 100)
+    (checkpoints[3] / "model.safetensors").write_bytes(b"\xff" * 100)
     options = ["--output", str(output), "--once", "--settle-seconds", "0.1", "--poll-seconds", "0.1", "--device", "cpu"]
     command = ["watch", f"{run}/*", *options, "--tasks", "demo_choice", "--include_path", str(TASKS), "--limit", "8"]
 
@@ -64,11 +64,13 @@ def test_watch_scores_each_checkpoint_as_lm_eval_does(tmp_path: Path, capsys: py
     statuses = {line["step"]: line for line in lines if "status" in line}
     assert [(step, line["status"]) for step, line in statuses.items()] == [
         (1, "evaluated"),
-        (2, "failed"),
-        (3, "evaluated"),
+        (2, "evaluated"),
+        (3, "failed"),
     ]
-    assert "model.safetensors" in statuses[2]["error"]
-    for step in (1, 3):
+    assert "model.safetensors" in statuses[3]["error"]
+    assert statuses[1]["compile_seconds"] > 0.0
+    assert statuses[2]["compile_seconds"] == 0.0, "the weights were swapped in the same model process"
+    for step in (1, 2):
         expected = by_hand(checkpoints[step])
         found = {line["metric"]: line for line in lines if line.get("step") == step and "metric" in line}
         for metric in ("acc", "acc_norm"):
@@ -76,8 +78,8 @@ def test_watch_scores_each_checkpoint_as_lm_eval_does(tmp_path: Path, capsys: py
             assert found[metric]["stderr"] == pytest.approx(expected[f"{metric}_stderr,none"])
         assert list(output.glob(f"lm_eval/*step_{step}/results_*.json"))
     printed = capsys.readouterr().out
-    assert "step 3: demo_choice acc" in printed
-    assert "step 2: failed" in printed
+    assert "step 2: demo_choice acc" in printed
+    assert "step 3: failed" in printed
 
     assert main(command) == 0
 

@@ -62,10 +62,14 @@ class Harness:
     """An AgentCore with a fake clock, which records its log and notices."""
 
     def __init__(
-        self, settings: AgentSettings | None = None, request_arguments: frozenset[RequestArgument] = frozenset()
+        self,
+        settings: AgentSettings | None = None,
+        request_arguments: frozenset[RequestArgument] = frozenset(),
+        *,
+        swaps_weights: bool = False,
     ) -> None:
         self.settings = settings or AgentSettings()
-        self.core = AgentCore(self.settings, request_arguments=request_arguments)
+        self.core = AgentCore(self.settings, request_arguments=request_arguments, swaps_weights=swaps_weights)
         self.now = 1_000.0
         self.logged: list[str] = []
         self.notices: list[m.LeaseNotice] = []
@@ -465,6 +469,71 @@ def test_same_tag_with_other_arguments_is_another_model(harness: Harness) -> Non
     assert harness.receive_leases(lease(2, ModelSpec(tag="A", arguments='{"seed": 1}'))) == [
         StopModelProcess(kill=False)
     ]
+
+
+SWAP = SendToModel(m.SwapWeights(model=B))
+
+
+@pytest.fixture
+def swapping() -> Harness:
+    """An agent that swaps weights and has served A; its process has no lease."""
+    harness = Harness(swaps_weights=True)
+    (first,) = harness.serve(lease(1, A))
+    harness.from_model(m.ModelHeartbeat(steps=1, computed=ComputeCounters(tokens=7)), done(first))
+    return harness
+
+
+def test_weights_are_swapped_once_no_lease_is_open(swapping: Harness) -> None:
+    (running,) = sent_leases(swapping.receive_leases(lease(2, A)))
+
+    assert swapping.receive_leases(lease(3, B)) == []
+    assert swapping.from_model(done(running)) == [SendToBroker(m.LeaseDone(lease=2)), SWAP]
+    assert (swapping.core.model, swapping.core.phase) == (B, "loading")
+    assert swapping.receive_leases(lease(4, B), lease(5, A)) == []
+    assert [sent.lease for sent in sent_leases(swapping.from_model(LOADED))] == [3, 4]
+
+
+def test_counters_go_on_after_weights_are_swapped(swapping: Harness) -> None:
+    swapping.receive_leases(lease(2, B))
+    # The process sent this heartbeat before it received the message.
+    swapping.from_model(m.ModelHeartbeat(steps=1, computed=ComputeCounters(tokens=7)), LOADED)
+    swapping.from_model(m.ModelHeartbeat(steps=2, computed=ComputeCounters(tokens=5)))
+
+    assert swapping.core.computed == ComputeCounters(tokens=12)
+
+
+def test_process_that_refuses_to_swap_is_replaced(swapping: Harness) -> None:
+    swapping.receive_leases(lease(2, B))
+
+    assert swapping.from_model(m.SwapRefused(reason="its tokenizer differs")) == [StopModelProcess(kill=False)]
+    assert swapping.exit_process(-15) == [StartModelProcess(B, 2)]
+    assert "its tokenizer differs" in swapping.notices[-2].text
+    assert [sent.lease for sent in sent_leases(swapping.from_model(LOADED))] == [2]
+
+
+def test_failed_swap_fails_its_leases_and_ends_the_process(swapping: Harness) -> None:
+    swapping.receive_leases(lease(2, B))
+    error = ErrorReport(code="model-load", message="a tensor is missing")
+
+    assert swapping.from_model(m.ModelLoadFailed(error=error)) == [
+        SendToBroker(m.LeaseFailed(lease=2, error=error)),
+        StopModelProcess(kill=False),
+    ]
+    swapping.exit_process(-15)
+    assert swapping.receive_leases(lease(3, A)) == [StartModelProcess(A, 2)]
+
+
+def test_process_that_dies_while_it_swaps_is_replaced(swapping: Harness) -> None:
+    swapping.receive_leases(lease(2, B))
+
+    assert swapping.exit_process(-9) == []
+    assert swapping.advance(AgentSettings().restart_delay_s) == [StartModelProcess(B, 2)]
+
+
+def test_weights_are_not_swapped_where_arguments_differ(swapping: Harness) -> None:
+    other = ModelSpec(tag="B", arguments='{"dtype": "bfloat16"}')
+
+    assert swapping.receive_leases(lease(2, other)) == [StopModelProcess(kill=False)]
 
 
 def test_loading_is_stopped_when_no_lease_waits_for_it(harness: Harness) -> None:

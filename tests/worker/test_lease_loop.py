@@ -90,6 +90,7 @@ def run(
     *leases: m.Lease,
     cancelled: set[int] | None = None,
     inbox: lease_loop.Inbox | None = None,
+    swap: object = None,
 ) -> list[Any]:
     """Return what the agent receives for these leases, or for those in the inbox, which ends the loop itself."""
     if inbox is None:
@@ -102,6 +103,7 @@ def run(
         cast(AgentConnection, cast(Any, connection)),
         inbox,
         set() if cancelled is None else cancelled,
+        cast(lease_loop.Swap, swap),
     )
     with pytest.raises(ProcessGroupError):
         loop.run()

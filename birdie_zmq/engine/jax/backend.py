@@ -7,7 +7,7 @@ cast to float32 and normalised there, so only a few numbers per request are copi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -101,7 +101,10 @@ class JaxBackend:
         # A bare callable gets its tokens on the default device: the sharding of its weights is not visible here.
         self._sharding = MeshSharding(mesh if loaded.jit else None)
         params = self._sharding.put_params(functions.params)
-        self._model = DeviceModel(functions, params, Executables(self._sharding), functions.vocab_size or 0)
+        # Without the params of the model file, so that nothing keeps weights in memory that have been replaced.
+        self._model = DeviceModel(
+            replace(functions, params=None), params, Executables(self._sharding), functions.vocab_size or 0
+        )
         self._is_jitted = loaded.jit
         self.text_mode = text_mode_of(functions)
         self.pair_mode = PAIRS if self.text_mode is None or functions.score is not None else self.text_mode
@@ -170,14 +173,29 @@ class JaxBackend:
         self._states.clear()
         if params is None and self._model.params is None:
             return
+        self._replace(params, _signature(self._model.params), argument_shardings(self._model.params))
+
+    def swap(self, load: Callable[[], Any]) -> None:
+        """Drop the weights, then replace them by those that `load` returns, so that never both are in memory.
+
+        If it raises, the model has no weights and cannot compute any more.
+
+        Raises:
+            UsageError: The tree, a shape or a dtype of the new weights differs.
+        """
+        self._states.clear()
+        signature, shardings = _signature(self._model.params), argument_shardings(self._model.params)
+        self._model.params = None
+        self._replace(load(), signature, shardings)
+
+    def _replace(self, params: Any, signature: Any, shardings: Any) -> None:
         params = self._sharding.put_params(params)
-        before, now = _signature(self._model.params), _signature(params)
-        if before != now:
+        if _signature(params) != signature:
             raise UsageError(
                 "the new params differ from the current ones in names, shapes or dtypes; create a new BirdieZMQ for "
                 "another model"
             )
-        if argument_shardings(self._model.params) != argument_shardings(params):
+        if argument_shardings(params) != shardings:
             self._model.executables.clear()  # they were compiled for the shardings of the old weights
         self._model.params = params
 

@@ -171,7 +171,7 @@ class Evaluation:
     def _start(self) -> None:
         """Start the embedded broker and worker with the first checkpoint, unless there is a running broker."""
         if self._processes is None and self._arguments.endpoint is None:
-            self._processes = start_processes(self._arguments)
+            self._processes = start_processes(self._arguments, swap_weights=self._arguments.api is None)
             self._resources.callback(self._processes.close)
             # A metric may import torch or jax, and take memory of the GPU that the worker needs.
             process_gpus.hide()
