@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -26,10 +26,12 @@ class Target(NamedTuple):
     Attributes:
         platform: JAX's name of the platform: ``cpu``, ``gpu`` or ``tpu``.
         mesh: The mesh of several devices, if any.
+        kernel: The kernel that computes what it supports of attention; on a CPU there is none.
     """
 
     platform: str = "cpu"
     mesh: Mesh | None = None
+    kernel: Literal["xla", "cudnn", "paged_cudnn", "splash"] = "xla"
 
 
 CPU = Target()

@@ -1,21 +1,43 @@
-"""The implementation of attention for each platform."""
+"""The implementation of attention for each platform, and the kernel for this process's devices."""
 
 from __future__ import annotations
 
 import jax
 from jax.sharding import Mesh
 
+from birdie_zmq.models.attention import cudnn
 from birdie_zmq.models.attention.blockwise import BlockwiseAttention
+from birdie_zmq.models.attention.cudnn import CudnnKernel, PagedCudnnKernel
 from birdie_zmq.models.attention.interface import AttentionImplementation, Target
-from birdie_zmq.models.attention.static_shapes import StaticAttention
+from birdie_zmq.models.attention.kernel_check import agrees_with_xla
+from birdie_zmq.models.attention.splash import SplashKernel
+from birdie_zmq.models.attention.static_shapes import FlashKernel, StaticAttention
+
+_KERNELS: dict[str, FlashKernel | None] = {
+    "xla": None,
+    "cudnn": CudnnKernel(),
+    "paged_cudnn": PagedCudnnKernel(),
+    "splash": SplashKernel(),
+}
 
 
 def attention_for(target: Target) -> AttentionImplementation:
     """Return the implementation of attention for the devices that a function is compiled for."""
-    return BlockwiseAttention() if target.platform == "cpu" else StaticAttention()
+    return BlockwiseAttention() if target.platform == "cpu" else StaticAttention(_KERNELS[target.kernel])
 
 
 def default_target(mesh: Mesh | None = None) -> Target:
-    """Return the target of functions that run on a mesh, or on JAX's default device."""
+    """Return the target of functions that run on a mesh, or on JAX's default device.
+
+    A kernel is chosen only if it is there and computes on this device what XLA computes; a warning says if it does not.
+    """
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return Target(device.platform, mesh)
+    target = Target(device.platform, mesh)
+    if device.platform == "gpu" and "rocm" not in device.client.platform_version and cudnn.is_available():
+        # Pages are numbered across the rows of one device.
+        if mesh is None and agrees_with_xla(PagedCudnnKernel()):
+            return target._replace(kernel="paged_cudnn")
+        return target._replace(kernel="cudnn" if agrees_with_xla(CudnnKernel()) else "xla")
+    if device.platform == "tpu" and mesh is None and agrees_with_xla(SplashKernel()):
+        return target._replace(kernel="splash")  # XLA does not partition the kernel over a mesh
+    return target
