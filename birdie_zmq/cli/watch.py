@@ -77,6 +77,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     arg_parser.add_argument(
         "--poll-seconds", type=_seconds, default=2.0, metavar="S", help="time between two scans; default: %(default).0f"
     )
+    arg_parser.add_argument(
+        "--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard; needs tensorboardX"
+    )
     arg_parser.add_argument("--quiet", action="store_true", help="log only warnings and errors")
     return arg_parser
 
@@ -118,9 +121,11 @@ def run(options: argparse.Namespace, own: frozenset[str]) -> int:
     """
     # Imported here: lm_eval takes seconds, and --help does not need it.
     from birdie_zmq.tools.watch import terminal
+    from birdie_zmq.tools.watch.curve import CurveWriter
     from birdie_zmq.tools.watch.evaluation import Evaluation
     from birdie_zmq.tools.watch.loop import Watch, follow
     from birdie_zmq.tools.watch.results import ResultsFile
+    from birdie_zmq.tools.watch.trackers import open_trackers
 
     logging.getLogger("birdie_zmq.watch").setLevel(logging.WARNING if options.quiet else logging.INFO)
     console = Console(highlight=False)
@@ -140,10 +145,13 @@ def run(options: argparse.Namespace, own: frozenset[str]) -> int:
         core = WatchCore(policy, _kept(results.outcomes, retry_failed=options.retry_failed))
         stop_file = options.stop_file or output / "stop"
         watch = Watch(core, scanner, evaluation, results, stop_file, options.poll_seconds)
-        try:
-            reason = follow(watch, [terminal.StepPrinter(console)])
-        except KeyboardInterrupt:
-            reason = "interrupted; the same command continues"
+        curve = CurveWriter(output, results)
+        with contextlib.closing(open_trackers(evaluation.config, options.tensorboard)) as trackers:
+            try:
+                reason = follow(watch, [terminal.StepPrinter(console), curve, trackers])
+            except KeyboardInterrupt:
+                reason = "interrupted; the same command continues"
+        curve.write()
         terminal.show(results, console)
     console.print(Text(sanitize(f"ended: {reason}")), soft_wrap=True)
     return 0

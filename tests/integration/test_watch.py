@@ -77,6 +77,7 @@ def test_watch_scores_each_checkpoint_as_lm_eval_does(tmp_path: Path, capsys: py
             assert found[metric]["value"] == expected[f"{metric},none"]
             assert found[metric]["stderr"] == pytest.approx(expected[f"{metric}_stderr,none"])
         assert list(output.glob(f"lm_eval/*step_{step}/results_*.json"))
+    assert "2 checkpoints, up to step 2" in (output / "curve.html").read_text()
     printed = capsys.readouterr().out
     assert "step 2: demo_choice acc" in printed
     assert "step 3: failed" in printed

@@ -1,9 +1,10 @@
-"""Plots of a task's log-likelihoods, as PNG; the only module that imports matplotlib."""
+"""Plots of a task's log-likelihoods, as PNG, and of a metric over steps; the only module that imports matplotlib."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def scatter(report: TaskReport, theme: Theme) -> bytes:
         report: A task with points.
         theme: The colours.
     """
-    figure, axes = _figure(theme)
+    figure, axes = new_figure(theme)
     # Of many responses only a sample is plotted, but always the largest differences.
     points = [*report.points, *((w.a, w.b) for w in report.worst if math.isfinite(w.difference))]
     numbers = [number for point in points for number in point]
@@ -57,7 +58,7 @@ def scatter(report: TaskReport, theme: Theme) -> bytes:
             zorder=2 + is_over,
         )
     axes.set(xlim=limits, ylim=limits, xlabel="log-likelihood in A, nats", ylabel="in B, nats")
-    return _png(figure, axes, theme)
+    return to_png(figure, axes, theme)
 
 
 def histogram(report: TaskReport, theme: Theme) -> bytes:
@@ -67,7 +68,7 @@ def histogram(report: TaskReport, theme: Theme) -> bytes:
         report: A task with points.
         theme: The colours.
     """
-    figure, axes = _figure(theme)
+    figure, axes = new_figure(theme)
     differences = [y - x for x, y in report.points]
     bound = max(map(abs, differences)) or 1e-9  # All differences are 0: one bar in the middle.
     axes.hist(differences, bins=_BINS, range=(-bound, bound), color=theme.points)
@@ -75,15 +76,36 @@ def histogram(report: TaskReport, theme: Theme) -> bytes:
     axes.set(xlabel="B - A, nats", ylabel="responses", xlim=(-bound * 1.05, bound * 1.05), ylim=(0, None))
     axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     axes.xaxis.get_offset_text().set_color(theme.text)
-    return _png(figure, axes, theme)
+    return to_png(figure, axes, theme)
 
 
-def _figure(theme: Theme) -> tuple[Figure, Axes]:
+def curve(steps: Sequence[int], values: Sequence[float], margins: Sequence[float], name: str, theme: Theme) -> bytes:
+    """Plot a metric over the steps of a run with a confidence band, as a PNG.
+
+    Args:
+        steps: The steps, ascending.
+        values: The value at each step, finite.
+        margins: Half of the height of the band at each step; 0 for none.
+        name: The metric.
+        theme: The colours.
+    """
+    figure, axes = new_figure(theme)
+    low, high = ([value + sign * margin for value, margin in zip(values, margins, strict=True)] for sign in (-1, 1))
+    axes.fill_between(steps, low, high, color=theme.points, alpha=0.2, linewidth=0)
+    axes.plot(steps, values, color=theme.points, linewidth=1.5, marker="o", markersize=3.5)
+    axes.set(xlabel="step", ylabel=name)
+    axes.margins(x=0.02)
+    return to_png(figure, axes, theme)
+
+
+def new_figure(theme: Theme) -> tuple[Figure, Axes]:
+    """Return an empty plot in the colours of a theme."""
     figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, facecolor=theme.background, layout="constrained")
     return figure, figure.subplots()
 
 
-def _png(figure: Figure, axes: Axes, theme: Theme) -> bytes:
+def to_png(figure: Figure, axes: Axes, theme: Theme) -> bytes:
+    """Return a plot as a PNG, with its axes in the colours of the theme."""
     _colour(axes, theme)
     written = io.BytesIO()
     figure.savefig(written, format="png", facecolor=theme.background, metadata={"Software": None})

@@ -77,6 +77,9 @@ class Evaluation:
         options: The options of ``lm_eval run``, parsed by its own parser.
         folder: The output folder.
 
+    Attributes:
+        config: lm_eval's configuration, made of the options.
+
     Raises:
         UsageError: An option is wrong, or there is no such task.
     """
@@ -89,8 +92,8 @@ class Evaluation:
         self._model_args = dict(getattr(options, "model_args", None) or {})
         _check_options(options, self._model_args)
         # lm_eval takes seconds to find its tasks, so one task manager serves all checkpoints.
-        self._config, self._task_manager = _configure(options, {**self._model_args, "pretrained": _PLACEHOLDER})
-        config = self._config
+        self.config, self._task_manager = _configure(options, {**self._model_args, "pretrained": _PLACEHOLDER})
+        config = self.config
         self._arguments = parse_model_args(
             {**self._model_args, "pretrained": _PLACEHOLDER},
             batch_size=config.batch_size,
@@ -125,7 +128,7 @@ class Evaluation:
         """
         began = time.monotonic()
         self._start()
-        config = self._config
+        config = self.config
         # Tasks that measure texts with the tokenizer read its name here; the task manager holds this very object.
         config.metadata["pretrained"] = sighting.path
         # As of the lm_eval command, so that the results file of a step is the same.
