@@ -29,10 +29,14 @@ from birdie_zmq.models.weight_map import Params, StackSpecs, TensorSpec, WeightM
 
 
 class Scanned(NamedTuple):
-    """What differs between the layers of a stack: weights, number, index in the KV cache and own input, each [l, ...]."""
+    """What differs between the layers of a stack, each [l, ...].
+
+    It is the weights, the layer's number, its indices in the stack and in the KV cache, and its own input.
+    """
 
     weights: dict[str, jax.Array]
     number: jax.Array
+    place: jax.Array
     cached_layer: jax.Array
     input: jax.Array | None
 
@@ -59,10 +63,16 @@ class Stack(NamedTuple):
         return self.layer.attention.keys_of is None
 
     def scanned(self, weights: dict[str, jax.Array], inputs: jax.Array | None) -> Scanned:
-        """Return what differs between the layers: the weights of the stack, and their part of the inputs of all layers."""
-        numbers = np.array(self.numbers, np.int32)
-        indices = self.offset + np.arange(len(numbers), dtype=np.int32) * self.writes
-        return Scanned(weights, jnp.asarray(numbers), jnp.asarray(indices), None if inputs is None else inputs[numbers])
+        """Return what differs between the layers: their weights, and their part of the inputs of all layers."""
+        unsliced, numbers = self.layer.feed_forward.unsliced, np.array(self.numbers, np.int32)
+        index = np.arange(len(numbers), dtype=np.int32)
+        return Scanned(
+            {name: array for name, array in weights.items() if name not in unsliced},
+            jnp.asarray(numbers),
+            jnp.asarray(index),
+            jnp.asarray(self.offset + index * self.writes),
+            None if inputs is None else inputs[numbers],
+        )
 
 
 class BackboneOutput(NamedTuple):
@@ -224,7 +234,7 @@ class Architecture:
             dtype: Floating dtype of every array.
         """
         weight_map = self.weight_map()
-        keys = iter(jax.random.split(key, sum(len(spec.shape) == 2 for spec in weight_map.specs())))
+        keys = iter(jax.random.split(key, sum(len(spec.shape) > 1 for spec in weight_map.specs())))
 
         def initialise(name: str, spec: TensorSpec, stack: tuple[int, ...] = ()) -> jax.Array:
             shape = (*stack, *spec.loaded_shape)
@@ -264,20 +274,24 @@ class Architecture:
         tables = {rope: rope.tables(metadata.positions) for rope in ropes if rope is not None}
         shared: dict[int | None, KeysValues] = {}  # by the number of the layer
 
-        def apply(stack: Stack, x: jax.Array, scanned: Scanned) -> tuple[jax.Array, KeysValues | None]:
+        def apply(
+            stack: Stack, whole: dict[str, jax.Array], x: jax.Array, scanned: Scanned
+        ) -> tuple[jax.Array, KeysValues | None]:
             layers = tuple(each.layer(stack.cache, scanned.cached_layer) for each in past)
             keys_of = stack.layer.attention.keys_of
-            step = LayerStep(metadata, tables, scanned.number, layers, shared.get(keys_of), scanned.input)
-            return stack.layer(x, scanned.weights, step)
+            step = LayerStep(
+                metadata, tables, scanned.number, scanned.place, layers, shared.get(keys_of), scanned.input
+            )
+            return stack.layer(x, whole | scanned.weights, step)
 
         own: list[KeysValues | None] = []
         weights = iter(params.layers)
         needed = {layer.attention.keys_of for layer in self.layers}
         for segment, stacks in zip(self._segments, self.stacks, strict=True):
-            functions = [functools.partial(apply, stack) for stack in stacks]
-            x, produced = scan_segment(
-                segment, functions, x, [stack.scanned(next(weights), inputs) for stack in stacks]
-            )
+            arrays = [next(weights) for _ in stacks]
+            functions = [functools.partial(apply, *pair) for pair in zip(stacks, arrays, strict=True)]
+            scanned = [stack.scanned(own_weights, inputs) for stack, own_weights in zip(stacks, arrays, strict=True)]
+            x, produced = scan_segment(segment, functions, x, scanned)
             own += produced
             for stack, keys_values in zip(stacks, produced, strict=True):
                 for index, number in enumerate(stack.numbers):

@@ -85,6 +85,13 @@ class ConfigReader:
             raise ValueError(f"{key} must be a list of {count} strings, not {value!r}")
         return tuple(value)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """Return a list of integers; an empty one if the key is missing."""
+        value = self._values.get(key, [])
+        if not isinstance(value, list):
+            raise ValueError(f"{key} must be a list of integers, not {value!r}")
+        return tuple(ConfigReader({key: number}).integer(key) for number in value)
+
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """Return a list of exactly `count` numbers, as floats."""
         value = self._values.get(key)

@@ -125,7 +125,8 @@ def extend(
     Raises:
         ValueError: As for `logits`.
     """
-    metadata = AttentionMetadata(state.lengths[:, None] + _positions(tokens)[None], target=target)
+    offsets = _positions(tokens)[None]
+    metadata = AttentionMetadata(state.lengths[:, None] + offsets, real=offsets < lengths[:, None], target=target)
     output = _forward(architecture, params, tokens, metadata, state.from_position(0))
     return output.hidden, _append(architecture, state, output.own, lengths, target)
 
@@ -145,8 +146,9 @@ def extend_after(
     Raises:
         ValueError: As for `logits`.
     """
-    begin = prefix.lengths[0]
-    metadata = AttentionMetadata(begin + state.lengths[:, None] + _positions(tokens)[None], target=target)
+    begin, offsets = prefix.lengths[0], _positions(tokens)[None]
+    positions = begin + state.lengths[:, None] + offsets
+    metadata = AttentionMetadata(positions, real=offsets < lengths[:, None], target=target)
     past = prefix.from_position(0), state.from_position(begin)
     output = _forward(architecture, params, tokens, metadata, *past)
     return output.hidden, _append(architecture, state, output.own, lengths, target)
@@ -186,7 +188,8 @@ def prefill(
         ValueError: As for `logits`.
     """
     positions = depths if state is None else depths + state.lengths[0]
-    metadata = AttentionMetadata(positions, ends, rows_sharded=target.mesh is not None, target=target)
+    real = ~_tree_padding(tokens, depths, ends)
+    metadata = AttentionMetadata(positions, ends, rows_sharded=target.mesh is not None, real=real, target=target)
     past = () if state is None else (state.from_position(0),)
     output = _forward(architecture, params, tokens, metadata, *past)
     return output.hidden, output.own
@@ -265,6 +268,18 @@ def _constrain_state(architecture: Architecture, state: DecoderState, target: Ta
         sharding = state_sharding(cache.keys.shape, (heads_axis, size.kv_heads), target.mesh)
         caches.append(KVCache(*(sharded(x, sharding) for x in cache)))
     return state._replace(caches=tuple(caches))
+
+
+def _tree_padding(tokens: jax.Array, depths: jax.Array, ends: jax.Array) -> jax.Array:
+    """Return which tokens of trees are padding, bool [b, t].
+
+    Padding is token 0 at depth 0, and attends only to itself; so does a tree of one token 0. A row may end with one such
+    tree, so the first of the tokens at the end of a row that look like padding does not count as padding.
+    """
+    is_alone = ends == _positions(tokens)[None] + 1
+    looks = (tokens == 0) & (depths == 0) & is_alone
+    until_end = jnp.flip(jnp.cumprod(jnp.flip(looks, axis=1).astype(jnp.int32), axis=1), axis=1).astype(bool)
+    return until_end & jnp.pad(until_end, ((0, 0), (1, 0)))[:, :-1]
 
 
 def _positions(tokens: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class LayerStep(NamedTuple):
         metadata: Which tokens each token attends to.
         tables: cos and sin of the positions, for each rotary embedding of the model.
         number: int32 [], the number of the layer.
+        place: int32 [], the index of the layer in its stack.
         past: The layer of the KV caches that it reads; empty without tokens before the step.
         shared: The keys and values of the same tokens from the layer named by `Attention.keys_of`; None if it has its own.
         layer_input: The layer's own input [b, t, p], in models with per-layer embeddings.
@@ -43,6 +44,7 @@ class LayerStep(NamedTuple):
     metadata: AttentionMetadata
     tables: Mapping[Rope, tuple[jax.Array, jax.Array]]
     number: jax.Array
+    place: jax.Array
     past: tuple[CachedLayer, ...] = ()
     shared: KeysValues | None = None
     layer_input: jax.Array | None = None
@@ -53,7 +55,8 @@ class Attention:
     """Grouped-query attention.
 
     Its weights are ``query``, ``key``, ``value`` and ``output``, or ``query_key_value`` in place of the first three.
-    ``query_norm`` and ``key_norm`` [h] or [heads, h] normalise each head; [heads * h] all heads at once.
+    ``query_norm`` and ``key_norm`` [h] or [heads, h] normalise each head; [heads * h] all heads at once. ``sinks`` [n] are
+    scores that every query has in addition to its keys.
 
     Attributes:
         heads: Number of query heads.
@@ -69,7 +72,8 @@ class Attention:
         norm: The norm of queries and keys, where they have weights.
         value_norm: The norm of values, which has no weight; None for none.
         scale_by_layer: Whether scores are also divided by the layer's number, counted from 1.
-        query_growth: Queries are multiplied by 1 + g * log(1 + floor(position / length)), given as (g, length).
+        query_growth: Queries are multiplied by 1 + g * log(1 + floor((position + offset) / length)), given as (g, length,
+            offset).
         keys_of: The number of the layer whose keys and values are used; None if the layer has its own.
     """
 
@@ -85,7 +89,7 @@ class Attention:
     norm: Norm | None = None
     value_norm: Norm | None = None
     scale_by_layer: bool = False
-    query_growth: tuple[float, int] | None = None
+    query_growth: tuple[float, int, int] | None = None
     keys_of: int | None = None
 
     def __post_init__(self) -> None:
@@ -96,13 +100,14 @@ class Attention:
         """Attend from x [b, t, d]; return [b, t, d], and the layer's own keys and values if it has any."""
         query, own = self._project(x, weights, step)
         if self.query_growth is not None:
-            growth, length = self.query_growth
-            steps = jnp.log1p(jnp.floor(step.metadata.positions.astype(jnp.float32) / length))
+            growth, length, offset = self.query_growth
+            positions = (step.metadata.positions + offset).astype(jnp.float32)
+            steps = jnp.log1p(jnp.floor(positions / length))
             query = query * (1.0 + growth * steps)[..., None, None].astype(query.dtype)
         scale: float | jax.Array = self.head_width**-0.5 if self.scale is None else self.scale
         if self.scale_by_layer:
             scale = scale / (step.number + 1).astype(jnp.float32)
-        options = AttentionOptions(scale, self.window, self.softcap, self.alibi)
+        options = AttentionOptions(scale, self.window, self.softcap, self.alibi, weights.get("sinks"))
         keys_values = own if own is not None else step.shared
         assert keys_values is not None
         attend = attention_for(step.metadata.target).attend
@@ -141,13 +146,32 @@ class Attention:
     def _norm_heads(self, x: jax.Array, weights: Weights, name: str, heads: int) -> jax.Array:
         """Split [b, t, heads * h] into heads, and normalise them if there is a weight for it."""
         if self.norm is None or name not in weights:
-            return split_heads(x, heads)
+            x = split_heads(x, heads)
+            return x if self.norm is None else self.norm(x, weights, name)
         if weights[name].shape[-1] == self.head_width:
             return self.norm(split_heads(x, heads), weights, name)
         return split_heads(self.norm(x, weights, name), heads)
 
     def _rotate(self, x: jax.Array, step: LayerStep) -> jax.Array:
         return x if self.rope is None else rotate(x, step.tables[self.rope], interleaved=self.rope.interleaved)
+
+
+class FeedForwardLayer(Protocol):
+    """The part of a layer that computes each token by itself; hashable."""
+
+    @property
+    def activation(self) -> str:
+        """The name of its activation."""
+        ...
+
+    @property
+    def unsliced(self) -> frozenset[str]:
+        """The names of the weights that it takes for all layers of its stack, [l, ...], rather than for one."""
+        ...
+
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> jax.Array:
+        """Apply the layer, [b, t, d] -> [b, t, d]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -159,8 +183,14 @@ class FeedForward:
 
     activation: str
 
-    def __call__(self, x: jax.Array, weights: Weights) -> jax.Array:
+    @property
+    def unsliced(self) -> frozenset[str]:
+        """The names of the weights that it takes for all layers of its stack: none."""
+        return frozenset()
+
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> jax.Array:
         """Apply the layer, [b, t, d] -> [b, t, d]."""
+        del step
         activate = ACTIVATIONS[self.activation]
         if "gate_up" in weights:
             gate, up = jnp.split(linear(x, weights, "gate_up"), 2, axis=-1)
@@ -192,7 +222,7 @@ class DecoderLayer:
     """
 
     attention: Attention
-    feed_forward: FeedForward
+    feed_forward: FeedForwardLayer
     norm: Norm
     specs: Mapping[str, TensorSpec] = field(hash=False)
     parallel: bool = False
@@ -204,7 +234,7 @@ class DecoderLayer:
         if self.norm_after_sum:
             y, own = self.attention(x, weights, step)
             x = self.norm(x + y, weights, "attention_norm")
-            return self.norm(x + self.feed_forward(x, weights), weights, "feed_forward_norm"), own
+            return self.norm(x + self.feed_forward(x, weights, step), weights, "feed_forward_norm"), own
         attended = self.norm(x, weights, "attention_norm")
         y, own = self.attention(attended, weights, step)
         y = self._scale(self.norm(y, weights, "after_attention_norm"))
@@ -213,7 +243,7 @@ class DecoderLayer:
             inner = self.norm(fed, weights, "feed_forward_norm")
         else:
             inner = self.norm(x, weights, "feed_forward_norm") if "feed_forward_norm" in weights else attended
-        z = self.norm(self.feed_forward(inner, weights), weights, "after_feed_forward_norm")
+        z = self.norm(self.feed_forward(inner, weights, step), weights, "after_feed_forward_norm")
         return fed + self._scale(z), own
 
     def _scale(self, x: jax.Array) -> jax.Array:

@@ -24,10 +24,12 @@ from birdie_zmq.models.families.gptj import gptj
 from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
 from birdie_zmq.models.families.ministral3 import ministral3
+from birdie_zmq.models.families.mixtral import mixtral, olmoe
 from birdie_zmq.models.families.olmo2 import olmo2
 from birdie_zmq.models.families.opt import opt
 from birdie_zmq.models.families.phi import phi
 from birdie_zmq.models.families.phi3 import phi3
+from birdie_zmq.models.families.qwen_moe import qwen_moe
 from birdie_zmq.models.families.smollm3 import smollm3
 from birdie_zmq.models.families.stablelm import stablelm
 from birdie_zmq.models.families.starcoder2 import starcoder2
@@ -54,13 +56,17 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "ministral": llama,
     "ministral3": ministral3,
     "mistral": llama,
+    "mixtral": mixtral,
     "olmo2": olmo2,
     "olmo3": olmo2,
+    "olmoe": olmoe,
     "opt": opt,
     "phi": phi,
     "phi3": phi3,
     "qwen2": llama,
+    "qwen2_moe": qwen_moe,
     "qwen3": llama,
+    "qwen3_moe": qwen_moe,
     "smollm3": smollm3,
     "stablelm": stablelm,
     "starcoder2": starcoder2,

@@ -52,9 +52,14 @@ def state_sharding(shape: tuple[int, ...], heads: tuple[int, int], mesh: Mesh) -
     """
     axes: list[str | None] = [None] * len(shape)
     axis, count = heads
-    axes[0] = _DATA_AXIS if shape[0] % _size(mesh, _DATA_AXIS) == 0 else None
+    axes[0] = row_axis(shape[0], mesh)
     axes[axis] = MODEL_AXIS if count % _size(mesh, MODEL_AXIS) == 0 else None
     return mesh_sharding(mesh, *axes)
+
+
+def row_axis(rows: int, mesh: Mesh) -> str | None:
+    """Return the axis over which rows are sharded; None if their number is not a multiple of its size."""
+    return _DATA_AXIS if rows % _size(mesh, _DATA_AXIS) == 0 else None
 
 
 def divides_vocabulary(vocab_size: int, mesh: Mesh) -> bool:

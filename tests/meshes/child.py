@@ -59,6 +59,21 @@ PATTERNED = {
 }
 """A decoder whose layers are not all equal: three stacks."""
 
+ROUTED = {
+    "model_type": "mixtral",
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "intermediate_size": 24,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 128,
+}
+"""A decoder with experts, whose inner dimension an axis of four divides."""
+
 BOTH = "data:2/model:4"
 MESHES = ("data:8", "model:8", BOTH)
 
@@ -210,11 +225,11 @@ def error_message(load: Callable[[], Any]) -> str:
     return "no error"
 
 
-def write_patterned(directory: Path) -> Path:
-    """Write a checkpoint of the patterned decoder with random weights."""
+def write_random(directory: Path, config: dict[str, Any]) -> Path:
+    """Write a checkpoint of a decoder with random weights."""
     directory.mkdir()
-    (directory / CONFIG_FILE).write_text(json.dumps(PATTERNED), encoding="utf-8")
-    architecture = build_architecture(complete_config(PATTERNED), CONFIG_FILE)
+    (directory / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+    architecture = build_architecture(complete_config(config), CONFIG_FILE)
     tensors = weights.stored_tensors(architecture.weight_map(), architecture.init_params(jax.random.key(1)))
     save_file(tensors, directory / tensor_source.WEIGHTS_FILE)
     return directory
@@ -223,17 +238,22 @@ def write_patterned(directory: Path) -> Path:
 def checkpoint_results(directory: Path) -> dict[str, Any]:
     """The results for a built-in model."""
     weights.save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(0)))
-    patterned_directory = write_patterned(directory / "patterned")
+    of_config = {"patterned": PATTERNED, "routed": ROUTED}
+    directories = {name: write_random(directory / name, config) for name, config in of_config.items()}
 
     def llama(mesh: Any) -> Model:
         return models.load_model(str(directory), **({} if mesh is None else {"mesh": mesh}))
 
-    def patterned(mesh: Any) -> Model:
-        return models.load_model(str(patterned_directory), **({} if mesh is None else {"mesh": mesh}))
+    def other(name: str) -> Callable[[Any], Model]:
+        return lambda mesh: models.load_model(str(directories[name]), **({} if mesh is None else {"mesh": mesh}))
 
     record_gathers()
     return {
-        "answers": {"llama": answers_on_meshes(llama, MESHES), "patterned": answers_on_meshes(patterned, (BOTH,))},
+        "answers": {
+            "llama": answers_on_meshes(llama, MESHES),
+            "patterned": answers_on_meshes(other("patterned"), (BOTH,)),
+            "routed": answers_on_meshes(other("routed"), (BOTH,), texts=False),
+        },
         "behind_a_state": {mesh or "one": behind_a_state(directory, mesh) for mesh in (None, "data:4", BOTH)},
         "gathered": _gathered,
         "shards": {mesh: shard_shapes(llama(make_mesh(parse_mesh(mesh))).params) for mesh in MESHES},

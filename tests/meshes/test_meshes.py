@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # Executables are as correct without the optimisation passes, which would take most of the time.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 CASES = [("checkpoints", "llama", mesh) for mesh in MESHES]
-CASES += [("checkpoints", "patterned", BOTH)]
+CASES += [("checkpoints", name, BOTH) for name in ("patterned", "routed")]
 CASES += [("user_modules", name, BOTH) for name in ("rnn", "user_module", "bare", "score")]
 
 

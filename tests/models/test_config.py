@@ -258,7 +258,10 @@ def test_quantised_weights_are_refused(keys: dict[str, Any], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("qwen2_moe", r"the most similar supported family is qwen2, which does not have the keys .*num_experts"),
+        (
+            "granitemoe",
+            r"the most similar supported family is granite, which does not have the keys .*num_local_experts",
+        ),
         ("bitnet", r"the most similar supported family is \w+, which has the same keys but another architecture"),
         ("mamba", r"no supported family has a similar configuration"),
         ("no_such_family", r"transformers [\w.]+ has no such configuration"),

@@ -34,6 +34,7 @@ SIZES = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**SIZES, "num_key_value_heads": 1},
     "mistral": {**SIZES, "sliding_window": 5},
@@ -57,6 +58,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}},
     },
     "exaone4": {**SIZES, "sliding_window": 5, "sliding_window_pattern": 2},
+    "mixtral": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
+    "olmoe": {**SIZES, "num_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "shared_expert_intermediate_size": 12},
+    "qwen3_moe": {**SIZES, **EXPERTS, "norm_topk_prob": True},
     "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
@@ -146,7 +151,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "bias": True,
     },
 }
-EVERY_FAMILY = pytest.mark.parametrize("kind", CONFIGS)
+BESIDE_OTHERS = {"olmoe", "qwen2_moe", "qwen3_moe"}
+"""Families whose parts other families have too, so that `tox -e parity` tests them and `tox -e tests` need not."""
+
+
+def _family(kind: str) -> Any:
+    return pytest.param(kind, marks=[pytest.mark.parity, pytest.mark.variant] if kind in BESIDE_OTHERS else ())
+
+
+EVERY_FAMILY = pytest.mark.parametrize("kind", [_family(kind) for kind in CONFIGS])
 
 CLOSE = 2e-5
 """Tolerance between hidden states of executables that sum in different orders."""

@@ -81,7 +81,7 @@ def attention(
         slopes = options.alibi.slopes.reshape(1, groups, shared, 1)
         positions = jnp.broadcast_to(metadata.positions[:, None, None], (batch, groups, shared, length))
         bias = QueryBias(options.alibi, jnp.broadcast_to(slopes, positions.shape), positions)
-    accumulated = None
+    accumulated = None if options.sinks is None else _start_with_sinks(queries, options.sinks)
     reach = length + sum(each.cache.values.shape[3] for each in past)
     for each in past:
         of_cache = _attend_to_cache(queries, metadata, each, bias, options, reach)
@@ -103,6 +103,13 @@ def attention(
         done.append((accumulator.sums / accumulator.total[..., None]).astype(own.values.dtype))
     joined = jnp.concatenate(done, axis=3) if len(done) > 1 else done[0]
     return joined.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads * width)
+
+
+def _start_with_sinks(queries: jax.Array, sinks: jax.Array) -> _Accumulator:
+    """Return the attention of queries [b, k, g, t, h] to the sink [n] of their head, whose value is zero."""
+    scores = sinks.astype(jnp.float32).reshape(1, *queries.shape[1:3], 1)
+    maximum = jnp.broadcast_to(scores, queries.shape[:-1])
+    return _Accumulator(jnp.zeros(queries.shape, jnp.float32), jnp.ones_like(maximum), maximum)
 
 
 class _Visible(NamedTuple):

@@ -92,7 +92,7 @@ class KeysValues(NamedTuple):
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("positions", "ends"),
+    data_fields=("positions", "ends", "real"),
     meta_fields=("rows_sharded", "target"),
 )
 @dataclass(frozen=True)
@@ -106,12 +106,14 @@ class AttentionMetadata:
         rows_sharded: Whether rows are sharded over groups of devices; no group should then wait for another's rows.
             Static under `jax.jit`.
         target: The devices that compute the step. Static under `jax.jit`.
+        real: bool [b, t], the tokens that are not padding; None if padding is not known.
     """
 
     positions: jax.Array
     ends: jax.Array | None = None
     rows_sharded: bool = False
     target: Target = CPU
+    real: jax.Array | None = None
 
 
 class AttentionOptions(NamedTuple):
@@ -122,12 +124,15 @@ class AttentionOptions(NamedTuple):
         window: A position attends to itself and the ``window - 1`` before it. None: to all before it.
         softcap: Scores are capped to (-softcap, softcap) by tanh, as in Gemma 2.
         alibi: The bias of each head by distance, in place of rotary positions.
+        sinks: A score [n] of each head that every query has in addition to its keys, with a value of zero (Xiao et al.,
+            2023, arXiv:2309.17453).
     """
 
     scale: float | jax.Array
     window: int | None = None
     softcap: float | None = None
     alibi: Alibi | None = None
+    sinks: jax.Array | None = None
 
 
 class AttentionImplementation(Protocol):

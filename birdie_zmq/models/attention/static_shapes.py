@@ -110,6 +110,9 @@ class StaticAttention:
         """Compute causal attention, as `AttentionImplementation.attend` describes it."""
         parts = [self._attend_to_own(query, own, metadata, options)]
         parts += [self._attend_to_cache(query, each, metadata, options) for each in past]
+        if options.sinks is not None:
+            log_sum = jnp.broadcast_to(options.sinks.astype(jnp.float32)[None, None], query.shape[:3])
+            parts.append(PartialAttention(jnp.zeros_like(query), log_sum))
         merged = merge(parts).astype(own.values.dtype)
         return merged.reshape(*merged.shape[:2], -1)
 

@@ -88,6 +88,11 @@ class Sizes:
             specs |= linear_specs(f"{LAYER}self_attn.{name}", inputs, outputs, shard, bias=key in biased, key=key)
         return specs
 
+    def feed_forward_specs(self) -> dict[str, TensorSpec]:
+        """Return the matrices of a gated feed-forward layer, with Llama's names."""
+        specs = self.gated_specs()
+        return {key: specs[key] for key in ("gate", "up", "down")}
+
     def up_down_specs(self, up: str, down: str, *, bias: bool) -> dict[str, TensorSpec]:
         """Return the matrices of a feed-forward layer without a gate, given their names in the file."""
         d, f = self.d_model, self.d_ff

@@ -95,8 +95,9 @@ class SparseFeedForward(FeedForward):
 
     sparsity: float
 
-    def __call__(self, x: jax.Array, weights: Weights) -> jax.Array:
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> jax.Array:
         """Apply the layer, [b, t, d] -> [b, t, d]."""
+        del step
         gate = linear(x, weights, "gate")
         limit = jnp.asarray(statistics.NormalDist().inv_cdf(self.sparsity), gate.dtype)
         cutoff = gate.mean(axis=-1, keepdims=True) + gate.std(axis=-1, keepdims=True) * limit
@@ -126,7 +127,7 @@ class Gemma3nLayer(DecoderLayer):
         low_rank = attended + self.norm(low_rank, weights, "laurel_norm")
         y, own = self.attention(attended, weights, step)
         fed = (before + self.norm(y, weights, "after_attention_norm") + low_rank) * half
-        z = self.feed_forward(self.norm(fed, weights, "feed_forward_norm"), weights)
+        z = self.feed_forward(self.norm(fed, weights, "feed_forward_norm"), weights, step)
         after = fed + self.norm(z, weights, "after_feed_forward_norm")
         shares = linear(self._route(after, weights), weights, "correction") + jnp.ones((), x.dtype)
         corrected = predicted + (after - before)[None] * jnp.moveaxis(shares, -1, 0)[..., None]

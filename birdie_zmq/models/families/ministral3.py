@@ -27,6 +27,6 @@ def ministral3(values: Mapping[str, Any]) -> Architecture:
     growth, length = rope.number("llama_4_scaling_beta"), rope.integer("original_max_position_embeddings")
     require_positive(original_max_position_embeddings=length)
     layers = (
-        replace(layer, attention=replace(layer.attention, query_growth=(growth, length))) for layer in plain.layers
+        replace(layer, attention=replace(layer.attention, query_growth=(growth, length, 0))) for layer in plain.layers
     )
     return replace(plain, layers=tuple(layers))
