@@ -19,6 +19,7 @@ The tree is grouped by cause, because the cause decides what the user has to do:
     │   ├── EngineError
     │   ├── UnknownModelTag
     │   ├── ModelLoadError
+    │   │   └── IncompleteCheckpoint
     │   ├── ModelChanged
     │   ├── ProcessGroupMismatch    the ranks of a process group do not have the same model
     │   ├── TokenizerError
@@ -168,6 +169,12 @@ class ModelLoadError(ModelError):
     """``load_model`` or ``load_tokenizer`` raised, or returned an invalid object."""
 
     code = "model-load"
+
+
+class IncompleteCheckpoint(ModelLoadError):
+    """A checkpoint is not committed yet, or a file of it is missing."""
+
+    code = "incomplete-checkpoint"
 
 
 class ModelChanged(ModelError):

@@ -27,6 +27,7 @@ CODES = {
     "engine": "EngineError",
     "unknown-model-tag": "UnknownModelTag",
     "model-load": "ModelLoadError",
+    "incomplete-checkpoint": "IncompleteCheckpoint",
     "model-changed": "ModelChanged",
     "group-mismatch": "ProcessGroupMismatch",
     "tokenizer": "TokenizerError",

@@ -19,6 +19,8 @@ from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
 from birdie_zmq.models.checkpoint import Checkpoint, resolve_model
 from birdie_zmq.models.demo_tokenizer import DemoTokenizer
 from birdie_zmq.models.fingerprint import Fingerprint, tokenizer_files
+from birdie_zmq.models.native.directory import native_directory
+from birdie_zmq.models.native.hints import ModelHints
 from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
@@ -28,7 +30,17 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
-_MODEL_ARGS = {"dtype", "gguf_file", "peft", "revision", "subfolder", "tokenizer", "tokenizer_revision"}
+_MODEL_ARGS = {
+    "config",
+    "dtype",
+    "gguf_file",
+    "model_name",
+    "peft",
+    "revision",
+    "subfolder",
+    "tokenizer",
+    "tokenizer_revision",
+}
 _ENGINE_ARGS = {"max_length", "add_bos_token", *REQUEST_ARGUMENTS}
 _LENGTH_ARGS = ("max_length", "max_model_len", "context_length")
 """The maximum length of a row by its name in lm_eval's hf, in vLLM and in SGLang."""
@@ -42,13 +54,15 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
     In JAX, the weights are put on the default device or sharded over a mesh.
 
     Args:
-        model_tag: ``demo``, a checkpoint directory, a ``.gguf`` file, or the name of a hub repository, such as ``gpt2``
+        model_tag: ``demo``, a checkpoint directory, also as a JAX trainer writes it, a ``.gguf`` file, or the name of a hub repository, such as ``gpt2``
             or ``organisation/name``. In PyTorch it is a directory or a repository, which transformers reads.
         mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
             ``revision`` is a revision of the hub repository. ``subfolder`` is a directory in the directory or repository
             of the tag, and ``gguf_file`` a GGUF file in it. ``peft`` is the directory or hub repository of a LoRA adapter,
-            which is merged into the weights.
+            which is merged into the weights. ``config`` and ``model_name`` describe a checkpoint of a trainer that does not
+            describe itself: a directory or hub repository whose config.json is that of the same architecture, and the
+            trainer's name of the model.
 
     Raises:
         UnknownModelTag: The tag is none of those.
@@ -80,7 +94,7 @@ def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_len
     from birdie_zmq.models.loader import load_checkpoint
 
     try:
-        architecture, params = load_checkpoint(checkpoint.path, dtype, mesh, checkpoint.adapter)
+        architecture, params = load_checkpoint(checkpoint.path, dtype, mesh, checkpoint.adapter, checkpoint.hints)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
     limit = architecture.position_limit
@@ -98,8 +112,10 @@ def _load_for_other_engine(engine: str, model_tag: str, checkpoint: Checkpoint, 
             f"the built-in models are for the engines jax and torch; for {engine}, write load_model and load_tokenizer in "
             "an api.py, and name it with --api of the worker or api= in model_args"
         )
-    if model_tag in BUILT_IN or path.is_file():
-        source = f"the built-in model {model_tag!r}" if model_tag in BUILT_IN else f"the GGUF file {path}"
+    native = native_directory(path)
+    if model_tag in BUILT_IN or path.is_file() or native is not None:
+        source = f"the GGUF file {path}" if native is None else f"the checkpoint {path} of a JAX trainer"
+        source = f"the built-in model {model_tag!r}" if model_tag in BUILT_IN else source
         raise UsageError(
             f"{source} needs the engine jax, and the engine of this worker is torch; set engine=jax, omit engine=, "
             "or start workers.jax_worker; the engine torch loads Hugging Face directories"
@@ -156,16 +172,29 @@ def _read_tokenizer(path: Path, name: str, add_bos_token: bool | None) -> Checkp
 
 
 def _resolve(model_tag: str, keywords: Mapping[str, Any], *, weights: bool = True) -> Checkpoint:
-    """Return the parts of the model that a tag and its arguments name."""
-    peft = keywords.get("peft")
+    """Return the parts of the model that a tag and its arguments name.
+
+    Raises:
+        UsageError: An argument describes the checkpoint of a trainer, and the checkpoint is none.
+    """
+    peft, config, name = (keywords.get(key) for key in ("peft", "config", "model_name"))
     parts = [str(keywords[name]) for name in ("subfolder", "gguf_file") if keywords.get(name) is not None]
-    return resolve_model(
+    checkpoint = resolve_model(
         model_tag,
         keywords.get("revision"),
         inside="/".join(parts) or None,
         peft=None if peft is None else str(peft),
         weights=weights,
     )
+    if config is None and name is None:
+        return checkpoint
+    if native_directory(checkpoint.path) is None:
+        given = ", ".join(key for key in ("config", "model_name") if keywords.get(key) is not None)
+        raise UsageError(
+            f"{given} in model_args describes the checkpoint of a JAX trainer, and {checkpoint.path} is none; remove it"
+        )
+    directory = None if config is None else resolve_checkpoint(str(config), weights=False)
+    return replace(checkpoint, hints=ModelHints(None if name is None else str(name), directory))
 
 
 def _max_length(keywords: Mapping[str, Any]) -> int | None:

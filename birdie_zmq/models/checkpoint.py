@@ -8,8 +8,9 @@ from pathlib import Path
 from birdie_zmq.errors import ModelLoadError, UnknownModelTag, UsageError
 from birdie_zmq.models.checkpoint_policy import CheckpointPolicy
 from birdie_zmq.models.config_fields import read_json_object
-from birdie_zmq.models.fingerprint import CheckpointFile, adapter_files, checkpoint_files
+from birdie_zmq.models.fingerprint import CONFIG_FILES, CheckpointFile, adapter_files, checkpoint_files
 from birdie_zmq.models.lora_config import ADAPTER_CONFIG_FILE
+from birdie_zmq.models.native.hints import NO_HINTS, ModelHints
 from birdie_zmq.models.resolution import is_hub_name, resolve_checkpoint
 from birdie_zmq.models.tensor_source import has_weights
 
@@ -24,16 +25,20 @@ class Checkpoint:
         path: The directory or the GGUF file with the config and the weights.
         adapter: The directory of the LoRA adapter that is merged into the weights; None without one.
         tokenizer: The directory or the GGUF file with the tokenizer.
+        hints: What the user says of the checkpoint of a trainer.
     """
 
     path: Path
     adapter: Path | None
     tokenizer: Path
+    hints: ModelHints = NO_HINTS
 
     def files(self) -> list[CheckpointFile]:
         """Return the files that decide what the model computes: those of the base model, and those of the adapter."""
         adapter = [] if self.adapter in (None, self.path) else adapter_files(self.adapter)
-        return [*checkpoint_files(self.path), *adapter]
+        described = self.hints.config
+        config = [] if described is None else [CheckpointFile("architecture", described / CONFIG_FILES[0])]
+        return [*checkpoint_files(self.path), *adapter, *config]
 
 
 def resolve_model(

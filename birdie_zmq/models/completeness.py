@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 from birdie_zmq.models.fingerprint import ADAPTER_FILES, CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, weight_names
+from birdie_zmq.models.native.directory import (
+    OCDBT_MANIFEST,
+    ORBAX_COMMIT_MARKERS,
+    ORBAX_TEMPORARY,
+    TREE_METADATA,
+)
 
-ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
-"""Part of the name of a directory that Orbax still writes to; it is renamed when it is complete."""
-ORBAX_COMMIT_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""The files that Orbax writes last: the second one where directories cannot be renamed, as on object stores."""
-
-_ORBAX_FILES = ("_METADATA", "manifest.ocdbt", "ocdbt.process_0")
+_ORBAX_FILES = (TREE_METADATA, OCDBT_MANIFEST, "ocdbt.process_0")
 _HEADER_SIZE_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format."""

@@ -15,6 +15,7 @@ from typing import Any
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.file_hashes import FileHasher, shared_hasher
 from birdie_zmq.models.gguf_parts import named_parts
+from birdie_zmq.models.native.directory import native_directory
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -78,11 +79,17 @@ def checkpoint_files(path: Path) -> list[CheckpointFile]:
     """Return the files that decide what a model computes: its configuration, its weights and an adapter.
 
     Args:
-        path: A Hugging Face directory, a ``.gguf`` file, or the first of several.
+        path: A Hugging Face directory, a ``.gguf`` file, or the first of several, or the checkpoint of a trainer.
+
+    Raises:
+        IncompleteCheckpoint: The checkpoint of a trainer is not committed.
+        ModelLoadError: A directory holds several of them.
     """
     if path.is_file():
         return _gguf_files(path)
-    return [*_named_files(path, CONFIG_FILES), *weight_files(path), *adapter_files(path)]
+    native = native_directory(path)
+    weights = weight_files(path) if native is None else [CheckpointFile(*each) for each in native.files()]
+    return [*_named_files(path, CONFIG_FILES), *weights, *adapter_files(path)]
 
 
 def weight_files(directory: Path) -> list[CheckpointFile]:

@@ -14,6 +14,9 @@ from birdie_zmq.models.config import CONFIG_FILE, complete_config, read_config, 
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.lora import read_adapter
+from birdie_zmq.models.native.directory import native_directory
+from birdie_zmq.models.native.formats import load_native
+from birdie_zmq.models.native.hints import NO_HINTS, ModelHints
 from birdie_zmq.models.registry import build_architecture, check_model_type
 from birdie_zmq.models.resolution import BUILT_IN
 from birdie_zmq.models.tensor_source import SafetensorsDirectory, TensorSource
@@ -22,9 +25,13 @@ from birdie_zmq.models.weights import load_params
 
 
 def load_checkpoint(
-    path: Path, dtype: str = "auto", mesh: Mesh | None = None, adapter: Path | None = None
+    path: Path,
+    dtype: str = "auto",
+    mesh: Mesh | None = None,
+    adapter: Path | None = None,
+    hints: ModelHints = NO_HINTS,
 ) -> tuple[Architecture, Params]:
-    """Load a Hugging Face directory or a GGUF file.
+    """Load a Hugging Face directory, a GGUF file or the checkpoint of a trainer.
 
     Args:
         path: The directory or the file.
@@ -33,9 +40,11 @@ def load_checkpoint(
             bfloat16 and float32 do not.
         mesh: Devices over which the weights are sharded.
         adapter: The directory of a LoRA adapter, which is merged into the weights.
+        hints: What the user says of a model whose checkpoint a trainer has written.
 
     Raises:
-        UsageError: The mesh divides none of this model's weights.
+        UsageError: The mesh divides none of this model's weights, or a trainer's checkpoint needs a hint or a package.
+        IncompleteCheckpoint: A trainer's checkpoint is not committed, or a file of it is missing.
         FileNotFoundError: A file is missing.
         ValueError: A file is damaged, the architecture is unknown, the weights do not fit it, or the adapter does not
             fit them. The message names the file, and the tensor or the key.
@@ -47,6 +56,10 @@ def load_checkpoint(
         config = complete_config(file.config())
         architecture = build_architecture(config, str(path))
         source = file.source(architecture.weight_map())
+    elif (native := native_directory(path)) is not None:
+        model, source = load_native(native, hints)
+        config = dict(model.config)
+        architecture = model.adapt(build_architecture(config, str(path)))
     else:
         check_model_type(read_model_type(path), str(path / CONFIG_FILE))
         # The demo's file is complete. A start without transformers, which takes seconds to import, suits a demo.

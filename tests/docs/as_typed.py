@@ -71,6 +71,7 @@ PREPARED = {
         "cp -r /checkpoints/SmolLM2-135M RUN/checkpoints/step_100",
         "cp -r /checkpoints/SmolLM2-135M RUN/checkpoints/step_200",
     ),
+    "docs/how_to/checkpoints.md": ("python -m tests.models.native.demo_as_maxtext RUN/checkpoints/1000",),
     "docs/how_to/doctor.md": (
         "cp api.py my_model.py",
         "cp -r /checkpoints/SmolLM2-135M mine",
@@ -78,7 +79,7 @@ PREPARED = {
         "python -m workers.jax_worker",
     ),
 }
-"""What a page takes as there already: two results to compare; the checkpoints of a run; a model file, a model and a broker with a worker."""
+"""What a page takes as there already: two results to compare; the checkpoints of runs; a model file, a model and a broker with a worker."""
 
 GOES_ON = (
     (re.compile(r"(python broker\.py|birdie-zmq broker)\b"), re.compile(r"broker at")),

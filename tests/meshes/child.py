@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from birdie_zmq import Model, models
 from birdie_zmq.engine.jax.backend import JaxBackend
@@ -37,6 +37,7 @@ from birdie_zmq.models.families.llama import plain_llama
 from birdie_zmq.models.registry import build_architecture
 from harness_model import BirdieZMQ
 from tests.instances import instance
+from tests.models.native.trainers_trees import maxtext_parameters, maxtext_settings, save_maxtext, scanned
 
 MODEL = plain_llama(
     vocab_size=264, d_model=32, n_layers=2, n_heads=8, n_kv_heads=4, d_ff=48, max_length=128, tied_head=False
@@ -235,6 +236,19 @@ def write_random(directory: Path, config: dict[str, Any]) -> Path:
     return directory
 
 
+def native_weights(directory: Path, mesh: str) -> dict[str, Any]:
+    """The shards of a checkpoint of MaxText, and the largest difference of its weights from those on one device."""
+    config = json.loads((directory / CONFIG_FILE).read_text("utf-8"))
+    stored = maxtext_parameters(config, load_file(directory / tensor_source.WEIGHTS_FILE), "llama2")
+    step = save_maxtext(
+        directory / "run", maxtext_settings(config, "llama2"), scanned(stored, config["num_hidden_layers"])
+    )
+    one = models.load_model(str(step)).params
+    sharded = models.load_model(str(step), mesh=make_mesh(parse_mesh(mesh))).params
+    differences = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), one, sharded)
+    return {"shards": shard_shapes(sharded), "difference": max(jax.tree.leaves(differences))}
+
+
 def checkpoint_results(directory: Path) -> dict[str, Any]:
     """The results for a built-in model."""
     weights.save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(0)))
@@ -257,6 +271,7 @@ def checkpoint_results(directory: Path) -> dict[str, Any]:
         "behind_a_state": {mesh or "one": behind_a_state(directory, mesh) for mesh in (None, "data:4", BOTH)},
         "gathered": _gathered,
         "shards": {mesh: shard_shapes(llama(make_mesh(parse_mesh(mesh))).params) for mesh in MESHES},
+        "native": native_weights(directory, BOTH),
         "largest_read": largest_read(directory, BOTH),
         "states": {mesh: states(directory, mesh) for mesh in ("model:8", BOTH)},
         "errors": {

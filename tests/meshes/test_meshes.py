@@ -108,6 +108,12 @@ def test_each_device_has_its_shard_of_the_weights(results: dict[str, Any], mesh:
     assert sharded_count == {1: 0, 8: 7, 4: 9}[size]  # with eight shards all but keys and values, which have four heads
 
 
+def test_stacked_layers_of_a_trainer_are_sharded_alike(results: dict[str, Any]) -> None:
+    native = results["checkpoints"]["native"]
+    assert native["difference"] == 0
+    assert native["shards"] == results["checkpoints"]["shards"][BOTH]
+
+
 def test_a_user_module_shards_its_own_weights(results: dict[str, Any]) -> None:
     shards = results["user_modules"]["shards"]
     assert shards["['blocks']['up']"] == [[2, 64, 256], [[2, 64, 64]]]

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.models.completeness import ORBAX_TEMPORARY, missing_part
+from birdie_zmq.models.completeness import missing_part
+from birdie_zmq.models.native.directory import ORBAX_TEMPORARY
 from birdie_zmq.tools.watch.core import Sighting
 
 STEP_PATTERN = r"(?:step|checkpoint|ckpt|iter|epoch)[-_=]?(\d+)$|^(\d+)$"

@@ -1,0 +1,71 @@
+"""The trainers whose checkpoints are read, and how a checkpoint is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from birdie_zmq.models.native import gemma, maxtext, tunix
+from birdie_zmq.models.native.arrays import ArrayTree, describe_top
+from birdie_zmq.models.native.described import read_described
+from birdie_zmq.models.native.directory import NativeDirectory
+from birdie_zmq.models.native.hints import ModelHints
+from birdie_zmq.models.native.maxtext_settings import read_settings
+from birdie_zmq.models.native.orbax_tree import read_orbax_tree
+from birdie_zmq.models.native.source import NativeModel, NativeSource
+
+
+@dataclass(frozen=True)
+class NativeFormat:
+    """How a trainer stores its models.
+
+    Attributes:
+        parameters: Returns the parameters in a saved tree; None if it is not this trainer's.
+        read: Returns the model in these parameters.
+    """
+
+    parameters: Callable[[ArrayTree], ArrayTree | None]
+    read: Callable[[ArrayTree, NativeDirectory, ModelHints], NativeModel]
+
+
+def _read_maxtext(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+    return maxtext.read(tree, read_settings(found.settings_file(), hints.model_name))
+
+
+def _read_gemma(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+    return gemma.read(tree, read_described(found, hints, "gemma", gemma.FAMILIES))
+
+
+def _read_tunix(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+    return tunix.read(tree, read_described(found, hints, "Tunix", tunix.FAMILIES))
+
+
+FORMATS: Mapping[str, NativeFormat] = {
+    "MaxText (Orbax)": NativeFormat(maxtext.parameters, _read_maxtext),
+    "gemma of google-deepmind (Orbax)": NativeFormat(gemma.parameters, _read_gemma),
+    "Tunix (Orbax, NNX)": NativeFormat(tunix.parameters, _read_tunix),
+}
+"""The known formats, by the names that error messages list."""
+
+
+def load_native(found: NativeDirectory, hints: ModelHints) -> tuple[NativeModel, NativeSource]:
+    """Return the model in a trainer's checkpoint, and its tensors.
+
+    Raises:
+        UsageError: A package is not installed, or a hint is missing or wrong.
+        IncompleteCheckpoint: A file is missing.
+        ValueError: The format is unknown, or the checkpoint is for a model that is not supported.
+    """
+    tree = read_orbax_tree(found.root)
+    for known in FORMATS.values():
+        parameters = known.parameters(tree)
+        if parameters is not None:
+            try:
+                model = known.read(parameters, found, hints)
+            except ValueError as error:
+                raise ValueError(f"{found.checkpoint}: {error}") from error
+            return model, NativeSource(str(found.checkpoint), parameters, model.views, model.outside)
+    raise ValueError(
+        f"{found.checkpoint} has a tree of an unknown format: {describe_top(list(tree))}. Known formats: "
+        f"{', '.join(FORMATS)}. For another one, write an api.py whose load_model returns the model"
+    )
