@@ -22,7 +22,7 @@ from birdie_zmq.engine.planning.cost_model import decode_step_cost
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.prefix_tree import common_prefix_length
 from birdie_zmq.engine.planning.prompt_planner import plan_prompts
-from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, MAX_CHUNK_TOKENS, StepBudget
+from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, StepBudget
 from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step, Tree
 from birdie_zmq.engine.prefix_cache import capacity_for
 from birdie_zmq.engine.request_encoding import check_vocabulary, encode_prompts
@@ -201,7 +201,7 @@ def _batch_size(
         return _BatchSize(_round_down_rows(rows, requested, unit), prefill_limits, tokens)
     least = StepLimits(max_rows=1)
     rows = backend.decoding_rows(capacity, requested)
-    return _BatchSize(_round_down_rows(rows, requested, unit), least, min(tokens, MAX_CHUNK_TOKENS))
+    return _BatchSize(_round_down_rows(rows, requested, unit), least, min(tokens, backend.budget.chunk_tokens))
 
 
 class _Plan(NamedTuple):

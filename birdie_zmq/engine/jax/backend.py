@@ -30,6 +30,7 @@ from birdie_zmq.engine.framework_check import only_framework
 from birdie_zmq.engine.jax import memory
 from birdie_zmq.engine.jax.compile_cache import enable_compile_cache
 from birdie_zmq.engine.jax.decoding import JaxDecoding
+from birdie_zmq.engine.jax.device_budget import ModelSize, device_budget, rates_of
 from birdie_zmq.engine.jax.device_model import DeviceModel, with_users_settings
 from birdie_zmq.engine.jax.executables import Executables, model_call
 from birdie_zmq.engine.jax.position_head import PositionHead
@@ -45,20 +46,7 @@ from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, T
 from birdie_zmq.engine.prefix_cache import PrefixCache, capacity_for
 from birdie_zmq.errors import UsageError
 
-_BUDGETS = {"cpu": StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31)}
-_ACCELERATOR_BUDGET = StepBudget(
-    tokens=16_384,
-    call_tokens=1024,
-    row_tokens=1,
-    logits_bytes=2**31,
-    head_bytes=2**28,
-    rows=256,
-    tokens_per_call=8,
-    decoding_rows=64,
-)
-
-_PREFIX_CACHE_BYTES = 2**30
-"""Size limit of the prefix cache, beyond the states that the current batch needs."""
+_CPU_BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31)
 
 
 class _PendingPairs:
@@ -121,11 +109,6 @@ class JaxBackend:
             found = probe_vocabulary(replace(functions, params=params), probe_shape, jit=loaded.jit)
             self._model.vocab_size = resolve_vocab_size(functions.vocab_size, found)
         self.vocab_size = self._model.vocab_size
-        self.budget = _BUDGETS.get(jax.default_backend(), _ACCELERATOR_BUDGET)
-        if mesh is not None:
-            self.budget = self.budget.scaled(MeshSharding(mesh).data)
-        self._prefix_cache = PrefixCache[Any](_PREFIX_CACHE_BYTES)
-        self._states = PlanStates(self._model, self._prefix_cache)
         self._head = PositionHead(self._model, makes_logits=self.makes_logits)
         self.devices = [
             f"{device.platform}:{device.id} {device.device_kind}"
@@ -134,10 +117,24 @@ class JaxBackend:
         self.versions = {"jax": jax.__version__, "jaxlib": version("jaxlib")}
         weights = _weights(params if loaded.jit else model.logits)
         self.num_parameters = sum(leaf.size for leaf in weights) if weights else None
+        self.budget = self._budget(weights)
+        self._prefix_cache = PrefixCache[Any](self.budget.prefix_cache_bytes)
+        self._states = PlanStates(self._model, self._prefix_cache)
         bytes_of = Counter[str]()
         for leaf in weights:
             bytes_of[str(leaf.dtype)] += leaf.nbytes
         self.dtype = max(bytes_of, key=bytes_of.__getitem__) if bytes_of else None
+
+    def _budget(self, weights: Sequence[Any]) -> StepBudget:
+        """Return the budget of the devices that hold the model, given its weights."""
+        devices = jax.devices()[:1] if self._mesh is None else list(self._mesh.local_devices)
+        groups = self._sharding.data
+        if devices[0].platform == "cpu":
+            return _CPU_BUDGET.scaled(groups) if self._mesh is not None else _CPU_BUDGET
+        divided = self._sharding.size // groups  # over which the weights of one copy are sharded
+        size = ModelSize(*(sum(getattr(leaf, name) for leaf in weights) // divided for name in ("size", "nbytes")))
+        budget = device_budget(rates_of(devices[0].device_kind), size, memory.free_bytes(devices))
+        return budget.scaled(groups)
 
     @property
     def compile_seconds(self) -> float:

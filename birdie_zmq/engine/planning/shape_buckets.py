@@ -20,7 +20,7 @@ MIN_LENGTH = 16
 AUTOMATIC = StepLimits()
 
 MAX_CHUNK_TOKENS = 1024
-"""Longer sequences are prefilled in several steps. In longer rows of trees, attention costs more than padding saves."""
+"""On a CPU, longer sequences are prefilled in several steps. In longer rows of trees, attention costs more than padding saves."""
 
 
 LEAST_DECODING_ROWS = 16
@@ -52,6 +52,8 @@ class StepBudget:
         decoding_rows: Maximum number of rows of a decode batch.
         decoding_bytes: Maximum memory for the states of more than `LEAST_DECODING_ROWS` rows of a decode batch, on each
             device; None to use all memory that is free.
+        chunk_tokens: Longer sequences are prefilled in several steps, and rows of trees are not longer.
+        prefix_cache_bytes: The size of the prefix cache on each device, beyond the states that the current batch needs.
         row_unit: The number of data-parallel device groups over which rows are sharded. Steps of several rows have a
             multiple of it.
     """
@@ -65,6 +67,8 @@ class StepBudget:
     tokens_per_call: int = 1
     decoding_rows: int = 16
     decoding_bytes: int | None = None
+    chunk_tokens: int = MAX_CHUNK_TOKENS
+    prefix_cache_bytes: int = 2**30
     row_unit: int = 1
 
     def scaled(self, groups: int) -> StepBudget:
@@ -108,7 +112,7 @@ class Buckets:
 
     def chunk_lengths(self, shortest: int) -> tuple[int, ...]:
         """Return the `geometric_lengths` of at least `shortest` tokens that fit the budget, ascending."""
-        most = min(MAX_CHUNK_TOKENS, max(self.budget.tokens, shortest, self.lengths[0]))
+        most = min(self.budget.chunk_tokens, max(self.budget.tokens, shortest, self.lengths[0]))
         return tuple(length for length in _GEOMETRIC_LENGTHS if shortest <= length <= most)
 
     def geometric_length_for(self, tokens: int) -> int:

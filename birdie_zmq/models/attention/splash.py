@@ -1,7 +1,7 @@
 """Splash attention, for TPUs and 16-bit weights: a flash-attention kernel of JAX in Pallas (arXiv:2307.08691).
 
 It computes the tokens of a step whose rows are one text each, with or without a window and a soft cap. Trees and KV caches
-are computed in XLA.
+are computed in XLA, and a decode step in a form that suits the layout of arrays on a TPU.
 
 Shape letters are those of `interface`.
 """
@@ -24,9 +24,16 @@ BLOCK = 512
 """Maximum number of tokens of a block of queries or keys."""
 
 
+_FEW_TOKENS = 4
+"""Tokens of a row that attend to a KV cache without separating its heads."""
+
+_MIN_SCORE = -1e30
+"""The score of a slot that is not filled: finite, so that a row without a filled slot has finite attention."""
+
+
 @dataclass(frozen=True)
 class SplashKernel:
-    """Splash attention, as a `FlashKernel`.
+    """Attention on a TPU, as a `FlashKernel`.
 
     Attributes:
         interpret: Whether the kernel is run in Python, on any platform; for tests.
@@ -59,9 +66,36 @@ class SplashKernel:
     def cached(
         self, query: jax.Array, past: CachedLayer, metadata: AttentionMetadata, options: AttentionOptions
     ) -> PartialAttention | None:
-        """Return None: attention to a KV cache is computed in XLA."""
-        del query, past, metadata, options
-        return None
+        """Attend from few tokens of each row to a row of a KV cache, in XLA; None for other tokens.
+
+        The heads of a cache are not separated, which would copy it and pad narrow heads: a query has the width of all heads,
+        with zeros outside of its own. That multiplies operations by the number of heads, and a decode step has few.
+        """
+        batch, length, heads, width = query.shape
+        if (
+            len(past.lengths) != batch
+            or length > _FEW_TOKENS
+            or options.window is not None
+            or options.alibi is not None
+        ):
+            return None
+        keys, values = (jax.lax.dynamic_index_in_dim(x, past.layer, 1, keepdims=False) for x in past.cache)
+        groups = keys.shape[2] // width
+        own = jnp.repeat(jnp.eye(groups, dtype=query.dtype), heads // groups, axis=0)[None, None, :, :, None]
+        wide = (query[:, :, :, None] * own).reshape(batch, length * heads, groups * width)
+        scores = jnp.einsum("bqw,bsw->bqs", wide, keys, preferred_element_type=jnp.float32) * options.scale
+        if options.softcap is not None:
+            scores = jnp.tanh(scores / options.softcap) * options.softcap
+        filled = jnp.arange(keys.shape[1], dtype=jnp.int32)[None] < past.lengths[:, None]
+        scores = jnp.where(filled[:, None], scores, _MIN_SCORE)
+        maximum = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - maximum)
+        total = weights.sum(axis=-1)
+        sums = jnp.einsum("bqs,bsw->bqw", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        sums = (sums.reshape(batch, length, heads, groups, width) * own.astype(jnp.float32)).sum(axis=3)
+        log_sum = (maximum[..., 0] + jnp.log(total)).reshape(batch, length, heads)
+        log_sum = jnp.where((past.lengths > 0)[:, None, None], log_sum, -jnp.inf)
+        return PartialAttention(sums / total.reshape(batch, length, heads)[..., None], log_sum)
 
 
 def _supports(query: jax.Array, options: AttentionOptions) -> bool:

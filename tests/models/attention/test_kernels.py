@@ -101,9 +101,16 @@ def test_cudnn_gives_the_attention_of_a_cpu(
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("options", [PLAIN, PLAIN._replace(window=40, softcap=2.0)])
-def test_splash_gives_the_attention_of_a_cpu(options: AttentionOptions) -> None:
-    case = (options, 150, (), False)
+@pytest.mark.parametrize(
+    ("options", "length", "lengths"),
+    [
+        (PLAIN, 150, ()),
+        (PLAIN._replace(window=40, softcap=2.0), 150, ()),
+        (PLAIN._replace(softcap=2.0), 2, (100, 0, 128)),
+    ],
+)
+def test_splash_gives_the_attention_of_a_cpu(options: AttentionOptions, length: int, lengths: Lengths) -> None:
+    case = (options, length, lengths, False)
     kernels = StaticAttention(SplashKernel(interpret=True)), BlockwiseAttention()
     got, expected = (attend(each, *case).astype(jnp.float32) for each in kernels)
     np.testing.assert_allclose(got, expected, atol=TOLERANCE)
