@@ -71,6 +71,7 @@ class SplashKernel:
         The heads of a cache are not separated, which would copy it and pad narrow heads: a query has the width of all heads,
         with zeros outside of its own. That multiplies operations by the number of heads, and a decode step has few.
         """
+        del metadata
         batch, length, heads, width = query.shape
         if (
             len(past.lengths) != batch
