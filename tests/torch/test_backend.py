@@ -142,7 +142,8 @@ def test_sampled_tokens_equal_those_of_numpy() -> None:
 def test_tokens_of_changed_logits_equal_those_of_numpy(sampling: SamplingParams | None) -> None:
     how = LogitsProcessing(bias=((3, 2.0),), forbidden=(1,), repetition_penalty=1.5, frequency_penalty=0.5)
     step = step_of(60)
-    metadata = SamplingMetadata(TokenChoice(sampling, how), list(range(60)), np.minimum(step.positions, 2))
+    texts = [TOKENS[row, : position + 1] for row, position in zip(step.rows, step.positions, strict=True)]
+    metadata = SamplingMetadata(TokenChoice(sampling, how), list(range(60)), np.minimum(step.positions, 2), texts)
     table = np.asarray(WEIGHTS)
     tokens = backend_of((bigram, TABLE)).next_tokens(step, metadata).tokens
     expected = NumpyBackend(resolve(lambda tokens: table[tokens]), 64).next_tokens(step, metadata).tokens

@@ -26,6 +26,7 @@ from birdie_zmq.engine.backend import (
     TokenChoice,
     TokenScores,
 )
+from birdie_zmq.engine.decoding_memory import rows_that_fit
 from birdie_zmq.engine.framework_check import only_framework
 from birdie_zmq.engine.jax import memory
 from birdie_zmq.engine.jax.compile_cache import enable_compile_cache
@@ -274,7 +275,7 @@ class JaxBackend:
         free = memory.free_bytes(jax.devices()[:1] if self._mesh is None else self._mesh.local_devices)
         if free is None or size_bytes == 0:
             return wanted
-        rows = memory.rows_that_fit(free, size_bytes, state_capacity, capacity)
+        rows = rows_that_fit(free, size_bytes, state_capacity, capacity)
         # The extra rows are replicated on all devices, and so is a number of rows that cannot be sharded.
         groups = self._sharding.data if (wanted + spare) % self._sharding.data == 0 else 1
         return min(wanted, rows * groups - spare)

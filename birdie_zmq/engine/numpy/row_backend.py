@@ -221,12 +221,13 @@ class RowBackend(ABC):
     def submit(self, step: Step) -> PendingScores:
         """Start to compute the log-probabilities of a step's targets at its positions."""
         inputs = _describe_tokens(step.shape)
+        step = self.arrange(step)
         with self.model_call(inputs):
             if isinstance(step.kind, Pairs):
                 logprobs, greedy = self._score_pairs(step.tokens, step.kind.label_ids, step.kind.loss_mask)
                 chosen = logprobs[step.rows]
                 return _ReadyScores(TokenScores(chosen, greedy[step.rows], is_log_probability(chosen)))
-            output = self._forward(step.tokens)
+            output = self.compute(step)
             chunks = [
                 self.score(self.logits_at(output, step.rows[at], step.positions[at]), step.targets[at])
                 for at in _chunks(len(step.targets), self.vocab_size)
@@ -235,18 +236,30 @@ class RowBackend(ABC):
 
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
         """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""
-        chunks = []
+        step = self.arrange(step)
         with self.model_call(_describe_tokens(step.shape)):
-            output = self._forward(step.tokens)
-            for at in _chunks(len(step.rows), self.vocab_size):
-                logits = self.logits_at(output, step.rows[at], step.positions[at])
-                if metadata is None:
-                    tokens, finite = map(self.to_host, self.greedy_tokens(logits))
-                    chunks.append(NextTokens(tokens.astype(np.int32), finite))
-                    continue
-                sampled, texts = metadata.sampled[at], metadata.texts[at]
-                here = replace(metadata, keys=metadata.keys[at], sampled=sampled, texts=texts)
-                chunks.append(_choose(self.to_host(logits), here))
+            return self.choose(self.compute(step), step.rows, step.positions, metadata)
+
+    def arrange(self, step: Step) -> Step:
+        """Return a step as the framework computes it, with the same positions."""
+        return step
+
+    def compute(self, step: Step) -> Any:
+        """Return the model's output for an arranged step: logits [b, t, v], or hidden states [b, t, d]."""
+        return self._forward(step.tokens)
+
+    def choose(self, output: Any, rows: Tokens, positions: Tokens, metadata: SamplingMetadata | None) -> NextTokens:
+        """Choose the next tokens at positions int32[q] of rows int32[q] of the model's output."""
+        chunks = [NextTokens(np.zeros(0, np.int32), np.zeros(0, np.bool_))]
+        for at in _chunks(len(rows), self.vocab_size):
+            logits = self.logits_at(output, rows[at], positions[at])
+            if metadata is None:
+                tokens, finite = map(self.to_host, self.greedy_tokens(logits))
+                chunks.append(NextTokens(tokens.astype(np.int32), finite))
+                continue
+            sampled, texts = metadata.sampled[at], metadata.texts[at]
+            here = replace(metadata, keys=metadata.keys[at], sampled=sampled, texts=texts)
+            chunks.append(_choose(self.to_host(logits), here))
         return NextTokens(
             np.concatenate([chunk.tokens for chunk in chunks]), np.concatenate([chunk.finite for chunk in chunks])
         )

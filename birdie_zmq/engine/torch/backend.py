@@ -1,4 +1,4 @@
-"""The PyTorch backend, which computes whole rows and scores them on the device.
+"""The PyTorch backend: whole rows, or states and trees of models that provide them, scored on the device.
 
 Shape letters: b rows, t tokens of a row, q positions, v vocabulary, d the width of a hidden state.
 """
@@ -9,7 +9,7 @@ import inspect
 import platform
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -18,13 +18,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from birdie_zmq.engine.backend import GREEDY, Decoding, TokenChoice
+from birdie_zmq.engine.decoding_memory import rows_that_fit
 from birdie_zmq.engine.framework_check import only_framework
-from birdie_zmq.engine.model_api import LoadedModel
-from birdie_zmq.engine.numpy.row_backend import BUDGET, RowBackend, ScoreColumns
-from birdie_zmq.engine.planning.shape_buckets import StepBudget
-from birdie_zmq.engine.planning.steps import Tokens
+from birdie_zmq.engine.host_memory import host_free_bytes
+from birdie_zmq.engine.model_api import LoadedModel, Model
+from birdie_zmq.engine.numpy.row_backend import RowBackend, ScoreColumns
+from birdie_zmq.engine.output_checks import check_hidden
+from birdie_zmq.engine.planning.execution_mode import FORKS, TREES
+from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, StepBudget
+from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
+from birdie_zmq.engine.prefix_cache import PrefixCache, capacity_for
+from birdie_zmq.engine.torch import exact_rows
+from birdie_zmq.engine.torch.decoding import TorchDecoding
+from birdie_zmq.engine.torch.exact_rows import ExactRows
+from birdie_zmq.engine.torch.states import PlanStates, StateModel, size_bytes, trim
+from birdie_zmq.engine.torch.tensors import to_device, weights_of
 
-_ACCELERATOR_BUDGET = StepBudget(tokens=16_384, logits_bytes=2**31, rows=256)
+_BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31)
+_ACCELERATOR_BUDGET = StepBudget(
+    tokens=16_384, call_tokens=1024, row_tokens=1, logits_bytes=2**31, rows=256, decoding_rows=256
+)
+
+_PREFIX_CACHE_BYTES = 2**30
+"""Size limit of the prefix cache, beyond the states that the current batch needs."""
 
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory")
 """Fragments of out-of-memory errors that are a plain RuntimeError, as on CPUs and devices without their own class."""
@@ -55,8 +72,8 @@ class TorchBackend(RowBackend):
         # The module itself, if logits is its bound method ``forward``.
         logits = loaded.model.logits
         owner = getattr(logits, "__self__", logits)
-        params = _to_device(loaded.model.params, default)
-        weights = list(_tensors(params if loaded.jit else _to_device(owner, default)))
+        params = to_device(loaded.model.params, default)
+        weights = list(weights_of(params if loaded.jit else to_device(owner, default)))
         self._device = weights[0].device if weights else default
         self._keywords = _keywords_of(logits)
         if weights:
@@ -65,8 +82,87 @@ class TorchBackend(RowBackend):
             for weight in weights:
                 bytes_of[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
             self.dtype = max(bytes_of, key=bytes_of.__getitem__)
-        loaded = replace(loaded, model=replace(loaded.model, params=params))
-        super().__init__(loaded, max_length, BUDGET if self._device.type == "cpu" else _ACCELERATOR_BUDGET)
+        model = replace(loaded.model, params=params)
+        self._states: PlanStates | None = None
+        self._prefix_cache = PrefixCache[Any](_PREFIX_CACHE_BYTES)
+        if model.extend is not None:
+            self._state_model = StateModel(model, self._device, self.model_call)
+            self._states = PlanStates(self._state_model, self._prefix_cache)
+            model = replace(model, hidden=model.hidden or _hidden_by_extend(model))
+        budget = _BUDGET if self._device.type == "cpu" else _ACCELERATOR_BUDGET
+        super().__init__(replace(loaded, model=model), max_length, budget)
+        if self._states is not None:
+            self.text_mode = self.generation_mode = TREES if model.branch else FORKS
+            if model.score is None:
+                self.pair_mode = self.text_mode
+            if model.prefill is None:
+                self.generation_mode = FORKS
+
+    @property
+    def states_evicted(self) -> int:  # type: ignore[override]
+        """Number of states evicted from the prefix cache because of its size limit."""
+        return self._prefix_cache.evicted
+
+    # --- States -------------------------------------------------------------------------------------------------------
+
+    def cached_prefixes(self) -> Mapping[bytes, int]:
+        """Return the capacity in tokens of each cached state, by the bytes of the tokens of its prefix."""
+        return self._prefix_cache.capacities()
+
+    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
+        """Prepare for a plan with states of at least this capacity in tokens; its steps are computed next, in order."""
+        if self._states is not None:
+            self._states.start_plan(steps, capacity)
+
+    def arrange(self, step: Step) -> Step:
+        """Return a step without unnecessary padding; with a row for each text, if texts are computed alone."""
+        if isinstance(self.function, ExactRows):
+            return exact_rows.separate(step)
+        return step if self._states is None else trim(step)
+
+    def compute(self, step: Step) -> Any:
+        """Return the model's output for an arranged step: logits [b, t, v], or hidden states [b, t, d]."""
+        if isinstance(self.function, ExactRows):
+            return exact_rows.compute(self._forward, step)
+        if self._states is None or not isinstance(step.kind, Tree | Extend | Fork):
+            return super().compute(step)
+        with torch.inference_mode():
+            match step.kind:
+                case Tree() as kind:
+                    hidden = self._states.branch(step.tokens, kind)
+                case Extend() as kind:
+                    hidden = self._states.extend(step.tokens, kind)
+                case Fork() as kind:
+                    hidden = self._states.fork(step.tokens, kind)[0]
+        self._states.release(step)
+        check_hidden(hidden, step.tokens.shape)
+        return hidden
+
+    def decoding_rows(self, capacity: int, wanted: int, spare: int = 0) -> int:
+        """Return how many rows of `capacity` tokens are decoded together: at most `wanted`, and as many as fit.
+
+        Memory is left for one further row that is being prefilled and one that is cached, and for the spare rows.
+
+        Raises:
+            OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
+        """
+        state_capacity = capacity_for(capacity)
+        with self._state_model.guard(f"the state of a row of {state_capacity} tokens"):
+            row_bytes = size_bytes(self._state_model.call("init_state", 1, state_capacity))
+        if self.budget.decoding_bytes is not None and row_bytes:
+            wanted = min(wanted, max(LEAST_DECODING_ROWS, self.budget.decoding_bytes // row_bytes))
+        device = self._device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_free_bytes()
+        if free is None or not row_bytes:
+            return wanted
+        return min(wanted, rows_that_fit(free, row_bytes, state_capacity, capacity) - spare)
+
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:  # noqa: ARG002
+        """Create a decode batch of rows with a capacity of `capacity` tokens each."""
+        assert self._states is not None
+        return TorchDecoding(self._state_model, self._states, self.choose, (rows, capacity_for(capacity)), choice)
+
+    # --- The part of the framework ------------------------------------------------------------------------------------
 
     def find_devices(self) -> list[str]:
         """Return the name of the device on which the model computes, for results."""
@@ -132,7 +228,17 @@ class TorchBackend(RowBackend):
 
     def update(self, params: Any) -> None:
         """Replace the weights by others with the same tree, shapes and dtypes; None keeps them."""
-        super().update(None if params is None else _to_device(params, self._device))
+        moved = None if params is None else to_device(params, self._device)
+        super().update(moved)
+        if self._states is not None:
+            self._states.clear()
+            self._state_model.params = self.params
+
+    def halve_budget(self) -> bool:
+        """Halve the size of later steps and clear the prefix cache; return False if steps are as small as possible."""
+        if self._states is not None:
+            self._states.clear()
+        return super().halve_budget()
 
     def free_memory(self) -> None:
         """Release the memory that PyTorch's allocator caches."""
@@ -146,36 +252,18 @@ def make_backend(model: LoadedModel, max_length: int) -> TorchBackend:
         return TorchBackend(model, max_length)
 
 
-def _to_device(value: Any, device: torch.device) -> Any:
-    """Move tensors and modules from the CPU to a device, within nested containers, and put modules into evaluation mode."""
-    if isinstance(value, torch.nn.Module):
-        on_cpu = all(tensor.device.type == "cpu" for tensor in _tensors(value))
-        return (value.to(device) if on_cpu else value).eval()
-    if isinstance(value, torch.Tensor):
-        return value.to(device) if value.device.type == "cpu" else value
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value).to(device)
-    if isinstance(value, dict):
-        return {name: _to_device(item, device) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_to_device(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+def _hidden_by_extend(model: Model) -> Any:
+    """Return a function from whole rows to hidden states, for a model that has only a state."""
+    init_state, extend = model.init_state, model.extend
+    assert init_state is not None
+    assert extend is not None
 
+    def hidden(params: Any, tokens: Any) -> Any:
+        rows, length = tokens.shape
+        lengths = torch.full((rows,), length, dtype=torch.int64, device=tokens.device)
+        return extend(params, tokens, lengths, init_state(params, rows, capacity_for(length)))[0]
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the floating-point tensors of a module or of nested containers."""
-    if isinstance(value, torch.nn.Module):
-        yield from value.parameters()
-    elif isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+    return hidden
 
 
 def _keywords_of(function: Any) -> dict[str, Any]:

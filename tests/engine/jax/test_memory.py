@@ -5,19 +5,20 @@ from __future__ import annotations
 import jax
 import pytest
 
+from birdie_zmq.engine.decoding_memory import rows_that_fit
 from birdie_zmq.engine.jax import memory
 from birdie_zmq.errors import OutOfDeviceMemory
 
 
 def test_a_share_of_free_memory_holds_the_rows_and_two_more() -> None:
-    assert memory.rows_that_fit(free=1000, row_bytes=80, capacity=256, tokens=200) == 8
-    assert memory.rows_that_fit(free=300, row_bytes=80, capacity=256, tokens=200) == 1
+    assert rows_that_fit(free=1000, row_bytes=80, capacity=256, tokens=200) == 8
+    assert rows_that_fit(free=300, row_bytes=80, capacity=256, tokens=200) == 1
 
 
 def test_an_error_names_the_number_of_tokens_that_fit() -> None:
     # 240 bytes hold one state, and three states of 85 tokens each.
     with pytest.raises(OutOfDeviceMemory, match=r"its answer of 200 tokens need 3 states .* about 85 tokens would fit"):
-        memory.rows_that_fit(free=300, row_bytes=240, capacity=256, tokens=200)
+        rows_that_fit(free=300, row_bytes=240, capacity=256, tokens=200)
 
 
 def test_virtual_devices_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

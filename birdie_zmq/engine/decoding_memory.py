@@ -1,0 +1,34 @@
+"""How many rows of a decode batch fit into memory."""
+
+from __future__ import annotations
+
+from birdie_zmq.errors import OutOfDeviceMemory
+
+_SHARE_OF_FREE = 0.8
+"""The share of free memory that the rows of a decode batch may take; the rest is for the temporaries of a step."""
+
+_EXTRA_ROWS = 2
+"""The rows beside the decode batch: one for the prompt that is being prefilled, and one cached row."""
+
+
+def rows_that_fit(free: int, row_bytes: int, capacity: int, tokens: int) -> int:
+    """Return the number of rows of a decode batch that fit into free memory.
+
+    Args:
+        free: The free memory, in bytes.
+        row_bytes: The size of the state of one row, in bytes.
+        capacity: The capacity of that state in tokens.
+        tokens: The number of tokens that the row needs.
+
+    Raises:
+        OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
+    """
+    rows = int(free * _SHARE_OF_FREE / row_bytes) - _EXTRA_ROWS
+    if rows < 1:
+        fitting = int(capacity * free * _SHARE_OF_FREE / row_bytes / (_EXTRA_ROWS + 1))
+        raise OutOfDeviceMemory(
+            f"a prompt and its answer of {tokens} tokens need {_EXTRA_ROWS + 1} states of {row_bytes / 2**20:,.0f} MiB "
+            f"each, and {free / 2**20:,.0f} MiB are free: about {fitting} tokens would fit; lower max_gen_toks or "
+            "max_length"
+        )
+    return rows
