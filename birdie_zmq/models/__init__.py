@@ -87,7 +87,7 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
 def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_length: int | None) -> Model:
     engine = os.environ.get(ENGINE_VARIABLE, "jax")
     if engine != "jax":
-        return _load_for_other_engine(engine, model_tag, checkpoint, dtype)
+        return _load_for_other_engine(engine, model_tag, checkpoint, dtype, max_length)
     # Imported here, so that the agent and load_tokenizer work without jax.
     from birdie_zmq.models.attention import default_target
     from birdie_zmq.models.decoder import build_model
@@ -105,7 +105,9 @@ def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_len
     return build_model(architecture, params, default_target(mesh))
 
 
-def _load_for_other_engine(engine: str, model_tag: str, checkpoint: Checkpoint, dtype: str) -> Model:
+def _load_for_other_engine(
+    engine: str, model_tag: str, checkpoint: Checkpoint, dtype: str, max_length: int | None
+) -> Model:
     path = checkpoint.path
     if engine != "torch":
         raise UsageError(
@@ -128,7 +130,7 @@ def _load_for_other_engine(engine: str, model_tag: str, checkpoint: Checkpoint, 
             f"the engine torch loads {path} with transformers, but {error.name} is not installed; "
             "run: pip install 'birdie-zmq[torch]'"
         ) from error
-    return load_checkpoint(path, dtype, checkpoint.adapter)
+    return load_checkpoint(path, dtype, checkpoint.adapter, max_length)
 
 
 def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,24 @@ import transformers
 from transformers.pytorch_utils import Conv1D
 
 from birdie_zmq.engine.model_api import Model
+from birdie_zmq.engine.torch.exact_rows import ExactRows
 from birdie_zmq.errors import ModelLoadError
+from birdie_zmq.models import transformers_functions as functions
 from birdie_zmq.models.lora import LoraAdapter, LowRankUpdate, read_adapter
 from birdie_zmq.models.lora_config import ADAPTER_CONFIG_FILE
 from birdie_zmq.models.tensor_names import abbreviate, name_variants
 from birdie_zmq.models.tensor_source import SafetensorsDirectory
+from birdie_zmq.models.transformers_probe import probe
 
 logger = logging.getLogger(__name__)
 
 _MAX_LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
 """Config keys of the maximum length of a row, in the order in which lm_eval's hf backend looks them up."""
 
-_PROBE_TOKENS = 8
 
-
-def load_checkpoint(directory: Path, dtype: str = "auto", adapter: Path | None = None) -> Model:
+def load_checkpoint(
+    directory: Path, dtype: str = "auto", adapter: Path | None = None, max_length: int | None = None
+) -> Model:
     """Load a directory, whose weights must be safetensors; code in it is not run.
 
     If the config ties the head to the embedding, the embedding is the head even if the file has another, as with lm_eval's
@@ -38,6 +42,7 @@ def load_checkpoint(directory: Path, dtype: str = "auto", adapter: Path | None =
         directory: Holds ``config.json`` and the weights.
         dtype: float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
         adapter: The directory of a LoRA adapter, which is merged into the weights.
+        max_length: The maximum length of a row in tokens, if it is less than the model's own.
 
     Raises:
         ModelLoadError: transformers cannot read the directory, weights are missing, or the adapter is not plain LoRA or
@@ -73,7 +78,7 @@ def load_checkpoint(directory: Path, dtype: str = "auto", adapter: Path | None =
         except ValueError as error:
             raise ModelLoadError(str(error)) from error
         logger.warning("merged the adapter %s into %d tensors of %s", lora, len(lora.updates), directory)
-    return build_model(module)
+    return build_model(module, max_length)
 
 
 @contextlib.contextmanager
@@ -128,45 +133,31 @@ def _merge(module: Any, adapter: LoraAdapter) -> None:
         merged.add(name)
 
 
-def build_model(module: Any) -> Model:
-    """Build a `Model` from a causal language model of transformers, with `hidden` and `unembed` if its head is separable."""
+def build_model(module: Any, max_length: int | None = None) -> Model:
+    """Build a `Model` from a causal language model of transformers, with the functions that a probe finds to be right.
+
+    Args:
+        module: The model.
+        max_length: The maximum length of a row in tokens, if it is less than the model's own.
+    """
     module.eval()
     text = module.config.get_text_config()
     lengths = (getattr(text, name, None) for name in _MAX_LENGTH_KEYS)
-    max_length = next((int(length) for length in lengths if length), None)
-    if _head_is_separable(module):
-        return Model(params=module, hidden=_hidden, unembed=_unembed, max_length=max_length)
-    return Model(params=module, logits=_logits, max_length=max_length)
-
-
-def _logits(module: Any, tokens: Any) -> Any:
-    return module(tokens, use_cache=False).logits
-
-
-def _hidden(module: Any, tokens: Any) -> Any:
-    return module.base_model(tokens, use_cache=False).last_hidden_state
-
-
-def _unembed(module: Any, hidden: Any) -> Any:
-    return module.get_output_embeddings()(hidden)
-
-
-def _head_is_separable(module: Any) -> bool:
-    """Return whether the head applied to the base model's hidden states gives the logits, bit for bit.
-
-    Some families scale or cap their logits after the head; a comparison with a tolerance could miss that.
-    """
-    head = module.get_output_embeddings()
-    if head is None or module.base_model is module:
-        return False
-    count = min(_PROBE_TOKENS, head.weight.shape[0])
-    tokens = torch.arange(count, device=head.weight.device)[None]
-    with torch.inference_mode():
-        try:
-            return bool(torch.equal(_unembed(module, _hidden(module, tokens)), _logits(module, tokens)))
-        except Exception as error:  # noqa: BLE001 - a model of another structure is used by its logits
-            logger.warning("cannot call the LM head of %s separately: %s", type(module).__name__, error)
-            return False
+    own_length = next((int(length) for length in lengths if length), None)
+    modes = probe(module, min((length for length in (max_length, own_length) if length), default=None))
+    logger.log(logging.WARNING if modes.reasons else logging.INFO, "%s: %s", type(module).__name__, modes.describe())
+    whole = functions.logits if modes.head is None else functions.hidden
+    function = whole if modes.takes_padding else ExactRows(whole)
+    if modes.head is None:
+        return Model(params=module, logits=function, max_length=own_length)
+    model = Model(params=module, hidden=function, unembed=modes.head, max_length=own_length)
+    if modes.states is None:
+        return model
+    states = modes.states
+    model = replace(model, init_state=states.init_state, extend=states.extend)
+    if not modes.has_trees:
+        return model
+    return replace(model, branch=states.branch, prefill=states.prefill, append=states.append)
 
 
 def _stored_dtype(config: Any, directory: Path) -> Any:

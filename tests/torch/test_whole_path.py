@@ -249,17 +249,17 @@ def test_an_unknown_architecture_is_rejected(checkpoint: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("variant", "is_separable"), [("llama", True), ("gpt2", True), ("gpt_neox", True), ("gemma2", False)]
+    ("variant", "head"),
+    [("llama", "unembed"), ("gpt2", "unembed"), ("gpt_neox", "unembed"), ("gemma2", "unembed_by_model")],
 )
-def test_the_head_is_separated_if_it_computes_the_logits_alone(
-    tmp_path: Path, variant: str, is_separable: bool
-) -> None:
+def test_the_head_is_a_matrix_or_else_the_models_own_code(tmp_path: Path, variant: str, head: str) -> None:
+    from birdie_zmq.models import transformers_functions
     from birdie_zmq.models.transformers_model import load_checkpoint
 
     model = load_checkpoint(make_checkpoint(VARIANTS[variant], tmp_path))
 
-    assert (model.hidden is not None) == is_separable
-    assert (model.logits is None) == is_separable
+    assert model.unembed is getattr(transformers_functions, head)
+    assert model.logits is None
     assert model.max_length == 128
 
 
