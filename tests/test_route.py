@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 
 import birdie_zmq
+from birdie_zmq.completions import CompletionParams, CompletionPrompt, CompletionWork
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.protocol.packing import pack_work
 from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, ModelSpec, RollingWork, Work
@@ -32,6 +33,10 @@ WORKS: list[Work] = [
     LogLikelihoodWork(pairs=[("The cat sat", " on"), ("The cat sat", " in"), ("A dog", " ran")]),
     RollingWork(texts=["The cat sat on the mat."]),
     GenerateWork(prompts=["The cat", "A dog"], settings=GenerationParams(max_gen_toks=4)),
+    CompletionWork(
+        prompts=[CompletionPrompt(text="The cat sat", max_tokens=1), CompletionPrompt(text="A dog", max_tokens=4)],
+        params=CompletionParams(prompt_logprobs=1, logprobs=1, with_texts=True, part_tokens=1),
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
 from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, NextTokens, SamplingMetadata, TokenChoice
-from birdie_zmq.engine.decode_batch import Row
+from birdie_zmq.engine.decode_row import Row
 from birdie_zmq.engine.detokenizer import AnswerExtractor, StopConditions
 from birdie_zmq.engine.events import Answered
 from birdie_zmq.engine.generation import decode_with_cache
@@ -127,7 +127,7 @@ def _run_scheduler() -> tuple[list[Row], list[list[int | None]]]:
     texts = [f"Question: {document['question']}\nAnswer:" for document in documents]
     prompts = [np.array(ids, np.int32) for ids in tokenizer.encode(texts)]
     answers = tokenizer.encode([f" {document['answer']}." for document in documents])
-    rows = [Row(number, prompt, 0, reader.begin()) for number, prompt in enumerate(prompts)]
+    rows = [Row(number, prompt, 0, reader.begin(), settings.max_gen_toks) for number, prompt in enumerate(prompts)]
     model = _ScriptedBackend({prompt.tobytes(): answer for prompt, answer in zip(prompts, answers, strict=True)})
     runner = ModelRunner(cast(Backend, cast(Any, model)), 1024)
     stop = StopConditions(tokenizer.eos_token_ids, settings.max_gen_toks)

@@ -114,6 +114,8 @@ class LeaseBook:
         match report:
             case m.LeaseAnswered():
                 return self._answer(worker, sub_batch, report)
+            case m.LeasePartlyAnswered():
+                return self._answer_partly(sub_batch, report)
             case m.LeaseProgressed(progress=progress):
                 self._outbox.send(batch.client, m.Progressed(batch=batch.number, progress=progress))
                 return None
@@ -151,6 +153,18 @@ class LeaseBook:
         # The client ignores second answers.
         self._outbox.send(batch.client, m.Answered(batch=batch.number, indices=indices, answers=message.answers))
         self._cancel_settled_duplicates(sub_batch)
+        return None
+
+    def _answer_partly(self, sub_batch: SubBatch, message: m.LeasePartlyAnswered) -> ProtocolError | None:
+        """Send parts of answers on, unless they are answered; nothing is settled by them."""
+        items = message.indices
+        if len(items) != len(message.answers) or (items and not 0 <= min(items) <= max(items) < len(sub_batch.items)):
+            return ProtocolError(f"parts of answers do not match the items of lease {message.lease}")
+        batch, indices = sub_batch.batch, [sub_batch.items[item] for item in items]
+        if batch.settled.isdisjoint(indices):
+            self._outbox.send(
+                batch.client, m.PartlyAnswered(batch=batch.number, indices=indices, answers=message.answers)
+            )
         return None
 
     def _count_answers(self, worker: Worker, batch: Batch, answers: int) -> None:

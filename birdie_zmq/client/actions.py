@@ -25,6 +25,14 @@ class Deliver:
 
 
 @dataclass(frozen=True)
+class DeliverParts:
+    """Deliver what some items have of their answers so far."""
+
+    items: list[int]
+    parts: list[Answer]
+
+
+@dataclass(frozen=True)
 class ReportProgress:
     """Report what a worker has computed for this call since its last report."""
 
@@ -55,4 +63,4 @@ class FailItem:
     error: BirdieError
 
 
-Action = Send | Deliver | ReportProgress | Log | FailCall | FailItem
+Action = Send | Deliver | DeliverParts | ReportProgress | Log | FailCall | FailItem

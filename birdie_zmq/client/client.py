@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
+from birdie_zmq.client.actions import Action, Deliver, DeliverParts, FailCall, FailItem, Log, ReportProgress, Send
 from birdie_zmq.client.collector import CallEvent, collect
 from birdie_zmq.client.core import ClientCore
 from birdie_zmq.client.job import Job
@@ -210,6 +210,8 @@ class Client:
                 case Deliver(items=items):
                     if estimate is not None:
                         estimate.answered(items)
+                    yield action
+                case DeliverParts():
                     yield action
                 case FailItem(item=item):
                     if estimate is not None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 
-from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
+from birdie_zmq.client.actions import Action, Deliver, DeliverParts, FailCall, FailItem, Log, ReportProgress, Send
 from birdie_zmq.client.batches import Batches
 from birdie_zmq.client.job import Job, split_short_call
 from birdie_zmq.client.session import Session
@@ -84,7 +84,7 @@ class ClientCore:
     def received(self, message: m.BrokerToClient | m.Refusal, now: float) -> list[Action]:
         """Handle a message of the broker."""
         self.session.broker_seen(now)
-        if isinstance(message, m.Answered | m.Progressed | m.ItemFailed | m.Notice):
+        if isinstance(message, m.Answered | m.PartlyAnswered | m.Progressed | m.ItemFailed | m.Notice):
             self.session.worker_seen(now)
         match message:
             case m.SessionOpened():
@@ -100,6 +100,8 @@ class ClientCore:
         match message:
             case m.Answered():
                 return self._answered(job, message)
+            case m.PartlyAnswered():
+                return self._partly_answered(job, message)
             case m.Progressed(progress=computed):
                 return [ReportProgress(computed)]
             case m.ItemFailed():
@@ -158,6 +160,18 @@ class ClientCore:
             return []
         deliver = Deliver([job.items[i] for i in first], [answers[position] for position in first.values()])
         return [deliver, *self._fill_window()]
+
+    def _partly_answered(self, job: Job, message: m.PartlyAnswered) -> list[Action]:
+        indices = message.indices
+        if len(indices) != len(message.answers) or any(not 0 <= i < len(job.items) for i in indices):
+            return [
+                FailCall(ProtocolError(f"a part of an answer does not match the items of its batch {message.batch}"))
+            ]
+        try:
+            parts = unpack_answers(kind_of(job.work), message.answers)
+        except ProtocolError as error:
+            return [FailCall(ProtocolError(f"the broker sent an invalid message: {error}"))]
+        return [DeliverParts([job.items[i] for i in indices], parts)]
 
     def _item_failed(self, job: Job, message: m.ItemFailed) -> list[Action]:
         if message.index >= len(job.items):

@@ -41,6 +41,19 @@ from birdie_zmq.types import SamplingParams
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """The k most likely tokens at each position, most likely first; of equally likely ones, the lower id first.
+
+    Attributes:
+        ids: int32[…, k], the tokens.
+        logprobs: float32[…, k], their log-probabilities in nats, of the model's own logits.
+    """
+
+    ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class TokenScores:
     """The scores at the positions of a step.
 
@@ -50,11 +63,13 @@ class TokenScores:
         greedy: bool[q], whether each target is the most likely token.
         finite: bool[q], whether the normaliser is finite: no logit is NaN or plus infinity, and not all are minus
             infinity.
+        top: The most likely tokens at each position, if they were asked for.
     """
 
     logprobs: npt.NDArray[np.float32]
     greedy: npt.NDArray[np.bool_]
     finite: npt.NDArray[np.bool_]
+    top: TopTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +79,15 @@ class NextTokens:
     Attributes:
         tokens: int32[q], the chosen tokens.
         finite: bool[q], whether the logits are finite enough to choose a token.
+        logprobs: float32[q], the log-probabilities of the chosen tokens by the model's own logits, in nats, if they were
+            asked for.
+        top: The most likely tokens at each position, if they were asked for.
     """
 
     tokens: npt.NDArray[np.int32]
     finite: npt.NDArray[np.bool_]
+    logprobs: npt.NDArray[np.float32] | None = None
+    top: TopTokens | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +97,12 @@ class TokenChoice:
     Attributes:
         sampling: Temperature, top-k, top-p and min-p; None takes the most likely token.
         processing: How logits are changed first; None leaves them.
+        top: The number of most likely tokens that are returned with each chosen one; 0 for no log-probabilities.
     """
 
     sampling: SamplingParams | None = None
     processing: LogitsProcessing | None = None
+    top: int = 0
 
 
 GREEDY = TokenChoice()
@@ -209,8 +231,14 @@ class Backend(Protocol):
         """
         ...
 
-    def submit(self, step: Step) -> PendingScores:
-        """Start to compute the log-probabilities of a step's targets at its positions."""
+    def submit(self, step: Step, top: int = 0) -> PendingScores:
+        """Start to compute the log-probabilities of a step's targets at its positions.
+
+        Args:
+            step: The step.
+            top: The number of most likely tokens that are returned for each position; its kind is not Pairs if it is
+                above 0.
+        """
         ...
 
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:

@@ -4,59 +4,26 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from birdie_zmq.engine.backend import GREEDY, Decoding, SamplingMetadata, TokenChoice
-from birdie_zmq.engine.detokenizer import IncrementalDetokenizer
-from birdie_zmq.engine.events import Answered, Event, ItemFailed
+from birdie_zmq.engine.decode_row import Row
+from birdie_zmq.engine.events import Answered, Event, PartlyAnswered
 from birdie_zmq.engine.generation_settings import GenerationSettings
 from birdie_zmq.engine.model_runner import ModelRunner
-from birdie_zmq.engine.output_checks import non_finite_logits
-from birdie_zmq.engine.planning.steps import Step, Tokens
+from birdie_zmq.engine.planning.steps import Step
 
 
-@dataclass(eq=False)
-class Row:
-    """A prompt and its answer so far.
-
-    Attributes:
-        index: The number of the request.
-        prompt: The tokens int32[n] of the prompt, n > 0.
-        key: The random key.
-        answer: The generated tokens.
-        is_finished: Whether the answer is complete.
-    """
-
-    index: int
-    prompt: Tokens
-    key: int
-    answer: IncrementalDetokenizer
-    is_finished: bool = False
-
-    @property
-    def tokens(self) -> Tokens:
-        """The tokens int32[n] of the prompt and of the answer so far."""
-        return np.concatenate([self.prompt, np.array(self.answer.tokens, np.int32)])
-
-
-def add_token(row: Row, token: int, is_finite: bool, settings: GenerationSettings) -> None:
-    """Append a token to an answer, and note whether the answer is finished.
-
-    Raises:
-        ItemFailed: The logits were not finite.
-    """
-    if not is_finite:
-        raise ItemFailed(row.index, non_finite_logits())
-    row.is_finished = settings.stop.add_token(row.answer, token)
-
-
-def answered(finished: Sequence[Row]) -> Iterator[Event]:
-    """Yield the answers of finished rows, if there are any."""
+def answered(rows: Sequence[Row]) -> Iterator[Event]:
+    """Yield the answers of the finished rows among some that have new tokens, and parts of the others."""
+    finished = [row for row in rows if row.is_finished]
     if finished:
-        yield Answered([row.index for row in finished], [row.answer.text() for row in finished])
+        yield Answered([row.index for row in finished], [row.result() for row in finished])
+    parts = [(row.index, part) for row in rows if not row.is_finished and (part := row.part()) is not None]
+    if parts:
+        yield PartlyAnswered([index for index, _ in parts], [part for _, part in parts])
 
 
 def sampling_metadata(rows: Sequence[Row], choice: TokenChoice) -> SamplingMetadata | None:
@@ -125,10 +92,10 @@ class DecodeBatch:
             self._runner.clock.idle()
         counters.add_step(step.shape, step.used_tokens)
         counters.tokens_generated += len(owners)
-        for row, token, finite in zip(owners, chosen.tokens, chosen.finite, strict=True):
-            add_token(row, int(token), bool(finite), self._settings)
+        for position, row in enumerate(owners):
+            row.add(chosen, position, self._settings)
         self._prefilled.extend((position, row) for position, row in enumerate(owners) if not row.is_finished)
-        yield from answered([row for row in owners if row.is_finished])
+        yield from answered(owners)
 
     def _narrow(self) -> None:
         """Drop free rows, as far as a smaller number of rows is allowed; called when no prompt waits."""
@@ -150,12 +117,12 @@ class DecodeBatch:
         self._runner.clock.idle()
         used = 0
         for number, row in active.items():
-            for token, finite in zip(chosen.tokens[number], chosen.finite[number], strict=True):
+            for position in range(chosen.tokens.shape[1]):
                 used += 1
-                add_token(row, int(token), bool(finite), self._settings)
+                row.add(chosen, (number, position), self._settings)
                 if row.is_finished:
                     self._rows[number] = None
                     break
         counters.tokens_requested += used
         counters.add_decode_step(len(self._rows), chosen.tokens.shape[1], len(active), used)
-        yield from answered([row for row in active.values() if row.is_finished])
+        yield from answered(list(active.values()))

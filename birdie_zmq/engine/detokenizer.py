@@ -162,7 +162,7 @@ class IncrementalDetokenizer:
         window = self.tokens[self._prefix_offset :]
         whole = decode(window, skip_special=False)
         known = decode(window[: self._read_offset - self._prefix_offset], skip_special=False)
-        if whole.endswith(_INCOMPLETE_CHARACTER) and len(self.tokens) - self._read_offset < _MAX_CHARACTER_TOKENS:
+        if whole.endswith(INCOMPLETE_CHARACTER) and len(self.tokens) - self._read_offset < MAX_CHARACTER_TOKENS:
             return ""
         self._prefix_offset, self._read_offset = self._read_offset, len(self.tokens)
         return whole[len(known) :]
@@ -191,8 +191,8 @@ class StopConditions:
         return answer.add(token) or len(answer.tokens) >= self.max_gen_toks
 
 
-_INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 """The text that bytes are decoded to if they are not, or not yet, a complete character."""
 
-_MAX_CHARACTER_TOKENS = 8
+MAX_CHARACTER_TOKENS = 8
 """After this many tokens without a complete character, their bytes are taken to be invalid."""

@@ -7,18 +7,22 @@ bucket shapes, so the number of compilations is bounded beforehand.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Self
 
+from birdie_zmq.completions import CompletionWork
 from birdie_zmq.engine.backend import Backend
+from birdie_zmq.engine.completion import CompletionEngine, complete
 from birdie_zmq.engine.events import Answered, Event
 from birdie_zmq.engine.generation import generate
 from birdie_zmq.engine.model_runner import ModelRunner, WorkClock
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.request_encoding import Encoded, check_scored, encode_scored
 from birdie_zmq.engine.scoring import score
+from birdie_zmq.engine.token_texts import TokenTexts
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import UnsupportedRequest
 from birdie_zmq.types import (
@@ -33,7 +37,7 @@ from birdie_zmq.types import (
     Work,
 )
 
-EvaluatedWork = LogLikelihoodWork | RollingWork | GenerateWork | ChatWork
+EvaluatedWork = LogLikelihoodWork | RollingWork | GenerateWork | ChatWork | CompletionWork
 """The work that an evaluator answers."""
 
 
@@ -98,7 +102,7 @@ class Evaluator:
         match work:
             case LogLikelihoodWork() | RollingWork():
                 return encode_scored(self._tokenizer, work, self._runner.max_length)
-            case GenerateWork() | ChatWork() | DescribeWork():
+            case GenerateWork() | ChatWork() | DescribeWork() | CompletionWork():
                 return None
 
     def answer(
@@ -136,6 +140,10 @@ class Evaluator:
                     yield from generate(self._runner, self._tokenizer, work, limits)
                 case ChatWork():
                     yield from self._render(work)
+                case CompletionWork():
+                    mode = self._text_mode("log-probabilities of each token, or continuations of prompts")
+                    engine = CompletionEngine(self._runner, mode, self._tokenizer, self._texts)
+                    yield from complete(engine, work, limits)
 
     def _score(
         self, work: LogLikelihoodWork | RollingWork, mode: ExecutionMode, limits: StepLimits, encoded: Encoded | None
@@ -151,6 +159,10 @@ class Evaluator:
         for index, conversation in enumerate(work.conversations):
             text = self._tokenizer.apply_chat_template(conversation, work.add_generation_prompt, template_args)
             yield Answered([index], [text])
+
+    @functools.cached_property
+    def _texts(self) -> TokenTexts:
+        return TokenTexts(self._tokenizer)
 
     def _text_mode(self, requested: str) -> ExecutionMode:
         """Return how the model computes texts, for a request that needs more than scores of pairs."""

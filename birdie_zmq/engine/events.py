@@ -41,7 +41,15 @@ class Answered:
     answers: Sequence[Answer]
 
 
-Event = StepStarting | CompilationFinished | Notice | Answered
+@dataclass(frozen=True)
+class PartlyAnswered:
+    """What some items of the work have of their answers so far, by index; `Answered` follows for each of them."""
+
+    indices: Sequence[int]
+    parts: Sequence[Answer]
+
+
+Event = StepStarting | CompilationFinished | Notice | Answered | PartlyAnswered
 
 
 class ItemFailed(Exception):

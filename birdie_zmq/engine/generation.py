@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from birdie_zmq.engine.decode_batch import DecodeBatch, Row, add_token, answered, sampling_metadata
+from birdie_zmq.engine.decode_batch import DecodeBatch, answered, sampling_metadata
+from birdie_zmq.engine.decode_row import Row
 from birdie_zmq.engine.detokenizer import AnswerExtractor
 from birdie_zmq.engine.events import Event, Notice
 from birdie_zmq.engine.generation_settings import GenerationSettings, generation_settings
@@ -76,10 +77,22 @@ def generate(
     yield from notices
     extractor = AnswerExtractor(tokenizer, work.settings)
     rows = [
-        Row(index, prompt, work.keys[index] if work.keys else 0, extractor.begin())
+        Row(index, prompt, work.keys[index] if work.keys else 0, extractor.begin(), work.settings.max_gen_toks)
         for index, prompt in enumerate(prompts)
     ]
     runner.counters.requests += len(rows)
+    yield from decode(runner, mode, rows, settings, limits)
+
+
+def decode(
+    runner: ModelRunner, mode: ExecutionMode, rows: Sequence[Row], settings: GenerationSettings, limits: StepLimits
+) -> Iterator[Event]:
+    """Decode rows until all are finished, and yield their answers.
+
+    Raises:
+        ItemFailed: A row cannot be continued, because its logits are not finite.
+        OutOfDeviceMemory: Not even one row fits into device memory.
+    """
     if not mode.decodes_with_cache:
         yield _RECOMPUTES
     try:
@@ -113,9 +126,9 @@ def decode_without_cache(
             counters.tokens_requested += step.used_tokens
             counters.tokens_generated += len(owners)
             counters.add_step(step.shape, step.used_tokens)
-            for row, token, finite in zip(owners, chosen.tokens, chosen.finite, strict=True):
-                add_token(row, int(token), bool(finite), settings)
-            yield from answered([row for row in owners if row.is_finished])
+            for position, row in enumerate(owners):
+                row.add(chosen, position, settings)
+            yield from answered(owners)
         waiting = [row for row in waiting if not row.is_finished]
 
 
@@ -136,7 +149,7 @@ def decode_with_cache(
     while waiting:
         unit = backend.budget.row_unit if max_rows >= backend.budget.row_unit else 1
         shared = _shared_tokens(waiting) if shares_prefixes else 0
-        needed = [_capacity_for(row, settings, backend.budget) - shared for row in waiting]
+        needed = [_capacity_for(row, backend.budget) - shared for row in waiting]
         requested = limits.rows or min(max(unit, max_rows // unit * unit), _round_up_rows(len(waiting), unit))
         size = _batch_size(runner, mode, max(needed), shared, requested, limits)
         chosen = waiting
@@ -236,9 +249,9 @@ def _plan(
     return _Plan(steps, needed, b"")
 
 
-def _capacity_for(row: Row, settings: GenerationSettings, budget: StepBudget) -> int:
+def _capacity_for(row: Row, budget: StepBudget) -> int:
     """Return the capacity in tokens that a row may need, for its prompt and longest answer."""
-    return len(row.prompt) + settings.stop.max_gen_toks + budget.tokens_per_call
+    return len(row.prompt) + row.max_tokens + budget.tokens_per_call
 
 
 def _round_up_rows(count: int, unit: int) -> int:

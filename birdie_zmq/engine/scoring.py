@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,14 +46,43 @@ def score(
         ItemFailed: A request cannot be scored, because its logits are not finite.
         OutOfDeviceMemory: Not even the smallest steps fit into device memory.
     """
-    counters, backend = runner.counters, runner.backend
     scores = _RequestScores(requests, with_greedy=with_greedy)
     yield from scores.of_empty_requests()
-    counters.requests += len(requests)
-    counters.tokens_requested += sum(len(sequence.row) for request in requests for sequence in request)
+    runner.counters.requests += len(requests)
+    runner.counters.tokens_requested += sum(len(sequence.row) for request in requests for sequence in request)
+    yield from run_scoring(runner, mode, scores, limits)
+
+
+class Scores(Protocol):
+    """The scores of sequences, which collect what the steps of a plan give."""
+
+    top: int
+    """The number of most likely tokens that each step returns for each of its positions."""
+
+    def unfinished(self) -> list[ScoredSequence]:
+        """Return the sequences that are still to be scored."""
+        ...
+
+    def begin(self, steps: Sequence[Step]) -> None:
+        """Begin a plan of the unfinished sequences; what an earlier plan has given for them is dropped."""
+        ...
+
+    def add(self, step: Step, scores: TokenScores) -> Iterator[Event]:
+        """Add the scores of a step, and yield what is complete."""
+        ...
+
+
+def run_scoring(runner: ModelRunner, mode: ExecutionMode, scores: Scores, limits: StepLimits) -> Iterator[Event]:
+    """Plan and run the steps that score unfinished sequences, again if a step does not fit into device memory.
+
+    Raises:
+        ItemFailed: A request cannot be scored, because its logits are not finite.
+        OutOfDeviceMemory: Not even the smallest steps fit into device memory.
+    """
+    backend = runner.backend
     sequences = scores.unfinished()
     group = mode.group(sequences)
-    counters.tokens_distinct += group.distinct_tokens
+    runner.counters.tokens_distinct += group.distinct_tokens
     while sequences:
         try:
             steps = group.plan(runner.buckets(mode, limits), backend.cached_prefixes())
@@ -67,13 +97,14 @@ def score(
         group = mode.group(sequences)
 
 
-def _run(runner: ModelRunner, steps: Sequence[Step], scores: _RequestScores) -> Iterator[Event]:
+def _run(runner: ModelRunner, steps: Sequence[Step], scores: Scores) -> Iterator[Event]:
     """Submit each step of a plan, then fetch the scores of the step before it, and yield the complete answers."""
     runner.backend.start_plan(steps)
     previous: tuple[Step, PendingScores] | None = None
+    submit = partial(runner.backend.submit, top=scores.top) if scores.top else runner.backend.submit
     try:
         for step in steps:
-            pending = yield from runner.call([step.shape], partial(runner.backend.submit, step))
+            pending = yield from runner.call([step.shape], partial(submit, step))
             runner.counters.add_step(step.shape, step.used_tokens)
             if previous is not None:
                 yield from scores.add(previous[0], previous[1].result())
@@ -92,6 +123,8 @@ class _RequestScores:
         requests: The sequences of each request.
         with_greedy: Whether an answer also says whether greedy decoding gives the scored tokens.
     """
+
+    top = 0
 
     def __init__(self, requests: Sequence[Sequence[ScoredSequence]], *, with_greedy: bool) -> None:
         self._requests = requests

@@ -15,12 +15,12 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from birdie_zmq.client.actions import Deliver, FailItem
+from birdie_zmq.client.actions import Deliver, DeliverParts, FailItem
 from birdie_zmq.client.collector import CallEvent, collect
 from birdie_zmq.client.job import Job
 from birdie_zmq.client.progress import INTERVAL_S, Progress, ProgressEstimator
 from birdie_zmq.engine.evaluator import Evaluator
-from birdie_zmq.engine.events import Answered, CompilationFinished, ItemFailed, Notice, StepStarting
+from birdie_zmq.engine.events import Answered, CompilationFinished, ItemFailed, Notice, PartlyAnswered, StepStarting
 from birdie_zmq.engine.model_api import CheckpointFingerprint
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import UsageError
@@ -148,6 +148,8 @@ class InProcessClient:
                         if progress is not None:
                             progress.estimate.answered(items)
                         yield Deliver(items, list(answers))
+                    case PartlyAnswered(indices=indices, parts=parts):
+                        yield DeliverParts([job.items[index] for index in indices], list(parts))
                     case StepStarting() | CompilationFinished():
                         pass
                 if progress is not None and progress.is_due:

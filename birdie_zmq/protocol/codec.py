@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_args
 
 import msgspec
 
+from birdie_zmq.completions import Completion, CompletionParams
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, VersionMismatch
 from birdie_zmq.protocol.items import Items, PackedAnswers, PackedWork
 from birdie_zmq.protocol.limits import MAX_FRAME_BYTES, MAX_TEXT_BYTES, unpack_all
@@ -117,10 +118,22 @@ def validated(decode: Callable[[Any], T], value: Any) -> T:
     raise MalformedMessage(text)
 
 
+_NAMED: tuple[Any, ...] = (
+    *get_args(Message),
+    Items,
+    PackedWork,
+    PackedAnswers,
+    GenerationParams,
+    ModelDescription,
+    Completion,
+    CompletionParams,
+)
+
+
 def _protocol_names() -> Iterator[str]:
     for record in get_args(Message):
         yield str(record.__struct_config__.tag)
-    for record in (*get_args(Message), Items, PackedWork, PackedAnswers, GenerationParams, ModelDescription):
+    for record in _NAMED:
         yield from record.__struct_encode_fields__
 
 

@@ -19,7 +19,7 @@ MAX_ITEM_BYTES = 16 * 2**20
 Indices = Annotated[list[Annotated[int, Meta(ge=0, lt=MAX_ITEMS)]], Meta(max_length=MAX_ITEMS)]
 Sizes = Annotated[list[Annotated[int, Meta(ge=1, le=MAX_ITEM_BYTES)]], Meta(max_length=MAX_ITEMS)]
 
-WorkKind = Literal["loglikelihood", "rolling", "generate", "chat", "describe"]
+WorkKind = Literal["loglikelihood", "rolling", "generate", "chat", "describe", "completion"]
 
 
 class Items(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

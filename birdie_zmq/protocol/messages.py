@@ -3,7 +3,7 @@
 There are four conversations::
 
     client ⇄ broker          OpenSession Submit Ping CloseSession
-                             ⇄ SessionOpened Answered Progressed ItemFailed BatchFailed Notice Pong
+                             ⇄ SessionOpened Answered PartlyAnswered Progressed ItemFailed BatchFailed Notice Pong
     worker ⇄ broker          RegisterWorker Heartbeat DrainWorker CloseWorker Lease…
                              ⇄ WorkerRegistered Lease CancelLease Pong
     agent ⇄ model process    StartModel StartFollower Lease CancelLease
@@ -40,7 +40,7 @@ from birdie_zmq.types import (
     StepLimits,
 )
 
-WIRE_VERSION = 15
+WIRE_VERSION = 16
 """Increased whenever a message changes so that an older peer would misread it."""
 
 # --- Client to broker ------------------------------------------------------------------------------------------------
@@ -96,6 +96,14 @@ class Answered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     answers: PackedAnswers
 
 
+class PartlyAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="partly-answered"):
+    """What some items of a batch have of their answers so far; the whole answers follow in `Answered`."""
+
+    batch: Count
+    indices: Indices
+    answers: PackedAnswers
+
+
 class Progressed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="progressed"):
     """What was computed for a batch or a sub-batch since the last report."""
 
@@ -139,7 +147,7 @@ class Pong(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="p
     retries: Count = 0
 
 
-BrokerToClient = SessionOpened | Answered | Progressed | ItemFailed | BatchFailed | Notice | Pong
+BrokerToClient = SessionOpened | Answered | PartlyAnswered | Progressed | ItemFailed | BatchFailed | Notice | Pong
 
 
 # --- Worker to broker ------------------------------------------------------------------------------------------------
@@ -175,6 +183,14 @@ class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, t
 
 class LeaseAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-answered"):
     """Answers to some items of a lease; ``indices`` as in `Answered`."""
+
+    lease: Count
+    indices: Indices
+    answers: PackedAnswers
+
+
+class LeasePartlyAnswered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="lease-partly-answered"):
+    """What some items of a lease have of their answers so far; `LeaseAnswered` follows for each."""
 
     lease: Count
     indices: Indices
@@ -232,7 +248,7 @@ class CloseWorker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """The worker shuts down cleanly; the broker assigns its leases to other workers."""
 
 
-LeaseMessage = LeaseAnswered | LeaseProgressed | LeaseFailed | LeaseDone | LeaseNotice
+LeaseMessage = LeaseAnswered | LeasePartlyAnswered | LeaseProgressed | LeaseFailed | LeaseDone | LeaseNotice
 WorkerMessage = RegisterWorker | Heartbeat | LeaseMessage | LeaseCrashed | LeaseReturned | DrainWorker | CloseWorker
 
 

@@ -8,6 +8,7 @@ rolling       text                         nothing                    nats
 generate      [prompt, random key or nil]  the generation parameters  text
 chat          conversation                 the template's arguments   text
 describe      nil                          nothing                    model description
+completion    completion prompt            completion parameters      completion
 ============= ============================ ========================== =====================
 
 The receiver decodes each item by itself and validates it against its type, so an item has exactly the bytes that its size
@@ -27,6 +28,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from birdie_zmq.completions import Completion, CompletionParams, CompletionPrompt, CompletionWork
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol.arrays import pack_array
 from birdie_zmq.protocol.codec import validated
@@ -122,6 +124,7 @@ def _dtype_of(value: object) -> str | None:
 _PARAMETERS = {
     "generate": _ItemType(GenerationParams, is_nested=True),
     "chat": _ItemType(_ChatTemplateCall, is_nested=True),
+    "completion": _ItemType(CompletionParams, is_nested=True),
 }
 _WORK: dict[WorkKind, _ItemType] = {
     "loglikelihood": _ItemType(tuple[str, str]),
@@ -129,11 +132,13 @@ _WORK: dict[WorkKind, _ItemType] = {
     "generate": _ItemType(tuple[str, RandomKey | None]),
     "chat": _ItemType(list[dict[str, str]], is_nested=True),
     "describe": _ItemType(None),
+    "completion": _ItemType(CompletionPrompt),
 }
 _OTHER_ANSWERS: dict[WorkKind, _ItemType] = {
     "generate": _ItemType(str),
     "chat": _ItemType(str),
     "describe": _ItemType(ModelDescription, is_nested=True),
+    "completion": _ItemType(Completion, is_nested=True),
 }
 _SCORES: dict[WorkKind, _ScoreType] = {
     "loglikelihood": _ScoreType(tuple[float, bool], "<f8", "|b1"),
@@ -171,6 +176,8 @@ def pack_work(work: Work) -> PackedWork:
             shared = _ChatTemplateCall(
                 add_generation_prompt=work.add_generation_prompt, template_args=work.template_args
             )
+        case CompletionWork(prompts=items, params=shared):
+            pass
     kind = kind_of(work)
     parameters = b"" if shared is None else _PARAMETERS[kind].pack([shared], "request").data
     return PackedWork(kind=kind, items=_WORK[kind].pack(items, "request"), shared=parameters)
@@ -205,6 +212,8 @@ def unpack_work(work: PackedWork) -> Work:
             if len(items) != 1:
                 raise MalformedMessage("a request for the description has other than one item")
             return DescribeWork()
+        case "completion":
+            return CompletionWork(prompts=items, params=shared)
 
 
 def pack_answers(kind: WorkKind, answers: Sequence[Answer]) -> PackedAnswers:

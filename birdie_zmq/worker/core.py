@@ -319,7 +319,14 @@ class AgentCore:
 
     def _on_message(self, message: m.ModelProcessMessage, frame: bytes) -> None:
         match message:
-            case m.LeaseAnswered() | m.LeaseNotice() | m.LeaseProgressed() | m.LeaseFailed() | m.LeaseDone():
+            case (
+                m.LeaseAnswered()
+                | m.LeasePartlyAnswered()
+                | m.LeaseNotice()
+                | m.LeaseProgressed()
+                | m.LeaseFailed()
+                | m.LeaseDone()
+            ):
                 if (held := self._leases.sent(message.lease)) is not None:
                     self._on_lease_message(held, message, frame)
             case m.ModelLoaded() | m.ModelLoadFailed() | m.SwapRefused() | m.ModelNotice():
@@ -335,7 +342,7 @@ class AgentCore:
                     return
                 held.answered.update(indices)
                 self._actions.append(ForwardToBroker(frame))
-            case m.LeaseNotice() | m.LeaseProgressed():
+            case m.LeaseNotice() | m.LeaseProgressed() | m.LeasePartlyAnswered():
                 self._actions.append(ForwardToBroker(frame))
             case m.LeaseFailed(error=error, index=index):
                 is_known = index is not None and index < len(held.lease.work)

@@ -11,8 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
+from birdie_zmq.completions import Completion
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError
-from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
+from birdie_zmq.engine.events import (
+    Answered,
+    CompilationFinished,
+    Event,
+    ItemFailed,
+    Notice,
+    PartlyAnswered,
+    StepStarting,
+)
 from birdie_zmq.engine.request_encoding import Encoded
 from birdie_zmq.errors import BirdieError
 from birdie_zmq.protocol import messages as m
@@ -30,6 +39,12 @@ _ANSWERS_S = 0.1
 
 _MAX_DETAIL_CHARACTERS = 1_000
 """Maximum length of the detail of a phase, since a list of shapes is unbounded."""
+
+_PARTS_S = 0.03
+"""Minimum seconds between two messages with parts of answers; each part holds what the one before it held."""
+
+_MAX_ANSWERS_BYTES = 8 * 2**20
+"""Answers with per-token log-probabilities are sent in messages of about this size, unless a single one is larger."""
 
 Inbox = queue.SimpleQueue[m.StartModel | m.SwapWeights | m.Lease]
 
@@ -88,6 +103,8 @@ class LeaseLoop:
         self._answers: list[Answer] = []
         self._unsent = 0
         self._sent_at = -math.inf
+        self._parts_at = -math.inf
+        self._size_bytes = 0
 
     def run(self) -> NoReturn:
         """Compute leases as they arrive.
@@ -182,7 +199,7 @@ class LeaseLoop:
         if isinstance(encoded.content, Exception):
             raise encoded.content
         served, work, sequences = encoded.content
-        self._indices, self._answers, self._unsent = [], [], len(lease.work)
+        self._indices, self._answers, self._unsent, self._size_bytes = [], [], len(lease.work), 0
         try:
             with contextlib.closing(served.answer(work, lease.limits, sequences)) as events:
                 for event in events:
@@ -209,10 +226,19 @@ class LeaseLoop:
             case Notice(level=level, text=text):
                 self._connection.send(m.LeaseNotice(lease=number, level=level, text=text, once=True))
             case Answered(indices=indices, answers=answers):
-                self._indices += indices
-                self._answers += answers
+                for index, answer in zip(indices, answers, strict=True):
+                    self._indices.append(index)
+                    self._answers.append(answer)
+                    self._size_bytes += answer.size_bytes if isinstance(answer, Completion) else 0
+                    if self._size_bytes >= _MAX_ANSWERS_BYTES:
+                        self._send_answers(lease)
                 if len(self._indices) == self._unsent or time.monotonic() - self._sent_at >= _ANSWERS_S:
                     self._send_answers(lease)
+            case PartlyAnswered(indices=indices, parts=parts):
+                if time.monotonic() - self._parts_at >= _PARTS_S:
+                    self._parts_at = time.monotonic()
+                    packed = pack_answers(lease.work.kind, parts)
+                    self._connection.send(m.LeasePartlyAnswered(lease=number, indices=list(indices), answers=packed))
 
     def _send_answers(self, lease: m.Lease) -> None:
         """Send the answers since the last message of answers."""
@@ -222,7 +248,7 @@ class LeaseLoop:
         # Before the last answers of a run, since a client that has them all waits for nothing more.
         self._report_progress(lease.lease, force=not self._unsent and not self._has_waiting_lease())
         indices, answers = self._indices, pack_answers(lease.work.kind, self._answers)
-        self._indices, self._answers, self._sent_at = [], [], time.monotonic()
+        self._indices, self._answers, self._sent_at, self._size_bytes = [], [], time.monotonic(), 0
         self._connection.send(m.LeaseAnswered(lease=lease.lease, indices=indices, answers=answers))
 
     def _report_progress(self, lease: int, *, force: bool = False) -> None:

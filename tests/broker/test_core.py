@@ -175,6 +175,22 @@ def test_answers_reach_the_client_as_they_arrive(harness: BrokerHarness) -> None
     assert harness.answers() == [(5, [1], ["B"])]
 
 
+def test_parts_of_answers_reach_the_client_and_settle_nothing(harness: BrokerHarness) -> None:
+    harness.send(CLIENT, submit(5, texts="abc"))
+    lease = harness.lease()
+    parts = text_answers("B")
+    harness.send(WORKER, m.LeasePartlyAnswered(lease=lease.lease, indices=[1], answers=parts))
+    harness.send(WORKER, m.LeasePartlyAnswered(lease=lease.lease + 1, indices=[1], answers=parts))
+    assert harness.received(CLIENT, m.PartlyAnswered) == [m.PartlyAnswered(batch=5, indices=[1], answers=parts)]
+    harness.send(WORKER, answer(lease, 1))
+    assert harness.answers() == [(5, [1], ["B"])]
+    harness.send(WORKER, m.LeasePartlyAnswered(lease=lease.lease, indices=[1], answers=parts))
+    assert harness.received(CLIENT, m.PartlyAnswered) == [], "it is answered"
+    for indices in ([3], [0, 1]):
+        harness.send(WORKER, m.LeasePartlyAnswered(lease=lease.lease, indices=indices, answers=parts))
+        assert harness.refusal_type(WORKER) is ProtocolError
+
+
 def test_answers_reach_only_the_client_that_submitted_the_batch(harness: BrokerHarness) -> None:
     harness.send(OTHER_CLIENT, OPEN_SESSION, submit(1, texts="b"))
     harness.send(CLIENT, submit(1, texts="a"))

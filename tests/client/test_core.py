@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from birdie_zmq._version import __version__
-from birdie_zmq.client.actions import Action, Deliver, FailCall, FailItem, Log, ReportProgress, Send
+from birdie_zmq.client.actions import Action, Deliver, DeliverParts, FailCall, FailItem, Log, ReportProgress, Send
 from birdie_zmq.client.core import ClientCore
 from birdie_zmq.client.job import Job
 from birdie_zmq.errors import (
@@ -332,6 +332,18 @@ def test_progress_of_a_batch_in_flight_is_reported() -> None:
 
     assert core.received(m.Progressed(batch=0, progress=computed), now=1.0) == [ReportProgress(computed)]
     assert core.received(m.Progressed(batch=9, progress=computed), now=1.0) == []
+
+
+def test_parts_have_the_callers_item_numbers_and_settle_nothing() -> None:
+    core = open_core(job(7, 8))
+    parts = m.PartlyAnswered(batch=0, indices=[1], answers=pack_answers("rolling", [-1.0]))
+
+    assert core.received(parts, now=1.0) == [DeliverParts([8], [-1.0])]
+    assert delivered(core.received(answered(0, {1: -2.0}), now=1.0)) == {8: -2.0}
+    assert not core.is_idle
+    for indices, scores in (([2], [-1.0]), ([0], [-1.0, -2.0])):
+        wrong = m.PartlyAnswered(batch=0, indices=indices, answers=pack_answers("rolling", scores))
+        assert isinstance(failure(core.received(wrong, now=1.0)).error, ProtocolError)
 
 
 def test_a_refusal_fails_the_call() -> None:

@@ -46,9 +46,9 @@ def jax_backend(clock: list[float]) -> Backend:
         # Real seconds, which do not belong to this clock.
         compile_seconds = tracing_seconds = 0.0
 
-        def submit(self, step: Any) -> Any:
+        def submit(self, step: Any, top: int = 0) -> Any:
             clock[0] += STEP_S
-            return super().submit(step)
+            return super().submit(step, top)
 
         def next_tokens(self, step: Any, metadata: Any = None) -> Any:
             clock[0] += STEP_S

@@ -105,7 +105,7 @@ def unpack_items(message: m.Message) -> int:
         with contextlib.suppress(MalformedMessage):
             pack_work(unpack_work(message.work))
             accepted += 1
-    elif isinstance(message, m.Answered | m.LeaseAnswered):
+    elif isinstance(message, m.Answered | m.LeaseAnswered | m.PartlyAnswered | m.LeasePartlyAnswered):
         for kind in get_args(WorkKind):
             with contextlib.suppress(MalformedMessage):
                 pack_answers(kind, unpack_answers(kind, message.answers))

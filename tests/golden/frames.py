@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from msgspec import Meta, Struct
 
 from birdie_zmq import types
+from birdie_zmq.completions import Completion, TopCount
 from birdie_zmq.protocol.codec import encode
 from birdie_zmq.protocol.items import PackedAnswers, PackedWork, WorkKind
 from birdie_zmq.protocol.messages import Message
@@ -28,6 +29,7 @@ NUMBERS: dict[Any, float] = {
     types.Fraction: 0.125,
     types.LogitBias: -1.5,
     types.Penalty: 1.25,
+    TopCount: 2,
     float: -2.25,
     Annotated[float, Meta(ge=0)]: 1.5,
 }
@@ -37,8 +39,10 @@ ANSWERS: dict[WorkKind, Any] = {
     "generate": str,
     "chat": str,
     "describe": types.ModelDescription,
+    "completion": Completion,
 }
-ALTERNATIVES = 30
+KINDS = len(get_args(WorkKind))
+ALTERNATIVES = 6 * KINDS
 """Each kind of work is made with each member of the other unions, which have up to three."""
 
 
@@ -58,9 +62,9 @@ class ValueMaker:
         if kind in NUMBERS:
             return NUMBERS[kind]
         if kind is PackedWork:
-            return pack_work(self.make(get_args(types.Work)[self._alternative % 5]))
+            return pack_work(self.make(get_args(types.Work)[self._alternative // 6]))
         if kind is PackedAnswers:
-            work_kind = get_args(WorkKind)[self._alternative % 5]
+            work_kind = get_args(WorkKind)[self._alternative // 6]
             return pack_answers(work_kind, [self.make(ANSWERS[work_kind]) for _ in range(2)])
         if inspect.isclass(kind) and issubclass(kind, Struct):
             return self._record(kind)
@@ -71,9 +75,16 @@ class ValueMaker:
         if kind is int:
             self._last_integer += 1
             return self._last_integer
+        if kind is bytes:
+            return self._bytes(name)
         if kind is str:
             return f"{name or 'text'} ü"
         return self._generic(get_origin(kind), get_args(kind), name)
+
+    def _bytes(self, name: str) -> bytes:
+        """Return an array of numbers of four bytes: one for each of the tokens that a completion has."""
+        count = {"prompt_ids": 3, "top_ids": 4, "top_logprobs": 4}.get(name, 2)
+        return bytes(range(4 * count))
 
     def _record(self, kind: type[Struct]) -> Struct:
         hints = get_type_hints(kind, include_extras=True)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from birdie_zmq import types
+from birdie_zmq.completions import Completion, PackedIds, TokenLogprobs, TopCount
 from birdie_zmq.errors import MalformedMessage, MessageTooLarge, ProtocolError, VersionMismatch
 from birdie_zmq.protocol import codec
 from birdie_zmq.protocol import messages as m
@@ -90,6 +91,8 @@ LEAVES: dict[Any, st.SearchStrategy[Any]] = {
     RequestArguments: st.lists(REQUEST_ARGUMENT, max_size=3).map(tuple),
     RequestArgumentValues: st.lists(st.tuples(REQUEST_ARGUMENT, TEXT), max_size=3).map(tuple),
     Indices: st.lists(st.integers(0, MAX_ITEMS - 1), max_size=3),
+    PackedIds: st.integers(0, 3).flatmap(lambda count: st.binary(min_size=4 * count, max_size=4 * count)),
+    TopCount: st.integers(0, 20),
 }
 
 
@@ -101,6 +104,8 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     if inspect.isclass(kind) and issubclass(kind, Struct):
         if kind is GenerateWork:
             return generate_work
+        if kind is Completion:
+            return completions
         if kind is Items:
             return any_items
         if kind is PackedAnswers:
@@ -138,6 +143,37 @@ def with_keys(settings: GenerationParams) -> st.SearchStrategy[GenerateWork]:
     )
 
 
+@st.composite
+def logprobs_of(draw: st.DrawFn, count: int) -> TokenLogprobs | None:
+    """Return the log-probabilities of some tokens, or None."""
+    if draw(st.booleans()):
+        return None
+    top = draw(st.integers(0, 3))
+    own, ids, likeliest = (
+        draw(st.binary(min_size=size, max_size=size)) for size in (4 * count, *[4 * count * top] * 2)
+    )
+    return TokenLogprobs(top=top, logprobs=own, top_ids=ids, top_logprobs=likeliest)
+
+
+@st.composite
+def some_completion(draw: st.DrawFn) -> Completion:
+    """Return a completion whose arrays have lengths that match."""
+    prompt, generated, named = (draw(st.integers(0, 3)) for _ in range(3))
+    return Completion(
+        error=draw(st.none() | TEXT),
+        prompt_ids=draw(st.binary(min_size=4 * prompt, max_size=4 * prompt)),
+        prompt_text=draw(TEXT),
+        ids=draw(st.binary(min_size=4 * generated, max_size=4 * generated)),
+        text=draw(TEXT),
+        finish_reason=draw(st.sampled_from([None, "stop", "length"])),
+        prompt_logprobs=draw(logprobs_of(max(0, prompt - 1))),
+        logprobs=draw(logprobs_of(generated)),
+        token_ids=draw(st.binary(min_size=4 * named, max_size=4 * named)),
+        token_texts=draw(st.lists(TEXT, min_size=named, max_size=named)),
+    )
+
+
+completions = some_completion()
 generate_work = values_of(GenerationParams).flatmap(with_keys)
 works = values_of(Work)
 ANSWERS: dict[WorkKind, st.SearchStrategy[list[Answer]]] = {
@@ -146,6 +182,7 @@ ANSWERS: dict[WorkKind, st.SearchStrategy[list[Answer]]] = {
     "generate": st.lists(TEXT, max_size=3),
     "chat": st.lists(TEXT, max_size=3),
     "describe": st.lists(values_of(ModelDescription), min_size=1, max_size=1),
+    "completion": st.lists(completions, max_size=3),
 }
 answers = st.sampled_from(sorted(ANSWERS)).flatmap(lambda kind: st.tuples(st.just(kind), ANSWERS[kind]))
 packed_answers = answers.map(lambda answer: pack_answers(*answer)) | st.builds(

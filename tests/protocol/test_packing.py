@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from birdie_zmq.completions import CompletionWork
 from birdie_zmq.errors import MalformedMessage
 from birdie_zmq.protocol.arrays import pack_array
 from birdie_zmq.protocol.items import MAX_ITEM_BYTES, MAX_ITEMS, Items, PackedAnswers, PackedWork, WorkKind
@@ -117,13 +118,15 @@ def reported(error: MalformedMessage) -> str:
 
 GREEDY = pack_work(GenerateWork(prompts=[], settings=GenerationParams())).shared
 TEMPLATE_CALL = msgpack.packb({"add_generation_prompt": True, "template_args": "{}"})
-SHARED: dict[WorkKind, bytes] = {"generate": GREEDY, "chat": TEMPLATE_CALL}
+COMPLETION_PARAMS = pack_work(CompletionWork(prompts=[])).shared
+SHARED: dict[WorkKind, bytes] = {"generate": GREEDY, "chat": TEMPLATE_CALL, "completion": COMPLETION_PARAMS}
 VALUES: dict[WorkKind, Any] = {
     "loglikelihood": ("a", "b"),
     "rolling": "a",
     "generate": ("a", None),
     "chat": [{"role": "user", "content": "a"}],
     "describe": None,
+    "completion": ("a", b"", 1, b"", 0),
 }
 OTHER_TYPES: dict[WorkKind, list[Any]] = {
     "loglikelihood": [
@@ -147,6 +150,17 @@ OTHER_TYPES: dict[WorkKind, list[Any]] = {
         [[SECRET]],
     ],
     "describe": [SECRET, [], {SECRET: SECRET}, 0, False],
+    "completion": [
+        SECRET,
+        {SECRET: SECRET},
+        (1,),
+        (SECRET, SECRET),
+        (SECRET, b"abc"),
+        (SECRET, b"", -1),
+        (SECRET, b"", 1, b"abc"),
+        (SECRET, b"", 1, b"", -1),
+        (SECRET, b"", 1, b"", 0, SECRET),
+    ],
 }
 OTHER_ANSWERS: dict[WorkKind, list[Any]] = {
     "loglikelihood": [1.5, (1.5,), (1.5, 1), (SECRET, True), (1.5, True, SECRET), {SECRET: SECRET}, None],
@@ -154,6 +168,17 @@ OTHER_ANSWERS: dict[WorkKind, list[Any]] = {
     "generate": [1, None, SECRET.encode(), [SECRET]],
     "chat": [1, None, SECRET.encode(), [SECRET]],
     "describe": [SECRET, {}, {SECRET: SECRET}, {"model": {"tag": 1}}, [SECRET]],
+    "completion": [
+        SECRET,
+        {SECRET: SECRET},
+        {"ids": SECRET},
+        {"ids": b"abc"},
+        {"token_texts": [SECRET]},
+        {"finish_reason": SECRET},
+        {"ids": b"abcd", "logprobs": {"top": 1, "logprobs": b"abcd"}},
+        {"ids": b"abcd", "logprobs": {"top": 21}},
+        {"ids": b"abcd", "logprobs": {"top": 0}},
+    ],
 }
 
 

@@ -8,8 +8,17 @@ from typing import Any, cast
 
 import pytest
 
+from birdie_zmq.completions import Completion, CompletionPrompt, CompletionWork
 from birdie_zmq.engine.distributed.process_group import ProcessGroupError
-from birdie_zmq.engine.events import Answered, CompilationFinished, Event, ItemFailed, Notice, StepStarting
+from birdie_zmq.engine.events import (
+    Answered,
+    CompilationFinished,
+    Event,
+    ItemFailed,
+    Notice,
+    PartlyAnswered,
+    StepStarting,
+)
 from birdie_zmq.engine.model_runner import WorkClock
 from birdie_zmq.errors import ModelChanged, NonFiniteLogits
 from birdie_zmq.protocol import messages as m
@@ -257,3 +266,53 @@ def test_progress_is_reported_at_intervals_and_before_the_last_answers(monkeypat
     of_step = ["step", "LeaseProgressed", "LeaseAnswered"]
     assert kinds == ["step", *of_step, *of_step, "LeaseDone"]
     assert [message.progress.tokens for message in sent if isinstance(message, m.LeaseProgressed)] == [1, 3]
+
+
+class FakeCompletions(FakeServedModel):
+    """The same for completions."""
+
+    def encode(self, work: Any) -> Any:
+        del work
+
+    def answer(self, work: Work, limits: StepLimits, encoded: Any) -> Generator[Event, None, None]:
+        if isinstance(work, RollingWork):
+            raise ProcessGroupError("the end")
+        yield from self._scripts.pop(0)()
+
+
+def completions(number: int, count: int) -> m.Lease:
+    work = pack_work(CompletionWork(prompts=[CompletionPrompt(text="a", max_tokens=2)] * count))
+    return m.Lease(lease=number, attempt=1, model=ModelSpec(tag="demo"), work=work)
+
+
+def test_parts_are_sent_as_they_come_unless_they_follow_too_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Completion(ids=b"abcd", text="a")
+
+    def script() -> Generator[Event, None, None]:
+        yield PartlyAnswered([0], [part])
+        yield PartlyAnswered([0], [part])
+        monkeypatch.setattr(lease_loop, "_PARTS_S", 0.0)
+        yield PartlyAnswered([0], [part])
+        yield Answered([0], [Completion(ids=b"abcdefgh", text="ab", finish_reason="length")])
+
+    monkeypatch.setattr(lease_loop, "_PARTS_S", 1e9)
+    sent = without_progress(run(FakeCompletions(script), completions(5, 1)))
+
+    parts = [message for message in sent if isinstance(message, m.LeasePartlyAnswered)]
+    assert [(each.lease, each.indices) for each in parts] == [(5, [0])] * 2
+    assert unpack_answers("completion", parts[0].answers) == [part]
+    assert sent[-1] == m.LeaseDone(lease=5)
+
+
+def test_large_answers_are_sent_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = Completion(text="a" * 1000, finish_reason="length")
+    monkeypatch.setattr(lease_loop, "_MAX_ANSWERS_BYTES", 2 * large.size_bytes)
+
+    def script() -> Generator[Event, None, None]:
+        yield Answered([0, 1, 2, 3, 4], [large] * 5)
+
+    sent = run(FakeCompletions(script), completions(5, 5))
+
+    answered = [message for message in sent if isinstance(message, m.LeaseAnswered)]
+    assert [message.indices for message in answered] == [[0, 1], [2, 3], [4]]
+    assert sent[-1] == m.LeaseDone(lease=5)

@@ -140,6 +140,7 @@ class Submit(Struct, frozen=True, forbid_unknown_fields=True, tag="submit"):
     """`Backend.submit`."""
 
     step: StepPayload
+    top: NonNegativeInt = 0
 
 
 class SamplingPayload(Struct, frozen=True, forbid_unknown_fields=True):

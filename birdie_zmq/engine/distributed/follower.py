@@ -148,8 +148,8 @@ class FollowerRunner:
         match call:
             case calls.StartPlan():
                 backend.start_plan(call.steps(), call.capacity)
-            case calls.Submit(step):
-                self._pending.put(_Pending(number, backend.submit(step.step())))
+            case calls.Submit(step, top):
+                self._pending.put(_Pending(number, backend.submit(step.step(), top)))
             case calls.NextTokensCall(step, metadata):
                 backend.next_tokens(step.step(), None if metadata is None else metadata.metadata())
             case calls.CountRows(capacity, wanted, spare):

@@ -254,10 +254,10 @@ class BroadcastingBackend:
         """Prepare for a plan with states of at least this capacity in tokens."""
         self.broadcast(calls.StartPlan.of(list(steps), capacity), lambda: self._backend.start_plan(steps, capacity))
 
-    def submit(self, step: Step) -> PendingScores:
+    def submit(self, step: Step, top: int = 0) -> PendingScores:
         """Start to compute the log-probabilities of a step's targets at its positions."""
-        number = self._leader.send(calls.Submit(calls.StepPayload.of(step)))
-        return _BroadcastingScores(self, number, self.run(number, lambda: self._backend.submit(step)))
+        number = self._leader.send(calls.Submit(calls.StepPayload.of(step), top))
+        return _BroadcastingScores(self, number, self.run(number, lambda: self._backend.submit(step, top)))
 
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
         """Choose the next token at each position of a step of whole rows."""

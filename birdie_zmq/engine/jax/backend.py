@@ -207,14 +207,14 @@ class JaxBackend:
 
     # --- Steps --------------------------------------------------------------------------------------------------------
 
-    def submit(self, step: Step) -> PendingScores:
+    def submit(self, step: Step, top: int = 0) -> PendingScores:
         """Start to compute the log-probabilities of a step's targets at its positions."""
         with model_call(f"tokens int32{list(step.shape)}"):
             if isinstance(step.kind, Pairs):
                 return _PendingPairs(self._score_pairs(step.tokens, step.kind), step.rows)
             outputs = self._forward(step)
             self._states.release(step)
-            return self._head.score(outputs, step, self.budget.head_bytes)
+            return self._head.score(outputs, step, self.budget.head_bytes, top)
 
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
         """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""

@@ -20,7 +20,7 @@ from birdie_zmq.engine.backend import NextTokens, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax import lm_head
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.executables import model_call
-from birdie_zmq.engine.jax.position_head import PositionHead
+from birdie_zmq.engine.jax.position_head import PositionHead, as_next_tokens
 from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, key_data, sample, sampling_arrays
 from birdie_zmq.engine.jax.states import PlanStates, create_state
 from birdie_zmq.engine.logits_processing import (
@@ -109,6 +109,7 @@ class JaxDecoding:
         self._tokens_per_call = tokens_per_call
         self._capacity = capacity
         self._processing = choice.processing
+        self._top = min(choice.top, model.vocab_size)
         self._sampling_arrays = self._processing_arrays = self._history = None
         with model_call(f"the state of {rows} rows of {capacity} tokens"):
             self._state = create_state(model, rows, capacity)
@@ -208,9 +209,11 @@ class JaxDecoding:
             if self._shared_state is not None:
                 shared = self._shared_state.state
                 key += ("shared", self._shared_state.capacity)
+            if self._top:
+                key += ("top", self._top)
             arguments = (self._model.params, self._state, *rows, sampling, processing, shared)
-            self._state, tokens, finite, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
-            chosen = NextTokens(np.asarray(tokens).T, np.asarray(finite).T)
+            self._state, columns, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
+            chosen = as_next_tokens([np.swapaxes(np.asarray(column), 0, 1) for column in columns])
         self._last = chosen.tokens[:, -1].copy()
         self._sampled += self._tokens_per_call
         return chosen
@@ -237,9 +240,9 @@ class JaxDecoding:
         processing: tuple[ProcessingArrays, ProcessingState] | None,
         shared: Any,
     ) -> Any:
-        """Decode some tokens of each row; return the state, tokens [k, rows], their finiteness, and the token histories.
+        """Decode some tokens of each row; return the state, columns [k, rows, …], and the token histories.
 
-        Without a processing, or without a penalty, the histories are None, which is no array of the executable. So is the
+        The columns are the tokens, their finiteness, and their log-probabilities if these are asked for. Without a processing, or without a penalty, the histories are None, which is no array of the executable. So is the
         shared prefix, if there is none.
         """
         functions, vocab_size = self._model.functions, self._model.vocab_size
@@ -252,7 +255,7 @@ class JaxDecoding:
         def step(carry: tuple[Any, jax.Array, Any], number: jax.Array) -> tuple[tuple[Any, jax.Array, Any], Any]:
             state, last, history = carry
             hidden, state = extend(params, last[:, None], active, state, *prefix)
-            logits = unembed(params, hidden[:, 0])[:, :vocab_size]
+            logits = own = unembed(params, hidden[:, 0])[:, :vocab_size]
             if processing is not None:
                 now = processing[1]._replace(generated=processing[1].generated + number, history=history)
                 logits = process_logits(jnp, logits.astype(jnp.float32), processing[0], now)
@@ -263,13 +266,13 @@ class JaxDecoding:
                 token, finite = sample(logits, arrays, keys._replace(sampled=keys.sampled + number))
             if history is not None:  # compared, not scattered: on a mesh no row is transferred
                 history += jnp.arange(vocab_size, dtype=jnp.int32) == token[:, None]
-            return self._sharding.shard_rows((state, token, history)), (token, finite)
+            columns = (token, finite, *lm_head.logprobs_of(own, token, self._top))
+            return self._sharding.shard_rows((state, token, history)), columns
 
         numbers = jnp.arange(self._tokens_per_call, dtype=jnp.int32)
         history = None if processing is None else processing[1].history
-        (state, _, history), (tokens, finite) = jax.lax.scan(step, (state, last, history), numbers)
-        tokens, finite = self._sharding.gather((tokens, finite))
-        return self._sharding.shard_rows(state), tokens, finite, self._sharding.shard_rows(history)
+        (state, _, history), columns = jax.lax.scan(step, (state, last, history), numbers)
+        return self._sharding.shard_rows(state), self._sharding.gather(columns), self._sharding.shard_rows(history)
 
     def _put_path(
         self, state: Any, params: Any, prefix: Any, entries: Any, path: jax.Array, length: jax.Array, row: jax.Array

@@ -6,7 +6,7 @@ Only these positions are gathered, cast to float32 and normalised on the device,
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import GREEDY, NextTokens, PendingScores, SamplingMetadata, TokenScores
+from birdie_zmq.engine.backend import GREEDY, NextTokens, PendingScores, SamplingMetadata, TokenScores, TopTokens
 from birdie_zmq.engine.jax import lm_head
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.executables import Compiled, model_call
@@ -51,15 +51,21 @@ class _ScoreChunks:
             columns = zip(
                 *([np.asarray(column)[:count] for column in chunk] for count, chunk in self._chunks), strict=True
             )
-            return TokenScores(*(np.concatenate(column) for column in columns))
+            logprobs, greedy, finite, *top = (np.concatenate(column) for column in columns)
+            return TokenScores(logprobs, greedy, finite, TopTokens(*top) if top else None)
 
 
 class _EmptyScores:
     """The scores of a step without targets."""
 
+    def __init__(self, top: int) -> None:
+        self._top = top
+
     def result(self) -> TokenScores:
         """Return empty arrays."""
-        return TokenScores(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
+        top = TopTokens(np.zeros((0, self._top), np.int32), np.zeros((0, self._top), np.float32))
+        scores = np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_)
+        return TokenScores(*scores, top if self._top else None)
 
 
 class PositionHead:
@@ -75,20 +81,23 @@ class PositionHead:
         self._makes_logits = makes_logits
         self._scores_in_blocks = model.functions.unembed_part is not None and not makes_logits
 
-    def score(self, outputs: Any, step: Step, head_bytes: int) -> PendingScores:
+    def score(self, outputs: Any, step: Step, head_bytes: int, top: int = 0) -> PendingScores:
         """Start to score the targets of a step.
 
         Args:
             outputs: The hidden states or logits [rows, length, …] of the step.
             step: The step.
             head_bytes: Maximum memory for logits that are computed at once.
+            top: The number of most likely tokens to return for each position.
         """
+        top = min(top, self._model.vocab_size)
         if len(step.targets) == 0:
-            return _EmptyScores()
-        function = functools.partial(self._score, head_bytes)
+            return _EmptyScores(top)
+        kind = f"score-top-{top}" if top else "score"
+        function = functools.partial(self._score, head_bytes, top)
         return _ScoreChunks(
             [
-                (count, self._apply("score", function, outputs, rows, positions, targets))
+                (count, self._apply(kind, function, outputs, rows, positions, targets))
                 for count, (rows, positions, targets) in self._chunks(step.rows, step.positions, step.targets)
             ]
         )
@@ -107,6 +116,8 @@ class PositionHead:
         kind = "greedy" if sampling is None else "sample"
         if choice.processing is not None:
             kind = f"processed-{sampling is not None}-{choice.processing.needs_history}"
+        choose = functools.partial(self._choose, min(choice.top, self._model.vocab_size))
+        kind += f"-top-{choice.top}" if choice.top else ""
         columns = [step.rows, step.positions]
         if metadata is not None:
             columns += [
@@ -126,10 +137,10 @@ class PositionHead:
                 texts, sampled = metadata.texts[at], metadata.sampled[at]
                 state = step_state(choice.processing, texts, sampled, self._model.vocab_size)
                 state = jax.tree.map(lambda x, size=len(rows): _pad_rows(x, size), state)
-            chosen = self._apply(kind, self._choose, outputs, rows, positions, sampling, keys, arrays, state)
+            chosen = self._apply(kind, choose, outputs, rows, positions, sampling, keys, arrays, state)
             chunks.append([np.asarray(x)[:count] for x in chosen])
             begin += count
-        return NextTokens(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
+        return as_next_tokens([np.concatenate(column) for column in zip(*chunks, strict=True)])
 
     def _chunks(self, *columns: npt.NDArray[Any]) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
         """Split columns of equal length into zero-padded chunks of a few sizes, and yield each with its real size."""
@@ -164,17 +175,19 @@ class PositionHead:
             gathered = self._model.functions.unembed(params, gathered)
         return jnp.asarray(gathered[:, : self._model.vocab_size])
 
-    def _score(self, head_bytes: int, params: Any, gathered: jax.Array, targets: jax.Array) -> Any:
+    def _score(self, head_bytes: int, top: int, params: Any, gathered: jax.Array, targets: jax.Array) -> Any:
         row_bytes, vocab_size, sharding = 4 * len(targets), self._model.vocab_size, self._model.sharding
         if not self._scores_in_blocks or row_bytes * vocab_size <= head_bytes:
-            return sharding.gather(lm_head.score(self._logits(params, gathered), targets))
+            logits = self._logits(params, gathered)
+            return sharding.gather(lm_head.score_top(logits, targets, top) if top else lm_head.score(logits, targets))
         assert self._model.functions.unembed_part is not None
         head = functools.partial(self._model.functions.unembed_part, params, gathered)
         block = max(_SMALLEST_BLOCK, head_bytes // (4 * row_bytes))
-        return sharding.gather(lm_head.score_in_blocks(head, targets, vocab_size, min(block, vocab_size)))
+        return sharding.gather(lm_head.score_in_blocks(head, targets, vocab_size, min(block, vocab_size), top))
 
     def _choose(
         self,
+        top: int,
         params: Any,
         gathered: jax.Array,
         sampling: SamplingArrays | None,
@@ -182,12 +195,24 @@ class PositionHead:
         processing: ProcessingArrays | None,
         state: ProcessingState | None,
     ) -> Any:
-        logits = self._logits(params, gathered)
+        logits = own = self._logits(params, gathered)
         if processing is not None and state is not None:
             logits = process_logits(jnp, logits.astype(jnp.float32), processing, state)
-        if sampling is None or keys is None:
-            return self._model.sharding.gather(lm_head.greedy_tokens(logits))
-        return self._model.sharding.gather(sample(logits, sampling, keys))
+        chosen = (
+            sample(logits, sampling, keys)
+            if sampling is not None and keys is not None
+            else lm_head.greedy_tokens(logits)
+        )
+        return self._model.sharding.gather((*chosen, *lm_head.logprobs_of(own, chosen[0], top)))
+
+
+def as_next_tokens(columns: Sequence[npt.NDArray[Any]]) -> NextTokens:
+    """Return the columns tokens, finite and, if there are more, those of `birdie_zmq.engine.jax.lm_head.logprobs_of`."""
+    tokens, finite, *scores = columns
+    if not scores:
+        return NextTokens(tokens, finite)
+    logprobs, ids, top = scores
+    return NextTokens(tokens, finite, logprobs, TopTokens(ids, top))
 
 
 def _pad_rows(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:

@@ -27,8 +27,10 @@ from birdie_zmq.engine.backend import (
     SamplingMetadata,
     TokenChoice,
     TokenScores,
+    TopTokens,
 )
 from birdie_zmq.engine.logits_processing import process_logits, processing_arrays, step_state
+from birdie_zmq.engine.logprobs import logprobs_of, top_tokens
 from birdie_zmq.engine.model_api import LoadedModel
 from birdie_zmq.engine.numpy.sampling import greedy, logsumexp, sample
 from birdie_zmq.engine.output_checks import (
@@ -59,22 +61,29 @@ class ScoreColumns(NamedTuple):
     logprobs: Any
     greedy: Any
     finite: Any
+    top: tuple[Any, Any] | None = None
 
 
 class _PendingScores:
     """The scores of a step, as chunks of its positions."""
 
-    def __init__(self, backend: RowBackend, chunks: list[ScoreColumns], inputs: str) -> None:
+    def __init__(self, backend: RowBackend, chunks: list[ScoreColumns], inputs: str, top: int) -> None:
         self._backend = backend
         self._chunks = chunks
         self._inputs = inputs
+        self._top = top
 
     def result(self) -> TokenScores:
         """Wait for the scores and return them."""
-        empty = ScoreColumns(np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_))
-        with self._backend.model_call(self._inputs):
-            chunks = [ScoreColumns(*map(self._backend.to_host, chunk)) for chunk in self._chunks]
-        return TokenScores(*(np.concatenate(column) for column in zip(empty, *chunks, strict=True)))
+        backend, k = self._backend, self._top
+        empty = [np.zeros(0, np.float32), np.zeros(0, np.bool_), np.zeros(0, np.bool_)]
+        empty += [np.zeros((0, k), np.int32), np.zeros((0, k), np.float32)] if k else []
+        with backend.model_call(self._inputs):
+            chunks = [
+                [backend.to_host(column) for column in (*chunk[:3], *(chunk.top or ()))] for chunk in self._chunks
+            ]
+        logprobs, greedy, finite, *top = (np.concatenate(column) for column in zip(empty, *chunks, strict=True))
+        return TokenScores(logprobs, greedy, finite, TopTokens(*top) if k else None)
 
 
 class _ReadyScores:
@@ -211,15 +220,27 @@ class RowBackend(ABC):
             logprobs = chosen - normaliser
         return ScoreColumns(logprobs, values.argmax(axis=-1) == targets, np.isfinite(normaliser))
 
+    def top(self, logits: Any, count: int) -> tuple[Any, Any]:
+        """Return the most likely tokens int32[q, count] by logits float32[q, v], and their log-probabilities."""
+        top = top_tokens(self.to_host(logits), count)
+        return top.ids, top.logprobs
+
     def greedy_tokens(self, logits: Any) -> tuple[Any, Any]:
         """Return the most likely tokens [q] by logits float32[q, v], and whether the logits are finite, bool[q]."""
         values = self.to_host(logits)
         return values.argmax(axis=-1), np.isfinite(logsumexp(values))
 
+    def _score_at(self, output: Any, step: Step, at: slice, top: int) -> ScoreColumns:
+        """Score some of the targets of a step, and return the ``top`` most likely tokens if it is above 0."""
+        logits = self.logits_at(output, step.rows[at], step.positions[at])
+        scores = self.score(logits, step.targets[at])
+        return scores._replace(top=self.top(logits, top)) if top else scores
+
     # --- The interface Backend ----------------------------------------------------------------------------------------
 
-    def submit(self, step: Step) -> PendingScores:
+    def submit(self, step: Step, top: int = 0) -> PendingScores:
         """Start to compute the log-probabilities of a step's targets at its positions."""
+        top = min(top, self.vocab_size)
         inputs = _describe_tokens(step.shape)
         step = self.arrange(step)
         with self.model_call(inputs):
@@ -228,11 +249,8 @@ class RowBackend(ABC):
                 chosen = logprobs[step.rows]
                 return _ReadyScores(TokenScores(chosen, greedy[step.rows], is_log_probability(chosen)))
             output = self.compute(step)
-            chunks = [
-                self.score(self.logits_at(output, step.rows[at], step.positions[at]), step.targets[at])
-                for at in _chunks(len(step.targets), self.vocab_size)
-            ]
-        return _PendingScores(self, chunks, inputs)
+            chunks = [self._score_at(output, step, at, top) for at in _chunks(len(step.targets), self.vocab_size)]
+        return _PendingScores(self, chunks, inputs, top)
 
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
         """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""
@@ -260,9 +278,7 @@ class RowBackend(ABC):
             sampled, texts = metadata.sampled[at], metadata.texts[at]
             here = replace(metadata, keys=metadata.keys[at], sampled=sampled, texts=texts)
             chunks.append(_choose(self.to_host(logits), here))
-        return NextTokens(
-            np.concatenate([chunk.tokens for chunk in chunks]), np.concatenate([chunk.finite for chunk in chunks])
-        )
+        return _concatenated(chunks)
 
     def halve_budget(self) -> bool:
         """Halve the size of later steps; return False if they are as small as possible."""
@@ -339,12 +355,29 @@ class RowBackend(ABC):
 
 def _choose(logits: npt.NDArray[Any], metadata: SamplingMetadata) -> NextTokens:
     """Choose tokens by logits float[q, v], after the processing of the logits."""
-    processing, vocabulary = metadata.choice.processing, logits.shape[-1]
+    processing, vocabulary, own = metadata.choice.processing, logits.shape[-1], np.asarray(logits, np.float32)
     if processing is not None:
         state = step_state(processing, metadata.texts, metadata.sampled, vocabulary)
         values = np.asarray(logits, np.float32)
         logits = process_logits(np, values, processing_arrays(processing, vocabulary), state)
-    return greedy(logits) if metadata.choice.sampling is None else sample(logits, metadata)
+    chosen = greedy(logits) if metadata.choice.sampling is None else sample(logits, metadata)
+    if not metadata.choice.top:
+        return chosen
+    return replace(chosen, logprobs=logprobs_of(own, chosen.tokens), top=top_tokens(own, metadata.choice.top))
+
+
+def _concatenated(chunks: Sequence[NextTokens]) -> NextTokens:
+    """Return the next tokens at all positions of a step."""
+    tokens, finite = (
+        np.concatenate(column) for column in zip(*((each.tokens, each.finite) for each in chunks), strict=True)
+    )
+    scored = [
+        (each.logprobs, each.top.ids, each.top.logprobs) for each in chunks if each.logprobs is not None and each.top
+    ]
+    if not scored:
+        return NextTokens(tokens, finite)
+    logprobs, ids, top = (np.concatenate(column) for column in zip(*scored, strict=True))
+    return NextTokens(tokens, finite, logprobs, TopTokens(ids, top))
 
 
 def _chunks(count: int, vocab_size: int) -> Iterator[slice]:

@@ -208,6 +208,11 @@ class TorchBackend(RowBackend):
         chosen = logits.gather(-1, on_device[:, None])[:, 0]
         return ScoreColumns(chosen - normaliser, logits.argmax(dim=-1) == on_device, torch.isfinite(normaliser))
 
+    def top(self, logits: Any, count: int) -> tuple[Any, Any]:
+        """Return the most likely tokens int32[q, count] by logits float32[q, v], and their log-probabilities."""
+        values, ids = torch.topk(logits, count, dim=-1)
+        return ids.int(), values - torch.logsumexp(logits, dim=-1, keepdim=True)
+
     def greedy_tokens(self, logits: Any) -> tuple[Any, Any]:
         """Return the most likely tokens [q] by logits float32[q, v], and whether the logits are finite, bool[q]."""
         return logits.argmax(dim=-1), torch.isfinite(torch.logsumexp(logits, dim=-1))

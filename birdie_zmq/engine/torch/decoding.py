@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine.backend import GREEDY, NextTokens, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.logprobs import spread
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
 from birdie_zmq.engine.torch.states import PlanStates, StateModel, put_row, take_rows, trim
 
@@ -111,12 +112,10 @@ class TorchDecoding:
             hidden, self._state = self._model.call("extend", last, active.astype(np.int32), self._state)
             rows = np.flatnonzero(active).astype(np.int32)
             chosen = self._choose(hidden, rows, np.zeros_like(rows), self._metadata(rows))
-            tokens, finite = np.zeros((len(active), 1), np.int32), np.ones((len(active), 1), np.bool_)
-            tokens[rows, 0], finite[rows, 0] = chosen.tokens, chosen.finite
             for row, token in zip(rows.tolist(), chosen.tokens.tolist(), strict=True):
                 self._texts[row].append(token)
             self._sampled[rows] += 1
-            return NextTokens(tokens, finite)
+            return spread(chosen, rows, len(active))
 
     def _metadata(self, rows: Tokens) -> SamplingMetadata | None:
         if self._choice == GREEDY:

@@ -173,7 +173,7 @@ def failing_backend(error: type[Exception], cause: Exception | None = None) -> J
     """Return a backend whose steps all raise this error."""
     backend = backend_of()
 
-    def submit(step: Step) -> Any:
+    def submit(step: Step, top: int = 0) -> Any:
         raise error("no") from cause
 
     backend.submit = submit  # type: ignore[method-assign]
@@ -188,7 +188,7 @@ def waiting_backend() -> JaxBackend:
             threading.Event().wait()
 
     backend = backend_of()
-    backend.submit = lambda step: Never()  # type: ignore[method-assign]
+    backend.submit = lambda step, top=0: Never()  # type: ignore[method-assign]
     return backend
 
 

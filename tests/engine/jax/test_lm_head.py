@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -90,3 +90,29 @@ def test_blocks_of_bfloat16_are_summed_in_float32() -> None:
 
     wide = np.asarray(rounded, np.float64)
     assert logprobs[0] == pytest.approx(wide[0, 100] - np.log(np.exp(wide).sum()), abs=1e-4)
+
+
+@settings(max_examples=5)
+@given(
+    arrays(np.float32, (3, 7), elements=st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 8.0])),
+    st.sampled_from([2, 4]),
+    st.sampled_from([1, 3]),
+)
+def test_blocks_of_any_size_give_the_same_most_likely_tokens(logits: Floats, block: int, top: int) -> None:
+    def part(begin: jax.Array | int, size: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(jax.numpy.asarray(logits), begin, size, axis=1)
+
+    targets = jax.numpy.zeros(3, np.int32)
+    whole = [np.asarray(column) for column in lm_head.score_top(jax.numpy.asarray(logits), targets, top)]
+
+    found = [np.asarray(column) for column in lm_head.score_in_blocks(part, targets, 7, block, top)]
+
+    expected = np.argsort(-logits, axis=-1, kind="stable")[:, :top]  # of equal logits, the lower ids
+    is_real = np.take_along_axis(logits, expected, axis=-1) > -np.inf
+    np.testing.assert_array_equal(found[3][is_real], expected[is_real])
+    np.testing.assert_array_equal(whole[3][is_real], expected[is_real])
+    np.testing.assert_allclose(found[4][is_real], whole[4][is_real], atol=1e-5, rtol=1e-6)
+    # lm_eval calls a token greedy if its log-probability equals that of the most likely one, to the last bit.
+    is_greedy = (expected[:, 0] == 0) & whole[2]
+    np.testing.assert_array_equal(whole[0][is_greedy], whole[4][is_greedy, 0])
+    np.testing.assert_array_equal(found[0][is_greedy], found[4][is_greedy, 0])

@@ -152,10 +152,10 @@ def test_step_that_exceeds_device_memory_is_halved() -> None:
     class Small(JaxBackend):
         """A device with memory for two rows."""
 
-        def submit(self, step: Any) -> Any:
+        def submit(self, step: Any, top: int = 0) -> Any:
             if step.shape[0] > 2:
                 raise OutOfDeviceMemory("out of memory")
-            return super().submit(step)
+            return super().submit(step, top)
 
     backend = Small(resolve(Model(params=TABLE, score=score, vocab_size=VOCABULARY)), MAX_LENGTH)
     recording = loglikelihood(evaluator_of(backend), PAIRS)
