@@ -10,7 +10,20 @@ from importlib import import_module
 from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import PACKAGE
 
-COMMANDS = ("broker", "worker", "keys", "status", "demo", "doctor", "compare", "bench", "watch", "ray", "lm_eval")
+COMMANDS = (
+    "broker",
+    "worker",
+    "serve",
+    "keys",
+    "status",
+    "demo",
+    "doctor",
+    "compare",
+    "bench",
+    "watch",
+    "ray",
+    "lm_eval",
+)
 """The subcommands. Each is imported only when it is called, since some have slow imports."""
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray, status, watch, worker
+from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray, serve, status, watch, worker
 from birdie_zmq.engine.compile_cache_dir import COMPILE_CACHE_VARIABLE
 from birdie_zmq.harness.model_args import MODEL_ARGS
 from birdie_zmq.protocol.security.keys import default_folder
@@ -24,6 +24,7 @@ PAGE = Path(__file__).resolve().parent.parent / "reference" / "options.md"
 COMMANDS: tuple[tuple[str, argparse.ArgumentParser], ...] = (
     ("`python broker.py`, or `birdie-zmq broker`", broker.parser("broker.py")),
     ("`python -m workers.jax_worker`, or `birdie-zmq worker`", worker.parser("workers.jax_worker")),
+    ("`birdie-zmq serve`", serve.parser("birdie-zmq serve")),
     ("`birdie-zmq demo`", demo.parser("birdie-zmq demo")),
     ("`birdie-zmq status`", status.parser("birdie-zmq status")),
     ("`birdie-zmq keys`", keys.parser("birdie-zmq keys")),
@@ -52,6 +53,7 @@ VARIABLES: tuple[tuple[str, str], ...] = (
         ENGINE_VARIABLE,
         "set by the model process: `jax`, `torch`, or the path of an engine; your `api.py` may read it",
     ),
+    ("BIRDIE_ZMQ_API_KEY", "the key that requests to `birdie-zmq serve` must have, in place of `--api-key-file`"),
     (
         COMPILE_CACHE_VARIABLE,
         "of JAX: folder of the persistent compilation cache; default: `~/.cache/birdie_zmq/programs`",

@@ -25,6 +25,7 @@ SUBSTITUTIONS = (
     Substitution(r"\b5555\b", "{port}", "the port may be in use; the checkout's own default is replaced alike"),
     Substitution(r"\b5556\b", "{status_port}", "the same"),
     Substitution(r"\b12355\b", "{coordinator_port}", "the same"),
+    Substitution(r"(?<=:|\s)8000\b", "{serve_port}", "the same"),
     Substitution(r"/checkpoints\b", "{checkpoints}", "a folder of copies of the demo's checkpoint"),
     Substitution(r"\bpretrained=MODEL\b", "pretrained={checkpoints}/SmolLM2-135M", "a word that stands for a path"),
     Substitution(r"--tasks arc_easy\b", "--include_path examples/tasks --tasks demo_choice", "the hub is out of reach"),
@@ -87,6 +88,7 @@ GOES_ON = (
         re.compile(r"(python -m workers\.\w+|birdie-zmq worker)\b"),
         re.compile(r"registered with the broker|follower worker"),
     ),
+    (re.compile(r"birdie-zmq serve\b"), re.compile(r"loaded .* in")),
 )
 """Commands that a reader leaves running in a terminal of their own, and the output by which they are ready."""
 

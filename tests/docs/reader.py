@@ -66,7 +66,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checkout = folder / "checkout"
-        self.port, self.status_port, self.coordinator_port = free_ports(3)
+        self.port, self.status_port, self.coordinator_port, self.serve_port = free_ports(4)
         self._copy_checkout()
         self.bin = self._install()
         self.checkpoints = folder / "checkpoints"
@@ -169,6 +169,7 @@ class Reader:
             "port": str(self.machine.port),
             "status_port": str(self.machine.status_port),
             "coordinator_port": str(self.machine.coordinator_port),
+            "serve_port": str(self.machine.serve_port),
             "checkpoints": str(self.machine.checkpoints),
             "keys": str(self.home / ".config" / "birdie-zmq" / "keys" / "private"),
             "folder": str(self.folder),

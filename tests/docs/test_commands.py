@@ -125,6 +125,7 @@ def test_substitutions_are_applied_and_other_braces_kept() -> None:
         "checkpoints": "/c",
         "status_port": "1",
         "coordinator_port": "2",
+        "serve_port": "3",
         "keys": "/k",
         "folder": "/f",
     }
