@@ -22,6 +22,7 @@ from birdie_zmq.models.fingerprint import Fingerprint, tokenizer_files
 from birdie_zmq.models.native.directory import native_directory
 from birdie_zmq.models.native.hints import ModelHints
 from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
+from birdie_zmq.models.sentencepiece_file import SUFFIX, SentencePieceFile, read_sentencepiece
 from birdie_zmq.models.tokenizer import CheckpointTokenizer, read_tokenizer
 from birdie_zmq.settings import ENGINE_VARIABLE
 from birdie_zmq.types import REQUEST_ARGUMENTS
@@ -133,8 +134,11 @@ def _load_for_other_engine(
     return load_checkpoint(path, dtype, checkpoint.adapter, max_length)
 
 
-def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
-    """Load the tokenizer of a tag, or of the checkpoint that ``tokenizer=`` names.
+def load_tokenizer(model_tag: str, **keywords: Any) -> Any:
+    """Load the tokenizer of a tag, or of the checkpoint or SentencePiece file that ``tokenizer=`` names.
+
+    Returns:
+        A `CheckpointTokenizer`, or a `SentencePieceFile`.
 
     Raises:
         UnknownModelTag: `load_model` would not accept the tag.
@@ -143,20 +147,29 @@ def load_tokenizer(model_tag: str, **keywords: Any) -> CheckpointTokenizer:
     """
     model = _resolve(model_tag, keywords, weights=False)
     _check_arguments(model_tag, keywords)
-    given, revision = keywords.get("tokenizer"), keywords.get("tokenizer_revision")
-    if given is not None:
-        path = resolve_checkpoint(str(given), revision, weights=False)
-    elif revision is not None:
-        path = _resolve(model_tag, {**keywords, "revision": revision}, weights=False).tokenizer
-    else:
-        path = model.tokenizer
     add_bos = keywords.get("add_bos_token")  # the worker refuses other values than True and False
     add_bos_token = add_bos if isinstance(add_bos, bool) else None
-    tokenizer = _read_tokenizer(path, str(model_tag if given is None else given), add_bos_token)
+    given = keywords.get("tokenizer")
+    tokenizer: CheckpointTokenizer | SentencePieceFile
+    if given is not None and str(given).endswith(SUFFIX):
+        tokenizer = read_sentencepiece(str(given), add_bos_token)
+    else:
+        path = _tokenizer_path(model_tag, model, keywords)
+        tokenizer = _read_tokenizer(path, str(model_tag if given is None else given), add_bos_token)
     if not is_hub_name(model_tag):
         # An api.py may load these weights by itself. Those of a hub name may not have been downloaded yet.
         tokenizer.checkpoint = Fingerprint(model.files())
     return tokenizer
+
+
+def _tokenizer_path(model_tag: str, model: Checkpoint, keywords: Mapping[str, Any]) -> Path:
+    """Return the directory or GGUF file with the tokenizer."""
+    given, revision = keywords.get("tokenizer"), keywords.get("tokenizer_revision")
+    if given is not None:
+        return resolve_checkpoint(str(given), revision, weights=False)
+    if revision is not None:
+        return _resolve(model_tag, {**keywords, "revision": revision}, weights=False).tokenizer
+    return model.tokenizer
 
 
 def _read_tokenizer(path: Path, name: str, add_bos_token: bool | None) -> CheckpointTokenizer:
