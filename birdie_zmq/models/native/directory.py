@@ -27,6 +27,20 @@ ORBAX_COMMIT_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """The files that Orbax writes last: the second one where directories cannot be renamed, as on object stores. They hold
 times, which differ between equal checkpoints."""
 
+LEVANTER_METADATA = "metadata.json"
+"""The file that Levanter writes last; it holds a time."""
+
+EASYDEL_INDEX = "tensorstore_index.json"
+"""The file that lists the arrays of EasyDeL; it is written last."""
+
+_EASYDEL_METADATA = "checkpoint_metadata.json"
+
+KERAS_WEIGHTS = ".weights.h5"
+"""How the names of Keras's weights end."""
+
+KERAS_INDEX = "model.weights.json"
+"""The file that names the shards of Keras's weights."""
+
 _CHECKPOINT_METADATA, _COMMITTED = ORBAX_COMMIT_MARKERS
 
 _ITEMS = ("items", "default", "model_params", "params", "model", "state")
@@ -45,14 +59,18 @@ class NativeDirectory:
         checkpoint: The directory that was named: `root`, or the step that holds it.
     """
 
-    kind: Literal["orbax"]
+    kind: Literal["orbax", "levanter", "easydel", "keras"]
     root: Path
     checkpoint: Path
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """Yield the files that hold its weights and its settings, with what they are in the checkpoint."""
-        for path in sorted(self.root.rglob("*")):
-            if path.is_file() and path.name not in ORBAX_COMMIT_MARKERS:
+        found = keras_files(self.root) if self.kind == "keras" else self.root.rglob("*")
+        if self.kind == "easydel":
+            # The optimiser's state lies beside the model.
+            found = [self.root / EASYDEL_INDEX, *(self.root / "model").rglob("*")]
+        for path in sorted(found):
+            if path.is_file() and path.name not in (*ORBAX_COMMIT_MARKERS, LEVANTER_METADATA, _EASYDEL_METADATA):
                 yield path.relative_to(self.root).as_posix(), path
         settings = self.settings_file()
         if settings is not None and self.root not in settings.parents:
@@ -78,9 +96,58 @@ def native_directory(directory: Path) -> NativeDirectory | None:
     if not directory.is_dir() or has_weights(directory):
         return None
     try:
-        return _find_orbax(directory)
+        if (directory / EASYDEL_INDEX).is_file():
+            return NativeDirectory("easydel", directory, directory)
+        return _find_levanter(directory) or _find_keras(directory) or _find_orbax(directory)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
+
+
+def keras_files(directory: Path) -> list[Path]:
+    """Return the files that hold the weights of a Keras model: the backbone's, its shards, or the only file there is.
+
+    Raises:
+        IncompleteCheckpoint: A shard is missing.
+        ModelLoadError: There are several files, and none is the backbone's.
+        ValueError: The index of shards is damaged.
+    """
+    index = directory / KERAS_INDEX
+    if index.is_file():
+        weight_map = read_json_object(index).get("weight_map")
+        values = weight_map.values() if isinstance(weight_map, dict) else ()
+        names = {name for value in values for name in (value if isinstance(value, list) else [value])}
+        shards = [directory / Path(str(name)).name for name in sorted(names, key=str)]
+        missing = next((path for path in shards if not path.is_file()), None)
+        if missing is not None or not shards:
+            raise IncompleteCheckpoint(
+                f"{index} names the file {missing}, which does not exist; copy the checkpoint again"
+            )
+        return [index, *shards]
+    found = sorted(directory.glob(f"*{KERAS_WEIGHTS}"))
+    backbone = directory / f"model{KERAS_WEIGHTS}"
+    if backbone in found or len(found) <= 1:
+        return [backbone] if backbone in found else found
+    raise ModelLoadError(
+        f"{directory} has several weights files of Keras ({', '.join(path.name for path in found)}), and none is "
+        f"{backbone.name}; move the others away"
+    )
+
+
+def _find_keras(directory: Path) -> NativeDirectory | None:
+    """Return the weights of a Keras model in a directory."""
+    return NativeDirectory("keras", directory, directory) if keras_files(directory) else None
+
+
+def _find_levanter(directory: Path) -> NativeDirectory | None:
+    """Return a step of Levanter, which has the OCDBT manifest of its arrays and its own metadata."""
+    if not (directory / OCDBT_MANIFEST).is_file() or (directory / TREE_METADATA).is_file():
+        return None
+    if (directory / LEVANTER_METADATA).is_file():
+        return NativeDirectory("levanter", directory, directory)
+    raise IncompleteCheckpoint(
+        f"{directory} is an incomplete checkpoint: it has neither {LEVANTER_METADATA} of Levanter nor {TREE_METADATA} of "
+        "Orbax, which are written last; choose a committed step"
+    )
 
 
 def _find_orbax(directory: Path) -> NativeDirectory | None:
@@ -90,7 +157,7 @@ def _find_orbax(directory: Path) -> NativeDirectory | None:
             _check_committed(directory)
             _check_committed(root)
             return NativeDirectory("orbax", root, directory)
-    if any((directory / name).is_file() for name in (OCDBT_MANIFEST, _CHECKPOINT_METADATA)):
+    if (directory / _CHECKPOINT_METADATA).is_file():
         raise _incomplete(directory, f"it has no {TREE_METADATA}")
     names = sorted(path.name for path in directory.iterdir() if path.is_dir())
     steps = sorted(

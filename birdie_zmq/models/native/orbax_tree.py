@@ -1,4 +1,4 @@
-"""The arrays of an Orbax checkpoint, read by tensorstore.
+"""The arrays of a checkpoint of Orbax, Levanter or EasyDeL, read by tensorstore.
 
 Orbax's ``_METADATA`` lists the paths of a tree, and each array lies in a store of its own. An array is opened when it is
 first needed, so an optimiser's state is never read, and a part of an array is read without the rest. A block that is
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from birdie_zmq.errors import IncompleteCheckpoint, UsageError
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.native.arrays import ArrayTree, Selection, TreePath
-from birdie_zmq.models.native.directory import OCDBT_MANIFEST, TREE_METADATA
+from birdie_zmq.models.native.directory import EASYDEL_INDEX, OCDBT_MANIFEST, TREE_METADATA
 
 _NNX_VALUE = "value"
 """The last key of each variable of an NNX ``State``."""
 
+_ZARR3_METADATA = "/zarr.json"
 _WITHOUT_VALUES = ("None", "Dict", "List", "Tuple", "NamedTuple", "string")
 """The values of ``value_type`` of nodes that hold no array."""
 
@@ -101,6 +102,54 @@ def read_orbax_tree(root: Path) -> ArrayTree:
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{root / TREE_METADATA} does not list the arrays of an Orbax checkpoint: {error!r}"
+        ) from error
+    return tree
+
+
+def read_levanter_tree(root: Path) -> ArrayTree:
+    """Return the arrays of a checkpoint of Levanter: zarr arrays in one OCDBT store.
+
+    Raises:
+        UsageError: tensorstore is not installed.
+        IncompleteCheckpoint: The store is damaged.
+    """
+    check_tensorstore(root, "a checkpoint of Levanter")
+    import tensorstore
+
+    store = {"driver": "ocdbt", "base": f"file://{root}/"}
+    try:
+        keys = [key.decode() for key in tensorstore.KvStore.open(store).result().list().result()]
+    except ValueError as error:
+        raise IncompleteCheckpoint(f"{root} cannot be read, so it is incomplete or damaged: {error}") from error
+    names = [key.removesuffix(_ZARR3_METADATA) for key in keys if key.endswith(_ZARR3_METADATA)]
+    return {
+        tuple(name.split("/")): TensorStoreArray(
+            {"driver": "zarr3", "kvstore": {**store, "path": f"{name}/"}, "fill_missing_data_reads": False}, name
+        )
+        for name in names
+    }
+
+
+def read_easydel_tree(root: Path) -> ArrayTree:
+    """Return the arrays of a checkpoint of EasyDeL, which an index lists: zarr arrays in folders of their own.
+
+    Raises:
+        UsageError: tensorstore is not installed.
+        ValueError: The index is damaged.
+    """
+    check_tensorstore(root, "a checkpoint of EasyDeL")
+    tree: dict[TreePath, TensorStoreArray] = {}
+    try:
+        for entry in read_json_object(root / EASYDEL_INDEX)["prefixes"]["model"]:
+            path = tuple(PurePosixPath(entry["path"]).parts)
+            if ".." in path or PurePosixPath(entry["path"]).is_absolute():
+                raise ValueError(f"{root / EASYDEL_INDEX} names the path {entry['path']}, which leaves its folder")
+            kvstore = {"driver": "file", "path": f"{root.joinpath(*path)}/"}
+            spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
+            tree[path] = TensorStoreArray(spec, entry["path"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{root / EASYDEL_INDEX} does not list the arrays of a checkpoint of EasyDeL: {error!r}"
         ) from error
     return tree
 

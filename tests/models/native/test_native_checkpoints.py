@@ -22,8 +22,12 @@ from birdie_zmq.models.native.hints import ModelHints
 from birdie_zmq.models.native.maxtext_settings import read_settings
 from tests.models.native.hugging_face import LLAMA, nested, random_tensors, save_hugging_face
 from tests.models.native.trainers_trees import (
+    keras_settings,
     maxtext_parameters,
     maxtext_settings,
+    save_easydel,
+    save_keras,
+    save_levanter,
     save_maxtext,
     save_orbax,
     scanned,
@@ -204,3 +208,56 @@ def test_tunix_trains_with_positions_of_its_own(tmp_path: Path, caplog: pytest.L
     caplog.clear()
     assert load_model(str(tunix), config=str(other)).fingerprint != model.fingerprint
     assert "rope_theta" not in caplog.text
+
+
+def test_levanter_is_complete_once_its_metadata_is_written(tmp_path: Path) -> None:
+    described = save_hugging_face(tmp_path / "hf", LLAMA, TENSORS)
+    step = save_levanter(tmp_path / "step-3", LLAMA, TENSORS, stacked=True)
+    first = fingerprint(step)
+    (step / "metadata.json").write_text(json.dumps({"step": 3, "timestamp": "later"}), encoding="utf-8")
+    assert fingerprint(step) == first
+    load_checkpoint(step, "float32", hints=ModelHints(config=described))
+    (step / "metadata.json").unlink()
+    with pytest.raises(IncompleteCheckpoint, match=r"neither metadata\.json of Levanter nor _METADATA of Orbax"):
+        load_model(str(step), config=str(described))
+
+
+def test_the_index_of_easydel_names_no_file_elsewhere(tmp_path: Path) -> None:
+    saved = save_easydel(tmp_path / "model", LLAMA, TENSORS)
+    index = json.loads((saved / "tensorstore_index.json").read_text(encoding="utf-8"))
+    index["prefixes"]["model"][0]["path"] = "../elsewhere"
+    (saved / "tensorstore_index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(ModelLoadError, match=r"names the path \.\./elsewhere, which leaves its folder"):
+        load_model(str(saved))
+
+
+def test_a_damaged_or_missing_file_of_keras_is_incomplete(tmp_path: Path) -> None:
+    settings = keras_settings("LlamaBackbone", LLAMA, rope_max_wavelength=10_000)
+    preset = save_keras(tmp_path / "preset", LLAMA, TENSORS, settings)
+    first = fingerprint(preset)
+    weights = preset / "model.weights.h5"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(IncompleteCheckpoint, match="incomplete or damaged HDF5 file"):
+        load_model(str(preset))
+    weights.write_bytes(content)
+    assert fingerprint(preset) == first
+    (preset / "model.weights.json").write_text(json.dumps({"weight_map": {"/layers": ["model_00000.weights.h5"]}}))
+    with pytest.raises(IncompleteCheckpoint, match=r"model_00000\.weights\.h5, which does not exist"):
+        load_model(str(preset))
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("MistralBackbone", {}, "the Keras model MistralBackbone is not supported"),
+        ("GemmaBackbone", {"use_sliding_window_attention": True}, "use_sliding_window_attention=True is not supported"),
+        ("Gemma3Backbone", {"use_query_key_norm": False}, "use_query_key_norm=False is not supported"),
+    ],
+)
+def test_models_of_keras_that_are_not_supported(
+    name: str, more: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    preset = save_keras(tmp_path / "preset", LLAMA, TENSORS, keras_settings(name, LLAMA, **more))
+    with pytest.raises(ModelLoadError, match=message):
+        load_model(str(preset))

@@ -26,8 +26,12 @@ from tests.models.native.hugging_face import (
 from tests.models.native.trainers_trees import (
     Flat,
     gemma_parameters,
+    keras_settings,
     maxtext_parameters,
     maxtext_settings,
+    save_easydel,
+    save_keras,
+    save_levanter,
     save_maxtext,
     save_orbax,
     scanned,
@@ -116,3 +120,62 @@ def test_tunix(config: dict[str, Any], tmp_path: Path) -> None:
     save_orbax(step / "model_params", nested(tunix_parameters(config, tensors)), use_ocdbt=config is not QWEN2)
     (step / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert_same_logits(step, tmp_path, config, tensors)
+
+
+@pytest.mark.parametrize(("config", "stacked"), [(QWEN2, True), (QWEN3, False)], ids=["stacked", "blocks"])
+def test_levanter(config: dict[str, Any], stacked: bool, tmp_path: Path) -> None:
+    tensors = random_tensors(config)
+    step = save_levanter(tmp_path / "step-3", config, tensors, stacked=stacked)
+    (step / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert_same_logits(step, tmp_path, config, tensors)
+
+
+def test_easydel(tmp_path: Path) -> None:
+    config = {**QWEN2, "tie_word_embeddings": True}
+    tensors = random_tensors(config)
+    assert_same_logits(save_easydel(tmp_path / "model", config, tensors), tmp_path, config, tensors)
+
+
+_KERAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Llama3Backbone": (
+        LLAMA_31,
+        {
+            "rope_max_wavelength": 10_000,
+            "rope_frequency_adjustment_factor": 8.0,
+            "rope_low_freq_factor": 1.0,
+            "rope_high_freq_factor": 4.0,
+            "rope_pretraining_sequence_length": 8192,
+        },
+    ),
+    "GemmaBackbone": (
+        GEMMA2,
+        {
+            "intermediate_dim": 48,
+            "use_post_ffw_norm": True,
+            "use_post_attention_norm": True,
+            "use_sliding_window_attention": True,
+            "sliding_window_size": 5,
+            "attention_logit_soft_cap": 50.0,
+            "final_logit_soft_cap": 30.0,
+        },
+    ),
+    "Gemma3Backbone": (
+        GEMMA3,
+        {
+            "use_query_key_norm": True,
+            "use_post_ffw_norm": True,
+            "use_post_attention_norm": True,
+            "use_sliding_window_attention": True,
+            "sliding_window_size": 5,
+            "global_rope_scaling_factor": 8.0,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _KERAS)
+def test_keras(name: str, tmp_path: Path) -> None:
+    config, more = _KERAS[name]
+    tensors = random_tensors(config)
+    preset = save_keras(tmp_path / "preset", config, tensors, keras_settings(name, config, **more))
+    assert_same_logits(preset, tmp_path, config, tensors)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 import yaml
 from numpy.typing import NDArray
 
@@ -187,3 +190,121 @@ def tunix_parameters(config: dict[str, Any], tensors: Tensors) -> Flat:
         for name in ("input_layernorm", "post_attention_layernorm"):
             flat[f"{at}{name}/w"] = tensors[f"{of}{name}.weight"]
     return {f"{name}/value": array for name, array in flat.items()}
+
+
+def save_levanter(path: Path, config: dict[str, Any], tensors: Tensors, *, stacked: bool) -> Path:
+    """Save a step of Levanter: zarr arrays in an OCDBT store, and ``metadata.json`` at the end."""
+    path.mkdir(parents=True)
+    for name, array in levanter_parameters(config, tensors, stacked=stacked).items():
+        kvstore = {"driver": "ocdbt", "base": f"file://{path}/", "path": f"model/{name}/"}
+        _write_array({"driver": "zarr3", "kvstore": kvstore}, array)
+    (path / "metadata.json").write_text(json.dumps({"step": 3, "is_temporary": False}), encoding="utf-8")
+    return path
+
+
+def levanter_parameters(config: dict[str, Any], tensors: Tensors, *, stacked: bool) -> Flat:
+    """Return the model of Levanter, in one tree with ``/`` in its keys."""
+    width, d = config["head_dim"], config["hidden_size"]
+    kv_heads = config["num_key_value_heads"]
+    flat = {"embeddings/token_embeddings/weight": tensors["model.embed_tokens.weight"]}
+    flat["transformer/norm/weight"] = tensors["model.norm.weight"]
+    if "lm_head.weight" in tensors:
+        flat["lm_head/weight"] = tensors["lm_head.weight"]
+    shapes = {"q_proj": (kv_heads, -1, width), "k_proj": (kv_heads, width), "v_proj": (kv_heads, width)}
+    layers: list[Flat] = []
+    for number in layers_of(config):
+        prefix, layer = LAYER.format(number), {}
+        for name, array in tensors.items():
+            if name.startswith(prefix):
+                path = name.removeprefix(prefix).replace(".", "/")
+                projection = path.split("/")[1]
+                if projection in shapes:
+                    array = array.reshape(*shapes[projection], *array.shape[1:])
+                elif projection == "o_proj":
+                    array = array.reshape(d, -1, width)
+                layer[path] = array
+        layers.append(layer)
+    for path in layers[0]:
+        parts = [layer[path] for layer in layers]
+        if stacked:
+            flat[f"transformer/layers/stacked/{path}"] = np.stack(parts)
+        else:
+            flat |= {f"transformer/layers/blocks/{number}/{path}": part for number, part in enumerate(parts)}
+    return flat
+
+
+def save_easydel(path: Path, config: dict[str, Any], tensors: Tensors) -> Path:
+    """Save a model of EasyDeL: zarr arrays in folders, an index of them, and the configuration."""
+    path.mkdir(parents=True)
+    entries = []
+    for name, array in tensors.items():
+        module, _, _ = name.rpartition(".")
+        kind = "embedding" if module.endswith("embed_tokens") else "bias" if name.endswith("bias") else "kernel"
+        stored = array.T if kind == "kernel" else array
+        place = f"model/{module.replace('.', '/')}/{kind}"
+        _write_array({"driver": "zarr", "kvstore": {"driver": "file", "path": f"{path / place}/"}}, stored)
+        entries.append({"path": place, "shape": list(stored.shape), "dtype": "float32"})
+    index = {"format": "tensorstore", "prefixes": {"model": entries}}
+    (path / "tensorstore_index.json").write_text(json.dumps(index), encoding="utf-8")
+    (path / "config.json").write_text(
+        json.dumps({**config, "attn_mechanism": "vanilla", "bits": None}), encoding="utf-8"
+    )
+    return path
+
+
+def save_keras(path: Path, config: dict[str, Any], tensors: Tensors, settings: dict[str, Any]) -> Path:
+    """Save a preset of KerasHub: the weights of the backbone, and its configuration."""
+    gemma, width = config["model_type"].startswith("gemma"), config["head_dim"]
+    block = {"llama": "llama_transformer_decoder", "gemma3_text": "gemma3_decoder_block"}.get(
+        config["model_type"], "gemma_decoder_block"
+    )
+    flat = {"reversible_embedding/vars/0": tensors["model.embed_tokens.weight"]}
+    flat["rms_normalization/vars/0" if gemma else "llama_layer_norm/vars/0"] = tensors["model.norm.weight"]
+    if "lm_head.weight" in tensors:
+        flat["reversible_embedding/vars/1"] = tensors["lm_head.weight"].T
+    attention = "attention/{}_dense" if gemma else "_self_attention_layer/_{}_dense"
+    gemma_modules = {"mlp.gate_proj": "gating_ffw", "mlp.up_proj": "gating_ffw_2", "mlp.down_proj": "ffw_linear"}
+    gemma_modules |= {"self_attn.q_norm": "attention/query_norm", "self_attn.k_norm": "attention/key_norm"}
+    gemma_modules |= {"input_layernorm": "pre_attention_norm", "post_attention_layernorm": "post_attention_norm"}
+    gemma_modules |= {"pre_feedforward_layernorm": "pre_ffw_norm", "post_feedforward_layernorm": "post_ffw_norm"}
+    llama_modules = {"mlp.gate_proj": "_feedforward_gate_dense", "mlp.up_proj": "_feedforward_intermediate_dense"}
+    llama_modules |= {"mlp.down_proj": "_feedforward_output_dense", "input_layernorm": "_self_attention_layernorm"}
+    llama_modules |= {"post_attention_layernorm": "_feedforward_layernorm"}
+    for number in layers_of(config):
+        prefix, module = LAYER.format(number), f"{block}_{number}" if number else block
+        for name, projection in {"query": "q", "key": "k", "value": "v"}.items():
+            kernel = heads(tensors[f"{prefix}self_attn.{projection}_proj.weight"], width)
+            flat[f"{module}/{attention.format(name)}/vars/0"] = kernel.transpose(1, 0, 2) if gemma else kernel
+        out = tensors[f"{prefix}self_attn.o_proj.weight"].T.reshape(-1, width, config["hidden_size"])
+        flat[f"{module}/{attention.format('output')}/vars/0"] = out
+        for name, stored in (gemma_modules if gemma else llama_modules).items():
+            if f"{prefix}{name}.weight" in tensors:
+                flat[f"{module}/{stored}/vars/0"] = tensors[f"{prefix}{name}.weight"].T
+    path.mkdir(parents=True)
+    with h5py.File(path / "model.weights.h5", "w") as file:
+        for name, array in flat.items():
+            file[f"layers/{name}"] = array
+    (path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return path
+
+
+def keras_settings(name: str, config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the ``config.json`` of a preset of KerasHub."""
+    values = {
+        "vocabulary_size": config["vocab_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_query_heads": config["num_attention_heads"],
+        "num_key_value_heads": config["num_key_value_heads"],
+        "hidden_dim": config["hidden_size"],
+        "intermediate_dim": config["intermediate_size"],
+        "head_dim": config["head_dim"],
+        "layer_norm_epsilon": config["rms_norm_eps"],
+        **more,
+    }
+    return {"class_name": name, "config": values, "registered_name": f"keras_hub>{name}"}
+
+
+def _write_array(spec: dict[str, Any], array: NDArray[Any]) -> None:
+    """Write an array with tensorstore."""
+    store = tensorstore.open(spec, create=True, dtype=array.dtype.name, shape=array.shape).result()
+    store.write(np.ascontiguousarray(array)).result()
