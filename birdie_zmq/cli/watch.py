@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import logging
 import math
+import os
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -14,7 +16,8 @@ from typing import get_args
 from rich.console import Console
 from rich.text import Text
 
-from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.common import STDIN, add_common, run_guarded
+from birdie_zmq.models.completeness import missing_part, missing_part_if_known
 from birdie_zmq.sanitize import sanitize
 from birdie_zmq.tools.watch.core import Order, Outcome, WatchCore, WatchPolicy
 from birdie_zmq.tools.watch.scanning import STEP_PATTERN, Scanner
@@ -68,6 +71,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "checkpoint-500 and 500",
     )
     arg_parser.add_argument(
+        "--any-format",
+        action="store_true",
+        help="also evaluate checkpoints of unknown formats, which an api.py reads, once their files no longer change",
+    )
+    arg_parser.add_argument(
         "--settle-seconds",
         type=_seconds,
         default=5.0,
@@ -80,7 +88,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     arg_parser.add_argument(
         "--tensorboard", type=Path, metavar="FOLDER", help="also write event files for TensorBoard; needs tensorboardX"
     )
-    arg_parser.add_argument("--quiet", action="store_true", help="log only warnings and errors")
+    add_common(arg_parser)
     return arg_parser
 
 
@@ -135,7 +143,8 @@ def run(options: argparse.Namespace, own: frozenset[str]) -> int:
             **(getattr(lm_eval_options, "model_args", None) or {}),
             "endpoint": options.endpoint,
         }
-    scanner = Scanner(options.checkpoints, options.step_pattern)
+    missing = missing_part_if_known if options.any_format else missing_part
+    scanner = Scanner(options.checkpoints, options.step_pattern, missing)
     policy = WatchPolicy(options.order, options.until_step, options.once, options.settle_seconds)
     output: Path = options.output.absolute()
     with (
@@ -168,6 +177,14 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _end_with_parent() -> None:
+    """End this process as Ctrl-C does when its standard input is closed."""
+    with contextlib.suppress(OSError):
+        while os.read(STDIN, 4096):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -179,6 +196,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "birdie-zmq watch")
     if arguments is not None and {"-h", "--help"} & set(arguments):
         own.parse_args(["--help"])
     options = _complete_parser(own).parse_args(arguments)
+    if options.lifeline:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return run_guarded(prog, True, lambda: run(options, names))

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Protocol
 
+from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.fingerprint import ADAPTER_FILES, CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, weight_names
 from birdie_zmq.models.native.directory import (
     OCDBT_MANIFEST,
@@ -20,6 +21,7 @@ from birdie_zmq.models.native.directory import (
 )
 
 _ORBAX_FILES = (TREE_METADATA, OCDBT_MANIFEST, "ocdbt.process_0")
+_COMMIT_TIME = "commit_timestamp_nsecs"
 _HEADER_SIZE_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format."""
@@ -52,11 +54,18 @@ class Orbax:
         return path.is_dir() and any((folder / name).exists() for folder in (path, *_folders(path)) for name in names)
 
     def missing_part(self, path: Path) -> str | None:
-        """Return the commit marker if there is none."""
+        """Return the commit marker if there is none, or if it names no time of the commit."""
         if ORBAX_TEMPORARY in path.name:
             return "its final name: Orbax still writes to it"
-        if any((path / marker).is_file() for marker in ORBAX_COMMIT_MARKERS):
+        metadata, committed = ORBAX_COMMIT_MARKERS
+        if (path / committed).is_file():
             return None
+        if (path / metadata).is_file():
+            try:
+                has_time = read_json_object(path / metadata).get(_COMMIT_TIME) is not None
+            except ValueError:
+                has_time = False
+            return None if has_time else f"the time of its commit in {metadata}"
         return f"a commit marker of Orbax ({' or '.join(ORBAX_COMMIT_MARKERS)})"
 
 
@@ -117,11 +126,18 @@ def missing_part(path: Path) -> str | None:
 
     A file that disappears meanwhile counts as missing.
     """
+    return _missing_part(path, f"the files of a known format ({', '.join(each.name for each in FORMATS)})")
+
+
+def missing_part_if_known(path: Path) -> str | None:
+    """Return what the checkpoint at a path still lacks; None if it is complete, and for a path of an unknown format."""
+    return _missing_part(path, None)
+
+
+def _missing_part(path: Path, unknown: str | None) -> str | None:
     try:
         found = next((each for each in FORMATS if each.recognizes(path)), None)
-        if found is None:
-            return f"the files of a known format ({', '.join(each.name for each in FORMATS)})"
-        return found.missing_part(path)
+        return unknown if found is None else found.missing_part(path)
     except OSError as error:
         return f"a file that can be read ({error.strerror})"
 

@@ -1,7 +1,7 @@
 """Evaluate a model while it is trained, in the process that trains it: ``python examples/models/training_loop.py``.
 
-A small recurrent model learns from the demo's texts. Every 50 steps lm_eval evaluates it: `BirdieZMQ` receives the
-model and its tokenizer once, and later only the updated weights, so nothing is compiled again.
+A small recurrent model learns from the demo's texts. Every 50 steps lm_eval evaluates it: `BirdieZMQ` receives the model
+and its tokenizer once, and `InProcessEvaluation` passes it only the updated weights, so nothing is compiled again.
 """
 
 import json
@@ -9,11 +9,11 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import lm_eval
 import numpy as np
 from lm_eval.tasks import TaskManager
 
 from birdie_zmq import Model
+from birdie_zmq.training import InProcessEvaluation
 from byte_tokenizer import VOCABULARY, Bytes
 from gated_rnn import extend, init_state, load_model, unembed
 from harness_model import BirdieZMQ
@@ -48,15 +48,6 @@ def train(params, moments, tokens):
     return params, moments, value
 
 
-def evaluate(lm, tasks, step, value):
-    """Evaluate the task and print one line."""
-    results = lm_eval.simple_evaluate(
-        lm, tasks=["demo_rolling"], task_manager=tasks, limit=EVALUATED, bootstrap_iters=0
-    )
-    perplexity = results["results"]["demo_rolling"]["byte_perplexity,none"]
-    print(f"step {step}: loss {value:.3f} nats, byte_perplexity {perplexity:.2f}", flush=True)
-
-
 def main(steps=150, every=50):
     """Train, and evaluate before, during and after."""
     params = load_model("rnn").params
@@ -64,14 +55,22 @@ def main(steps=150, every=50):
     model = Model(params=params, init_state=init_state, extend=extend, unembed=unembed, vocab_size=VOCABULARY)
     tasks = TaskManager(include_path=str(EXAMPLES / "tasks"), include_defaults=False)
     data, random = texts(), np.random.default_rng(0)
+    value = np.log(VOCABULARY)
+
+    def log(step, metrics):  # a tracker, such as wandb.log(metrics, step=step)
+        print(
+            f"step {step}: loss {value:.3f} nats, byte_perplexity {metrics['demo_rolling/byte_perplexity']:.2f}",
+            flush=True,
+        )
+
+    arguments = {"tasks": ["demo_rolling"], "task_manager": tasks, "limit": EVALUATED, "bootstrap_iters": 0}
     with BirdieZMQ(model=model, tokenizer=Bytes(), max_length=1024) as lm:
-        evaluate(lm, tasks, 0, np.log(VOCABULARY))
+        evaluate = InProcessEvaluation(lm, log, every=every, **arguments)
+        evaluate(0, params)
         for step in range(1, steps + 1):
             starts = random.integers(0, len(data) - LENGTH, ROWS)
             params, moments, value = train(params, moments, np.stack([data[b : b + LENGTH] for b in starts]))
-            if step % every == 0:
-                lm.update(params)
-                evaluate(lm, tasks, step, value)
+            evaluate(step, params)
 
 
 if __name__ == "__main__":

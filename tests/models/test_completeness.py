@@ -81,7 +81,9 @@ def test_orbax_checkpoint_needs_its_commit_marker(tmp_path: Path) -> None:
     (step / "default" / "_METADATA").write_text("{}")
 
     assert missing_part(step) == "a commit marker of Orbax (_CHECKPOINT_METADATA or commit_success.txt)"
-    (step / "_CHECKPOINT_METADATA").write_text("{}")
+    (step / "_CHECKPOINT_METADATA").write_text('{"init_timestamp_nsecs": 1, "commit_timestamp_nsecs": null}')
+    assert missing_part(step) == "the time of its commit in _CHECKPOINT_METADATA"
+    (step / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": 2}')
     assert missing_part(step) is None
     renamed = step.rename(tmp_path / "100.orbax-checkpoint-tmp-17")
     assert missing_part(renamed) == "its final name: Orbax still writes to it"

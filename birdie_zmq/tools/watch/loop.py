@@ -55,6 +55,7 @@ def follow(watch: Watch, observers: list[Observer], sleep: Callable[[float], Non
         BirdieError: Something other than a checkpoint is at fault: an option, a broker, the user module.
     """
     unnamed_noted: set[str] = set()
+    logger.info("watching %s", watch.scanner.pattern)
     while True:
         sightings, unnamed = watch.scanner.scan()
         for path in sorted(set(unnamed) - unnamed_noted):

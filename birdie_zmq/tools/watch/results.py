@@ -113,7 +113,7 @@ class ResultsFile:
             if "settings" in record:
                 self._check_settings(record["settings"], settings)
             elif "metric" in record:
-                pending.append(_metric(record))
+                pending.append(read_metric(record))
                 continue
             elif record.get("status") in get_args(Status):
                 self.metrics += pending
@@ -191,7 +191,8 @@ def _record(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _metric(record: Mapping[str, Any]) -> Metric:
+def read_metric(record: Mapping[str, Any]) -> Metric:
+    """Return the metric of a line of the results."""
     stderr = record["stderr"]
     return Metric(
         int(record["step"]),
@@ -201,6 +202,17 @@ def _metric(record: Mapping[str, Any]) -> Metric:
         float(record["value"]),
         None if stderr is None else float(stderr),
     )
+
+
+def scalars(metrics: Sequence[Metric]) -> dict[str, float]:
+    """Return metrics and their standard errors by name, as trackers take them: ``task/metric`` and ``task/metric_stderr``."""
+    found = {}
+    for metric in metrics:
+        suffix = "" if metric.filter == "none" else f",{metric.filter}"
+        found[f"{metric.task}/{metric.metric}{suffix}"] = metric.value
+        if metric.stderr is not None:
+            found[f"{metric.task}/{metric.metric}_stderr{suffix}"] = metric.stderr
+    return found
 
 
 def _to_json(value: float) -> float | str:

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from birdie_zmq.errors import UsageError
@@ -28,15 +28,24 @@ class Scanner:
         pattern: The paths of the checkpoints, with wildcards as of `glob`.
         step_pattern: A regular expression that finds the step in the name of a checkpoint or of a directory above it; the
             first group with digits is the step.
+        missing_part: Returns what a checkpoint still lacks, None if it is complete.
+
+    Attributes:
+        pattern: The absolute pattern.
 
     Raises:
         UsageError: The expression is invalid, or has no group.
     """
 
-    def __init__(self, pattern: str, step_pattern: str = STEP_PATTERN) -> None:
+    def __init__(
+        self,
+        pattern: str,
+        step_pattern: str = STEP_PATTERN,
+        missing_part: Callable[[Path], str | None] = missing_part,
+    ) -> None:
         # Links are kept: the pattern's own names hold the steps.
-        self._pattern = os.path.abspath(pattern)  # noqa: PTH100
-        parts = Path(self._pattern).parts
+        self.pattern = os.path.abspath(pattern)  # noqa: PTH100
+        parts = Path(self.pattern).parts
         # The directories above the first wildcard are those of the run: a year in their names is no step.
         self._fixed_parts = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
         try:
@@ -47,6 +56,7 @@ class Scanner:
             raise UsageError(
                 f"--step-pattern {step_pattern!r} has no group; put the digits in parentheses, as in 'step_(\\d+)'"
             )
+        self._missing_part = missing_part
         self._missing: dict[str, tuple[str, str | None]] = {}
 
     def scan(self) -> tuple[list[Sighting], list[str]]:
@@ -57,7 +67,7 @@ class Scanner:
         """
         found: dict[int, Sighting] = {}
         unnamed = []
-        for path in map(Path, sorted(glob.glob(self._pattern))):  # noqa: PTH207 - an absolute pattern
+        for path in map(Path, sorted(glob.glob(self.pattern))):  # noqa: PTH207 - an absolute pattern
             if _TEMPORARY.search(path.name):
                 continue
             step = self._step_of(path)
@@ -89,7 +99,7 @@ class Scanner:
         state = state_of(path)
         known = self._missing.get(str(path))
         # Headers are read only when a file has changed.
-        missing = known[1] if known is not None and known[0] == state else missing_part(path)
+        missing = known[1] if known is not None and known[0] == state else self._missing_part(path)
         self._missing[str(path)] = (state, missing)
         return Sighting(step, str(path), missing, state)
 

@@ -14,6 +14,7 @@ from birdie_zmq.errors import UsageError
 from birdie_zmq.sanitize import first_line
 from birdie_zmq.tools.watch.core import Sighting
 from birdie_zmq.tools.watch.evaluation import Evaluated
+from birdie_zmq.tools.watch.results import scalars
 
 logger = logging.getLogger("birdie_zmq.watch")
 
@@ -68,11 +69,8 @@ class TensorBoard:
 
     def log(self, step: int, evaluated: Evaluated) -> None:
         """Log the metrics, and their standard errors as ``task/metric_stderr``."""
-        for metric in evaluated.measured.metrics:
-            suffix = "" if metric.filter == "none" else f",{metric.filter}"
-            self._writer.add_scalar(f"{metric.task}/{metric.metric}{suffix}", metric.value, step)
-            if metric.stderr is not None:
-                self._writer.add_scalar(f"{metric.task}/{metric.metric}_stderr{suffix}", metric.stderr, step)
+        for name, value in scalars(evaluated.measured.metrics).items():
+            self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:

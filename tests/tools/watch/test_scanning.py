@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from birdie_zmq.errors import UsageError
-from birdie_zmq.tools.watch.scanning import Scanner, state_of
+from birdie_zmq.tools.watch.scanning import STEP_PATTERN, Scanner, state_of
 
 
-def steps(pattern: str, **options: str) -> dict[str, int]:
+def steps(pattern: str, step_pattern: str = STEP_PATTERN) -> dict[str, int]:
     """Return the steps of the checkpoints that match a pattern, by their names."""
-    sightings, _ = Scanner(pattern, **options).scan()
+    sightings, _ = Scanner(pattern, step_pattern).scan()
     return {Path(sighting.path).name: sighting.step for sighting in sightings}
 
 
