@@ -7,10 +7,11 @@ import pytest
 
 from benchmarks.accelerators.checks import CHECKS, MIB, Check
 from benchmarks.accelerators.compiling import Facts
+from benchmarks.accelerators.program_cost import Program
 from benchmarks.accelerators.steps import ARCHITECTURES, StepShape
 from benchmarks.accelerators.topologies import CHIPS
 
-GOOD = Facts(1.0, 90 * MIB, 1000 * MIB, True, 2, 0, True, "")
+GOOD = Facts(1.0, 90 * MIB, 1000 * MIB, 2000 * MIB, True, 2, 0, True, "")
 DECODE = Check("h200", "1b", "bfloat16", "decode:64@2048")
 
 
@@ -44,3 +45,39 @@ def test_a_step_without_a_state_has_a_bound_of_its_own() -> None:
     check = Check("h200", "1b", "bfloat16", "trees:16x1024", 50)
     facts = dataclasses.replace(GOOD, state_bytes=0, in_place=False)
     assert check.faults(facts) == ["temporary memory of 90 MiB, more than 50"]
+
+
+PROGRAM = """
+HloModule jit_f
+
+%fused_slice (param_0.1: f32[10,1000], param_1.1: s32[]) -> f32[1,1000] {
+  %param_0.1 = f32[10,1000]{1,0} parameter(0)
+  %param_1.1 = s32[] parameter(1)
+  ROOT %dynamic_slice.1 = f32[1,1000]{1,0} dynamic-slice(%param_0.1, %param_1.1), dynamic_slice_sizes={1,1000}
+}
+
+%body (arg: (s32[], f32[10,1000])) -> (s32[], f32[10,1000]) {
+  %arg = (s32[], f32[10,1000]{1,0}) parameter(0)
+  %number = s32[] get-tuple-element(%arg), index=0
+  %all = f32[10,1000]{1,0} get-tuple-element(%arg), index=1
+  %slice_fusion = f32[1,1000]{1,0} fusion(%all, %number), kind=kLoop, calls=%fused_slice
+  ROOT %tuple = (s32[], f32[10,1000]{1,0}) tuple(%number, %all)
+}
+
+ENTRY %main (x: f32[10,1000], y: bf16[8,64], z: bf16[64,16]) -> f32[10,1000] {
+  %x = f32[10,1000]{1,0} parameter(0)
+  %y = bf16[8,64]{1,0} parameter(1)
+  %z = bf16[64,16]{1,0} parameter(2)
+  %product = (bf16[8,16]{1,0}, s8[4]{0}) custom-call(%y, %z), custom_call_target="__cublas$lt$matmul", backend_config={"lhs_contracting_dimensions":["1"]}
+  %while.1 = (s32[], f32[10,1000]{1,0}) while(%start), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+}
+"""
+
+
+def test_the_cost_of_a_program_counts_turns_slices_and_products() -> None:
+    cost = Program(PROGRAM, flops=1e3, bandwidth=1e3).cost()
+    product = 2 * (8 * 64 + 64 * 16 + 8 * 16)
+    slices = 7 * (4000 + 4 + 4000)  # a row and its number are read, and the row is written
+    assert cost.operations == 2 * 8 * 16 * 64
+    assert cost.bytes == product + slices
+    assert cost.seconds == pytest.approx(2 * 8 * 16 * 64 / 1e3 + slices / 1e3)

@@ -33,6 +33,7 @@ class Facts:
         seconds: Seconds of compiling.
         temporary_bytes: The memory of one device beside arguments and results.
         state_bytes: The size of the state that the step overwrites, on each device; 0 if there is none.
+        argument_bytes: The size of all arguments on each device, the state included.
         in_place: Whether the state is overwritten in its own memory.
         loops: Number of loops.
         unknown_loops: Number of loops for which a GPU would wait for the host before each turn.
@@ -43,6 +44,7 @@ class Facts:
     seconds: float
     temporary_bytes: int
     state_bytes: int
+    argument_bytes: int
     in_place: bool
     loops: int
     unknown_loops: int
@@ -83,6 +85,7 @@ def compile_step(chip: str, model: str, dtype: str, shape: StepShape, devices: i
         seconds,
         memory.temp_size_in_bytes,
         state_bytes,
+        memory.argument_size_in_bytes,
         memory.alias_size_in_bytes >= state_bytes,
         loops,
         loops - known,
