@@ -94,7 +94,7 @@ class Program:
                 turns = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', each.text)
                 assert turns is not None, f"the loop {each.name} has no known length"
                 total = total.plus(self._of_body(_called(each, "body")), int(turns[1]))
-            elif each.opcode not in _FREE:
+            elif each.opcode not in _FREE and not each.opcode.endswith("-done"):
                 total = total.plus(
                     self._of_instruction(each, [s for x in each.operands for s in shapes.get(x, [])[:1]])
                 )
@@ -102,8 +102,16 @@ class Program:
 
     def _of_instruction(self, each: _Instruction, operands: list[Shape]) -> Cost:
         operations, moved = 0.0, float(sum(x.bytes for x in [*operands, *each.shapes]))
-        if each.opcode == "fusion":
+        if each.opcode in ("fusion", "fusion-start"):
             moved = self._of_fusion(each)
+            body = self._bodies[_called(each, "calls")]
+            shapes = {inner.name: inner.shapes for inner in body}
+            products = [inner for inner in body if "__cublas" in inner.text]
+            operations = sum(_product(inner, [shapes[x][0] for x in inner.operands])[0] for inner in products)
+        elif each.opcode in ("dynamic-slice", "slice", "gather"):
+            moved = 2.0 * each.shapes[0].bytes
+        elif each.opcode == "dynamic-update-slice":
+            moved = 2.0 * operands[1].bytes
         elif "__cublas" in each.text:
             operations, moved = _product(each, operands)
         elif "__cudnn$fmha" in each.text:
@@ -131,7 +139,9 @@ class Program:
                 sliced = users and all(user.opcode in ("dynamic-slice", "gather", "slice") for user in users)
                 slices = sum(user.shapes[0].bytes for user in users)
                 moved += min(slices, each.shapes[0].bytes) if sliced else each.shapes[0].bytes
-        whole = [s.bytes for s in fusion.shapes]
+        # A fusion that is started alone lists its operands among its results; the last instruction has the result.
+        results = fusion.shapes if fusion.opcode == "fusion" else body[-1].shapes
+        whole = [each.bytes for each in results]
         written = {shapes[name].bytes for name in overwritten if name in shapes}
         return moved + sum(size for size in whole if size not in written)
 

@@ -112,6 +112,15 @@ def scan_segment(
     ]
 
 
+def scan_equal_layers(function: Function, x: Any, scanned: Any) -> tuple[Any, Any]:
+    """Apply a segment of equal layers on a GPU or a TPU, as `scan_segment` does.
+
+    The loop slices the stacks by its own counter. XLA for GPUs then passes a matrix product the address of a layer's weights,
+    where an index from an array makes it copy them first; a decode step does little else than read weights (jax 0.12).
+    """
+    return jax.lax.scan(function, x, scanned)
+
+
 def _slice(array: jax.Array, index: Any) -> jax.Array:
     """Return a slice along the first axis, at an index int or int32 []."""
     sliced: jax.Array = jax.lax.dynamic_index_in_dim(array, index, keepdims=False)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.models.architecture import Architecture
-from birdie_zmq.models.attention import blockwise
+from birdie_zmq.models.attention import Target, blockwise
 from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
 from birdie_zmq.models.registry import FAMILIES, build_architecture
@@ -321,6 +321,35 @@ def test_extending_in_chunks_gives_the_hidden_states_of_one_pass(kind: str, smal
             np.testing.assert_allclose(got[row, :length], at_once[row, at[row] : at[row] + length], atol=CLOSE)
         at += lengths
         np.testing.assert_array_equal(state.lengths, at)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma4_text"])
+def test_functions_for_accelerators_give_the_hidden_states_of_a_cpu(kind: str) -> None:
+    on_cpu, hidden_fn, _, _ = build_functions(kind)
+    model = build_model(architecture(kind), on_cpu.params, Target("gpu"))
+    assert model.init_state is not None
+    texts = tokens_of(*ROWS)
+    shared, length = 10, ROWS[1]
+    texts[1:, :shared] = texts[0, :shared]
+    expected = hidden_fn(model.params, jnp.asarray(texts))
+    np.testing.assert_allclose(jitted(model.hidden)(model.params, jnp.asarray(texts)), expected, atol=10 * CLOSE)
+    extend_fn, after_fn = jitted(model.extend), jitted(model.extend_after)
+    first, prefix = extend_fn(
+        model.params,
+        jnp.asarray(texts[:1, :shared]),
+        jnp.array([shared], jnp.int32),
+        model.init_state(model.params, 1, 60),
+    )
+    np.testing.assert_allclose(first, expected[:1, :shared], atol=10 * CLOSE)
+    rest = jnp.asarray(texts[:, shared:])
+    depths = jnp.broadcast_to(jnp.arange(length - shared, dtype=jnp.int32), rest.shape)
+    ends = jnp.full(rest.shape, length - shared, jnp.int32)
+    got = jitted(model.branch)(model.params, rest, depths, ends, prefix)
+    np.testing.assert_allclose(got, expected[:, shared:], atol=10 * CLOSE)
+    state, sizes = model.init_state(model.params, len(texts), 60), jnp.full(len(texts), 7, jnp.int32)
+    for begin in (shared, shared + 7):
+        got, state = after_fn(model.params, jnp.asarray(texts[:, begin : begin + 7]), sizes, state, prefix)
+        np.testing.assert_allclose(got, expected[:, begin : begin + 7], atol=10 * CLOSE)
 
 
 @pytest.mark.parametrize(
