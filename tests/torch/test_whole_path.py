@@ -85,6 +85,7 @@ def test_torch_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) -> N
                 score(lm, PAIRS),
                 lm.loglikelihood_rolling(texts, disable_tqdm=True),
                 generate(lm, PROMPTS, GREEDY),
+                generate(lm, PROMPTS * 2, SAMPLED),
             )
             infos[engine] = lm.get_model_info()
 
@@ -94,6 +95,8 @@ def test_torch_jax_and_transformers_agree_on_a_checkpoint(checkpoint: Path) -> N
     np.testing.assert_allclose(answers["torch"][1], answers["jax"][1], atol=5e-4)  # each is the sum over five windows
     assert answers["torch"][2] == answers["jax"][2]
     assert len(set(answers["torch"][2])) == 3
+    assert answers["torch"][3] == answers["jax"][3]  # the same keys and random numbers
+    assert len(set(answers["torch"][3])) == 6
     assert infos["torch"]["model_identity"] != infos["jax"]["model_identity"]
     for name in ("model_num_parameters", "model_dtype", "model_max_length", "model_vocab_size"):
         assert infos["torch"][name] == infos["jax"][name]

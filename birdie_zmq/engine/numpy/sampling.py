@@ -1,18 +1,18 @@
 """Choosing the next token in NumPy: temperature, then top-k, top-p and min-p, as in `birdie_zmq.engine.jax.sampling`.
 
-A sampled token depends on its row's key and on how many tokens the row has sampled before, not on other rows.
+A sampled token depends on its row's key and on how many tokens the row has sampled before, not on other rows. The random
+numbers are those of the engine jax.
 
 Shape letters: q rows, v vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 from birdie_zmq.engine.backend import NextTokens, SamplingMetadata
+from birdie_zmq.engine.numpy.threefry import gumbel
 from birdie_zmq.types import SamplingParams
 
 Logits = npt.NDArray[np.float32]
@@ -25,8 +25,7 @@ def sample(logits: Logits, metadata: SamplingMetadata) -> NextTokens:
     with np.errstate(invalid="ignore", over="ignore"):  # `finite` reports logits that are not finite
         scaled = filter_logits(logits / np.float32(sampling.temperature), sampling)
         finite = np.isfinite(scaled.max(axis=-1))
-        noise = _gumbel(metadata.keys, metadata.sampled, logits.shape[-1])
-        return NextTokens((scaled + noise).argmax(axis=-1).astype(np.int32), finite)
+        return NextTokens((scaled + _gumbel(scaled, metadata)).argmax(axis=-1).astype(np.int32), finite)
 
 
 def greedy(logits: Logits) -> NextTokens:
@@ -64,11 +63,10 @@ def filter_logits(scaled: Logits, sampling: SamplingParams) -> Logits:
     return np.where(keep, scaled, np.float32(-np.inf))
 
 
-def _gumbel(keys: Sequence[int], sampled: npt.NDArray[np.int32], vocabulary: int) -> npt.NDArray[np.float64]:
-    """Return Gumbel noise [q, v] from each row's own generator; the argmax of logits plus noise is a sample."""
-    return np.stack(
-        [
-            np.random.Generator(np.random.Philox(key=[key, int(number)])).gumbel(size=vocabulary)
-            for key, number in zip(keys, sampled, strict=True)
-        ]
-    )
+def _gumbel(scaled: Logits, metadata: SamplingMetadata) -> Logits:
+    """Return noise float32[q, v] for the tokens that are left, from each row's own key; zero for the others."""
+    noise = np.zeros(scaled.shape, np.float32)
+    for row, (key, number) in enumerate(zip(metadata.keys, metadata.sampled.tolist(), strict=True)):
+        left = np.flatnonzero(scaled[row] > -np.inf)
+        noise[row, left] = gumbel(key, number, left)
+    return noise

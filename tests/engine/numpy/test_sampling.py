@@ -76,3 +76,14 @@ def test_non_finite_logits_are_flagged(value: float) -> None:
         np.full((1, 4), -np.inf, np.float32),
         SamplingMetadata(TokenChoice(SamplingParams()), [1], np.zeros(1, np.int32)),
     ).finite
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=1.7), SamplingParams(top_k=20, top_p=0.9)], ids=str)
+def test_the_same_keys_sample_the_same_tokens_as_in_jax(params: SamplingParams) -> None:
+    keys = [0, 1, 2**32, 2**63 + 12345, *range(7, 43)]
+    counts = [0, 3, 1, 500, *([0, 1] * 18)]
+    words = np.array([jax_sampling.key_data(key) for key in keys], np.uint32)
+    jax_keys = jax_sampling.SamplingKeys(jnp.asarray(words), jnp.asarray(counts, jnp.int32))
+    expected, _ = jax_sampling.sample(jnp.asarray(LOGITS), jax_sampling.sampling_arrays(params), jax_keys)
+
+    assert sample(params, LOGITS, keys, counts) == expected.tolist()
