@@ -30,6 +30,7 @@ from birdie_zmq.types import REQUEST_ARGUMENTS
 logger = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "float32", "bfloat16")
+_TORCH_DTYPES = (*_DTYPES, "float16")
 
 _MODEL_ARGS = {
     "config",
@@ -58,7 +59,7 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
         model_tag: ``demo``, a checkpoint directory, also as a JAX trainer writes it, a ``.gguf`` file, or the name of a hub repository, such as ``gpt2``
             or ``organisation/name``. In PyTorch it is a directory or a repository, which transformers reads.
         mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
-        **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
+        **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32; in PyTorch also float16.
             ``revision`` is a revision of the hub repository. ``subfolder`` is a directory in the directory or repository
             of the tag, and ``gguf_file`` a GGUF file in it. ``peft`` is the directory or hub repository of a LoRA adapter,
             which is merged into the weights. ``config`` and ``model_name`` describe a checkpoint of a trainer that does not
@@ -254,9 +255,10 @@ def _check_arguments(model_tag: str, keywords: Mapping[str, Any]) -> str:
             f"softmax_dtype={keywords['softmax_dtype']!r} is not supported: scores are always normalised in float32"
         )
     dtype = str(keywords.get("dtype", "auto"))
-    if dtype not in _DTYPES:
+    supported = _TORCH_DTYPES if os.environ.get(ENGINE_VARIABLE) == "torch" else _DTYPES
+    if dtype not in supported:
         raise UsageError(
-            f"dtype={dtype!r} in model_args is not supported; use one of {', '.join(_DTYPES)} "
+            f"dtype={dtype!r} in model_args is not supported; use one of {', '.join(supported)} "
             "(float16 overflows where these do not)"
         )
     return dtype

@@ -141,10 +141,12 @@ class StateFunctions:
         befores = state["lengths"].tolist()
         used = max(befores) + count
         begin = befores[0] if min(befores) == max(befores) else None
-        positions = state["lengths"][:, None] + torch.arange(count, device=tokens.device)
+        slots = state["lengths"][:, None] + torch.arange(count, device=tokens.device)
+        # Padding gets the position of a row's last token, as the model may have no embedding for a later one.
+        positions = slots.minimum((state["lengths"] + lengths - 1).clamp(min=0)[:, None])
         keys = torch.arange(used, device=tokens.device)[None]
         allowed = keys[:, None, :] <= positions[:, :, None]
-        cache = cache_to_extend(self.layout, state, positions, begin, used)
+        cache = cache_to_extend(self.layout, state, slots, begin, used)
         output = self._call(module, tokens, positions, keys, allowed, cache)
         state["lengths"] += lengths
         return output, state

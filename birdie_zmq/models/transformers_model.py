@@ -40,7 +40,7 @@ def load_checkpoint(
 
     Args:
         directory: Holds ``config.json`` and the weights.
-        dtype: float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
+        dtype: float32, bfloat16, float16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
         adapter: The directory of a LoRA adapter, which is merged into the weights.
         max_length: The maximum length of a row in tokens, if it is less than the model's own.
 

@@ -14,6 +14,7 @@ import torch
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered
 from birdie_zmq.engine.model_api import resolve
+from birdie_zmq.engine.planning.execution_mode import TREES
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.engine.torch.backend import TorchBackend
 from birdie_zmq.models import transformers_masks
@@ -74,7 +75,7 @@ def texts_of(vocabulary: int) -> list[list[int]]:
             stem = prefix + draw(random.integers(2, 9))
             texts += [stem + draw(random.integers(1, 7)) for _ in range(3)]
             texts.append(stem)
-    return [*texts, texts[0], draw(2), draw(100)]
+    return [*texts, texts[0], draw(2), draw(MAX_LENGTH + 1)]  # the last token of a text is only scored
 
 
 def plain(model: Any, text: Sequence[int]) -> Any:
@@ -140,6 +141,41 @@ def test_scores_and_texts_equal_those_of_plain_calls(name: str, caplog: pytest.L
 
     check_scores(model, backends)
     check_texts(model, backends)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (torch.bfloat16, "llama"),
+        pytest.param(torch.bfloat16, "gemma3", marks=pytest.mark.variant),
+        pytest.param(torch.float16, "mixtral_window", marks=pytest.mark.variant),
+    ],
+)
+def test_models_in_16_bits_are_scored_by_trees(dtype: Any, name: str) -> None:
+    model = make_model(name).to(dtype)
+    backend = backend_of(model, 24)
+    assert backend.text_mode is TREES
+    texts = texts_of(model.config.get_text_config().vocab_size)
+    work = LogLikelihoodWork(pairs=[(CHARACTERS.decode(text[:-1]), CHARACTERS.decode(text[-1:])) for text in texts])
+    expected = [float(plain(model, text[:-1])[-1, text[-1]]) for text in texts]
+    np.testing.assert_allclose([score for score, _ in answers(backend, work)], expected, atol=0.3, rtol=0)
+
+
+def test_rows_at_the_maximum_length_leave_the_positions_of_padding_in_range() -> None:
+    model = make_model("gpt2")  # it has an embedding for each position
+    functions = build_model(model)
+    assert functions.init_state is not None
+    assert functions.extend is not None
+    state = functions.init_state(model, 2, 256)
+    text = torch.randint(3, 1000, (2, MAX_LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        _, state = functions.extend(model, text[:, : MAX_LENGTH - 1], torch.tensor([MAX_LENGTH - 1, 20]), state)
+        rest = torch.stack([text[0].roll(1), text[1, 20:].repeat(2)[:MAX_LENGTH]])[:, :40]
+        hidden, _ = functions.extend(model, rest, torch.tensor([1, 40]), state)
+        expected = model(text[1:, :60]).logits[0, 20:].log_softmax(dim=-1)
+        assert functions.unembed is not None
+        found = functions.unembed(model, hidden[1]).log_softmax(dim=-1)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 def test_a_wrong_mask_of_a_window_turns_trees_off(monkeypatch: pytest.MonkeyPatch) -> None:
