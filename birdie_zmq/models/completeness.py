@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Protocol
 
+from birdie_zmq.errors import ModelLoadError
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.fingerprint import ADAPTER_FILES, CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, weight_names
 from birdie_zmq.models.native.directory import (
@@ -18,6 +19,7 @@ from birdie_zmq.models.native.directory import (
     ORBAX_COMMIT_MARKERS,
     ORBAX_TEMPORARY,
     TREE_METADATA,
+    native_directory,
 )
 
 _ORBAX_FILES = (TREE_METADATA, OCDBT_MANIFEST, "ocdbt.process_0")
@@ -117,7 +119,26 @@ class Gguf:
         return None
 
 
-FORMATS: tuple[CheckpointFormat, ...] = (Orbax(), HuggingFace(), Gguf())
+class OtherTrainers:
+    """A directory that Levanter, EasyDeL or Keras has written: each is recognised by the file that it writes last."""
+
+    name = "Levanter, EasyDeL, Keras"
+
+    def recognizes(self, path: Path) -> bool:
+        """Return whether the last file is there."""
+        try:
+            found = native_directory(path)
+        except ModelLoadError:
+            return False
+        return found is not None and found.kind != "orbax"
+
+    def missing_part(self, path: Path) -> str | None:
+        """Return None."""
+        del path
+        return None
+
+
+FORMATS: tuple[CheckpointFormat, ...] = (OtherTrainers(), Orbax(), HuggingFace(), Gguf())
 """The known formats. The first one that recognizes a path decides."""
 
 

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 
 from birdie_zmq.models.completeness import missing_part
 
+UNKNOWN = "the files of a known format (Levanter, EasyDeL, Keras, Orbax, Hugging Face, GGUF)"
+
 
 def write_checkpoint(folder: Path, shards: int = 1) -> Path:
     """Write files that look like a complete checkpoint of Hugging Face, and return the folder."""
@@ -89,6 +91,25 @@ def test_orbax_checkpoint_needs_its_commit_marker(tmp_path: Path) -> None:
     assert missing_part(renamed) == "its final name: Orbax still writes to it"
 
 
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        ("manifest.ocdbt", "metadata.json"),
+        ("model.zarr", "tensorstore_index.json"),
+        ("config.json", "model.weights.h5"),
+    ],
+    ids=["Levanter", "EasyDeL", "Keras"],
+)
+def test_checkpoints_of_other_trainers_need_the_file_that_is_written_last(
+    tmp_path: Path, first: str, last: str
+) -> None:
+    (tmp_path / first).write_text("{}")
+
+    assert missing_part(tmp_path) is not None
+    (tmp_path / last).write_text("{}")
+    assert missing_part(tmp_path) is None
+
+
 def test_real_orbax_checkpoint_is_complete(tmp_path: Path) -> None:
     import orbax.checkpoint as ocp
 
@@ -101,7 +122,7 @@ def test_real_orbax_checkpoint_is_complete(tmp_path: Path) -> None:
 def test_other_directories_and_paths_are_not_complete(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("")
 
-    assert missing_part(tmp_path) == "the files of a known format (Orbax, Hugging Face, GGUF)"
-    assert missing_part(tmp_path / "nowhere") == "the files of a known format (Orbax, Hugging Face, GGUF)"
+    assert missing_part(tmp_path) == UNKNOWN
+    assert missing_part(tmp_path / "nowhere") == UNKNOWN
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     assert missing_part(tmp_path / "model.gguf") is None
