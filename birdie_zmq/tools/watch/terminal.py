@@ -17,6 +17,10 @@ from birdie_zmq.tools.watch.results import Metric, ResultsFile
 MAX_STEPS = 6
 """Maximum number of columns of the table: the last steps."""
 
+_COLUMN_CHARS = 20
+"""The width of a column with a value and its standard error."""
+_MARGIN_CHARS = 4
+
 
 class StepPrinter:
     """Prints a line for each metric of a checkpoint that has been evaluated.
@@ -45,9 +49,11 @@ class StepPrinter:
 
 def show(results: ResultsFile, console: Console) -> None:
     """Print a table of the last steps, with a row for each metric, and what became of the other checkpoints."""
-    steps = sorted({metric.step for metric in results.metrics})[-MAX_STEPS:]
+    steps = sorted({metric.step for metric in results.metrics})
     if steps:
-        console.print(_table(results.metrics, steps))
+        longest = max(len(_name(metric)) for metric in results.metrics)
+        fitting = (console.width - longest - _MARGIN_CHARS) // _COLUMN_CHARS
+        console.print(_table(results.metrics, steps[-max(1, min(MAX_STEPS, fitting)) :]))
     for step, outcome in sorted(results.outcomes.items()):
         if outcome.status != "evaluated":
             console.print(Text(f"step {step}: {outcome.status}"), soft_wrap=True)
@@ -56,7 +62,7 @@ def show(results: ResultsFile, console: Console) -> None:
 
 def _table(metrics: Sequence[Metric], steps: Sequence[int]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("task, metric")
+    table.add_column("task, metric", overflow="fold")
     for step in steps:
         table.add_column(f"step {step}", justify="right")
     values = {(_name(metric), metric.step): format_value(metric) for metric in metrics}
