@@ -68,7 +68,7 @@ def compile_step(chip: str, model: str, dtype: str, shape: StepShape, devices: i
     platform, mesh = CHIPS[chip].platform, mesh_of(chip, devices)
     kernel: Any = KERNELS[chip] if devices == 1 else "cudnn" if platform == "gpu" else "xla"
     target = Target(platform, mesh if devices > 1 else None, kernel)
-    step = build(model, dtype, shape, target)
+    step = build(ARCHITECTURES[model](), dtype, shape, target)
     began = time.monotonic()
     donated = () if step.donated is None else (step.donated,)
     jitted = jax.jit(step.function, in_shardings=_shardings(model, step, target, mesh), donate_argnums=donated)

@@ -92,9 +92,8 @@ class CompiledFunction:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.arguments[self.donated]))
 
 
-def build(model: str, dtype: str, shape: StepShape, target: Target) -> CompiledFunction:
+def build(architecture: Architecture, dtype: str, shape: StepShape, target: Target) -> CompiledFunction:
     """Return the function of a step of a model."""
-    architecture = ARCHITECTURES[model]()
     params = jax.eval_shape(lambda key: architecture.init_params(key, dtype), jax.random.key(0))
     rows = _integers(shape.rows, shape.length)
     function: Any
