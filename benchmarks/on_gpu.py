@@ -178,7 +178,7 @@ def _decode(tiny: bool) -> None:
     for _ in range(4):
         began = time.perf_counter()
         state, tokens = decode(params, state, jnp.zeros(rows, jnp.int32), active)
-        jax.block_until_ready(tokens)
+        _wait(tokens)
         seconds.append((time.perf_counter() - began) / _STEP_TOKENS)
     print(
         f"{rows} rows of {capacity:,} tokens: {1000 * min(seconds):.1f} ms per step, {rows / min(seconds):,.0f} tokens/s; an "
@@ -201,7 +201,7 @@ def _trees(tiny: bool) -> None:
     compute, seconds = jax.jit(step.function), []
     for _ in range(4):
         began = time.perf_counter()
-        jax.block_until_ready(compute(params, depths, depths, jnp.full((rows, length), length, jnp.int32), None))
+        _wait(compute(params, depths, depths, jnp.full((rows, length), length, jnp.int32), None))
         seconds.append(time.perf_counter() - began)
     operations = 2 * rows * length * sum(x.size for layer in params.layers for x in layer.values())
     share = operations / min(seconds) / _PEAK_FLOPS
@@ -213,7 +213,7 @@ def _hold(tiny: bool) -> None:
     import jax
 
     params = _architecture(tiny).init_params(jax.random.key(0), "bfloat16")
-    jax.block_until_ready(params)
+    _wait(params)
     print("held", flush=True)
     time.sleep(600)
 
@@ -230,6 +230,14 @@ def _memory(tiny: bool) -> None:
     while (now := _used_mib()) > before + 256 and time.monotonic() - began < 30:
         time.sleep(0.1)
     print(f"{held - before:,} MiB held, {now - before:,} MiB left {time.monotonic() - began:.1f} s after the kill")
+
+
+def _wait(arrays: Any) -> None:
+    """Wait until the device has computed arrays."""
+    import jax
+
+    for leaf in jax.tree.leaves(arrays):
+        leaf.block_until_ready()
 
 
 def _used_mib() -> int:
