@@ -239,12 +239,12 @@ class Architecture:
         def initialise(name: str, spec: TensorSpec, stack: tuple[int, ...] = ()) -> jax.Array:
             shape = (*stack, *spec.loaded_shape)
             if len(spec.shape) == 1 or name.endswith("_norm"):  # norms of heads may have an axis of heads
-                return jnp.full(shape, 0.0 if name.endswith("_bias") else 1.0, dtype)
+                return jnp.full(shape, 0.0 if name.endswith("_bias") else 1.0, spec.dtype or dtype)
             deviation = shape[-1 if name == "embedding" else -2] ** -0.5
             if name in ("output", "down"):
                 deviation *= (2 * len(self.layers)) ** -0.5
             random: jax.Array = jax.random.normal(next(keys), shape) * deviation
-            return random.astype(dtype)
+            return random.astype(spec.dtype or dtype)
 
         return Params(
             {name: initialise(name, spec) for name, spec in weight_map.outer.items()},

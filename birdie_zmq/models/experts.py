@@ -1,12 +1,13 @@
 """A feed-forward layer of many experts, of which each token uses a few.
 
-The weights of the experts are ``experts_gate`` and ``experts_up`` [e, d, f], and ``experts_down`` [e, f, d]. Experts that
+The weights of the experts are ``experts_gate`` and ``experts_up`` [e, d, f], or ``experts_gate_up`` [e, d, 2f] in place of
+both, and ``experts_down`` [e, f, d], each with a bias if there is one, such as ``experts_down_bias`` [e, d]. Experts that
 every token uses are one feed-forward layer of the weights ``shared_gate``, ``shared_up`` and ``shared_down``; with
 ``shared_router`` [d, 1] it has a share of its own.
 
 On a mesh, each device computes its part of the experts for the rows of its group, and the parts are summed: the inner
 dimension of every expert is divided, so devices have equal work whatever is routed where. Experts that one tensor of the
-file holds together are divided among the devices instead.
+file holds together, or that have biases, are divided among the devices instead.
 
 Shape letters: b rows, t position in a row, d width of the residual stream, e experts, f width of an expert, k experts of
 a token, l layers of a stack.
@@ -69,8 +70,11 @@ class RoutedFeedForward:
 
     def expert(self, x: jax.Array, product: Product) -> jax.Array:
         """Compute one expert, [rows, d] -> [rows, d]."""
-        inner = ACTIVATIONS[self.activation](product(x, "experts_gate")) * product(x, "experts_up")
-        return product(inner, "experts_down")
+        if "experts_gate_up" in self.specs:
+            gate, up = jnp.split(product(x, "experts_gate_up"), 2, axis=-1)
+        else:
+            gate, up = product(x, "experts_gate"), product(x, "experts_up")
+        return product(ACTIVATIONS[self.activation](gate) * up, "experts_down")
 
     def mix(self, x: jax.Array, routing: Routing, weights: ExpertWeights, platform: str) -> jax.Array:
         """Add the outputs of each token's experts by their shares: [b, t, d] -> float32 [b, t, d]."""

@@ -12,6 +12,7 @@ from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config_fields import UnsupportedValueError
 from birdie_zmq.models.families.bloom import bloom
 from birdie_zmq.models.families.cohere import cohere
+from birdie_zmq.models.families.deepseek import deepseek_v3
 from birdie_zmq.models.families.exaone4 import exaone4
 from birdie_zmq.models.families.falcon import falcon
 from birdie_zmq.models.families.gemma import gemma, gemma2
@@ -20,9 +21,11 @@ from birdie_zmq.models.families.gemma4 import gemma4
 from birdie_zmq.models.families.glm import glm
 from birdie_zmq.models.families.gpt2 import gpt2
 from birdie_zmq.models.families.gpt_neox import gpt_neox
+from birdie_zmq.models.families.gpt_oss import gpt_oss
 from birdie_zmq.models.families.gptj import gptj
 from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.llama import llama
+from birdie_zmq.models.families.llama4 import llama4
 from birdie_zmq.models.families.ministral3 import ministral3
 from birdie_zmq.models.families.mixtral import mixtral, olmoe
 from birdie_zmq.models.families.olmo2 import olmo2
@@ -34,11 +37,13 @@ from birdie_zmq.models.families.smollm3 import smollm3
 from birdie_zmq.models.families.stablelm import stablelm
 from birdie_zmq.models.families.starcoder2 import starcoder2
 from birdie_zmq.models.nearest_family import describe_unknown
+from birdie_zmq.models.quantised_source import read_scheme
 
 FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "bloom": bloom,
     "cohere": cohere,
     "cohere2": cohere,
+    "deepseek_v3": deepseek_v3,
     "exaone4": exaone4,
     "falcon": falcon,
     "gemma": gemma,
@@ -50,9 +55,11 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "glm4": glm,
     "gpt2": gpt2,
     "gpt_neox": gpt_neox,
+    "gpt_oss": gpt_oss,
     "gptj": gptj,
     "granite": granite,
     "llama": llama,
+    "llama4_text": llama4,
     "ministral": llama,
     "ministral3": ministral3,
     "mistral": llama,
@@ -72,7 +79,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "starcoder2": starcoder2,
 }
 
-WITH_TEXT_CONFIG = ("gemma3", "gemma3n", "gemma4", "mistral3")
+WITH_TEXT_CONFIG = ("gemma3", "gemma3n", "gemma4", "llama4", "mistral3")
 """Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
 
 _OTHER_ENGINE = "engine=torch in model_args loads any causal model of transformers (pip install 'birdie-zmq[torch]')"
@@ -108,13 +115,13 @@ def build_architecture(config: Mapping[str, Any], source: str) -> Architecture:
         source: The path that error messages name.
 
     Raises:
-        ValueError: The model_type is unknown, the weights are quantised, or the config requests an unsupported variant.
+        ValueError: The model_type is unknown, or the config requests an unsupported variant or quantisation.
     """
     model_type = config.get("model_type")
     check_model_type(model_type, source)
-    if config.get("quantization_config") is not None:
-        raise ValueError(f"{source}: quantised weights (quantization_config) are not supported")
     try:
+        if config.get("quantization_config") is not None:
+            read_scheme(config["quantization_config"])  # before any weight is read
         return FAMILIES[str(model_type)](config)
     except UnsupportedValueError as error:
         raise ValueError(f"{source}: {error}. {_OTHER_ENGINE}") from error

@@ -49,3 +49,73 @@ class SoftmaxRouter:
         probabilities = jax.nn.softmax(linear(x, weights, "router").astype(jnp.float32), axis=-1)
         shares, experts = jax.lax.top_k(probabilities, self.chosen)
         return Routing(experts, shares / shares.sum(axis=-1, keepdims=True) if self.normalised else shares)
+
+
+@dataclass(frozen=True)
+class ChosenSoftmaxRouter:
+    """The experts of the largest logits; their shares are the softmax over these logits alone.
+
+    Attributes:
+        chosen: The number of experts of a token.
+    """
+
+    chosen: int
+
+    def __call__(self, x: jax.Array, weights: Weights) -> Routing:
+        """Choose the experts of x [b, t, d]."""
+        logits, experts = jax.lax.top_k(linear(x, weights, "router"), self.chosen)
+        return Routing(experts, jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
+
+
+@dataclass(frozen=True)
+class ChosenSigmoidRouter:
+    """The experts of the largest logits; the share of each is the sigmoid of its logit.
+
+    Attributes:
+        chosen: The number of experts of a token.
+    """
+
+    chosen: int
+
+    def __call__(self, x: jax.Array, weights: Weights) -> Routing:
+        """Choose the experts of x [b, t, d]."""
+        logits, experts = jax.lax.top_k(linear(x, weights, "router"), self.chosen)
+        return Routing(experts, jax.nn.sigmoid(logits.astype(jnp.float32)))
+
+
+@dataclass(frozen=True)
+class GroupedSigmoidRouter:
+    """The experts of the largest scores in the best groups of experts (DeepSeek-AI, 2024, arXiv:2412.19437).
+
+    The score of an expert is the sigmoid of its logit, in float32. Experts are chosen by the score plus a correction, the
+    weight ``router_correction`` [e]; the score of a group is the sum of its two best. The share of an expert is its score
+    without the correction.
+
+    Attributes:
+        chosen: The number of experts of a token.
+        groups: The number of groups, of equally many experts.
+        kept_groups: The number of groups from which a token's experts come.
+        normalised: Whether the shares of a token are divided by their sum.
+        scale: The factor of the shares.
+    """
+
+    chosen: int
+    groups: int
+    kept_groups: int
+    normalised: bool
+    scale: float
+
+    def __call__(self, x: jax.Array, weights: Weights) -> Routing:
+        """Choose the experts of x [b, t, d]."""
+        scores = jax.nn.sigmoid(x.astype(jnp.float32) @ weights["router"].astype(jnp.float32))
+        corrected = scores + weights["router_correction"].astype(jnp.float32)[None, None]
+        grouped = corrected.reshape(*corrected.shape[:2], self.groups, -1)
+        best_two, _ = jax.lax.top_k(grouped, 2)
+        _, kept = jax.lax.top_k(best_two.sum(axis=-1), self.kept_groups)
+        is_kept = (kept[..., None] == jnp.arange(self.groups, dtype=kept.dtype)[None, None, None]).any(axis=2)
+        allowed = jnp.where(is_kept[..., None], grouped, -jnp.inf).reshape(corrected.shape)
+        _, experts = jax.lax.top_k(allowed, self.chosen)
+        shares = jnp.take_along_axis(scores, experts, axis=-1)
+        if self.normalised:
+            shares = shares / (shares.sum(axis=-1, keepdims=True) + 1e-20)
+        return Routing(experts, shares * self.scale)

@@ -43,6 +43,7 @@ class TensorSpec:
         shard: How it may be sharded; None if it is replicated on every device.
         members: Number of tensors of this shape that become one on loading, stacked on a leading axis; their names have
             ``{member}`` for their number. None for a single tensor.
+        dtype: Its dtype in memory, if it has that of no other tensor; None for that of the model.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TensorSpec:
     transposed: bool = False
     shard: ShardSpec | None = None
     members: int | None = None
+    dtype: str | None = None
 
     @property
     def member_shape(self) -> tuple[int, ...]:

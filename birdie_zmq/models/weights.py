@@ -71,7 +71,9 @@ def load_params(
     layers = tuple(
         {
             key: jnp.zeros(
-                (len(stack.layers), *spec.loaded_shape), dtype, device=mesh and tensor_shardings(spec, mesh).stacked
+                (len(stack.layers), *spec.loaded_shape),
+                spec.dtype or dtype,
+                device=mesh and tensor_shardings(spec, mesh).stacked,
             )
             for key, spec in stack.specs.items()
         }
@@ -89,7 +91,9 @@ def load_params(
         array = _to_device(read_tensor, spec, shardings).block_until_ready()
         if slot.stack is None:
             in_memory = shardings and shardings.in_memory
-            outer[slot.key] = _convert(array, jnp.dtype(dtype), spec.transposed, in_memory).block_until_ready()
+            outer[slot.key] = _convert(
+                array, jnp.dtype(spec.dtype or dtype), spec.transposed, in_memory
+            ).block_until_ready()
         else:
             stack = layers[slot.stack]
             inserted = _insert(stack[slot.key], array, slot.indices, spec.transposed, shardings and shardings.stacked)

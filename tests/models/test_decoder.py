@@ -62,6 +62,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "olmoe": {**SIZES, "num_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {**SIZES, **EXPERTS, "mlp_only_layers": [0], "shared_expert_intermediate_size": 12},
     "qwen3_moe": {**SIZES, **EXPERTS, "norm_topk_prob": True},
+    "gpt_oss": {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 5},
+    "deepseek_v3": {
+        **SIZES,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 8,
+        "q_lora_rank": 6,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 5,
+        "v_head_dim": 3,
+    },
+    "llama4_text": {
+        **SIZES,
+        "num_local_experts": 4,
+        "intermediate_size_mlp": 20,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 2,
+        "floor_scale": 4,
+    },
     "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
@@ -151,8 +174,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "bias": True,
     },
 }
-BESIDE_OTHERS = {"olmoe", "qwen2_moe", "qwen3_moe"}
-"""Families whose parts other families have too, so that `tox -e parity` tests them and `tox -e tests` need not."""
+BESIDE_OTHERS = {"olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text"}
+"""Families with experts beside Mixtral: `tox -e parity` tests them, and `tox -e tests` need not."""
 
 
 def _family(kind: str) -> Any:

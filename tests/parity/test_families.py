@@ -94,6 +94,8 @@ class TowersWithoutTimm:
 def test_scores_and_texts_match_hf(name: str, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variant = VARIANTS[name]
     monkeypatch.setattr("transformers.models.gemma3n.modeling_gemma3n.AutoModel", TowersWithoutTimm)
+    # transformers 5.24 reads a field of Llama 4's output that its language model does not return.
+    monkeypatch.setattr("transformers.modeling_outputs.MoeCausalLMOutputWithPast.image_outputs", None, raising=False)
     directory = make_checkpoint(variant, checkpoints / name)
     if variant.shard_bytes is not None:
         assert len(list(directory.glob("model-*.safetensors"))) > 1
