@@ -17,6 +17,7 @@ from birdie_zmq.models.lora import read_adapter
 from birdie_zmq.models.native.directory import native_directory
 from birdie_zmq.models.native.formats import load_native
 from birdie_zmq.models.native.hints import NO_HINTS, ModelHints
+from birdie_zmq.models.quantised_source import DequantisedSource, read_scheme
 from birdie_zmq.models.registry import build_architecture, check_model_type
 from birdie_zmq.models.resolution import BUILT_IN
 from birdie_zmq.models.tensor_source import SafetensorsDirectory, TensorSource
@@ -65,10 +66,19 @@ def load_checkpoint(
         # The demo's file is complete. A start without transformers, which takes seconds to import, suits a demo.
         config = read_json_object(path / CONFIG_FILE) if path in BUILT_IN.values() else read_config(path)
         architecture = build_architecture(config, str(path / CONFIG_FILE))
-        source = SafetensorsDirectory(path, config.get("transformers_weights"))
+        source = _open_directory(path, config)
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
     with fixed_settings():
         return architecture, load_params(architecture.weight_map(), source, chosen, mesh, lora)
+
+
+def _open_directory(path: Path, config: Mapping[str, Any]) -> TensorSource:
+    """Open the weights of a Hugging Face directory, quantised or not."""
+    files, quantisation = (
+        SafetensorsDirectory(path, config.get("transformers_weights")),
+        config.get("quantization_config"),
+    )
+    return files if quantisation is None else DequantisedSource(files, read_scheme(quantisation))
 
 
 def _stored_dtype(config: Mapping[str, Any], source: TensorSource) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import ml_dtypes  # noqa: F401 - safetensors reads bfloat16 with it
+import ml_dtypes  # safetensors reads bfloat16 with it
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -19,6 +19,9 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 """The floating-point dtypes of safetensors that are read."""
+
+_FLOATS8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E8M0": ml_dtypes.float8_e8m0fnu}
+"""The 8-bit floating-point dtypes, which only quantised weights have."""
 
 _ROWS_COMPARED = 4096
 
@@ -98,6 +101,20 @@ class SafetensorsFiles:
                         return values
 
                     yield name, read_tensor
+
+    def load(self, name: str) -> NDArray[Any]:
+        """Read one tensor, of any dtype."""
+        path, header = self._path_of[name], self.headers[name]
+        if header.dtype not in _FLOATS8:
+            with _open_file(path) as file:
+                values: NDArray[Any] = file.get_tensor(name)
+            return values
+        # safetensors itself has no dtype of NumPy for these. It has checked the header.
+        with path.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            begin, end = json.loads(raw.read(length))[name]["data_offsets"]
+            raw.seek(8 + length + begin)
+            return np.frombuffer(raw.read(end - begin), _FLOATS8[header.dtype]).reshape(header.shape)
 
     def equal(self, first: str, second: str) -> bool:
         """Return whether two tensors have the same shape and values; a few thousand rows are in memory at a time."""

@@ -249,9 +249,11 @@ def test_tied_head_of_mistral3_is_a_key_of_its_text_part(text: dict[str, Any], t
 
 
 @pytest.mark.parametrize("keys", [{"model_type": "llama"}, {"model_type": "gemma3", "text_config": {}}])
-def test_quantised_weights_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
-    config = read_config(write(tmp_path, **keys, quantization_config={"quant_method": "gptq", "bits": 4}))
-    with pytest.raises(ValueError, match=r"^path: quantised weights \(quantization_config\) are not supported"):
+def test_weights_of_an_unknown_quantisation_are_refused(keys: dict[str, Any], tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, **keys, quantization_config={"quant_method": "bitsandbytes", "bits": 4}))
+    with pytest.raises(
+        ValueError, match=r"^path: weights quantised by 'bitsandbytes' are not supported, only by awq, fp8, gptq, mxfp4"
+    ):
         build_architecture(config, "path")
 
 
