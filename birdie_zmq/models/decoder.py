@@ -187,6 +187,7 @@ def prefill(
     Raises:
         ValueError: As for `logits`.
     """
+    _check_tokens(tokens)
     positions = depths if state is None else depths + state.lengths[0]
     real = ~_tree_padding(tokens, depths, ends)
     metadata = AttentionMetadata(positions, ends, rows_sharded=target.mesh is not None, real=real, target=target)
@@ -286,12 +287,16 @@ def _positions(tokens: jax.Array) -> jax.Array:
     return jnp.arange(tokens.shape[-1], dtype=jnp.int32)
 
 
-def _forward(
-    architecture: Architecture, params: Params, tokens: jax.Array, metadata: AttentionMetadata, *past: CachedTokens
-) -> BackboneOutput:
+def _check_tokens(tokens: jax.Array) -> None:
     if tokens.ndim != 2:
         raise ValueError(f"tokens must have the shape [batch, length], not {list(tokens.shape)}")
     if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens must be integers, not {tokens.dtype}")
+
+
+def _forward(
+    architecture: Architecture, params: Params, tokens: jax.Array, metadata: AttentionMetadata, *past: CachedTokens
+) -> BackboneOutput:
+    _check_tokens(tokens)
     with jax.default_matmul_precision("highest"):
         return architecture.backbone(params, tokens, metadata, past)

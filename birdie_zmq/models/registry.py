@@ -24,6 +24,7 @@ from birdie_zmq.models.families.gpt_neox import gpt_neox
 from birdie_zmq.models.families.gpt_oss import gpt_oss
 from birdie_zmq.models.families.gptj import gptj
 from birdie_zmq.models.families.granite import granite
+from birdie_zmq.models.families.lfm2 import lfm2
 from birdie_zmq.models.families.llama import llama
 from birdie_zmq.models.families.llama4 import llama4
 from birdie_zmq.models.families.ministral3 import ministral3
@@ -58,6 +59,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "gpt_oss": gpt_oss,
     "gptj": gptj,
     "granite": granite,
+    "lfm2": lfm2,
     "llama": llama,
     "llama4_text": llama4,
     "ministral": llama,

@@ -85,6 +85,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "no_rope_layer_interval": 2,
         "floor_scale": 4,
     },
+    "lfm2": {
+        **{key: value for key, value in SIZES.items() if key != "head_dim"},
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_multiple_of": 4,
+        "conv_bias": True,
+    },
     "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
@@ -376,7 +383,7 @@ def test_functions_for_accelerators_give_the_hidden_states_of_a_cpu(kind: str) -
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama", "ministral3", "qwen3", "gemma2", "gemma3n_text", "gemma4_text", "gpt2", "bloom"]
+    "kind", ["llama", "ministral3", "qwen3", "gemma2", "gemma3n_text", "gemma4_text", "gpt2", "bloom", "lfm2"]
 )
 def test_rows_after_one_prefix_have_the_hidden_states_of_whole_texts(kind: str, small_blocks: None) -> None:
     model, hidden_fn, extend_fn, _ = build_functions(kind)

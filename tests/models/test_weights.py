@@ -134,8 +134,8 @@ def test_unknown_model_type_is_refused_with_the_supported_ones(saved: Path, kind
 
 
 def test_quantised_checkpoint_is_refused(saved: Path) -> None:
-    reconfigure(saved, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ValueError, match="quantization_config"):
+    reconfigure(saved, quantization_config={"quant_method": "hqq", "bits": 4})
+    with pytest.raises(ValueError, match="weights quantised by 'hqq' are not supported"):
         load_checkpoint(saved)
 
 

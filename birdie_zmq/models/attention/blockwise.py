@@ -309,6 +309,14 @@ def append_tokens(cache: KVCache, offset: int, new: KeysValues, lengths: jax.Arr
     )
 
 
+def take_tokens(past: CachedLayer, slots: jax.Array) -> jax.Array:
+    """Return what one slot of each row holds, as `AttentionImplementation.take_tokens` describes it."""
+    rows = jnp.arange(len(slots), dtype=jnp.int32) % past.cache.keys.shape[0]
+    slots = jnp.clip(slots, 0, past.cache.keys.shape[4] - 1)
+    keys, values = past.cache.keys[rows, past.layer, :, :, slots], past.cache.values[rows, past.layer, :, slots]
+    return jnp.concatenate([keys.reshape(len(slots), -1), values.reshape(len(slots), -1)], axis=-1)
+
+
 @dataclass(frozen=True)
 class BlockwiseAttention:
     """Attention on a CPU.
@@ -319,6 +327,7 @@ class BlockwiseAttention:
 
     heads_axis = 2
     append_tokens = staticmethod(append_tokens)
+    take_tokens = staticmethod(take_tokens)
     attend = staticmethod(attention)
 
     def create_cache(self, rows: int, size: CacheSize, capacity: int, dtype: DTypeLike) -> KVCache:

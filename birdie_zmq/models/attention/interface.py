@@ -156,6 +156,15 @@ class AttentionImplementation(Protocol):
         """
         ...
 
+    def take_tokens(self, past: CachedLayer, slots: jax.Array) -> jax.Array:
+        """Return what one slot of each row of a cache holds: keys and then values, [s, 2 * k * h].
+
+        Args:
+            past: The layer of a KV cache with s rows, or with one row for all.
+            slots: int32 [s]; one that the cache does not have gives any other.
+        """
+        ...
+
     def attend(
         self,
         query: jax.Array,

@@ -99,6 +99,12 @@ class StaticAttention:
         keys, values = (jax.vmap(write)(old, x, lengths) for old, x in zip(cache, flat, strict=True))
         return KVCache(keys, values)
 
+    def take_tokens(self, past: CachedLayer, slots: jax.Array) -> jax.Array:
+        """Return what one slot of each row holds, as `AttentionImplementation.take_tokens` describes it."""
+        rows = jnp.arange(len(slots), dtype=jnp.int32) % past.cache.keys.shape[0]
+        slots = jnp.clip(slots, 0, past.cache.keys.shape[2] - 1)
+        return jnp.concatenate([x[rows, past.layer, slots] for x in past.cache], axis=-1)
+
     def attend(
         self,
         query: jax.Array,
