@@ -41,7 +41,7 @@ def test_a_model_with_a_state_computes_shared_prefixes_once_with_equal_answers(
         tokens = list(prompt.encode())
         for _ in range(6):
             tokens.append(int(logprobs(tokens)[-1].argmax()))
-        return torch_state.load_tokenizer("").decode(tokens[-6:])
+        return str(torch_state.load_tokenizer("").decode(tokens[-6:]))
 
     scored = [instance("loglikelihood", pair, number) for number, pair in enumerate(PAIRS)]
     settings = {"until": [], "max_gen_toks": 6}

@@ -25,7 +25,8 @@ def gumbel(key: int, number: int, indices: npt.NDArray[np.int64]) -> npt.NDArray
     high, low = threefry(np.concatenate([first, second]), _word(indices >> 32), _word(indices & 0xFFFFFFFF))
     mantissa = ((high ^ low) >> np.uint32(9)) | np.uint32(0x3F800000)
     uniform = np.maximum(mantissa.view(np.float32) - np.float32(1), _TINY)
-    return -np.log(-np.log(uniform))
+    noise: npt.NDArray[np.float32] = -np.log(-np.log(uniform))
+    return noise
 
 
 def threefry(key: Words, high: Words, low: Words) -> tuple[Words, Words]:
