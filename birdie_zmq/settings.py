@@ -11,6 +11,8 @@ DEFAULT_STATUS_PORT = 5556
 
 ENGINE_VARIABLE = "BIRDIE_ZMQ_ENGINE"
 """Environment variable that a model process sets to its engine: jax, torch, or the path of a file. A user module may read it."""
+ATTENTION_VARIABLE = "BIRDIE_ZMQ_ATTENTION"
+"""The environment variable that may be ``xla``: built-in models then use no kernel of a library for attention."""
 
 GROUP_TIMEOUT_S = 300.0
 """How long the processes of a process group wait for each other to join, as in JAX."""

@@ -14,7 +14,7 @@ from birdie_zmq.cli import bench, broker, compare, demo, doctor, keys, main, ray
 from birdie_zmq.engine.compile_cache_dir import COMPILE_CACHE_VARIABLE
 from birdie_zmq.harness.model_args import MODEL_ARGS
 from birdie_zmq.protocol.security.keys import default_folder
-from birdie_zmq.settings import ENGINE_VARIABLE
+from birdie_zmq.settings import ATTENTION_VARIABLE, ENGINE_VARIABLE
 from birdie_zmq.tools.doctor.hook import DISABLE_VARIABLE
 from birdie_zmq.types import REQUEST_ARGUMENTS
 from birdie_zmq.worker.devices import VISIBLE_DEVICES
@@ -52,6 +52,10 @@ VARIABLES: tuple[tuple[str, str], ...] = (
     (
         ENGINE_VARIABLE,
         "set by the model process: `jax`, `torch`, or the path of an engine; your `api.py` may read it",
+    ),
+    (
+        ATTENTION_VARIABLE,
+        "`xla`: built-in models compute attention without the kernels of cuDNN (NVIDIA GPUs) or Pallas (TPUs)",
     ),
     ("BIRDIE_ZMQ_API_KEY", "the key that requests to `birdie-zmq serve` must have, in place of `--api-key-file`"),
     (

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 from jax.sharding import Mesh
 
+from birdie_zmq.errors import UsageError
 from birdie_zmq.models.attention import cudnn
 from birdie_zmq.models.attention.blockwise import BlockwiseAttention
 from birdie_zmq.models.attention.cudnn import CudnnKernel, PagedCudnnKernel
@@ -12,6 +15,7 @@ from birdie_zmq.models.attention.interface import AttentionImplementation, Targe
 from birdie_zmq.models.attention.kernel_check import agrees_with_xla
 from birdie_zmq.models.attention.splash import SplashKernel
 from birdie_zmq.models.attention.static_shapes import FlashKernel, StaticAttention
+from birdie_zmq.settings import ATTENTION_VARIABLE
 
 _KERNELS: dict[str, FlashKernel | None] = {
     "xla": None,
@@ -30,9 +34,18 @@ def default_target(mesh: Mesh | None = None) -> Target:
     """Return the target of functions that run on a mesh, or on JAX's default device.
 
     A kernel is chosen only if it is there and computes on this device what XLA computes; a warning says if it does not.
+    The environment variable BIRDIE_ZMQ_ATTENTION=xla forbids kernels.
+
+    Raises:
+        UsageError: The variable has another value.
     """
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     target = Target(device.platform, mesh)
+    wanted = os.environ.get(ATTENTION_VARIABLE, "")
+    if wanted not in ("", "xla"):
+        raise UsageError(f"{ATTENTION_VARIABLE}={wanted} is not supported; set it to xla, or unset it")
+    if wanted == "xla":
+        return target
     if device.platform == "gpu" and "rocm" not in device.client.platform_version and cudnn.is_available():
         # Pages are numbered across the rows of one device.
         if mesh is None and agrees_with_xla(PagedCudnnKernel()):

@@ -3,12 +3,15 @@
 import functools
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from birdie_zmq.errors import UsageError
 from birdie_zmq.models.alibi import Alibi
 from birdie_zmq.models.attention import (
     AttentionImplementation,
@@ -137,6 +140,33 @@ def test_each_target_has_its_implementation() -> None:
     assert attention_for(Target("gpu", kernel="paged_cudnn")) == StaticAttention(PagedCudnnKernel())
     assert attention_for(Target("tpu", kernel="splash")) == StaticAttention(SplashKernel())
     assert selection.default_target() == Target("cpu")
+
+
+class OnDevice:
+    """A mesh of one device, which says that it is a GPU of NVIDIA."""
+
+    platform = "gpu"
+    platform_version = "cuda 12.9"
+
+    @property
+    def client(self) -> "OnDevice":
+        return self
+
+    @property
+    def devices(self) -> NDArray[Any]:
+        return np.array([self])
+
+
+def test_the_environment_can_forbid_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh: Any = OnDevice()
+    monkeypatch.setattr(selection, "agrees_with_xla", lambda kernel: kernel == CudnnKernel())
+    monkeypatch.delenv("BIRDIE_ZMQ_ATTENTION", raising=False)
+    assert selection.default_target(mesh).kernel == "cudnn"
+    monkeypatch.setenv("BIRDIE_ZMQ_ATTENTION", "xla")
+    assert selection.default_target(mesh).kernel == "xla"
+    monkeypatch.setenv("BIRDIE_ZMQ_ATTENTION", "flash")
+    with pytest.raises(UsageError, match="BIRDIE_ZMQ_ATTENTION=flash is not supported; set it to xla"):
+        selection.default_target(mesh)
 
 
 def test_functions_of_jax_are_those_that_are_called() -> None:
