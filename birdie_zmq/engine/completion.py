@@ -25,6 +25,7 @@ from birdie_zmq.engine.model_runner import ModelRunner
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
 from birdie_zmq.engine.planning.steps import PAD, ScoredSequence, Tokens
 from birdie_zmq.engine.position_scores import PositionScores, SequenceScores
+from birdie_zmq.engine.prompt_scores import PromptScores
 from birdie_zmq.engine.scoring import run_scoring
 from birdie_zmq.engine.streamed_text import StreamedText
 from birdie_zmq.engine.token_texts import TokenTexts
@@ -42,12 +43,14 @@ class CompletionEngine:
         mode: How the model computes whole texts.
         tokenizer: Its tokenizer.
         texts: The texts of single tokens.
+        known: Scores of prefixes of earlier prompts.
     """
 
     runner: ModelRunner
     mode: ExecutionMode
     tokenizer: TokenizerAdapter
     texts: TokenTexts
+    known: PromptScores
 
 
 def complete(engine: CompletionEngine, work: CompletionWork, limits: StepLimits) -> Iterator[Event]:
@@ -162,58 +165,83 @@ def _row(
     )
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """What one forward pass of a row gives.
+
+    Attributes:
+        row: The row.
+        known: The scores of the first tokens of its prompt, without the first one; None if the prompt is not scored.
+        sequence: What is scored; its last token may be any, in the place of the next one. None if all is known.
+        has_next: Whether the pass also gives the next token.
+    """
+
+    row: CompletionRow
+    known: SequenceScores | None
+    sequence: ScoredSequence | None
+    has_next: bool
+
+    @classmethod
+    def of(cls, row: CompletionRow, known: PromptScores, top: int, *, has_next: bool) -> _Scored:
+        """Return what is to be scored of a row, after what is known.
+
+        Args:
+            row: The row.
+            known: Scores of prefixes of earlier prompts.
+            top: The number of most likely tokens of each position.
+            has_next: Whether the next token is wanted.
+        """
+        text, count, found = row.tokens, 0, None
+        if row.params.prompt_logprobs is not None:
+            found = known.longest(row.prompt, top) or SequenceScores.empty(0, top)
+            count = len(text) - 1 - len(found)
+        if has_next:
+            text, count = np.append(text, np.int32(PAD)), count + 1
+        return cls(row, found, ScoredSequence(text, count) if count else None, has_next)
+
+    def finish(self, scores: SequenceScores | None, settings: GenerationSettings) -> None:
+        """Give the row its scores, and its next token if that is among them."""
+        if scores is not None and self.has_next:
+            last = len(scores) - 1
+            self.row.add(first_of(scores.cut(last, last + 1)), 0, settings)
+            scores = scores.cut(0, last)
+        if self.known is not None:
+            whole = self.known if scores is None or not len(scores) else self.known.followed_by(scores)
+            self.row.prompt_scores = whole.cut(0, len(self.row.prompt) - 1)
+
+
 def _score(
     engine: CompletionEngine, rows: Sequence[CompletionRow], settings: GenerationSettings, limits: StepLimits
 ) -> Iterator[Event]:
     """Score what one forward pass of each row gives, and yield the answers that are complete then."""
-    is_greedy = settings.choice.sampling is None and settings.choice.processing is None
-    scored: list[tuple[CompletionRow, ScoredSequence]] = []
-    unscored: list[CompletionRow] = []
-    for row in rows:
-        sequence = _sequence(row, with_next=is_greedy and row.new_tokens == 1)
-        if sequence is not None:
-            scored.append((row, sequence))
-        else:
-            unscored.append(row)
-    yield from answered([row for row in unscored if row.is_finished])
-    if not scored:
+    if not rows:
         return
     params = rows[0].params
     top = top_count(max(1, params.prompt_logprobs or 0, params.logprobs or 0))
-    scores = PositionScores([sequence for _, sequence in scored], [row.index for row, _ in scored], top)
+    is_greedy = settings.choice.sampling is None and settings.choice.processing is None
+    parts = [_Scored.of(row, engine.known, top, has_next=is_greedy and row.new_tokens == 1) for row in rows]
+    for part in parts:
+        if part.sequence is None:
+            part.finish(None, settings)
+    yield from answered([part.row for part in parts if part.sequence is None and part.row.is_finished])
+    scored = [(part, part.sequence) for part in parts if part.sequence is not None]
+    if not scored:
+        return
+    scores = PositionScores([sequence for _, sequence in scored], [part.row.index for part, _ in scored], top)
     for event in run_scoring(engine.runner, engine.mode, scores, limits):
         yield event
-        yield from _finish(scored, scores.take_complete(), settings)
-    yield from _finish(scored, scores.take_complete(), settings)
-
-
-def _sequence(row: CompletionRow, *, with_next: bool) -> ScoredSequence | None:
-    """Return what is scored of a row, in one forward pass; None if that is nothing.
-
-    Args:
-        row: The row.
-        with_next: Whether the pass also gives the next token. Its place in the sequence may hold any token.
-    """
-    text = row.tokens
-    count = len(text) - 1 if row.params.prompt_logprobs is not None else 0
-    if with_next:
-        text, count = np.append(text, np.int32(PAD)), count + 1
-    return ScoredSequence(text, count) if count else None
+        yield from _finish([part for part, _ in scored], scores.take_complete(), settings)
+    yield from _finish([part for part, _ in scored], scores.take_complete(), settings)
+    states = tuple(engine.runner.backend.cached_prefixes())
+    for part, _ in scored:
+        if part.row.prompt_scores is not None:
+            engine.known.learn(part.row.prompt, part.row.prompt_scores, states)
 
 
 def _finish(
-    scored: Sequence[tuple[CompletionRow, ScoredSequence]],
-    complete: Sequence[tuple[int, SequenceScores]],
-    settings: GenerationSettings,
+    parts: Sequence[_Scored], complete: Sequence[tuple[int, SequenceScores]], settings: GenerationSettings
 ) -> Iterator[Event]:
     """Give rows their scores, and yield the answers that are complete with them."""
-    rows = []
     for number, scores in complete:
-        row, sequence = scored[number]
-        if row.params.prompt_logprobs is not None:
-            row.prompt_scores = scores.cut(0, len(row.prompt) - 1)
-        if len(sequence.tokens) > len(row.tokens):
-            row.add(first_of(scores.cut(len(scores) - 1, len(scores))), 0, settings)
-        if row.is_finished:
-            rows.append(row)
-    yield from answered(rows)
+        parts[number].finish(scores, settings)
+    yield from answered([parts[number].row for number, _ in complete if parts[number].row.is_finished])

@@ -20,6 +20,7 @@ from birdie_zmq.engine.events import Answered, Event
 from birdie_zmq.engine.generation import generate
 from birdie_zmq.engine.model_runner import ModelRunner, WorkClock
 from birdie_zmq.engine.planning.execution_mode import ExecutionMode
+from birdie_zmq.engine.prompt_scores import PromptScores
 from birdie_zmq.engine.request_encoding import Encoded, check_scored, encode_scored
 from birdie_zmq.engine.scoring import score
 from birdie_zmq.engine.token_texts import TokenTexts
@@ -61,13 +62,19 @@ class Evaluator:
         tokenizer.use_clock(clock)
         self._tokenizer = tokenizer
         self._runner = ModelRunner(backend, max_length, clock)
+        self._prompt_scores = PromptScores()
 
     def with_new_weights(self, tokenizer: TokenizerAdapter) -> Self:
         """Return an evaluator of the same backend after its weights were swapped, with new counters and another tokenizer."""
         other = copy.copy(self)
         other._tokenizer = tokenizer
         other._runner = self._runner.with_new_counters()
+        other.forget_scores()
         return other
+
+    def forget_scores(self) -> None:
+        """Forget what the weights have given so far; called after they were replaced."""
+        self._prompt_scores = PromptScores()
 
     def with_tokenizer(self, tokenizer: TokenizerAdapter) -> Self:
         """Return an evaluator of the same model, with the same counters, that encodes with another tokenizer."""
@@ -142,7 +149,7 @@ class Evaluator:
                     yield from self._render(work)
                 case CompletionWork():
                     mode = self._text_mode("log-probabilities of each token, or continuations of prompts")
-                    engine = CompletionEngine(self._runner, mode, self._tokenizer, self._texts)
+                    engine = CompletionEngine(self._runner, mode, self._tokenizer, self._texts, self._prompt_scores)
                     yield from complete(engine, work, limits)
 
     def _score(

@@ -47,6 +47,27 @@ class SequenceScores:
         self.top.ids[where] = other.top.ids[:, :k]
         self.top.logprobs[where] = other.top.logprobs[:, :k]
 
+    @property
+    def top_count(self) -> int:
+        """The number of most likely tokens of each position."""
+        return int(self.top.ids.shape[1])
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory of the arrays."""
+        return self.logprobs.nbytes + self.top.ids.nbytes + self.top.logprobs.nbytes
+
+    def copy(self) -> SequenceScores:
+        """Return the same scores in arrays of their own."""
+        return SequenceScores(self.logprobs.copy(), TopTokens(self.top.ids.copy(), self.top.logprobs.copy()))
+
+    def followed_by(self, other: SequenceScores) -> SequenceScores:
+        """Return these scores and those of further tokens, with the number of most likely tokens that both have."""
+        both = SequenceScores.empty(len(self) + len(other), min(self.top_count, other.top_count))
+        both.put(0, self)
+        both.put(len(self), other)
+        return both
+
     def cut(self, begin: int, end: int) -> SequenceScores:
         """Return the scores of the tokens from `begin` to `end` - 1."""
         top = TopTokens(self.top.ids[begin:end], self.top.logprobs[begin:end])

@@ -96,6 +96,7 @@ class InProcessClient:
         with self._lock:
             served = self._served_model()
             served.backend.update(params)
+            served.evaluator.forget_scores()
             self._served = _with_fingerprint(served, fingerprint)
 
     def close(self) -> None:

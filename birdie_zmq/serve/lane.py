@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,10 @@ logger = logging.getLogger("birdie_zmq.serve")
 
 _END_S = 10.0
 """Seconds that a lane may take to give up its call."""
+
+
+_STEADY_S = 0.5
+"""Seconds after a call in which as many prompts are expected as it had."""
 
 
 class Health(Protocol):
@@ -100,18 +105,21 @@ class Lane:
             self._thread.join(_END_S)
 
     def _run(self) -> None:
-        has_waited = True
+        settings = self._settings
+        expected, ended_at = 0, -math.inf
         while not self.queue.is_closed:
-            if not self.queue.wait(self._settings.probe_s):
+            if not self.queue.wait(settings.probe_s):
                 self._health.probe()
-                has_waited = True
                 continue
-            if has_waited:  # others of the same client are on their way
-                time.sleep(self._settings.collect_s)
-            items = self.queue.take(self._settings.call_items)
+            # Clients that were answered together also ask together: the call waits for as many prompts as the last one had.
+            is_steady = time.monotonic() - ended_at < _STEADY_S
+            self.queue.settle(
+                expected if is_steady else settings.call_items, settings.collect_s, settings.most_collect_s
+            )
+            items = self.queue.take(settings.call_items)
             if items:
                 self._answer(items)
-            has_waited = not len(self.queue)
+                expected, ended_at = len(items), time.monotonic()
 
     def _answer(self, items: list[WaitingPrompt]) -> None:
         """Answer prompts, fail them, or queue them again."""

@@ -22,7 +22,8 @@ class ServeSettings:
         keep_alive_s: How long a connection is kept between requests.
         stalled_write_s: How long a client may take no data while a response waits to be sent.
         request_s: How long the answer to a request may take.
-        collect_s: How long the first request after an idle time waits for others, to be computed with them.
+        collect_s: How long no request must have arrived until those that wait are computed together.
+        most_collect_s: How long they wait at most, while further ones arrive.
         turn_s: How long requests wait at most until a running generation is interrupted for them.
         probe_s: How often an idle server asks its worker for a sign of life.
         batch_items: Prompts that are sent to a worker in one message.
@@ -39,7 +40,8 @@ class ServeSettings:
     keep_alive_s: float = 30.0
     stalled_write_s: float = 60.0
     request_s: float = 3600.0
-    collect_s: float = 0.005
+    collect_s: float = 0.02
+    most_collect_s: float = 0.2
     turn_s: float = 2.0
     probe_s: float = 5.0
     batch_items: int = 256

@@ -93,6 +93,20 @@ class WaitingQueue:
         with self._changed:
             return self._changed.wait_for(lambda: bool(self._items) or self._is_closed, timeout_s)
 
+    def settle(self, expected: int, quiet_s: float, most_s: float) -> None:
+        """Wait until a number of prompts is there, or none has arrived for a time.
+
+        Args:
+            expected: The number of prompts.
+            quiet_s: That time in seconds.
+            most_s: The longest wait in seconds.
+        """
+        deadline = time.monotonic() + most_s
+        with self._changed:
+            while len(self._items) < expected and not self._is_closed and time.monotonic() < deadline:
+                if not self._changed.wait(quiet_s):
+                    return
+
     def take(self, count: int) -> list[WaitingPrompt]:
         """Remove and return the first prompts that somebody still waits for."""
         taken: list[WaitingPrompt] = []

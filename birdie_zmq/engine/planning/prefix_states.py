@@ -107,15 +107,40 @@ def prefix_nodes(
         if base < shared:
             start(PrefixNode(shared, here, False, first, last))
             return
+        if is_few_shot(first, last, depth, base):
+            start(PrefixNode(depth - 1, here, False, first, last))
+            return
         if size <= longest or (last - first == 1 and depth - base <= longest):
-            here.ranges.append((first, last))
+            if last - first == 1 or shared or not has_cached(first, last, depth):
+                here.ranges.append((first, last))
+            else:
+                for begin, end in tree.children(first, last):
+                    visit(begin, end, here)
             return
         again = size // max(1, longest - (depth - base))  # how often the prefix is recomputed without a state
         if depth - base > longest or again * (depth - base) > 2 * call_tokens:
-            start(PrefixNode(depth, here, False, first, last))
+            # If the prefix itself is scored, its last token is computed with what follows. So a later batch can start from
+            # the state: the only position before it that predicts another token than here would be the last one.
+            is_scored = depth - base > 1 and tree.unscored(first, last) == 0
+            start(PrefixNode(depth - 1 if is_scored else depth, here, False, first, last))
         else:
             for begin, end in tree.children(first, last):
                 visit(begin, end, here)
+
+    def is_few_shot(first: int, last: int, depth: int, base: int) -> bool:
+        """Return whether a scored prefix is followed by several long texts, so that later batches will have it too."""
+        if shared or last - first == 1 or depth - 1 - base <= 2 * call_tokens or tree.unscored(first, last):
+            return False
+        long = sum(tree.size(begin, end, depth) >= call_tokens for begin, end in tree.children(first, last))
+        return long > 1
+
+    def has_cached(first: int, last: int, depth: int) -> bool:
+        """Return whether a subtree of these rows has a cached prefix that is worth a call of its own."""
+        return any(
+            _longest_cached(tree.rows[begin][: min(tree.depth(begin, end), tree.unscored(begin, end))], cached) - depth
+            > 2 * call_tokens
+            for begin, end in (tree.children(first, last) if cached else ())
+        )
 
     def start(node: PrefixNode) -> None:
         result.append(node)
