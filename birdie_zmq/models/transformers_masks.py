@@ -18,6 +18,9 @@ import torch
 
 _FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 
+LIMITED = frozenset({_SLIDING, _CHUNKED})
+"""The kinds of masks that limit attention."""
+
 _WINDOW, _CHUNK = "sliding_window", "attention_chunk_size"
 
 _LIMITING = re.compile(r"window|chunk|local|sliding|sparse|stride|block_size|floor_scale|compress|index_topk")

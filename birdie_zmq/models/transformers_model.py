@@ -78,6 +78,8 @@ def load_checkpoint(
         except ValueError as error:
             raise ModelLoadError(str(error)) from error
         logger.warning("merged the adapter %s into %d tensors of %s", lora, len(lora.updates), directory)
+    if torch.cuda.is_available() and not getattr(module, "is_quantized", False):
+        module.to("cuda")  # where the engine computes; on the CPU, the probe of a large model would take minutes
     return build_model(module, max_length)
 
 

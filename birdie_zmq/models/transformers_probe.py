@@ -28,7 +28,7 @@ from birdie_zmq.engine.planning.tree_planner import plan_trees
 from birdie_zmq.models import transformers_functions as functions
 from birdie_zmq.models.transformers_cache import CacheLayout, State, empty_cache, layout_of
 from birdie_zmq.models.transformers_functions import StateFunctions
-from birdie_zmq.models.transformers_masks import MaskKinds, limits, mask_kinds, rope_switch, unknown_limits
+from birdie_zmq.models.transformers_masks import LIMITED, MaskKinds, limits, mask_kinds, rope_switch, unknown_limits
 
 _TOLERANCE = 1e-4
 """The largest difference of log-probabilities in float32, in nats."""
@@ -115,9 +115,12 @@ def _probe_states(module: Any, exact: Any, modes: Modes) -> None:
         if "cache" not in inspect.signature(functions.backbone(module).forward).parameters:
             raise ValueError("its code takes no cache")
         layout = _find_layout(module)
+        texts = _Texts.of(config.vocab_size)
+        unlimited = _plain(exact, texts.whole[0])
         with _short_limits(module, exact):
-            texts = _Texts.of(config.vocab_size)
             _check_effect(exact, texts)
+            if set(mask_kinds(config).kinds) & LIMITED:
+                _check_limit(exact, texts, unlimited)
     except Exception as error:  # noqa: BLE001 - code of any model: the mode is off
         modes.reasons |= {"states": _first_line(error), "trees": "no states"}
         return
@@ -256,6 +259,13 @@ def _check_effect(module: Any, texts: _Texts) -> None:
         raise ValueError(
             f"another token before changes no log-probability by more than {effect:.1e}, which hides errors"
         )
+
+
+def _check_limit(module: Any, texts: _Texts, unlimited: Any) -> None:
+    """Check that the model's code reads the window or the chunk that the probe has made short."""
+    effect = float((_plain(module, texts.whole[0]) - unlimited).abs().max())
+    if not effect > _LEAST_EFFECT:
+        raise ValueError("a shorter window or chunk of attention changes nothing, so longer texts cannot be probed")
 
 
 def _check_state(model: _Model, texts: _Texts) -> None:

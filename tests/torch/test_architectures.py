@@ -188,6 +188,12 @@ def test_a_wrong_mask_of_a_window_turns_trees_off(monkeypatch: pytest.MonkeyPatc
     assert "differ from those of a plain call" in modes.reasons["trees"]
 
 
+def test_a_window_that_the_code_does_not_read_from_its_configuration_turns_states_off() -> None:
+    model = make_model("llama")
+    model.config.sliding_window = 64  # longer than the texts of the probe, and not known to the code
+    assert "changes nothing" in probe(model, MAX_LENGTH).reasons["states"]
+
+
 def test_a_model_that_ignores_its_context_turns_states_off() -> None:
     model = make_model("llama")
     with torch.no_grad():
