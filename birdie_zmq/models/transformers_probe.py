@@ -67,9 +67,8 @@ class Modes:
 
     def describe(self) -> str:
         """Return which modes are on and off, for the log."""
-        on = [
-            name for name, given in (("head", self.head), ("states", self.states), ("trees", self.has_trees)) if given
-        ]
+        modes = {"head": self.head, "padding": self.takes_padding, "states": self.states, "trees": self.has_trees}
+        on = [name for name, given in modes.items() if given]
         off = [f"{name} ({reason})" for name, reason in self.reasons.items()]
         return f"on: {', '.join(on) or 'none'}; off: {', '.join(off) or 'none'}"
 
