@@ -206,7 +206,8 @@ def _put_rows(state: State, rows: Any, group: State) -> None:
 
 
 def _device(module: Any) -> torch.device:
-    return next(module.parameters()).device  # type: ignore[no-any-return]
+    device: torch.device = next(module.parameters()).device
+    return device
 
 
 def _dtype(module: Any) -> torch.dtype:

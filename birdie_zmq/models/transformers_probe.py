@@ -408,4 +408,5 @@ def _tolerance(module: Any) -> float:
 
 
 def _device(module: Any) -> torch.device:
-    return next(module.parameters()).device  # type: ignore[no-any-return]
+    device: torch.device = next(module.parameters()).device
+    return device

@@ -37,5 +37,5 @@ def test_fp8(block: int | None) -> None:
     weight = torch.from_numpy(tensors["weight"].view(np.uint8)).view(torch.float8_e4m3fn)
     scale = torch.from_numpy(np.atleast_2d(tensors["weight_scale_inv"]))
     theirs = Fp8Dequantize(SimpleNamespace())._dequantize_one(weight, scale, torch.float32)
-    mine = dequantise_fp8(tensors["weight"], tensors["weight_scale_inv"], block and (block, block))
+    mine = dequantise_fp8(tensors["weight"], tensors["weight_scale_inv"], None if block is None else (block, block))
     np.testing.assert_array_equal(mine, theirs.numpy())
