@@ -93,7 +93,7 @@ class PositionScores:
         self._complete: list[tuple[int, SequenceScores]] = []
 
     def unfinished(self) -> list[ScoredSequence]:
-        """Return the sequences of which a position has no score."""
+        """Return the sequences that have a position without a score."""
         return [self._sequences[number] for number in self._unfinished()]
 
     def begin(self, steps: Sequence[Step]) -> None:

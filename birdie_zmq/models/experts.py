@@ -1,4 +1,4 @@
-"""A feed-forward layer of many experts, of which each token uses a few.
+"""A feed-forward layer of many experts; each token uses a few of them.
 
 The weights of the experts are ``experts_gate`` and ``experts_up`` [e, d, f], or ``experts_gate_up`` [e, d, 2f] in place of
 both, and ``experts_down`` [e, f, d], each with a bias if there is one, such as ``experts_down_bias`` [e, d]. Experts that

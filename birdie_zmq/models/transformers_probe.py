@@ -234,7 +234,7 @@ def _check_head(module: Any, head: Callable[..., Any]) -> None:
 
 
 def _check_padding(module: Any, max_length: int | None) -> None:
-    """Check that what comes after a text changes nothing, also where the text is long."""
+    """Check that tokens after a text change nothing, also where the text is long."""
     config = module.config.get_text_config()
     switch = rope_switch(config)
     if switch is not None and (max_length is None or max_length > switch):

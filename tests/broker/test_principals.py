@@ -31,6 +31,7 @@ WORKER_MESSAGES: list[FromPeer] = [
     register(),
     m.Heartbeat(phase="ready"),
     m.LeaseAnswered(lease=1, indices=[0], answers=text_answers("x")),
+    m.LeasePartlyAnswered(lease=1, indices=[0], answers=text_answers("x")),
     m.LeaseFailed(lease=1, error=ErrorReport(code="model", message="boom")),
     m.LeaseCrashed(lease=1, error=ErrorReport(code="model-process-died", message="boom")),
     m.LeaseReturned(lease=1),

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[dict[str, Any], Make]] = {
     "gptq with desc_act": (GPTQ | {"desc_act": True}, _gptq(order=True)),
     "gptq_v2, whose zeros are stored as they are": (GPTQ | {"checkpoint_format": "gptq_v2"}, _gptq(stored_offset=0)),
     "awq": (AWQ, lambda random, outputs, inputs: quantised_weights.awq(random, outputs, inputs, group=16)),
-    "fp8 in blocks, of which the last are smaller": (
+    "fp8 in blocks, the last ones smaller": (
         {"quant_method": "fp8", "weight_block_size": [24, 24], "activation_scheme": "dynamic"},
         lambda random, outputs, inputs: quantised_weights.fp8_blocks(random, outputs, inputs, block=24),
     ),

@@ -38,7 +38,7 @@ from birdie_zmq.engine.jax.position_head import PositionHead
 from birdie_zmq.engine.jax.probe import check_logits, check_params, probe_score, probe_vocabulary
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings
 from birdie_zmq.engine.jax.sharding import make_mesh as make_mesh
-from birdie_zmq.engine.jax.states import PlanStates, row_bytes
+from birdie_zmq.engine.jax.states import JaxPlanStates, row_bytes
 from birdie_zmq.engine.model_api import LoadedModel, Model
 from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_size
 from birdie_zmq.engine.planning.execution_mode import FORKS, PAIRS, ROWS, TREES, ExecutionMode
@@ -120,7 +120,7 @@ class JaxBackend:
         self.num_parameters = sum(leaf.size for leaf in weights) if weights else None
         self.budget = self._budget(weights)
         self._prefix_cache = PrefixCache[Any](self.budget.prefix_cache_bytes)
-        self._states = PlanStates(self._model, self._prefix_cache)
+        self._states = JaxPlanStates(self._model, self._prefix_cache)
         bytes_of = Counter[str]()
         for leaf in weights:
             bytes_of[str(leaf.dtype)] += leaf.nbytes

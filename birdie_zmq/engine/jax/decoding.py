@@ -22,7 +22,7 @@ from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.executables import model_call
 from birdie_zmq.engine.jax.position_head import PositionHead, as_next_tokens
 from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, key_data, sample, sampling_arrays
-from birdie_zmq.engine.jax.states import PlanStates, create_state
+from birdie_zmq.engine.jax.states import JaxPlanStates, create_state
 from birdie_zmq.engine.logits_processing import (
     ProcessingArrays,
     ProcessingState,
@@ -91,7 +91,7 @@ class JaxDecoding:
         self,
         model: DeviceModel,
         head: PositionHead,
-        states: PlanStates,
+        states: JaxPlanStates,
         tokens_per_call: int,
         rows: int,
         capacity: int,

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,8 +12,9 @@ import numpy.typing as npt
 
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
-from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tree
-from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_for
+from birdie_zmq.engine.plan_states import PlanStates
+from birdie_zmq.engine.planning.steps import Extend, Fork, Tree
+from birdie_zmq.engine.prefix_cache import PrefixCache
 
 
 def create_state(model: DeviceModel, rows: int, capacity: int) -> Any:
@@ -66,12 +64,6 @@ def extend_state(
     return hidden, state
 
 
-def cache_state(cache: PrefixCache[Any], name: bytes, state: Any, capacity: int) -> None:
-    """Cache the state of a prefix, which is given as the bytes of its tokens."""
-    size_bytes = bytes_per_device(state, argument_shardings(state))
-    cache.put(name, CachedPrefix(state, capacity, size_bytes))
-
-
 def row_bytes(model: DeviceModel, capacity: int) -> int:
     """Return the bytes that one row of a state takes on each of its devices."""
     init_state = model.functions.init_state
@@ -82,17 +74,8 @@ def row_bytes(model: DeviceModel, capacity: int) -> int:
     return bytes_per_device(state, _creator(model, 1, capacity).output_shardings)
 
 
-@dataclass
-class _CurrentState:
-    """The state that the last `Extend` left; it must be copied before it is extended if ``is_cached``."""
-
-    state: Any
-    capacity: int
-    is_cached: bool = False
-
-
-class PlanStates:
-    """The states of the steps of a plan: the current one, and those of the prefix cache.
+class JaxPlanStates(PlanStates):
+    """The states of the steps of a plan.
 
     Args:
         model: The model.
@@ -100,31 +83,8 @@ class PlanStates:
     """
 
     def __init__(self, model: DeviceModel, cache: PrefixCache[Any]) -> None:
+        super().__init__(cache)
         self._model = model
-        self._cache = cache
-        self._current: _CurrentState | None = None
-        self._pending_uses = Counter[bytes]()  # remaining steps of the plan that start from each prefix
-        self._capacity = 0
-
-    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
-        """Prepare for a plan with states of at least this capacity in tokens; its steps are computed next, in order."""
-        self._current = None
-        self._pending_uses = Counter(name for step in steps if (name := _prefix_of(step)))
-        capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
-        self._capacity = capacity_for(max([capacity, *capacities]))
-        self._cache.trim(self._pending_uses)
-
-    def clear(self) -> None:
-        """Drop all states."""
-        self._cache.clear()
-        self._current = None
-
-    def release(self, step: Step) -> None:
-        """Count down the uses of a step's prefix; a state without uses left may be evicted."""
-        name = _prefix_of(step)
-        if name:
-            self._pending_uses[name] -= 1
-            self._pending_uses += Counter()  # drops counts of zero
 
     def branch(self, tokens: jax.Array, kind: Tree) -> Any:
         """Return the hidden states of trees of tokens int32[rows, length]."""
@@ -142,10 +102,6 @@ class PlanStates:
         state, capacity = (cached.state, cached.capacity) if cached else (None, 0)
         return model.executables.run((name, tokens.shape, capacity), function, model.params, tokens, *layout, state)
 
-    def cached_state(self, prefix: bytes) -> CachedPrefix[Any]:
-        """Return the cached state of a prefix, as the bytes of its tokens."""
-        return self._cache.get(prefix)
-
     def take_current(self, rows: npt.NDArray[np.int32]) -> Any:
         """Return a copy of some rows int32[n] of the current state."""
         assert self._current is not None
@@ -162,11 +118,7 @@ class PlanStates:
         start = self._state_to_extend(kind.before, len(kind.lengths))
         lengths = self._model.sharding.put_rows(kind.lengths)
         hidden, state = extend_state(self._model, tokens, lengths, start.state, start.capacity)
-        self._current = _CurrentState(state, start.capacity)
-        if kind.after is not None and kind.after in self._pending_uses:
-            cache_state(self._cache, kind.after, state, start.capacity)
-            self._current.is_cached = True
-            self._cache.trim(self._pending_uses)
+        self._keep(kind.after, state, start.capacity)
         return hidden
 
     def fork(self, tokens: jax.Array, kind: Fork) -> Any:
@@ -192,27 +144,15 @@ class PlanStates:
         hidden, state = extend(params, tokens, lengths, forked)
         return hidden, sharding.shard_rows(state)
 
-    def _state_to_extend(self, before: bytes | None, rows: int) -> _CurrentState:
-        """Return a state of `rows` rows that may be overwritten."""
-        if before == b"":
-            return _CurrentState(create_state(self._model, rows, self._capacity), self._capacity)
-        if before is not None:
-            cached = self._cache.get(before)
-            return _CurrentState(copy_state(self._model, cached.state, rows, cached.capacity), cached.capacity)
-        current = self._current
-        assert current is not None
-        if not current.is_cached:
-            return current
-        return _CurrentState(copy_state(self._model, current.state, 1, current.capacity), current.capacity)
+    def _create(self, rows: int, capacity: int) -> Any:
+        return create_state(self._model, rows, capacity)
+
+    def _copy(self, state: Any, rows: int, capacity: int) -> Any:
+        return copy_state(self._model, state, rows, capacity)
+
+    def _size_bytes(self, state: Any) -> int:
+        return bytes_per_device(state, argument_shardings(state))
 
 
 def _row_count(state: Any) -> int:
     return int(jax.tree.leaves(state)[0].shape[0])
-
-
-def _prefix_of(step: Step) -> bytes | None:
-    """Return the prefix whose cached state a step starts from, or None."""
-    match step.kind:
-        case Tree(prefix=name) | Extend(before=name):
-            return name or None
-    return None

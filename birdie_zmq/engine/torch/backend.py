@@ -32,7 +32,7 @@ from birdie_zmq.engine.prefix_cache import PrefixCache, capacity_for
 from birdie_zmq.engine.torch import exact_rows
 from birdie_zmq.engine.torch.decoding import TorchDecoding
 from birdie_zmq.engine.torch.exact_rows import ExactRows
-from birdie_zmq.engine.torch.states import PlanStates, StateModel, size_bytes, trim
+from birdie_zmq.engine.torch.states import StateModel, TorchPlanStates, size_bytes, trim
 from birdie_zmq.engine.torch.tensors import to_device, weights_of
 
 _BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31)
@@ -83,11 +83,11 @@ class TorchBackend(RowBackend):
                 bytes_of[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
             self.dtype = max(bytes_of, key=bytes_of.__getitem__)
         model = replace(loaded.model, params=params)
-        self._states: PlanStates | None = None
+        self._states: TorchPlanStates | None = None
         self._prefix_cache = PrefixCache[Any](_PREFIX_CACHE_BYTES)
         if model.extend is not None:
             self._state_model = StateModel(model, self._device, self.model_call)
-            self._states = PlanStates(self._state_model, self._prefix_cache)
+            self._states = TorchPlanStates(self._state_model, self._prefix_cache)
             model = replace(model, hidden=model.hidden or _hidden_by_extend(model))
         budget = _BUDGET if self._device.type == "cpu" else _ACCELERATOR_BUDGET
         super().__init__(replace(loaded, model=model), max_length, budget)

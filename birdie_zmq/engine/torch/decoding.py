@@ -12,7 +12,7 @@ import numpy.typing as npt
 from birdie_zmq.engine.backend import GREEDY, NextTokens, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.logprobs import spread
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
-from birdie_zmq.engine.torch.states import PlanStates, StateModel, put_row, take_rows, trim
+from birdie_zmq.engine.torch.states import StateModel, TorchPlanStates, put_row, take_rows, trim
 
 Choose = Callable[[Any, Tokens, Tokens, SamplingMetadata | None], NextTokens]
 """Chooses tokens by the hidden states [b, t, d] of a step, at positions int32[q] of rows int32[q]."""
@@ -54,7 +54,7 @@ class TorchDecoding:
     """
 
     def __init__(
-        self, model: StateModel, states: PlanStates, choose: Choose, shape: tuple[int, int], choice: TokenChoice
+        self, model: StateModel, states: TorchPlanStates, choose: Choose, shape: tuple[int, int], choice: TokenChoice
     ) -> None:
         rows, self._capacity = shape
         self._model, self._states, self._choose, self._choice = model, states, choose, choice

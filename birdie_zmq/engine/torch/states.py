@@ -6,18 +6,18 @@ of steps, so what is only padding at the end of rows is cut off.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from birdie_zmq.engine.model_api import Function, Model
+from birdie_zmq.engine.plan_states import PlanStates
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
-from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_for
+from birdie_zmq.engine.prefix_cache import PrefixCache
 from birdie_zmq.engine.torch.tensors import map_tensors, state_tensors
 
 ModelCall = Callable[[str], AbstractContextManager[None]]
@@ -89,17 +89,8 @@ def trim(step: Step) -> Step:
     return replace(step, tokens=step.tokens[:rows, :length], kind=kind)
 
 
-@dataclass
-class _CurrentState:
-    """The state that the last `Extend` left; it must be copied before it is extended if ``is_cached``."""
-
-    state: Any
-    capacity: int
-    is_cached: bool = False
-
-
-class PlanStates:
-    """The states of the steps of a plan: the current one, and those of the prefix cache.
+class TorchPlanStates(PlanStates):
+    """The states of the steps of a plan.
 
     Args:
         model: The model.
@@ -107,35 +98,8 @@ class PlanStates:
     """
 
     def __init__(self, model: StateModel, cache: PrefixCache[Any]) -> None:
+        super().__init__(cache)
         self._model = model
-        self._cache = cache
-        self._current: _CurrentState | None = None
-        self._pending_uses = Counter[bytes]()  # remaining steps of the plan that start from each prefix
-        self._capacity = 0
-
-    def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
-        """Prepare for a plan with states of at least this capacity in tokens; its steps are computed next, in order."""
-        self._current = None
-        self._pending_uses = Counter(name for step in steps if (name := _prefix_of(step)))
-        capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
-        self._capacity = capacity_for(max([capacity, *capacities]))
-        self._cache.trim(self._pending_uses)
-
-    def clear(self) -> None:
-        """Drop all states."""
-        self._cache.clear()
-        self._current = None
-
-    def release(self, step: Step) -> None:
-        """Count down the uses of a step's prefix; a state without uses left may be evicted."""
-        name = _prefix_of(step)
-        if name:
-            self._pending_uses[name] -= 1
-            self._pending_uses += Counter()  # drops counts of zero
-
-    def cached_state(self, prefix: bytes) -> CachedPrefix[Any]:
-        """Return the cached state of a prefix, as the bytes of its tokens."""
-        return self._cache.get(prefix)
 
     def branch(self, tokens: Tokens, kind: Tree) -> Any:
         """Return the hidden states of trees of tokens int32[rows, length]."""
@@ -150,11 +114,7 @@ class PlanStates:
         """Extend a state by tokens int32[rows, length], and return their hidden states."""
         start = self._state_to_extend(kind.before, len(kind.lengths))
         hidden, state = self._model.call("extend", tokens, kind.lengths, start.state)
-        self._current = _CurrentState(state, start.capacity)
-        if kind.after is not None and kind.after in self._pending_uses:
-            self._cache.put(kind.after, CachedPrefix(state, start.capacity, size_bytes(state)))
-            self._current.is_cached = True
-            self._cache.trim(self._pending_uses)
+        self._keep(kind.after, state, start.capacity)
         return hidden
 
     def fork(self, tokens: Tokens, kind: Fork) -> tuple[Any, Any]:
@@ -170,23 +130,12 @@ class PlanStates:
     def _state_of(self, prefix: bytes) -> Any:
         return self._cache.get(prefix).state if prefix else None
 
-    def _state_to_extend(self, before: bytes | None, rows: int) -> _CurrentState:
-        """Return a state of `rows` rows that may be overwritten."""
-        if before == b"":
-            return _CurrentState(self._model.call("init_state", rows, self._capacity), self._capacity)
-        if before is not None:
-            cached = self._cache.get(before)
-            return _CurrentState(take_rows(cached.state, np.zeros(rows, np.int32)), cached.capacity)
-        current = self._current
-        assert current is not None
-        if not current.is_cached:
-            return current
-        return _CurrentState(take_rows(current.state, np.zeros(1, np.int32)), current.capacity)
+    def _create(self, rows: int, capacity: int) -> Any:
+        return self._model.call("init_state", rows, capacity)
 
+    def _copy(self, state: Any, rows: int, capacity: int) -> Any:
+        del capacity
+        return take_rows(state, np.zeros(rows, np.int32))
 
-def _prefix_of(step: Step) -> bytes | None:
-    """Return the prefix whose cached state a step starts from, or None."""
-    match step.kind:
-        case Tree(prefix=name) | Extend(before=name):
-            return name or None
-    return None
+    def _size_bytes(self, state: Any) -> int:
+        return size_bytes(state)

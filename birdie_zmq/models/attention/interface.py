@@ -1,4 +1,4 @@
-"""What attention computes, and the interface of its implementations, of which there is one for each platform.
+"""What attention computes, and the interface of its implementations, one for each platform.
 
 Shape letters: b rows of the step, t position in a row, n query heads, k key/value heads, g query heads per key/value
 head (n = k * g), h width of a head, l layer, r rows of the cache (b or 1), c capacity of a row of the cache.

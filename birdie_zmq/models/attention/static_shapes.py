@@ -277,7 +277,7 @@ def _split_row(x: jax.Array, batch: int) -> jax.Array:
 
 
 def _map_blocks(function: Callable[[jax.Array | int, _Queries], _Grouped], queries: _Queries, keys: int) -> _Grouped:
-    """Apply a function of the number of the first query and of queries, to so many at a time as `SCORE_BYTES` allows.
+    """Apply a function to blocks of queries, each as large as `SCORE_BYTES` allows, with the number of its first query.
 
     The function is compiled once for all blocks.
     """

@@ -90,9 +90,7 @@ def _read_experts(config: ConfigReader, sizes: Sizes) -> tuple[RoutedFeedForward
     (count, chosen), inner = read_counts(config), config.integer("moe_intermediate_size")
     groups, kept = config.integer("n_group", 1), config.integer("topk_group", 1)
     if count % groups or count // groups < 2 or not 1 <= kept <= groups or chosen > kept * (count // groups):
-        raise ValueError(
-            f"n_group={groups} and topk_group={kept} do not fit {count} experts, of which a token has {chosen}"
-        )
+        raise ValueError(f"n_group={groups} and topk_group={kept} do not fit {count} experts, {chosen} for each token")
     normalised, scale = config.flag("norm_topk_prob", True), config.number("routed_scaling_factor", 1.0)
     experts = expert_specs(LAYER + "mlp.experts.", sizes.d_model, inner, count)
     correction = TensorSpec(LAYER + "mlp.gate.e_score_correction_bias", (count,), dtype="float32")

@@ -80,7 +80,7 @@ def gpt_oss(values: Mapping[str, Any]) -> Architecture:
 
 
 def _expert_specs(sizes: Sizes, count: int) -> dict[str, TensorSpec]:
-    """Return the tensors of the experts, of which each holds all experts of a layer."""
+    """Return the tensors of the experts; each holds all experts of a layer."""
     require_positive(num_local_experts=count)
     d, f, module = sizes.d_model, sizes.d_ff, LAYER + "mlp.experts."
     shapes = {

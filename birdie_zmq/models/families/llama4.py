@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScaledInputExperts(RoutedFeedForward):
-    """Experts of which each gets a token multiplied by its share, and whose outputs are added as they are."""
+    """Experts that get a token multiplied by its share; their outputs are added as they are."""
 
     def mix(self, x: jax.Array, routing: Routing, weights: ExpertWeights, platform: str) -> jax.Array:
         """Add the outputs of each token's experts: [b, t, d] -> float32 [b, t, d]."""

@@ -27,7 +27,7 @@ class Tracker(Protocol):
         ...
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the values that were not sent yet."""
         ...
 
 

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine import generation
+from birdie_zmq.engine import decoding_memory, generation, plan_states
 from birdie_zmq.engine.backend import GREEDY, Decoding, NextTokens, TokenChoice
 from birdie_zmq.engine.evaluator import Evaluator
 from birdie_zmq.engine.events import Answered, Notice
 from birdie_zmq.engine.generation import narrowed_row_counts
 from birdie_zmq.engine.jax import backend as jax_backend
 from birdie_zmq.engine.jax import memory
-from birdie_zmq.engine.jax import states as jax_states
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.jax.decoding import JaxDecoding
 from birdie_zmq.engine.jax.sampling import SamplingKeys, key_data, sample, sampling_arrays
@@ -386,8 +385,8 @@ def test_rows_are_limited_by_free_memory_and_prompt_length(
 ) -> None:
     prompts = [*PROMPTS, (LETTERS * 6)[:230]]
     small, large = (state_bytes(backend, capacity) for capacity in (256, 512))
-    monkeypatch.setattr(memory, "_SHARE_OF_FREE", 1.0)
-    for module in (jax_backend, jax_states, generation):
+    monkeypatch.setattr(decoding_memory, "_SHARE_OF_FREE", 1.0)
+    for module in (jax_backend, plan_states, generation):
         monkeypatch.setattr(module, "capacity_for", lambda capacity: 512 if capacity > 100 else 256)
     monkeypatch.setattr(memory, "free_bytes", lambda _devices: max(3 * large, 6 * small))
     backend.decoded_rows.clear()

@@ -177,7 +177,7 @@ def test_generated_tokens_count_after_an_out_of_memory_step(
 
 
 def test_plain_generation_compiles_the_same_executables_as_ever(backend: RecordingBackend) -> None:
-    plain = RecordingBackend(backend._model.functions)
+    plain = RecordingBackend(dataclasses.replace(backend._model.functions, params=backend._model.params))
     generate(evaluator_of(plain, EOS), None)
     before = set(plain._model.executables._executables)
 

@@ -61,7 +61,7 @@ def strict_jax() -> Iterator[None]:
 def attend(
     implementation: AttentionImplementation, options: AttentionOptions, length: int, lengths: Lengths, trees: bool
 ) -> jax.Array:
-    """Attend from three rows of tokens after a cache with so many tokens in its rows, in bfloat16."""
+    """Attend from three rows of tokens after a cache with these numbers of tokens in its rows, in bfloat16."""
     generator = np.random.default_rng(0)
 
     def sample(*shape: int) -> jax.Array:

@@ -34,7 +34,7 @@ EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.
 
 
 class Case(NamedTuple):
-    """Three rows of `length` tokens after caches with so many tokens in each of their rows, one cache after another."""
+    """Three rows of `length` tokens after caches with these numbers of tokens in their rows, one cache after another."""
 
     lengths: tuple[tuple[int, ...], ...]
     length: int

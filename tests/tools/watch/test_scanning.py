@@ -1,4 +1,4 @@
-"""Which paths are checkpoints, and of which step."""
+"""Which paths are checkpoints, and their steps."""
 
 from __future__ import annotations
 
