@@ -44,10 +44,13 @@ class _LimitedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, in place of an idle one if there are too many."""
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
-            others = [each for each in self.connections if isinstance(each, _LimitedProtocol) and each is not self]
-            idle = min((each for each in others if each.is_idle), key=lambda each: each._idle_since, default=self)
-            idle.transport.abort()
+        # A connection that was aborted is in this set until the event loop has closed it.
+        is_open = [
+            each for each in self.connections if isinstance(each, _LimitedProtocol) and not each.transport.is_closing()
+        ]
+        if len(is_open) > self.limits.max_connections:
+            idle = (each for each in is_open if each is not self and each.is_idle)
+            min(idle, key=lambda each: each._idle_since, default=self).transport.abort()
         self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -27,8 +27,13 @@ from birdie_zmq.serve.settings import ServeSettings
 
 _GRACE_S = 10
 """Seconds that running requests have to end when the server is stopped."""
-_RESERVED_FILES = 64
-"""Open files beside those of connections."""
+_RESERVED_FILES = 96
+"""Open files beside those of connections, and of connections that are accepted before idle ones are closed."""
+_ACCEPTED_AT_ONCE = 16
+"""asyncio accepts as many connections as its backlog before a protocol can close an idle one, so a burst of them would
+take all open files."""
+_BACKLOG = 512
+"""Connections that wait in the kernel to be accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,12 @@ class SignalFreeServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to `serve`."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen; asyncio sets the kernel's backlog to that of the configuration, which is smaller."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
 
 
 def serve(
@@ -134,6 +145,7 @@ def server_config(app: Starlette, options: ServerOptions, settings: ServeSetting
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=_ACCEPTED_AT_ONCE,
         timeout_keep_alive=int(settings.keep_alive_s),
         timeout_graceful_shutdown=_GRACE_S,
         ssl_certfile=certificate,
@@ -172,7 +184,7 @@ def listen(options: ServerOptions) -> socket.socket:
             has_tls=options.tls is not None,
             allows_plain=options.allows_plain,
         )
-        return socket.create_server(address[:2], family=family, backlog=512)
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         text = error.strerror or str(error)
         raise UsageError(
