@@ -38,7 +38,7 @@ class LayerLocation:
         prefix: The path of its module.
         axis: The axis of its arrays along which layers are stacked; None for a module of its own.
         index: The index of the layer on that axis.
-        kind: What stands for ``{}`` in the paths.
+        kind: The text that replaces ``{}`` in the paths.
     """
 
     prefix: TreePath
