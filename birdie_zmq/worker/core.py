@@ -1,6 +1,7 @@
 """The agent's decisions, as a state machine without sockets, processes or a clock.
 
-The agent holds leases in order of arrival (`held_leases`), and at most one model process (`process_state`).
+The agent holds leases in order of arrival (`held_leases`), and at most one model process (`process_state`). What follows
+from an event is collected in its `outbox`.
 
 When a model process exits unexpectedly, or is killed because it makes no progress, no lease is lost: the running lease
 goes back to the broker as a suspect, and the leases behind it go back unchanged. While the process loads, only the model
@@ -14,7 +15,7 @@ from birdie_zmq.processes.restart_policy import RestartPolicy
 from birdie_zmq.processes.signals import signal_name
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import AgentSettings
-from birdie_zmq.types import ComputeCounters, ErrorReport, Level, ModelSpec, RequestArgument
+from birdie_zmq.types import ComputeCounters, ErrorReport, ModelSpec, RequestArgument
 from birdie_zmq.worker.events import (
     Action,
     Drain,
@@ -24,7 +25,6 @@ from birdie_zmq.worker.events import (
     LeaseCancelled,
     LeaseReceived,
     LeasesRevoked,
-    Log,
     MemoryFreed,
     ModelMessageReceived,
     ModelProcessExited,
@@ -36,6 +36,7 @@ from birdie_zmq.worker.events import (
     Tick,
 )
 from birdie_zmq.worker.held_leases import HeldLease, HeldLeases
+from birdie_zmq.worker.outbox import Outbox
 from birdie_zmq.worker.process_state import Phase, ProcessState
 
 
@@ -68,7 +69,7 @@ class AgentCore:
         self._replaced: ModelSpec | None = None
         self._load_crashes: dict[ModelSpec, RestartPolicy] = {}
         self._drain_until: float | None = None
-        self._actions: list[Action] = []
+        self._outbox = Outbox(self._leases)
         self._now = 0.0
 
     @property
@@ -109,10 +110,10 @@ class AgentCore:
                 self._on_lease(lease, frame)
             case LeaseCancelled(number):
                 if (held := self._leases.get(number)) is not None:
-                    self._drop(held)
+                    self._outbox.drop_lease(held)
             case LeasesRevoked():
                 for held in self._leases:
-                    self._drop(held)
+                    self._outbox.drop_lease(held)
             case ModelMessageReceived(message, frame):
                 self._process.receive(message, now)
                 self._on_message(message, frame)
@@ -127,56 +128,35 @@ class AgentCore:
         self._serve_first_lease()
         if self._drain_until is not None:
             self._stop_when_drained(self._drain_until)
-        actions, self._actions = self._actions, []
-        return actions
+        return self._outbox.take()
 
     # --- Leases ------------------------------------------------------------------------------------------------------
 
     def _on_lease(self, lease: m.Lease, frame: bytes) -> None:
         if lease.lease in self._leases:
-            self._log("warning", "ignored a lease of the broker: this worker holds a lease with the same number")
+            self._outbox.log("warning", "ignored a lease of the broker: this worker holds a lease with the same number")
         elif self._drain_until is None:
             self._leases.add(lease, frame)
         else:  # The broker sent it before it received DrainWorker.
-            self._actions.append(SendToBroker(m.LeaseReturned(lease=lease.lease)))
-
-    def _drop(self, held: HeldLease) -> None:
-        """Forget a lease and cancel it at the model process, whose further messages about it are ignored."""
-        self._leases.remove(held)
-        if held.is_sent:
-            self._actions.append(SendToModel(m.CancelLease(lease=held.number)))
-
-    def _return(self, held: HeldLease) -> None:
-        self._drop(held)
-        self._actions.append(SendToBroker(m.LeaseReturned(lease=held.number)))
-
-    def _finish(self, held: HeldLease) -> None:
-        self._leases.remove(held)
-        self._actions.append(SendToBroker(m.LeaseDone(lease=held.number)))
-
-    def _fail(self, held: HeldLease, error: ErrorReport, index: int | None = None) -> None:
-        self._leases.remove(held)
-        # The error's message goes to the run only, not to the log: it may quote a text of the requests.
-        self._log("info", f"a batch for {held.lease.model} failed: {error.code}")
-        self._actions.append(SendToBroker(m.LeaseFailed(lease=held.number, error=error, index=index)))
+            self._outbox.add(SendToBroker(m.LeaseReturned(lease=lease.lease)))
 
     def _drain(self) -> None:
         """Accept no more leases, and return all but the running one."""
         self._drain_until = self._now + self._settings.drain_s
-        self._actions.append(SendToBroker(m.DrainWorker()))
+        self._outbox.add(SendToBroker(m.DrainWorker()))
         running = self._leases.running
         for held in self._leases:
             if held is not running:
-                self._return(held)
+                self._outbox.return_lease(held)
         if running is not None:
-            self._log("info", f"stopping; waiting up to {self._settings.drain_s:.0f} s for the running lease")
+            self._outbox.log("info", f"stopping; waiting up to {self._settings.drain_s:.0f} s for the running lease")
 
     def _stop_when_drained(self, deadline: float) -> None:
         if self._now >= deadline:
             for held in self._leases:
-                self._return(held)
+                self._outbox.return_lease(held)
         if not self._leases:
-            self._actions.append(Stop())
+            self._outbox.add(Stop())
 
     # --- The model process -------------------------------------------------------------------------------------------
 
@@ -185,12 +165,12 @@ class AgentCore:
         process, first = self._process, self._leases.first
         if process.phase is Phase.ENDING:
             if process.take_overdue_exit(self._now):
-                self._log(
+                self._outbox.log(
                     "warning",
                     f"the model process of {process.model} did not exit within {self._settings.terminate_s:g} s of "
                     "SIGTERM; killing it",
                 )
-                self._actions.append(StopModelProcess(kill=True))
+                self._outbox.add(StopModelProcess(kill=True))
         elif first is None or process.phase is Phase.FREEING:
             return
         elif process.phase is Phase.ABSENT:
@@ -211,8 +191,8 @@ class AgentCore:
         same_arguments = replaced is not None and replaced.arguments == model.arguments
         if self._swaps_weights and process.phase is Phase.READY and same_arguments:
             process.swap(model, self._now)
-            self._notify(first, "info", f"loading the weights of {model} in place of those of {replaced}")
-            self._actions.append(SendToModel(m.SwapWeights(model=model)))
+            self._outbox.notify(first, "info", f"loading the weights of {model} in place of those of {replaced}")
+            self._outbox.add(SendToModel(m.SwapWeights(model=model)))
         else:
             self._replaced = replaced
             self._stop_process()
@@ -222,12 +202,12 @@ class AgentCore:
         self._process.start(model, self._now)
         in_place = "" if self._replaced is None else f", in place of {self._replaced}"
         self._replaced = None
-        self._notify(first, "info", f"loading {model}{in_place}")
-        self._actions.append(StartModelProcess(model, self._process.start_count))
+        self._outbox.notify(first, "info", f"loading {model}{in_place}")
+        self._outbox.add(StartModelProcess(model, self._process.start_count))
 
     def _stop_process(self) -> None:
         self._process.stop(self._now)
-        self._actions.append(StopModelProcess(kill=False))
+        self._outbox.add(StopModelProcess(kill=False))
 
     def _send_leases(self, model: ModelSpec) -> None:
         for held in self._leases.of_model(model, self._process.request_arguments):
@@ -235,24 +215,24 @@ class AgentCore:
                 if self._leases.running is None:
                     self._process.progressed(self._now)
                 held.is_sent = True
-                self._actions.append(ForwardToModel(held.frame))
+                self._outbox.add(ForwardToModel(held.frame))
 
     def _check_timeouts(self, stall_s: float) -> None:
         """Kill a process that exceeds a timeout, and stop waiting for memory that is not freed in time."""
         process, running = self._process, self._leases.running
         process.add_stall(stall_s)
         if running is not None and (shapes := process.take_long_compile(self._now)) is not None:
-            self._notify(running, "info", f"compiling {shapes} for {process.model}")
+            self._outbox.notify(running, "info", f"compiling {shapes} for {process.model}")
         if process.is_memory_overdue(self._now):
-            self._log(
+            self._outbox.log(
                 "warning",
                 f"the device's memory is still in use {self._settings.memory_wait_s:.0f} s after the model process exited; no "
                 "longer waiting for it",
             )
             process.memory_freed(self._now)
         if (reason := process.take_exceeded_timeout(self._now, is_running=running is not None)) is not None:
-            self._log("warning", f"the model process of {process.model} {reason}; killing it")
-            self._actions.append(StopModelProcess(kill=True))
+            self._outbox.log("warning", f"the model process of {process.model} {reason}; killing it")
+            self._outbox.add(StopModelProcess(kill=True))
 
     def _on_exit(self, returncode: int, trace: str | None) -> None:
         process = self._process
@@ -260,41 +240,23 @@ class AgentCore:
         process.exited(self._now, watches_memory=self._watches_memory)
         if phase is Phase.ENDING or model is None:
             return
-        cause = self._describe_exit(returncode)
-        self._log("warning", f"the model process of {model} exited unexpectedly: {cause}")
+        cause = _describe_exit(returncode, process.kill_reason, self._num_processes)
+        self._outbox.log("warning", f"the model process of {model} exited unexpectedly: {cause}")
         if phase is Phase.LOADING:
             self._on_load_crash(model, cause, trace)
             return
         for held in self._leases.of_model(model, ignored):
             if held.is_answered:
-                self._finish(held)
+                self._outbox.finish_lease(held)
         running = self._leases.running
         for held in self._leases.of_model(model, ignored):
             held.is_sent = False  # The process is gone, so there is nothing to cancel.
             if held is running:
                 text = f"the model process of {model} exited unexpectedly, {cause}; its standard error goes to the worker's"
                 error = ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
-                self._leases.remove(held)
-                self._actions.append(SendToBroker(m.LeaseCrashed(lease=held.number, error=error)))
+                self._outbox.report_crash(held, error)
             else:
-                self._return(held)
-
-    def _describe_exit(self, returncode: int) -> str:
-        reason = self._process.kill_reason
-        if reason is not None:
-            cause = f"killed because it {reason}"
-        elif returncode >= 0:
-            cause = f"with exit status {returncode}"
-        else:
-            name = signal_name(-returncode)
-            hint = " (often sent by the system when the machine is out of memory)" if name == "SIGKILL" else ""
-            cause = f"by {name}{hint}"
-        if self._num_processes > 1:
-            cause += (
-                f" (it is rank 0 of a process group of {self._num_processes}: when one rank ends, all end and restart; the "
-                "worker of the rank that ended first logs the reason)"
-            )
-        return cause
+                self._outbox.return_lease(held)
 
     def _on_load_crash(self, model: ModelSpec, cause: str, trace: str | None) -> None:
         policy = RestartPolicy(self._settings.max_load_crashes, self._settings.restart_delay_s)
@@ -309,11 +271,11 @@ class AgentCore:
             )
             error = ErrorReport(code=ModelProcessDied.code, message=text, traceback=trace)
             for held in affected:
-                self._fail(held, error)
+                self._outbox.fail_lease(held, error)
             return
         for held in affected[:1]:
             text = f"the model process of {model} exited unexpectedly while loading, {cause}; restarting in {pause_s:.0f} s"
-            self._notify(held, "warning", text)
+            self._outbox.notify(held, "warning", text)
 
     # --- Messages of the model process -------------------------------------------------------------------------------
 
@@ -338,17 +300,19 @@ class AgentCore:
         match message:
             case m.LeaseAnswered(indices=indices):
                 if not all(0 <= item < len(held.lease.work) for item in indices):
-                    self._log("warning", "ignored an answer of the model process: its lease has no item of that index")
+                    self._outbox.log(
+                        "warning", "ignored an answer of the model process: its lease has no item of that index"
+                    )
                     return
                 held.answered.update(indices)
-                self._actions.append(ForwardToBroker(frame))
+                self._outbox.add(ForwardToBroker(frame))
             case m.LeaseNotice() | m.LeaseProgressed() | m.LeasePartlyAnswered():
-                self._actions.append(ForwardToBroker(frame))
+                self._outbox.add(ForwardToBroker(frame))
             case m.LeaseFailed(error=error, index=index):
                 is_known = index is not None and index < len(held.lease.work)
-                self._fail(held, error, index if is_known else None)
+                self._outbox.fail_lease(held, error, index if is_known else None)
             case m.LeaseDone():
-                self._finish(held)
+                self._outbox.finish_lease(held)
 
     def _on_loading(
         self, model: ModelSpec, message: m.ModelLoaded | m.ModelLoadFailed | m.SwapRefused | m.ModelNotice
@@ -361,25 +325,40 @@ class AgentCore:
                 self._load_crashes.pop(model, None)
                 self._process.loaded(request_arguments, self._now)
                 for held in waiting[:1]:
-                    self._notify(held, "info", f"loaded {model} in {seconds:.1f} s")
+                    self._outbox.notify(held, "info", f"loaded {model} in {seconds:.1f} s")
             case m.ModelLoadFailed(error=error):
                 self._load_crashes.pop(model, None)
                 for held in waiting:
-                    self._fail(held, error)
+                    self._outbox.fail_lease(held, error)
                 self._stop_process()
             case m.SwapRefused(reason=reason):
                 for held in waiting[:1]:
-                    self._notify(held, "info", f"a new process loads {model}: {reason}")
+                    self._outbox.notify(held, "info", f"a new process loads {model}: {reason}")
                 self._stop_process()
             case m.ModelNotice(level=level, text=text):
                 for held in waiting[:1]:
-                    self._notify(held, level, text)
+                    self._outbox.notify(held, level, text)
 
-    # --- Actions -----------------------------------------------------------------------------------------------------
 
-    def _notify(self, held: HeldLease, level: Level, text: str) -> None:
-        self._log(level, text)
-        self._actions.append(SendToBroker(m.LeaseNotice(lease=held.number, level=level, text=text)))
+def _describe_exit(returncode: int, kill_reason: str | None, num_processes: int) -> str:
+    """Describe why a model process exited, as the end of a sentence.
 
-    def _log(self, level: Level, text: str) -> None:
-        self._actions.append(Log(level, text))
+    Args:
+        returncode: Its exit status, or a negative signal number.
+        kill_reason: The timeout for which the agent killed it, or None.
+        num_processes: The number of ranks of its process group.
+    """
+    if kill_reason is not None:
+        cause = f"killed because it {kill_reason}"
+    elif returncode >= 0:
+        cause = f"with exit status {returncode}"
+    else:
+        name = signal_name(-returncode)
+        hint = " (often sent by the system when the machine is out of memory)" if name == "SIGKILL" else ""
+        cause = f"by {name}{hint}"
+    if num_processes > 1:
+        cause += (
+            f" (it is rank 0 of a process group of {num_processes}: when one rank ends, all end and restart; the "
+            "worker of the rank that ended first logs the reason)"
+        )
+    return cause

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.worker.harness import Harness
+
 
 @pytest.fixture(autouse=True)
 def _undo_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
@@ -23,3 +25,9 @@ def _undo_imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
             del sys.modules[name]
             if name in before:
                 sys.modules[name] = before[name]
+
+
+@pytest.fixture
+def harness() -> Harness:
+    """Return the core of an agent without a model process."""
+    return Harness()
