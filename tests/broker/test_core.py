@@ -1,17 +1,15 @@
-"""The broker core, event by event on a manual clock."""
+"""The broker core, event by event on a manual clock: handshakes, batches and their answers, draining."""
 
 from collections.abc import Callable
-from itertools import pairwise
 
-import numpy as np
 import pytest
 
 from birdie_zmq._version import __version__
-from birdie_zmq.broker.events import Drain, Unreachable, Unreadable
+from birdie_zmq.broker.events import Drain, Unreadable
 from birdie_zmq.errors import InternalError, MalformedMessage, ModelCallError, ProtocolError, UnknownPeer
 from birdie_zmq.protocol import messages as m
 from birdie_zmq.settings import BrokerSettings
-from birdie_zmq.types import ComputeCounters, ErrorReport, ModelSpec, StepLimits
+from birdie_zmq.types import ComputeCounters, ErrorReport, StepLimits
 from tests.broker.harness import (
     CLIENT,
     OPEN_SESSION,
@@ -19,7 +17,6 @@ from tests.broker.harness import (
     OTHER_WORKER,
     WORKER,
     A,
-    B,
     BrokerHarness,
     FromPeer,
     answer,
@@ -33,8 +30,6 @@ from tests.broker.harness import (
     text_answers,
     texts_of,
 )
-
-Disconnect = Callable[[BrokerHarness], None]
 
 # --- Handshakes and roles ---------------------------------------------------------------------------------------------
 
@@ -313,215 +308,6 @@ def test_messages_after_the_end_of_a_lease_are_dropped(
     harness.send(WORKER, late(lease))
     assert harness.received(CLIENT, object) == []
     assert harness.received(WORKER, m.Refusal) == []
-
-
-# --- Clients ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_batch_sent_twice_counts_once_while_it_waits(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, submit(1), submit(2), submit(2))
-    harness.send(WORKER, *finish(harness.lease()))
-    harness.send(WORKER, *finish(harness.lease()))
-    assert harness.leases() == []
-
-
-def test_a_batch_sent_twice_counts_once_while_it_is_leased(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, submit(1), submit(1))
-    harness.send(WORKER, *finish(harness.lease()))
-    assert harness.leases() == []
-    assert harness.answers() == [(1, [0], ["X"])]
-
-
-def test_a_batch_over_the_limit_of_a_client_fails_and_the_others_continue() -> None:
-    harness = BrokerHarness(BrokerSettings(max_batches_per_client=2))
-    harness.send(WORKER, register())
-    harness.send(OTHER_CLIENT, OPEN_SESSION, submit(0))
-    harness.send(CLIENT, OPEN_SESSION, submit(1), submit(2), submit(3))
-    number, error = harness.batch_failure()
-    assert (number, type(error)) == (3, ProtocolError)
-    for _ in range(3):
-        harness.send(WORKER, *finish(harness.lease()))
-    assert [number for number, _, _ in harness.answers()] == [1, 2]
-
-
-def test_a_finished_batch_no_longer_counts_towards_the_limit() -> None:
-    harness = BrokerHarness(BrokerSettings(max_batches_per_client=1))
-    harness.send(WORKER, register())
-    harness.send(CLIENT, OPEN_SESSION, submit(1))
-    harness.send(WORKER, *finish(harness.lease()))
-    harness.send(CLIENT, submit(2))
-    assert harness.received(CLIENT, m.BatchFailed) == []
-    assert len(harness.leases()) == 1
-
-
-def client_closes_its_session(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, m.CloseSession())
-
-
-def client_is_unreachable(harness: BrokerHarness) -> None:
-    harness.handle(Unreachable(CLIENT))
-
-
-def client_times_out(harness: BrokerHarness) -> None:
-    while harness.now <= 1_000.0 + harness.settings.client_timeout_s:
-        harness.advance(harness.settings.worker_timeout_s / 2)
-        harness.send(WORKER, m.Heartbeat(phase="ready"))
-
-
-client_disconnects = pytest.mark.parametrize(
-    "disconnect", [client_closes_its_session, client_is_unreachable, client_times_out]
-)
-
-
-@client_disconnects
-def test_queued_batches_of_a_disconnected_client_are_dropped(harness: BrokerHarness, disconnect: Disconnect) -> None:
-    harness.send(CLIENT, submit(1), submit(2))
-    lease = harness.lease()
-    disconnect(harness)
-    harness.send(WORKER, *finish(lease))
-    assert harness.leases() == []
-    assert harness.answers() == []
-
-
-@client_disconnects
-def test_leased_batches_of_a_disconnected_client_are_not_leased_again(
-    harness: BrokerHarness, disconnect: Disconnect
-) -> None:
-    harness.send(CLIENT, submit(1))
-    harness.lease()
-    disconnect(harness)
-    harness.handle(Unreachable(WORKER))
-    harness.send(OTHER_WORKER, register())
-    assert harness.leases(OTHER_WORKER) == []
-    assert harness.received(CLIENT, m.BatchFailed) == []
-
-
-@client_disconnects
-def test_leases_of_a_disconnected_client_are_cancelled_and_free_the_worker(
-    harness: BrokerHarness, disconnect: Disconnect
-) -> None:
-    harness.send(CLIENT, submit(1, texts="a"))
-    lease = harness.lease()
-    harness.send(OTHER_CLIENT, OPEN_SESSION)
-    disconnect(harness)
-    harness.send(OTHER_CLIENT, OPEN_SESSION, submit(1, texts="b"))
-    assert harness.received(WORKER, m.CancelLease) == [m.CancelLease(lease=lease.lease)]
-    assert texts_of(harness.lease()) == ["b"]
-
-
-def test_work_of_other_clients_continues_when_one_disconnects(harness: BrokerHarness) -> None:
-    harness.send(OTHER_CLIENT, OPEN_SESSION)
-    harness.send(CLIENT, submit(1, texts="a"))
-    harness.send(OTHER_CLIENT, submit(1, texts="b"))
-    lease = harness.lease()
-    harness.send(CLIENT, m.CloseSession())
-    harness.send(WORKER, *finish(lease))
-    assert texts_of(harness.lease()) == ["b"]
-
-
-def test_a_client_that_pings_keeps_its_work(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, submit(1))
-    lease = harness.lease()
-    for _ in range(4):
-        for _ in range(3):
-            harness.advance(harness.settings.client_timeout_s * 0.2)
-            harness.send(WORKER, m.Heartbeat(phase="loading"))
-        harness.send(CLIENT, m.Ping())
-    assert harness.received(CLIENT, m.Refusal) == []
-    harness.send(WORKER, *finish(lease))
-    assert harness.answers() == [(1, [0], ["X"])]
-
-
-def test_a_new_session_gets_no_answers_of_the_old_one(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, submit(1, texts="a"))
-    lease = harness.lease()
-    harness.send(CLIENT, OPEN_SESSION, submit(1, texts="b"))
-    harness.send(WORKER, *finish(lease))
-    assert harness.answers() == []
-    harness.send(WORKER, *finish(harness.lease()))
-    assert harness.answers() == [(1, [0], ["B"])]
-
-
-# --- Model switches ---------------------------------------------------------------------------------------------------
-
-
-def test_a_worker_serves_its_own_model_first(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, submit(1, A), submit(2, B), submit(3, A))
-    harness.send(WORKER, *finish(harness.lease()))
-    assert harness.lease().model == A
-
-
-def test_a_worker_switches_when_its_own_queue_is_empty(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, submit(1, A), submit(2, B))
-    lease = harness.lease()
-    assert harness.leases() == []
-    harness.send(WORKER, *finish(lease))
-    assert harness.lease().model == B
-    assert any("switches from A to B" in text for text in harness.log_lines)
-
-
-def test_a_worker_finishes_all_its_leases_before_it_switches() -> None:
-    harness = BrokerHarness()
-    harness.send(WORKER, register(capacity=2))
-    harness.send(CLIENT, OPEN_SESSION, submit(1, A), submit(2, A), submit(3, B))
-    first, second = harness.leases()
-    harness.send(WORKER, *finish(first))
-    assert harness.leases() == []
-    harness.send(WORKER, *finish(second))
-    assert harness.lease().model == B
-
-
-def test_a_model_that_has_waited_longer_than_the_switch_delay_comes_first(harness: BrokerHarness) -> None:
-    harness.send(CLIENT, submit(1, A), submit(2, B), submit(3, A))
-    lease = harness.lease()
-    harness.now += harness.settings.switch_delay_s + 0.1
-    harness.send(WORKER, *finish(lease))
-    assert harness.lease().model == B
-
-
-def test_an_idle_worker_leaves_a_batch_to_a_worker_with_its_model_loaded() -> None:
-    harness = BrokerHarness()
-    harness.send(WORKER, register())
-    harness.send(OTHER_WORKER, register())
-    harness.send(CLIENT, OPEN_SESSION, submit(1, A), submit(2, B))
-    harness.send(WORKER, *finish(harness.lease(WORKER)))
-    harness.send(OTHER_WORKER, *finish(harness.lease(OTHER_WORKER)))
-    harness.send(CLIENT, submit(3, B))
-    assert harness.leases(WORKER) == []
-    assert harness.lease(OTHER_WORKER).model == B
-
-
-def test_two_filled_queues_take_turns_with_one_switch_per_switch_delay() -> None:
-    harness = BrokerHarness(BrokerSettings(switch_delay_s=30.0, max_batches_per_client=10_000))
-    harness.send(WORKER, register(capacity=2))
-    harness.send(CLIENT, OPEN_SESSION)
-    open_leases: list[m.Lease] = []
-    served_models: list[tuple[float, ModelSpec]] = []
-    number = 0
-    for _ in range(600):
-        harness.now += 1.0
-        for model in (A, B):
-            harness.send(CLIENT, submit(number, model))
-            number += 1
-        open_leases += harness.leases()
-        served_models.append((harness.now, open_leases[0].model))
-        harness.send(WORKER, *finish(open_leases.pop(0)))
-        open_leases += harness.leases()
-    switch_times = [now for (_, before), (now, after) in pairwise(served_models) if before != after]
-    intervals = np.diff(switch_times)
-    assert len(intervals) > 10
-    assert intervals.min() >= 30.0
-    assert intervals.max() <= 30.0 + 3.0
-
-
-def test_a_worker_from_another_broker_still_has_its_model() -> None:
-    harness = BrokerHarness()
-    harness.send(WORKER, register(model=A))
-    harness.send(OTHER_WORKER, register(model=B))
-    harness.send(CLIENT, OPEN_SESSION, submit(1, B), submit(2, A))
-    assert (harness.lease(WORKER).model, harness.lease(OTHER_WORKER).model) == (A, B)
-    harness.send(CLIENT, m.Ping())
-    assert [pong.model_switches for pong in harness.received(CLIENT, m.Pong)] == [0]
 
 
 # --- Draining ---------------------------------------------------------------------------------------------------------
