@@ -49,7 +49,6 @@ def broken(tmp_path_factory: pytest.TempPathFactory, model_files: Path) -> Itera
 
 
 LOAD_FAILURES = {
-    "raises": (ModelLoadError, ["load_model('raises')", "broken.py", "OSError: no weights at /nowhere"]),
     "nothing": (ModelLoadError, ["load_model returned None", "(apply, params)"]),
     "flat": (ModelOutputError, ["int32[1, 16]", "float[1, 16, vocabulary]", "float32[1, 258]"]),
     "no-decode": (TokenizerError, ["WithoutDecode", "decode()"]),
@@ -68,10 +67,12 @@ def test_model_load_failure_names_the_cause(broken: str, tag: str) -> None:
         assert word in caught.value.message
 
 
-def test_load_error_has_the_traceback_of_the_model_file(broken: str) -> None:
+def test_load_error_names_the_cause_and_has_the_traceback_of_the_model_file(broken: str) -> None:
     with pytest.raises(ModelLoadError) as caught:
         BirdieZMQ(model_tag="raises", endpoint=broken)
 
+    for word in ("load_model('raises')", "broken.py", "OSError: no weights at /nowhere"):
+        assert word in caught.value.message
     assert 'return load_weights("/nowhere")' in "".join(caught.value.__notes__)
 
 
@@ -108,22 +109,14 @@ def test_unknown_argument_of_a_built_in_model_is_rejected() -> None:
         BirdieZMQ(model_tag="demo", temprature=1)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("def load_model(model_tag):\n    pass\n", "has no function load_tokenizer"),
-        ("import nothing_of_that_name\n", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
-        ("def load_model(:\n", "SyntaxError"),
-    ],
-)
-def test_invalid_model_file_is_named(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_model_file_is_named(tmp_path: Path) -> None:
     model_file = tmp_path / "model_file.py"
-    model_file.write_text(text)
+    model_file.write_text("def load_model(:\n")
 
     with pytest.raises(UserModuleError) as caught:
         BirdieZMQ(model_tag="any", api=str(model_file))
 
-    assert words in caught.value.message
+    assert "SyntaxError" in caught.value.message
     assert str(model_file) in caught.value.message
 
 
@@ -200,12 +193,11 @@ def test_worker_with_a_missing_model_file_names_it(programs: Programs) -> None:
     assert "there is no user module at /no/such/api.py" in program.output
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
-def test_broker_and_worker_exit_cleanly_on_a_signal(programs: Programs, model_files: Path, signal_number: int) -> None:
+def test_broker_and_worker_exit_cleanly_on_ctrl_c(programs: Programs, model_files: Path) -> None:
     broker, endpoint = programs.broker()
     worker = programs.worker(endpoint, model_files / "letters.py")
 
-    assert worker.stop(signal_number) == 0
+    assert worker.stop(signal.SIGINT) == 0
     wait_until(lambda: "it shut down" in broker.output, "the disconnect of the worker")
-    assert broker.stop(signal_number) == 0
+    assert broker.stop(signal.SIGINT) == 0
     assert "Traceback" not in broker.output + worker.output

@@ -59,31 +59,6 @@ def test_directory_and_gguf_file_of_one_model_score_equally(checkpoint: Path, tm
     assert info["model_dtype"] == "float32"
 
 
-def identity(directory: Path) -> str:
-    with BirdieZMQ(model_tag=str(directory), device="cpu") as model:
-        found: str = model.get_model_info()["model_identity"]
-        return found
-
-
-def test_identity_follows_the_content_of_a_checkpoint_and_not_its_times(checkpoint: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "copy"
-    shutil.copytree(checkpoint, directory, copy_function=shutil.copyfile)
-    weights = directory / WEIGHTS_FILE
-    for file in directory.iterdir():
-        os.utime(file, (1_000_000_000, 1_000_000_000))
-    first = identity(directory)
-    for file in directory.iterdir():
-        os.utime(file, (2_000_000_000, 2_000_000_000))
-    (directory / "README.md").write_text("About this model.\n")
-    assert identity(directory) == first
-
-    size = weights.stat().st_size
-    save_checkpoint(directory, MODEL, MODEL.init_params(jax.random.key(6)))
-    os.utime(weights, (2_000_000_000, 2_000_000_000))
-    assert weights.stat().st_size == size
-    assert identity(directory) != first
-
-
 def test_journal_and_results_may_lie_beside_the_weights(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "copy"
     shutil.copytree(checkpoint, directory)

@@ -49,7 +49,9 @@ def assert_nothing_left(processes: list[psutil.Process], folder: Path) -> None:
     wait_until(lambda: not folder.exists(), "the removal of the private folder")
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.chaos)]
+)
 def test_signal_leaves_no_process_and_no_folder(programs: Programs, model_files: Path, signal_number: int) -> None:
     program, processes, folder = start_run(programs, model_files, "sleep")
     assert len(processes) == 3
@@ -175,7 +177,10 @@ def kill(process: psutil.Process) -> None:
     process.wait()
 
 
-@pytest.mark.parametrize("killed", [["worker"], ["broker"], ["broker", "worker"], []])
+@pytest.mark.parametrize(
+    "killed",
+    [["broker", "worker"], *(pytest.param(some, marks=pytest.mark.chaos) for some in (["worker"], ["broker"], []))],
+)
 def test_a_removed_socket_folder_does_not_stop_the_run(
     model_files: Path, killed: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:

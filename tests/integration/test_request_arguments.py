@@ -23,8 +23,7 @@ PROMPTS = ["The cat", "A dog", ""]
 SAMPLED = {"do_sample": True, "temperature": 1.5, "max_gen_toks": 12, "until": []}
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "seed": {"seed": 2},
-    "limit": {"max_gen_toks": 3},
+    "seed and limit": {"seed": 2, "max_gen_toks": 3},
     "prefix": {"prefix_token_id": 5, "seed": 1},
     "other prefix": {"prefix_token_id": 6},
     "thinking": {"think_end_token": "e", "enable_thinking": True, "chat_template_args": {"a": 1}},
@@ -111,7 +110,7 @@ def test_runs_with_other_request_arguments_share_one_process_and_get_answers_of_
     assert len({description.identity for description in descriptions.values()}) == len(RUNS)
     assert all(description.model.all_arguments() == RUNS[name] for name, description in descriptions.items())
     assert len({each[0] for name, each in shared.items() if name != "thinking"}) == 3, "one for each prefix token"
-    assert shared["seed"] != shared["plain"]
+    assert shared["seed and limit"] != shared["plain"]
 
 
 def test_a_wrong_request_argument_ends_its_own_run_only(built_in: Watched) -> None:

@@ -95,6 +95,7 @@ def test_killed_model_process_is_restarted_without_losing_answers(served: Served
         assert describe(lm).process_id != before.process_id
 
 
+@pytest.mark.chaos
 def test_model_that_crashes_its_process_3_times_while_loading_fails(served: Served) -> None:
     with BirdieZMQ(model_tag="pair", endpoint=served.endpoint) as lm:
         expected = score(lm)
@@ -106,6 +107,7 @@ def test_model_that_crashes_its_process_3_times_while_loading_fails(served: Serv
         assert score(lm) == expected
 
 
+@pytest.mark.chaos
 def test_new_worker_replaces_a_killed_one(programs: Programs, model_files: Path) -> None:
     _, endpoint = programs.broker()
     first = programs.worker(endpoint, model_files / "letters.py")
@@ -119,6 +121,7 @@ def test_new_worker_replaces_a_killed_one(programs: Programs, model_files: Path)
         assert score(lm) == expected
 
 
+@pytest.mark.chaos
 def test_restarted_broker_gets_the_unanswered_requests(programs: Programs, model_files: Path) -> None:
     broker, endpoint = programs.broker()
     programs.worker(endpoint, model_files / "letters.py")

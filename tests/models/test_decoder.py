@@ -181,12 +181,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "bias": True,
     },
 }
+ALIKE = {
+    *("mistral", "ministral", "granite", "olmo2", "exaone4", "gemma", "gemma3_text", "gpt_neox"),
+    *("phi3", "phi", "glm", "glm4", "cohere", "starcoder2", "falcon"),
+}
+"""Families that combine norms, positions, windows and caches of others here, tested by `tox -e parity` only."""
 BESIDE_OTHERS = {"olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text"}
 """Families with experts beside Mixtral: `tox -e parity` tests them, and `tox -e tests` need not."""
 
 
 def _family(kind: str) -> Any:
-    return pytest.param(kind, marks=[pytest.mark.parity, pytest.mark.variant] if kind in BESIDE_OTHERS else ())
+    return pytest.param(kind, marks=[pytest.mark.parity, pytest.mark.variant] if kind in ALIKE | BESIDE_OTHERS else ())
 
 
 EVERY_FAMILY = pytest.mark.parametrize("kind", [_family(kind) for kind in CONFIGS])
@@ -466,9 +471,8 @@ def test_logits_are_the_unembedded_hidden_states(kind: str) -> None:
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_hidden_states_of_every_function_have_the_dtype_of_the_weights(kind: str, dtype: str) -> None:
-    chosen = architecture(kind)
+def test_hidden_states_of_every_function_have_the_dtype_of_the_weights(kind: str) -> None:
+    chosen, dtype = architecture(kind), "bfloat16"
     params, tokens, lengths = random_params(chosen, dtype), jnp.asarray(tokens_of(2, 6)), jnp.array([6, 0], jnp.int32)
 
     def everything(params: Params) -> Any:
@@ -527,7 +531,7 @@ def test_tokens_of_wrong_rank_or_dtype_are_refused(function: Callable[..., Any],
         function(chosen, params, tokens, *rest)
 
 
-@EVERY_FAMILY
+@pytest.mark.parametrize("kind", list(CONFIGS))
 def test_every_matrix_product_has_full_float32_precision(kind: str) -> None:
     """GPUs and TPUs would otherwise round float32 inputs, and scores would differ from those on a CPU."""
     chosen = architecture(kind)
