@@ -9,12 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from lm_eval._cli.utils import MergeDictAction
 from rich.console import Console
 from rich.text import Text
 
 from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.model_options import add_model_options
 from birdie_zmq.errors import BirdieError, UsageError
 from birdie_zmq.harness.model_args import parse_model_args
 from birdie_zmq.harness.run_report import model_record
@@ -28,27 +28,12 @@ from birdie_zmq.types import ModelDescription
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    """Return the argument parser of the command; lm_eval's arguments are parsed by lm_eval's own rules."""
+    """Return the argument parser of the command."""
     arg_parser = argparse.ArgumentParser(
         prog=prog,
         description="Measure the throughput of a model on lm_eval workloads, and advise how to improve it.",
     )
-    arg_parser.add_argument(
-        "--model_args",
-        "-a",
-        nargs="+",
-        type=str,
-        required=True,
-        action=MergeDictAction,
-        metavar="ARG",
-        help="as in lm_eval: model_tag=mine,size=large,api=api.py; port= or endpoint= selects a running broker",
-    )
-    arg_parser.add_argument(
-        "--device", metavar="cpu|cuda:N", help="device of the embedded worker; default: the first available"
-    )
-    arg_parser.add_argument(
-        "--batch_size", metavar="N", help="maximum rows per step, if above 1; default: chosen by the engine"
-    )
+    add_model_options(arg_parser)
     arg_parser.add_argument(
         "--seconds",
         type=_seconds,

@@ -9,10 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lm_eval._cli.utils import MergeDictAction
-
 from birdie_zmq._version import __version__
 from birdie_zmq.cli.common import run_guarded
+from birdie_zmq.cli.model_options import add_model_options
 from birdie_zmq.errors import UsageError
 from birdie_zmq.harness.model_args import parse_model_args
 
@@ -20,7 +19,7 @@ _PACKAGES = ("starlette", "uvicorn")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    """Return the argument parser of the command; lm_eval's arguments are parsed by lm_eval's own rules."""
+    """Return the argument parser of the command."""
     arg_parser = argparse.ArgumentParser(
         prog=prog,
         description="Serve a model to clients of OpenAI's API: completions, chat, and log-probabilities of prompts.",
@@ -29,26 +28,11 @@ def parser(prog: str) -> argparse.ArgumentParser:
     arg_parser.add_argument(
         "--port", type=int, default=8000, help="port to listen on; 0 selects a free port; default: %(default)s"
     )
-    arg_parser.add_argument(
-        "--model_args",
-        "-a",
-        nargs="+",
-        type=str,
-        required=True,
-        action=MergeDictAction,
-        metavar="ARG",
-        help="as in lm_eval: model_tag=mine,api=api.py",
-    )
+    add_model_options(arg_parser)
     arg_parser.add_argument(
         "--endpoint",
         metavar="ENDPOINT",
         help="a running broker, as endpoint= in --model_args; default: an embedded one",
-    )
-    arg_parser.add_argument(
-        "--device", metavar="cpu|cuda:N", help="device of the embedded worker; default: the first available"
-    )
-    arg_parser.add_argument(
-        "--batch_size", metavar="N", help="maximum rows per step, if above 1; default: chosen by the engine"
     )
     arg_parser.add_argument(
         "--served-model-name",
