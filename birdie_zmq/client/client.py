@@ -152,10 +152,12 @@ class Client:
 
         Args:
             jobs: The work, all of one kind, with a number for each item.
-            with_progress: Whether to yield the progress of the call as well, at most twice a second and at the end.
+            with_progress: Whether to yield the progress of the call as well, at most twice a second and at the end, and
+                what a worker reports that it has computed.
 
         Yields:
             Answers: ``(loglikelihood, is_greedy)``, a loglikelihood, a text, or a description. Items that fail. Progress.
+            What was computed, before the last answers.
 
         Raises:
             UsageError: The client has been closed.
@@ -220,6 +222,7 @@ class Client:
                 case ReportProgress(computed):
                     if estimate is not None:
                         estimate.progressed(computed, time.monotonic())
+                        yield action
                 case Log(level, text, once):
                     self._log_line(level, text, once=once)
                 case FailCall(BrokerUnavailable() as error) if (hint := self._dealer.hint) is not None:

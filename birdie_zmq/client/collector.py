@@ -6,14 +6,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Generator
 
-from birdie_zmq.client.actions import Deliver, DeliverParts, FailItem
+from birdie_zmq.client.actions import Deliver, DeliverParts, FailItem, ReportProgress
 from birdie_zmq.client.progress import Progress
 from birdie_zmq.errors import BirdieError, ProtocolError
 from birdie_zmq.types import Answer
 
 logger = logging.getLogger("lm_eval.birdie_zmq")
 
-CallEvent = Deliver | DeliverParts | FailItem | Progress
+CallEvent = Deliver | DeliverParts | FailItem | Progress | ReportProgress
 
 
 class AnswerCollector:
@@ -39,7 +39,7 @@ class AnswerCollector:
                 self._failures[item] = error
                 if self._count > 1:
                     logger.warning("%s has no answer: %s", self._name_of(item), error.message)
-            case DeliverParts() | Progress():
+            case DeliverParts() | Progress() | ReportProgress():
                 pass
 
     def result(self) -> list[Answer]:

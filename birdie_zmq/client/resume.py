@@ -7,7 +7,7 @@ import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from birdie_zmq.client.actions import Deliver, DeliverParts, FailItem
+from birdie_zmq.client.actions import Deliver, DeliverParts, FailItem, ReportProgress
 from birdie_zmq.client.collector import CallEvent
 from birdie_zmq.client.job import Job
 from birdie_zmq.client.journal import Journal
@@ -93,7 +93,7 @@ class ResumableClient:
                         yield Deliver(items, [answer] * len(items))
                 case FailItem(number, error):
                     yield FailItem(sent[number][1][0], error)
-                case DeliverParts() | Progress():
+                case DeliverParts() | Progress() | ReportProgress():
                     yield event
 
     def _send(self, jobs: Iterable[Job], with_progress: bool) -> Iterator[CallEvent]:

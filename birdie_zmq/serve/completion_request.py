@@ -158,15 +158,16 @@ def take_repeats(fields: Fields, prompts: int, settings: ServeSettings) -> int:
 
 
 def take_max_tokens(fields: Fields, names: Sequence[str], default: int) -> int:
-    """Remove the maximum number of generated tokens, which has one of some names.
+    """Remove the maximum number of generated tokens, which has one of some names, or several, as LiteLLM sends it.
 
     Raises:
-        ApiError: It has several, or is invalid.
+        ApiError: The values differ, or one is invalid.
     """
     given = [name for name in names if name in fields]
-    if len(given) > 1:
-        raise invalid(f"{' and '.join(given)} mean the same; set one of them", given[1])
-    return fields.take(given[0], MaxTokens, default) if given else default
+    values = {fields.take(name, MaxTokens, default) for name in given} or {default}
+    if len(values) > 1:
+        raise invalid(f"{' and '.join(given)} mean the same, but have different values; set one of them", given[1])
+    return values.pop()
 
 
 def repeated(

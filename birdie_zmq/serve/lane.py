@@ -18,7 +18,7 @@ from typing import Protocol
 
 import msgspec
 
-from birdie_zmq.client.actions import Deliver, DeliverParts, FailItem
+from birdie_zmq.client.actions import Deliver, DeliverParts, FailItem, ReportProgress
 from birdie_zmq.client.collector import CallEvent
 from birdie_zmq.client.job import Job
 from birdie_zmq.client.resume import JobStreamer
@@ -27,6 +27,7 @@ from birdie_zmq.errors import BirdieError, InternalError
 from birdie_zmq.serve.fault_log import log_fault
 from birdie_zmq.serve.settings import ServeSettings
 from birdie_zmq.serve.waiting import WaitingPrompt, WaitingQueue
+from birdie_zmq.types import ComputeCounters
 
 logger = logging.getLogger("birdie_zmq.serve")
 
@@ -70,6 +71,7 @@ class Lane:
         calls: The number of calls so far.
         prompts: The number of prompts of these calls.
         interruptions: The number of interrupted calls.
+        computed: What workers have computed for these calls, as far as they have reported it.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Lane:
     ) -> None:
         self.queue = WaitingQueue()
         self.calls = self.prompts = self.interruptions = 0
+        self.computed = ComputeCounters()
         self._unanswered_since: float | None = None
         self._client = client
         self._settings = settings
@@ -155,6 +158,8 @@ class Lane:
             if began is None and isinstance(event, Deliver | DeliverParts):
                 began, self._unanswered_since = time.monotonic(), None
             match event:
+                case ReportProgress(computed):  # before the answers, so that a client that has them sees it
+                    self.computed += computed
                 case Deliver(items, answers):
                     for number, answer in zip(items, answers, strict=True):
                         assert isinstance(answer, Completion)

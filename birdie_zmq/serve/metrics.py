@@ -16,10 +16,10 @@ from birdie_zmq.serve.model_connection import ModelConnection
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 _PREFIX = "birdie_zmq_serve_"
 _COMPUTED = (
-    ("tokens_computed", "Token positions computed in all steps, padding included."),
-    ("tokens_padding", "Computed token positions that were padding."),
-    ("tokens_distinct", "The least that a causal model must compute for the scores of each batch."),
-    ("tokens_generated", "Tokens generated for answers."),
+    ("tokens_computed", "tokens", "Token positions computed in all steps for this server, padding included."),
+    ("tokens_padding", "padding", "Computed token positions that were padding."),
+    ("tokens_distinct", "distinct", "The least that a causal model must compute for the scores of each batch."),
+    ("tokens_generated", "generated", "Tokens generated for answers."),
 )
 
 
@@ -28,8 +28,8 @@ class ServeMetrics(Collector):
 
     Args:
         admission: Counts requests.
-        dispatcher: Counts calls.
-        connection: Knows the statistics of the model's process.
+        dispatcher: Counts calls, and what is computed for them.
+        connection: Knows whether the model can be used.
 
     Attributes:
         responses: The number of responses by route and status.
@@ -76,6 +76,6 @@ class ServeMetrics(Collector):
         )
         is_up = self._connection.description is not None and self._connection.error is None
         yield GaugeMetricFamily(f"{_PREFIX}model_available", "Whether the model can be used.", value=float(is_up))
-        if (description := self._connection.description) is not None:
-            for name, text in _COMPUTED:
-                yield CounterMetricFamily(f"{_PREFIX}{name}", text, value=getattr(description.report, name))
+        computed = self._dispatcher.scoring.computed + self._dispatcher.generation.computed
+        for name, counter, text in _COMPUTED:
+            yield CounterMetricFamily(f"{_PREFIX}{name}", text, value=getattr(computed, counter))

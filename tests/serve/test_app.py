@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from birdie_zmq.client.actions import ReportProgress
 from birdie_zmq.client.collector import CallEvent
 from birdie_zmq.client.job import Job
 from birdie_zmq.client.progress import Progress
@@ -21,7 +22,8 @@ from birdie_zmq.serve.access import ApiKey
 from birdie_zmq.serve.app import ServeApp
 from birdie_zmq.serve.dispatcher import Dispatcher
 from birdie_zmq.serve.settings import ServeSettings
-from tests.serve.fakes import ANSWER, MAX_LENGTH, FakeClient, FakeConnection, failing, until
+from birdie_zmq.types import ComputeCounters
+from tests.serve.fakes import ANSWER, MAX_LENGTH, FakeClient, FakeConnection, answering, failing, until
 
 SETTINGS = ServeSettings(collect_s=1e-4, probe_s=60.0)
 KEY = "k" * 32
@@ -135,7 +137,7 @@ def test_samples_with_a_seed_have_the_same_keys_and_others_do_not(server: Server
         ({"prompt": "a", "model": "other"}, 404, "it serves tiny, alias"),
         ({"prompt": "a", "max_tokens": -1}, 400, "max_tokens is invalid"),
         ({"prompt": "a", "max_tokens": 1.5}, 400, "max_tokens is invalid"),
-        ({"prompt": "a", "max_tokens": 1, "max_completion_tokens": 1}, 400, "mean the same"),
+        ({"prompt": "a", "max_tokens": 1, "max_completion_tokens": 2}, 400, "mean the same"),
         ({"prompt": "a", "logprobs": 21}, 400, "logprobs is invalid"),
         ({"prompt": "a", "logprobs": True}, 400, "logprobs is invalid"),
         ({"prompt": "a", "temperature": -1}, 400, "sampling parameters"),
@@ -244,6 +246,21 @@ def test_metrics_count_responses_and_calls(server: Server) -> None:
     assert 'birdie_zmq_serve_responses_total{route="/v1/completions",status="400"} 1.0' in text
     assert 'birdie_zmq_serve_prompts_total{lane="scoring"} 1.0' in text
     assert "birdie_zmq_serve_requests 0.0" in text
+
+
+def test_metrics_have_the_tokens_of_an_answer_once_it_is_there(server: Server) -> None:
+    def computing(jobs: list[Job]) -> Generator[CallEvent, None, None]:
+        yield ReportProgress(ComputeCounters(tokens=8, padding=3, generated=1, distinct=5))
+        yield from answering(jobs)
+
+    server.scoring.scripts, server.generation.scripts = [computing], [computing]
+    server.complete(prompt="a", max_tokens=1)
+    server.complete(prompt="a", max_tokens=2)
+
+    text = server.http.get("/metrics").text
+
+    for name, value in (("computed", 16), ("padding", 6), ("generated", 2), ("distinct", 10)):
+        assert f"birdie_zmq_serve_tokens_{name}_total {value}.0" in text
 
 
 # --- Streams ----------------------------------------------------------------------------------------------------------
