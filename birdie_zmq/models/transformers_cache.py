@@ -108,7 +108,7 @@ def _recurrent_tensors(layer: Any) -> dict[tuple[str, int], torch.Tensor]:
     }
 
 
-class _Slots(CacheLayerMixin):  # type: ignore[misc]
+class Slots(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of a state, to which a call of the model appends.
 
     Args:
@@ -152,12 +152,12 @@ class _Slots(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-class _RecurrentSlots(LinearAttentionLayer, _Slots):  # type: ignore[misc]
+class _RecurrentSlots(LinearAttentionLayer, Slots):  # type: ignore[misc]
     """A layer with attention beside a recurrence."""
 
     def __init__(self, numbers: int, *slots: Any) -> None:
         LinearAttentionLayer.__init__(self, number_of_states=numbers)
-        _Slots.__init__(self, *slots)
+        Slots.__init__(self, *slots)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         """Create the recurrent tensors; keys and values exist."""
@@ -165,7 +165,7 @@ class _RecurrentSlots(LinearAttentionLayer, _Slots):  # type: ignore[misc]
             LinearAttentionLayer.lazy_initialization(self, **kwargs)
 
 
-class _Branches(_Slots):
+class _Branches(Slots):
     """Keys and values of one row, which is not changed, followed by those of the new tokens of each of b rows.
 
     Args:
@@ -216,7 +216,7 @@ def cache_to_extend(layout: CacheLayout, state: State, slots: Any, begin: int | 
         if attention is None:
             layer = LinearAttentionLayer(numbers) if recurrent else DummyLayer()
         else:
-            layer = _RecurrentSlots(numbers, *arguments) if recurrent else _Slots(*arguments)
+            layer = _RecurrentSlots(numbers, *arguments) if recurrent else Slots(*arguments)
         if recurrent and begin:
             _restore(layer, recurrent, tensors)
         layers.append(layer)

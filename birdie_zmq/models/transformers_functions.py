@@ -23,6 +23,7 @@ from birdie_zmq.models.transformers_cache import (
     finish_extension,
 )
 from birdie_zmq.models.transformers_masks import MaskKinds
+from birdie_zmq.models.transformers_shared_prefix import cache_after, shared_attention
 
 
 def logits(module: Any, tokens: Any) -> Any:
@@ -136,20 +137,32 @@ class StateFunctions:
         for (before, _), rows in groups.items():
             yield torch.tensor(rows, device=lengths.device), before, max(counts[row] for row in rows)
 
-    def _extend_masked(self, module: Any, tokens: Any, lengths: Any, state: State) -> tuple[Any, State]:
+    def _extend_masked(
+        self, module: Any, tokens: Any, lengths: Any, state: State, prefix: State | None = None
+    ) -> tuple[Any, State]:
         count = tokens.shape[1]
         befores = state["lengths"].tolist()
         used = max(befores) + count
         begin = befores[0] if min(befores) == max(befores) else None
+        base = 0 if prefix is None else int(prefix["lengths"][0])
         slots = state["lengths"][:, None] + torch.arange(count, device=tokens.device)
         # Padding gets the position of a row's last token, as the model may have no embedding for a later one.
-        positions = slots.minimum((state["lengths"] + lengths - 1).clamp(min=0)[:, None])
-        keys = torch.arange(used, device=tokens.device)[None]
+        positions = base + slots.minimum((state["lengths"] + lengths - 1).clamp(min=0)[:, None])
+        keys = torch.arange(base + used, device=tokens.device)[None]
         allowed = keys[:, None, :] <= positions[:, :, None]
-        cache = cache_to_extend(self.layout, state, slots, begin, used)
-        output = self._call(module, tokens, positions, keys, allowed, cache)
+        if prefix is None:
+            cache = cache_to_extend(self.layout, state, slots, begin, used)
+            output = self._call(module, tokens, positions, keys, allowed, cache)
+        else:
+            cache = cache_after(self.layout, state, prefix, slots, begin, used)
+            with shared_attention(module.config, backbone(module).config, module.config.get_text_config()):
+                output = self._call(module, tokens, positions, keys, allowed, cache)
         state["lengths"] += lengths
         return output, state
+
+    def extend_after(self, module: Any, tokens: Any, lengths: Any, state: State, prefix: State) -> tuple[Any, State]:
+        """Extend each row of a state as `extend` does; all rows come after a prefix, which is not changed."""
+        return self._extend_masked(module, tokens, lengths, state, prefix)
 
     def branch(self, module: Any, tokens: Any, depths: Any, ends: Any, state: State | None) -> Any:
         """Return the hidden states [b, t, d] of trees; see `birdie_zmq.Model`."""

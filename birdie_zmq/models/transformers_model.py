@@ -159,7 +159,8 @@ def build_model(module: Any, max_length: int | None = None) -> Model:
     model = replace(model, init_state=states.init_state, extend=states.extend)
     if not modes.has_trees:
         return model
-    return replace(model, branch=states.branch, prefill=states.prefill, append=states.append)
+    model = replace(model, branch=states.branch, prefill=states.prefill, append=states.append)
+    return replace(model, extend_after=states.extend_after) if modes.shares_prefixes else model
 
 
 def _stored_dtype(config: Any, directory: Path) -> Any:

@@ -17,7 +17,8 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.execution_mode import TREES
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.engine.torch.backend import TorchBackend
-from birdie_zmq.models import transformers_masks
+from birdie_zmq.models import transformers_masks, transformers_shared_prefix
+from birdie_zmq.models.transformers_functions import StateFunctions
 from birdie_zmq.models.transformers_model import build_model
 from birdie_zmq.models.transformers_probe import probe
 from birdie_zmq.types import GenerateWork, GenerationParams, LogLikelihoodWork, StepLimits
@@ -99,7 +100,7 @@ def answers(backend: TorchBackend, work: Any) -> list[Any]:
     return [found[number] for number in range(len(work))]
 
 
-def check_scores(model: Any, backends: Sequence[TorchBackend]) -> None:
+def check_scores(model: Any, backends: Sequence[TorchBackend], rtol: float = 0) -> None:
     texts = texts_of(model.config.get_text_config().vocab_size)
     splits = [1 if number % 3 == 0 else max(1, len(text) - 3) for number, text in enumerate(texts)]
     work = LogLikelihoodWork(
@@ -115,11 +116,20 @@ def check_scores(model: Any, backends: Sequence[TorchBackend]) -> None:
     for backend in backends:
         for _ in range(2):  # the second time with cached states
             found = [loglikelihood for loglikelihood, _ in answers(backend, work)]
-            np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+            np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=rtol)
 
 
-def check_texts(model: Any, backends: Sequence[TorchBackend], count: int = 8) -> None:
-    prompts = texts_of(model.config.get_text_config().vocab_size)[:16:2]
+def prompts_of(vocabulary: int) -> list[list[list[int]]]:
+    """Return prompts with shared prefixes of several lengths, and prompts that all share a prefix that is held once."""
+    random = np.random.default_rng(8)
+    prefix = random.integers(3, vocabulary, size=70).tolist()
+    return [
+        texts_of(vocabulary)[:16:2],
+        [prefix + random.integers(3, vocabulary, size=size).tolist() for size in (3, 9, 1, 14, 2)],
+    ]
+
+
+def check_texts(model: Any, backends: Sequence[TorchBackend], prompts: Sequence[list[int]], count: int = 8) -> None:
     settings = GenerationParams(max_gen_toks=count)
     work = GenerateWork(prompts=[CHARACTERS.decode(prompt) for prompt in prompts], settings=settings, keys=[])
     expected = []
@@ -140,7 +150,8 @@ def test_scores_and_texts_equal_those_of_plain_calls(name: str, caplog: pytest.L
         backends = [backend_of(model, step_tokens) for step_tokens in (24, 1024)]
 
     check_scores(model, backends)
-    check_texts(model, backends)
+    for prompts in prompts_of(model.config.get_text_config().vocab_size):
+        check_texts(model, backends, prompts)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +170,26 @@ def test_models_in_16_bits_are_scored_by_trees(dtype: Any, name: str) -> None:
     work = LogLikelihoodWork(pairs=[(CHARACTERS.decode(text[:-1]), CHARACTERS.decode(text[-1:])) for text in texts])
     expected = [float(plain(model, text[:-1])[-1, text[-1]]) for text in texts]
     np.testing.assert_allclose([score for score, _ in answers(backend, work)], expected, atol=0.3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["mistral_window", pytest.param("gemma2", marks=pytest.mark.variant)])
+def test_rows_that_are_decoded_hold_only_what_follows_a_shared_prefix(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = []
+    extend_after = StateFunctions.extend_after
+
+    def noted(self: Any, module: Any, tokens: Any, counts: Any, state: Any, prefix: Any) -> Any:
+        lengths.append((prefix["lengths"].tolist(), int(state["lengths"].max())))
+        return extend_after(self, module, tokens, counts, state, prefix)
+
+    monkeypatch.setattr(StateFunctions, "extend_after", noted)
+    model = make_model(name)
+    backend = backend_of(model, 1024)
+    lengths.clear()  # those of the probe
+    check_texts(model, [backend], prompts_of(model.config.get_text_config().vocab_size)[1])
+    assert {prefix[0] for prefix, _ in lengths} == {70}
+    assert max(own for _, own in lengths) < 14 + 8
 
 
 def test_rows_at_the_maximum_length_leave_the_positions_of_padding_in_range() -> None:
@@ -186,6 +217,21 @@ def test_a_wrong_mask_of_a_window_turns_trees_off(monkeypatch: pytest.MonkeyPatc
     modes = probe(make_model("mistral_window"), MAX_LENGTH)
     assert not modes.has_trees
     assert "differ from those of a plain call" in modes.reasons["trees"]
+
+
+def test_attention_that_does_not_read_the_shared_prefix_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = transformers_shared_prefix.attend
+
+    def forgetful(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **others: Any) -> Any:
+        mask = attention_mask.clone()
+        mask[..., :3] = torch.finfo(mask.dtype).min
+        return attend(module, query, key, value, mask, **others)
+
+    monkeypatch.setattr(transformers_shared_prefix, "attend", forgetful)
+    modes = probe(make_model("llama"), MAX_LENGTH)
+    assert modes.has_trees
+    assert not modes.shares_prefixes
+    assert "differ from those of a plain call" in modes.reasons["shared prefixes"]
 
 
 def test_a_window_that_the_code_does_not_read_from_its_configuration_turns_states_off() -> None:

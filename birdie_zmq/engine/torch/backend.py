@@ -97,6 +97,7 @@ class TorchBackend(RowBackend):
                 self.pair_mode = self.text_mode
             if model.prefill is None:
                 self.generation_mode = FORKS
+            self.shares_prefixes = self.generation_mode is TREES and model.extend_after is not None
 
     @property
     def states_evicted(self) -> int:  # type: ignore[override]
@@ -157,10 +158,11 @@ class TorchBackend(RowBackend):
             return wanted
         return min(wanted, rows_that_fit(free, row_bytes, state_capacity, capacity) - spare)
 
-    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:  # noqa: ARG002
-        """Create a decode batch of rows with a capacity of `capacity` tokens each."""
+    def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:
+        """Create a decode batch of rows with a capacity of `capacity` tokens each, after a shared prefix."""
         assert self._states is not None
-        return TorchDecoding(self._state_model, self._states, self.choose, (rows, capacity_for(capacity)), choice)
+        shape = (rows, capacity_for(capacity))
+        return TorchDecoding(self._state_model, self._states, self.choose, shape, choice, shared)
 
     # --- The part of the framework ------------------------------------------------------------------------------------
 

@@ -51,13 +51,22 @@ class TorchDecoding:
         choose: The head.
         shape: The initial number of rows, and the capacity of each in tokens.
         choice: How tokens are chosen.
+        shared: The prefix that all rows share, as the bytes of its tokens. Rows hold the tokens after it.
     """
 
     def __init__(
-        self, model: StateModel, states: TorchPlanStates, choose: Choose, shape: tuple[int, int], choice: TokenChoice
+        self,
+        model: StateModel,
+        states: TorchPlanStates,
+        choose: Choose,
+        shape: tuple[int, int],
+        choice: TokenChoice,
+        shared: bytes,
     ) -> None:
         rows, self._capacity = shape
         self._model, self._states, self._choose, self._choice = model, states, choose, choice
+        self._shared = shared
+        self._shared_state: Any = None  # from the first step that continues it
         with model.guard(f"the state of {rows} rows of {self._capacity} tokens"):
             self._state = model.call("init_state", rows, self._capacity)
         self._prefilled: _PrefilledTrees | _PrefilledRows | None = None
@@ -74,6 +83,8 @@ class TorchDecoding:
                 case Tree() as kind:
                     hidden, entries = self._states.prefill(step.tokens, kind)
                     prefix = self._states.cached_state(kind.prefix).state if kind.prefix else None
+                    if kind.prefix and kind.prefix == self._shared:
+                        self._shared_state, prefix = prefix, None  # rows hold no tokens of it
                     self._prefilled = _PrefilledTrees(prefix, entries, step, kind)
                 case Extend() as kind:
                     hidden = self._states.extend(step.tokens, kind)
@@ -109,7 +120,11 @@ class TorchDecoding:
         """Decode the next token of each active row; the result has the shape [rows, 1]."""
         with self._model.guard("a decode step"):
             last = np.array([[text[-1]] for text in self._texts], np.int32)
-            hidden, self._state = self._model.call("extend", last, active.astype(np.int32), self._state)
+            arguments = (last, active.astype(np.int32), self._state)
+            if self._shared_state is None:
+                hidden, self._state = self._model.call("extend", *arguments)
+            else:
+                hidden, self._state = self._model.call("extend_after", *arguments, self._shared_state)
             rows = np.flatnonzero(active).astype(np.int32)
             chosen = self._choose(hidden, rows, np.zeros_like(rows), self._metadata(rows))
             for row, token in zip(rows.tolist(), chosen.tokens.tolist(), strict=True):
