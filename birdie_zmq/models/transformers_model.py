@@ -18,6 +18,7 @@ from birdie_zmq.engine.model_api import Model
 from birdie_zmq.engine.torch.exact_rows import ExactRows
 from birdie_zmq.errors import ModelLoadError
 from birdie_zmq.models import transformers_functions as functions
+from birdie_zmq.models import transformers_quantised as quantised
 from birdie_zmq.models.lora import LoraAdapter, LowRankUpdate, read_adapter
 from birdie_zmq.models.lora_config import ADAPTER_CONFIG_FILE
 from birdie_zmq.models.tensor_names import abbreviate, name_variants
@@ -46,7 +47,7 @@ def load_checkpoint(
 
     Raises:
         ModelLoadError: transformers cannot read the directory, weights are missing, or the adapter is not plain LoRA or
-            does not fit the model.
+            does not fit the model, or the model is quantised.
     """
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -63,7 +64,10 @@ def load_checkpoint(
                 output_loading_info=True,
             )
     except Exception as error:
-        raise ModelLoadError(f"transformers cannot load {directory}: {type(error).__name__}: {error}") from error
+        method = quantised.describe_method(directory)
+        raise ModelLoadError(
+            f"transformers cannot load {directory}: {type(error).__name__}: {error}{method}"
+        ) from error
     module, report = loaded
     # transformers initialises missing weights at random.
     missing = sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])})
@@ -72,8 +76,10 @@ def load_checkpoint(
     if report["unexpected_keys"]:
         logger.warning("%s has unused weights: %s", directory, abbreviate(report["unexpected_keys"]))
     _tie_again(module, directory)
+    quantised.prepare(module)
     if lora is not None:
         try:
+            quantised.check_mergeable(module)
             _merge(module, lora)
         except ValueError as error:
             raise ModelLoadError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from tests.parity.variants import VARIANTS
 
 if importlib.util.find_spec("torch") is None:
     collect_ignore_glob = ["test_*.py"]
+else:
+    with warnings.catch_warnings():  # packages of quantisation, which transformers imports where they are installed
+        warnings.simplefilter("ignore")
+        import transformers.modeling_utils  # noqa: F401
 
 
 @pytest.fixture(scope="session")
