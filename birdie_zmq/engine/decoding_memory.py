@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from birdie_zmq.engine.prefix_cache import ANY_CAPACITY
 from birdie_zmq.errors import OutOfDeviceMemory
 
 _SHARE_OF_FREE = 0.8
@@ -17,13 +18,20 @@ def rows_that_fit(free: int, row_bytes: int, capacity: int, tokens: int) -> int:
     Args:
         free: The free memory, in bytes.
         row_bytes: The size of the state of one row, in bytes.
-        capacity: The capacity of that state in tokens.
+        capacity: The capacity of that state in tokens; `ANY_CAPACITY` if its size does not depend on it.
         tokens: The number of tokens that the row needs.
 
     Raises:
-        OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
+        OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit, if the size of a
+            state depends on it.
     """
     rows = int(free * _SHARE_OF_FREE / row_bytes) - _EXTRA_ROWS
+    if rows < 1 and capacity == ANY_CAPACITY:
+        raise OutOfDeviceMemory(
+            f"generation needs {_EXTRA_ROWS + 1} states of {row_bytes / 2**20:,.0f} MiB each, and "
+            f"{free / 2**20:,.0f} MiB are free; the size of a state of this model does not depend on the length of a text, "
+            "so use a device with more memory, or a mesh"
+        )
     if rows < 1:
         fitting = int(capacity * free * _SHARE_OF_FREE / row_bytes / (_EXTRA_ROWS + 1))
         raise OutOfDeviceMemory(

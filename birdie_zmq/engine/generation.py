@@ -25,7 +25,7 @@ from birdie_zmq.engine.planning.prefix_tree import common_prefix_length
 from birdie_zmq.engine.planning.prompt_planner import plan_prompts
 from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, StepBudget
 from birdie_zmq.engine.planning.steps import Extend, Fork, ScoredSequence, Step, Tree
-from birdie_zmq.engine.prefix_cache import capacity_for
+from birdie_zmq.engine.prefix_cache import ANY_CAPACITY, capacity_for
 from birdie_zmq.engine.request_encoding import check_vocabulary, encode_prompts
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.errors import OutOfDeviceMemory
@@ -239,7 +239,8 @@ def _plan(
             return None
         backend.start_plan(steps)
         return _Plan(steps, capacity, prefix)
-    usable = {prefix: each for prefix, each in backend.cached_prefixes().items() if each == capacity_for(capacity)}
+    fitting = (capacity_for(capacity), ANY_CAPACITY)
+    usable = {prefix: each for prefix, each in backend.cached_prefixes().items() if each in fitting}
     for cached in (usable, {}):  # cached states cannot be used if the padding of the steps needs a larger capacity
         steps = plan_prompts(mode, texts, buckets, cached)
         needed = max([capacity, *(step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork))])

@@ -42,7 +42,7 @@ class PlanStates(ABC):
         self._current = None
         self._pending_uses = Counter(name for step in steps if (name := _prefix_of(step)))
         capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
-        self._capacity = capacity_for(max([capacity, *capacities]))
+        self._capacity = self.capacity_for(max([capacity, *capacities]))
         self._cache.trim(self._pending_uses)
 
     def clear(self) -> None:
@@ -60,6 +60,10 @@ class PlanStates(ABC):
     def cached_state(self, prefix: bytes) -> CachedPrefix[Any]:
         """Return the cached state of a prefix, as the bytes of its tokens."""
         return self._cache.get(prefix)
+
+    def capacity_for(self, tokens: int) -> int:
+        """Return the capacity in tokens of a state for this many tokens."""
+        return capacity_for(tokens)
 
     @abstractmethod
     def _create(self, rows: int, capacity: int) -> Any:

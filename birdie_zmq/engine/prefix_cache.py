@@ -9,6 +9,9 @@ from typing import Generic, TypeVar
 
 S = TypeVar("S")
 
+ANY_CAPACITY = 2**30
+"""The capacity in tokens of a state whose size does not depend on it, such as that of a recurrence."""
+
 
 @dataclass(frozen=True)
 class CachedPrefix(Generic[S]):
@@ -16,7 +19,7 @@ class CachedPrefix(Generic[S]):
 
     Attributes:
         state: The state.
-        capacity: Its capacity in tokens.
+        capacity: Its capacity in tokens; `ANY_CAPACITY` if its size does not depend on it.
         size_bytes: Its size in bytes.
     """
 

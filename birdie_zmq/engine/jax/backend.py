@@ -44,7 +44,7 @@ from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_si
 from birdie_zmq.engine.planning.execution_mode import FORKS, PAIRS, ROWS, TREES, ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, Tokens, Tree
-from birdie_zmq.engine.prefix_cache import PrefixCache, capacity_for
+from birdie_zmq.engine.prefix_cache import PrefixCache
 from birdie_zmq.errors import UsageError
 
 _CPU_BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31)
@@ -267,7 +267,7 @@ class JaxBackend:
         Raises:
             OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit.
         """
-        state_capacity = capacity_for(capacity)
+        state_capacity = self._states.capacity_for(capacity)
         size_bytes = row_bytes(self._model, state_capacity)
         if self.budget.decoding_bytes is not None and size_bytes:
             groups = self._sharding.data if wanted % self._sharding.data == 0 else 1
@@ -283,7 +283,7 @@ class JaxBackend:
     def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:
         """Create a decode batch of rows with a capacity of `capacity` tokens each, after a prefix that all rows share."""
         tokens_per_call = self.budget.tokens_per_call
-        shape = (rows, capacity_for(capacity))
+        shape = (rows, self._states.capacity_for(capacity))
         return JaxDecoding(self._model, self._head, self._states, tokens_per_call, *shape, choice, shared)
 
 

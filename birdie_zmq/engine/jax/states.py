@@ -14,7 +14,7 @@ from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.sharding import argument_shardings, bytes_per_device
 from birdie_zmq.engine.plan_states import PlanStates
 from birdie_zmq.engine.planning.steps import Extend, Fork, Tree
-from birdie_zmq.engine.prefix_cache import PrefixCache
+from birdie_zmq.engine.prefix_cache import ANY_CAPACITY, PrefixCache, capacity_for
 
 
 def create_state(model: DeviceModel, rows: int, capacity: int) -> Any:
@@ -64,11 +64,21 @@ def extend_state(
     return hidden, state
 
 
-def row_bytes(model: DeviceModel, capacity: int) -> int:
-    """Return the bytes that one row of a state takes on each of its devices."""
+def has_fixed_size(model: DeviceModel) -> bool:
+    """Return whether the size of a state does not depend on its capacity, as that of a recurrence; False without states."""
+    return model.functions.init_state is not None and _row_shapes(model, 256) == _row_shapes(model, 2**14)
+
+
+def _row_shapes(model: DeviceModel, capacity: int) -> Any:
+    """Return the shapes and dtypes of the state of one row."""
     init_state = model.functions.init_state
     assert init_state is not None
-    state = jax.eval_shape(lambda params: init_state(params, 1, capacity), model.params)
+    return jax.eval_shape(lambda params: init_state(params, 1, capacity), model.params)
+
+
+def row_bytes(model: DeviceModel, capacity: int) -> int:
+    """Return the bytes that one row of a state takes on each of its devices."""
+    state = _row_shapes(model, capacity)
     if model.sharding.mesh is None:
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return bytes_per_device(state, _creator(model, 1, capacity).output_shardings)
@@ -85,6 +95,14 @@ class JaxPlanStates(PlanStates):
     def __init__(self, model: DeviceModel, cache: PrefixCache[Any]) -> None:
         super().__init__(cache)
         self._model = model
+        self._has_fixed_size = has_fixed_size(model)
+
+    def capacity_for(self, tokens: int) -> int:
+        """Return the capacity in tokens of a state for this many tokens.
+
+        States of a fixed size have any, so that nothing is compiled for a capacity and cached states can always be used.
+        """
+        return ANY_CAPACITY if self._has_fixed_size else capacity_for(tokens)
 
     def branch(self, tokens: jax.Array, kind: Tree) -> Any:
         """Return the hidden states of trees of tokens int32[rows, length]."""

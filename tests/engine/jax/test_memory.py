@@ -7,6 +7,7 @@ import pytest
 
 from birdie_zmq.engine.decoding_memory import rows_that_fit
 from birdie_zmq.engine.jax import memory
+from birdie_zmq.engine.prefix_cache import ANY_CAPACITY
 from birdie_zmq.errors import OutOfDeviceMemory
 
 
@@ -19,6 +20,13 @@ def test_an_error_names_the_number_of_tokens_that_fit() -> None:
     # 240 bytes hold one state, and three states of 85 tokens each.
     with pytest.raises(OutOfDeviceMemory, match=r"its answer of 200 tokens need 3 states .* about 85 tokens would fit"):
         rows_that_fit(free=300, row_bytes=240, capacity=256, tokens=200)
+
+
+def test_an_error_names_no_tokens_where_the_size_of_a_state_does_not_depend_on_them() -> None:
+    with pytest.raises(
+        OutOfDeviceMemory, match=r"generation needs 3 states .* does not depend on the length of a text"
+    ):
+        rows_that_fit(free=300, row_bytes=240, capacity=ANY_CAPACITY, tokens=200)
 
 
 def test_virtual_devices_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
