@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from birdie_zmq.models import layers as blocks
 from birdie_zmq.models.attention import AttentionMetadata, CachedTokens, CacheSize, KeysValues
 from birdie_zmq.models.config_fields import require_positive
-from birdie_zmq.models.decoder_layer import DecoderLayer, LayerStep
+from birdie_zmq.models.decoder_layer import DecoderLayer, LayerEntries, LayerStep
 from birdie_zmq.models.layer_stack import Segment, find_segments, scan_equal_layers, scan_segment
 from birdie_zmq.models.layers import Norm
 from birdie_zmq.models.weight_map import Params, StackSpecs, TensorSpec, WeightMap
@@ -47,20 +47,15 @@ class Stack(NamedTuple):
     Attributes:
         layer: What each of them computes.
         numbers: Their numbers, in the order of the stack.
-        cache: The index of the KV cache that they read.
+        cache: The index of the KV cache that they read; None without attention.
         offset: The index in that cache of their first layer. Layers without keys and values of their own have that of the
             layer whose keys and values they use.
     """
 
     layer: DecoderLayer
     numbers: tuple[int, ...]
-    cache: int
+    cache: int | None
     offset: int
-
-    @property
-    def writes(self) -> bool:
-        """Whether the layers have keys and values of their own."""
-        return self.layer.attention.keys_of is None
 
     def scanned(self, weights: dict[str, jax.Array], inputs: jax.Array | None) -> Scanned:
         """Return what differs between the layers: their weights, and their part of the inputs of all layers."""
@@ -70,7 +65,7 @@ class Stack(NamedTuple):
             {name: array for name, array in weights.items() if name not in unsliced},
             jnp.asarray(numbers),
             jnp.asarray(index),
-            jnp.asarray(self.offset + index * self.writes),
+            jnp.asarray(self.offset + index * self.layer.writes),
             None if inputs is None else inputs[numbers],
         )
 
@@ -78,12 +73,16 @@ class Stack(NamedTuple):
 class BackboneOutput(NamedTuple):
     """The output of the backbone for a step of tokens [b, t].
 
-    ``hidden`` [b, t, d] has the dtype of the params; ``own`` holds the keys and values [l, b, k, t, h] of each stack, None
-    for a stack that has none of its own.
+    ``hidden`` [b, t, d] has the dtype of the params; ``own`` holds for each stack what a state keeps of the step: keys and
+    values [l, b, k, t, h], and the arrays [l, b, ...] of recurrences.
     """
 
     hidden: jax.Array
-    own: tuple[KeysValues | None, ...]
+    own: tuple[LayerEntries, ...]
+
+
+RecurrentStates = tuple[tuple[jax.Array, ...], ...]
+"""The arrays [b, l, ...] of the states of recurrences, for each stack of layers; none for a stack without a recurrence."""
 
 
 @dataclass(frozen=True)
@@ -141,22 +140,27 @@ class Architecture:
             for run in range(len(segment.runs)):
                 numbers = segment.layers(run)
                 layer = self.layers[numbers[0]]
-                attention = layer.attention
-                cache = caches.index((attention.kv_heads, attention.head_width))
-                if attention.keys_of is None:
+                if layer.cached_heads is None:
+                    stacks.append(Stack(layer, numbers, None, 0))
+                    continue
+                cache, keys_of = caches.index(layer.cached_heads), layer.attention.keys_of
+                if keys_of is None:
                     places |= {number: filled[cache] + index for index, number in enumerate(numbers)}
                     filled[cache] += len(numbers)
-                first = numbers[0] if attention.keys_of is None else attention.keys_of
-                stacks.append(Stack(layer, numbers, cache, places[first]))
+                stacks.append(Stack(layer, numbers, cache, places[numbers[0] if keys_of is None else keys_of]))
             segments.append(tuple(stacks))
         return tuple(segments)
 
     @property
     def cache_sizes(self) -> tuple[CacheSize, ...]:
         """The sizes of the KV caches, one for each size of heads."""
-        attentions = [layer.attention for layer in self.layers if layer.attention.keys_of is None]
-        sizes = [(attention.kv_heads, attention.head_width) for attention in attentions]
+        sizes = [layer.cached_heads for layer in self.layers if layer.writes and layer.cached_heads is not None]
         return tuple(CacheSize(sizes.count(size), *size) for size in dict.fromkeys(sizes))
+
+    @property
+    def has_recurrence(self) -> bool:
+        """Whether some layers have a state of fixed size, so that the model cannot compute trees of texts."""
+        return any(layer.recurrence is not None for layer in self.layers)
 
     @property
     def position_limit(self) -> int | None:
@@ -173,22 +177,40 @@ class Architecture:
         return WeightMap(self.outer, stacks, self.base, self.redundant, self.tied_head)
 
     def backbone(
-        self, params: Params, tokens: jax.Array, metadata: AttentionMetadata, past: Sequence[CachedTokens] = ()
+        self,
+        params: Params,
+        tokens: jax.Array,
+        metadata: AttentionMetadata,
+        past: Sequence[CachedTokens] = (),
+        states: RecurrentStates | None = None,
     ) -> BackboneOutput:
-        """Compute normalised final hidden states of int [b, t], and the keys and values of every layer.
+        """Compute normalised final hidden states of int [b, t], and what a state keeps of the step in every layer.
 
         Args:
             params: The weights.
             tokens: int [b, t].
             metadata: Which tokens each token attends to.
             past: The tokens before, one after another.
+            states: The states of recurrences after them; None at the first token of all texts.
 
         Raises:
             ValueError: A row has more tokens than there are learned positions.
         """
         x, inputs = self.embed(params, tokens, metadata)
-        x, own = self._apply_layers(params, x, inputs, metadata, past)
+        if states is None:
+            states = self.init_states(len(tokens), params.outer["embedding"].dtype)
+        x, own = self._apply_layers(params, x, inputs, metadata, (past, states))
         return BackboneOutput(self.finish(params, x), own)
+
+    def init_states(self, rows: int, dtype: DTypeLike) -> RecurrentStates:
+        """Create the states of recurrences before the first token of a text, in the dtype of the params."""
+        return tuple(
+            tuple(
+                jnp.zeros((rows, len(stack.numbers), *spec.shape), spec.dtype or dtype) for spec in stack.layer.states
+            )
+            for segment in self.stacks
+            for stack in segment
+        )
 
     def embed(
         self, params: Params, tokens: jax.Array, metadata: AttentionMetadata
@@ -267,38 +289,50 @@ class Architecture:
         x: jax.Array,
         inputs: jax.Array | None,
         metadata: AttentionMetadata,
-        past: Sequence[CachedTokens],
-    ) -> tuple[jax.Array, tuple[KeysValues | None, ...]]:
-        """Apply all layers to the residual stream; return it, and the keys and values of each stack."""
+        before: tuple[Sequence[CachedTokens], RecurrentStates],
+    ) -> tuple[jax.Array, tuple[LayerEntries, ...]]:
+        """Apply all layers to the residual stream; return it, and what a state keeps of the step in each stack."""
+        past, states = before
         ropes = {layer.attention.rope for layer in self.layers}
         tables = {rope: rope.tables(metadata.positions) for rope in ropes if rope is not None}
         shared: dict[int | None, KeysValues] = {}  # by the number of the layer
 
         def apply(
-            stack: Stack, whole: dict[str, jax.Array], x: jax.Array, scanned: Scanned
-        ) -> tuple[jax.Array, KeysValues | None]:
-            layers = tuple(each.layer(stack.cache, scanned.cached_layer) for each in past)
+            stack: Stack,
+            whole: dict[str, jax.Array],
+            of_stack: tuple[jax.Array, ...],
+            x: jax.Array,
+            scanned: Scanned,
+        ) -> tuple[jax.Array, LayerEntries]:
+            layers = (
+                () if stack.cache is None else tuple(each.layer(stack.cache, scanned.cached_layer) for each in past)
+            )
+            # Read by its index like a KV cache, so that the states of all layers are not copied to another order.
+            own = tuple(jax.lax.dynamic_index_in_dim(array, scanned.place, 1, keepdims=False) for array in of_stack)
             keys_of = stack.layer.attention.keys_of
             step = LayerStep(
-                metadata, tables, scanned.number, scanned.place, layers, shared.get(keys_of), scanned.input
+                metadata, tables, scanned.number, scanned.place, layers, shared.get(keys_of), scanned.input, own
             )
             return stack.layer(x, whole | scanned.weights, step)
 
-        own: list[KeysValues | None] = []
-        weights = iter(params.layers)
+        entries: list[LayerEntries] = []
+        weights, remaining = iter(params.layers), iter(states)
         needed = {layer.attention.keys_of for layer in self.layers}
         for segment, stacks in zip(self._segments, self.stacks, strict=True):
             arrays = [next(weights) for _ in stacks]
-            functions = [functools.partial(apply, *pair) for pair in zip(stacks, arrays, strict=True)]
+            functions = [
+                functools.partial(apply, stack, own_weights, next(remaining))
+                for stack, own_weights in zip(stacks, arrays, strict=True)
+            ]
             scanned = [stack.scanned(own_weights, inputs) for stack, own_weights in zip(stacks, arrays, strict=True)]
             if metadata.target.platform != "cpu" and segment.runs == (1,) and segment.repeats > 1:
                 x, output = scan_equal_layers(functions[0], x, scanned[0])
                 produced = [output]
             else:
                 x, produced = scan_segment(segment, functions, x, scanned)
-            own += produced
-            for stack, keys_values in zip(stacks, produced, strict=True):
+            entries += produced
+            for stack, of_stack in zip(stacks, produced, strict=True):
                 for index, number in enumerate(stack.numbers):
                     if number in needed:
-                        shared[number] = jax.tree.map(lambda array, index=index: array[index], keys_values)
-        return x, tuple(own)
+                        shared[number] = jax.tree.map(lambda array, index=index: array[index], of_stack.keys_values)
+        return x, tuple(entries)

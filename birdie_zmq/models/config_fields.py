@@ -95,7 +95,7 @@ class ConfigReader:
     def numbers(self, key: str, count: int) -> tuple[float, ...]:
         """Return a list of exactly `count` numbers, as floats."""
         value = self._values.get(key)
-        if not isinstance(value, list) or len(value) != count:
+        if not isinstance(value, list | tuple) or len(value) != count:
             raise ValueError(f"{key} must be a list of {count} numbers, not {value!r}")
         return tuple(ConfigReader({key: number}).number(key) for number in value)
 

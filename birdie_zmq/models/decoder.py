@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from birdie_zmq.engine.jax.fixed_settings import fixed_settings, in_32_bits
 from birdie_zmq.engine.jax.sharding import sharded
 from birdie_zmq.engine.model_api import Model
-from birdie_zmq.models.architecture import Architecture, BackboneOutput
+from birdie_zmq.models.architecture import Architecture, BackboneOutput, RecurrentStates
 from birdie_zmq.models.attention import (
     CPU,
     AttentionMetadata,
@@ -27,11 +27,12 @@ from birdie_zmq.models.attention import (
     Target,
     attention_for,
 )
-from birdie_zmq.models.sharding import divides_vocabulary, state_sharding
+from birdie_zmq.models.decoder_layer import LayerEntries
+from birdie_zmq.models.sharding import divides_vocabulary, recurrent_sharding, state_sharding
 from birdie_zmq.models.weight_map import Params
 
-Entries = tuple[KeysValues | None, ...]
-"""The keys and values [l, b, k, t, h] of a step's tokens, for each stack of layers; None for layers without their own."""
+Entries = tuple[LayerEntries, ...]
+"""What a state keeps of a step, for each stack of layers."""
 
 
 class DecoderState(NamedTuple):
@@ -40,10 +41,12 @@ class DecoderState(NamedTuple):
     Attributes:
         caches: Their keys and values, one KV cache for each of the architecture's `cache_sizes`.
         lengths: int32 [r], the number of filled slots of each row.
+        recurrent: The states of recurrences, [r, l, ...].
     """
 
     caches: tuple[KVCache, ...]
     lengths: jax.Array
+    recurrent: RecurrentStates = ()
 
     def from_position(self, begin: jax.Array | int) -> CachedTokens:
         """Return the tokens, the first of each row at position `begin`."""
@@ -105,7 +108,8 @@ def init_state(
     """Create an empty state of `batch` rows with a capacity of `capacity` tokens each."""
     implementation, dtype = attention_for(target), params.outer["embedding"].dtype
     caches = tuple(implementation.create_cache(batch, size, capacity, dtype) for size in architecture.cache_sizes)
-    return _constrain_state(architecture, DecoderState(caches, jnp.zeros(batch, jnp.int32)), target)
+    recurrent = architecture.init_states(batch, dtype)
+    return _constrain_state(architecture, DecoderState(caches, jnp.zeros(batch, jnp.int32), recurrent), target)
 
 
 def extend(
@@ -127,7 +131,7 @@ def extend(
     """
     offsets = _positions(tokens)[None]
     metadata = AttentionMetadata(state.lengths[:, None] + offsets, real=offsets < lengths[:, None], target=target)
-    output = _forward(architecture, params, tokens, metadata, state.from_position(0))
+    output = _forward(architecture, params, tokens, metadata, state.from_position(0), states=state.recurrent)
     return output.hidden, _append(architecture, state, output.own, lengths, target)
 
 
@@ -213,7 +217,9 @@ def append(
         row, position = jnp.divmod(path, x.shape[3])
         return x[:, row, :, position].transpose(1, 2, 0, 3)[:, None]  # [l, b, k, t, h] -> [l, 1, k, n, h]
 
-    own = tuple(None if each is None else KeysValues(*map(take, each)) for each in entries)
+    own = tuple(
+        LayerEntries(None if each.keys_values is None else KeysValues(*map(take, each.keys_values))) for each in entries
+    )
     return _append(architecture, state, own, length[None], target)
 
 
@@ -224,13 +230,18 @@ def _append(
     caches, append_tokens = list(state.caches), attention_for(target).append_tokens
     stacks = [stack for segment in architecture.stacks for stack in segment]
     for stack, own in zip(stacks, entries, strict=True):
-        if own is not None:
-            caches[stack.cache] = append_tokens(caches[stack.cache], stack.offset, own, state.lengths)
-    return _constrain_state(architecture, DecoderState(tuple(caches), state.lengths + lengths), target)
+        if own.keys_values is not None and stack.cache is not None:
+            caches[stack.cache] = append_tokens(caches[stack.cache], stack.offset, own.keys_values, state.lengths)
+    recurrent = tuple(tuple(jnp.moveaxis(array, 0, 1) for array in own.states) for own in entries)
+    appended = DecoderState(tuple(caches), state.lengths + lengths, recurrent)
+    return _constrain_state(architecture, appended, target)
 
 
 def build_model(architecture: Architecture, params: Params, target: Target = CPU) -> Model:
-    """Build the `Model` that engines run; `target` is the devices that hold the params."""
+    """Build the `Model` that engines run; `target` is the devices that hold the params.
+
+    A model with a recurrence has no functions of trees: a state that texts continue is then extended in copies.
+    """
 
     def bind(function: Any, **keywords: Any) -> Any:
         def call(*arguments: Any) -> Any:
@@ -242,6 +253,9 @@ def build_model(architecture: Architecture, params: Params, target: Target = CPU
     limits = [limit for limit in (architecture.max_length, architecture.position_limit) if limit is not None]
     # A slice of a sharded vocabulary would first be gathered from all devices.
     slices_vocabulary = target.mesh is None or not divides_vocabulary(architecture.vocab_size, target.mesh)
+    of_trees = {"branch": branch, "prefill": prefill, "append": append, "extend_after": extend_after}
+    if architecture.has_recurrence:
+        of_trees = {}
 
     return Model(
         params=params,
@@ -251,24 +265,29 @@ def build_model(architecture: Architecture, params: Params, target: Target = CPU
         unembed_part=bind(unembed_part) if slices_vocabulary else None,
         init_state=bind(init_state, target=target),
         extend=bind(extend, target=target),
-        extend_after=bind(extend_after, target=target),
-        branch=bind(branch, target=target),
-        prefill=bind(prefill, target=target),
-        append=bind(append, target=target),
         max_length=min(limits, default=None),
         vocab_size=architecture.vocab_size,
+        **{name: bind(function, target=target) for name, function in of_trees.items()},
     )
 
 
 def _constrain_state(architecture: Architecture, state: DecoderState, target: Target) -> DecoderState:
-    """Shard a state by rows, and by heads like the matrices that compute its keys and values."""
+    """Shard a state by rows, and by heads like the matrices that compute it."""
     if target.mesh is None:
         return state
     caches, heads_axis = [], attention_for(target).heads_axis
     for size, cache in zip(architecture.cache_sizes, state.caches, strict=True):
         sharding = state_sharding(cache.keys.shape, (heads_axis, size.kv_heads), target.mesh)
         caches.append(KVCache(*(sharded(x, sharding) for x in cache)))
-    return state._replace(caches=tuple(caches))
+    stacks = [stack for segment in architecture.stacks for stack in segment]
+    recurrent = tuple(
+        tuple(
+            sharded(array, recurrent_sharding(array.shape, spec.shard, target.mesh))
+            for spec, array in zip(stack.layer.states, arrays, strict=True)
+        )
+        for stack, arrays in zip(stacks, state.recurrent, strict=True)
+    )
+    return state._replace(caches=tuple(caches), recurrent=recurrent)
 
 
 def _tree_padding(tokens: jax.Array, depths: jax.Array, ends: jax.Array) -> jax.Array:
@@ -295,8 +314,13 @@ def _check_tokens(tokens: jax.Array) -> None:
 
 
 def _forward(
-    architecture: Architecture, params: Params, tokens: jax.Array, metadata: AttentionMetadata, *past: CachedTokens
+    architecture: Architecture,
+    params: Params,
+    tokens: jax.Array,
+    metadata: AttentionMetadata,
+    *past: CachedTokens,
+    states: RecurrentStates | None = None,
 ) -> BackboneOutput:
     _check_tokens(tokens)
     with jax.default_matmul_precision("highest"):
-        return architecture.backbone(params, tokens, metadata, past)
+        return architecture.backbone(params, tokens, metadata, past, states)

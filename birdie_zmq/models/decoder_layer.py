@@ -24,6 +24,7 @@ from birdie_zmq.models.attention import (
     attention_for,
 )
 from birdie_zmq.models.layers import ACTIVATIONS, Norm, Weights, linear, split_heads
+from birdie_zmq.models.recurrence import StateSpec
 from birdie_zmq.models.rope import Rope, rotate
 from birdie_zmq.models.weight_map import TensorSpec
 
@@ -39,6 +40,7 @@ class LayerStep(NamedTuple):
         past: The layer of the KV caches that it reads; empty without tokens before the step.
         shared: The keys and values of the same tokens from the layer named by `Attention.keys_of`; None if it has its own.
         layer_input: The layer's own input [b, t, p], in models with per-layer embeddings.
+        states: The arrays [b, ...] of the state of the layer's recurrence before the step; empty if it has none.
     """
 
     metadata: AttentionMetadata
@@ -48,6 +50,19 @@ class LayerStep(NamedTuple):
     past: tuple[CachedLayer, ...] = ()
     shared: KeysValues | None = None
     layer_input: jax.Array | None = None
+    states: tuple[jax.Array, ...] = ()
+
+
+class LayerEntries(NamedTuple):
+    """What a state keeps of a step in a layer.
+
+    Attributes:
+        keys_values: The keys and values [b, k, t, h] of the tokens; None for a layer without its own.
+        states: The arrays [b, ...] of the state of its recurrence after the last real token of each row.
+    """
+
+    keys_values: KeysValues | None
+    states: tuple[jax.Array, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,8 +74,8 @@ class Attention:
     scores that every query has in addition to its keys.
 
     Attributes:
-        heads: Number of query heads.
-        kv_heads: Number of key/value heads.
+        heads: Number of query heads; 0 in a layer that has a recurrence and no attention.
+        kv_heads: Number of key/value heads; 0 if there is no attention.
         head_width: Width of a head.
         scale: The factor of the scores; None for 1 / sqrt(head_width).
         rope: The rotary embedding; None for no positions.
@@ -93,7 +108,7 @@ class Attention:
     keys_of: int | None = None
 
     def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
+        if self.kv_heads and self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} attention heads are not a multiple of {self.kv_heads} key/value heads")
 
     def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
@@ -156,6 +171,34 @@ class Attention:
         return x if self.rope is None else rotate(x, step.tables[self.rope], interleaved=self.rope.interleaved)
 
 
+NO_ATTENTION = Attention(0, 0, 0)
+"""The attention of a layer that has none."""
+
+
+class Recurrence(Protocol):
+    """A recurrence over the tokens of a text; hashable, and static under `jax.jit`."""
+
+    @property
+    def states(self) -> tuple[StateSpec, ...]:
+        """The arrays of its state, all zero before the first token of a text."""
+        ...
+
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """Compute the tokens of a step.
+
+        Args:
+            x: [b, t, d].
+            weights: The weights of the layer.
+            step: The step. ``step.states`` holds the arrays [b, ...] of the state before it. Where
+                ``step.metadata.real`` is false, a token is padding behind the row's real tokens.
+
+        Returns:
+            The outputs [b, t, d], and the arrays [b, ...] of the state after the last real token of each row. A row
+            without real tokens keeps its state to the bit.
+        """
+        ...
+
+
 class FeedForwardLayer(Protocol):
     """The part of a layer that computes each token by itself; hashable."""
 
@@ -210,7 +253,7 @@ class DecoderLayer:
     is applied if there is a weight for it, before and after a sub-layer.
 
     Attributes:
-        attention: The attention.
+        attention: The attention; `NO_ATTENTION` if the layer only has a recurrence.
         feed_forward: The feed-forward layer.
         norm: The norms of the residual stream.
         specs: The tensors of a layer, by parameter name.
@@ -219,6 +262,7 @@ class DecoderLayer:
         residual_scale: The factor of what each sub-layer adds.
         norm_after_sum: Whether ``attention_norm`` and ``feed_forward_norm`` are applied to the sums of the residual
             stream instead of to the inputs of the sub-layers.
+        recurrence: The recurrence, whose output is added to that of the attention if there are both.
     """
 
     attention: Attention
@@ -228,15 +272,31 @@ class DecoderLayer:
     parallel: bool = False
     residual_scale: float = 1.0
     norm_after_sum: bool = False
+    recurrence: Recurrence | None = None
 
-    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
-        """Apply the layer to the residual stream x [b, t, d]; also return its own keys and values, if it has any."""
+    @property
+    def cached_heads(self) -> tuple[int, int] | None:
+        """The number and the width of the key/value heads that the layer reads; None without attention."""
+        return (self.attention.kv_heads, self.attention.head_width) if self.attention.heads else None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the layer has keys and values of its own."""
+        return self.attention.heads > 0 and self.attention.keys_of is None
+
+    @property
+    def states(self) -> tuple[StateSpec, ...]:
+        """The arrays of the state of its recurrence."""
+        return () if self.recurrence is None else self.recurrence.states
+
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, LayerEntries]:
+        """Apply the layer to the residual stream x [b, t, d]; also return what a state keeps of the step."""
         if self.norm_after_sum:
-            y, own = self.attention(x, weights, step)
+            y, own = self.mix(x, weights, step)
             x = self.norm(x + y, weights, "attention_norm")
             return self.norm(x + self.feed_forward(x, weights, step), weights, "feed_forward_norm"), own
         attended = self.norm(x, weights, "attention_norm")
-        y, own = self.attention(attended, weights, step)
+        y, own = self.mix(attended, weights, step)
         y = self._scale(self.norm(y, weights, "after_attention_norm"))
         fed = x + y
         if not self.parallel:
@@ -245,6 +305,17 @@ class DecoderLayer:
             inner = self.norm(x, weights, "feed_forward_norm") if "feed_forward_norm" in weights else attended
         z = self.norm(self.feed_forward(inner, weights, step), weights, "after_feed_forward_norm")
         return fed + self._scale(z), own
+
+    def mix(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, LayerEntries]:
+        """Let tokens read earlier ones, by attention and recurrence: [b, t, d] -> [b, t, d]."""
+        if self.recurrence is None:
+            y, own = self.attention(x, weights, step)
+            return y, LayerEntries(own)
+        z, states = self.recurrence(x, weights, step)
+        if not self.attention.heads:
+            return z, LayerEntries(None, states)
+        y, own = self.attention(x, weights, step)
+        return y + z, LayerEntries(own, states)
 
     def _scale(self, x: jax.Array) -> jax.Array:
         if self.residual_scale == 1.0:

@@ -78,6 +78,11 @@ class Norm:
         return wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
 
 
+def scale(x: jax.Array, factor: float) -> jax.Array:
+    """Multiply by a number in float32, and round to the dtype of x, as PyTorch does."""
+    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
+
+
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
     """Split the last axis into heads: [b, t, n * h] -> [b, t, n, h]."""
     return x.reshape(*x.shape[:2], heads, -1)

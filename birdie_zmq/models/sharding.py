@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from birdie_zmq.engine.jax.sharding import mesh_sharding
 from birdie_zmq.errors import UsageError
-from birdie_zmq.models.weight_map import TensorSpec, WeightMap
+from birdie_zmq.models.weight_map import ShardSpec, TensorSpec, WeightMap
 
 MODEL_AXIS = "model"
 _DATA_AXIS = "data"
@@ -55,6 +55,12 @@ def state_sharding(shape: tuple[int, ...], heads: tuple[int, int], mesh: Mesh) -
     axes[0] = row_axis(shape[0], mesh)
     axes[axis] = MODEL_AXIS if count % _size(mesh, MODEL_AXIS) == 0 else None
     return mesh_sharding(mesh, *axes)
+
+
+def recurrent_sharding(shape: tuple[int, ...], shard: ShardSpec | None, mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array [r, l, ...] of the states of recurrences, of which `shard` counts the last axes."""
+    axis, parts = (0, 1) if shard is None else shard
+    return state_sharding(shape, (axis + 2, parts), mesh)
 
 
 def row_axis(rows: int, mesh: Mesh) -> str | None:

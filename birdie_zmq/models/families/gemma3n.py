@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.models.architecture import Architecture
-from birdie_zmq.models.attention import AttentionMetadata, KeysValues
+from birdie_zmq.models.attention import AttentionMetadata
 from birdie_zmq.models.config_fields import ConfigReader
-from birdie_zmq.models.decoder_layer import Attention, DecoderLayer, FeedForward, LayerStep
+from birdie_zmq.models.decoder_layer import Attention, DecoderLayer, FeedForward, LayerEntries, LayerStep
 from birdie_zmq.models.families.common import HEAD, LAYER, Sizes, read_layer_types, read_windows
 from birdie_zmq.models.families.per_layer import (
     add_layer_embedding,
@@ -115,8 +115,8 @@ class Gemma3nLayer(DecoderLayer):
 
     active: int = 0
 
-    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
-        """Apply the layer to the copies x [a, b, t, d]; also return its own keys and values, if it has any."""
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, LayerEntries]:
+        """Apply the layer to the copies x [a, b, t, d]; also return what a state keeps of the step."""
         copies, half = x.shape[0], jnp.asarray(2**-0.5, x.dtype)
         mixing = linear(self._route(x[self.active], weights), weights, "prediction")
         mixing = mixing.reshape(*mixing.shape[:2], copies, copies)
@@ -125,7 +125,7 @@ class Gemma3nLayer(DecoderLayer):
         attended = self.norm(before, weights, "attention_norm")
         low_rank = linear(linear(attended, weights, "laurel_left"), weights, "laurel_right")
         low_rank = attended + self.norm(low_rank, weights, "laurel_norm")
-        y, own = self.attention(attended, weights, step)
+        y, own = self.mix(attended, weights, step)
         fed = (before + self.norm(y, weights, "after_attention_norm") + low_rank) * half
         z = self.feed_forward(self.norm(fed, weights, "feed_forward_norm"), weights, step)
         after = fed + self.norm(z, weights, "after_feed_forward_norm")

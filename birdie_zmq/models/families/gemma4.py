@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from birdie_zmq.models.architecture import Architecture
-from birdie_zmq.models.attention import AttentionMetadata, KeysValues
+from birdie_zmq.models.attention import AttentionMetadata
 from birdie_zmq.models.config_fields import ConfigReader
-from birdie_zmq.models.decoder_layer import Attention, DecoderLayer, FeedForward, LayerStep
+from birdie_zmq.models.decoder_layer import Attention, DecoderLayer, FeedForward, LayerEntries, LayerStep
 from birdie_zmq.models.families.common import FULL, HEAD, LAYER, Sizes, read_layer_types, read_windows
 from birdie_zmq.models.families.per_layer import (
     add_layer_embedding,
@@ -66,7 +66,7 @@ class Gemma4(Architecture):
 class Gemma4Layer(DecoderLayer):
     """A layer that adds an embedding of its own, if it has one, and multiplies its output by ``scale`` [1]."""
 
-    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
+    def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, LayerEntries]:
         """Apply the layer as `DecoderLayer` does."""
         x, own = super().__call__(x, weights, step)
         if step.layer_input is not None:
