@@ -148,8 +148,9 @@ def extend_after(
     """Extend each row as `extend` does, where all rows come after one prefix, the state of one row.
 
     Raises:
-        ValueError: As for `logits`.
+        ValueError: As for `logits`, or the model has a recurrence.
     """
+    _check_attention_only(architecture, "rows after a shared prefix")
     begin, offsets = prefix.lengths[0], _positions(tokens)[None]
     positions = begin + state.lengths[:, None] + offsets
     metadata = AttentionMetadata(positions, real=offsets < lengths[:, None], target=target)
@@ -171,7 +172,7 @@ def branch(
     """Compute hidden states [b, t, d] of trees of sequences, as `birdie_zmq.Model.branch` describes them.
 
     Raises:
-        ValueError: As for `logits`.
+        ValueError: As for `logits`, or the model has a recurrence.
     """
     return prefill(architecture, params, tokens, depths, ends, state, target=target)[0]
 
@@ -189,8 +190,9 @@ def prefill(
     """Compute trees of sequences as `branch` does, and return also the keys and values of their tokens.
 
     Raises:
-        ValueError: As for `logits`.
+        ValueError: As for `logits`, or the model has a recurrence.
     """
+    _check_attention_only(architecture, "trees of texts")
     _check_tokens(tokens)
     positions = depths if state is None else depths + state.lengths[0]
     real = ~_tree_padding(tokens, depths, ends)
@@ -304,6 +306,11 @@ def _tree_padding(tokens: jax.Array, depths: jax.Array, ends: jax.Array) -> jax.
 
 def _positions(tokens: jax.Array) -> jax.Array:
     return jnp.arange(tokens.shape[-1], dtype=jnp.int32)
+
+
+def _check_attention_only(architecture: Architecture, what: str) -> None:
+    if architecture.has_recurrence:
+        raise ValueError(f"a model with a recurrence has no {what}; extend copies of its state")
 
 
 def _check_tokens(tokens: jax.Array) -> None:

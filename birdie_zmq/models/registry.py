@@ -15,6 +15,7 @@ from birdie_zmq.models.families.cohere import cohere
 from birdie_zmq.models.families.deepseek import deepseek_v3
 from birdie_zmq.models.families.exaone4 import exaone4
 from birdie_zmq.models.families.falcon import falcon
+from birdie_zmq.models.families.falcon_h1 import falcon_h1
 from birdie_zmq.models.families.gemma import gemma, gemma2
 from birdie_zmq.models.families.gemma3n import gemma3n
 from birdie_zmq.models.families.gemma4 import gemma4
@@ -27,6 +28,8 @@ from birdie_zmq.models.families.granite import granite
 from birdie_zmq.models.families.lfm2 import lfm2
 from birdie_zmq.models.families.llama import llama
 from birdie_zmq.models.families.llama4 import llama4
+from birdie_zmq.models.families.mamba import mamba
+from birdie_zmq.models.families.mamba2 import mamba2
 from birdie_zmq.models.families.ministral3 import ministral3
 from birdie_zmq.models.families.mixtral import mixtral, olmoe
 from birdie_zmq.models.families.olmo2 import olmo2
@@ -47,6 +50,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "deepseek_v3": deepseek_v3,
     "exaone4": exaone4,
     "falcon": falcon,
+    "falcon_h1": falcon_h1,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3_text": gemma2,
@@ -62,6 +66,8 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "lfm2": lfm2,
     "llama": llama,
     "llama4_text": llama4,
+    "mamba": mamba,
+    "mamba2": mamba2,
     "ministral": llama,
     "ministral3": ministral3,
     "mistral": llama,

@@ -101,10 +101,10 @@ def test_other_weights_with_equal_sizes_and_times_are_computed_again(
 def test_unknown_architecture_lists_the_supported_ones(checkpoint: Path, tmp_path: Path) -> None:
     directory = tmp_path / "other"
     shutil.copytree(checkpoint, directory)
-    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")) | {"model_type": "mamba"}
+    config = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")) | {"model_type": "rwkv"}
     (directory / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(
-        ModelLoadError, match=r"'mamba' is not supported by the engine jax; .*Supported: .*gpt_neox.*llama.*qwen3"
+        ModelLoadError, match=r"'rwkv' is not supported by the engine jax; .*Supported: .*gpt_neox.*llama.*qwen3"
     ):
         BirdieZMQ(model_tag=str(directory), device="cpu")
 

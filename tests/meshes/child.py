@@ -1,8 +1,8 @@
 """Computes the results for test_meshes.py with eight devices: ``python -m tests.meshes.child SUITE DIRECTORY``.
 
 The number of CPU devices is fixed when jax starts, so a process with one device cannot run this. It prints one line of
-JSON: for each model and each mesh the answers, and the shardings of weights and states. ``SUITE`` is ``checkpoints`` or
-``user_modules``.
+JSON: for each model and each mesh the answers, and the shardings of weights and states. ``SUITE`` is ``checkpoints``,
+``user_modules`` or ``recurrent``.
 """
 
 from __future__ import annotations
@@ -74,6 +74,23 @@ ROUTED = {
     "max_position_embeddings": 128,
 }
 """A decoder with experts, whose inner dimension an axis of four divides."""
+
+RECURRENT = {
+    "model_type": "falcon_h1",
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 24,
+    "mamba_d_ssm": 64,
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 6,
+    "mamba_rms_norm": True,
+    "max_position_embeddings": 128,
+}
+"""A decoder with a recurrence beside attention, whose heads an axis of four divides."""
 
 BOTH = "data:2/model:4"
 MESHES = ("data:8", "model:8", BOTH)
@@ -306,7 +323,22 @@ def user_module_results(directory: Path) -> dict[str, Any]:
     }
 
 
+def recurrent_results(directory: Path) -> dict[str, Any]:
+    """The results for a built-in model with a recurrence."""
+    checkpoint = write_random(directory, RECURRENT)
+
+    def load(mesh: Any) -> Model:
+        return models.load_model(str(checkpoint), **({} if mesh is None else {"mesh": mesh}))
+
+    return {"answers": {"recurrent": answers_on_meshes(load, MESHES)}}
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(EXAMPLES))
-    results = {"checkpoints": checkpoint_results, "user_modules": user_module_results}[sys.argv[1]](Path(sys.argv[2]))
+    suites = {
+        "checkpoints": checkpoint_results,
+        "user_modules": user_module_results,
+        "recurrent": recurrent_results,
+    }
+    results = suites[sys.argv[1]](Path(sys.argv[2]))
     print(json.dumps(results))  # noqa: T201 -- the test parses it

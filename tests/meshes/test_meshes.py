@@ -26,18 +26,15 @@ CASES += [("user_modules", name, BOTH) for name in ("rnn", "user_module", "bare"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of both child processes, which run in parallel."""
+    return results_of({suite: tmp_path_factory.mktemp(suite) for suite in ("checkpoints", "user_modules")})
+
+
+def results_of(directories: dict[str, Path]) -> dict[str, Any]:
+    """Run a child process for each suite with a directory, in parallel, and return their results."""
     environment = {**os.environ, "XLA_FLAGS": FLAGS, "JAX_PLATFORMS": "cpu"}
     started = {}
-    for suite in ("checkpoints", "user_modules"):
-        command = [
-            sys.executable,
-            "-W",
-            "error",
-            "-m",
-            "tests.meshes.child",
-            suite,
-            str(tmp_path_factory.mktemp(suite)),
-        ]
+    for suite, directory in directories.items():
+        command = [sys.executable, "-W", "error", "-m", "tests.meshes.child", suite, str(directory)]
         pipe = subprocess.PIPE
         started[suite] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
     printed = {suite: child.communicate() for suite, child in started.items()}
@@ -48,7 +45,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("suite", "name", "mesh"), CASES)
 def test_scores_and_texts_equal_those_of_one_device(results: dict[str, Any], suite: str, name: str, mesh: str) -> None:
-    answers = results[suite]["answers"][name]
+    assert_same(results[suite]["answers"][name], mesh)
+
+
+@pytest.mark.parity
+@pytest.mark.variant
+def test_a_recurrence_answers_as_on_one_device(tmp_path: Path) -> None:
+    answers = results_of({"recurrent": tmp_path / "recurrent"})["recurrent"]["answers"]["recurrent"]
+    for mesh in MESHES:
+        assert_same(answers, mesh)
+
+
+def assert_same(answers: dict[str, Any], mesh: str) -> None:
+    """Check that the answers on a mesh are those of one device."""
     one, sharded = answers["one"], answers[mesh]
     assert one.keys() == sharded.keys()
     assert len(set(one["pairs"])) == len(one["pairs"]), "a model with equal scores for everything proves nothing"

@@ -1,26 +1,29 @@
 """Causal convolutions with a state give the sums over a whole text, whatever its chunks and its padding."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from birdie_zmq.models.causal_convolution import causal_convolution, convolution_specs, convolution_state
 
 CHANNELS = 3
 
 
-def weights_of(taps: int) -> dict[str, jnp.ndarray]:
+def weights_of(taps: int) -> dict[str, jax.Array]:
     generator = np.random.default_rng(taps)
     specs = convolution_specs("conv", CHANNELS, taps, bias=True, key="kernel")
     return {key: jnp.asarray(generator.standard_normal(spec.shape), jnp.float32) for key, spec in specs.items()}
 
 
-def expected_of(texts: np.ndarray, weights: dict[str, jnp.ndarray]) -> np.ndarray:
+def expected_of(texts: NDArray[np.float32], weights: dict[str, jax.Array]) -> NDArray[np.float64]:
     kernel, bias = np.asarray(weights["kernel"], np.float64)[:, 0], np.asarray(weights["kernel_bias"], np.float64)
     taps = kernel.shape[1]
     padded = np.pad(texts.astype(np.float64), ((0, 0), (taps - 1, 0), (0, 0)))
-    sums = sum(padded[:, k : k + texts.shape[1]] * kernel[:, k] for k in range(taps)) + bias
-    return sums / (1 + np.exp(-sums))
+    sums = np.stack([padded[:, k : k + texts.shape[1]] * kernel[:, k] for k in range(taps)]).sum(axis=0) + bias
+    activated: NDArray[np.float64] = sums / (1 + np.exp(-sums))
+    return activated
 
 
 @pytest.mark.parametrize("taps", [1, 2, 4])

@@ -265,7 +265,7 @@ def test_weights_of_an_unknown_quantisation_are_refused(keys: dict[str, Any], tm
             r"the most similar supported family is granite, which does not have the keys .*num_local_experts",
         ),
         ("bitnet", r"the most similar supported family is \w+, which has the same keys but another architecture"),
-        ("mamba", r"no supported family has a similar configuration"),
+        ("rwkv", r"no supported family has a similar configuration"),
         ("no_such_family", r"transformers [\w.]+ has no such configuration"),
     ],
 )

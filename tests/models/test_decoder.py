@@ -17,7 +17,7 @@ from birdie_zmq.engine.model_api import Model, resolve
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.attention import Target, blockwise
 from birdie_zmq.models.config import complete_config
-from birdie_zmq.models.decoder import branch, build_model, extend, hidden, init_state, logits, unembed
+from birdie_zmq.models.decoder import branch, build_model, extend, extend_after, hidden, init_state, logits, unembed
 from birdie_zmq.models.registry import FAMILIES, build_architecture
 from birdie_zmq.models.weight_map import Params
 
@@ -84,6 +84,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "interleave_moe_layer_step": 2,
         "no_rope_layer_interval": 2,
         "floor_scale": 4,
+    },
+    "falcon_h1": {
+        **SIZES,
+        "mamba_d_ssm": 24,
+        "mamba_n_heads": 4,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 5,
+        "mamba_rms_norm": True,
+        "key_multiplier": 0.7,
+        "ssm_multipliers": [0.7, 1.1, 0.8, 1.2, 0.9],
+    },
+    "mamba": {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 5},
+    "mamba2": {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_heads": 4,
+        "head_dim": 8,
+        "n_groups": 2,
+        "state_size": 5,
+        "use_bias": True,
     },
     "lfm2": {
         **{key: value for key, value in SIZES.items() if key != "head_dim"},
@@ -186,8 +207,10 @@ ALIKE = {
     *("phi3", "phi", "glm", "glm4", "cohere", "starcoder2", "falcon"),
 }
 """Families that combine norms, positions, windows and caches of others here, tested by `tox -e parity` only."""
-BESIDE_OTHERS = {"olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text"}
-"""Families with experts beside Mixtral: `tox -e parity` tests them, and `tox -e tests` need not."""
+BESIDE_OTHERS = {"olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text", "falcon_h1", "mamba"}
+"""Families like Mixtral or Mamba 2, which are tested: `tox -e parity` tests them, and `tox -e tests` need not."""
+RECURRENT = {"falcon_h1", "mamba", "mamba2"}
+"""Families with a recurrence, which compute no trees."""
 
 
 def _family(kind: str) -> Any:
@@ -195,6 +218,7 @@ def _family(kind: str) -> Any:
 
 
 EVERY_FAMILY = pytest.mark.parametrize("kind", [_family(kind) for kind in CONFIGS])
+WITH_TREES = pytest.mark.parametrize("kind", [_family(kind) for kind in CONFIGS if kind not in RECURRENT])
 
 CLOSE = 2e-5
 """Tolerance between hidden states of executables that sum in different orders."""
@@ -250,7 +274,11 @@ def build_functions(kind: str) -> tuple[Model, Callable[..., Any], Callable[...,
     """Return a model and its jitted hidden, extend and branch. Each compiles once for all tests of this file."""
     chosen = architecture(kind)
     model = build_model(chosen, random_params(chosen))
-    return model, jitted(model.hidden), jitted(model.extend), jitted(model.branch)
+    return model, jitted(model.hidden), jitted(model.extend), jitted(model.branch or _no_trees)
+
+
+def _no_trees(*_: Any) -> Any:
+    raise AssertionError("a model with a recurrence computes no trees")
 
 
 def tokens_of(*shape: int, seed: int = 0) -> NDArray[np.int32]:
@@ -412,7 +440,7 @@ def test_rows_after_one_prefix_have_the_hidden_states_of_whole_texts(kind: str, 
         np.testing.assert_array_equal(state.lengths, at - shared)
 
 
-@EVERY_FAMILY
+@WITH_TREES
 def test_each_text_of_a_tree_has_the_hidden_states_of_the_text_alone(kind: str, small_blocks: None) -> None:
     model, hidden_fn, _, branch_fn = build_functions(kind)
     trees = [Tree(texts) for texts in TEXTS]
@@ -422,7 +450,7 @@ def test_each_text_of_a_tree_has_the_hidden_states_of_the_text_alone(kind: str, 
             np.testing.assert_allclose(got[row, np.array(path)], alone, atol=CLOSE)
 
 
-@EVERY_FAMILY
+@WITH_TREES
 @pytest.mark.parametrize("length", [0, 11])
 def test_each_text_of_a_tree_continues_the_shared_state(kind: str, length: int, small_blocks: None) -> None:
     model, hidden_fn, extend_fn, branch_fn = build_functions(kind)
@@ -457,6 +485,16 @@ def test_tree_can_have_more_tokens_than_gpt2_has_positions() -> None:
         hidden(small, params, jnp.asarray(tokens_of(1, 18)))
 
 
+def test_trees_of_a_recurrence_are_refused() -> None:
+    chosen = architecture("mamba2")
+    params, tree = random_params(chosen), to_arrays([Tree([[1, 2, 3]])], 6)
+    state = init_state(chosen, params, 1, 20)
+    with pytest.raises(ValueError, match="a model with a recurrence has no trees of texts"):
+        branch(chosen, params, *tree, state)
+    with pytest.raises(ValueError, match="a model with a recurrence has no rows after a shared prefix"):
+        extend_after(chosen, params, tree[0], jnp.array([3], jnp.int32), state, state)
+
+
 @EVERY_FAMILY
 def test_logits_are_the_unembedded_hidden_states(kind: str) -> None:
     model, hidden_fn, _, _ = build_functions(kind)
@@ -479,7 +517,7 @@ def test_hidden_states_of_every_function_have_the_dtype_of_the_weights(kind: str
         state = init_state(chosen, params, 2, 20)
         extended, after = extend(chosen, params, tokens, lengths, state)
         tree = to_arrays([Tree([[1, 2, 3]])] * 2, 6)
-        in_trees = branch(chosen, params, *tree, None), branch(chosen, params, *tree, after)
+        in_trees = [branch(chosen, params, *tree, before) for before in (None, after) if kind not in RECURRENT]
         states = jax.tree.leaves(after.caches)
         return (hidden(chosen, params, tokens), extended, *in_trees, *states), unembed(chosen, params, extended)
 
@@ -513,7 +551,7 @@ def test_initial_state_has_the_shape_of_an_extended_state(kind: str) -> None:
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     sizes = [(cache.values.shape[1], cache.values.shape[2], cache.values.shape[4]) for cache in state.caches]
     assert sizes == list(chosen.cache_sizes)
-    writing = sum(layer.attention.keys_of is None for layer in chosen.layers)
+    writing = sum(layer.writes for layer in chosen.layers)
     assert sum(size.layers for size in chosen.cache_sizes) == writing
 
 
@@ -540,12 +578,12 @@ def test_every_matrix_product_has_full_float32_precision(kind: str) -> None:
 
     def everything() -> Any:
         extended, _ = extend(chosen, params, tokens, lengths, state)
-        branches = branch(chosen, params, tokens, row, row + 3, state)
+        branches = [branch(chosen, params, tokens, row, row + 3, state)] if kind not in RECURRENT else []
         return logits(chosen, params, tokens), unembed(chosen, params, extended), branches
 
     jaxpr = str(jax.make_jaxpr(everything)())
     products = jaxpr.count("dot_general[")
-    assert products >= 20
+    assert products >= (10 if kind in RECURRENT else 20)
     assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
 
 
@@ -553,6 +591,8 @@ def test_every_matrix_product_has_full_float32_precision(kind: str) -> None:
 def test_model_has_every_function_and_its_sizes(kind: str) -> None:
     model, *_ = build_functions(kind)
     assert resolve(model).has_state
-    assert None not in (model.logits, model.hidden, model.branch)
-    limit = None if kind == "bloom" else 64  # its configuration names no length
+    assert None not in (model.logits, model.hidden)
+    of_trees = (model.branch, model.prefill, model.append, model.extend_after)
+    assert {function is None for function in of_trees} == {kind in RECURRENT}
+    limit = None if kind in ("bloom", "mamba", "mamba2") else 64  # these configurations name no length
     assert (model.max_length, model.vocab_size) == (limit, VOCABULARY)

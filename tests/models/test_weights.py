@@ -125,10 +125,10 @@ def test_damaged_config_is_refused_with_its_name(saved: Path, content: str) -> N
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("kind", ["mamba", None])
+@pytest.mark.parametrize("kind", ["rwkv", None])
 def test_unknown_model_type_is_refused_with_the_supported_ones(saved: Path, kind: str | None) -> None:
     reconfigure(saved, model_type=kind)
-    with pytest.raises(ValueError, match=r"model_type (.mamba. is not supported|must be a string, not None)") as caught:
+    with pytest.raises(ValueError, match=r"model_type (.rwkv. is not supported|must be a string, not None)") as caught:
         load_checkpoint(saved)
     assert kind is None or all(known in str(caught.value) for known in FAMILIES)
 
