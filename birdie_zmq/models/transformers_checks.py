@@ -167,7 +167,13 @@ def _extend_and_compare(
 
 def check_trees(model: ComparedModel, texts: ProbeTexts) -> None:
     """Compute trees without and with a state, append paths to states, and extend these."""
-    for prefix, step in (([], _tree_of(texts.whole)), (texts.prefix, _tree_of(texts.continuations))):
+    cases: tuple[tuple[list[int], list[list[int]]], ...] = (
+        ([], texts.whole),
+        ([], [texts.whole[0]]),  # one text is computed without a mask
+        (texts.prefix, texts.continuations),
+    )
+    for prefix, given in cases:
+        step = _tree_of(given)
         assert isinstance(step.kind, Tree)
         state = None
         if prefix:
@@ -176,7 +182,7 @@ def check_trees(model: ComparedModel, texts: ProbeTexts) -> None:
             _, state = model.states.extend(model.module, model.tensor([[*prefix, 0, 0]]), length, state)
         tokens, depths, ends = (model.tensor(array) for array in (step.tokens, step.kind.depths, step.kind.ends))
         hidden, entries = model.states.prefill(model.module, tokens, depths, ends, state)
-        for owner, continuation in enumerate(texts.continuations if prefix else texts.whole):
+        for owner, continuation in enumerate(given):
             at = step.owners == owner
             found = hidden[model.tensor(step.rows[at]), model.tensor(step.positions[at])]
             text = prefix + continuation
