@@ -21,6 +21,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = ROOT / "examples" / "models"
 DEADLINE_S = 120.0
 
+LM_EVAL = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
+"""The lm_eval command of a checkout."""
+
+LM_EVAL_WITHOUT_ITS_TASKS = """
+import _birdie_zmq_hook, functools, lm_eval.__main__ as main, lm_eval.tasks as tasks
+tasks.TaskManager = functools.partial(tasks.TaskManager, include_defaults=False)
+main.cli_evaluate()
+"""
+"""The same, but lm_eval does not look for its own tasks, which takes seconds."""
+
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
     """Poll until the condition is true; fail the test and name the missing event ``what`` after the deadline."""

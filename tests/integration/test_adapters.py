@@ -20,7 +20,7 @@ from flax import nnx
 
 from harness_model import BirdieZMQ
 from tests.instances import instance
-from tests.integration.conftest import EXAMPLES, ROOT
+from tests.integration.conftest import EXAMPLES, LM_EVAL_WITHOUT_ITS_TASKS, ROOT
 
 Logits = Callable[[list[int]], npt.NDArray[np.float64]]
 """Return the logits [t, v] of the tokens of one text."""
@@ -152,8 +152,7 @@ def test_answers_equal_the_frameworks_own_call(
 
 
 def test_lm_eval_command_runs_an_example_model_file() -> None:
-    script = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
-    command = [sys.executable, "-c", script, "--model", "birdie_zmq"]
+    command = [sys.executable, "-c", LM_EVAL_WITHOUT_ITS_TASKS, "--model", "birdie_zmq"]
     command += ["--model_args", "model_tag=nnx,api=examples/models/flax_nnx.py"]
     command += ["--include_path", "examples/tasks", "--tasks", "demo_choice", "--limit", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)

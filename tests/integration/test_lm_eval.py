@@ -17,17 +17,21 @@ from lm_eval.api.instance import Instance
 from birdie_zmq import models
 from harness_model import BirdieZMQ
 from tests.instances import instance
-from tests.integration.conftest import ROOT, Programs
+from tests.integration.conftest import LM_EVAL, LM_EVAL_WITHOUT_ITS_TASKS, ROOT, Programs
 
 TASKS = "demo_choice,demo_rolling,demo_generate"
 
 
 def lm_eval(
-    folder: Path, model_args: str, *options: str, limit: int = 12, tasks: Path = ROOT / "examples" / "tasks"
+    folder: Path,
+    model_args: str,
+    *options: str,
+    limit: int = 12,
+    tasks: Path = ROOT / "examples" / "tasks",
+    script: str = LM_EVAL_WITHOUT_ITS_TASKS,
 ) -> tuple[str, dict[str, Any], list[Any]]:
     """Run lm_eval from another folder; return its standard output, its results, and the responses of all samples."""
     folder.mkdir(exist_ok=True)
-    script = "import _birdie_zmq_hook, lm_eval.__main__ as main; main.cli_evaluate()"
     command = [sys.executable, "-c", script, "--model", "birdie_zmq", "--model_args", model_args]
     command += ["--include_path", str(tasks), "--tasks", TASKS, "--limit", str(limit)]
     command += ["--output_path", str(folder / "out"), "--log_samples", *options]
@@ -44,7 +48,7 @@ def lm_eval(
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], list[Any]]:
     """Run lm_eval with an embedded broker and worker."""
-    return lm_eval(tmp_path_factory.mktemp("embedded"), "pretrained=demo")
+    return lm_eval(tmp_path_factory.mktemp("embedded"), "pretrained=demo", script=LM_EVAL)
 
 
 def test_table_is_printed_and_the_demo_scores_above_chance(embedded: tuple[str, dict[str, Any], list[Any]]) -> None:

@@ -36,7 +36,7 @@ def add_partial_and_stop(self, kind, arguments, answer):
 CacheHook.add_partial = add_partial_and_stop
 results = lm_eval.simple_evaluate(
     model="birdie_zmq", model_args=options["model_args"], use_cache=options["cache"], limit=12, bootstrap_iters=0,
-    tasks=["demo_choice"], task_manager=TaskManager(include_path=options["include"]),
+    tasks=["demo_choice"], task_manager=TaskManager(include_path=options["include"], include_defaults=False),
 )
 print("sent", results["config"]["model_steps"]["requests"], flush=True)
 """
