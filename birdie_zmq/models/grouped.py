@@ -168,8 +168,11 @@ def multiply_ragged(rows: jax.Array, groups: Groups, weights: ExpertWeights, exp
         for name, array in weights.arrays.items()
     }
 
+    # Products of 16-bit numbers are exact in either precision, and the compiler of the kernel rejects the highest one.
+    precision = jax.lax.Precision.HIGHEST if rows.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
     def product(x: jax.Array, name: str) -> jax.Array:
-        y = jax.lax.ragged_dot(x, arrays[name], groups.counts, precision=jax.lax.Precision.HIGHEST)
+        y = jax.lax.ragged_dot(x, arrays[name], groups.counts, precision=precision)
         bias = arrays.get(f"{name}_bias")
         return y if bias is None else y + bias[index]
 
