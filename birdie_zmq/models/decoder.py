@@ -228,12 +228,21 @@ def append(
 def _append(
     architecture: Architecture, state: DecoderState, entries: Entries, lengths: jax.Array, target: Target
 ) -> DecoderState:
-    """Append tokens to each row, of which the first `lengths` int32 [r] are real."""
-    caches, append_tokens = list(state.caches), attention_for(target).append_tokens
+    """Append tokens to each row, of which the first `lengths` int32 [r] are real.
+
+    Each cache is written once, when all layers have read it: a write before another layer reads would copy the cache.
+    """
+    caches, append_tokens = [], attention_for(target).append_tokens
     stacks = [stack for segment in architecture.stacks for stack in segment]
-    for stack, own in zip(stacks, entries, strict=True):
-        if own.keys_values is not None and stack.cache is not None:
-            caches[stack.cache] = append_tokens(caches[stack.cache], stack.offset, own.keys_values, state.lengths)
+    for number, cache in enumerate(state.caches):
+        written = {
+            stack.offset: own.keys_values
+            for stack, own in zip(stacks, entries, strict=True)
+            if own.keys_values is not None and stack.cache == number
+        }
+        parts = [written[offset] for offset in sorted(written)]  # in the order of the layers in the cache
+        new = parts[0] if len(parts) == 1 else KeysValues(*map(jnp.concatenate, zip(*parts, strict=True)))
+        caches.append(append_tokens(cache, 0, new, state.lengths))
     recurrent = tuple(tuple(jnp.moveaxis(array, 0, 1) for array in own.states) for own in entries)
     appended = DecoderState(tuple(caches), state.lengths + lengths, recurrent)
     return _constrain_state(architecture, appended, target)
