@@ -23,7 +23,7 @@ from birdie_zmq.models import layers as blocks
 from birdie_zmq.models.attention import AttentionMetadata, CachedTokens, CacheSize, KeysValues
 from birdie_zmq.models.config_fields import require_positive
 from birdie_zmq.models.decoder_layer import DecoderLayer, LayerEntries, LayerStep
-from birdie_zmq.models.layer_stack import Segment, find_segments, scan_equal_layers, scan_segment
+from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment, scan_slices
 from birdie_zmq.models.layers import Norm
 from birdie_zmq.models.weight_map import Params, StackSpecs, TensorSpec, WeightMap
 
@@ -325,11 +325,8 @@ class Architecture:
                 for stack, own_weights in zip(stacks, arrays, strict=True)
             ]
             scanned = [stack.scanned(own_weights, inputs) for stack, own_weights in zip(stacks, arrays, strict=True)]
-            if metadata.target.platform != "cpu" and segment.runs == (1,) and segment.repeats > 1:
-                x, output = scan_equal_layers(functions[0], x, scanned[0])
-                produced = [output]
-            else:
-                x, produced = scan_segment(segment, functions, x, scanned)
+            scan = scan_segment if metadata.target.platform == "cpu" else scan_slices
+            x, produced = scan(segment, functions, x, scanned)
             entries += produced
             for stack, of_stack in zip(stacks, produced, strict=True):
                 for index, number in enumerate(stack.numbers):

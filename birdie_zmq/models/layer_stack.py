@@ -112,13 +112,36 @@ def scan_segment(
     ]
 
 
-def scan_equal_layers(function: Function, x: Any, scanned: Any) -> tuple[Any, Any]:
-    """Apply a segment of equal layers on a GPU or a TPU, as `scan_segment` does.
+def scan_slices(
+    segment: Segment, functions: Sequence[Function], x: Any, scanned: Sequence[Any]
+) -> tuple[Any, list[Any]]:
+    """Apply the layers of a segment on a GPU or a TPU, as `scan_segment` does.
 
-    The loop slices the stacks by its own counter. XLA for GPUs then passes a matrix product the address of a layer's weights,
-    where an index from an array makes it copy them first; a decode step does little else than read weights (jax 0.12).
+    The loops slice the stacks by their own counters. XLA for GPUs then passes a matrix product the address of a layer's
+    weights, where another index makes it copy them first; a decode step does little else than read weights (jax 0.12).
+    A run within a repeated period has no such counter, and is sliced as by `scan_segment`.
     """
-    return jax.lax.scan(function, x, scanned)
+    if segment.repeats > 1 and segment.period > len(segment.runs):
+        return scan_segment(segment, functions, x, scanned)
+
+    def period(x: Any, slices: Sequence[Any]) -> tuple[Any, list[Any]]:
+        outputs = []
+        for function, run, layers in zip(functions, segment.runs, slices, strict=True):
+            x, output = function(x, layers) if run == 1 else jax.lax.scan(function, x, layers)
+            outputs.append(output)
+        return x, outputs
+
+    if segment.repeats > 1:
+        return jax.lax.scan(period, x, list(scanned))
+    first = [
+        jax.tree.map(lambda array, run=run: array[0] if run == 1 else array, stack)
+        for run, stack in zip(segment.runs, scanned, strict=True)
+    ]
+    x, outputs = period(x, first)
+    return x, [
+        jax.tree.map(lambda array: array[None], output) if run == 1 else output
+        for output, run in zip(outputs, segment.runs, strict=True)
+    ]
 
 
 def _slice(array: jax.Array, index: Any) -> jax.Array:

@@ -2,13 +2,14 @@
 
 import itertools
 import random
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment
+from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment, scan_slices
 
 
 def compiled(segments: tuple[Segment, ...]) -> int:
@@ -54,8 +55,9 @@ def test_segments_cover_all_layers_in_order() -> None:
         assert compiled(segments) <= runs
 
 
-@pytest.mark.parametrize("layers", ["AAB" * 3, "A", "AAAA", "AB"])
-def test_scan_applies_each_layer_to_the_output_of_the_one_before(layers: str) -> None:
+@pytest.mark.parametrize("scan", [scan_segment, scan_slices])
+@pytest.mark.parametrize("layers", ["AAB" * 3, "A", "AAAA", "AB", "AB" * 3, "AAABB", "AAB"])
+def test_scan_applies_each_layer_to_the_output_of_the_one_before(scan: Any, layers: str) -> None:
     (segment,) = find_segments(layers)
     weights = np.arange(1.0, len(layers) + 1, dtype=np.float32)
 
@@ -68,7 +70,7 @@ def test_scan_applies_each_layer_to_the_output_of_the_one_before(layers: str) ->
         numbers = segment.layers(run)
         functions.append(lambda x, weight, kind=layers[numbers[0]]: apply(kind, x, weight))
         scanned.append(jnp.asarray(weights[np.array(numbers)]))
-    last, outputs = scan_segment(segment, functions, jnp.float32(1.0), scanned)
+    last, outputs = scan(segment, functions, jnp.float32(1.0), scanned)
 
     x, expected = np.float32(1.0), []
     for kind, weight in zip(layers, weights, strict=True):

@@ -11,9 +11,13 @@ import jax
 
 logger = logging.getLogger(__name__)
 
-_GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+_GPU_OPTIONS: dict[str, str | bool] = {
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_gpu_dot_merger_threshold_mb": "0",
+}
 """Matrix products use cuBLAS. XLA would otherwise autotune Triton kernels for each of them, which took most of a minute
-for each step shape in float32 (H200, jax 0.11.2)."""
+for each step shape in float32 (H200, jax 0.11.2). Products of the same input are not merged: XLA would copy the weights of
+queries, keys and values into one matrix in each layer and step."""
 
 
 def options_for(platform: str, environment: Mapping[str, str]) -> dict[str, str | bool]:
@@ -33,6 +37,10 @@ def compiler_options() -> dict[str, str | bool] | None:
     options = options_for(jax.default_backend(), os.environ)
     if not options:
         return None
+    if jax.__version_info__ < (0, 11):
+        logger.info(
+            "XLA of jax %s copies weights in each decode step on a GPU; jax 0.11 or later does not", jax.__version__
+        )
     try:
         jax.jit(lambda x: x + 1).lower(0).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:

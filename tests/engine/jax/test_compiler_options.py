@@ -20,14 +20,17 @@ def clear_cached_options() -> Iterator[None]:
     compiler_options.cache_clear()
 
 
-def test_triton_gemm_is_off_on_gpus() -> None:
-    assert options_for("gpu", {}) == {"xla_gpu_enable_triton_gemm": False}
-    assert options_for("gpu", {"XLA_FLAGS": "--xla_dump_to=/tmp"}) == {"xla_gpu_enable_triton_gemm": False}
+GPU = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": "0"}
+
+
+def test_gpus_have_options() -> None:
+    assert options_for("gpu", {}) == GPU
+    assert options_for("gpu", {"XLA_FLAGS": "--xla_dump_to=/tmp"}) == GPU
 
 
 @pytest.mark.parametrize("flags", ["--xla_gpu_enable_triton_gemm=true", "--xla_x=1 --xla_gpu_enable_triton_gemm=false"])
 def test_xla_flags_take_precedence(flags: str) -> None:
-    assert options_for("gpu", {"XLA_FLAGS": flags}) == {}
+    assert options_for("gpu", {"XLA_FLAGS": flags}) == {"xla_gpu_dot_merger_threshold_mb": "0"}
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
@@ -38,7 +41,7 @@ def test_other_platforms_get_no_options(platform: str) -> None:
 @pytest.mark.usefixtures("clear_cached_options")
 def test_installed_xla_accepts_the_options(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert compiler_options() == {"xla_gpu_enable_triton_gemm": False}
+    assert compiler_options() == GPU
     assert not caplog.records
 
 
