@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.accelerators.architectures import ARCHITECTURES
 from benchmarks.accelerators.checks import CHECKS, MIB, Check
 from benchmarks.accelerators.compiling import Facts
 from benchmarks.accelerators.program_cost import Program
-from benchmarks.accelerators.steps import ARCHITECTURES, StepShape
+from benchmarks.accelerators.steps import StepShape
 from benchmarks.accelerators.topologies import CHIPS
 
 GOOD = Facts(1.0, 90 * MIB, 1000 * MIB, 2000 * MIB, True, 2, 0, True, "")

@@ -19,6 +19,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
+from benchmarks.accelerators.architectures import ARCHITECTURES
 from benchmarks.accelerators.checks import CHECKS, MIB, Check
 from benchmarks.accelerators.compiling import Facts, compile_step
 from benchmarks.accelerators.topologies import CHIPS, check_platform
@@ -28,7 +29,7 @@ def main() -> int:
     """Print a line for each step; return 1 if one fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--chip", choices=CHIPS, help="only steps for this chip")
-    parser.add_argument("--model", help="only steps of this model: 1b or 14b")
+    parser.add_argument("--model", choices=ARCHITECTURES, help="only steps of this model")
     parser.add_argument(
         "--step", help="only steps of this shape, such as decode:64@2048; one without a bound may be new"
     )

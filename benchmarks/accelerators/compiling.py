@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from benchmarks.accelerators.steps import ARCHITECTURES, CompiledFunction, StepShape, build
+from benchmarks.accelerators.architectures import ARCHITECTURES
+from benchmarks.accelerators.steps import CompiledFunction, StepShape, build
 from benchmarks.accelerators.topologies import CHIPS, mesh_of
 from birdie_zmq.engine.jax.compiler_options import options_for
 from birdie_zmq.engine.jax.sharding import mesh_sharding
@@ -57,7 +58,7 @@ def compile_step(chip: str, model: str, dtype: str, shape: StepShape, devices: i
 
     Args:
         chip: A key of `CHIPS`.
-        model: A key of `steps.ARCHITECTURES`.
+        model: A key of `ARCHITECTURES`.
         dtype: The dtype of the weights.
         shape: The step.
         devices: The number of devices over which the weights are sharded.

@@ -15,34 +15,9 @@ from birdie_zmq.engine.jax import lm_head
 from birdie_zmq.models import decoder
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.attention import Target
-from birdie_zmq.models.families.llama import plain_llama
 
 TOKENS_PER_CALL = 8
 """Number of tokens that one call decodes for each row, as in the budget of accelerators."""
-
-ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
-    "1b": functools.partial(
-        plain_llama,
-        vocab_size=128_256,
-        d_model=2048,
-        n_layers=16,
-        n_heads=32,
-        n_kv_heads=8,
-        d_ff=8192,
-        max_length=131_072,
-    ),
-    "14b": functools.partial(
-        plain_llama,
-        vocab_size=152_064,
-        d_model=5120,
-        n_layers=48,
-        n_heads=40,
-        n_kv_heads=8,
-        d_ff=13_824,
-        max_length=131_072,
-    ),
-}
-"""Llamas of the sizes of Llama 3.2 1B (heads of 64) and Qwen 2.5 14B (heads of 128)."""
 
 
 @dataclass(frozen=True)
