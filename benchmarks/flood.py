@@ -106,7 +106,7 @@ def main() -> None:
     sent: dict[str, list[float]] = {kind: [] for kind in kinds}
     with (
         tempfile.TemporaryDirectory() as folder,
-        broker_and_worker(Path(folder), options.device) as endpoint,
+        broker_and_worker(Path(folder), "--built-in", "--device", options.device) as endpoint,
         BirdieZMQ(model_tag="demo", endpoint=endpoint) as lm,
     ):
         expected = lm.loglikelihood(requests, disable_tqdm=True)

@@ -32,17 +32,17 @@ _TOLERANCE = 1e-4
 
 
 @contextmanager
-def broker_and_worker(folder: Path, device: str) -> Iterator[str]:
-    """Run a broker and a worker with the built-in models; yield the broker's endpoint."""
+def broker_and_worker(folder: Path, *options: str) -> Iterator[str]:
+    """Run a broker and a worker with these options; yield the broker's endpoint."""
     endpoint = f"ipc://{folder / 'broker'}"
     log = (folder / "served.log").open("wb")
     command = [sys.executable, "-m", "birdie_zmq"]
     with log:
         broker = subprocess.Popen([*command, "broker", "--bind", endpoint], stdout=log, stderr=log)
-        worker = subprocess.Popen(
-            [*command, "worker", "--connect", endpoint, "--built-in", "--device", device], stdout=log, stderr=log
-        )
+        worker = subprocess.Popen([*command, "worker", "--connect", endpoint, *options], stdout=log, stderr=log)
         try:
+            while not (folder / "broker").exists() and broker.poll() is None:
+                time.sleep(0.05)
             yield endpoint
         finally:
             for process in (worker, broker):
@@ -130,7 +130,7 @@ def main() -> None:
     rng = random.Random(arguments.seed)  # noqa: S311 - the seed matters, not the secrecy
     with (
         tempfile.TemporaryDirectory(prefix="birdie-") as name,
-        broker_and_worker(Path(name), arguments.device) as endpoint,
+        broker_and_worker(Path(name), "--built-in", "--device", arguments.device) as endpoint,
     ):
         folder = Path(name)
         options = Options(arguments.model, arguments.tasks, arguments.include_path, endpoint)

@@ -33,13 +33,15 @@ class TorchPeer:
         device: ``cpu`` or ``gpu``.
         threads: Number of threads for torch.
         batch_size: Batch size of hf.
+        dtype: The dtype of the weights.
 
     Attributes:
         versions: One line with the versions of torch and transformers, and the number of threads.
     """
 
-    def __init__(self, model: str, device: str, threads: int, batch_size: int) -> None:
+    def __init__(self, model: str, device: str, threads: int, batch_size: int, dtype: str = "float32") -> None:
         options = ["--model", model, "--device", device, "--threads", str(threads), "--batch-size", str(batch_size)]
+        options += ["--dtype", dtype]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.torch_peer", *options],
@@ -83,7 +85,7 @@ class TorchPeer:
         self.close()
 
 
-def serve(model: str, device: str, threads: int, batch_size: int) -> None:
+def serve(model: str, device: str, threads: int, batch_size: int, dtype: str) -> None:
     """Run the child's side: answer each line of standard input until it is closed."""
     # Output of libraries must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
@@ -94,7 +96,7 @@ def serve(model: str, device: str, threads: int, batch_size: int) -> None:
     from lm_eval.models.huggingface import HFLM
 
     torch.set_num_threads(threads)
-    lm = HFLM(pretrained=model, dtype="float32", device="cuda" if device == "gpu" else "cpu", batch_size=batch_size)
+    lm = HFLM(pretrained=model, dtype=dtype, device="cuda" if device == "gpu" else "cpu", batch_size=batch_size)
 
     def answer(value: Any) -> None:
         answers.write(json.dumps(value) + "\n")
@@ -117,8 +119,9 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "gpu"), required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--dtype", required=True)
     options = parser.parse_args()
-    serve(options.model, options.device, options.threads, options.batch_size)
+    serve(options.model, options.device, options.threads, options.batch_size, options.dtype)
 
 
 if __name__ == "__main__":
