@@ -107,3 +107,14 @@ def _products(way: Callable[..., jax.Array]) -> set[int]:
 def test_a_cpu_multiplies_blocks_and_not_all_rows_by_all_experts() -> None:
     assert _products(grouped.visit_experts) == {grouped.MAX_CPU_BLOCK}
     assert 640 in _products(grouped.multiply_ragged)  # the reason for blocks: a ragged product of a CPU is a dense one
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "DEFAULT")])
+def test_ragged_products_of_16_bit_numbers_have_the_precision_that_tpus_compile(dtype: str, precision: str) -> None:
+    typed = ExpertWeights({name: array.astype(dtype) for name, array in weights().arrays.items()}, jnp.int32(1))
+    groups = group_by_expert(jnp.zeros(8, jnp.int32), EXPERTS)
+    rows = jnp.zeros((8, WIDTH), dtype)
+    with jax.default_matmul_precision("highest"):
+        traced = jax.make_jaxpr(lambda x: grouped.multiply_ragged(x, groups, typed, expert))(rows)
+    found = re.findall(r"precision=[^\n]*Precision\.(\w+)", str(traced)) or re.findall(r"precision=(\w+)", str(traced))
+    assert set(found) == {precision}
