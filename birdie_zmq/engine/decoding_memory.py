@@ -12,7 +12,7 @@ _EXTRA_ROWS = 2
 """The rows beside the decode batch: one for the prompt that is being prefilled, and one cached row."""
 
 
-def rows_that_fit(free: int, row_bytes: int, capacity: int, tokens: int) -> int:
+def rows_that_fit(free: int, row_bytes: int, capacity: int, tokens: int, fixed_share: float = 0.0) -> int:
     """Return the number of rows of a decode batch that fit into free memory.
 
     Args:
@@ -20,23 +20,24 @@ def rows_that_fit(free: int, row_bytes: int, capacity: int, tokens: int) -> int:
         row_bytes: The size of the state of one row, in bytes.
         capacity: The capacity of that state in tokens; `ANY_CAPACITY` if its size does not depend on it.
         tokens: The number of tokens that the row needs.
+        fixed_share: The share of `row_bytes` that does not depend on the capacity, such as the states of recurrences.
 
     Raises:
         OutOfDeviceMemory: Not even one row fits. The message names the number of tokens that would fit, if the size of a
             state depends on it.
     """
     rows = int(free * _SHARE_OF_FREE / row_bytes) - _EXTRA_ROWS
-    if rows < 1 and capacity == ANY_CAPACITY:
+    if rows >= 1:
+        return rows
+    needed = f"{_EXTRA_ROWS + 1} states of {row_bytes / 2**20:,.0f} MiB each, and {free / 2**20:,.0f} MiB are free"
+    most, fixed_bytes = free * _SHARE_OF_FREE / (_EXTRA_ROWS + 1), row_bytes * fixed_share
+    if capacity == ANY_CAPACITY or most <= fixed_bytes:
         raise OutOfDeviceMemory(
-            f"generation needs {_EXTRA_ROWS + 1} states of {row_bytes / 2**20:,.0f} MiB each, and "
-            f"{free / 2**20:,.0f} MiB are free; the size of a state of this model does not depend on the length of a text, "
-            "so use a device with more memory, or a mesh"
+            f"generation needs {needed}; shorter texts do not help, since a state of this model takes most of that for a "
+            "text of any length; use a device with more memory, or a mesh"
         )
-    if rows < 1:
-        fitting = int(capacity * free * _SHARE_OF_FREE / row_bytes / (_EXTRA_ROWS + 1))
-        raise OutOfDeviceMemory(
-            f"a prompt and its answer of {tokens} tokens need {_EXTRA_ROWS + 1} states of {row_bytes / 2**20:,.0f} MiB "
-            f"each, and {free / 2**20:,.0f} MiB are free: about {fitting} tokens would fit; lower max_gen_toks or "
-            "max_length"
-        )
-    return rows
+    fitting = int(capacity * (most - fixed_bytes) / (row_bytes - fixed_bytes))
+    raise OutOfDeviceMemory(
+        f"a prompt and its answer of {tokens} tokens need {needed}: about {fitting} tokens would fit; lower max_gen_toks or "
+        "max_length"
+    )

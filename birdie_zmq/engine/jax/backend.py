@@ -38,7 +38,7 @@ from birdie_zmq.engine.jax.position_head import PositionHead
 from birdie_zmq.engine.jax.probe import check_logits, check_params, probe_score, probe_vocabulary
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings
 from birdie_zmq.engine.jax.sharding import make_mesh as make_mesh
-from birdie_zmq.engine.jax.states import JaxPlanStates, row_bytes
+from birdie_zmq.engine.jax.states import JaxPlanStates, fixed_share, row_bytes
 from birdie_zmq.engine.model_api import LoadedModel, Model
 from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_size
 from birdie_zmq.engine.planning.execution_mode import FORKS, PAIRS, ROWS, TREES, ExecutionMode
@@ -275,7 +275,7 @@ class JaxBackend:
         free = memory.free_bytes(jax.devices()[:1] if self._mesh is None else self._mesh.local_devices)
         if free is None or size_bytes == 0:
             return wanted
-        rows = rows_that_fit(free, size_bytes, state_capacity, capacity)
+        rows = rows_that_fit(free, size_bytes, state_capacity, capacity, fixed_share(self._model, state_capacity))
         # The extra rows are replicated on all devices, and so is a number of rows that cannot be sharded.
         groups = self._sharding.data if (wanted + spare) % self._sharding.data == 0 else 1
         return min(wanted, rows * groups - spare)

@@ -80,8 +80,18 @@ def row_bytes(model: DeviceModel, capacity: int) -> int:
     """Return the bytes that one row of a state takes on each of its devices."""
     state = _row_shapes(model, capacity)
     if model.sharding.mesh is None:
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        return _total_bytes(state)
     return bytes_per_device(state, _creator(model, 1, capacity).output_shardings)
+
+
+def fixed_share(model: DeviceModel, capacity: int) -> float:
+    """Return the share of a state's bytes that does not depend on its capacity, such as the states of recurrences."""
+    once, twice = (_total_bytes(_row_shapes(model, size)) for size in (capacity, 2 * capacity))
+    return max(0, 2 * once - twice) / once
+
+
+def _total_bytes(state: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 class JaxPlanStates(PlanStates):

@@ -23,10 +23,16 @@ def test_an_error_names_the_number_of_tokens_that_fit() -> None:
 
 
 def test_an_error_names_no_tokens_where_the_size_of_a_state_does_not_depend_on_them() -> None:
-    with pytest.raises(
-        OutOfDeviceMemory, match=r"generation needs 3 states .* does not depend on the length of a text"
-    ):
+    with pytest.raises(OutOfDeviceMemory, match=r"generation needs 3 states .* shorter texts do not help"):
         rows_that_fit(free=300, row_bytes=240, capacity=ANY_CAPACITY, tokens=200)
+
+
+def test_the_fixed_part_of_a_state_is_no_memory_for_tokens() -> None:
+    # Three states of 80 bytes, of which 60 hold no tokens; the other 180 bytes of a state hold 256.
+    with pytest.raises(OutOfDeviceMemory, match="about 28 tokens would fit"):
+        rows_that_fit(free=300, row_bytes=240, capacity=256, tokens=200, fixed_share=0.25)
+    with pytest.raises(OutOfDeviceMemory, match="shorter texts do not help"):
+        rows_that_fit(free=300, row_bytes=240, capacity=256, tokens=200, fixed_share=0.5)
 
 
 def test_virtual_devices_of_a_cpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
