@@ -4,7 +4,7 @@ Each load runs in a process of its own, whose peak resident memory is read from 
 device's memory is the host's, so the memory above the weights is the cost of loading itself: one tensor, and the memory
 pages of the open shard file. A checkpoint of random weights is written unless a directory is named. With ``--mesh
 data:2/model:4`` the devices are virtual, and their memory is the host's too: then "weights" is the sum over all
-devices.
+devices. ``--experts`` writes a mixture of experts, whose tensors are many and small.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from birdie_zmq.engine.mesh_shape import parse_mesh
-from birdie_zmq.models.architecture import Architecture
-from birdie_zmq.models.config import CONFIG_FILE
+from birdie_zmq.models.config import CONFIG_FILE, complete_config
 from birdie_zmq.models.families.llama import plain_llama, to_hugging_face
+from birdie_zmq.models.registry import build_architecture
 from birdie_zmq.models.tensor_source import INDEX_FILE
 
 MIB = 2**20
@@ -42,10 +42,28 @@ MODEL = plain_llama(
 )
 
 
-def write_random(directory: Path, model: Architecture, shards: int) -> None:
+EXPERTS = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 8_000,
+    "hidden_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "intermediate_size": 1_024,
+    "num_experts": 32,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 256,
+    "max_position_embeddings": 2_048,
+}
+"""The configuration of a Qwen 3 with experts of 360 MiB in float32."""
+
+
+def write_random(directory: Path, config: dict[str, Any], shards: int) -> None:
     """Write random float32 weights of a model, its tensors in order in shard files of about equal size."""
     rng = np.random.default_rng(0)
-    tensors = list(model.weight_map().tensors())
+    architecture = build_architecture(complete_config(config), CONFIG_FILE)
+    tensors = list(architecture.weight_map().tensors())
     total = sum(np.prod(tensor.spec.shape) for _, tensor in tensors)
     names: dict[str, str] = {}
     shard: dict[str, Any] = {}
@@ -58,7 +76,7 @@ def write_random(directory: Path, model: Architecture, shards: int) -> None:
             save_file(shard, directory / names[name])
             shard, number = {}, number + 1
     (directory / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": names}), encoding="utf-8")
-    (directory / CONFIG_FILE).write_text(json.dumps(to_hugging_face(model)), encoding="utf-8")
+    (directory / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
 
 
 def measure(directory: Path, dtype: str, mesh: str | None) -> dict[str, float]:
@@ -128,6 +146,7 @@ def main() -> int:
     )
     parser.add_argument("--measure", metavar="DTYPE", help=argparse.SUPPRESS)
     parser.add_argument("--mesh", metavar="data:N/model:M", help="load onto a mesh of N x M virtual devices")
+    parser.add_argument("--experts", action="store_true", help="write a mixture of experts")
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.directory, options.measure, options.mesh)))
@@ -137,7 +156,7 @@ def main() -> int:
         return 0
     for shards in options.shards:
         with tempfile.TemporaryDirectory() as folder:
-            write_random(Path(folder), MODEL, shards)
+            write_random(Path(folder), EXPERTS if options.experts else to_hugging_face(MODEL), shards)
             report(Path(folder), f"random, {shards} shards", options.mesh)
     return 0
 
