@@ -85,6 +85,13 @@ class ConfigReader:
             raise ValueError(f"{key} must be a list of {count} strings, not {value!r}")
         return tuple(value)
 
+    def all_texts(self, key: str) -> tuple[str, ...]:
+        """Return a list of strings; an empty one if the key is missing."""
+        value = self._values.get(key, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+            raise ValueError(f"{key} must be a list of strings, not {value!r}")
+        return tuple(value)
+
     def integers(self, key: str) -> tuple[int, ...]:
         """Return a list of integers; an empty one if the key is missing."""
         value = self._values.get(key, [])

@@ -37,6 +37,7 @@ from birdie_zmq.models.families.opt import opt
 from birdie_zmq.models.families.phi import phi
 from birdie_zmq.models.families.phi3 import phi3
 from birdie_zmq.models.families.qwen_moe import qwen_moe
+from birdie_zmq.models.families.recurrent_gemma import recurrent_gemma
 from birdie_zmq.models.families.smollm3 import smollm3
 from birdie_zmq.models.families.stablelm import stablelm
 from birdie_zmq.models.families.starcoder2 import starcoder2
@@ -82,6 +83,7 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "qwen2_moe": qwen_moe,
     "qwen3": llama,
     "qwen3_moe": qwen_moe,
+    "recurrent_gemma": recurrent_gemma,
     "smollm3": smollm3,
     "stablelm": stablelm,
     "starcoder2": starcoder2,

@@ -113,6 +113,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "block_multiple_of": 4,
         "conv_bias": True,
     },
+    "recurrent_gemma": {
+        **SIZES,
+        "num_hidden_layers": 3,
+        "head_dim": 4,
+        "attention_window_size": 5,
+    },
     "gemma": {**SIZES, "num_key_value_heads": 1},
     "gemma2": {
         **SIZES,
@@ -207,9 +213,12 @@ ALIKE = {
     *("phi3", "phi", "glm", "glm4", "cohere", "starcoder2", "falcon"),
 }
 """Families that combine norms, positions, windows and caches of others here, tested by `tox -e parity` only."""
-BESIDE_OTHERS = {"olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text", "falcon_h1", "mamba"}
+BESIDE_OTHERS = {
+    *("olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text", "falcon_h1", "mamba"),
+    "recurrent_gemma",
+}
 """Families like Mixtral or Mamba 2, which are tested: `tox -e parity` tests them, and `tox -e tests` need not."""
-RECURRENT = {"falcon_h1", "mamba", "mamba2"}
+RECURRENT = {"falcon_h1", "mamba", "mamba2", "recurrent_gemma"}
 """Families with a recurrence, which compute no trees."""
 
 
