@@ -114,6 +114,10 @@ class Attention:
     def __call__(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
         """Attend from x [b, t, d]; return [b, t, d], and the layer's own keys and values if it has any."""
         query, own = self._project(x, weights, step)
+        return linear(self._attend(query, own, weights, step), weights, "output"), own
+
+    def _attend(self, query: jax.Array, own: KeysValues | None, weights: Weights, step: LayerStep) -> jax.Array:
+        """Attend from rotated queries [b, t, n, h]; return [b, t, n * h]."""
         if self.query_growth is not None:
             growth, length, offset = self.query_growth
             positions = (step.metadata.positions + offset).astype(jnp.float32)
@@ -126,25 +130,32 @@ class Attention:
         keys_values = own if own is not None else step.shared
         assert keys_values is not None
         attend = attention_for(step.metadata.target).attend
-        y = attend(query, keys_values, step.past, step.metadata, options)
-        return linear(y, weights, "output"), own
+        return attend(query, keys_values, step.past, step.metadata, options)
 
     def _project(self, x: jax.Array, weights: Weights, step: LayerStep) -> tuple[jax.Array, KeysValues | None]:
         """Return rotated queries [b, t, n, h], and keys and values [b, k, t, h]."""
         if "query_key_value" in weights:
             query, key, value = self._split(linear(x, weights, "query_key_value"))
-        else:
-            query = linear(x, weights, "query")
-            if self.keys_of is not None:
-                return self._rotate(self._norm_heads(query, weights, "query_norm", self.heads), step), None
-            key = linear(x, weights, "key")
-            value = linear(x, weights, "value") if "value" in weights else key
-        query = self._rotate(self._norm_heads(query, weights, "query_norm", self.heads), step)
+            return self._heads_of_queries(query, weights, step), self._heads_of_keys(key, value, weights, step)
+        query = self._heads_of_queries(linear(x, weights, "query"), weights, step)
+        return query, self._keys_values(x, weights, step) if self.keys_of is None else None
+
+    def _keys_values(self, x: jax.Array, weights: Weights, step: LayerStep) -> KeysValues:
+        """Return keys and values [b, k, t, h] of x [b, t, d]."""
+        key = linear(x, weights, "key")
+        return self._heads_of_keys(key, linear(x, weights, "value") if "value" in weights else key, weights, step)
+
+    def _heads_of_queries(self, query: jax.Array, weights: Weights, step: LayerStep) -> jax.Array:
+        """Return normalised and rotated queries [b, t, n, h] of projected ones [b, t, n * h]."""
+        return self._rotate(self._norm_heads(query, weights, "query_norm", self.heads), step)
+
+    def _heads_of_keys(self, key: jax.Array, value: jax.Array, weights: Weights, step: LayerStep) -> KeysValues:
+        """Return normalised and rotated keys, and values, [b, k, t, h] of projected ones [b, t, k * h]."""
         key = self._rotate(self._norm_heads(key, weights, "key_norm", self.kv_heads), step)
         value = split_heads(value, self.kv_heads)
         if self.value_norm is not None:
             value = self.value_norm.normalise(value).astype(value.dtype)
-        return query, KeysValues(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
+        return KeysValues(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
 
     def _split(self, fused: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Split [b, t, (n + 2k) * h] into queries, keys and values [b, t, heads * h]."""

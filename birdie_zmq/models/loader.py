@@ -12,6 +12,7 @@ from birdie_zmq.engine.jax.fixed_settings import fixed_settings
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import CONFIG_FILE, complete_config, read_config, read_model_type
 from birdie_zmq.models.config_fields import read_json_object
+from birdie_zmq.models.fused_experts import SeparateExperts, is_fused
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.lora import read_adapter
 from birdie_zmq.models.native.directory import native_directory
@@ -67,6 +68,8 @@ def load_checkpoint(
         config = read_json_object(path / CONFIG_FILE) if path in BUILT_IN.values() else read_config(path)
         architecture = build_architecture(config, str(path / CONFIG_FILE))
         source = _open_directory(path, config)
+        if any(spec.members for spec in architecture.weight_map().specs()) and any(map(is_fused, source.headers)):
+            source = SeparateExperts(source)
     chosen = _stored_dtype(config, source) if dtype == "auto" else dtype
     with fixed_settings():
         return architecture, load_params(architecture.weight_map(), source, chosen, mesh, lora)

@@ -36,6 +36,7 @@ from birdie_zmq.models.families.olmo2 import olmo2
 from birdie_zmq.models.families.opt import opt
 from birdie_zmq.models.families.phi import phi
 from birdie_zmq.models.families.phi3 import phi3
+from birdie_zmq.models.families.qwen3_next import qwen3_5, qwen3_5_moe, qwen3_next
 from birdie_zmq.models.families.qwen_moe import qwen_moe
 from birdie_zmq.models.families.recurrent_gemma import recurrent_gemma
 from birdie_zmq.models.families.smollm3 import smollm3
@@ -82,14 +83,17 @@ FAMILIES: dict[str, Callable[[Mapping[str, Any]], Architecture]] = {
     "qwen2": llama,
     "qwen2_moe": qwen_moe,
     "qwen3": llama,
+    "qwen3_5_moe_text": qwen3_5_moe,
+    "qwen3_5_text": qwen3_5,
     "qwen3_moe": qwen_moe,
+    "qwen3_next": qwen3_next,
     "recurrent_gemma": recurrent_gemma,
     "smollm3": smollm3,
     "stablelm": stablelm,
     "starcoder2": starcoder2,
 }
 
-WITH_TEXT_CONFIG = ("gemma3", "gemma3n", "gemma4", "llama4", "mistral3")
+WITH_TEXT_CONFIG = ("gemma3", "gemma3n", "gemma4", "llama4", "mistral3", "qwen3_5", "qwen3_5_moe")
 """Values of model_type of models with more parts than a language model, whose text part is one of `FAMILIES`."""
 
 _OTHER_ENGINE = "engine=torch in model_args loads any causal model of transformers (pip install 'birdie-zmq[torch]')"

@@ -35,6 +35,14 @@ SIZES = {
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 8}
 WINDOWS = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+DELTA_RULE = {
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 5,
+    "linear_value_head_dim": 3,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**SIZES, "num_key_value_heads": 1},
     "mistral": {**SIZES, "sliding_window": 5},
@@ -113,6 +121,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "block_multiple_of": 4,
         "conv_bias": True,
     },
+    "qwen3_next": {
+        **SIZES,
+        **EXPERTS,
+        **DELTA_RULE,
+        "mlp_only_layers": [1],
+        "shared_expert_intermediate_size": 12,
+    },
+    "qwen3_5_text": {**SIZES, **DELTA_RULE},
+    "qwen3_5_moe_text": {**SIZES, **EXPERTS, **DELTA_RULE, "shared_expert_intermediate_size": 12},
     "recurrent_gemma": {
         **SIZES,
         "num_hidden_layers": 3,
@@ -215,10 +232,10 @@ ALIKE = {
 """Families that combine norms, positions, windows and caches of others here, tested by `tox -e parity` only."""
 BESIDE_OTHERS = {
     *("olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text", "falcon_h1", "mamba"),
-    "recurrent_gemma",
+    *("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "recurrent_gemma"),
 }
 """Families like Mixtral or Mamba 2, which are tested: `tox -e parity` tests them, and `tox -e tests` need not."""
-RECURRENT = {"falcon_h1", "mamba", "mamba2", "recurrent_gemma"}
+RECURRENT = {"falcon_h1", "mamba", "mamba2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "recurrent_gemma"}
 """Families with a recurrence, which compute no trees."""
 
 
