@@ -1,12 +1,13 @@
-"""Scoring: run the steps of a plan, one ahead of the device, and sum the log-probabilities of each request.
+"""Scoring: run the steps of a plan, some ahead of the device, and sum the log-probabilities of each request.
 
-Each step is submitted before the scores of the previous one are fetched, so that the device does not wait for the host.
+Steps are submitted before the scores of the previous ones are fetched, so that the device does not wait for the host.
 If a step does not fit into device memory, the budget of steps is halved, and the requests without an answer are planned
 again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Protocol
@@ -98,22 +99,30 @@ def run_scoring(runner: ModelRunner, mode: ExecutionMode, scores: Scores, limits
 
 
 def _run(runner: ModelRunner, steps: Sequence[Step], scores: Scores) -> Iterator[Event]:
-    """Submit each step of a plan, then fetch the scores of the step before it, and yield the complete answers."""
+    """Submit the steps of a plan, fetch the scores of each after some more are submitted, and yield the complete answers."""
     runner.backend.start_plan(steps)
-    previous: tuple[Step, PendingScores] | None = None
+    ahead = runner.backend.budget.steps_ahead
+    pending = deque[tuple[Step, PendingScores]]()
     submit = partial(runner.backend.submit, top=scores.top) if scores.top else runner.backend.submit
     try:
         for step in steps:
-            pending = yield from runner.call([step.shape], partial(submit, step))
+            submitted = yield from runner.call([step.shape], partial(submit, step))
             runner.counters.add_step(step.shape, step.used_tokens)
-            if previous is not None:
-                yield from scores.add(previous[0], previous[1].result())
-            previous = step, pending
-        last = None if previous is None else previous[1].result()
+            pending.append((step, submitted))
+            if len(pending) > ahead:
+                yield from _add(scores, *pending.popleft())
+        while len(pending) > 1:
+            yield from _add(scores, *pending.popleft())
+        last = [(step, each.result()) for step, each in pending]
     finally:
         runner.clock.idle()
-    if previous is not None and last is not None:
-        yield from scores.add(previous[0], last)
+    for step, result in last:
+        yield from scores.add(step, result)
+
+
+def _add(scores: Scores, step: Step, pending: PendingScores) -> Iterator[Event]:
+    """Wait for the scores of a step, add them, and yield what is complete."""
+    yield from scores.add(step, pending.result())
 
 
 class _RequestScores:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from birdie_zmq import Model
-from birdie_zmq.engine.backend import PendingScores
+from birdie_zmq.engine.backend import PendingScores, TokenScores
 from birdie_zmq.engine.events import Answered, ItemFailed, Notice
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.model_api import resolve
@@ -208,6 +208,41 @@ def test_a_state_without_enough_capacity_is_replaced_by_one_with_it(mode: Execut
     steps = mode.group([ScoredSequence(text, 1)]).plan(buckets, states)
 
     assert replay([ScoredSequence(text, 1)], steps, mode, buckets, states).used >= 122 - 7
+
+
+# --- Steps that are submitted ahead -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_the_scores_of_a_step_are_fetched_after_some_more_are_submitted(ahead: int) -> None:
+    backend = limited_backend(limit=1000, budget=16)
+    backend.budget = dataclasses.replace(backend.budget, steps_ahead=ahead)
+    items = [ScoredSequence(tokens_of([first, *[length] * length]), 1) for length in (15, 14, 13) for first in (2, 3)]
+    unfetched: list[int] = []
+    most: list[int] = []
+    submit = backend.submit
+
+    class Pending:
+        def __init__(self, scores: PendingScores) -> None:
+            self._scores = scores
+            unfetched.append(id(self))
+            most.append(len(unfetched))
+
+        def result(self) -> TokenScores:
+            assert unfetched.pop(0) == id(self), "scores are fetched in the order of the steps"
+            return self._scores.result()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "submit", lambda step: Pending(submit(step)))
+        runner = ModelRunner(backend, MAX_LENGTH)
+        events = list(
+            score(runner, backend.pair_mode, [[item] for item in items], StepLimits(rows=1), with_greedy=True)
+        )
+
+    answers = [number for event in events if isinstance(event, Answered) for number in event.indices]
+    assert sorted(answers) == list(range(len(items)))
+    assert max(most) == ahead + 1
+    assert not unfetched
 
 
 # --- Requests that cannot be scored -----------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from birdie_zmq.engine.jax.compile_cache import enable_compile_cache
 from birdie_zmq.engine.jax.decoding import JaxDecoding
 from birdie_zmq.engine.jax.device_budget import ModelSize, device_budget, rates_of
 from birdie_zmq.engine.jax.device_model import DeviceModel, with_users_settings
+from birdie_zmq.engine.jax.dispatch import AlternatingDispatch, Dispatch
 from birdie_zmq.engine.jax.executables import Executables, model_call
 from birdie_zmq.engine.jax.position_head import PositionHead
 from birdie_zmq.engine.jax.probe import check_logits, check_params, probe_score, probe_vocabulary
@@ -47,7 +48,8 @@ from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, T
 from birdie_zmq.engine.prefix_cache import PrefixCache
 from birdie_zmq.errors import UsageError
 
-_CPU_BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31)
+_CPU_BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31, steps_ahead=2)
+"""Two steps overlap (`AlternatingDispatch`). One more is submitted, because two chunks of one text cannot overlap."""
 
 
 class _PendingPairs:
@@ -91,9 +93,8 @@ class JaxBackend:
         self._sharding = MeshSharding(mesh if loaded.jit else None)
         params = self._sharding.put_params(functions.params)
         # Without the params of the model file, so that nothing keeps weights in memory that have been replaced.
-        self._model = DeviceModel(
-            replace(functions, params=None), params, Executables(self._sharding), functions.vocab_size or 0
-        )
+        executables = Executables(self._sharding, _dispatch(mesh))
+        self._model = DeviceModel(replace(functions, params=None), params, executables, functions.vocab_size or 0)
         self._is_jitted = loaded.jit
         self.text_mode = text_mode_of(functions)
         self.pair_mode = PAIRS if self.text_mode is None or functions.score is not None else self.text_mode
@@ -209,7 +210,7 @@ class JaxBackend:
 
     def submit(self, step: Step, top: int = 0) -> PendingScores:
         """Start to compute the log-probabilities of a step's targets at its positions."""
-        with model_call(f"tokens int32{list(step.shape)}"):
+        with model_call(f"tokens int32{list(step.shape)}"), self._model.executables.dispatch.step():
             if isinstance(step.kind, Pairs):
                 return _PendingPairs(self._score_pairs(step.tokens, step.kind), step.rows)
             outputs = self._forward(step)
@@ -285,6 +286,11 @@ class JaxBackend:
         tokens_per_call = self.budget.tokens_per_call
         shape = (rows, self._states.capacity_for(capacity))
         return JaxDecoding(self._model, self._head, self._states, tokens_per_call, *shape, choice, shared)
+
+
+def _dispatch(mesh: Mesh | None) -> Dispatch:
+    """Return how executables are called on the default device or on a mesh, whose devices compute each step together."""
+    return AlternatingDispatch() if mesh is None and jax.default_backend() == "cpu" else Dispatch()
 
 
 def text_mode_of(model: Model) -> ExecutionMode | None:

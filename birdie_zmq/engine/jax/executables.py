@@ -15,6 +15,7 @@ import jax
 
 from birdie_zmq.engine import model_errors
 from birdie_zmq.engine.jax.compiler_options import compiler_options
+from birdie_zmq.engine.jax.dispatch import Dispatch
 from birdie_zmq.engine.jax.fixed_settings import fixed_settings
 from birdie_zmq.engine.jax.sharding import MeshSharding, argument_shardings
 
@@ -29,14 +30,17 @@ class Executables:
 
     Args:
         sharding: How arguments are sharded over devices; None for the default device.
+        dispatch: How they are called.
 
     Attributes:
+        dispatch: How they are called.
         compile_seconds: Seconds of compilation.
         tracing_seconds: Seconds of tracing and lowering the Python functions.
     """
 
-    def __init__(self, sharding: MeshSharding | None = None) -> None:
+    def __init__(self, sharding: MeshSharding | None = None, dispatch: Dispatch | None = None) -> None:
         self.sharding = sharding or MeshSharding(None)
+        self.dispatch = dispatch or Dispatch()
         self._executables: dict[Any, Compiled] = {}
         self.compile_seconds = 0.0
         self.tracing_seconds = 0.0
@@ -63,7 +67,7 @@ class Executables:
 
     def run(self, key: Any, function: Any, *arguments: Any, donated: int | None = None) -> Any:
         """Call the executable; compile it first if it is new."""
-        return self.get(key, function, *arguments, donated=donated)(*arguments)
+        return self.dispatch.call(self.get(key, function, *arguments, donated=donated), arguments)
 
 
 @contextmanager

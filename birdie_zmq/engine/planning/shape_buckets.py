@@ -56,6 +56,7 @@ class StepBudget:
         prefix_cache_bytes: The size of the prefix cache on each device, beyond the states that the current batch needs.
         row_unit: The number of data-parallel device groups over which rows are sharded. Steps of several rows have a
             multiple of it.
+        steps_ahead: Number of steps that are submitted before the scores of a step are fetched.
     """
 
     tokens: int
@@ -70,6 +71,7 @@ class StepBudget:
     chunk_tokens: int = MAX_CHUNK_TOKENS
     prefix_cache_bytes: int = 2**30
     row_unit: int = 1
+    steps_ahead: int = 1
 
     def scaled(self, groups: int) -> StepBudget:
         """Return the budget of `groups` data-parallel device groups, each computing its share of the rows."""
