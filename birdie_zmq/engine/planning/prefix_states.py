@@ -119,9 +119,9 @@ def prefix_nodes(
             return
         again = size // max(1, longest - (depth - base))  # how often the prefix is recomputed without a state
         if depth - base > longest or again * (depth - base) > 2 * call_tokens:
-            # If the prefix itself is scored, its last token is computed with what follows. So a later batch can start from
-            # the state: the only position before it that predicts another token than here would be the last one.
-            is_scored = depth - base > 1 and tree.unscored(first, last) == 0
+            # If a shared prefix itself is scored, its last token is computed with what follows. So a later batch can start
+            # from the state: the only position before it that predicts another token than here would be the last one.
+            is_scored = depth - base > 1 and last - first > 1 and tree.unscored(first, last) == 0
             start(PrefixNode(depth - 1 if is_scored else depth, here, False, first, last))
         else:
             for begin, end in tree.children(first, last):
