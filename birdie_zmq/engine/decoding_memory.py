@@ -29,15 +29,15 @@ def rows_that_fit(free: int, row_bytes: int, capacity: int, tokens: int, fixed_s
     rows = int(free * _SHARE_OF_FREE / row_bytes) - _EXTRA_ROWS
     if rows >= 1:
         return rows
-    needed = f"{_EXTRA_ROWS + 1} states of {row_bytes / 2**20:,.0f} MiB each, and {free / 2**20:,.0f} MiB are free"
-    most, fixed_bytes = free * _SHARE_OF_FREE / (_EXTRA_ROWS + 1), row_bytes * fixed_share
+    count, sizes = _EXTRA_ROWS + 1, f"{row_bytes / 2**20:,.0f} MiB each, and {free / 2**20:,.0f} MiB are free"
+    most, fixed_bytes = free * _SHARE_OF_FREE / count, row_bytes * fixed_share
     if capacity == ANY_CAPACITY or most <= fixed_bytes:
         raise OutOfDeviceMemory(
-            f"generation needs {needed}; shorter texts do not help, since a state of this model takes most of that for a "
+            f"generation needs {count} states of {sizes}; shorter texts do not help, since a state of this model takes most of that for a "
             "text of any length; use a device with more memory, or a mesh"
         )
     fitting = int(capacity * (most - fixed_bytes) / (row_bytes - fixed_bytes))
     raise OutOfDeviceMemory(
-        f"a prompt and its answer of {tokens} tokens need {needed}: about {fitting} tokens would fit; lower max_gen_toks or "
-        "max_length"
+        f"a prompt and its answer of {tokens} tokens need {count} states of {sizes}: about {fitting} tokens would fit; lower "
+        "max_gen_toks or max_length"
     )
