@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-import html
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from birdie_zmq._version import __version__
 from birdie_zmq.errors import UsageError
-from birdie_zmq.sanitize import sanitize
 from birdie_zmq.tools.compare import plots
 from birdie_zmq.tools.compare.comparing import TaskReport, first_difference
 from birdie_zmq.tools.compare.numbers import format_delta, format_difference, format_number
 from birdie_zmq.tools.compare.runs import Run
-from birdie_zmq.tools.compare.style import STYLE
+from birdie_zmq.tools.html_page import escape, render_page
 
 MAX_PLOTS = 60
 """Maximum number of tasks with plots: the tasks with the largest differences. The plots of a task take about 80 kB."""
@@ -50,44 +47,20 @@ def render(a: Run, b: Run, reports: Sequence[TaskReport], threshold: float) -> s
     differing = [report for report in reports if not report.agrees]
     plotted = sorted((r for r in reports if r.points), key=lambda report: -report.max_difference)[:MAX_PLOTS]
     verdict = f"{len(differing)} of {len(reports)} tasks differ" if differing else f"All {len(reports)} tasks agree"
-    notes = "".join(f"<p class=note>{_text(note)}</p>" for note in [*a.notes, *b.notes])
+    notes = "".join(f"<p class=note>{escape(note)}</p>" for note in [*a.notes, *b.notes])
     sections = "".join(_section(i, report, report in plotted) for i, report in enumerate(reports))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{verdict}: two lm_eval runs</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<header>
-<p class="verdict {"bad" if differing else "good"}">{verdict}</p>
+    header = f"""<p class="verdict {"bad" if differing else "good"}">{verdict}</p>
 <h1>Two lm_eval runs</h1>
-<dl><dt>A</dt><dd>{_text(str(a.folder))}</dd><dt>B</dt><dd>{_text(str(b.folder))}</dd></dl>
+<dl><dt>A</dt><dd>{escape(str(a.folder))}</dd><dt>B</dt><dd>{escape(str(b.folder))}</dd></dl>
 <p class=note>Allowed difference of the log-likelihoods of a response: {threshold:g} nats. Flips, differing texts and samples
 of only one run also count as differences.</p>
-{notes}
-</header>
-{_summary(reports)}
-{sections}
-<footer>birdie-zmq {__version__} compare</footer>
-</main>
-</body>
-</html>
-"""
-
-
-def _text(text: str) -> str:
-    return html.escape(sanitize(text), quote=True)
+{notes}"""
+    return render_page(f"{verdict}: two lm_eval runs", header, f"{_summary(reports)}\n{sections}", "compare")
 
 
 def _breakable(name: str) -> str:
     """Escape the name of a task or metric, and allow line breaks after an underscore or a comma."""
-    return _text(name).replace("_", "_<wbr>").replace(",", ",<wbr>")
+    return escape(name).replace("_", "_<wbr>").replace(",", ",<wbr>")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: frozenset[int] = frozenset({0})) -> str:
@@ -137,24 +110,24 @@ def _count(number: int) -> str:
 def _section(index: int, report: TaskReport, plotted: bool) -> str:
     parts = [_figure(report) if plotted else "", _facts(report)]
     if report.metrics:
-        rows = [[_text(name), format_number(a), format_number(b), format_delta(a, b)] for name, a, b in report.metrics]
+        rows = [[escape(name), format_number(a), format_number(b), format_delta(a, b)] for name, a, b in report.metrics]
         parts.append(f"<h3>Metrics</h3>{_table(['metric', 'A', 'B', 'B - A'], rows)}")
     parts.append(_documents("Only in A", report.missing_in_b))
     parts.append(_documents("Only in B", report.missing_in_a))
     parts.append(_documents("Different requests", report.request_changed))
     if report.flips:
-        rows = [[_text(flip.doc_id), _text(flip.what)] for flip in report.flips]
+        rows = [[escape(flip.doc_id), escape(flip.what)] for flip in report.flips]
         more = _more(report.flip_count - len(rows))
         parts.append(f"<h3>Flips</h3>{_table(['document', 'what'], rows, frozenset({0, 1}))}{more}")
     if report.texts:
-        rows = [[_text(t.doc_id), f"{t.position:,}", _excerpt(t.a, t.b), _excerpt(t.b, t.a)] for t in report.texts]
+        rows = [[escape(t.doc_id), f"{t.position:,}", _excerpt(t.a, t.b), _excerpt(t.b, t.a)] for t in report.texts]
         more = _more(report.text_count - len(rows))
         head = ["document", "character", "A", "B"]
         parts.append(f"<h3>Differing texts</h3>{_table(head, rows, frozenset({0, 2, 3}))}{more}")
     if report.worst:
         rows = [
             [
-                _text(w.doc_id),
+                escape(w.doc_id),
                 str(w.response),
                 _over(w.difference, report.threshold),
                 format_number(w.a, 6),
@@ -165,7 +138,7 @@ def _section(index: int, report: TaskReport, plotted: bool) -> str:
         head = ["document", "response", "|B - A|", "A", "B"]
         parts.append(f"<h3>Largest differences</h3>{_table(head, rows)}")
     is_open = "" if report.agrees else " open"
-    title = f"<summary><h2>{_text(report.task)}</h2>{_badge(report)}</summary>"
+    title = f"<summary><h2>{escape(report.task)}</h2>{_badge(report)}</summary>"
     return f"<details id='task-{index}'{is_open}>{title}{''.join(parts)}</details>"
 
 
@@ -177,7 +150,7 @@ def _facts(report: TaskReport) -> str:
 
 
 def _figure(report: TaskReport) -> str:
-    task = _text(report.task)
+    task = escape(report.task)
     return (
         f"<div class=plots>{_picture(plots.scatter, report, f'Log-likelihoods of {task} in A against B')}"
         f"{_picture(plots.histogram, report, f'Distribution of the differences of {task}')}</div>"
@@ -196,7 +169,7 @@ def _documents(title: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     shown_names, left = names[:200], len(names) - 200
-    return f"<h3>{title}: {len(names):,}</h3><p>{', '.join(map(_text, shown_names))}</p>{_more(left)}"
+    return f"<h3>{title}: {len(names):,}</h3><p>{', '.join(map(escape, shown_names))}</p>{_more(left)}"
 
 
 def _more(left: int) -> str:
@@ -210,4 +183,4 @@ def _over(value: float, threshold: float) -> str:
 def _excerpt(text: str, other: str) -> str:
     """Return a text with everything after the common prefix highlighted."""
     at = first_difference(text, other)
-    return f"<code>{_text(text[:at])}<mark>{_text(text[at:]) or '(ends)'}</mark></code>"
+    return f"<code>{escape(text[:at])}<mark>{escape(text[at:]) or '(ends)'}</mark></code>"

@@ -6,7 +6,6 @@ The page holds everything itself: no script, no external resource, and every tex
 from __future__ import annotations
 
 import base64
-import html
 import importlib.util
 import logging
 import math
@@ -16,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from birdie_zmq._version import __version__
 from birdie_zmq.errors import UsageError
-from birdie_zmq.sanitize import sanitize
-from birdie_zmq.tools.compare.style import STYLE
+from birdie_zmq.tools.html_page import escape, render_page
 from birdie_zmq.tools.watch.core import Outcome, Sighting
 from birdie_zmq.tools.watch.results import Metric, ResultsFile
 
@@ -108,7 +105,7 @@ class CurveWriter:
         light_source, dark_source = (source.format(base64.b64encode(png).decode()) for png in (light, dark))
         return (
             f"<picture><source media='(prefers-color-scheme: dark)' srcset='{dark_source}'>"
-            f"<img alt='{_text(series.name)} over the steps' width=539 height=374 src='{light_source}'></picture>"
+            f"<img alt='{escape(series.name)} over the steps' width=539 height=374 src='{light_source}'></picture>"
         )
 
 
@@ -125,37 +122,19 @@ def render(series: Sequence[Series], pictures: Sequence[str], outcomes: Mapping[
     left = len(series) - len(pictures)
     notes = [*others, *([f"{left} more metrics are in results.jsonl"] if left else [])]
     title = f"{len(evaluated)} checkpoints, up to step {evaluated[-1]}" if evaluated else "no checkpoints"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}: a training run</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<header>
-<p class="verdict">{title}</p>
+    header = f"""<p class="verdict">{title}</p>
 <h1>A training run</h1>
 <p class=note>Bands are 95% confidence intervals, ± {_MARGIN_STDERRS} standard errors of lm_eval, where it computes one.</p>
-{"".join(f"<p class=note>{_text(note)}</p>" for note in notes)}
-</header>
-<section><div class=plots>{"".join(pictures)}</div></section>
-<section><h2>Values</h2>{_table(series, evaluated)}</section>
-<footer>birdie-zmq {__version__} watch</footer>
-</main>
-</body>
-</html>
-"""
+{"".join(f"<p class=note>{escape(note)}</p>" for note in notes)}"""
+    content = f"""<section><div class=plots>{"".join(pictures)}</div></section>
+<section><h2>Values</h2>{_table(series, evaluated)}</section>"""
+    return render_page(f"{title}: a training run", header, content, "watch")
 
 
 def _table(series: Sequence[Series], steps: Sequence[int]) -> str:
     """Return a table with a row for each step and a column for each metric."""
     values = [{metric.step: metric for metric in each.metrics} for each in series]
-    head = "".join(f"<th class=n>{_text(each.name)}</th>" for each in series)
+    head = "".join(f"<th class=n>{escape(each.name)}</th>" for each in series)
     rows = []
     for step in reversed(steps):
         cells = "".join(f"<td class=n>{_cell(each.get(step))}</td>" for each in values)
@@ -167,10 +146,6 @@ def _cell(metric: Metric | None) -> str:
     if metric is None:
         return "-"
     return f"{metric.value:.4f}" + ("" if metric.stderr is None else f" ± {metric.stderr:.4f}")
-
-
-def _text(text: str) -> str:
-    return html.escape(sanitize(text), quote=True)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The CSS of the report page, with a light and a dark theme."""
+"""The CSS of the pages that commands write, with a light and a dark theme."""
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f8fa; --card: #ffffff; --text: #1f2328; --faint: #59636e; --line: #d1d9e0;
