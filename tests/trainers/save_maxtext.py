@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from maxtext import __path__ as maxtext_path
 from maxtext.common import checkpointing, train_state_nnx
 from maxtext.configs import pyconfig
+from maxtext.layers import moe
 from maxtext.utils import maxtext_utils, maxtext_utils_nnx, model_creation_utils
 
 from .saving import TOKENS, VOCABULARY, randomised, run_all, write
@@ -43,6 +44,16 @@ _ARGUMENTS = (
     "float32_qk_product=true",
 )
 _WINDOW = "sliding_window_size=8"
+# Products of all experts: the kernels of the sparse ones are for accelerators.
+_DENSE_PRODUCTS = ("sparse_matmul=false", "megablox=false")
+_MIXTRAL = (*_DENSE_PRODUCTS, "num_experts=4", "num_experts_per_tok=2", "base_moe_mlp_dim=64")
+_DEEPSEEK = (
+    *_DENSE_PRODUCTS,
+    *("num_experts=8", "num_experts_per_tok=3", "base_moe_mlp_dim=24", "first_num_dense_layers=1"),
+    *("base_num_kv_heads=4", "q_lora_rank=24", "kv_lora_rank=16"),
+    *("qk_nope_head_dim=8", "qk_rope_head_dim=16", "v_head_dim=8"),
+)
+_GROUPS = ("n_routing_groups=4", "topk_routing_group=2")
 
 
 def save(name: str, layers: int, is_scanned: bool, more: tuple[str, ...], folder: Path) -> None:
@@ -64,7 +75,8 @@ def save(name: str, layers: int, is_scanned: bool, more: tuple[str, ...], folder
         # Tied logits are computed with the embedding in bfloat16, whatever the settings say.
         return jnp.asarray(new.astype(jnp.bfloat16).astype(np.float32) if "embedding" in text else new)
 
-    nnx.update(model, jax.tree_util.tree_map_with_path(changed, nnx.state(model, nnx.Param)))
+    trained = nnx.state(model, (nnx.Param, moe.MoEBiasVar))
+    nnx.update(model, jax.tree_util.tree_map_with_path(changed, trained))
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
     with mesh:
         output = model(
@@ -85,6 +97,10 @@ MODELS = {
         save, "llama2-7b", 3, True, ("logits_via_embedding=true", "final_logits_soft_cap=20.0")
     ),
     "mistral scanned": functools.partial(save, "mistral-7b", 3, True, ()),
+    "mixtral scanned": functools.partial(save, "mixtral-8x7b", 3, True, _MIXTRAL),
+    "mixtral unscanned": functools.partial(save, "mixtral-8x7b", 2, False, _MIXTRAL),
+    "deepseek 3 scanned": functools.partial(save, "deepseek3-671b", 4, True, (*_DEEPSEEK, *_GROUPS)),
+    "deepseek 3 unscanned": functools.partial(save, "deepseek3-671b", 3, False, (*_DEEPSEEK, "q_lora_rank=0")),
     "gemma scanned": functools.partial(save, "gemma-2b", 3, True, ()),
     "gemma 2 scanned": functools.partial(save, "gemma2-2b", 2, True, (_WINDOW,)),
     "gemma 2 unscanned": functools.partial(save, "gemma2-2b", 2, False, (_WINDOW,)),

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from birdie_zmq.models.native.arrays import ArrayTree
-from birdie_zmq.models.native.rules import LayerLocation, Rule, build_views, numbered_layers, subtree
+from birdie_zmq.models.native.gemma_attention import attention_rules
+from birdie_zmq.models.native.rules import (
+    LayerLocation,
+    Rule,
+    build_views,
+    numbered_layers,
+    subtree,
+    vector_rules,
+)
 from birdie_zmq.models.native.source import NativeModel
 
 FAMILIES = ("gemma", "gemma2", "gemma3_text")
@@ -19,28 +27,18 @@ _OUTER = {
     "model.embed_tokens.weight": Rule("embedder/input_embedding", "v d -> v d"),
     "model.norm.weight": Rule("final_norm/scale", "d -> d"),
 }
-_LAYER = {
-    "self_attn.o_proj.weight": Rule("attn/attn_vec_einsum/w", "h k d -> d (h k)"),
-    "self_attn.q_norm.weight": Rule("attn/_query_norm/scale", "k -> k"),
-    "self_attn.k_norm.weight": Rule("attn/_key_norm/scale", "k -> k"),
-    "input_layernorm.weight": Rule("pre_attention_norm/scale", "d -> d"),
-}
-_FUSED = {
-    "self_attn.q_proj.weight": Rule("attn/qkv_einsum/w", "0 h d k -> (h k) d"),
-    "self_attn.k_proj.weight": Rule("attn/qkv_einsum/w", "1 h d k -> (h k) d"),
-    "self_attn.v_proj.weight": Rule("attn/qkv_einsum/w", "2 h d k -> (h k) d"),
-}
-_GROUPED = {
-    "self_attn.q_proj.weight": Rule("attn/q_einsum/w", "h d k -> (h k) d"),
-    "self_attn.k_proj.weight": Rule("attn/kv_einsum/w", "0 h d k -> (h k) d"),
-    "self_attn.v_proj.weight": Rule("attn/kv_einsum/w", "1 h d k -> (h k) d"),
-}
-_NORMS_OF_GEMMA1 = {"post_attention_layernorm.weight": Rule("pre_ffw_norm/scale", "d -> d")}
-_NORMS = {
-    "post_attention_layernorm.weight": Rule("post_attention_norm/scale", "d -> d"),
-    "pre_feedforward_layernorm.weight": Rule("pre_ffw_norm/scale", "d -> d"),
-    "post_feedforward_layernorm.weight": Rule("post_ffw_norm/scale", "d -> d"),
-}
+_NORMS_OF_GEMMA1 = vector_rules(
+    "scale", {"input_layernorm": "pre_attention_norm", "post_attention_layernorm": "pre_ffw_norm"}
+)
+_NORMS = vector_rules(
+    "scale",
+    {
+        "input_layernorm": "pre_attention_norm",
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "pre_ffw_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
+    },
+)
 _OUTSIDE = (
     "vision_encoder",
     "SigLiPFromPatches_0",
@@ -73,9 +71,8 @@ def read(tree: ArrayTree, config: Mapping[str, Any]) -> NativeModel:
     if not locations:
         raise ValueError("the checkpoint of gemma has no layer_0")
     first = locations[0]
-    fused = (*first.prefix, "attn", "qkv_einsum", "w") in tree
     norms = _NORMS_OF_GEMMA1 if config["model_type"] == "gemma" else _NORMS
-    rules = {**_LAYER, **(_FUSED if fused else _GROUPED), **norms, **_feed_forward(tree, first)}
+    rules = {**attention_rules(tree, first), **norms, **_feed_forward(tree, first)}
     views = build_views(tree, _OUTER, rules, locations)
     outside = tuple(
         path for path in tree if path[0] in _OUTSIDE or (path[0] == "embedder" and path[1] != "input_embedding")

@@ -47,12 +47,30 @@ _QWEN = {
 _QWEN2 = {**_QWEN, "decoder_block": "qwen2", "attention_bias": True}
 _QWEN3 = {**_QWEN, "decoder_block": "qwen3", "use_qk_norm": True}
 _TIED = {"logits_via_embedding": True}
+_MIXTRAL = {**_LLAMA, "decoder_block": "mixtral", "rope_max_timescale": 1_000_000, "num_experts_per_tok": 2}
+_DEEPSEEK3 = {
+    **_SILU,
+    "decoder_block": "deepseek",
+    "normalization_layer_epsilon": 1e-6,
+    "first_num_dense_layers": 3,
+    "num_experts_per_tok": 8,
+    "routed_scaling_factor": 2.5,
+    "routed_score_func": "sigmoid",
+    "routed_bias": True,
+    "attention_type": "mla",
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "rope_type": "yarn",
+}
 
 MODELS: Mapping[str, Mapping[str, Any]] = {
     **{f"llama2-{size}": _LLAMA for size in ("7b", "13b", "70b")},
     **{f"llama3-{size}": _LLAMA3 for size in ("8b", "70b", "405b")},
     **{f"llama3.1-{size}": _LLAMA3 for size in ("8b", "70b", "405b")},
     "mistral-7b": {**_LLAMA, "decoder_block": "mistral", "rope_max_timescale": 1_000_000},
+    **{f"mixtral-{size}": _MIXTRAL for size in ("8x7b", "8x22b")},
+    "deepseek3-671b": _DEEPSEEK3,
     **{f"gemma-{size}": {**_GEMMA, "decoder_block": "gemma"} for size in ("2b", "7b")},
     **{f"gemma2-{size}": _GEMMA2 for size in ("2b", "9b", "27b")},
     **{f"gemma3-{size}": _GEMMA3 for size in ("4b", "12b", "27b")},
@@ -62,7 +80,10 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
     "qwen3-4b-thinking-2507": {**_QWEN3, **_TIED, "rope_max_timescale": 5_000_000},
     **{f"qwen3-{size}": _QWEN3 for size in ("8b", "8b-base", "14b", "14b-base", "32b")},
 }
-"""The values of MaxText's configs/models that are not sizes, by its ``model_name``; dense models of supported blocks."""
+"""The values of MaxText's configs/models that are not sizes, by its ``model_name``; those of supported blocks.
+
+MaxText itself routes DeepSeek V3 without groups; a run whose command line has ``n_routing_groups`` needs its ``config.yml``.
+"""
 
 _DEFAULTS: Mapping[str, Any] = {
     "normalization_layer_epsilon": 1e-5,
@@ -77,6 +98,18 @@ _DEFAULTS: Mapping[str, Any] = {
     "partial_rotary_factor": 1.0,
     "param_scan_axis": 1,
     "num_experts": 1,
+    "first_num_dense_layers": 0,
+    "routed_scaling_factor": 1.0,
+    "n_routing_groups": -1,
+    "topk_routing_group": -1,
+    "max_position_embeddings": 163_840,
+    "original_max_position_embeddings": 4096,
+    "rope_factor": 40,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "rope_interleave": True,
+    "rope_truncate": True,
 }
 """The defaults of MaxText's base.yml, of 2025 and 2026."""
 

@@ -47,6 +47,32 @@ class LayerLocation:
     kind: str = ""
 
 
+def vector_rules(weight: str, paths: Mapping[str, str]) -> dict[str, Rule]:
+    """Return the rules of vectors [d], such as norms.
+
+    Args:
+        weight: The name of the array in its module.
+        paths: The path of each module, by Hugging Face's name of it.
+    """
+    return {f"{name}.weight": Rule(f"{path}/{weight}", "d -> d") for name, path in paths.items()}
+
+
+def gated_rules(gate: str, up: str, down: str, module: str = "mlp") -> dict[str, Rule]:
+    """Return the rules of a gated feed-forward layer of kernels [d, f] and [f, d].
+
+    Args:
+        gate: The path of the gate's kernel.
+        up: The path of the other kernel [d, f].
+        down: The path of the kernel [f, d].
+        module: Hugging Face's name of the layer.
+    """
+    return {
+        f"{module}.gate_proj.weight": Rule(gate, "d f -> f d"),
+        f"{module}.up_proj.weight": Rule(up, "d f -> f d"),
+        f"{module}.down_proj.weight": Rule(down, "f d -> d f"),
+    }
+
+
 def build_views(
     tree: ArrayTree, outer: Mapping[str, Rule], layer: Mapping[str, Rule], locations: Sequence[LayerLocation]
 ) -> dict[str, ArrayView]:

@@ -7,68 +7,50 @@ from collections.abc import Mapping
 from typing import Any
 
 from birdie_zmq.models.native.arrays import ArrayTree
-from birdie_zmq.models.native.rules import Rule, build_views, numbered_layers, subtree
+from birdie_zmq.models.native.gemma_attention import attention_rules
+from birdie_zmq.models.native.rules import Rule, build_views, gated_rules, numbered_layers, subtree, vector_rules
 from birdie_zmq.models.native.source import NativeModel
 
 FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama", "qwen2", "qwen3")
 
 _PARTS = ("embedder", "layers", "final_norm", "lm_head")
 _EMBEDDING = {"model.embed_tokens.weight": Rule("embedder/input_embedding", "v d -> v d")}
-_MLP = {
-    "mlp.gate_proj.weight": Rule("mlp/gate_proj/kernel", "d f -> f d"),
-    "mlp.up_proj.weight": Rule("mlp/up_proj/kernel", "d f -> f d"),
-    "mlp.down_proj.weight": Rule("mlp/down_proj/kernel", "f d -> d f"),
-}
 _OUTER = {
     **_EMBEDDING,
     "model.norm.weight": Rule("final_norm/w", "d -> d"),
     "lm_head.weight": Rule("lm_head/w", "d v -> v d"),
 }
+_GEMMA_OUTER = {**_EMBEDDING, "model.norm.weight": Rule("final_norm/scale", "d -> d")}
+_MLP = gated_rules("mlp/gate_proj/kernel", "mlp/up_proj/kernel", "mlp/down_proj/kernel")
 _LAYER = {
     **_MLP,
-    "self_attn.q_proj.weight": Rule("attn/q_proj/w", "d h k -> (h k) d"),
-    "self_attn.k_proj.weight": Rule("attn/k_proj/w", "d h k -> (h k) d"),
-    "self_attn.v_proj.weight": Rule("attn/v_proj/w", "d h k -> (h k) d"),
+    **{f"self_attn.{name}_proj.weight": Rule(f"attn/{name}_proj/w", "d h k -> (h k) d") for name in "qkv"},
+    **{f"self_attn.{name}_proj.bias": Rule(f"attn/{name}_bias", "q -> q") for name in "qkv"},
     "self_attn.o_proj.weight": Rule("attn/o_proj/w", "h k d -> d (h k)"),
-    "self_attn.q_proj.bias": Rule("attn/q_bias", "q -> q"),
-    "self_attn.k_proj.bias": Rule("attn/k_bias", "q -> q"),
-    "self_attn.v_proj.bias": Rule("attn/v_bias", "q -> q"),
-    "self_attn.q_norm.weight": Rule("attn/q_norm/w", "k -> k"),
-    "self_attn.k_norm.weight": Rule("attn/k_norm/w", "k -> k"),
-    "input_layernorm.weight": Rule("input_layernorm/w", "d -> d"),
-    "post_attention_layernorm.weight": Rule("post_attention_layernorm/w", "d -> d"),
-}
-_GEMMA_OUTER = {**_EMBEDDING, "model.norm.weight": Rule("final_norm/scale", "d -> d")}
-_GEMMA_LAYER = {
-    **_MLP,
-    "self_attn.o_proj.weight": Rule("attn/attn_vec_einsum/w", "h k d -> d (h k)"),
-    "self_attn.q_norm.weight": Rule("attn/_query_norm/scale", "k -> k"),
-    "self_attn.k_norm.weight": Rule("attn/_key_norm/scale", "k -> k"),
-    "input_layernorm.weight": Rule("pre_attention_norm/scale", "d -> d"),
-}
-_FUSED = {
-    "self_attn.q_proj.weight": Rule("attn/qkv_einsum/w", "0 h d k -> (h k) d"),
-    "self_attn.k_proj.weight": Rule("attn/qkv_einsum/w", "1 h d k -> (h k) d"),
-    "self_attn.v_proj.weight": Rule("attn/qkv_einsum/w", "2 h d k -> (h k) d"),
-}
-_GROUPED = {
-    "self_attn.q_proj.weight": Rule("attn/q_einsum/w", "h d k -> (h k) d"),
-    "self_attn.k_proj.weight": Rule("attn/kv_einsum/w", "0 h d k -> (h k) d"),
-    "self_attn.v_proj.weight": Rule("attn/kv_einsum/w", "1 h d k -> (h k) d"),
+    **vector_rules(
+        "w",
+        {
+            "self_attn.q_norm": "attn/q_norm",
+            "self_attn.k_norm": "attn/k_norm",
+            "input_layernorm": "input_layernorm",
+            "post_attention_layernorm": "post_attention_layernorm",
+        },
+    ),
 }
 _NORMS = {
-    "gemma": {"post_attention_layernorm.weight": Rule("pre_ffw_norm/scale", "d -> d")},
+    "gemma": {"post_attention_layernorm": "pre_ffw_norm"},
     "gemma2": {
-        "post_attention_layernorm.weight": Rule("post_attn_norm/scale", "d -> d"),
-        "pre_feedforward_layernorm.weight": Rule("pre_ffw_norm/scale", "d -> d"),
-        "post_feedforward_layernorm.weight": Rule("post_ffw_norm/scale", "d -> d"),
+        "post_attention_layernorm": "post_attn_norm",
+        "pre_feedforward_layernorm": "pre_ffw_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
     },
     "gemma3_text": {
-        "post_attention_layernorm.weight": Rule("post_attention_norm/scale", "d -> d"),
-        "pre_feedforward_layernorm.weight": Rule("pre_ffw_norm/scale", "d -> d"),
-        "post_feedforward_layernorm.weight": Rule("post_ffw_norm/scale", "d -> d"),
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "pre_ffw_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
     },
 }
+"""The modules of the norms of Gemma but the first one, by family and by Hugging Face's names."""
 
 _TUNIX_THETA = 1_000_000
 
@@ -90,9 +72,9 @@ def read(tree: ArrayTree, config: Mapping[str, Any]) -> NativeModel:
     locations = numbered_layers(tree, ("layers",), "{}")
     outer, layer = _OUTER, _LAYER
     if family in _NORMS:
-        fused = ("layers", "0", "attn", "qkv_einsum", "w") in tree
-        outer, layer = _GEMMA_OUTER, {**_GEMMA_LAYER, **(_FUSED if fused else _GROUPED), **_NORMS[family]}
-    if family not in _NORMS:
+        norms = vector_rules("scale", {"input_layernorm": "pre_attention_norm", **_NORMS[family]})
+        outer, layer = _GEMMA_OUTER, {**_MLP, **attention_rules(tree, locations[0]), **norms}
+    else:
         _warn_of_rope(config)
     views = build_views(tree, outer, layer, locations)
     outside = tuple(

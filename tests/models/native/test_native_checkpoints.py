@@ -21,6 +21,7 @@ from birdie_zmq.models.native.directory import native_directory
 from birdie_zmq.models.native.hints import ModelHints
 from birdie_zmq.models.native.maxtext_settings import read_settings
 from tests.models.native.hugging_face import LLAMA, nested, random_tensors, save_hugging_face
+from tests.models.native.maxtext_experts import DEEPSEEK_SETTINGS
 from tests.models.native.trainers_trees import (
     keras_settings,
     maxtext_parameters,
@@ -156,6 +157,26 @@ def test_an_array_without_a_use_is_refused(tmp_path: Path) -> None:
 )
 def test_settings_of_maxtext_that_are_not_supported(change: dict[str, object], message: str, step: Path) -> None:
     (step.parent.parent / "config.yml").write_text(yaml.dump({**SETTINGS, **change}), encoding="utf-8")
+    with pytest.raises(ModelLoadError, match=message):
+        load_model(str(step))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_name": "deepseek2-16b"}, "MaxText routes as DeepSeek V3 only if the name starts with deepseek3"),
+        ({"routed_score_func": "softmax"}, "routed_score_func='softmax' of MaxText's configuration is not supported"),
+        ({"use_indexer": True}, "use_indexer=True of MaxText's configuration is not supported in the block deepseek"),
+        ({"first_num_dense_layers": 2}, "first_num_dense_layers is 2 in MaxText's configuration"),
+        ({"decoder_block": "mixtral"}, "attention_type='mla' of MaxText's configuration is not supported"),
+    ],
+)
+def test_settings_of_experts_that_are_not_supported(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    tree = {
+        "token_embedder/embedding": np.ones((40, 16), np.float32),
+        "decoder/dense_layers/pre_self_attention_layer_norm/scale": np.ones((16, 1), np.float32),
+    }
+    step = save_maxtext(tmp_path / "run", {**DEEPSEEK_SETTINGS, **change}, tree)
     with pytest.raises(ModelLoadError, match=message):
         load_model(str(step))
 

@@ -23,6 +23,14 @@ from tests.models.native.hugging_face import (
     random_tensors,
     save_hugging_face,
 )
+from tests.models.native.maxtext_experts import (
+    DEEPSEEK,
+    DEEPSEEK_SETTINGS,
+    MIXTRAL,
+    MIXTRAL_SETTINGS,
+    deepseek_parameters,
+    mixtral_parameters,
+)
 from tests.models.native.trainers_trees import (
     Flat,
     gemma_parameters,
@@ -79,6 +87,18 @@ def test_maxtext(model: str, is_scanned: bool, tmp_path: Path) -> None:
         parameters = scanned(parameters, layers, 6 if block == "gemma3" else 1)
     step = save_maxtext(tmp_path / "run", maxtext_settings(config, block, **more), parameters)
     assert_same_logits(step, tmp_path, config, tensors)
+
+
+def test_mixtral_of_maxtext(tmp_path: Path) -> None:
+    tensors = random_tensors(MIXTRAL)
+    step = save_maxtext(tmp_path / "run", MIXTRAL_SETTINGS, mixtral_parameters(MIXTRAL, tensors))
+    assert_same_logits(step, tmp_path, MIXTRAL, tensors)
+
+
+def test_deepseek_of_maxtext(tmp_path: Path) -> None:
+    tensors = random_tensors(DEEPSEEK)
+    step = save_maxtext(tmp_path / "run", DEEPSEEK_SETTINGS, deepseek_parameters(DEEPSEEK, tensors))
+    assert_same_logits(step, tmp_path, DEEPSEEK, tensors)
 
 
 @pytest.mark.parametrize("form", ["nested", "flat", "stacked"])
