@@ -1,19 +1,24 @@
-"""Checkpoints of EasyDeL in its own format: Llama and Qwen.
+"""Checkpoints of EasyDeL in its own format: Llama, Mistral, Qwen 2 and 3, and Gemma 1.
 
 A directory holds ``config.json``, which transformers reads, and an index of zarr arrays. EasyDeL's names are those of
 Hugging Face, with matrices as kernels [in, out].
+
+EasyDeL (0.3.0) rounds its tables of cos and sin to bfloat16, whatever the dtype of the model; here they are in float32. Its
+windows count the tokens before a token, and so hold one token more than those of Hugging Face.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.native.arrays import ArrayTree
 from birdie_zmq.models.native.rules import Rule, build_views, numbered_layers, subtree
 from birdie_zmq.models.native.source import NativeModel
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("gemma", "llama", "ministral", "mistral", "qwen2", "qwen3")
 
 _OUTER = {
     "model.embed_tokens.weight": Rule("model/embed_tokens/embedding", "v d -> v d"),
@@ -44,4 +49,15 @@ def parameters(tree: ArrayTree) -> ArrayTree | None:
 
 def read(tree: ArrayTree, config: Mapping[str, Any]) -> NativeModel:
     """Return the model in a tree of parameters, whose Hugging Face configuration is known."""
-    return NativeModel(config, build_views(tree, _OUTER, _LAYER, numbered_layers(tree, ("model", "layers"), "{}")))
+    views = build_views(tree, _OUTER, _LAYER, numbered_layers(tree, ("model", "layers"), "{}"))
+    return NativeModel(config, views, _widen_windows)
+
+
+def _widen_windows(architecture: Architecture) -> Architecture:
+    layers = tuple(
+        layer
+        if layer.attention.window is None
+        else replace(layer, attention=replace(layer.attention, window=layer.attention.window + 1))
+        for layer in architecture.layers
+    )
+    return replace(architecture, layers=layers)
