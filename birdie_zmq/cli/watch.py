@@ -83,6 +83,14 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="time for which a checkpoint's files must not change; default: %(default).0f",
     )
     arg_parser.add_argument(
+        "--abandon-seconds",
+        type=_seconds,
+        default=600.0,
+        metavar="S",
+        help="with --until-step: time after which an incomplete checkpoint whose files do not change is not waited for; "
+        "default: %(default).0f",
+    )
+    arg_parser.add_argument(
         "--poll-seconds", type=_seconds, default=2.0, metavar="S", help="time between two scans; default: %(default).0f"
     )
     arg_parser.add_argument(
@@ -145,7 +153,9 @@ def run(options: argparse.Namespace, own: frozenset[str]) -> int:
         }
     missing = missing_part_if_known if options.any_format else missing_part
     scanner = Scanner(options.checkpoints, options.step_pattern, missing)
-    policy = WatchPolicy(options.order, options.until_step, options.once, options.settle_seconds)
+    policy = WatchPolicy(
+        options.order, options.until_step, options.once, options.settle_seconds, options.abandon_seconds
+    )
     output: Path = options.output.absolute()
     with (
         Evaluation(lm_eval_options, output) as evaluation,

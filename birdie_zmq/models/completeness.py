@@ -15,6 +15,7 @@ from birdie_zmq.errors import ModelLoadError
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.fingerprint import ADAPTER_FILES, CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, weight_names
 from birdie_zmq.models.native.directory import (
+    LEVANTER_METADATA,
     OCDBT_MANIFEST,
     ORBAX_COMMIT_MARKERS,
     ORBAX_TEMPORARY,
@@ -68,7 +69,10 @@ class Orbax:
             except ValueError:
                 has_time = False
             return None if has_time else f"the time of its commit in {metadata}"
-        return f"a commit marker of Orbax ({' or '.join(ORBAX_COMMIT_MARKERS)})"
+        missing = f"a commit marker of Orbax ({' or '.join(ORBAX_COMMIT_MARKERS)})"
+        # Levanter begins with the same file.
+        is_of_levanter = (path / OCDBT_MANIFEST).is_file() and not (path / TREE_METADATA).is_file()
+        return f"{LEVANTER_METADATA} of Levanter, or {missing}" if is_of_levanter else missing
 
 
 class HuggingFace:

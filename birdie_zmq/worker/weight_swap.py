@@ -64,7 +64,7 @@ class WeightSwap:
         """
         pending = _common_files(spec)
         if self._loaded is None or pending is None:
-            raise DifferentModel("only the weights of plain Hugging Face directories are swapped")
+            raise DifferentModel("only the weights of directories of Hugging Face and of JAX trainers are swapped")
         if pending.result() != self._loaded:
             raise DifferentModel("its configuration or its tokenizer differs from that of the loaded model")
         if not isinstance(served.backend, SwapsWeights):

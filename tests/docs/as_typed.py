@@ -71,6 +71,7 @@ PREPARED = {
         "mkdir -p RUN/checkpoints",
         "cp -r /checkpoints/SmolLM2-135M RUN/checkpoints/step_100",
         "cp -r /checkpoints/SmolLM2-135M RUN/checkpoints/step_200",
+        "python -m tests.models.native.demo_as_maxtext MAXTEXT/checkpoints/100 MAXTEXT/checkpoints/200",
     ),
     "docs/how_to/checkpoints.md": ("python -m tests.models.native.demo_as_maxtext RUN/checkpoints/1000",),
     "docs/how_to/doctor.md": (

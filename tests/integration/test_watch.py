@@ -16,8 +16,10 @@ import pytest
 import birdie_zmq.models
 from birdie_zmq.cli.main import main
 from birdie_zmq.models.families.llama import plain_llama
+from birdie_zmq.models.native.directory import ORBAX_COMMIT_MARKERS
 from birdie_zmq.models.weights import save_checkpoint
 from harness_model import BirdieZMQ
+from tests.models.native.demo_as_maxtext import write_step
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = Path(birdie_zmq.models.__file__).parent / "demo"
@@ -40,14 +42,14 @@ def write_checkpoint(folder: Path, seed: int) -> Path:
     return folder
 
 
-def by_hand(checkpoint: Path) -> dict[str, Any]:
+def by_hand(checkpoint: Path, task: str = "demo_choice", limit: int = 8, **arguments: str) -> dict[str, Any]:
     """Return the results of the same evaluation through lm_eval's API, with the checkpoint in this process."""
     model = birdie_zmq.models.load_model(str(checkpoint))
-    tokenizer = birdie_zmq.models.load_tokenizer(str(checkpoint))
+    tokenizer = birdie_zmq.models.load_tokenizer(str(checkpoint), **arguments)
     with BirdieZMQ(model=model, tokenizer=tokenizer) as lm:
         manager = lm_eval.tasks.TaskManager(include_path=str(TASKS))
-        results = lm_eval.simple_evaluate(lm, tasks=["demo_choice"], task_manager=manager, limit=8)
-    values: dict[str, Any] = results["results"]["demo_choice"]
+        results = lm_eval.simple_evaluate(lm, tasks=[task], task_manager=manager, limit=limit)
+    values: dict[str, Any] = results["results"][task]
     return values
 
 
@@ -86,6 +88,35 @@ def test_watch_scores_each_checkpoint_as_lm_eval_does(tmp_path: Path, capsys: py
 
     assert (output / "results.jsonl").read_text().splitlines()[-1] == json.dumps(statuses[3])
     assert "ended: no complete checkpoint is left" in capsys.readouterr().out
+
+
+def test_watch_follows_the_steps_of_a_trainer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    steps, output = tmp_path / "run" / "checkpoints", tmp_path / "out"
+    for step in (1, 2, 3):
+        write_step(steps / str(step), scale=step)
+    for marker in ORBAX_COMMIT_MARKERS:
+        (steps / "1" / marker).unlink(missing_ok=True)
+    shutil.copytree(steps / "3", steps / "4.orbax-checkpoint-tmp-17")
+    options = ["--output", str(output), "--settle-seconds", "0.1", "--poll-seconds", "0.1", "--device", "cpu"]
+    # Step 1 is never committed.
+    options += ["--until-step", "3", "--abandon-seconds", "0.1", "--model_args", f"tokenizer={DEMO}"]
+    command = ["watch", f"{steps}/*", *options, "--tasks", "demo_rolling", "--include_path", str(TASKS), "--limit", "2"]
+
+    assert main(command) == 0
+
+    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    statuses = [line for line in lines if "status" in line]
+    assert [(line["step"], line["status"]) for line in statuses] == [(2, "evaluated"), (3, "evaluated")]
+    assert statuses[1]["compile_seconds"] == 0.0, "the weights were swapped in the same model process"
+    assert statuses[0]["identity"] != statuses[1]["identity"]
+    expected = by_hand(steps / "3", "demo_rolling", 2, tokenizer=str(DEMO))
+    before, found = (
+        {line["metric"]: line["value"] for line in lines if "metric" in line and line["step"] == step}
+        for step in (2, 3)
+    )
+    assert found == pytest.approx({metric: expected[f"{metric},none"] for metric in found})
+    assert found != pytest.approx(before)
+    assert "step 1 is not complete: it lacks a commit marker of Orbax" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,9 @@ from birdie_zmq.worker.engine_registry import import_engine
 from birdie_zmq.worker.model_loader import load
 from birdie_zmq.worker.served_model import ServedModel
 from birdie_zmq.worker.weight_swap import DifferentModel, WeightSwap
+from tests.models.native.demo_as_maxtext import scaled_demo
+from tests.models.native.demo_as_maxtext import write_step as write_maxtext
+from tests.models.native.trainers_trees import keras_settings, save_keras
 
 DEMO = Path(birdie_zmq.models.__file__).parent / "demo"
 
@@ -143,8 +147,42 @@ def test_another_configuration_or_tokenizer_is_refused_and_nothing_changes(
 
 @pytest.mark.parametrize("tag", ["demo", "nowhere/model"])
 def test_other_kinds_of_models_are_refused(checkpoints: list[Path], tag: str) -> None:
-    with pytest.raises(DifferentModel, match="plain Hugging Face directories"):
+    with pytest.raises(DifferentModel, match="directories of Hugging Face and of JAX trainers"):
         compared(checkpoints[0])(NOT_READ, ModelSpec(tag=tag))
+
+
+def write_keras(step: Path, scale: float) -> Path:
+    config, tensors = scaled_demo(scale)
+    settings = keras_settings("Llama3Backbone", config, rope_max_wavelength=10_000, tie_word_embeddings=True)
+    return save_keras(step, config, tensors, settings)
+
+
+@pytest.mark.parametrize(
+    ("write_step", "settings"),
+    [(write_maxtext, "../../config.yml"), (write_keras, "config.json")],
+    ids=["MaxText", "Keras"],
+)
+def test_steps_of_a_trainer_replace_each_other_while_its_settings_are_equal(
+    tmp_path: Path, write_step: Callable[[Path, float], Path], settings: str
+) -> None:
+    first, second = (write_step(tmp_path / "run" / "checkpoints" / str(step), 1.0 + step) for step in (1, 2))
+
+    def described(step: Path) -> ModelSpec:
+        return ModelSpec(tag=str(step), arguments=json.dumps({"tokenizer": str(DEMO)}))
+
+    swap = WeightSwap(described(first), is_enabled=True)
+    config = m.WorkerConfig(engine="jax", swap_weights=True)
+    served = load(m.StartModel(model=described(first), start_count=1, config=config), import_engine("jax"))
+    swap.loaded()
+
+    swapped = swap(served, described(second))
+
+    fresh = load(m.StartModel(model=described(second), start_count=1, config=config), import_engine("jax"))
+    assert swapped.identity == fresh.identity != served.identity
+    file = first / settings
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(DifferentModel, match="its configuration or its tokenizer differs"):
+        swap(swapped, described(first))
 
 
 def test_a_worker_without_the_option_does_not_swap(checkpoints: list[Path]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from birdie_zmq.models.architecture import Architecture
 from birdie_zmq.models.config import complete_config
 from birdie_zmq.models.native.arrays import ArrayTree, TreePath
-from birdie_zmq.models.native.maxtext_blocks import OUTER, Block, check_settings
+from birdie_zmq.models.native.maxtext_blocks import OUTER, UNTRAINED_CORRECTION, UNTRAINED_KEY, Block, check_settings
 from birdie_zmq.models.native.maxtext_computation import adapt, computation, has_rotated_pairs
 from birdie_zmq.models.native.rules import LayerLocation, build_views, numbered_layers, subtree
 from birdie_zmq.models.native.source import NativeModel
@@ -37,7 +37,8 @@ def parameters(tree: ArrayTree) -> ArrayTree | None:
         found = subtree(tree, root)
         if ("token_embedder", "embedding") in found and any(path[0] == "decoder" for path in found):
             untrained = subtree(tree, _UNTRAINED)
-            return {**found, **{path: array for path, array in untrained.items() if path[-2:] == _CORRECTION}}
+            corrections = {path: array for path, array in untrained.items() if path[-2:] == _CORRECTION}
+            return {**found, **{(*path, UNTRAINED_KEY): array for path, array in corrections.items()}}
     return None
 
 
@@ -54,6 +55,8 @@ def read(tree: ArrayTree, settings: Mapping[str, Any]) -> NativeModel:
     block = check_settings(settings)
     locations = _locations(tree, block, settings)
     rules = block.layer_rules(_count_experts(tree, block), in_pairs=has_rotated_pairs(settings))
+    if any(path[-1] == UNTRAINED_KEY for path in tree):
+        rules |= UNTRAINED_CORRECTION
     views = build_views(tree, OUTER, rules, locations)
     tied = "lm_head.weight" not in views
     if tied != bool(settings.get("logits_via_embedding", tied)):

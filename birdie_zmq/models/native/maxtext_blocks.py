@@ -162,6 +162,17 @@ _DEEPSEEK_EXPERTS = Experts(
 )
 
 
+UNTRAINED_KEY = "untrained"
+"""Added to the path of a router's correction that a training state of NNX keeps apart from the parameters."""
+
+UNTRAINED_CORRECTION = {
+    "mlp.gate.e_score_correction_bias": Rule(
+        f"DeepSeekMoeBlock_0/MoeBlock_0/gate/bias/{UNTRAINED_KEY}", "e -> e", stack_axis=0
+    )
+}
+"""The rule of such a correction: whatever ``param_scan_axis`` is, its layers are stacked on the first axis."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A decoder block.

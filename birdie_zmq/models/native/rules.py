@@ -23,11 +23,13 @@ class Rule:
             stands for the name of the kind of layer, where a trainer keeps several kinds side by side.
         pattern: Its axes, as in `birdie_zmq.models.native.views`.
         offset: Added to all values.
+        stack_axis: The axis along which layers are stacked in this array; None for that of the location.
     """
 
     path: str
     pattern: str
     offset: float = 0.0
+    stack_axis: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def build_views(
                 continue
             pattern = Pattern.parse(rule.pattern)
             if location.axis is not None:
-                pattern = pattern.at_layer(location.axis, location.index)
+                axis = location.axis if rule.stack_axis is None else rule.stack_axis
+                pattern = pattern.at_layer(axis, location.index)
             views[LAYER.format(number) + name] = ArrayView(tree[path], pattern, "/".join(path), rule.offset)
     return views
 

@@ -16,6 +16,7 @@ MIXTRAL = {
     "num_local_experts": 4,
     "num_experts_per_tok": 2,
     "sliding_window": None,
+    "rope_theta": 10_000.0,
 }
 DEEPSEEK = {
     **{name: value for name, value in SIZES.items() if name != "head_dim"},

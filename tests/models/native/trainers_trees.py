@@ -27,6 +27,13 @@ def save_orbax(path: Path, tree: Mapping[str, Any], *, use_ocdbt: bool = True) -
     return path
 
 
+def save_step(step: Path, tree: Mapping[str, Any]) -> None:
+    """Save a tree as a step of a run, with the manager of checkpoints that MaxText uses."""
+    with ocp.CheckpointManager(step.parent.absolute(), item_names=("items",)) as manager:
+        manager.save(int(step.name), args=ocp.args.Composite(items=ocp.args.PyTreeSave(_as_jax(dict(tree)))))
+        manager.wait_until_finished()
+
+
 def _as_jax(node: Any) -> Any:
     return {key: _as_jax(value) for key, value in node.items()} if isinstance(node, dict) else jnp.asarray(node)
 
@@ -50,7 +57,12 @@ def save_maxtext(run: Path, settings: Mapping[str, Any], parameters: Flat) -> Pa
     step = run / "checkpoints" / "10"
     step.parent.mkdir(parents=True)
     (run / "config.yml").write_text(yaml.dump(dict(settings)), encoding="utf-8")
-    state = {"params": {"params": nested(dict(parameters))}, "opt_state": {"mu": np.ones(3)}, "step": np.int32(10)}
+    # Stacked on the first axis, unlike parameters.
+    untrained = {path: array.T for path, array in parameters.items() if path.endswith("MoeBlock_0/gate/bias")}
+    trained = {path: array for path, array in parameters.items() if path not in untrained}
+    state = {"params": {"params": nested(trained)}, "opt_state": {"mu": np.ones(3)}, "step": np.int32(10)}
+    if untrained:
+        state["nnx_aux"] = {"model": nested({**untrained, "decoder/rngs/aqt/count": np.uint32(0)})}
     save_orbax(step / "items", state)
     return step
 
