@@ -6,15 +6,15 @@ import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from lm_eval.tasks import TaskManager
 
-from birdie_zmq import training
 from birdie_zmq.errors import UnavailableError, UsageError
-from birdie_zmq.training import InProcessEvaluation, WorkerEvaluation
+from birdie_zmq.training import InProcessEvaluation, LevanterHook, TunixHooks, WorkerEvaluation, by_worker
 from harness_model import BirdieZMQ
 from tests.conftest import ROOT
 
@@ -99,8 +99,8 @@ while not (output / "stop").exists():
 
 @pytest.fixture
 def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(training, "module_command", lambda *_: [sys.executable, "-c", SCRIPTED, str(tmp_path)])
-    monkeypatch.setattr(training, "_POLL_S", 0.01)
+    monkeypatch.setattr(by_worker, "module_command", lambda *_: [sys.executable, "-c", SCRIPTED, str(tmp_path)])
+    monkeypatch.setattr(by_worker, "_POLL_S", 0.01)
     return tmp_path
 
 
@@ -150,3 +150,30 @@ def test_loop_that_fails_ends_the_watch_at_once(scripted: Path) -> None:
         1 / 0  # noqa: B018
 
     assert evaluate._process.poll() is not None
+
+
+def test_hooks_of_tunix_evaluate_the_model_of_each_update_once() -> None:
+    """The trainer itself runs in tests/trainers; this is its order of calls with two micro-batches for an update."""
+    seen: list[tuple[int, str]] = []
+    hooks = TunixHooks(lambda step, model: seen.append((step, model)))
+    trainer = SimpleNamespace(train_steps=3, model="restored")
+
+    hooks.on_train_start(trainer)
+    for update in (4, 5):
+        hooks.on_train_step_start(trainer)
+        hooks.on_train_step_start(trainer)
+        trainer.train_steps, trainer.model = update, f"after {update}"
+    hooks.on_train_step_end(trainer, 4, 0.5)
+    hooks.on_train_end(trainer)
+
+    assert seen == [(4, "after 4"), (5, "after 5")]
+
+
+def test_hook_of_levanter_evaluates_the_last_step_once() -> None:
+    seen: list[tuple[int, str]] = []
+    hook = LevanterHook(lambda step, model: seen.append((step, model)))
+
+    for step in (2, 3, 3):
+        hook(SimpleNamespace(step=step, eval_model=f"of {step}"))
+
+    assert seen == [(2, "of 2"), (3, "of 3")]

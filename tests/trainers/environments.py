@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+
 
 @dataclass(frozen=True)
 class Trainer:
@@ -58,7 +60,8 @@ _GEMMA_NEEDS = (
 TRAINERS = {
     "maxtext": Trainer(("maxtext==0.2.5", *_MAXTEXT_NEEDS), "checkpoints/3", python="3.12"),
     "gemma": Trainer(("gemma==3.3.0", *_GEMMA_NEEDS)),
-    "tunix": Trainer(("google-tunix==0.1.7",), "checkpoints/2"),
+    # With birdie-zmq, which evaluates in its process.
+    "tunix": Trainer(("google-tunix==0.1.7", f"{ROOT}[orbax]"), "checkpoints/2"),
     "levanter": Trainer(("marin-levanter==0.2.20.dev202606180959", "gitpython")),
     "easydel": Trainer(("easydel==0.3.0", "pillow", "torch")),
     "keras": Trainer(("keras-hub==0.32.0", "jax==0.10.2")),

@@ -11,12 +11,16 @@ import haliax as hax
 import jax
 import jax.numpy as jnp
 from levanter.checkpoint import save_checkpoint
+from levanter.compat.hf_checkpoints import HFCheckpointConverter
 from levanter.layers.attention import AttentionBackend, AttentionMask
 from levanter.layers.rotary import Llama3RotaryEmbeddingsConfig
 from levanter.models.gemma import Gemma3Config, GemmaConfig
 from levanter.models.llama import LlamaConfig
 from levanter.models.mistral import MistralConfig
 from levanter.models.qwen import Qwen3Config, QwenConfig
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from .saving import TOKENS, VOCABULARY, randomised, run_all, write
 
@@ -34,7 +38,7 @@ _MAX_NORM = 300
 
 
 def save(sizes: Any, folder: Path) -> None:
-    """Save a step as the trainer does, and write the logits."""
+    """Save a step as the trainer does, and its export to Hugging Face's format, and write the logits."""
     vocabulary = hax.Axis("vocab", VOCABULARY)
     model = sizes.model_type.init(vocabulary, sizes, key=jax.random.key(0))
 
@@ -51,6 +55,12 @@ def save(sizes: Any, folder: Path) -> None:
     config |= {"query_pre_attn_scalar": 8} if config["model_type"] == "gemma3_text" else {}
     write(folder, logits.rearrange((batch, position, vocabulary)).array, config)
     save_checkpoint({"model": model, "step": 3}, 3, str(folder / "checkpoint"))
+    converter = HFCheckpointConverter(
+        type(sizes),
+        HfConfigClass=type(sizes.to_hf_config(VOCABULARY)),
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())),
+    )
+    converter.save_pretrained(model, str(folder / "exported"), save_reference_code=False, save_tokenizer=False)
 
 
 _UNSTACKED = {"scan_layers": False, "gradient_checkpointing": False}

@@ -1,8 +1,6 @@
-"""Evaluation inside of a training loop: callbacks that evaluate the params of a step.
+"""Hands the params of a training loop to ``birdie-zmq watch``, which evaluates them in other processes.
 
-`InProcessEvaluation` evaluates them in the process that trains, while the loop waits. `WorkerEvaluation` saves them for
-``birdie-zmq watch``, which evaluates them in other processes, on other devices, while the loop goes on. Both call `log` with
-the step and a flat mapping such as ``{"demo_rolling/byte_perplexity": 2.1}``, as trackers take it.
+This module needs neither lm_eval nor jax, so it can be used in the environment of a trainer.
 """
 
 from __future__ import annotations
@@ -11,75 +9,23 @@ import contextlib
 import json
 import logging
 import os
-import random
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import lm_eval
-import numpy as np
-
 from birdie_zmq.errors import UnavailableError, UsageError
-from birdie_zmq.harness.model import BirdieZMQ
 from birdie_zmq.processes.spawn import module_command, package_environment, start
-from birdie_zmq.tools.watch.results import RESULTS_FILE, Metric, metrics_of, read_metric, scalars
+from birdie_zmq.tools.watch.results import RESULTS_FILE, Metric, read_metric, scalars
+from birdie_zmq.training.common import Log, check_every
 
 logger = logging.getLogger("birdie_zmq.training")
 
-Log = Callable[[int, Mapping[str, float]], None]
-"""Is called with a step and its metrics, such as ``lambda step, metrics: wandb.log(metrics, step=step)``."""
-
 _POLL_S = 0.5
-
-
-class InProcessEvaluation:
-    """Evaluates the params of every N-th step in this process.
-
-    The first evaluation compiles; later ones only replace the weights. The states of Python's, NumPy's and torch's random
-    generators, which lm_eval seeds, are those of the loop again afterwards.
-
-    Args:
-        lm: The model, created with ``BirdieZMQ(model=…, tokenizer=…)``. It stays the caller's.
-        log: Receives the metrics.
-        every: Number of steps between two evaluations.
-        **evaluate: The arguments of `lm_eval.simple_evaluate`, such as ``tasks``.
-
-    Raises:
-        UsageError: `every` is not above 0.
-    """
-
-    def __init__(self, lm: BirdieZMQ, log: Log, *, every: int, **evaluate: Any) -> None:
-        self._lm = lm
-        self._log = log
-        self._every = _check_every(every)
-        self._evaluate = evaluate
-
-    def __call__(self, step: int, params: Any = None) -> Mapping[str, float] | None:
-        """Evaluate the params if it is time, and return their metrics; else return None.
-
-        Args:
-            step: The step.
-            params: The params, with the structure, shapes and dtypes of those that `lm` was created with: for NNX,
-                ``nnx.state(model)``. None if the model's function reads its weights itself.
-
-        Raises:
-            UsageError: The params have another structure.
-            BirdieError: The model cannot compute.
-        """
-        if step % self._every:
-            return None
-        self._lm.update(params)
-        with _random_states_kept():
-            results = lm_eval.simple_evaluate(self._lm, **self._evaluate)
-        assert results is not None
-        metrics = scalars(metrics_of(step, results["results"]))
-        self._log(step, metrics)
-        return metrics
 
 
 class WorkerEvaluation:
@@ -94,20 +40,29 @@ class WorkerEvaluation:
     Args:
         folder: Where checkpoints and results are written. Results of an earlier loop in it are continued.
         save: Writes params into an empty directory, in a form that the worker reads: a Hugging Face directory with its
-            tokenizer, or what the ``api.py`` of the worker reads.
+            tokenizer, the format of a JAX trainer, or what the ``api.py`` of the worker reads.
         log: Receives the metrics, in the thread of the loop.
         options: The options of ``birdie-zmq watch`` and ``lm_eval run``, such as ``["--tasks", "demo_rolling", "--device",
             "cuda:1"]``; ``--any-format`` if the directories have a form of your own.
         every: Number of steps between two evaluations.
+        python: The Python of the environment in which birdie-zmq is installed with all that it needs; by default this
+            one. Some trainers need other versions of jax or transformers than birdie-zmq.
 
     Raises:
         UsageError: `every` is not above 0, or the folder cannot be written.
     """
 
     def __init__(
-        self, folder: Path, save: Callable[[Path, Any], None], log: Log, options: Sequence[str], *, every: int
+        self,
+        folder: Path,
+        save: Callable[[Path, Any], None],
+        log: Log,
+        options: Sequence[str],
+        *,
+        every: int,
+        python: str | Path = sys.executable,
     ) -> None:
-        self._every = _check_every(every)
+        self._every = check_every(every)
         self._save = save
         self._log = log
         self._checkpoints = folder.absolute() / "checkpoints"
@@ -122,7 +77,8 @@ class WorkerEvaluation:
         self._waiting: set[int] = set()
         self._metrics: list[Metric] = []
         # Renamed directories are complete, so they need not settle.
-        command = module_command("birdie_zmq", "watch", f"{self._checkpoints}/step_*", "--output", str(self._output))
+        _, *arguments = module_command("birdie_zmq", "watch", f"{self._checkpoints}/step_*")
+        command = [str(python), *arguments, "--output", str(self._output)]
         command += ["--lifeline", "--settle-seconds", "0.001", "--poll-seconds", "0.5", *options]
         self._process = start(command, package_environment(os.environ), stdin=subprocess.PIPE)
 
@@ -239,24 +195,3 @@ def _recorded(path: Path) -> tuple[set[int], int]:
         if record.get("status") == "evaluated":
             done.add(int(record["step"]))
     return done, size
-
-
-def _check_every(every: int) -> int:
-    if every < 1:
-        raise UsageError(f"every={every!r} must be an integer above 0, the number of steps between two evaluations")
-    return every
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """Keep the states of the random generators that lm_eval seeds; a loop may draw its batches from them."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    torch = sys.modules.get("torch")
-    torch_state = None if torch is None else torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        if torch is not None:
-            torch.set_rng_state(torch_state)
