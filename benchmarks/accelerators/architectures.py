@@ -95,7 +95,41 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
         max_position_embeddings=128_000,
         layer_types=["full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)],
     ),
+    "recurrences": functools.partial(
+        _of_config,
+        model_type="falcon_h1",
+        vocab_size=65_537,
+        hidden_size=2048,
+        num_hidden_layers=24,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=128,
+        intermediate_size=4096,
+        mamba_d_ssm=3072,
+        mamba_n_heads=48,
+        mamba_d_head=64,
+        mamba_d_state=256,
+        mamba_n_groups=1,
+        max_position_embeddings=131_072,
+    ),
+    "delta_rule": functools.partial(
+        _of_config,
+        model_type="qwen3_5_text",
+        vocab_size=248_320,
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=256,
+        intermediate_size=3584,
+        linear_num_key_heads=16,
+        linear_num_value_heads=16,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        max_position_embeddings=262_144,
+    ),
 }
 """Llamas of the sizes of Llama 3.2 1B (heads of 64) and Qwen 2.5 14B (heads of 128), Gemma 3 1B (five windowed layers and
 a full one in turn, heads of 256), a GPT-OSS 20B with 8 of its 24 layers (windowed and full ones in turn, sinks, experts), a
-Qwen 3 with 64 experts and 16 layers, and LFM 2 1.2B (short convolutions and attention)."""
+Qwen 3 with 64 experts and 16 layers, LFM 2 1.2B (short convolutions and attention), and models like Falcon H1 1.5B (Mamba 2
+beside attention) and Qwen 3.5 0.8B (three layers of the gated delta rule for each of attention)."""

@@ -70,19 +70,20 @@ class Stack(NamedTuple):
         )
 
 
+RecurrentStates = tuple[tuple[jax.Array, ...], ...]
+"""The arrays [b, l, ...] of the states of recurrences, for each stack of layers; none for a stack without a recurrence."""
+
+
 class BackboneOutput(NamedTuple):
     """The output of the backbone for a step of tokens [b, t].
 
-    ``hidden`` [b, t, d] has the dtype of the params; ``own`` holds for each stack what a state keeps of the step: keys and
-    values [l, b, k, t, h], and the arrays [l, b, ...] of recurrences.
+    ``hidden`` [b, t, d] has the dtype of the params; ``own`` holds for each stack the keys and values [l, b, k, t, h] that a
+    state keeps of the step; ``recurrent`` are the states of recurrences after it.
     """
 
     hidden: jax.Array
     own: tuple[LayerEntries, ...]
-
-
-RecurrentStates = tuple[tuple[jax.Array, ...], ...]
-"""The arrays [b, l, ...] of the states of recurrences, for each stack of layers; none for a stack without a recurrence."""
+    recurrent: RecurrentStates
 
 
 @dataclass(frozen=True)
@@ -199,8 +200,8 @@ class Architecture:
         x, inputs = self.embed(params, tokens, metadata)
         if states is None:
             states = self.init_states(len(tokens), params.outer["embedding"].dtype)
-        x, own = self._apply_layers(params, x, inputs, metadata, (past, states))
-        return BackboneOutput(self.finish(params, x), own)
+        x, own, states = self._apply_layers(params, x, inputs, metadata, (past, states))
+        return BackboneOutput(self.finish(params, x), own, states)
 
     def init_states(self, rows: int, dtype: DTypeLike) -> RecurrentStates:
         """Create the states of recurrences before the first token of a text, in the dtype of the params."""
@@ -290,46 +291,55 @@ class Architecture:
         inputs: jax.Array | None,
         metadata: AttentionMetadata,
         before: tuple[Sequence[CachedTokens], RecurrentStates],
-    ) -> tuple[jax.Array, tuple[LayerEntries, ...]]:
-        """Apply all layers to the residual stream; return it, and what a state keeps of the step in each stack."""
+    ) -> tuple[jax.Array, tuple[LayerEntries, ...], RecurrentStates]:
+        """Apply all layers to the residual stream; return it, what a state keeps of the step, and recurrences after it."""
         past, states = before
         ropes = {layer.attention.rope for layer in self.layers}
         tables = {rope: rope.tables(metadata.positions) for rope in ropes if rope is not None}
         shared: dict[int | None, KeysValues] = {}  # by the number of the layer
 
         def apply(
+            run: int,
             stack: Stack,
             whole: dict[str, jax.Array],
-            of_stack: tuple[jax.Array, ...],
-            x: jax.Array,
+            carry: tuple[jax.Array, RecurrentStates],
             scanned: Scanned,
-        ) -> tuple[jax.Array, LayerEntries]:
+        ) -> tuple[tuple[jax.Array, RecurrentStates], LayerEntries]:
+            x, states = carry
             layers = (
                 () if stack.cache is None else tuple(each.layer(stack.cache, scanned.cached_layer) for each in past)
             )
-            # Read by its index like a KV cache, so that the states of all layers are not copied to another order.
-            own = tuple(jax.lax.dynamic_index_in_dim(array, scanned.place, 1, keepdims=False) for array in of_stack)
+            # Read and written by its index, so that the states of all layers are updated in place.
+            own = tuple(jax.lax.dynamic_index_in_dim(array, scanned.place, 1, keepdims=False) for array in states[run])
             keys_of = stack.layer.attention.keys_of
             step = LayerStep(
                 metadata, tables, scanned.number, scanned.place, layers, shared.get(keys_of), scanned.input, own
             )
-            return stack.layer(x, whole | scanned.weights, step)
+            x, entries = stack.layer(x, whole | scanned.weights, step)
+            after = tuple(
+                jax.lax.dynamic_update_index_in_dim(array, new, scanned.place, 1)
+                for array, new in zip(states[run], entries.states, strict=True)
+            )
+            return (x, (*states[:run], after, *states[run + 1 :])), entries._replace(states=())
 
         entries: list[LayerEntries] = []
+        recurrent: list[tuple[jax.Array, ...]] = []
         weights, remaining = iter(params.layers), iter(states)
         needed = {layer.attention.keys_of for layer in self.layers}
         for segment, stacks in zip(self._segments, self.stacks, strict=True):
             arrays = [next(weights) for _ in stacks]
             functions = [
-                functools.partial(apply, stack, own_weights, next(remaining))
-                for stack, own_weights in zip(stacks, arrays, strict=True)
+                functools.partial(apply, run, stack, own_weights)
+                for run, (stack, own_weights) in enumerate(zip(stacks, arrays, strict=True))
             ]
+            before_segment = tuple(next(remaining) for _ in stacks)
             scanned = [stack.scanned(own_weights, inputs) for stack, own_weights in zip(stacks, arrays, strict=True)]
             scan = scan_segment if metadata.target.platform == "cpu" else scan_slices
-            x, produced = scan(segment, functions, x, scanned)
+            (x, after_segment), produced = scan(segment, functions, (x, before_segment), scanned)
             entries += produced
+            recurrent += after_segment
             for stack, of_stack in zip(stacks, produced, strict=True):
                 for index, number in enumerate(stack.numbers):
                     if number in needed:
                         shared[number] = jax.tree.map(lambda array, index=index: array[index], of_stack.keys_values)
-        return x, tuple(entries)
+        return x, tuple(entries), tuple(recurrent)

@@ -132,7 +132,8 @@ def extend(
     offsets = _positions(tokens)[None]
     metadata = AttentionMetadata(state.lengths[:, None] + offsets, real=offsets < lengths[:, None], target=target)
     output = _forward(architecture, params, tokens, metadata, state.from_position(0), states=state.recurrent)
-    return output.hidden, _append(architecture, state, output.own, lengths, target)
+    after = state._replace(recurrent=output.recurrent)
+    return output.hidden, _append(architecture, after, output.own, lengths, target)
 
 
 def extend_after(
@@ -243,8 +244,7 @@ def _append(
         parts = [written[offset] for offset in sorted(written)]  # in the order of the layers in the cache
         new = parts[0] if len(parts) == 1 else KeysValues(*map(jnp.concatenate, zip(*parts, strict=True)))
         caches.append(append_tokens(cache, 0, new, state.lengths))
-    recurrent = tuple(tuple(jnp.moveaxis(array, 0, 1) for array in own.states) for own in entries)
-    appended = DecoderState(tuple(caches), state.lengths + lengths, recurrent)
+    appended = DecoderState(tuple(caches), state.lengths + lengths, state.recurrent)
     return _constrain_state(architecture, appended, target)
 
 
