@@ -25,7 +25,7 @@ def _backend(size: str, dtype: str, max_length: int) -> Any:
 
 
 def _number_texts(backend: Any, lengths: list[int]) -> list[str]:
-    """Return random texts of so many tokens, each token a number."""
+    """Return random texts of the given numbers of tokens, each token a number."""
     import numpy as np
 
     from benchmarks.long_texts import NumberTokenizer

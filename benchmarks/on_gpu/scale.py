@@ -17,7 +17,7 @@ class Scale:
         rows: Rows that are decoded together.
         prompt_tokens: Tokens of a prompt of the step generation.
         answer_tokens: Tokens of its answer.
-        capacity: Tokens of a row in the step decode, of which the last 40 are decoded.
+        capacity: Tokens of a row in the step decode; the last 40 are decoded.
         tree_rows: Rows and tokens of a row of the step trees.
         documents: Questions of the step recovery.
         hf_questions: Questions of the step hf, each with four answers after five examples.

@@ -229,7 +229,7 @@ def append(
 def _append(
     architecture: Architecture, state: DecoderState, entries: Entries, lengths: jax.Array, target: Target
 ) -> DecoderState:
-    """Append tokens to each row, of which the first `lengths` int32 [r] are real.
+    """Append tokens to each row; the first `lengths` int32 [r] of them are real.
 
     Each cache is written once, when all layers have read it: a write before another layer reads would copy the cache.
     """

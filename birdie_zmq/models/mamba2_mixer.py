@@ -44,7 +44,7 @@ class Mamba2Mixer:
     Attributes:
         heads: The number of heads h.
         head_width: The width p of a head.
-        groups: The number of groups g, of which the heads have keys and queries in common, and in which the norm is computed.
+        groups: The number of groups g. The heads of a group share keys and queries, and the norm is computed by group.
         key_width: The width n of a key.
         taps: The number of tokens that the convolution spans.
         activation: The activation of the convolution.

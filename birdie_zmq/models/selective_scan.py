@@ -1,6 +1,6 @@
 """The recurrence of Mamba as associative scans over chunks (Gu and Dao, 2023, arXiv:2312.00752).
 
-Each channel keeps n numbers, each of which decays by a factor of its own for each token. The composition of two steps
+Each channel keeps n numbers. Each of them decays by a factor of its own for each token. The composition of two steps
 ``state -> decay * state + input`` is one of the same form, so the steps of a chunk are combined by an associative scan
 (Blelloch, 1990). Chunks follow one another, so only the states of one chunk are in memory.
 

@@ -58,7 +58,7 @@ def state_sharding(shape: tuple[int, ...], heads: tuple[int, int], mesh: Mesh) -
 
 
 def recurrent_sharding(shape: tuple[int, ...], shard: ShardSpec | None, mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array [r, l, ...] of the states of recurrences, of which `shard` counts the last axes."""
+    """Return the sharding of an array [r, l, ...] of the states of recurrences; `shard` counts its last axes."""
     axis, parts = (0, 1) if shard is None else shard
     return state_sharding(shape, (axis + 2, parts), mesh)
 

@@ -32,7 +32,7 @@ SIZES = LlamaConfig(
 
 
 def batches(count):
-    """Yield so many batches of examples."""
+    """Yield the given number of batches of examples."""
     batch, position = haliax.Axis("batch", ROWS), SIZES.max_Pos
     weight = LmExample.causal_loss_mask(position).astype(jnp.float32).broadcast_axis(batch)
     for tokens in itertools.islice(rows(ROWS, LENGTH), count):

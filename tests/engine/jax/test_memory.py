@@ -28,7 +28,7 @@ def test_an_error_names_no_tokens_where_the_size_of_a_state_does_not_depend_on_t
 
 
 def test_the_fixed_part_of_a_state_is_no_memory_for_tokens() -> None:
-    # Three states of 80 bytes, of which 60 hold no tokens; the other 180 bytes of a state hold 256.
+    # Three states of 80 bytes; 60 bytes of each hold no tokens; the other 180 bytes of a state hold 256.
     with pytest.raises(OutOfDeviceMemory, match="about 28 tokens would fit"):
         rows_that_fit(free=300, row_bytes=240, capacity=256, tokens=200, fixed_share=0.25)
     with pytest.raises(OutOfDeviceMemory, match="shorter texts do not help"):
