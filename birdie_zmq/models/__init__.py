@@ -19,7 +19,7 @@ from birdie_zmq.errors import ModelLoadError, TokenizerError, UsageError
 from birdie_zmq.models.checkpoint import Checkpoint, resolve_model
 from birdie_zmq.models.demo_tokenizer import DemoTokenizer
 from birdie_zmq.models.fingerprint import Fingerprint, tokenizer_files
-from birdie_zmq.models.native.directory import native_directory
+from birdie_zmq.models.native.directory import native_checkpoint
 from birdie_zmq.models.native.hints import ModelHints
 from birdie_zmq.models.resolution import BUILT_IN, is_hub_name, resolve_checkpoint
 from birdie_zmq.models.sentencepiece_file import SUFFIX, SentencePieceFile, read_sentencepiece
@@ -116,7 +116,7 @@ def _load_for_other_engine(
             f"the built-in models are for the engines jax and torch; for {engine}, write load_model and load_tokenizer in "
             "an api.py, and name it with --api of the worker or api= in model_args"
         )
-    native = native_directory(path)
+    native = native_checkpoint(path)
     if model_tag in BUILT_IN or path.is_file() or native is not None:
         source = f"the GGUF file {path}" if native is None else f"the checkpoint {path} of a JAX trainer"
         source = f"the built-in model {model_tag!r}" if model_tag in BUILT_IN else source
@@ -204,7 +204,7 @@ def _resolve(model_tag: str, keywords: Mapping[str, Any], *, weights: bool = Tru
     )
     if config is None and name is None:
         return checkpoint
-    if native_directory(checkpoint.path) is None:
+    if native_checkpoint(checkpoint.path) is None:
         given = ", ".join(key for key in ("config", "model_name") if keywords.get(key) is not None)
         raise UsageError(
             f"{given} in model_args describes the checkpoint of a JAX trainer, and {checkpoint.path} is none; remove it"

@@ -11,6 +11,7 @@ from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.fingerprint import CONFIG_FILES, CheckpointFile, adapter_files, checkpoint_files
 from birdie_zmq.models.lora_config import ADAPTER_CONFIG_FILE
 from birdie_zmq.models.native.hints import NO_HINTS, ModelHints
+from birdie_zmq.models.native.keras_files import is_keras_file
 from birdie_zmq.models.resolution import is_hub_name, resolve_checkpoint
 from birdie_zmq.models.tensor_source import has_weights
 
@@ -22,9 +23,9 @@ class Checkpoint:
     """Where the parts of a model are.
 
     Attributes:
-        path: The directory or the GGUF file with the config and the weights.
+        path: The directory, or the file of GGUF or Keras, with the config and the weights.
         adapter: The directory of the LoRA adapter that is merged into the weights; None without one.
-        tokenizer: The directory or the GGUF file with the tokenizer.
+        tokenizer: The directory or the GGUF file with the tokenizer; for a file of Keras, the directory that it is in.
         hints: What the user says of the checkpoint of a trainer.
     """
 
@@ -69,6 +70,7 @@ def resolve_model(
         UsageError: `peft` names no adapter, or the model has another one.
     """
     path = resolve_checkpoint(tag, revision, inside=inside, weights=weights, policy=policy)
+    beside = path.parent if is_keras_file(path) else path
     is_adapter = (path / ADAPTER_CONFIG_FILE).is_file()
     if peft is not None:
         adapter = resolve_checkpoint(peft, revision, weights=weights, policy=policy)
@@ -76,9 +78,9 @@ def resolve_model(
             raise UsageError(f"peft={peft!r} in model_args names no adapter: {adapter} has no {ADAPTER_CONFIG_FILE}")
         if is_adapter:
             raise UsageError(f"peft={peft!r} in model_args names an adapter, and the model {tag!r} has another one")
-        return Checkpoint(path, adapter, path)
+        return Checkpoint(path, adapter, beside)
     if not is_adapter:
-        return Checkpoint(path, None, path)
+        return Checkpoint(path, None, beside)
     if not is_hub_name(tag, policy) and (path / "config.json").is_file() and has_weights(path):
         return Checkpoint(path, path, path)
     base = _base_model(path, revision, weights=weights, policy=policy)

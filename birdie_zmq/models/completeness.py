@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Protocol
 
-from birdie_zmq.errors import ModelLoadError
+from birdie_zmq.errors import IncompleteCheckpoint, ModelLoadError
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.fingerprint import ADAPTER_FILES, CONFIG_FILES, INDEX_FILE, WEIGHTS_FILE, weight_names
 from birdie_zmq.models.native.directory import (
@@ -20,8 +20,11 @@ from birdie_zmq.models.native.directory import (
     ORBAX_COMMIT_MARKERS,
     ORBAX_TEMPORARY,
     TREE_METADATA,
-    native_directory,
+    native_checkpoint,
 )
+from birdie_zmq.models.native.hdf5_header import missing_part_of_hdf5
+from birdie_zmq.models.native.keras_files import KERAS_WEIGHTS, is_keras_file, keras_files
+from birdie_zmq.models.tensor_source import has_weights
 
 _ORBAX_FILES = (TREE_METADATA, OCDBT_MANIFEST, "ocdbt.process_0")
 _COMMIT_TIME = "commit_timestamp_nsecs"
@@ -123,18 +126,39 @@ class Gguf:
         return None
 
 
-class OtherTrainers:
-    """A directory that Levanter, EasyDeL or Keras has written: each is recognised by the file that it writes last."""
+class Keras:
+    """Weights of Keras: a ``.weights.h5`` file, or a directory with one, or with shards and their index."""
 
-    name = "Levanter, EasyDeL, Keras"
+    name = "Keras"
+
+    def recognizes(self, path: Path) -> bool:
+        """Return whether the path is such a file, or a directory with one and without weights of Hugging Face."""
+        return is_keras_file(path) or (path.is_dir() and not has_weights(path) and any(path.glob(f"*{KERAS_WEIGHTS}")))
+
+    def missing_part(self, path: Path) -> str | None:
+        """Return the index or the shard that is not there, or the first file that is not closed or is too short."""
+        try:
+            files = keras_files(path)
+        except IncompleteCheckpoint as error:
+            return f"a file of Keras's weights: {error}"
+        except (ModelLoadError, ValueError):
+            return None  # whoever loads it says what is wrong
+        weights = (file for file in files if file.name.endswith(KERAS_WEIGHTS))
+        return next(filter(None, map(missing_part_of_hdf5, weights)), None)
+
+
+class OtherTrainers:
+    """A directory that Levanter or EasyDeL has written: each is recognised by the file that it writes last."""
+
+    name = "Levanter, EasyDeL"
 
     def recognizes(self, path: Path) -> bool:
         """Return whether the last file is there."""
         try:
-            found = native_directory(path)
+            found = native_checkpoint(path)
         except ModelLoadError:
             return False
-        return found is not None and found.kind != "orbax"
+        return found is not None and found.kind not in ("orbax", "keras")
 
     def missing_part(self, path: Path) -> str | None:
         """Return None."""
@@ -142,7 +166,7 @@ class OtherTrainers:
         return None
 
 
-FORMATS: tuple[CheckpointFormat, ...] = (OtherTrainers(), Orbax(), HuggingFace(), Gguf())
+FORMATS: tuple[CheckpointFormat, ...] = (OtherTrainers(), Keras(), Orbax(), HuggingFace(), Gguf())
 """The known formats. The first one that recognizes a path decides."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.file_hashes import FileHasher, shared_hasher
 from birdie_zmq.models.gguf_parts import named_parts
-from birdie_zmq.models.native.directory import native_directory
+from birdie_zmq.models.native.directory import native_checkpoint
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -85,11 +85,13 @@ def checkpoint_files(path: Path) -> list[CheckpointFile]:
         IncompleteCheckpoint: The checkpoint of a trainer is not committed.
         ModelLoadError: A directory holds several of them.
     """
+    native = native_checkpoint(path)
+    if native is not None:
+        folder, *_ = native.folders
+        return [*_named_files(folder, CONFIG_FILES), *(CheckpointFile(*each) for each in native.files())]
     if path.is_file():
         return _gguf_files(path)
-    native = native_directory(path)
-    weights = weight_files(path) if native is None else [CheckpointFile(*each) for each in native.files()]
-    return [*_named_files(path, CONFIG_FILES), *weights, *adapter_files(path)]
+    return [*_named_files(path, CONFIG_FILES), *weight_files(path), *adapter_files(path)]
 
 
 def weight_files(directory: Path) -> list[CheckpointFile]:

@@ -15,7 +15,7 @@ from birdie_zmq.models.config_fields import read_json_object
 from birdie_zmq.models.fused_experts import SeparateExperts, is_fused
 from birdie_zmq.models.gguf_file import GgufFile
 from birdie_zmq.models.lora import read_adapter
-from birdie_zmq.models.native.directory import native_directory
+from birdie_zmq.models.native.directory import native_checkpoint
 from birdie_zmq.models.native.formats import load_native
 from birdie_zmq.models.native.hints import NO_HINTS, ModelHints
 from birdie_zmq.models.quantised_source import DequantisedSource, read_scheme
@@ -53,15 +53,15 @@ def load_checkpoint(
     """
     lora = None if adapter is None else read_adapter(adapter)
     source: TensorSource
-    if path.is_file():
+    if (native := native_checkpoint(path)) is not None:
+        model, source = load_native(native, hints)
+        config = dict(model.config)
+        architecture = model.adapt(build_architecture(config, str(path)))
+    elif path.is_file():
         file = GgufFile(path)
         config = complete_config(file.config())
         architecture = build_architecture(config, str(path))
         source = file.source(architecture.weight_map())
-    elif (native := native_directory(path)) is not None:
-        model, source = load_native(native, hints)
-        config = dict(model.config)
-        architecture = model.adapt(build_architecture(config, str(path)))
     else:
         check_model_type(read_model_type(path), str(path / CONFIG_FILE))
         # The demo's file is complete. A start without transformers, which takes seconds to import, suits a demo.

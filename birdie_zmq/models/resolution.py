@@ -1,4 +1,4 @@
-"""Resolve a model tag to a checkpoint: the demo, a directory, a GGUF file, or a Hugging Face hub repository."""
+"""Resolve a model tag to a checkpoint: the demo, a directory, a file of GGUF or Keras, or a Hugging Face hub repository."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from birdie_zmq.models.fingerprint import (
     weight_names,
 )
 from birdie_zmq.models.gguf_parts import named_parts
+from birdie_zmq.models.native.keras_files import KERAS_WEIGHTS
 
 DEMO = "demo"
 BUILT_IN = {DEMO: Path(__file__).parent / "demo"}
 """The directory of each model that comes with the package, by tag."""
+
+_FILE_SUFFIXES = (".gguf", KERAS_WEIGHTS)
+"""How the names of files end that hold a model."""
+
+_FILE_KINDS = " or ".join(_FILE_SUFFIXES)
 
 _HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = ADAPTER_FILES
@@ -36,7 +42,7 @@ def resolve_checkpoint(
     weights: bool = True,
     policy: CheckpointPolicy | None = None,
 ) -> Path:
-    """Return the local directory or GGUF file of a model tag, after a download from the hub if necessary.
+    """Return the local directory or file of a model tag, after a download from the hub if necessary.
 
     Args:
         tag: A built-in tag, a path, or the name of a hub repository, with or without an organisation.
@@ -97,7 +103,7 @@ def is_hub_name(tag: str, policy: CheckpointPolicy | None = None) -> bool:
 
 
 def _local_path(tag: str, policy: CheckpointPolicy) -> Path | None:
-    """Return the checkpoint directory or GGUF file that a tag names, if it exists.
+    """Return the checkpoint directory or file that a tag names, if it exists.
 
     Raises:
         UnknownModelTag: It is a file of another type.
@@ -109,13 +115,13 @@ def _local_path(tag: str, policy: CheckpointPolicy) -> Path | None:
         return path.resolve()
     # The name of a file is kept where it is a link: the hub's cache links to names without a suffix or a part's number.
     found = path.parent.resolve() / path.name
-    if path.suffix != ".gguf":
-        raise UnknownModelTag(f"{found} is neither a checkpoint directory nor a .gguf file")
+    if not path.name.endswith(_FILE_SUFFIXES):
+        raise UnknownModelTag(f"{found} is neither a checkpoint directory nor a {_FILE_KINDS} file")
     return found
 
 
 def _may_be_hub_name(tag: str, policy: CheckpointPolicy) -> bool:
-    return policy.hub and _HUB_NAME.fullmatch(tag) is not None and Path(tag).suffix != ".gguf"
+    return policy.hub and _HUB_NAME.fullmatch(tag) is not None and not tag.endswith(_FILE_SUFFIXES)
 
 
 def _revision_text(revision: object) -> str | None:
@@ -140,11 +146,11 @@ def _choices(tag: str, policy: CheckpointPolicy) -> str:
     if policy.folders is None:
         path = expand_tag(tag).absolute()
         choices.append(
-            f"the path of a checkpoint directory or of a .gguf file (there is none at {path} on the worker's machine)"
+            f"the path of a checkpoint directory or of a {_FILE_KINDS} file (there is none at {path} on the worker's machine)"
         )
     elif policy.folders:
         folders = " or ".join(map(str, policy.folders))
-        choices.append(f"a checkpoint directory or .gguf file in {folders} on the worker's machine")
+        choices.append(f"a checkpoint directory or {_FILE_KINDS} file in {folders} on the worker's machine")
     if policy.hub:
         choices.append("the name of a repository of the Hugging Face hub, such as gpt2 or organisation/name")
     advice = (

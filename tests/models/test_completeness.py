@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -93,12 +94,8 @@ def test_orbax_checkpoint_needs_its_commit_marker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("first", "last"),
-    [
-        ("manifest.ocdbt", "metadata.json"),
-        ("model.zarr", "tensorstore_index.json"),
-        ("config.json", "model.weights.h5"),
-    ],
-    ids=["Levanter", "EasyDeL", "Keras"],
+    [("manifest.ocdbt", "metadata.json"), ("model.zarr", "tensorstore_index.json")],
+    ids=["Levanter", "EasyDeL"],
 )
 def test_checkpoints_of_other_trainers_need_the_file_that_is_written_last(
     tmp_path: Path, first: str, last: str
@@ -108,6 +105,53 @@ def test_checkpoints_of_other_trainers_need_the_file_that_is_written_last(
     assert missing_part(tmp_path) is not None
     (tmp_path / last).write_text("{}")
     assert missing_part(tmp_path) is None
+
+
+@pytest.mark.parametrize("form", ["file", "preset"])
+def test_weights_of_keras_are_complete_once_their_writer_has_closed_them(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "epoch_3.weights.h5" if form == "file" else tmp_path / "model.weights.h5"
+    checkpoint = path if form == "file" else tmp_path
+    (tmp_path / "config.json").write_text("{}")
+    with h5py.File(path, "w") as file:
+        for number in range(20):
+            file[f"layers/{number}/vars/0"] = np.ones(1000, np.float32)
+        assert missing_part(checkpoint) == f"the end of {path.name}: it is being written, or its writer died"
+    assert missing_part(checkpoint) is None
+
+    content = path.read_bytes()
+    for size in (0, 7, 40, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        missing = missing_part(checkpoint)
+        assert missing is not None, size
+        assert missing.startswith(f"the rest of {path.name} ({size:,} "), size
+
+
+@pytest.mark.parametrize("version", ["earliest", "v108", "latest"])
+def test_each_superblock_of_hdf5_notes_the_length_of_its_file(version: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.weights.h5"
+    with h5py.File(path, "w", libver=version) as file:
+        file["a"] = np.ones(1000, np.float32)
+    assert missing_part(tmp_path) is None
+    path.write_bytes(path.read_bytes()[:-1])
+    assert missing_part(tmp_path) is not None
+
+
+def test_shards_of_keras_need_their_index_and_each_other(tmp_path: Path) -> None:
+    shards = [tmp_path / f"model_0000{number}.weights.h5" for number in range(2)]
+    for path in shards:
+        with h5py.File(path, "w") as file:
+            file["a"] = np.ones(3)
+
+    missing = missing_part(tmp_path)
+    assert missing is not None
+    assert "model_00000.weights.h5, without the .weights.json file" in missing
+    index = {"weight_map": {"/a": shards[0].name, "/b": [path.name for path in shards]}}
+    (tmp_path / "model.weights.json").write_text(json.dumps(index))
+    assert missing_part(tmp_path) is None
+    shards[1].unlink()
+    missing = missing_part(tmp_path)
+    assert missing is not None
+    assert "model_00001.weights.h5, which does not exist" in missing
 
 
 def test_real_orbax_checkpoint_is_complete(tmp_path: Path) -> None:

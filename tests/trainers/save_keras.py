@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"
 
+import keras
 import keras_hub
 import numpy as np
 
@@ -32,9 +34,39 @@ def save(make: Callable[[], Any], folder: Path) -> None:
     backbone = make()
     for weight in backbone.weights:
         weight.assign(randomised(weight, is_norm=len(weight.shape) == 1))
-    hidden = backbone({"token_ids": TOKENS, "padding_mask": np.ones_like(TOKENS)})
-    write(folder, backbone.token_embedding(hidden, reverse=True))
+    write(folder, logits_of(backbone))
     backbone.save_to_preset(str(folder / "checkpoint"))
+
+
+def logits_of(backbone: Any) -> Any:
+    """Return the logits of the tokens."""
+    hidden = backbone({"token_ids": TOKENS, "padding_mask": np.ones_like(TOKENS)})
+    return backbone.token_embedding(hidden, reverse=True)
+
+
+def save_rounded(make: Callable[..., Any], folder: Path) -> None:
+    """Save a backbone in bfloat16 as a preset, and write the logits of its weights in float32."""
+    backbone, stored = make(), make(dtype="bfloat16")
+    for weight, rounded in zip(backbone.weights, stored.weights, strict=True):
+        rounded.assign(randomised(weight, is_norm=len(weight.shape) == 1))
+        weight.assign(keras.ops.cast(rounded, "float32"))
+    write(folder, logits_of(backbone))
+    stored.save_to_preset(str(folder / "checkpoint"))
+
+
+def save_trained(make: Callable[[], Any], folder: Path) -> None:
+    """Train a language model, save an epoch as Keras's own callback does, and write the logits."""
+    backbone = make()
+    model = keras_hub.models.LlamaCausalLM(backbone, preprocessor=None)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.05), loss, jit_compile=True)
+    inputs = {"token_ids": TOKENS[:, :-1], "padding_mask": np.ones_like(TOKENS[:, :-1])}
+    epochs = keras.callbacks.ModelCheckpoint(str(folder / "epoch_{epoch:02d}.weights.h5"), save_weights_only=True)
+    model.fit(inputs, TOKENS[:, 1:], epochs=3, callbacks=[epochs], verbose=0)
+    write(folder, logits_of(backbone))
+    config = json.dumps(keras.saving.serialize_keras_object(backbone))
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    (folder / "epoch_03.weights.h5").rename(folder / "checkpoint.weights.h5")
 
 
 def _llama(**more: Any) -> Any:
@@ -65,6 +97,8 @@ def _gemma3() -> Any:
 
 MODELS = {
     "llama": functools.partial(save, _llama),
+    "llama in bfloat16": functools.partial(save_rounded, _llama),
+    "llama trained": functools.partial(save_trained, _llama),
     "llama 3 tied": functools.partial(save, _llama3),
     "gemma 1": functools.partial(save, _gemma1),
     "gemma 2": functools.partial(save, _gemma2),

@@ -60,7 +60,8 @@ def save(sizes: Any, folder: Path) -> None:
         HfConfigClass=type(sizes.to_hf_config(VOCABULARY)),
         tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE())),
     )
-    converter.save_pretrained(model, str(folder / "exported"), save_reference_code=False, save_tokenizer=False)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        converter.save_pretrained(model, str(folder / "exported"), save_reference_code=False, save_tokenizer=False)
 
 
 _UNSTACKED = {"scan_layers": False, "gradient_checkpointing": False}

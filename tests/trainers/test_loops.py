@@ -1,9 +1,11 @@
-"""The callbacks in the loops of Tunix and Levanter: the examples, run in the environments of these trainers."""
+"""Training runs in the environments of trainers: the callbacks in the loops of Tunix and Levanter, and a run of Keras that is
+followed."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,23 @@ def test_levanter_evaluates_in_a_worker_of_another_environment(tmp_path: Path) -
     recorded = statuses(tmp_path / "evaluation")
     assert [line["status"] for line in recorded] == ["evaluated", "evaluated"]
     assert recorded[1]["compile_seconds"] == 0.0
+
+
+def test_a_run_of_keras_is_followed(tmp_path: Path) -> None:
+    run, curve = tmp_path / "run", tmp_path / "curve"
+    demo = ROOT / "birdie_zmq" / "models" / "demo"
+    options = ["--tasks", "demo_rolling", "--include_path", str(ROOT / "examples" / "tasks"), "--limit", "4"]
+    options += ["--device", "cpu", "--settle-seconds", "1", "--poll-seconds", "0.5", "--until-step", "3"]
+    watch = [sys.executable, "-m", "birdie_zmq", "watch", f"{run}/*.weights.h5", "--output", str(curve), *options]
+    with subprocess.Popen([*watch, "--model_args", f"tokenizer={demo}"], cwd=ROOT) as watching:
+        try:
+            done = run_in_environment("keras", tmp_path, "-m", "trainers.train_keras", str(run))
+            assert done.returncode == 0, done.stderr[-4000:]
+            assert watching.wait(1200) == 0
+        finally:
+            watching.kill()
+
+    recorded = statuses(tmp_path)
+    assert [(line["step"], line["status"]) for line in recorded] == [(step, "evaluated") for step in (1, 2, 3)]
+    assert [line["compile_seconds"] > 0.0 for line in recorded] == [True, False, False]
+    assert len({line["identity"] for line in recorded}) == 3

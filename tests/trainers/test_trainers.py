@@ -14,6 +14,8 @@ import pytest
 from jax.sharding import Mesh
 
 from birdie_zmq.models import load_model
+from birdie_zmq.models.completeness import missing_part
+from birdie_zmq.models.native.keras_files import KERAS_WEIGHTS
 from tests.trainers.environments import TRAINERS, run_in_environment
 from tests.trainers.saving import TOKENS
 
@@ -62,7 +64,9 @@ def difference(folder: Path, checkpoint: str, logits: str, mesh: Mesh | None = N
     """Return the largest difference of a log-probability from the trainer's, with the model on a mesh if there is one."""
     has_config = (folder / "config").is_dir() and checkpoint != "exported"
     described: dict[str, Any] = {"config": str(folder / "config")} if has_config else {}
-    model = load_model(str(folder / checkpoint), dtype="float32", mesh=mesh, **described)
+    path = next(each for each in (folder / checkpoint, folder / f"{checkpoint}{KERAS_WEIGHTS}") if each.exists())
+    assert missing_part(path) is None, path
+    model = load_model(str(path), dtype="float32", mesh=mesh, **described)
     assert model.hidden is not None
     assert model.unembed is not None
     found = model.unembed(model.params, model.hidden(model.params, TOKENS))

@@ -152,14 +152,18 @@ def test_other_kinds_of_models_are_refused(checkpoints: list[Path], tag: str) ->
 
 
 def write_keras(step: Path, scale: float) -> Path:
+    """Write an epoch as Keras's callback does, a file of weights, and the configuration beside it."""
     config, tensors = scaled_demo(scale)
     settings = keras_settings("Llama3Backbone", config, rope_max_wavelength=10_000, tie_word_embeddings=True)
-    return save_keras(step, config, tensors, settings)
+    preset = save_keras(step.parent.parent / f"preset_{step.name}", config, tensors, settings)
+    step.parent.mkdir(exist_ok=True)
+    shutil.copy(preset / "config.json", step.parent)
+    return (preset / "model.weights.h5").rename(step.with_name(f"epoch_{step.name}.weights.h5"))
 
 
 @pytest.mark.parametrize(
     ("write_step", "settings"),
-    [(write_maxtext, "../../config.yml"), (write_keras, "config.json")],
+    [(write_maxtext, "../config.yml"), (write_keras, "config.json")],
     ids=["MaxText", "Keras"],
 )
 def test_steps_of_a_trainer_replace_each_other_while_its_settings_are_equal(
@@ -179,7 +183,7 @@ def test_steps_of_a_trainer_replace_each_other_while_its_settings_are_equal(
 
     fresh = load(m.StartModel(model=described(second), start_count=1, config=config), import_engine("jax"))
     assert swapped.identity == fresh.identity != served.identity
-    file = first / settings
+    file = first.parent / settings
     file.write_text(file.read_text() + "\n")
     with pytest.raises(DifferentModel, match="its configuration or its tokenizer differs"):
         swap(swapped, described(first))

@@ -7,12 +7,12 @@ from typing import Any
 
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models.config import CONFIG_FILE, read_config
-from birdie_zmq.models.native.directory import NativeDirectory
+from birdie_zmq.models.native.directory import NativeCheckpoint
 from birdie_zmq.models.native.hints import ModelHints
 
 
 def read_described(
-    found: NativeDirectory, hints: ModelHints, trainer: str, families: Collection[str]
+    found: NativeCheckpoint, hints: ModelHints, trainer: str, families: Collection[str]
 ) -> dict[str, Any]:
     """Return the configuration that describes a checkpoint: of ``config=``, else beside the checkpoint.
 
@@ -31,14 +31,12 @@ def read_described(
             f"model_name={hints.model_name!r} in model_args is for checkpoints of MaxText, and this is one of {trainer}; "
             "use config="
         )
-    directory = hints.config or next(
-        (each for each in (found.checkpoint, found.root) if (each / CONFIG_FILE).is_file()), None
-    )
+    directory = hints.config or next((each for each in found.folders if (each / CONFIG_FILE).is_file()), None)
     if directory is None:
         raise UsageError(
             f"{found.checkpoint} is a checkpoint of {trainer}, which stores no configuration: add config= to model_args, a "
-            f"directory or hub repository whose {CONFIG_FILE} is that of the same architecture, or copy that file into the "
-            "checkpoint"
+            f"directory or hub repository whose {CONFIG_FILE} is that of the same architecture, or copy that file into "
+            f"{found.folders[0]}"
         )
     values = read_config(directory)
     if values.get("model_type") not in families:

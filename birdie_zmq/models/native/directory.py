@@ -1,4 +1,4 @@
-"""Recognise the directory of a trainer's checkpoint, and tell which files hold it and whether it is complete.
+"""Recognise the checkpoint of a trainer, and tell which files hold it and whether it is complete.
 
 Only names of files and small JSON files are read here: neither jax nor orbax is imported.
 """
@@ -12,6 +12,7 @@ from typing import Literal
 
 from birdie_zmq.errors import IncompleteCheckpoint, ModelLoadError
 from birdie_zmq.models.config_fields import read_json_object
+from birdie_zmq.models.native.keras_files import is_keras_file, keras_files, keras_roles
 from birdie_zmq.models.tensor_source import has_weights
 
 TREE_METADATA = "_METADATA"
@@ -35,12 +36,6 @@ EASYDEL_INDEX = "tensorstore_index.json"
 
 _EASYDEL_METADATA = "checkpoint_metadata.json"
 
-KERAS_WEIGHTS = ".weights.h5"
-"""How the names of Keras's weights end."""
-
-KERAS_INDEX = "model.weights.json"
-"""The file that names the shards of Keras's weights."""
-
 _CHECKPOINT_METADATA, _COMMITTED = ORBAX_COMMIT_MARKERS
 
 _ITEMS = ("items", "default", "model_params", "params", "model", "state")
@@ -50,25 +45,37 @@ _MAX_STEPS_LISTED = 5
 
 
 @dataclass(frozen=True)
-class NativeDirectory:
+class NativeCheckpoint:
     """A checkpoint in the format of a trainer.
 
     Attributes:
         kind: The library that wrote its arrays.
-        root: The directory of its arrays.
-        checkpoint: The directory that was named: `root`, or the step that holds it.
+        root: The directory of its arrays, or the only file of Keras.
+        checkpoint: The path that was named: `root`, or the step that holds it.
     """
 
     kind: Literal["orbax", "levanter", "easydel", "keras"]
     root: Path
     checkpoint: Path
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The directories in which a file may describe it: that of the checkpoint, and that of its arrays."""
+        if self.root.is_file():
+            return (self.root.parent,)
+        return (self.checkpoint,) if self.checkpoint == self.root else (self.checkpoint, self.root)
+
     def files(self) -> Iterator[tuple[str, Path]]:
         """Yield the files that hold its weights and its settings, with what they are in the checkpoint."""
-        found = keras_files(self.root) if self.kind == "keras" else self.root.rglob("*")
-        if self.kind == "easydel":
-            # The optimiser's state lies beside the model.
-            found = [self.root / EASYDEL_INDEX, *(self.root / "model").rglob("*")]
+        if self.kind == "keras":
+            yield from keras_roles(self.root)
+            return
+        # Beside a model of EasyDeL lies the optimiser's state.
+        found = (
+            [self.root / EASYDEL_INDEX, *(self.root / "model").rglob("*")]
+            if self.kind == "easydel"
+            else self.root.rglob("*")
+        )
         for path in sorted(found):
             if path.is_file() and path.name not in (*ORBAX_COMMIT_MARKERS, LEVANTER_METADATA, _EASYDEL_METADATA):
                 yield path.relative_to(self.root).as_posix(), path
@@ -79,84 +86,62 @@ class NativeDirectory:
     def settings_file(self) -> Path | None:
         """Return the ``config.yml`` of MaxText: in the checkpoint, beside it, or in the folder of its run.
 
-        MaxText saves the steps of a run in ``RUN/checkpoints``, and its configuration as ``RUN/config.yml``.
+        MaxText saves the steps of a run in ``RUN/checkpoints``, and its configuration as ``RUN/config.yml``. Other trainers
+        than those that write with Orbax have none: a file of this name beside theirs is not read.
         """
+        if self.kind != "orbax":
+            return None
         step = self.checkpoint if self.checkpoint.name not in _ITEMS else self.checkpoint.parent
         folders = (self.checkpoint, step, step.parent, step.parent.parent)
         return next((folder / SETTINGS_FILE for folder in folders if (folder / SETTINGS_FILE).is_file()), None)
 
 
-def native_directory(directory: Path) -> NativeDirectory | None:
-    """Return the trainer's checkpoint in a directory; None if there is none, or weights as Hugging Face stores them.
+def native_checkpoint(path: Path) -> NativeCheckpoint | None:
+    """Return the trainer's checkpoint at a path; None if there is none, or weights as Hugging Face stores them.
+
+    Args:
+        path: A directory, or a ``.weights.h5`` file of Keras.
 
     Raises:
         IncompleteCheckpoint: It is not committed.
         ModelLoadError: The directory holds several steps of a run, or a file is damaged.
     """
-    if not directory.is_dir() or has_weights(directory):
+    if is_keras_file(path):
+        return NativeCheckpoint("keras", path, path)
+    if not path.is_dir() or has_weights(path):
         return None
     try:
-        if (directory / EASYDEL_INDEX).is_file():
-            return NativeDirectory("easydel", directory, directory)
-        return _find_levanter(directory) or _find_keras(directory) or _find_orbax(directory)
+        if (path / EASYDEL_INDEX).is_file():
+            return NativeCheckpoint("easydel", path, path)
+        return _find_levanter(path) or _find_keras(path) or _find_orbax(path)
     except (OSError, ValueError) as error:
         raise ModelLoadError(str(error)) from error
 
 
-def keras_files(directory: Path) -> list[Path]:
-    """Return the files that hold the weights of a Keras model: the backbone's, its shards, or the only file there is.
-
-    Raises:
-        IncompleteCheckpoint: A shard is missing.
-        ModelLoadError: There are several files, and none is the backbone's.
-        ValueError: The index of shards is damaged.
-    """
-    index = directory / KERAS_INDEX
-    if index.is_file():
-        weight_map = read_json_object(index).get("weight_map")
-        values = weight_map.values() if isinstance(weight_map, dict) else ()
-        names = {name for value in values for name in (value if isinstance(value, list) else [value])}
-        shards = [directory / Path(str(name)).name for name in sorted(names, key=str)]
-        missing = next((path for path in shards if not path.is_file()), None)
-        if missing is not None or not shards:
-            raise IncompleteCheckpoint(
-                f"{index} names the file {missing}, which does not exist; copy the checkpoint again"
-            )
-        return [index, *shards]
-    found = sorted(directory.glob(f"*{KERAS_WEIGHTS}"))
-    backbone = directory / f"model{KERAS_WEIGHTS}"
-    if backbone in found or len(found) <= 1:
-        return [backbone] if backbone in found else found
-    raise ModelLoadError(
-        f"{directory} has several weights files of Keras ({', '.join(path.name for path in found)}), and none is "
-        f"{backbone.name}; move the others away"
-    )
-
-
-def _find_keras(directory: Path) -> NativeDirectory | None:
+def _find_keras(directory: Path) -> NativeCheckpoint | None:
     """Return the weights of a Keras model in a directory."""
-    return NativeDirectory("keras", directory, directory) if keras_files(directory) else None
+    return NativeCheckpoint("keras", directory, directory) if keras_files(directory) else None
 
 
-def _find_levanter(directory: Path) -> NativeDirectory | None:
+def _find_levanter(directory: Path) -> NativeCheckpoint | None:
     """Return a step of Levanter, which has the OCDBT manifest of its arrays and its own metadata."""
     if not (directory / OCDBT_MANIFEST).is_file() or (directory / TREE_METADATA).is_file():
         return None
     if (directory / LEVANTER_METADATA).is_file():
-        return NativeDirectory("levanter", directory, directory)
+        return NativeCheckpoint("levanter", directory, directory)
     raise IncompleteCheckpoint(
         f"{directory} is an incomplete checkpoint: it has neither {LEVANTER_METADATA} of Levanter nor {TREE_METADATA} of "
         "Orbax, which are written last; choose a committed step"
     )
 
 
-def _find_orbax(directory: Path) -> NativeDirectory | None:
+def _find_orbax(directory: Path) -> NativeCheckpoint | None:
     """Return the saved tree in a directory, which is an Orbax item or a step with one."""
     for root in (directory, *(directory / name for name in _ITEMS)):
         if (root / TREE_METADATA).is_file():
             _check_committed(directory)
             _check_committed(root)
-            return NativeDirectory("orbax", root, directory)
+            return NativeCheckpoint("orbax", root, directory)
     if (directory / _CHECKPOINT_METADATA).is_file():
         raise _incomplete(directory, f"it has no {TREE_METADATA}")
     names = sorted(path.name for path in directory.iterdir() if path.is_dir())

@@ -9,7 +9,8 @@ from pathlib import Path
 from birdie_zmq.models.native import easydel, gemma, keras_hub, levanter, maxtext, tunix
 from birdie_zmq.models.native.arrays import ArrayTree, describe_top
 from birdie_zmq.models.native.described import read_described
-from birdie_zmq.models.native.directory import NativeDirectory
+from birdie_zmq.models.native.directory import NativeCheckpoint
+from birdie_zmq.models.native.hdf5_tree import read_hdf5_tree
 from birdie_zmq.models.native.hints import ModelHints
 from birdie_zmq.models.native.maxtext_settings import read_settings
 from birdie_zmq.models.native.orbax_tree import read_easydel_tree, read_levanter_tree, read_orbax_tree
@@ -21,38 +22,38 @@ class NativeFormat:
     """How a trainer stores its models.
 
     Attributes:
-        kind: The library that wrote the arrays, as in `NativeDirectory`.
+        kind: The library that wrote the arrays, as in `NativeCheckpoint`.
         parameters: Returns the parameters in a saved tree; None if it is not this trainer's.
         read: Returns the model in these parameters.
     """
 
     kind: str
     parameters: Callable[[ArrayTree], ArrayTree | None]
-    read: Callable[[ArrayTree, NativeDirectory, ModelHints], NativeModel]
+    read: Callable[[ArrayTree, NativeCheckpoint, ModelHints], NativeModel]
 
 
-def _read_maxtext(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+def _read_maxtext(tree: ArrayTree, found: NativeCheckpoint, hints: ModelHints) -> NativeModel:
     return maxtext.read(tree, read_settings(found.settings_file(), hints.model_name))
 
 
-def _read_gemma(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+def _read_gemma(tree: ArrayTree, found: NativeCheckpoint, hints: ModelHints) -> NativeModel:
     return gemma.read(tree, read_described(found, hints, "gemma", gemma.FAMILIES))
 
 
-def _read_tunix(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+def _read_tunix(tree: ArrayTree, found: NativeCheckpoint, hints: ModelHints) -> NativeModel:
     return tunix.read(tree, read_described(found, hints, "Tunix", tunix.FAMILIES))
 
 
-def _read_levanter(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+def _read_levanter(tree: ArrayTree, found: NativeCheckpoint, hints: ModelHints) -> NativeModel:
     return levanter.read(tree, read_described(found, hints, "Levanter", levanter.FAMILIES))
 
 
-def _read_easydel(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
+def _read_easydel(tree: ArrayTree, found: NativeCheckpoint, hints: ModelHints) -> NativeModel:
     return easydel.read(tree, read_described(found, hints, "EasyDeL", easydel.FAMILIES))
 
 
-def _read_keras(tree: ArrayTree, found: NativeDirectory, hints: ModelHints) -> NativeModel:
-    config = None if hints.config is not None else keras_hub.read_config(found.root, tree)
+def _read_keras(tree: ArrayTree, found: NativeCheckpoint, hints: ModelHints) -> NativeModel:
+    config = None if hints.config is not None else keras_hub.read_config(found, tree)
     return keras_hub.read(tree, config or read_described(found, hints, "Keras", keras_hub.FAMILIES))
 
 
@@ -60,7 +61,7 @@ READERS: Mapping[str, Callable[[Path], ArrayTree]] = {
     "orbax": read_orbax_tree,
     "levanter": read_levanter_tree,
     "easydel": read_easydel_tree,
-    "keras": keras_hub.read_tree,
+    "keras": read_hdf5_tree,
 }
 """How the arrays of each library are read."""
 
@@ -75,7 +76,7 @@ FORMATS: Mapping[str, NativeFormat] = {
 """The known formats, by the names that error messages list."""
 
 
-def load_native(found: NativeDirectory, hints: ModelHints) -> tuple[NativeModel, NativeSource]:
+def load_native(found: NativeCheckpoint, hints: ModelHints) -> tuple[NativeModel, NativeSource]:
     """Return the model in a trainer's checkpoint, and its tensors.
 
     Raises:

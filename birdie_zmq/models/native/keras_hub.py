@@ -1,24 +1,20 @@
 """Weights of KerasHub's Llama and Gemma backbones, as ``.weights.h5`` files of Keras.
 
-The directory of a preset holds ``config.json`` of Keras, which describes the model. For weights alone, ``config=`` does.
+A preset's directory holds ``config.json`` of Keras, which describes the model. For weights without one beside them, ``config=``
+does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from birdie_zmq.errors import IncompleteCheckpoint, UsageError
 from birdie_zmq.models.config import CONFIG_FILE, complete_config
 from birdie_zmq.models.config_fields import ConfigReader, read_json_object
 from birdie_zmq.models.families.common import FULL, WINDOWED
-from birdie_zmq.models.native.arrays import ArrayTree, Selection, TreePath
-from birdie_zmq.models.native.directory import keras_files
-from birdie_zmq.models.native.rules import LayerLocation, Rule, build_views
+from birdie_zmq.models.native.arrays import ArrayTree, TreePath
+from birdie_zmq.models.native.directory import NativeCheckpoint
+from birdie_zmq.models.native.rules import LayerLocation, Rule, build_views, subtree
 from birdie_zmq.models.native.source import NativeModel
 
 FAMILIES = ("gemma", "gemma2", "gemma3_text", "llama")
@@ -66,61 +62,20 @@ _BLOCKS = ("llama_transformer_decoder", "gemma_decoder_block", "gemma3_decoder_b
 """The names of the modules of a layer; those after the first one have a number."""
 
 
-class H5Array:
-    """A data set of an HDF5 file, which is opened for each read, so no file stays open."""
-
-    def __init__(self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype, self.chunk = shape, dtype, (1,) * len(shape)
-        self._path, self._name = path, name
-
-    def read(self, selection: Selection) -> NDArray[Any]:
-        """Read a part; axes selected by an index are dropped."""
-        import h5py
-
-        with h5py.File(self._path, "r") as file:
-            return np.asarray(file[self._name][selection])
-
-
-def read_tree(root: Path) -> ArrayTree:
-    """Return the data sets of the weights files in a directory, by their paths.
-
-    Raises:
-        UsageError: h5py is not installed.
-        IncompleteCheckpoint: A file is damaged, or not complete.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise UsageError(
-            f"{root} has weights of Keras, and the package h5py is not installed; run: pip install 'birdie-zmq[keras]'"
-        ) from error
-    tree: dict[TreePath, H5Array] = {}
-    for path in keras_files(root):
-        if path.suffix != ".h5":
-            continue
-        try:
-            with h5py.File(path, "r") as file:
-
-                def add(name: str, node: Any, path: Path = path) -> None:
-                    if isinstance(node, h5py.Dataset):
-                        tree[tuple(name.split("/"))] = H5Array(path, name, tuple(node.shape), np.dtype(node.dtype))
-
-                file.visititems(add)
-        except OSError as error:
-            raise IncompleteCheckpoint(f"{path} is an incomplete or damaged HDF5 file: {error}") from error
-    return tree
-
-
 def parameters(tree: ArrayTree) -> ArrayTree | None:
     """Return the parameters of a backbone; None if it is none of Llama and Gemma.
 
-    A causal language model of KerasHub has its backbone under ``backbone``.
+    A causal language model of KerasHub has its backbone as a layer, and its optimiser beside it.
     """
-    for root in (("backbone",), ()):
-        found = {path[len(root) :]: array for path, array in tree.items() if path[: len(root)] == root}
-        if any((_ROOT, block) == path[:2] for path in found for block in _BLOCKS):
-            return found
-    return None
+    root = next(filter(None, map(_root_of, tree)), None)
+    return None if root is None else subtree(tree, root[:-1])
+
+
+def _root_of(path: TreePath) -> TreePath | None:
+    """Return the path of the layers of a backbone if an array is in one of its decoder blocks, else None."""
+    ends = (end for end, name in enumerate(path) if end and name in _BLOCKS and path[end - 1] == _ROOT)
+    end = next(ends, None)
+    return None if end is None or path[0] == "optimizer" else path[:end]
 
 
 def read(tree: ArrayTree, config: Mapping[str, Any]) -> NativeModel:
@@ -149,17 +104,17 @@ def read(tree: ArrayTree, config: Mapping[str, Any]) -> NativeModel:
     return NativeModel(config, build_views(tree, outer, layer, locations), outside=outside)
 
 
-def read_config(root: Path, tree: ArrayTree) -> dict[str, Any] | None:
+def read_config(found: NativeCheckpoint, tree: ArrayTree) -> dict[str, Any] | None:
     """Return the Hugging Face configuration of the backbone that Keras's ``config.json`` describes; None if there is none.
 
     Args:
-        root: The directory.
+        found: The checkpoint. The file is in its directory.
         tree: Its parameters, which tell whether a Llama's head is its embedding.
 
     Raises:
         ValueError: The file is damaged, or describes a model that is not supported.
     """
-    path = root / CONFIG_FILE
+    path = found.folders[0] / CONFIG_FILE
     stored = read_json_object(path) if path.is_file() else {}
     name = str(stored.get("registered_name") or "").rpartition(">")[2]
     if not name:

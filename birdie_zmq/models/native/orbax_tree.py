@@ -86,7 +86,7 @@ def read_orbax_tree(root: Path) -> ArrayTree:
 
     Raises:
         UsageError: tensorstore is not installed.
-        ValueError: The list of paths is damaged.
+        ValueError: The list of paths is damaged, or a path leaves the directory.
     """
     check_tensorstore(root, "an Orbax checkpoint")
     stored = read_json_object(root / TREE_METADATA)
@@ -97,6 +97,7 @@ def read_orbax_tree(root: Path) -> ArrayTree:
             if leaf["value_metadata"].get("value_type") in _WITHOUT_VALUES:
                 continue
             name = ".".join(keys)
+            _check_inside(root / TREE_METADATA, name)
             path = tuple(keys[:-1] if keys[-1] == _NNX_VALUE and len(keys) > 1 else keys)
             tree[path] = TensorStoreArray(_spec(root, name, stored), name)
     except (KeyError, TypeError, AttributeError) as error:
@@ -142,8 +143,7 @@ def read_easydel_tree(root: Path) -> ArrayTree:
     try:
         for entry in read_json_object(root / EASYDEL_INDEX)["prefixes"]["model"]:
             path = tuple(PurePosixPath(entry["path"]).parts)
-            if ".." in path or PurePosixPath(entry["path"]).is_absolute():
-                raise ValueError(f"{root / EASYDEL_INDEX} names the path {entry['path']}, which leaves its folder")
+            _check_inside(root / EASYDEL_INDEX, entry["path"])
             kvstore = {"driver": "file", "path": f"{root.joinpath(*path)}/"}
             spec = {"driver": "zarr", "kvstore": kvstore, "fill_missing_data_reads": False}
             tree[path] = TensorStoreArray(spec, entry["path"])
@@ -166,6 +166,17 @@ def check_tensorstore(root: Path, kind: str) -> None:
         raise UsageError(
             f"{root} is {kind}, and the package tensorstore is not installed; run: pip install 'birdie-zmq[orbax]'"
         ) from error
+
+
+def _check_inside(file: Path, name: str) -> None:
+    """Check that a path that a file of the checkpoint names stays in its directory, whose files are the identity.
+
+    Raises:
+        ValueError: It leaves it.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{file} names the path {name}, which leaves its folder")
 
 
 def _spec(root: Path, name: str, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,12 @@ from birdie_zmq.models.completeness import missing_part
 from birdie_zmq.models.native.directory import ORBAX_TEMPORARY
 from birdie_zmq.tools.watch.core import Sighting
 
-STEP_PATTERN = r"(?:step|checkpoint|ckpt|iter|epoch)[-_=]?(\d+)$|^(\d+)$"
-"""The names of checkpoints whose step is known without an option: ``step_500``, ``checkpoint-500``, ``500``."""
+STEP_PATTERN = r"(?:(?:step|checkpoint|ckpt|iter|epoch|run)[-_=]?|^)(\d+)(?:\.weights\.h5|\.gguf)?$"
+"""The names of checkpoints whose step is known without an option: ``step_500``, ``checkpoint-500``, ``500``.
+
+Trainers write ``run-500`` (EasyDeL), ``ckpt_500`` (kauldron), ``step-500`` (Levanter), ``500`` (MaxText, Tunix) and
+``epoch_5.weights.h5`` (Keras).
+"""
 
 _TEMPORARY = re.compile(r"^tmp[-_.]|\.tmp$|\.partial$|^\.|" + re.escape(ORBAX_TEMPORARY))
 """The names under which trainers write a checkpoint before they rename it."""

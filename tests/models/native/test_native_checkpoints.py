@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import h5py
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import yaml
@@ -17,8 +21,10 @@ from birdie_zmq.errors import IncompleteCheckpoint, ModelLoadError, UsageError
 from birdie_zmq.models import load_model
 from birdie_zmq.models.fingerprint import Fingerprint, checkpoint_files
 from birdie_zmq.models.loader import load_checkpoint
-from birdie_zmq.models.native.directory import native_directory
-from birdie_zmq.models.native.hints import ModelHints
+from birdie_zmq.models.native.directory import native_checkpoint
+from birdie_zmq.models.native.formats import load_native
+from birdie_zmq.models.native.hdf5_tree import read_hdf5_tree
+from birdie_zmq.models.native.hints import NO_HINTS, ModelHints
 from birdie_zmq.models.native.maxtext_settings import read_settings
 from tests.models.native.hugging_face import LLAMA, nested, random_tensors, save_hugging_face
 from tests.models.native.maxtext_experts import DEEPSEEK_SETTINGS
@@ -66,7 +72,7 @@ def test_each_device_reads_its_shard_of_stacked_layers(saved: Path, tmp_path: Pa
 
 
 def test_the_item_of_a_step_may_be_named(saved: Path) -> None:
-    found = native_directory(saved / "items")
+    found = native_checkpoint(saved / "items")
     assert found is not None
     assert found.settings_file() == saved.parent.parent / "config.yml"
     assert load_checkpoint(saved / "items", "float32")[0] == load_checkpoint(saved, "float32")[0]
@@ -252,6 +258,14 @@ def test_the_index_of_easydel_names_no_file_elsewhere(tmp_path: Path) -> None:
         load_model(str(saved))
 
 
+def test_the_tree_of_orbax_names_no_file_elsewhere(tmp_path: Path) -> None:
+    saved = save_orbax(tmp_path / "saved", nested(tunix_parameters(LLAMA, TENSORS)), use_ocdbt=False)
+    metadata = saved / "_METADATA"
+    metadata.write_text(metadata.read_text().replace('"final_norm"', '"../final_norm"'))
+    with pytest.raises(ModelLoadError, match=r"names the path \.\./final_norm.*, which leaves its folder"):
+        load_model(str(saved))
+
+
 def test_a_damaged_or_missing_file_of_keras_is_incomplete(tmp_path: Path) -> None:
     settings = keras_settings("LlamaBackbone", LLAMA, rope_max_wavelength=10_000)
     preset = save_keras(tmp_path / "preset", LLAMA, TENSORS, settings)
@@ -259,12 +273,85 @@ def test_a_damaged_or_missing_file_of_keras_is_incomplete(tmp_path: Path) -> Non
     weights = preset / "model.weights.h5"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
+    with pytest.raises(IncompleteCheckpoint, match=r"incomplete HDF5 file: it lacks the rest of model\.weights\.h5"):
+        load_model(str(preset))
+    weights.write_bytes(content[:2000] + bytes(3000) + content[5000:])
     with pytest.raises(IncompleteCheckpoint, match="incomplete or damaged HDF5 file"):
         load_model(str(preset))
     weights.write_bytes(content)
     assert fingerprint(preset) == first
     (preset / "model.weights.json").write_text(json.dumps({"weight_map": {"/layers": ["model_00000.weights.h5"]}}))
     with pytest.raises(IncompleteCheckpoint, match=r"model_00000\.weights\.h5, which does not exist"):
+        load_model(str(preset))
+
+
+def tensors_of(path: Path, hints: ModelHints = NO_HINTS) -> dict[str, Any]:
+    """Return the tensors of a trainer's checkpoint by Hugging Face's names."""
+    found = native_checkpoint(path)
+    assert found is not None
+    return {name: read_tensor() for name, read_tensor in load_native(found, hints)[1].read()}
+
+
+def assert_same_tensors(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    assert {name: array.dtype for name, array in found.items()} == {n: array.dtype for n, array in expected.items()}
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def as_keras_saves_a_language_model(preset: Path, path: Path) -> None:
+    """Write the weights of a preset as those of a causal language model, whose backbone is a layer, with an optimiser."""
+    with h5py.File(preset / "model.weights.h5") as backbone, h5py.File(path, "w") as file:
+        backbone.copy(backbone["layers"], file, "layers/llama_backbone/layers")
+        file["optimizer/vars/0"] = np.ones(3)
+
+
+def test_a_file_of_keras_is_described_beside_it_or_by_config(tmp_path: Path) -> None:
+    settings = keras_settings("LlamaBackbone", LLAMA, rope_max_wavelength=10_000)
+    preset = save_keras(tmp_path / "preset", LLAMA, TENSORS, settings)
+    (tmp_path / "run").mkdir()
+    epochs = [tmp_path / "run" / f"epoch_{number}.weights.h5" for number in (1, 2)]
+    for path in epochs:
+        as_keras_saves_a_language_model(preset, path)
+    with pytest.raises(UsageError, match=r"stores no configuration: add config= .* into .*run$"):
+        load_model(str(epochs[0]))
+    described = ModelHints(config=save_hugging_face(tmp_path / "hf", LLAMA, TENSORS))
+    assert_same_tensors(tensors_of(epochs[0], described), tensors_of(preset))
+    shutil.copy(preset / "config.json", tmp_path / "run")
+    assert_same_tensors(tensors_of(epochs[0]), tensors_of(preset))
+    assert fingerprint(epochs[0]) == fingerprint(epochs[1])
+    with pytest.raises(ModelLoadError, match=r"several models of Keras .*; name a file, as .*epoch_1\.weights\.h5"):
+        load_model(str(tmp_path / "run"))
+
+
+def test_keras_stores_bfloat16_as_bytes(tmp_path: Path) -> None:
+    settings = keras_settings("LlamaBackbone", LLAMA, rope_max_wavelength=10_000)
+    rounded = {name: array.astype(ml_dtypes.bfloat16) for name, array in TENSORS.items()}
+    preset = save_keras(
+        tmp_path / "preset", LLAMA, {name: array.view("V2") for name, array in rounded.items()}, settings
+    )
+    with h5py.File(preset / "model.weights.h5", "r+") as file:
+        file.visititems(lambda _, node: node.attrs.update(dtype="bfloat16") if hasattr(node, "shape") else None)
+    assert_same_tensors(tensors_of(preset), rounded)
+
+
+@pytest.mark.parametrize("kind", ["external", "unwritten", "gone"])
+def test_values_that_are_not_in_the_file_are_refused(kind: str, tmp_path: Path) -> None:
+    settings = keras_settings("LlamaBackbone", LLAMA, rope_max_wavelength=10_000)
+    preset = save_keras(tmp_path / "preset", LLAMA, TENSORS, settings)
+    name = "layers/llama_layer_norm/vars/0"
+    if kind == "gone":
+        array = read_hdf5_tree(preset)[tuple(name.split("/"))]
+        (preset / "model.weights.h5").unlink()
+        with pytest.raises(IncompleteCheckpoint, match=f"the array {name} cannot be read from"):
+            array.read((slice(0, 3),))
+        return
+    with h5py.File(preset / "model.weights.h5", "r+") as file:
+        shape = file[name].shape
+        del file[name]
+        elsewhere = [(str(tmp_path / "elsewhere"), 0, h5py.h5f.UNLIMITED)] if kind == "external" else None
+        file.create_dataset(name, shape, "f4", external=elsewhere)
+    message = "are in another file, which is not read" if kind == "external" else f"the array {name} has no values"
+    with pytest.raises(ModelLoadError, match=message):
         load_model(str(preset))
 
 

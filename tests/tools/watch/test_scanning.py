@@ -19,10 +19,19 @@ def steps(pattern: str, step_pattern: str = STEP_PATTERN) -> dict[str, int]:
 
 
 def test_steps_are_read_from_usual_names(tmp_path: Path) -> None:
-    for name in ("step_10", "checkpoint-20", "global_step30", "iter_0000040", "50", "epoch=60"):
+    names = ("step_10", "checkpoint-20", "global_step30", "iter_0000040", "50", "epoch=60", "run-70", "ckpt_80")
+    for name in names:
         (tmp_path / name).mkdir()
+    for name in (
+        "epoch_90.weights.h5",
+        "100.weights.h5",
+        "step-110.gguf",
+        "epoch_1_00000.weights.h5",
+        "120-1.5.weights.h5",
+    ):
+        (tmp_path / name).write_bytes(b"")
 
-    assert sorted(steps(f"{tmp_path}/*").values()) == [10, 20, 30, 40, 50, 60]
+    assert sorted(steps(f"{tmp_path}/*").values()) == list(range(10, 120, 10))
 
 
 def test_step_may_be_in_a_directory_above_but_not_above_the_pattern(tmp_path: Path) -> None:
