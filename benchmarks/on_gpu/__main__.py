@@ -20,6 +20,7 @@ short texts, to try the steps on any machine: ``JAX_PLATFORMS=cpu python -m benc
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import subprocess
@@ -27,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable
 
-from benchmarks.on_gpu import compute_steps, hf_step, process_steps
 from benchmarks.on_gpu.scale import FULL, TINY, Scale
 
 LIMITS = {
@@ -43,17 +43,12 @@ LIMITS = {
 }
 """The steps in their order, and the seconds after which each is ended; 15 minutes together."""
 
-_RUN: dict[str, Callable[[Scale], str]] = {
-    "kernels": compute_steps.kernels,
-    "scores": compute_steps.scores,
-    "long": compute_steps.long,
-    "generation": compute_steps.generation,
-    "switch": process_steps.switch,
-    "recovery": process_steps.recovery,
-    "hf": hf_step.beside_hf,
-    "decode": compute_steps.decode,
-    "trees": compute_steps.trees,
+_MODULES = {
+    "compute_steps": ("kernels", "scores", "long", "generation", "decode", "trees"),
+    "process_steps": ("switch", "recovery"),
+    "hf_step": ("hf",),
 }
+"""The module of this folder that has the function of each step; --install runs before what they import is there."""
 
 
 def main() -> int:
@@ -62,10 +57,10 @@ def main() -> int:
     parser.add_argument("--only", choices=LIMITS, help="run only this step")
     parser.add_argument("--tiny", action="store_true", help="small models and short texts")
     parser.add_argument("--install", action="store_true", help="pip install this checkout for NVIDIA GPUs first")
-    parser.add_argument("--run", choices=_RUN, help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=LIMITS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        print(_RUN[options.run](TINY if options.tiny else FULL))
+        print(_function(options.run)(TINY if options.tiny else FULL))
         return 0
     if options.install:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", ".[cuda,torch]"], check=True)
@@ -74,6 +69,13 @@ def main() -> int:
         if options.only in (None, name):
             failed += not _run_step(name, limit, ["--tiny"] * options.tiny)
     return 1 if failed else 0
+
+
+def _function(step: str) -> Callable[[Scale], str]:
+    """Return the function of a step."""
+    module = next(module for module, steps in _MODULES.items() if step in steps)
+    function: Callable[[Scale], str] = getattr(importlib.import_module(f"benchmarks.on_gpu.{module}"), step)
+    return function
 
 
 def _run_step(name: str, limit: float, options: list[str]) -> bool:

@@ -20,7 +20,7 @@ _DIFFERENCE = 0.1
 """Nats; the median difference of scores of one token in bfloat16 is below it unless one of both is wrong."""
 
 
-def beside_hf(scale: Scale) -> str:
+def hf(scale: Scale) -> str:
     """Score questions with five examples by hf and by birdie_zmq, each after requests of the same form that do not count."""
     import jax
 
