@@ -4,7 +4,8 @@ It fails if a step does not compile, needs more temporary memory than its bound,
 knows, copies its state, or lacks flash attention where it is expected. ``tox -e accelerators`` installs what it needs.
 
 Not checked: run time, and whether a kernel computes the right thing (a model process checks that on its device when it
-loads). Without a device JAX believes in cuDNN's heads up to 128 only. Seconds of compiling are of this machine.
+loads). cuDNN chooses its kernel on the device: here only JAX's and XLA's own conditions are checked, with the compute
+capability of the chip. Seconds of compiling are of this machine.
 """
 
 from __future__ import annotations

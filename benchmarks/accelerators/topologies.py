@@ -42,6 +42,7 @@ class Chip:
         memory_bytes: The memory of one device.
         flops: Its peak rate of bfloat16 matrix products, in operations per second.
         bandwidth: The peak bandwidth of its memory, in bytes per second.
+        capability: The compute capability of a GPU.
     """
 
     platform: str
@@ -49,10 +50,11 @@ class Chip:
     memory_bytes: int
     flops: float
     bandwidth: float
+    capability: tuple[int, int] | None = None
 
 
 CHIPS = {
-    "h200": Chip("gpu", 1, 150_000_000_000, 990e12, 4.8e12),
+    "h200": Chip("gpu", 4, 150_000_000_000, 990e12, 4.8e12, (9, 0)),
     "v5e": Chip("tpu", 4, 16 * 2**30, 197e12, 819e9),
 }
 
@@ -70,7 +72,7 @@ def mesh_of(chip: str, model: int = 1) -> Mesh:
 
 def _topology(chip: str) -> Any:
     if chip == "h200":
-        return topologies.get_topology_desc("h200", "cuda", target_config=_H200, topology="1x1x1")
+        return topologies.get_topology_desc("h200", "cuda", target_config=_H200, topology="1x1x4")
     for name, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return topologies.get_topology_desc("v5e:2x2", "tpu")

@@ -25,6 +25,7 @@ from birdie_zmq.models.config_fields import require_positive
 from birdie_zmq.models.decoder_layer import DecoderLayer, LayerEntries, LayerStep
 from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment, scan_slices
 from birdie_zmq.models.layers import Norm
+from birdie_zmq.models.layouts import state_in_order
 from birdie_zmq.models.weight_map import Params, StackSpecs, TensorSpec, WeightMap
 
 
@@ -310,7 +311,12 @@ class Architecture:
                 () if stack.cache is None else tuple(each.layer(stack.cache, scanned.cached_layer) for each in past)
             )
             # Read and written by its index, so that the states of all layers are updated in place.
-            own = tuple(jax.lax.dynamic_index_in_dim(array, scanned.place, 1, keepdims=False) for array in states[run])
+            own = tuple(
+                state_in_order(
+                    jax.lax.dynamic_index_in_dim(array, scanned.place, 1, keepdims=False), metadata.target.platform
+                )
+                for array in states[run]
+            )
             keys_of = stack.layer.attention.keys_of
             step = LayerStep(
                 metadata, tables, scanned.number, scanned.place, layers, shared.get(keys_of), scanned.input, own

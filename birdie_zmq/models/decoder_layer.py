@@ -24,6 +24,7 @@ from birdie_zmq.models.attention import (
     attention_for,
 )
 from birdie_zmq.models.layers import ACTIVATIONS, Norm, Weights, linear, split_heads
+from birdie_zmq.models.layouts import apart
 from birdie_zmq.models.recurrence import StateSpec
 from birdie_zmq.models.rope import Rope, rotate
 from birdie_zmq.models.weight_map import TensorSpec
@@ -147,10 +148,12 @@ class Attention:
 
     def _heads_of_queries(self, query: jax.Array, weights: Weights, step: LayerStep) -> jax.Array:
         """Return normalised and rotated queries [b, t, n, h] of projected ones [b, t, n * h]."""
+        query = apart(query, step.metadata.target.platform)
         return self._rotate(self._norm_heads(query, weights, "query_norm", self.heads), step)
 
     def _heads_of_keys(self, key: jax.Array, value: jax.Array, weights: Weights, step: LayerStep) -> KeysValues:
         """Return normalised and rotated keys, and values, [b, k, t, h] of projected ones [b, t, k * h]."""
+        key = apart(key, step.metadata.target.platform)
         key = self._rotate(self._norm_heads(key, weights, "key_norm", self.kv_heads), step)
         value = split_heads(value, self.kv_heads)
         if self.value_norm is not None:

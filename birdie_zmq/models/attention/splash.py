@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from birdie_zmq.models.attention.interface import AttentionMetadata, AttentionOptions, CachedLayer, KeysValues
 from birdie_zmq.models.attention.static_shapes import PartialAttention
+from birdie_zmq.models.layouts import cache_in_order
 
 LANES = 128
 """The unit in which a TPU lays out the last axis of an array; rows and heads are padded to multiples of it."""
@@ -71,7 +72,6 @@ class SplashKernel:
         The heads of a cache are not separated, which would copy it and pad narrow heads: a query has the width of all heads,
         with zeros outside of its own. That multiplies operations by the number of heads, and a decode step has few.
         """
-        del metadata
         batch, length, heads, width = query.shape
         if (
             len(past.lengths) != batch
@@ -80,7 +80,10 @@ class SplashKernel:
             or options.alibi is not None
         ):
             return None
-        keys, values = (jax.lax.dynamic_index_in_dim(x, past.layer, 1, keepdims=False) for x in past.cache)
+        layer = (
+            cache_in_order(jax.lax.dynamic_index_in_dim(x, past.layer, 1), metadata.target.platform) for x in past.cache
+        )
+        keys, values = (x[:, 0] for x in layer)
         groups = keys.shape[2] // width
         own = jnp.repeat(jnp.eye(groups, dtype=query.dtype), heads // groups, axis=0)[None, None, :, :, None]
         wide = (query[:, :, :, None] * own).reshape(batch, length * heads, groups * width)

@@ -31,6 +31,7 @@ from birdie_zmq.models.attention.interface import (
     KeysValues,
     KVCache,
 )
+from birdie_zmq.models.layouts import cache_in_order
 
 SCORE_BYTES = 2**28
 """Maximum memory for the float32 scores that are computed at once."""
@@ -174,7 +175,7 @@ def attend_to_cache(
 ) -> PartialAttention:
     """Attend from queries [b, t, n, h] to the tokens of a KV cache."""
     batch, _, _, width = query.shape
-    cached = window_of(past, options.window)
+    cached = window_of(past, options.window, metadata.target.platform)
     rows, slots, groups = cached.keys.shape[0], cached.keys.shape[1], cached.keys.shape[2] // width
     keys, values = (x.reshape(rows, slots, groups, width).transpose(0, 2, 1, 3) for x in (cached.keys, cached.values))
 
@@ -204,12 +205,13 @@ class CachedSlots(NamedTuple):
     slots: jax.Array
 
 
-def window_of(past: CachedLayer, window: int | None) -> CachedSlots:
+def window_of(past: CachedLayer, window: int | None, platform: str) -> CachedSlots:
     """Return the slots that tokens after a cache can attend to: all, or the last filled ones, as many as the window spans."""
     rows, _, capacity, width = past.cache.keys.shape
     count = capacity if window is None else min(capacity, -(-window // SLOT_UNIT) * SLOT_UNIT)
     if count == capacity:
-        keys, values = (jax.lax.dynamic_index_in_dim(x, past.layer, 1, keepdims=False) for x in past.cache)
+        layer = (cache_in_order(jax.lax.dynamic_index_in_dim(x, past.layer, 1), platform) for x in past.cache)
+        keys, values = (x[:, 0] for x in layer)
         return CachedSlots(keys, values, jnp.broadcast_to(jnp.arange(capacity, dtype=jnp.int32), (rows, capacity)))
     begins = jnp.clip(past.lengths - count, 0, capacity - count)
 
