@@ -104,7 +104,8 @@ def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_len
         raise UsageError(
             f"max_length={max_length} is more than the {limit} positions of the model {model_tag!r}; lower max_length"
         )
-    return build_model(architecture, params, default_target(mesh))
+    widths = [layer.attention.head_width for layer in architecture.layers if layer.attention.heads]
+    return build_model(architecture, params, default_target(mesh, widths))
 
 
 def _load_for_other_engine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import jax
 from jax.sharding import Mesh
@@ -25,16 +26,20 @@ _KERNELS: dict[str, FlashKernel | None] = {
 }
 
 
+_WIDEST_HEAD = 256
+"""The width of the widest heads that a kernel supports."""
+
+
 def attention_for(target: Target) -> AttentionImplementation:
     """Return the implementation of attention for the devices that a function is compiled for."""
     return BlockwiseAttention() if target.platform == "cpu" else StaticAttention(_KERNELS[target.kernel])
 
 
-def default_target(mesh: Mesh | None = None) -> Target:
+def default_target(mesh: Mesh | None = None, head_widths: Iterable[int] = ()) -> Target:
     """Return the target of functions that run on a mesh, or on JAX's default device.
 
-    A kernel is chosen only if it is there and computes on this device what XLA computes; a warning says if it does not.
-    The environment variable BIRDIE_ZMQ_ATTENTION=xla forbids kernels.
+    A kernel is chosen only if it is there and computes on these devices what XLA computes, for heads of each width of the
+    model; a warning says if it does not. The environment variable BIRDIE_ZMQ_ATTENTION=xla forbids kernels.
 
     Raises:
         UsageError: The variable has another value.
@@ -46,11 +51,17 @@ def default_target(mesh: Mesh | None = None) -> Target:
         raise UsageError(f"{ATTENTION_VARIABLE}={wanted} is not supported; set it to xla, or unset it")
     if wanted == "xla":
         return target
+    # Kernels leave wider heads to XLA.
+    widths = sorted({width for width in head_widths if width <= _WIDEST_HEAD}) or [64]
+
+    def is_right(kernel: CudnnKernel | SplashKernel) -> bool:
+        return all(agrees_with_xla(kernel, width, mesh) for width in widths)
+
     if device.platform == "gpu" and "rocm" not in device.client.platform_version and cudnn.is_available():
         # Pages are numbered across the rows of one device.
-        if mesh is None and agrees_with_xla(PagedCudnnKernel()):
+        if mesh is None and is_right(PagedCudnnKernel()):
             return target._replace(kernel="paged_cudnn")
-        return target._replace(kernel="cudnn" if agrees_with_xla(CudnnKernel()) else "xla")
-    if device.platform == "tpu" and mesh is None and agrees_with_xla(SplashKernel()):
+        return target._replace(kernel="cudnn" if is_right(CudnnKernel()) else "xla")
+    if device.platform == "tpu" and mesh is None and is_right(SplashKernel()):
         return target._replace(kernel="splash")  # XLA does not partition the kernel over a mesh
     return target

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from birdie_zmq.engine.jax.sharding import make_mesh
+from birdie_zmq.engine.mesh_shape import MeshShape
 from birdie_zmq.errors import UsageError
 from birdie_zmq.models.alibi import Alibi
 from birdie_zmq.models.attention import (
@@ -23,6 +25,7 @@ from birdie_zmq.models.attention import (
     Target,
     attention_for,
     cudnn,
+    kernel_check,
     selection,
 )
 from birdie_zmq.models.attention.blockwise import BlockwiseAttention
@@ -159,9 +162,13 @@ class OnDevice:
 
 def test_the_environment_can_forbid_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh: Any = OnDevice()
-    monkeypatch.setattr(selection, "agrees_with_xla", lambda kernel: kernel == CudnnKernel())
+    monkeypatch.setattr(
+        selection, "agrees_with_xla", lambda kernel, width, mesh: kernel == CudnnKernel() and width < 256
+    )
     monkeypatch.delenv("BIRDIE_ZMQ_ATTENTION", raising=False)
     assert selection.default_target(mesh).kernel == "cudnn"
+    assert selection.default_target(mesh, [128, 512]).kernel == "cudnn"  # heads of 512 are computed in XLA
+    assert selection.default_target(mesh, [128, 256]).kernel == "xla"
     monkeypatch.setenv("BIRDIE_ZMQ_ATTENTION", "xla")
     assert selection.default_target(mesh).kernel == "xla"
     monkeypatch.setenv("BIRDIE_ZMQ_ATTENTION", "flash")
@@ -201,4 +208,27 @@ def test_a_kernel_is_used_if_it_computes_what_xla_does(cudnn_in_xla: None, caplo
 def test_a_wrong_kernel_is_not_used(cudnn_in_xla: None, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert not agrees_with_xla(WrongKernel())
-    assert "WrongKernel is off, so attention takes longer: trees differ by" in caplog.text
+    assert "WrongKernel is off, so attention takes longer: trees with heads of 64 differ by" in caplog.text
+
+
+class MissingKernel(CudnnKernel):
+    """Fails as JAX does where no cuDNN is installed."""
+
+    def own(
+        self, query: jax.Array, own: KeysValues, metadata: AttentionMetadata, options: AttentionOptions
+    ) -> PartialAttention | None:
+        raise RuntimeError("cuDNN is not detected.")
+
+
+def test_a_kernel_that_fails_is_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert not agrees_with_xla(MissingKernel(), 128)
+    assert "trees with heads of 128 cannot be computed: cuDNN is not detected." in caplog.text
+
+
+def test_a_kernel_is_checked_on_the_mesh_that_runs_it(cudnn_in_xla: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = {"trees": kernel_check._CASES["trees"]}
+    monkeypatch.setattr(kernel_check, "_CASES", trees)
+    mesh = make_mesh(MeshShape(1, 1))
+    assert agrees_with_xla(CudnnKernel(), 64, mesh)
+    assert not agrees_with_xla(WrongKernel(), 64, mesh)
