@@ -43,7 +43,7 @@ def load_checkpoint(
         directory: Holds ``config.json`` and the weights.
         dtype: float32, bfloat16, float16, or auto: bfloat16 if the checkpoint is bfloat16, else float32.
         adapter: The directory of a LoRA adapter, which is merged into the weights.
-        max_length: The maximum length of a row in tokens, if it is less than the model's own.
+        max_length: The maximum length of a row in tokens, if it is not the model's own.
 
     Raises:
         ModelLoadError: transformers cannot read the directory, weights are missing, or the adapter is not plain LoRA or
@@ -146,13 +146,13 @@ def build_model(module: Any, max_length: int | None = None) -> Model:
 
     Args:
         module: The model.
-        max_length: The maximum length of a row in tokens, if it is less than the model's own.
+        max_length: The maximum length of a row in tokens, if it is not the model's own.
     """
     module.eval()
     text = module.config.get_text_config()
     lengths = (getattr(text, name, None) for name in _MAX_LENGTH_KEYS)
     own_length = next((int(length) for length in lengths if length), None)
-    modes = probe(module, min((length for length in (max_length, own_length) if length), default=None))
+    modes = probe(module, max_length or own_length)
     logger.log(logging.WARNING if modes.reasons else logging.INFO, "%s: %s", type(module).__name__, modes.describe())
     whole = functions.logits if modes.head is None else functions.hidden
     function = whole if modes.takes_padding else ExactRows(whole)

@@ -17,6 +17,7 @@ from birdie_zmq.engine.model_api import resolve
 from birdie_zmq.engine.planning.execution_mode import TREES
 from birdie_zmq.engine.tokenizer import TokenizerAdapter
 from birdie_zmq.engine.torch.backend import TorchBackend
+from birdie_zmq.engine.torch.exact_rows import ExactRows
 from birdie_zmq.models import transformers_masks, transformers_shared_prefix
 from birdie_zmq.models.transformers_functions import StateFunctions
 from birdie_zmq.models.transformers_model import build_model
@@ -238,6 +239,14 @@ def test_a_window_that_the_code_does_not_read_from_its_configuration_turns_state
     model = make_model("llama")
     model.config.sliding_window = 64  # longer than the texts of the probe, and not known to the code
     assert "changes nothing" in probe(model, MAX_LENGTH).reasons["states"]
+
+
+def test_a_max_length_beyond_a_change_of_rope_has_each_text_computed_alone() -> None:
+    model = make_model("llama_rope_dynamic")
+    assert build_model(model).extend is not None
+    longer = build_model(model, model.config.max_position_embeddings + 1)
+    assert longer.extend is None
+    assert isinstance(longer.hidden, ExactRows)
 
 
 def test_a_model_that_ignores_its_context_turns_states_off() -> None:
