@@ -165,7 +165,7 @@ class Decoding(Protocol):
         ...
 
     def narrow(self, rows: Sequence[int]) -> None:
-        """Keep only some rows, and renumber them in this order."""
+        """Keep only some rows, which are ascending, and renumber them in this order."""
         ...
 
 

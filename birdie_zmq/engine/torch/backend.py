@@ -217,7 +217,8 @@ class TorchBackend(RowBackend):
 
     def greedy_tokens(self, logits: Any) -> tuple[Any, Any]:
         """Return the most likely tokens [q] by logits float32[q, v], and whether the logits are finite, bool[q]."""
-        return logits.argmax(dim=-1), torch.isfinite(torch.logsumexp(logits, dim=-1))
+        greatest, tokens = logits.max(dim=-1)  # NaN is the greatest
+        return tokens, torch.isfinite(greatest)
 
     def is_floating(self, array: Any) -> bool:
         """Return whether a value is a tensor of floating-point numbers."""

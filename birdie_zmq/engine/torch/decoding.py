@@ -12,7 +12,7 @@ import numpy.typing as npt
 from birdie_zmq.engine.backend import GREEDY, NextTokens, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.logprobs import spread
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
-from birdie_zmq.engine.torch.states import StateModel, TorchPlanStates, put_row, take_rows, trim
+from birdie_zmq.engine.torch.states import StateModel, TorchPlanStates, keep_rows, put_row, row_of, trim
 
 Choose = Callable[[Any, Tokens, Tokens, SamplingMetadata | None], NextTokens]
 """Chooses tokens by the hidden states [b, t, d] of a step, at positions int32[q] of rows int32[q]."""
@@ -69,6 +69,7 @@ class TorchDecoding:
         self._shared_state: Any = None  # from the first step that continues it
         with model.guard(f"the state of {rows} rows of {self._capacity} tokens"):
             self._state = model.call("init_state", rows, self._capacity)
+        self._is_empty = [True] * rows
         self._prefilled: _PrefilledTrees | _PrefilledRows | None = None
         self._texts: list[list[int]] = [[0] for _ in range(rows)]
         self._sampled = np.zeros(rows, np.int32)
@@ -104,16 +105,20 @@ class TorchDecoding:
         with self._model.guard("a prompt"):
             match self._prefilled:
                 case _PrefilledTrees(prefix, entries) as trees:
-                    if prefix is None:
-                        one = self._model.call("init_state", 1, self._capacity)
-                    else:
-                        one = take_rows(prefix, np.zeros(1, np.int32))
-                    path = trees.path(position)
-                    put_row(self._state, row, self._model.call("append", one, entries, path, len(path)), 0)
+                    if prefix is None and not self._is_empty[row]:
+                        prefix = self._model.call("init_state", 1, self._capacity)
+                    if prefix is not None:
+                        put_row(self._state, row, prefix, 0)
+                    # In place: a copy of a row of a thousand tokens takes as long as a decode step.
+                    place, path = row_of(self._state, row), trees.path(position)
+                    made = self._model.call("append", place, entries, path, len(path))
+                    if made is not place:  # the model's function has returned another state
+                        put_row(self._state, row, made, 0)
                 case _PrefilledRows(state, rows):
                     put_row(self._state, row, state, int(rows[position]))
                 case None:
                     raise AssertionError("no step was prefilled")
+            self._is_empty[row] = False
             self._texts[row], self._sampled[row], self._keys[row] = text.tolist(), sampled, key
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
@@ -143,6 +148,7 @@ class TorchDecoding:
     def narrow(self, rows: Sequence[int]) -> None:
         """Keep only some rows, and renumber them in this order."""
         with self._model.guard("a smaller decode batch"):
-            self._state = take_rows(self._state, np.asarray(rows, np.int32))
+            self._state = keep_rows(self._state, rows)
+        self._is_empty = [self._is_empty[row] for row in rows]
         self._texts, self._keys = [self._texts[row] for row in rows], [self._keys[row] for row in rows]
         self._sampled = self._sampled[list(rows)]

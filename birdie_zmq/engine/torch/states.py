@@ -6,7 +6,7 @@ of steps, so what is only padding at the end of rows is cut off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -66,6 +66,26 @@ def put_row(state: Any, row: int, source: Any, index: int) -> None:
         tensor[row] = other[index]
 
     map_tensors(put, state, source)
+
+
+def row_of(state: Any, row: int) -> Any:
+    """Return a state of one row that shares its memory with a row of another."""
+    return map_tensors(lambda tensor: tensor[row : row + 1], state)
+
+
+def keep_rows(state: Any, rows: Sequence[int]) -> Any:
+    """Return the state of some rows, which are ascending, in the memory of a state that is not used any more.
+
+    On a CPU, fresh memory takes longer than to move the rows.
+    """
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        for place, row in enumerate(rows):
+            if place != row:  # a row moves only to a place of a lower number, whose own row has moved already
+                tensor[place] = tensor[row]
+        return tensor[: len(rows)]
+
+    return map_tensors(keep, state)
 
 
 def size_bytes(state: Any) -> int:
