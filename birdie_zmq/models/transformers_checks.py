@@ -139,7 +139,7 @@ def check_limit(module: Any, texts: ProbeTexts, unlimited: Any) -> None:
 
 
 def check_state(model: ComparedModel, texts: ProbeTexts) -> None:
-    """Extend rows of different lengths by several tokens, by none and by one, and copies of them."""
+    """Extend rows of different lengths by several tokens, by none and by one, and copies of them of one length."""
     rows = texts.whole
     state = model.states.init_state(model.module, len(rows), 64)
     begins = [0] * len(rows)
@@ -151,6 +151,8 @@ def check_state(model: ComparedModel, texts: ProbeTexts) -> None:
     rows, begins = [rows[row] for row in parents], [begins[row] for row in parents]
     counts = [min(4, len(row) - begin) for row, begin in zip(rows, begins, strict=True)]
     _extend_and_compare(model, rows, forked, begins, [*counts[:2], counts[2] - 1])
+    single = _take(state, model.tensor(parents[1:]))  # one token each, at the same position
+    _extend_and_compare(model, rows[1:], single, begins[1:], [1, 1])
 
 
 def _extend_and_compare(

@@ -148,6 +148,11 @@ class StateFunctions:
         slots = state["lengths"][:, None] + torch.arange(count, device=tokens.device)
         # Padding gets the position of a row's last token, as the model may have no embedding for a later one.
         positions = base + slots.minimum((state["lengths"] + lengths - 1).clamp(min=0)[:, None])
+        if prefix is None and (begin == 0 or (begin is not None and count == 1)):
+            cache = cache_to_extend(self.layout, state, slots, begin, used)
+            output = self._call_unmasked(module, tokens, slots, cache)
+            state["lengths"] += lengths
+            return output, state
         keys = torch.arange(base + used, device=tokens.device)[None]
         allowed = keys[:, None, :] <= positions[:, :, None]
         if prefix is None:
@@ -172,9 +177,7 @@ class StateFunctions:
         """Return the hidden states [b, t, d] of trees, and for each layer the keys and values of their tokens."""
         if state is None and _are_whole_texts(depths, ends):
             cache = cache_to_branch(self.layout, None)
-            # Without a mask, attention computes half as much, and reads grouped keys without copies of them.
-            output = backbone(module)(tokens, position_ids=depths, cache=cache, use_cache=True).last_hidden_state
-            return output, entries_of(cache)
+            return self._call_unmasked(module, tokens, depths, cache), entries_of(cache)
         rows, count = tokens.shape
         places = torch.arange(count, device=tokens.device)
         allowed = (places[:, None] >= places) & (places[:, None] < ends[:, None, :])
@@ -199,6 +202,11 @@ class StateFunctions:
                 tensors[name][0, :, begin : begin + count] = new[rows, :, columns].transpose(0, 1)
         state["lengths"] += count
         return state
+
+    @staticmethod
+    def _call_unmasked(module: Any, tokens: Any, positions: Any, cache: Any) -> Any:
+        """Compute rows whose tokens attend to all tokens before them: without a mask, attention computes half as much."""
+        return backbone(module)(tokens, position_ids=positions, cache=cache, use_cache=True).last_hidden_state
 
     def _call(self, module: Any, tokens: Any, positions: Any, keys: Any, allowed: Any, cache: Any) -> Any:
         assert self.kinds is not None
