@@ -272,7 +272,7 @@ def test_a_module_in_this_process_is_evaluated_during_training() -> None:
         ((before, _),) = lm.loglikelihood([request], disable_tqdm=True)
         assert before == pytest.approx(expected(), abs=1e-5)
         with torch.no_grad():
-            module.table += torch.eye(VOCABULARY)
+            module.table.add_(torch.eye(VOCABULARY))
         lm.update()
         ((after, _),) = lm.loglikelihood([request], disable_tqdm=True)
         assert after == pytest.approx(expected(), abs=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_rows_that_are_kept_move_within_the_memory_of_the_state() -> None:
 
 
 def test_a_row_of_a_state_is_changed_in_place() -> None:
-    state = {"lengths": torch.tensor([4, 7]), "layers": [{"keys": torch.zeros(2, 3)}]}
+    state: dict[str, Any] = {"lengths": torch.tensor([4, 7]), "layers": [{"keys": torch.zeros(2, 3)}]}
 
     place = row_of(state, 1)
     place["lengths"] += 1
