@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import GREEDY, Decoding, NextTokens, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.backend import GREEDY, Decoding, NextTokens, PrefillStep, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax.backend import JaxBackend
 from birdie_zmq.engine.jax.states import row_bytes
 from birdie_zmq.engine.planning.steps import Step, Tokens
@@ -22,9 +22,11 @@ class CountingDecoding:
         self._lengths = np.zeros(rows, np.int64)
         self._shared = shared
 
-    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+    def prefill(
+        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+    ) -> NextTokens:
         """Compute the next step of the plan."""
-        return self._decoding.prefill(step, metadata)
+        return self._decoding.prefill(step, metadata, following)
 
     def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
         """Let a row continue a text of the last prefill step."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from benchmarks.pictures import example
 from benchmarks.pictures.canvas import MARGIN, WIDTH, Canvas
-from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, NextTokens, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.backend import GREEDY, Backend, Decoding, NextTokens, PrefillStep, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.decode_row import Row
 from birdie_zmq.engine.detokenizer import AnswerExtractor, StopConditions
 from birdie_zmq.engine.events import Answered
@@ -58,8 +58,10 @@ class _ScriptedBackend:
     def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
         del steps, capacity
 
-    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
-        del metadata
+    def prefill(
+        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+    ) -> NextTokens:
+        del metadata, following
         tokens = [self._answers[self._order[owner]][0] for owner in step.owners]
         return NextTokens(np.array(tokens, np.int32), np.ones(len(tokens), bool))
 

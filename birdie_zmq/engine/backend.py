@@ -134,10 +134,16 @@ class PendingScores(Protocol):
         ...
 
 
+PrefillStep = tuple[Step, SamplingMetadata | None]
+"""A step of prompts, each position of which is the last of a text, and how to choose the tokens after them."""
+
+
 class Decoding(Protocol):
     """A batch of rows that are decoded together; each row stays until its sequence ends."""
 
-    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+    def prefill(
+        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+    ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions.
 
         What rows need to continue these texts is kept until the next step.
@@ -145,6 +151,8 @@ class Decoding(Protocol):
         Args:
             step: The step; each position is the last of a text.
             metadata: How to choose; None takes the most likely token.
+            following: What this is called with next, at any later time. A device that computes two steps at the same
+                time may start to compute it.
         """
         ...
 

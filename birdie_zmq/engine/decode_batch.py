@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from birdie_zmq.engine.backend import GREEDY, Decoding, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.backend import GREEDY, Decoding, PrefillStep, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.decode_row import Row
 from birdie_zmq.engine.events import Answered, Event, PartlyAnswered
 from birdie_zmq.engine.generation_settings import GenerationSettings
@@ -58,6 +58,7 @@ class DecodeBatch:
         self._rows: list[Row | None] = [None] * row_counts[0]
         self._row_counts = row_counts
         self._settings = settings
+        self._has_started = False  # the device may be computing the next step of the plan
         self._prefilled = deque[tuple[int, Row]]()  # texts of the last prefill step that wait for a row
 
     def run(self, steps: Sequence[Step], prompts: Sequence[Row]) -> Iterator[Event]:
@@ -75,7 +76,7 @@ class DecodeBatch:
         free = [number for number, row in enumerate(self._rows) if row is None]
         while free and (self._prefilled or waiting):
             if not self._prefilled:
-                yield from self._prefill(waiting.popleft(), prompts)
+                yield from self._prefill(waiting, prompts)
                 continue
             position, row = self._prefilled.popleft()
             number = free.pop(0)
@@ -83,12 +84,16 @@ class DecodeBatch:
             yield from self._runner.call([], put)
             self._rows[number] = row
 
-    def _prefill(self, step: Step, prompts: Sequence[Row]) -> Iterator[Event]:
-        """Compute a step of the plan; each text that ends in it gets its next token."""
+    def _prefill(self, waiting: deque[Step], prompts: Sequence[Row]) -> Iterator[Event]:
+        """Compute the next step of the plan; each text that ends in it gets its next token."""
+        step = waiting.popleft()
         counters, owners = self._runner.counters, [prompts[owner] for owner in step.owners]
-        metadata = sampling_metadata(owners, self._settings.choice)
-        chosen = yield from self._runner.call([step.shape], partial(self._decoding.prefill, step, metadata))
-        if owners:
+        following = waiting[0] if waiting and self._runner.backend.budget.overlaps_steps else None
+        steps = [self._with_metadata(each, prompts) for each in (step, following) if each is not None]
+        prefill = partial(self._decoding.prefill, *steps[0], *steps[1:])
+        chosen = yield from self._runner.call([each.shape for each, _ in steps], prefill)
+        self._has_started = following is not None
+        if owners and not self._has_started:
             self._runner.clock.idle()
         counters.add_step(step.shape, step.used_tokens)
         counters.tokens_generated += len(owners)
@@ -96,6 +101,10 @@ class DecodeBatch:
             row.add(chosen, position, self._settings)
         self._prefilled.extend((position, row) for position, row in enumerate(owners) if not row.is_finished)
         yield from answered(owners)
+
+    def _with_metadata(self, step: Step, prompts: Sequence[Row]) -> PrefillStep:
+        """Return a step of the plan, and how the tokens after its texts are chosen."""
+        return step, sampling_metadata([prompts[owner] for owner in step.owners], self._settings.choice)
 
     def _narrow(self) -> None:
         """Drop free rows, as far as a smaller number of rows is allowed; called when no prompt waits."""
@@ -114,7 +123,8 @@ class DecodeBatch:
         active = {number: row for number, row in enumerate(self._rows) if row is not None}
         is_active = np.array([row is not None for row in self._rows])
         chosen = yield from self._runner.call([shape], partial(self._decoding.decode, is_active))
-        self._runner.clock.idle()
+        if not self._has_started:
+            self._runner.clock.idle()
         used = 0
         for number, row in active.items():
             for position in range(chosen.tokens.shape[1]):

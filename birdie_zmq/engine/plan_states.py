@@ -1,4 +1,4 @@
-"""The states of the steps of a plan: the one that the last step left, and those of the prefix cache.
+"""The states of the steps of a plan: those that the last steps left, and those of the prefix cache.
 
 This part is the same for all frameworks. An engine's subclass creates, copies and measures states.
 """
@@ -17,7 +17,7 @@ from birdie_zmq.engine.prefix_cache import CachedPrefix, PrefixCache, capacity_f
 
 @dataclass
 class CurrentState:
-    """The state that the last `Extend` left; it must be copied before it is extended if ``is_cached``."""
+    """The state that the last `Extend` of a chain left; it must be copied before it is extended if ``is_cached``."""
 
     state: Any
     capacity: int
@@ -33,13 +33,14 @@ class PlanStates(ABC):
 
     def __init__(self, cache: PrefixCache[Any]) -> None:
         self._cache = cache
-        self._current: CurrentState | None = None
+        self._current: CurrentState | None = None  # of the last `Extend`
+        self._chains: dict[int, CurrentState] = {}
         self._pending_uses = Counter[bytes]()  # remaining steps of the plan that start from each prefix
         self._capacity = 0
 
     def start_plan(self, steps: Sequence[Step], capacity: int = 0) -> None:
         """Prepare for a plan with states of at least this capacity in tokens; its steps are computed next, in order."""
-        self._current = None
+        self._drop_current()
         self._pending_uses = Counter(name for step in steps if (name := _prefix_of(step)))
         capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
         self._capacity = self.capacity_for(max([capacity, *capacities]))
@@ -48,7 +49,7 @@ class PlanStates(ABC):
     def clear(self) -> None:
         """Drop all states."""
         self._cache.clear()
-        self._current = None
+        self._drop_current()
 
     def release(self, step: Step) -> None:
         """Count down the uses of a step's prefix; a state without uses left may be evicted."""
@@ -77,22 +78,27 @@ class PlanStates(ABC):
     def _size_bytes(self, state: Any) -> int:
         """Return the bytes that a state takes on each of its devices."""
 
-    def _state_to_extend(self, before: bytes | None, rows: int) -> CurrentState:
-        """Return a state of `rows` rows that may be overwritten."""
+    def _drop_current(self) -> None:
+        self._current = None
+        self._chains.clear()
+
+    def _state_to_extend(self, kind: Extend) -> CurrentState:
+        """Return the state that a step extends, which may be overwritten."""
+        before, rows = kind.before, len(kind.lengths)
         if before == b"":
             return CurrentState(self._create(rows, self._capacity), self._capacity)
         if before is not None:
             cached = self._cache.get(before)
             return CurrentState(self._copy(cached.state, rows, cached.capacity), cached.capacity)
-        current = self._current
-        assert current is not None
+        current = self._chains[kind.chain]
         if not current.is_cached:
             return current
         return CurrentState(self._copy(current.state, 1, current.capacity), current.capacity)
 
-    def _keep(self, after: bytes | None, state: Any, capacity: int) -> None:
-        """Let a state be the current one, and cache it as that of the prefix `after` if a later step starts from it."""
-        self._current = CurrentState(state, capacity)
+    def _keep(self, kind: Extend, state: Any, capacity: int) -> None:
+        """Let the state after a step be its chain's current one, and cache it if a later step starts from it."""
+        after = kind.after
+        self._current = self._chains[kind.chain] = CurrentState(state, capacity)
         if after is not None and after in self._pending_uses:
             self._cache.put(after, CachedPrefix(state, capacity, self._size_bytes(state)))
             self._current.is_cached = True

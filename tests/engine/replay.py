@@ -76,7 +76,8 @@ class Replay:
     ) -> None:
         self._items = items
         self._unscored = [dict(zip(item.positions, item.targets.tolist(), strict=True)) for item in items]
-        self._state: _State | None = None
+        self._state: _State | None = None  # of the last `Extend`
+        self._chains: dict[int, _State] = {}
         self.result = ReplayResult(states=dict(cached))
         capacities = [step.kind.capacity for step in steps if isinstance(step.kind, Extend | Fork)]
         self._capacity = round_capacity(max(capacities, default=1))
@@ -144,8 +145,7 @@ class Replay:
     def _extend(self, step: Step, kind: Extend) -> None:
         rows = step.shape[0]
         if kind.before is None:
-            assert self._state is not None
-            current = self._state
+            current = self._chains[kind.chain]
             assert len(current.texts) == rows
         else:
             assert kind.before == b"" or kind.before in self.result.states
@@ -154,7 +154,7 @@ class Replay:
             current = _State([before] * rows, capacity)
         assert current.capacity >= kind.capacity, "the state has less capacity than the step needs"
         extended = self._append(step, current.texts, kind.lengths, kind.capacity)
-        self._state = _State(extended, current.capacity)
+        self._state = self._chains[kind.chain] = _State(extended, current.capacity)
         if kind.after is not None:
             (text,) = extended
             assert kind.after == tokens_of(text).tobytes()
@@ -225,6 +225,7 @@ budgets = st.builds(
     call_tokens=st.sampled_from([0, 1, 8, 32, 500]),
     rows=st.sampled_from([1, 4, 64]),
     row_unit=st.sampled_from([1, 1, 2, 3]),
+    steps_ahead=st.sampled_from([1, 2]),
 )
 step_limits = st.builds(StepLimits, rows=st.none() | st.integers(1, 5)) | st.builds(
     StepLimits, max_rows=st.integers(1, 8)

@@ -21,6 +21,7 @@ from birdie_zmq.engine.backend import (
     Decoding,
     NextTokens,
     PendingScores,
+    PrefillStep,
     SamplingMetadata,
     TokenChoice,
     TokenScores,
@@ -344,8 +345,11 @@ class _BroadcastingDecoding:
         self._backend = backend
         self._decoding = decoding
 
-    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+    def prefill(
+        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+    ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions."""
+        del following
         payload = None if metadata is None else calls.SamplingPayload.of(metadata)
         call = calls.Prefill(calls.StepPayload.of(step), payload)
         return self._backend.broadcast(call, lambda: self._decoding.prefill(step, metadata))

@@ -220,7 +220,7 @@ class JaxBackend:
     def next_tokens(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
         """Choose the next token at each position of a step of whole rows: the most likely one, or a sampled one."""
         with model_call(f"tokens int32{list(step.shape)}"):
-            return self._head.next_tokens(self._forward(step), step, metadata)
+            return self._head.next_tokens(self._forward(step), step, metadata).result()
 
     def _forward(self, step: Step) -> Any:
         """Return the hidden states or logits [rows, length, …] of a step, and read and update the states it uses."""

@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import NextTokens, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.backend import NextTokens, PrefillStep, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax import lm_head
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.executables import model_call
-from birdie_zmq.engine.jax.position_head import PositionHead, as_next_tokens
+from birdie_zmq.engine.jax.position_head import PendingTokens, PositionHead, as_next_tokens
 from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, key_data, sample, sampling_arrays
 from birdie_zmq.engine.jax.states import JaxPlanStates, create_state
 from birdie_zmq.engine.logits_processing import (
@@ -73,6 +73,14 @@ class _PrefilledRows:
     rows: Tokens
 
 
+class _Started(NamedTuple):
+    """A step that the device may still be computing; `prefilled` is None if no text ends in it."""
+
+    step: Step
+    tokens: PendingTokens
+    prefilled: _PrefilledTrees | _PrefilledRows | None
+
+
 class JaxDecoding:
     """A batch of rows of one state that are decoded together.
 
@@ -104,6 +112,7 @@ class JaxDecoding:
         self._head = head
         self._states = states
         self._prefilled: _PrefilledTrees | _PrefilledRows | None = None
+        self._started: _Started | None = None
         self._shared = shared
         self._shared_state: CachedPrefix[Any] | None = None  # from the first step that continues it
         self._tokens_per_call = tokens_per_call
@@ -125,28 +134,39 @@ class JaxDecoding:
         self._keys = np.zeros((rows, 2), np.uint32)
         self._minimum = np.zeros(rows, np.int32)
 
-    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+    def prefill(
+        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+    ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions."""
+        self._prefilled = None  # its memory is freed first
+        started, self._started = self._started or self._start(step, metadata), None
+        assert started.step is step
+        if following is not None:
+            self._started = self._start(*following)
+        self._prefilled = started.prefilled
         with model_call(f"tokens int32{list(step.shape)}"):
-            self._prefilled = None  # its memory is freed first
+            return started.tokens.result()
+
+    def _start(self, step: Step, metadata: SamplingMetadata | None) -> _Started:
+        """Start to compute a step, and to choose the tokens after its texts."""
+        with model_call(f"tokens int32{list(step.shape)}"), self._executables.dispatch.step():
+            prefilled: _PrefilledTrees | _PrefilledRows | None = None
             tokens = self._sharding.put_rows(step.tokens)
             match step.kind:
                 case Tree() as kind:
                     hidden, entries = self._states.prefill(tokens, kind)
-                    self._prefilled = self._prefilled_trees(entries, step, kind)
+                    prefilled = self._prefilled_trees(entries, step, kind)
                 case Extend() as kind:
                     hidden = self._states.extend(tokens, kind)
                     if len(step.rows):
-                        self._prefilled = _PrefilledRows(
-                            self._take(step.rows), np.arange(len(step.rows), dtype=np.int32)
-                        )
+                        prefilled = _PrefilledRows(self._take(step.rows), np.arange(len(step.rows), dtype=np.int32))
                 case Fork() as kind:
                     hidden, state = self._states.keep_fork(tokens, kind)
-                    self._prefilled = _PrefilledRows(state, step.rows)
+                    prefilled = _PrefilledRows(state, step.rows)
                 case _:
                     raise AssertionError(f"a step of kind {type(step.kind).__name__} has no state")
             self._states.release(step)
-            return self._head.next_tokens(hidden, step, metadata)
+            return _Started(step, self._head.next_tokens(hidden, step, metadata), prefilled)
 
     def _prefilled_trees(self, entries: Any, step: Step, kind: Tree) -> _PrefilledTrees:
         if not kind.prefix:

@@ -68,6 +68,20 @@ class _EmptyScores:
         return TokenScores(*scores, top if self._top else None)
 
 
+class PendingTokens:
+    """The next tokens at the positions of a step, in chunks on the device."""
+
+    def __init__(self, chunks: list[tuple[int, Any]]) -> None:
+        self._chunks = chunks
+
+    def result(self) -> NextTokens:
+        """Wait for the tokens and return them."""
+        if not self._chunks:
+            return NextTokens(np.zeros(0, np.int32), np.zeros(0, np.bool_))
+        columns = zip(*([np.asarray(column)[:count] for column in chunk] for count, chunk in self._chunks), strict=True)
+        return as_next_tokens([np.concatenate(column) for column in columns])
+
+
 class PositionHead:
     """The head of a model.
 
@@ -102,8 +116,8 @@ class PositionHead:
             ]
         )
 
-    def next_tokens(self, outputs: Any, step: Step, metadata: SamplingMetadata | None) -> NextTokens:
-        """Choose the next tokens at the positions of a step.
+    def next_tokens(self, outputs: Any, step: Step, metadata: SamplingMetadata | None) -> PendingTokens:
+        """Start to choose the next tokens at the positions of a step.
 
         Args:
             outputs: The hidden states or logits [rows, length, …] of the step.
@@ -125,7 +139,7 @@ class PositionHead:
                 metadata.sampled,
             ]
         if len(step.rows) == 0:
-            return NextTokens(np.zeros(0, np.int32), np.zeros(0, np.bool_))
+            return PendingTokens([])
         chunks = []
         begin = 0
         for count, (rows, positions, *others) in self._chunks(*columns):
@@ -137,10 +151,9 @@ class PositionHead:
                 texts, sampled = metadata.texts[at], metadata.sampled[at]
                 state = step_state(choice.processing, texts, sampled, self._model.vocab_size)
                 state = jax.tree.map(lambda x, size=len(rows): _pad_rows(x, size), state)
-            chosen = self._apply(kind, choose, outputs, rows, positions, sampling, keys, arrays, state)
-            chunks.append([np.asarray(x)[:count] for x in chosen])
+            chunks.append((count, self._apply(kind, choose, outputs, rows, positions, sampling, keys, arrays, state)))
             begin += count
-        return as_next_tokens([np.concatenate(column) for column in zip(*chunks, strict=True)])
+        return PendingTokens(chunks)
 
     def _chunks(self, *columns: npt.NDArray[Any]) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
         """Split columns of equal length into zero-padded chunks of a few sizes, and yield each with its real size."""

@@ -143,10 +143,10 @@ class JaxPlanStates(PlanStates):
 
     def extend(self, tokens: jax.Array, kind: Extend) -> Any:
         """Extend a state by tokens int32[rows, length], and return their hidden states."""
-        start = self._state_to_extend(kind.before, len(kind.lengths))
+        start = self._state_to_extend(kind)
         lengths = self._model.sharding.put_rows(kind.lengths)
         hidden, state = extend_state(self._model, tokens, lengths, start.state, start.capacity)
-        self._keep(kind.after, state, start.capacity)
+        self._keep(kind, state, start.capacity)
         return hidden
 
     def fork(self, tokens: jax.Array, kind: Fork) -> Any:

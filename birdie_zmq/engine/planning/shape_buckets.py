@@ -73,6 +73,11 @@ class StepBudget:
     row_unit: int = 1
     steps_ahead: int = 1
 
+    @property
+    def overlaps_steps(self) -> bool:
+        """Whether the device computes two consecutive steps at the same time, if neither waits for the other."""
+        return self.steps_ahead > 1
+
     def scaled(self, groups: int) -> StepBudget:
         """Return the budget of `groups` data-parallel device groups, each computing its share of the rows."""
         return replace(

@@ -65,14 +65,15 @@ class Extend:
     """A step that extends each row of a state by ``lengths`` int32[rows] of its tokens.
 
     All rows start from the cached state of the prefix ``before``, given as the bytes of its tokens (empty: a new
-    state); None continues the state that the last `Extend` left. ``after`` is the prefix under which the new state is
-    cached, or None. ``capacity`` is the number of tokens that each row of the state must hold.
+    state); None continues the state that the last `Extend` of the same ``chain`` left. ``after`` is the prefix under
+    which the new state is cached, or None. ``capacity`` is the number of tokens that each row of the state must hold.
     """
 
     lengths: Tokens
     before: bytes | None
     after: bytes | None
     capacity: int
+    chain: int = 0
 
 
 @dataclass(frozen=True)

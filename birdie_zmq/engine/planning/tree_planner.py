@@ -17,6 +17,7 @@ from birdie_zmq.engine.planning.cost_model import positions_cost
 from birdie_zmq.engine.planning.prefix_states import PrefixNode, prefix_nodes, with_prefills
 from birdie_zmq.engine.planning.prefix_tree import PrefixTree
 from birdie_zmq.engine.planning.shape_buckets import MIN_LENGTH, Buckets, Shape
+from birdie_zmq.engine.planning.step_order import overlap_steps
 from birdie_zmq.engine.planning.steps import PAD, ScorePositions, Step, Tree
 
 
@@ -40,7 +41,8 @@ def plan_trees(tree: PrefixTree, buckets: Buckets, cached: Mapping[bytes, int], 
     lengths, call_tokens = row_lengths(buckets), buckets.budget.call_tokens
     nodes = prefix_nodes(tree, lengths[-1], call_tokens, cached, shared)
     steps = [_steps(tree, node, _best_rows(tree, node, buckets), buckets) if node.ranges else [] for node in nodes]
-    return with_prefills(tree, nodes, steps, lengths, call_tokens, cached)
+    plan = with_prefills(tree, nodes, steps, lengths, call_tokens, cached)
+    return overlap_steps(plan) if buckets.budget.overlaps_steps else plan
 
 
 def possible_shapes(buckets: Buckets) -> frozenset[Shape]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from birdie_zmq.engine.backend import GREEDY, NextTokens, SamplingMetadata, TokenChoice
+from birdie_zmq.engine.backend import GREEDY, NextTokens, PrefillStep, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.logprobs import spread
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
 from birdie_zmq.engine.torch.states import StateModel, TorchPlanStates, keep_rows, put_row, row_of, trim
@@ -75,8 +75,11 @@ class TorchDecoding:
         self._sampled = np.zeros(rows, np.int32)
         self._keys = [0] * rows
 
-    def prefill(self, step: Step, metadata: SamplingMetadata | None = None) -> NextTokens:
+    def prefill(
+        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+    ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions."""
+        del following
         with self._model.guard(f"tokens int32{list(step.shape)}"):
             self._prefilled = None  # its memory is freed first
             step = trim(step)

@@ -132,9 +132,9 @@ class TorchPlanStates(PlanStates):
 
     def extend(self, tokens: Tokens, kind: Extend) -> Any:
         """Extend a state by tokens int32[rows, length], and return their hidden states."""
-        start = self._state_to_extend(kind.before, len(kind.lengths))
+        start = self._state_to_extend(kind)
         hidden, state = self._model.call("extend", tokens, kind.lengths, start.state)
-        self._keep(kind.after, state, start.capacity)
+        self._keep(kind, state, start.capacity)
         return hidden
 
     def fork(self, tokens: Tokens, kind: Fork) -> tuple[Any, Any]:
