@@ -56,8 +56,8 @@ def load_model(model_tag: str, *, mesh: Any = None, **keywords: Any) -> Model:
     In JAX, the weights are put on the default device or sharded over a mesh.
 
     Args:
-        model_tag: ``demo``, a checkpoint directory, also as a JAX trainer writes it, a ``.gguf`` file, or the name of a hub repository, such as ``gpt2``
-            or ``organisation/name``. In PyTorch it is a directory or a repository, which transformers reads.
+        model_tag: ``demo``, a checkpoint directory, also as a JAX trainer writes it, a ``.gguf`` or ``.weights.h5`` file, or the
+            name of a hub repository, such as ``gpt2`` or ``organisation/name``. In PyTorch it is a directory or a repository, which transformers reads.
         mesh: A `jax.sharding.Mesh` with the axes ``data`` and ``model``, over which the weights are sharded.
         **keywords: ``dtype`` is float32, bfloat16, or auto: bfloat16 if the checkpoint is bfloat16, else float32; in PyTorch also float16.
             ``revision`` is a revision of the hub repository. ``subfolder`` is a directory in the directory or repository
