@@ -87,10 +87,12 @@ def _run_step(name: str, limit: float, options: list[str]) -> bool:
     try:
         output, errors = step.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(step.pid, signal.SIGKILL)
-        step.communicate()
         print(f"{name}: FAILED: not done after {limit:.0f} s", flush=True)
         return False
+    finally:  # also if this run is interrupted
+        if step.returncode is None:
+            os.killpg(step.pid, signal.SIGKILL)
+            step.communicate()
     lines = (output if step.returncode == 0 else errors).strip().splitlines() or ["no output"]
     state = "" if step.returncode == 0 else "FAILED: "
     print(f"{name}: {state}{lines[-1]} ({time.monotonic() - began:.0f} s)", flush=True)
