@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ def save(sizes: Any, folder: Path) -> None:
     )
     with jax.set_mesh(jax.make_mesh((1,), ("data",))):
         converter.save_pretrained(model, str(folder / "exported"), save_reference_code=False, save_tokenizer=False)
+    # Levanter leaves out head_dim and query_pre_attn_scalar, whose defaults are those of the released models of Gemma.
+    exported = folder / "exported" / "config.json"
+    sizes_of_heads = {name: config[name] for name in ("head_dim", "query_pre_attn_scalar") if name in config}
+    exported.write_text(json.dumps(json.loads(exported.read_text()) | sizes_of_heads), encoding="utf-8")
 
 
 _UNSTACKED = {"scan_layers": False, "gradient_checkpointing": False}
