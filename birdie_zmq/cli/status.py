@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import signal
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from types import FrameType
 
 import msgspec
 from rich.console import Console, Group, RenderableType
@@ -57,13 +59,25 @@ def run(options: argparse.Namespace) -> int:
     if options.once:
         console.print(render(status))
         return 0
+    is_interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        del number, frame
+        is_interrupted = True  # Python drops an exception that is raised while an object is destroyed
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         with Live(render(status), console=console, auto_refresh=False, screen=console.is_terminal) as live:
-            while True:
+            while not is_interrupted:
                 time.sleep(_REFRESH_S)
                 live.update(render(fetch(url)), refresh=True)
     except KeyboardInterrupt:
-        return 0
+        pass
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 0
 
 
 def status_url(port: str) -> str:

@@ -1,6 +1,8 @@
 """``birdie-zmq status``: its output and its error messages."""
 
 import io
+import os
+import signal
 
 import pytest
 from rich.console import Console
@@ -49,6 +51,34 @@ def test_once_prints_the_status(capsys: pytest.CaptureFixture[str]) -> None:
         server.update_status(harness.broker, harness.now)
         assert cli.main(["status", "--once", "--port", server.address]) == 0
     assert "tcp://127.0.0.1:5555" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_ends_the_view_also_while_an_object_is_destroyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops an exception that is raised then, and so would a KeyboardInterrupt."""
+
+    class Connection:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    status = snapshot(BrokerHarness().broker, About("1.0", "ipc:///x", 7, 900.0), 1_000.0)
+    fetched: list[str] = []
+
+    def fetch(url: str) -> Status:
+        fetched.append(url)
+        assert len(fetched) <= 2, "the view goes on"
+        if len(fetched) == 2:
+            Connection()
+        return status
+
+    monkeypatch.setattr(status_command, "fetch", fetch)
+    monkeypatch.setattr(status_command, "_REFRESH_S", 0.0)
+    before = signal.getsignal(signal.SIGINT)
+
+    assert cli.main(["status", "--port", "1"]) == 0
+
+    assert len(fetched) == 2
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_unreachable_status_page_names_the_broker_option(capsys: pytest.CaptureFixture[str]) -> None:
