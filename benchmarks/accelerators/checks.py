@@ -93,6 +93,7 @@ CHECKS = (
     Check("v5e", "1b", "bfloat16", "texts:4x2048", 512),
     Check("v5e", "1b", "bfloat16", "trees:16x1024", 1024, flash=False),
     Check("v5e", "1b", "bfloat16", "extend:1x1024@8192", 512),
+    Check("v5e", "1b", "bfloat16", "extend:1x4096@65536", 1024),
     Check("v5e", "1b", "bfloat16", "decode:64@2048", flash=False),
     Check("v5e", "windows", "bfloat16", "decode:64@2048", flash=False),
     Check("v5e", "1b", "float32", "decode:16@2048", flash=False),
