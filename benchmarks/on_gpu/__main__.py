@@ -13,7 +13,7 @@ it ends, so an interrupted run has shown the most valuable ones:
 - decode: seconds of a step of 64 rows of 2,048 tokens by the 14B model, and of its limit on an H200;
 - trees: the share of an H200's rate of matrix products that a step of trees reaches.
 
-``--install`` installs this checkout for NVIDIA GPUs, and torch for the step hf, first. ``--tiny`` takes small models and
+``--install`` installs this checkout for NVIDIA GPUs, and what the step hf needs, first. ``--tiny`` takes small models and
 short texts, to try the steps on any machine: ``JAX_PLATFORMS=cpu python -m benchmarks.on_gpu --tiny``.
 """
 
@@ -51,6 +51,10 @@ _MODULES = {
 """The module of this folder that has the function of each step; --install runs before what they import is there."""
 
 
+_OF_HF = ("accelerate",)
+"""What lm_eval imports for ``--model hf`` beside torch and transformers."""
+
+
 def main() -> int:
     """Run the steps; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,7 +67,8 @@ def main() -> int:
         print(_function(options.run)(TINY if options.tiny else FULL))
         return 0
     if options.install:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-e", ".[cuda,torch]"], check=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "-e", ".[cuda,torch]", *_OF_HF]
+        subprocess.run(command, check=True)
     failed = 0
     for name, limit in LIMITS.items():
         if options.only in (None, name):
@@ -95,6 +100,8 @@ def _run_step(name: str, limit: float, options: list[str]) -> bool:
             step.communicate()
     lines = (output if step.returncode == 0 else errors).strip().splitlines() or ["no output"]
     state = "" if step.returncode == 0 else "FAILED: "
+    if step.returncode != 0:  # the cause may stand before the error of a process that waited for it
+        print("\n".join(lines[-25:-1]), file=sys.stderr)
     print(f"{name}: {state}{lines[-1]} ({time.monotonic() - began:.0f} s)", flush=True)
     return step.returncode == 0
 
