@@ -135,7 +135,7 @@ class PendingScores(Protocol):
 
 
 PrefillStep = tuple[Step, SamplingMetadata | None]
-"""A step of prompts, each position of which is the last of a text, and how to choose the tokens after them."""
+"""A step of prompts, whose positions are the last ones of texts, and how to choose the tokens after them."""
 
 
 class Decoding(Protocol):

@@ -18,7 +18,7 @@ def step_of(kind: StepKind) -> Step:
 
 
 def text(name: bytes, chunks: int, capacity: int = 64) -> list[Step]:
-    """Return the chunks of a text, the last of which leaves its state under a name."""
+    """Return the chunks of a text; its state is cached under a name after the last chunk."""
     return [
         step_of(Extend(ONE, b"" if chunk == 0 else None, name if chunk == chunks - 1 else None, capacity))
         for chunk in range(chunks)
