@@ -59,6 +59,7 @@ class KindPayload(Struct, frozen=True, forbid_unknown_fields=True):
     before: bytes | None = None
     after: bytes | None = None
     capacity: NonNegativeInt = 0
+    chain: NonNegativeInt = 0
 
     @classmethod
     def of(cls, kind: StepKind) -> KindPayload:
@@ -68,8 +69,8 @@ class KindPayload(Struct, frozen=True, forbid_unknown_fields=True):
                 return cls("dense")
             case Tree(depths, ends, prefix):
                 return cls("tree", [Array.of(depths), Array.of(ends)], before=prefix)
-            case Extend(lengths, before, after, capacity):
-                return cls("extend", [Array.of(lengths)], before, after, capacity)
+            case Extend(lengths, before, after, capacity, chain):
+                return cls("extend", [Array.of(lengths)], before, after, capacity, chain)
             case Fork(parents, lengths, capacity):
                 return cls("fork", [Array.of(parents), Array.of(lengths)], capacity=capacity)
             case Pairs(label_ids, loss_mask):
@@ -87,7 +88,7 @@ class KindPayload(Struct, frozen=True, forbid_unknown_fields=True):
             case "tree", [depths, ends] if self.before is not None:
                 return Tree(depths, ends, self.before)
             case "extend", [lengths]:
-                return Extend(lengths, self.before, self.after, self.capacity)
+                return Extend(lengths, self.before, self.after, self.capacity, self.chain)
             case "fork", [parents, lengths]:
                 return Fork(parents, lengths, self.capacity)
             case "pairs", [label_ids, loss_mask]:

@@ -132,7 +132,8 @@ class JaxBackend:
         devices = jax.devices()[:1] if self._mesh is None else list(self._mesh.local_devices)
         groups = self._sharding.data
         if devices[0].platform == "cpu":
-            return _CPU_BUDGET.scaled(groups) if self._mesh is not None else _CPU_BUDGET
+            # The devices of a mesh compute each step together, one step after another.
+            return replace(_CPU_BUDGET.scaled(groups), steps_ahead=1) if self._mesh is not None else _CPU_BUDGET
         divided = self._sharding.size // groups  # over which the weights of one copy are sharded
         size = ModelSize(*(sum(getattr(leaf, name) for leaf in weights) // divided for name in ("size", "nbytes")))
         budget = device_budget(rates_of(devices[0].device_kind), size, memory.free_bytes(devices))

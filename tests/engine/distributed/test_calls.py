@@ -34,6 +34,7 @@ KINDS: list[StepKind] = [
     Tree(TOKENS, TOKENS + 1, b""),
     Extend(ints(6, 5), b"\x00", b"\x01", 300),
     Extend(ints(6), None, None, 0),
+    Extend(ints(6), None, None, 300, chain=1),
     Fork(ints(0, 0), ints(6, 1), 256),
     Pairs(TOKENS, TOKENS % 2),
 ]
