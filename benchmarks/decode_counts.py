@@ -23,10 +23,14 @@ class CountingDecoding:
         self._shared = shared
 
     def prefill(
-        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+        self,
+        step: Step,
+        metadata: SamplingMetadata | None = None,
+        following: PrefillStep | None = None,
+        kept: int = 0,
     ) -> NextTokens:
         """Compute the next step of the plan."""
-        return self._decoding.prefill(step, metadata, following)
+        return self._decoding.prefill(step, metadata, following, kept)
 
     def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
         """Let a row continue a text of the last prefill step."""

@@ -59,9 +59,13 @@ class _ScriptedBackend:
         del steps, capacity
 
     def prefill(
-        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+        self,
+        step: Step,
+        metadata: SamplingMetadata | None = None,
+        following: PrefillStep | None = None,
+        kept: int = 0,
     ) -> NextTokens:
-        del metadata, following
+        del metadata, following, kept
         tokens = [self._answers[self._order[owner]][0] for owner in step.owners]
         return NextTokens(np.array(tokens, np.int32), np.ones(len(tokens), bool))
 

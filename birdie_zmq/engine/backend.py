@@ -142,7 +142,11 @@ class Decoding(Protocol):
     """A batch of rows that are decoded together; each row stays until its sequence ends."""
 
     def prefill(
-        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+        self,
+        step: Step,
+        metadata: SamplingMetadata | None = None,
+        following: PrefillStep | None = None,
+        kept: int = 0,
     ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions.
 
@@ -153,6 +157,8 @@ class Decoding(Protocol):
             metadata: How to choose; None takes the most likely token.
             following: What this is called with next, at any later time. A device that computes two steps at the same
                 time may start to compute it.
+            kept: The number of positions of steps before that are kept as well; `put` counts on from them. It is above 0
+                only for a step that was the following one.
         """
         ...
 
@@ -161,7 +167,7 @@ class Decoding(Protocol):
 
         Args:
             row: The row; it is free.
-            position: Which of the step's positions is the last of the text.
+            position: Which of the step's positions is the last of the text, after those that are kept of steps before.
             text: The tokens int32[n + 1]: n that are computed, and the next one, with which decoding begins.
             key: The random key of the row, if tokens are sampled.
             sampled: The number of tokens at the end of the text that were generated, at least 1.

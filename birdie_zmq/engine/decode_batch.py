@@ -58,8 +58,10 @@ class DecodeBatch:
         self._rows: list[Row | None] = [None] * row_counts[0]
         self._row_counts = row_counts
         self._settings = settings
+        self._has_put = False
         self._has_started = False  # the device may be computing the next step of the plan
         self._prefilled = deque[tuple[int, Row]]()  # texts of the last prefill step that wait for a row
+        self._positions = 0  # that prefill steps have kept
 
     def run(self, steps: Sequence[Step], prompts: Sequence[Row]) -> Iterator[Event]:
         """Prefill prompts by the steps of a plan, decode them, and yield the rows that each step finishes."""
@@ -76,8 +78,16 @@ class DecodeBatch:
         free = [number for number, row in enumerate(self._rows) if row is None]
         while free and (self._prefilled or waiting):
             if not self._prefilled:
+                self._positions = 0
                 yield from self._prefill(waiting, prompts)
                 continue
+            if not self._has_put and self._has_started and len(waiting) == 1:
+                # The device computes the last step already. Its tokens tell how many texts need a row.
+                yield from self._prefill(waiting, prompts)
+                continue
+            if not self._has_put:
+                self._narrow_to(sum(not row.is_finished for row in prompts))
+                free, self._has_put = list(range(len(self._rows))), True
             position, row = self._prefilled.popleft()
             number = free.pop(0)
             put = partial(self._decoding.put, number, position, row.tokens, row.key, len(row.answer.tokens))
@@ -88,10 +98,12 @@ class DecodeBatch:
         """Compute the next step of the plan; each text that ends in it gets its next token."""
         step = waiting.popleft()
         counters, owners = self._runner.counters, [prompts[owner] for owner in step.owners]
-        following = waiting[0] if waiting and self._runner.backend.budget.overlaps_steps else None
-        steps = [self._with_metadata(each, prompts) for each in (step, following) if each is not None]
-        prefill = partial(self._decoding.prefill, *steps[0], *steps[1:])
-        chosen = yield from self._runner.call([each.shape for each, _ in steps], prefill)
+        shapes, following = [step.shape], None
+        if waiting and self._runner.backend.budget.overlaps_steps:
+            following = self._with_metadata(waiting[0], prompts)
+            shapes.append(waiting[0].shape)
+        prefill = partial(self._decoding.prefill, *self._with_metadata(step, prompts), following, self._positions)
+        chosen = yield from self._runner.call(shapes, prefill)
         self._has_started = following is not None
         if owners and not self._has_started:
             self._runner.clock.idle()
@@ -99,7 +111,10 @@ class DecodeBatch:
         counters.tokens_generated += len(owners)
         for position, row in enumerate(owners):
             row.add(chosen, position, self._settings)
-        self._prefilled.extend((position, row) for position, row in enumerate(owners) if not row.is_finished)
+        self._prefilled.extend(
+            (self._positions + position, row) for position, row in enumerate(owners) if not row.is_finished
+        )
+        self._positions += len(owners)
         yield from answered(owners)
 
     def _with_metadata(self, step: Step, prompts: Sequence[Row]) -> PrefillStep:
@@ -108,10 +123,16 @@ class DecodeBatch:
 
     def _narrow(self) -> None:
         """Drop free rows, as far as a smaller number of rows is allowed; called when no prompt waits."""
-        active = [number for number, row in enumerate(self._rows) if row is not None]
-        count = min(row_count for row_count in self._row_counts if row_count >= len(active))
-        if count >= len(self._rows) or not active:
+        active = sum(row is not None for row in self._rows)
+        if active:
+            self._narrow_to(active)
+
+    def _narrow_to(self, needed: int) -> None:
+        """Drop free rows, as far as a smaller number of at least `needed` rows is allowed."""
+        count = min((row_count for row_count in self._row_counts if row_count >= needed), default=len(self._rows))
+        if count >= len(self._rows):
             return
+        active = [number for number, row in enumerate(self._rows) if row is not None]
         free = [number for number, row in enumerate(self._rows) if row is None]
         kept = sorted(active + free[: count - len(active)])
         self._decoding.narrow(kept)

@@ -346,10 +346,14 @@ class _BroadcastingDecoding:
         self._decoding = decoding
 
     def prefill(
-        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+        self,
+        step: Step,
+        metadata: SamplingMetadata | None = None,
+        following: PrefillStep | None = None,
+        kept: int = 0,
     ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions."""
-        del following
+        del following, kept  # no step is started before its turn
         payload = None if metadata is None else calls.SamplingPayload.of(metadata)
         call = calls.Prefill(calls.StepPayload.of(step), payload)
         return self._backend.broadcast(call, lambda: self._decoding.prefill(step, metadata))

@@ -111,7 +111,7 @@ class JaxDecoding:
         self._sharding = model.sharding
         self._head = head
         self._states = states
-        self._prefilled: _PrefilledTrees | _PrefilledRows | None = None
+        self._prefilled: list[tuple[int, _PrefilledTrees | _PrefilledRows | None]] = []  # with its first position
         self._started: _Started | None = None
         self._shared = shared
         self._shared_state: CachedPrefix[Any] | None = None  # from the first step that continues it
@@ -119,31 +119,43 @@ class JaxDecoding:
         self._capacity = capacity
         self._processing = choice.processing
         self._top = min(choice.top, model.vocab_size)
-        self._sampling_arrays = self._processing_arrays = self._history = None
-        with model_call(f"the state of {rows} rows of {capacity} tokens"):
-            self._state = create_state(model, rows, capacity)
+        self._state: Any = None
+        self._history: Any = None
+        self._sampling_arrays = self._processing_arrays = None
+        with model_call("the parameters of sampling"):
             if choice.sampling is not None:
                 self._sampling_arrays = self._sharding.replicate(sampling_arrays(choice.sampling))
             if choice.processing is not None:
                 arrays = processing_arrays(choice.processing, model.vocab_size)
                 self._processing_arrays = self._sharding.replicate(arrays)
-                if choice.processing.needs_history:
-                    self._history = self._sharding.put_rows(np.zeros((rows, model.vocab_size), np.int32))
         self._last = np.zeros(rows, np.int32)
         self._sampled = np.zeros(rows, np.int32)
         self._keys = np.zeros((rows, 2), np.uint32)
         self._minimum = np.zeros(rows, np.int32)
 
+    def _create_state(self) -> None:
+        """Create the state, for the rows that remain when the first text is put into one."""
+        rows = len(self._last)
+        with model_call(f"the state of {rows} rows of {self._capacity} tokens"):
+            self._state = create_state(self._model, rows, self._capacity)
+            if self._processing is not None and self._processing.needs_history:
+                self._history = self._sharding.put_rows(np.zeros((rows, self._model.vocab_size), np.int32))
+
     def prefill(
-        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+        self,
+        step: Step,
+        metadata: SamplingMetadata | None = None,
+        following: PrefillStep | None = None,
+        kept: int = 0,
     ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions."""
-        self._prefilled = None  # its memory is freed first
+        if not kept:
+            self._prefilled.clear()  # its memory is freed first
         started, self._started = self._started or self._start(step, metadata), None
         assert started.step is step
         if following is not None:
             self._started = self._start(*following)
-        self._prefilled = started.prefilled
+        self._prefilled.append((kept, started.prefilled))
         with model_call(f"tokens int32{list(step.shape)}"):
             return started.tokens.result()
 
@@ -184,8 +196,12 @@ class JaxDecoding:
 
     def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
         """Let a row continue a text of the last prefill step, whose last token int32[] is the next one to compute."""
+        if self._state is None:
+            self._create_state()
+        first, prefilled = next(each for each in reversed(self._prefilled) if each[0] <= position)
+        position -= first
         with model_call("a prompt"):
-            match self._prefilled:
+            match prefilled:
                 case _PrefilledTrees() as trees:
                     path, length = trees.path(position, self._capacity)
                     key_ = ("put-path", len(self._last), self._capacity, trees.step.shape, len(path), not trees.prefix)
@@ -242,11 +258,16 @@ class JaxDecoding:
         """Keep only some rows, and renumber them in this order."""
         kept = np.asarray(rows, np.int32)
         with model_call("a smaller decode batch"):
+            if self._state is None:
+                return self._renumber(kept)
             key: tuple[Any, ...] = ("narrow", len(self._last), len(kept), self._capacity)
             self._state = self._executables.run(key, self._keep, self._state, self._sharding.replicate(kept))
             if self._history is not None:
                 key = ("narrow-history", len(self._last), len(kept))
                 self._history = self._executables.run(key, self._keep, self._history, self._sharding.replicate(kept))
+        self._renumber(kept)
+
+    def _renumber(self, kept: Tokens) -> None:
         self._last, self._sampled, self._keys = self._last[kept], self._sampled[kept], self._keys[kept]
         self._minimum = self._minimum[kept]
 

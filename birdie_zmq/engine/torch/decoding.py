@@ -76,10 +76,14 @@ class TorchDecoding:
         self._keys = [0] * rows
 
     def prefill(
-        self, step: Step, metadata: SamplingMetadata | None = None, following: PrefillStep | None = None
+        self,
+        step: Step,
+        metadata: SamplingMetadata | None = None,
+        following: PrefillStep | None = None,
+        kept: int = 0,
     ) -> NextTokens:
         """Compute the next step of the plan, and choose the next token at each of its positions."""
-        del following
+        del following, kept  # no step is started before its turn
         with self._model.guard(f"tokens int32{list(step.shape)}"):
             self._prefilled = None  # its memory is freed first
             step = trim(step)
