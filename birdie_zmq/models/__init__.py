@@ -105,7 +105,7 @@ def _load(model_tag: str, checkpoint: Checkpoint, dtype: str, mesh: Any, max_len
             f"max_length={max_length} is more than the {limit} positions of the model {model_tag!r}; lower max_length"
         )
     widths = [layer.attention.head_width for layer in architecture.layers if layer.attention.heads]
-    return build_model(architecture, params, default_target(mesh, widths))
+    return build_model(architecture, params, default_target(mesh, widths, params.float32_bytes))
 
 
 def _load_for_other_engine(

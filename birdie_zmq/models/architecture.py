@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from birdie_zmq.models import layers as blocks
 from birdie_zmq.models.attention import AttentionMetadata, CachedTokens, CacheSize, KeysValues
 from birdie_zmq.models.config_fields import require_positive
+from birdie_zmq.models.cpu_kernels.layer_weights import LayerWeights
 from birdie_zmq.models.decoder_layer import DecoderLayer, LayerEntries, LayerStep
 from birdie_zmq.models.layer_stack import Segment, find_segments, scan_segment, scan_slices
 from birdie_zmq.models.layers import Norm
@@ -321,7 +322,10 @@ class Architecture:
             step = LayerStep(
                 metadata, tables, scanned.number, scanned.place, layers, shared.get(keys_of), scanned.input, own
             )
-            x, entries = stack.layer(x, whole | scanned.weights, step)
+            weights = whole | scanned.weights
+            if metadata.target.kernel == "numba":
+                weights = LayerWeights(weights, whole, scanned.place)
+            x, entries = stack.layer(x, weights, step)
             after = tuple(
                 jax.lax.dynamic_update_index_in_dim(array, new, scanned.place, 1)
                 for array, new in zip(states[run], entries.states, strict=True)

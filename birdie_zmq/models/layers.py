@@ -13,6 +13,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from birdie_zmq.models.cpu_kernels.layer_weights import LayerWeights
+
 Weights = Mapping[str, jax.Array]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -28,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def linear(x: jax.Array, weights: Weights, name: str) -> jax.Array:
     """Apply ``x @ w``, plus the bias if there is one: [..., in] -> [..., out]."""
-    y = x @ weights[name]
+    y = weights.multiply(x, name) if isinstance(weights, LayerWeights) else x @ weights[name]
     bias = weights.get(f"{name}_bias")
     return y if bias is None else y + _along_last(bias, y)
 

@@ -21,6 +21,12 @@ class Params(NamedTuple):
     outer: dict[str, jax.Array]
     layers: tuple[dict[str, jax.Array], ...]
 
+    @property
+    def float32_bytes(self) -> int:
+        """The bytes of all float32 arrays."""
+        arrays = [array for each in (self.outer, *self.layers) for array in each.values()]
+        return sum(array.nbytes for array in arrays if array.dtype == "float32")
+
 
 class ShardSpec(NamedTuple):
     """How a tensor may be sharded: the axis, counted in memory, and the maximum number of parts.

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from birdie_zmq.models import cpu_kernels
 from birdie_zmq.models.alibi import QueryBias
 from birdie_zmq.models.attention.interface import (
     AttentionMetadata,
@@ -191,6 +192,10 @@ def _attend_to_cache(
     """Attend queries [b, k, g, q, h] of a step, with positions below `reach`, to a KV cache."""
     batch, groups, shared, count, width = queries.shape
     rows, capacity = past.cache.values.shape[0], past.cache.values.shape[3]
+    if metadata.target.kernel == "numba" and bias is None:
+        computed = _attend_by_kernel(queries, metadata, past, options)
+        if computed is not None:
+            return computed
     lengths = past.lengths
     # A window that reaches from any query to the first slot needs no mask.
     window = options.window if options.window is not None and options.window < reach else None
@@ -248,6 +253,24 @@ def _attend_to_cache(
     else:
         result = [x.reshape(batch, groups, shared, count, *x.shape[4:]) for x in accumulator]
     return _Accumulator(*result)
+
+
+def _attend_by_kernel(
+    queries: jax.Array, metadata: AttentionMetadata, past: CachedLayer, options: AttentionOptions
+) -> _Accumulator | None:
+    """Attend queries [b, k, g, 1, h] to a KV cache by the kernel of `cpu_kernels`; None if it does not support this."""
+    kernels = cpu_kernels.load() if queries.shape[3] == 1 and options.softcap is None else None
+    if kernels is None:
+        return None
+    first = jnp.zeros_like(past.lengths)
+    if options.window is not None:
+        first = jnp.maximum(first, metadata.positions[:, 0] - past.begin - options.window + 1)
+    slots = first, past.lengths
+    computed = kernels.attend_to_cache(queries[:, :, :, 0], *past.cache, past.layer, slots)
+    if computed is None:
+        return None
+    sums, total, maximum = computed
+    return _Accumulator(sums[:, :, :, None], total[..., None], maximum[..., None])
 
 
 def _map_chunks(

@@ -26,12 +26,13 @@ class Target(NamedTuple):
     Attributes:
         platform: JAX's name of the platform: ``cpu``, ``gpu`` or ``tpu``.
         mesh: The mesh of several devices, if any.
-        kernel: The kernel that computes what it supports of attention; on a CPU there is none.
+        kernel: The kernel that computes what it supports of attention. On a CPU, ``numba`` stands for those of `cpu_kernels`,
+            which also compute products with the weights.
     """
 
     platform: str = "cpu"
     mesh: Mesh | None = None
-    kernel: Literal["xla", "cudnn", "paged_cudnn", "splash"] = "xla"
+    kernel: Literal["xla", "cudnn", "paged_cudnn", "splash", "numba"] = "xla"
 
 
 CPU = Target()

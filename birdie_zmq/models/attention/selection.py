@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from birdie_zmq.errors import UsageError
+from birdie_zmq.models import cpu_kernels
 from birdie_zmq.models.attention import cudnn
 from birdie_zmq.models.attention.blockwise import BlockwiseAttention
 from birdie_zmq.models.attention.cudnn import CudnnKernel, PagedCudnnKernel
@@ -35,11 +36,11 @@ def attention_for(target: Target) -> AttentionImplementation:
     return BlockwiseAttention() if target.platform == "cpu" else StaticAttention(_KERNELS[target.kernel])
 
 
-def default_target(mesh: Mesh | None = None, head_widths: Iterable[int] = ()) -> Target:
+def default_target(mesh: Mesh | None = None, head_widths: Iterable[int] = (), float32_bytes: int = 0) -> Target:
     """Return the target of functions that run on a mesh, or on JAX's default device.
 
     A kernel is chosen only if it is there and computes on these devices what XLA computes, for heads of each width of the
-    model; a warning says if it does not. The environment variable BIRDIE_ZMQ_ATTENTION=xla forbids kernels.
+    model; a warning says if it does not. On a CPU, kernels are chosen by the bytes of the model's float32 weights. The environment variable BIRDIE_ZMQ_ATTENTION=xla forbids kernels.
 
     Raises:
         UsageError: The variable has another value.
@@ -51,6 +52,8 @@ def default_target(mesh: Mesh | None = None, head_widths: Iterable[int] = ()) ->
         raise UsageError(f"{ATTENTION_VARIABLE}={wanted} is not supported; set it to xla, or unset it")
     if wanted == "xla":
         return target
+    if device.platform == "cpu":
+        return target._replace(kernel="numba") if mesh is None and cpu_kernels.is_worthwhile(float32_bytes) else target
     # Kernels leave wider heads to XLA.
     widths = sorted({width for width in head_widths if width <= _WIDEST_HEAD}) or [64]
 

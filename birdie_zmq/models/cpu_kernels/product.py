@@ -1,0 +1,151 @@
+"""The product of a few rows with the matrix of one layer, read where it lies in the stack of all layers.
+
+Rows of the matrix are added to the outputs, eight at a time, so that they are read in their order in memory. Those that
+come next are fetched into the processor's cache meanwhile. Each output is the sum of its products in the order of the
+inputs, each added with one rounding, so a row's outputs do not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numba
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from birdie_zmq.models.cpu_kernels.parallel_call import NUMBA_OPTIONS, ParallelCall, floats_at, integers_at, kernel
+
+_MAX_ROWS = 32
+"""With more rows, XLA's products are faster."""
+
+_INPUTS = 8
+"""Inputs whose products are added at once."""
+
+_LANES = 16
+"""The floats of a vector."""
+
+_BLOCK = 6 * _LANES
+"""Outputs of an item; those of all rows stay in the processor's nearest cache."""
+
+_AHEAD = _INPUTS
+"""How many rows before its use a row of the matrix is fetched."""
+
+
+def _adding(rows: int, inputs: int) -> Any:
+    """Return a function that adds the products of some inputs to the outputs of some rows.
+
+    Its arguments are int64: the addresses of the rows' first input and the bytes between two rows of them, the same of the
+    matrix and of the outputs, and the number of outputs.
+    """
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def add(
+        typing: Any, x: Any, x_stride: Any, matrix: Any, matrix_stride: Any, y: Any, y_stride: Any, count: Any
+    ) -> Any:
+        del typing, x, x_stride, matrix, matrix_stride, y, y_stride, count
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            del signature
+            _generate_adding(builder, arguments, rows, inputs)
+            return context.get_dummy_value()
+
+        return numba.types.none(*[numba.types.int64] * 7), generate
+
+    return add
+
+
+def _generate_adding(builder: Any, arguments: Any, rows: int, inputs: int) -> None:
+    """Write the instructions of `_adding`."""
+    x, x_stride, matrix, matrix_stride, y, y_stride, count = arguments
+    word, number, flag = ir.IntType(64), ir.FloatType(), ir.IntType(32)
+    vector, bytes_ = ir.VectorType(number, _LANES), ir.IntType(8).as_pointer()
+    undefined = ir.Constant(vector, ir.Undefined)
+    zeros = ir.Constant(ir.VectorType(flag, _LANES), [0] * _LANES)
+    multiply_add = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{_LANES}f32"
+    )
+    fetch = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [bytes_, flag, flag, flag]), "llvm.prefetch.p0i8"
+    )
+
+    def at(base: Any, stride: Any, index: int, offset: Any, kind: Any) -> Any:
+        address = builder.add(builder.add(base, builder.mul(stride, word(index))), offset)
+        return builder.inttoptr(address, kind.as_pointer())
+
+    def spread(value: Any) -> Any:
+        return builder.shuffle_vector(builder.insert_element(undefined, value, flag(0)), undefined, zeros)
+
+    factors = [
+        [spread(builder.load(at(x, x_stride, row, word(4 * each), number))) for each in range(inputs)]
+        for row in range(rows)
+    ]
+    with cgutils.for_range(builder, builder.udiv(count, word(_LANES))) as loop:
+        offset = builder.mul(loop.index, word(4 * _LANES))
+        weights = []
+        for each in range(inputs):
+            weights.append(builder.load(at(matrix, matrix_stride, each, offset, vector), align=4))
+            next_ = builder.bitcast(at(matrix, matrix_stride, each + _AHEAD, offset, vector), bytes_)
+            builder.call(fetch, [next_, flag(0), flag(3), flag(1)])  # to read, and to keep in all caches
+        for row in range(rows):
+            place = at(y, y_stride, row, offset, vector)
+            total = builder.load(place, align=4)
+            for each in range(inputs):
+                total = builder.call(multiply_add, [factors[row][each], weights[each], total])
+            builder.store(total, place, align=4)
+
+
+_add_to_1, _add_to_2, _add_to_4 = _adding(1, _INPUTS), _adding(2, _INPUTS), _adding(4, _INPUTS)
+_add_to_8 = _adding(8, _INPUTS // 2)  # the factors of more inputs do not fit into registers
+
+
+def _multiply(item: Any, addresses: Any, sizes: Any) -> None:
+    """Compute a block of the outputs [rows, outputs] of x [rows, inputs] and a layer of the stack [l, inputs, outputs]."""
+    rows, inputs, outputs = int(sizes[0]), int(sizes[1]), int(sizes[2])
+    layer = int(integers_at(addresses[2], 1)[0])
+    begin = item * _BLOCK
+    count = min(_BLOCK, outputs - begin)
+    x, x_stride, stride = addresses[0], 4 * inputs, 4 * outputs
+    matrix, y = addresses[1] + layer * inputs * stride + 4 * begin, addresses[3] + 4 * begin
+    for row in range(rows):
+        floats_at(y + row * stride, (count,))[:] = 0.0
+    for each in range(0, inputs, _INPUTS):
+        at, row = matrix + each * stride, 0
+        while rows - row >= 8:
+            from_, to = x + row * x_stride + 4 * each, y + row * stride
+            _add_to_8(from_, x_stride, at, stride, to, stride, count)
+            _add_to_8(from_ + 2 * _INPUTS, x_stride, at + _INPUTS // 2 * stride, stride, to, stride, count)
+            row += 8
+        if rows - row >= 4:
+            _add_to_4(x + row * x_stride + 4 * each, x_stride, at, stride, y + row * stride, stride, count)
+            row += 4
+        if rows - row >= 2:
+            _add_to_2(x + row * x_stride + 4 * each, x_stride, at, stride, y + row * stride, stride, count)
+            row += 2
+        if rows > row:
+            _add_to_1(x + row * x_stride + 4 * each, x_stride, at, stride, y + row * stride, stride, count)
+
+
+_call = ParallelCall("multiply_by_layer", kernel(_multiply, NUMBA_OPTIONS))
+
+
+def multiply_by_layer(x: jax.Array, stack: jax.Array, layer: jax.Array) -> jax.Array | None:
+    """Multiply rows by the matrix of a layer: float32 [r, i] and [l, i, o] -> [r, o].
+
+    Args:
+        x: The rows.
+        stack: The matrices of all layers.
+        layer: int32 [], the index of the layer.
+
+    Returns:
+        The products; None if the kernel does not compute them, for these dtypes or sizes.
+    """
+    if x.ndim != 2 or stack.ndim != 3 or not x.dtype == stack.dtype == jnp.float32:
+        return None
+    (rows, inputs), outputs = x.shape, stack.shape[2]
+    if rows > _MAX_ROWS or inputs % _INPUTS or outputs % _LANES:
+        return None
+    (y,) = _call(-(-outputs // _BLOCK), (rows, inputs, outputs), (x, stack, layer), (rows, outputs))
+    return y
