@@ -55,7 +55,7 @@ VARIABLES: tuple[tuple[str, str], ...] = (
     ),
     (
         ATTENTION_VARIABLE,
-        "`xla`: built-in models compute attention without the kernels of cuDNN (NVIDIA GPUs) or Pallas (TPUs)",
+        "`xla`: built-in models compute without the kernels of cuDNN (NVIDIA GPUs), Pallas (TPUs) or Numba (CPUs)",
     ),
     ("BIRDIE_ZMQ_API_KEY", "the key that requests to `birdie-zmq serve` must have, in place of `--api-key-file`"),
     (

@@ -50,7 +50,8 @@ def _exp(x: Any) -> Any:
     y = y * rest + np.float32(5.0000001201e-1)
     y = y * rest * rest + rest + np.float32(1.0)
     y = y * np.int32((np.int32(power) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return y if x >= np.float32(-87.0) else np.float32(0.0)
+    # The last term is 0, or NaN if the argument is: the output of a model that overflows must not look like a number.
+    return (y if x >= np.float32(-87.0) else np.float32(0.0)) + (x - bounded) * np.float32(0.0)
 
 
 @numba.njit(**VECTOR_OPTIONS)  # type: ignore[untyped-decorator]

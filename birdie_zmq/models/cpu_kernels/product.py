@@ -60,15 +60,15 @@ def _adding(rows: int, inputs: int) -> Any:
 def _generate_adding(builder: Any, arguments: Any, rows: int, inputs: int) -> None:
     """Write the instructions of `_adding`."""
     x, x_stride, matrix, matrix_stride, y, y_stride, count = arguments
-    word, number, flag = ir.IntType(64), ir.FloatType(), ir.IntType(32)
+    word, number, integer = ir.IntType(64), ir.FloatType(), ir.IntType(32)
     vector, bytes_ = ir.VectorType(number, _LANES), ir.IntType(8).as_pointer()
     undefined = ir.Constant(vector, ir.Undefined)
-    zeros = ir.Constant(ir.VectorType(flag, _LANES), [0] * _LANES)
+    zeros = ir.Constant(ir.VectorType(integer, _LANES), [0] * _LANES)
     multiply_add = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{_LANES}f32"
     )
     fetch = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [bytes_, flag, flag, flag]), "llvm.prefetch.p0i8"
+        builder.module, ir.FunctionType(ir.VoidType(), [bytes_, integer, integer, integer]), "llvm.prefetch.p0i8"
     )
 
     def at(base: Any, stride: Any, index: int, offset: Any, kind: Any) -> Any:
@@ -76,7 +76,7 @@ def _generate_adding(builder: Any, arguments: Any, rows: int, inputs: int) -> No
         return builder.inttoptr(address, kind.as_pointer())
 
     def spread(value: Any) -> Any:
-        return builder.shuffle_vector(builder.insert_element(undefined, value, flag(0)), undefined, zeros)
+        return builder.shuffle_vector(builder.insert_element(undefined, value, integer(0)), undefined, zeros)
 
     factors = [
         [spread(builder.load(at(x, x_stride, row, word(4 * each), number))) for each in range(inputs)]
@@ -88,7 +88,7 @@ def _generate_adding(builder: Any, arguments: Any, rows: int, inputs: int) -> No
         for each in range(inputs):
             weights.append(builder.load(at(matrix, matrix_stride, each, offset, vector), align=4))
             next_ = builder.bitcast(at(matrix, matrix_stride, each + _AHEAD, offset, vector), bytes_)
-            builder.call(fetch, [next_, flag(0), flag(3), flag(1)])  # to read, and to keep in all caches
+            builder.call(fetch, [next_, integer(0), integer(3), integer(1)])  # to read, and to keep in all caches
         for row in range(rows):
             place = at(y, y_stride, row, offset, vector)
             total = builder.load(place, align=4)

@@ -73,6 +73,25 @@ def test_row_is_the_same_to_the_bit_beside_any_others() -> None:
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize("array", ["queries", "keys", "values"])
+@pytest.mark.parametrize("slot", [0, 5, 37])
+def test_nan_reaches_the_output(array: str, slot: int) -> None:
+    queries, keys, values = np.ones((1, 1, 1, 8)), np.ones((1, 1, 1, 8, 64)), np.ones((1, 1, 1, 64, 8))
+    if array == "queries":
+        queries[..., slot % 8] = np.nan
+    elif array == "keys":
+        keys[..., 3, slot] = np.nan
+    else:
+        values[..., slot, :] = np.nan
+    given = [jnp.asarray(x, jnp.float32) for x in (queries, keys, values)]
+    slots = jnp.zeros(1, jnp.int32), jnp.full(1, 38, jnp.int32)
+
+    attended = attend_to_cache(given[0], given[1], given[2], jnp.int32(0), slots)
+
+    assert attended is not None
+    assert np.isnan(np.asarray(attended[0]) / np.asarray(attended[1])[..., None]).all()
+
+
 def test_large_scores_do_not_overflow() -> None:
     queries, keys = jnp.full((1, 1, 1, 8), 100.0), jnp.zeros((1, 1, 1, 8, 64)).at[..., 3].set(100.0)
     values = jnp.arange(64.0)[None, None, None, :, None] * jnp.ones(8)
