@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -108,24 +109,26 @@ def _multiply(item: Any, addresses: Any, sizes: Any) -> None:
     begin = item * _BLOCK
     count = min(_BLOCK, outputs - begin)
     x, x_stride, stride = addresses[0], 4 * inputs, 4 * outputs
-    matrix, y = addresses[1] + layer * inputs * stride + 4 * begin, addresses[3] + 4 * begin
-    for row in range(rows):
-        floats_at(y + row * stride, (count,))[:] = 0.0
+    matrix = addresses[1] + layer * inputs * stride + 4 * begin
+    # Rows of y may be as far apart in memory as those that share a place in the cache; these are not.
+    sums, sums_stride = np.zeros((rows, _BLOCK), np.float32), 4 * _BLOCK
     for each in range(0, inputs, _INPUTS):
         at, row = matrix + each * stride, 0
         while rows - row >= 8:
-            from_, to = x + row * x_stride + 4 * each, y + row * stride
-            _add_to_8(from_, x_stride, at, stride, to, stride, count)
-            _add_to_8(from_ + 2 * _INPUTS, x_stride, at + _INPUTS // 2 * stride, stride, to, stride, count)
+            from_, to = x + row * x_stride + 4 * each, sums.ctypes.data + row * sums_stride
+            _add_to_8(from_, x_stride, at, stride, to, sums_stride, count)
+            _add_to_8(from_ + 2 * _INPUTS, x_stride, at + _INPUTS // 2 * stride, stride, to, sums_stride, count)
             row += 8
+        from_, to = x + row * x_stride + 4 * each, sums.ctypes.data + row * sums_stride
         if rows - row >= 4:
-            _add_to_4(x + row * x_stride + 4 * each, x_stride, at, stride, y + row * stride, stride, count)
-            row += 4
+            _add_to_4(from_, x_stride, at, stride, to, sums_stride, count)
+            from_, to, row = from_ + 4 * x_stride, to + 4 * sums_stride, row + 4
         if rows - row >= 2:
-            _add_to_2(x + row * x_stride + 4 * each, x_stride, at, stride, y + row * stride, stride, count)
-            row += 2
+            _add_to_2(from_, x_stride, at, stride, to, sums_stride, count)
+            from_, to, row = from_ + 2 * x_stride, to + 2 * sums_stride, row + 2
         if rows > row:
-            _add_to_1(x + row * x_stride + 4 * each, x_stride, at, stride, y + row * stride, stride, count)
+            _add_to_1(from_, x_stride, at, stride, to, sums_stride, count)
+    floats_at(addresses[3], (rows, outputs))[:, begin : begin + count] = sums[:, :count]
 
 
 _call = ParallelCall("multiply_by_layer", kernel(_multiply, NUMBA_OPTIONS))
