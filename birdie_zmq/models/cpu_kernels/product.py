@@ -110,7 +110,7 @@ def _multiply(item: Any, addresses: Any, sizes: Any) -> None:
     count = min(_BLOCK, outputs - begin)
     x, x_stride, stride = addresses[0], 4 * inputs, 4 * outputs
     matrix = addresses[1] + layer * inputs * stride + 4 * begin
-    # Rows of y may be as far apart in memory as those that share a place in the cache; these are not.
+    # Rows of y can lie at a distance at which they displace each other in the cache. These lie next to each other.
     sums, sums_stride = np.zeros((rows, _BLOCK), np.float32), 4 * _BLOCK
     for each in range(0, inputs, _INPUTS):
         at, row = matrix + each * stride, 0
