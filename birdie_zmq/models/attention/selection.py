@@ -40,7 +40,8 @@ def default_target(mesh: Mesh | None = None, head_widths: Iterable[int] = (), fl
     """Return the target of functions that run on a mesh, or on JAX's default device.
 
     A kernel is chosen only if it is there and computes on these devices what XLA computes, for heads of each width of the
-    model; a warning says if it does not. On a CPU, kernels are chosen by the bytes of the model's float32 weights. The environment variable BIRDIE_ZMQ_ATTENTION=xla forbids kernels.
+    model; a warning says if it does not. On a CPU, kernels are chosen by the bytes of the model's float32 weights.
+    The environment variable BIRDIE_ZMQ_ATTENTION=xla forbids kernels.
 
     Raises:
         UsageError: The variable has another value.
