@@ -240,9 +240,9 @@ class Architecture:
         x = self.norm(x, params.outer, "final_norm")
         return blocks.linear(x, params.outer, "project_out") if "project_out" in params.outer else x
 
-    def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """Compute float32 logits [..., v] of hidden states [..., d]."""
-        logits = blocks.unembed(hidden, params.outer)
+    def unembed(self, params: Params, hidden: jax.Array, *, by_kernel: bool = False) -> jax.Array:
+        """Compute float32 logits [..., v] of hidden states [..., d], as `layers.unembed` does."""
+        logits = blocks.unembed(hidden, params.outer, by_kernel=by_kernel)
         if self.logit_scale != 1.0:
             logits = logits * self.logit_scale
         return logits if self.logit_cap is None else jnp.tanh(logits / self.logit_cap) * self.logit_cap

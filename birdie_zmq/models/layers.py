@@ -13,6 +13,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from birdie_zmq.models.cpu_kernels.head import multiply_by_head
 from birdie_zmq.models.cpu_kernels.layer_weights import LayerWeights
 
 Weights = Mapping[str, jax.Array]
@@ -90,10 +91,18 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:2], heads, -1)
 
 
-def unembed(hidden: jax.Array, outer: Weights) -> jax.Array:
-    """Compute float32 logits [..., v] of hidden states [..., d], with the head [d, v] or a tied embedding [v, d]."""
-    head = outer["head"] if "head" in outer else outer["embedding"].T
-    logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+def unembed(hidden: jax.Array, outer: Weights, *, by_kernel: bool = False) -> jax.Array:
+    """Compute float32 logits [..., v] of hidden states [..., d], with the head [d, v] or a tied embedding [v, d].
+
+    Args:
+        hidden: The hidden states.
+        outer: The weights outside the layers.
+        by_kernel: Whether the kernels of `cpu_kernels` compute what they support.
+    """
+    logits = multiply_by_head(hidden, outer) if by_kernel else None
+    if logits is None:
+        head = outer["head"] if "head" in outer else outer["embedding"].T
+        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
     bias = outer.get("head_bias")
     return logits if bias is None else logits + _along_last(bias.astype(jnp.float32), logits)
 

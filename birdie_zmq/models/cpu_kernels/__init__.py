@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class Kernels(NamedTuple):
-    """The compiled kernels: `product.multiply_by_layer` and `cached_attention.attend_to_cache`."""
+    """The compiled kernels, by the names of their functions in the modules of this package."""
 
     multiply_by_layer: Callable[[jax.Array, jax.Array, jax.Array], jax.Array | None]
+    multiply_by_transpose: Callable[[jax.Array, jax.Array], jax.Array | None]
     attend_to_cache: Callable[
         [jax.Array, jax.Array, jax.Array, jax.Array, tuple[jax.Array, jax.Array]],
         tuple[jax.Array, jax.Array, jax.Array] | None,
@@ -49,8 +50,9 @@ def load() -> Kernels | None:
     try:
         from birdie_zmq.models.cpu_kernels.cached_attention import attend_to_cache
         from birdie_zmq.models.cpu_kernels.product import multiply_by_layer
+        from birdie_zmq.models.cpu_kernels.transposed_product import multiply_by_transpose
 
-        kernels = Kernels(multiply_by_layer, attend_to_cache)
+        kernels = Kernels(multiply_by_layer, multiply_by_transpose, attend_to_cache)
         with jax.ensure_compile_time_eval():
             difference = float(np.max([_difference_of_products(kernels), _difference_of_attention(kernels)]))
     except Exception as error:  # noqa: BLE001 - whatever Numba, LLVM or XLA says of it
@@ -63,15 +65,17 @@ def load() -> Kernels | None:
 
 
 def _difference_of_products(kernels: Kernels) -> float:
-    """Return the largest difference of a product from NumPy's, in its standard deviations."""
+    """Return the largest difference of products from NumPy's, in their standard deviations."""
     random = np.random.default_rng(0)
     stack = random.normal(size=(2, 64, 112)).astype(np.float32)
     differences = []
     for rows in (1, 2, 4, 11):
         x = random.normal(size=(rows, 64)).astype(np.float32)
-        product = kernels.multiply_by_layer(jnp.asarray(x), jnp.asarray(stack), jnp.int32(1))
-        assert product is not None
-        differences.append(np.abs(np.asarray(product) - x @ stack[1]).max() / 8)
+        products = (
+            kernels.multiply_by_layer(jnp.asarray(x), jnp.asarray(stack), jnp.int32(1)),
+            kernels.multiply_by_transpose(jnp.asarray(x), jnp.asarray(stack[1].T)),
+        )
+        differences += [np.abs(np.asarray(product) - x @ stack[1]).max() / 8 for product in products]
     return float(np.max(differences))
 
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numba
 import numpy as np
-from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from birdie_zmq.models.cpu_kernels.parallel_call import NUMBA_OPTIONS, ParallelCall, floats_at, integers_at, kernel
+from birdie_zmq.models.cpu_kernels.vectors import LANES, Vectors
 
 _MAX_ROWS = 32
 """With more rows, XLA's products are faster."""
@@ -25,10 +25,7 @@ _MAX_ROWS = 32
 _INPUTS = 8
 """Inputs whose products are added at once."""
 
-_LANES = 16
-"""The floats of a vector."""
-
-_BLOCK = 6 * _LANES
+_BLOCK = 6 * LANES
 """Outputs of an item; those of all rows stay in the processor's nearest cache."""
 
 _AHEAD = _INPUTS
@@ -61,41 +58,21 @@ def _adding(rows: int, inputs: int) -> Any:
 def _generate_adding(builder: Any, arguments: Any, rows: int, inputs: int) -> None:
     """Write the instructions of `_adding`."""
     x, x_stride, matrix, matrix_stride, y, y_stride, count = arguments
-    word, number, integer = ir.IntType(64), ir.FloatType(), ir.IntType(32)
-    vector, bytes_ = ir.VectorType(number, _LANES), ir.IntType(8).as_pointer()
-    undefined = ir.Constant(vector, ir.Undefined)
-    zeros = ir.Constant(ir.VectorType(integer, _LANES), [0] * _LANES)
-    multiply_add = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{_LANES}f32"
-    )
-    fetch = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(ir.VoidType(), [bytes_, integer, integer, integer]), "llvm.prefetch.p0i8"
-    )
-
-    def at(base: Any, stride: Any, index: int, offset: Any, kind: Any) -> Any:
-        address = builder.add(builder.add(base, builder.mul(stride, word(index))), offset)
-        return builder.inttoptr(address, kind.as_pointer())
-
-    def spread(value: Any) -> Any:
-        return builder.shuffle_vector(builder.insert_element(undefined, value, integer(0)), undefined, zeros)
-
+    vectors = Vectors(builder)
     factors = [
-        [spread(builder.load(at(x, x_stride, row, word(4 * each), number))) for each in range(inputs)]
-        for row in range(rows)
+        [vectors.spread(x, x_stride, row, vectors.word(4 * each)) for each in range(inputs)] for row in range(rows)
     ]
-    with cgutils.for_range(builder, builder.udiv(count, word(_LANES))) as loop:
-        offset = builder.mul(loop.index, word(4 * _LANES))
+    with cgutils.for_range(builder, builder.udiv(count, vectors.word(LANES))) as loop:
+        offset = builder.mul(loop.index, vectors.word(4 * LANES))
         weights = []
         for each in range(inputs):
-            weights.append(builder.load(at(matrix, matrix_stride, each, offset, vector), align=4))
-            next_ = builder.bitcast(at(matrix, matrix_stride, each + _AHEAD, offset, vector), bytes_)
-            builder.call(fetch, [next_, integer(0), integer(3), integer(1)])  # to read, and to keep in all caches
+            weights.append(vectors.load(matrix, matrix_stride, each, offset))
+            vectors.fetch(matrix, matrix_stride, each + _AHEAD, offset)
         for row in range(rows):
-            place = at(y, y_stride, row, offset, vector)
-            total = builder.load(place, align=4)
+            total = vectors.load(y, y_stride, row, offset)
             for each in range(inputs):
-                total = builder.call(multiply_add, [factors[row][each], weights[each], total])
-            builder.store(total, place, align=4)
+                total = vectors.multiply_add(factors[row][each], weights[each], total)
+            vectors.store(total, y, y_stride, row, offset)
 
 
 _add_to_1, _add_to_2, _add_to_4 = _adding(1, _INPUTS), _adding(2, _INPUTS), _adding(4, _INPUTS)
@@ -148,7 +125,7 @@ def multiply_by_layer(x: jax.Array, stack: jax.Array, layer: jax.Array) -> jax.A
     if x.ndim != 2 or stack.ndim != 3 or not x.dtype == stack.dtype == jnp.float32:
         return None
     (rows, inputs), outputs = x.shape, stack.shape[2]
-    if rows > _MAX_ROWS or inputs % _INPUTS or outputs % _LANES:
+    if rows > _MAX_ROWS or inputs % _INPUTS or outputs % LANES:
         return None
     (y,) = _call(-(-outputs // _BLOCK), (rows, inputs, outputs), (x, stack, layer), (rows, outputs))
     return y
