@@ -41,3 +41,14 @@ def rows_that_fit(free: int, row_bytes: int, capacity: int, tokens: int, fixed_s
         f"a prompt and its answer of {tokens} tokens need {count} states of {sizes}: about {fitting} tokens would fit; lower "
         "max_gen_toks or max_length"
     )
+
+
+def can_be_enlarged(free: int | None, row_bytes: int, rows: int) -> bool:
+    """Return whether a decode batch can begin with a smaller state: one of half the size and the whole one fit together.
+
+    Args:
+        free: The free memory, in bytes; None if it is not known.
+        row_bytes: The size of a row in the whole state, in bytes.
+        rows: The number of rows.
+    """
+    return free is None or 1.5 * rows * row_bytes <= free * _SHARE_OF_FREE

@@ -76,6 +76,9 @@ class Model:
             d], state)``, as `extend`, for rows that all come after one prefix: `prefix` is its state, with a batch of
             one, and `state` holds only the tokens after it. With it the engine holds a prefix that prompts share once
             while it decodes, and reads it once for all rows.
+        resize: ``resize(params, state, capacity) -> state``, the same rows with the same tokens in a state with capacity
+            for `capacity` tokens in each row, more than before or fewer; their tokens fit. `capacity` is static. With it
+            the engine decodes on a CPU with a small state, which it enlarges when answers get long.
         branch: ``branch(params, tokens int32[b, t], depths int32[b, t], ends int32[b, t], state) -> float[b, t, d]``,
             the hidden states of trees of sequences that continue one state; only for models with attention. Each row
             holds its trees in depth-first order. In row r, token i attends to the whole state, and to token j if
@@ -111,6 +114,7 @@ class Model:
     init_state: Function | None = None
     extend: Function | None = None
     extend_after: Function | None = None
+    resize: Function | None = None
     branch: Function | None = None
     prefill: Function | None = None
     append: Function | None = None
@@ -153,7 +157,7 @@ class LoadedModel:
 
 _FUNCTIONS = (
     *("logits", "hidden", "unembed", "unembed_part"),
-    *("init_state", "extend", "extend_after", "branch", "prefill", "append", "score"),
+    *("init_state", "extend", "extend_after", "resize", "branch", "prefill", "append", "score"),
 )
 _NEEDS = {
     "hidden": ("unembed",),
@@ -164,6 +168,7 @@ _NEEDS = {
     "prefill": ("append", "branch"),
     "append": ("prefill",),
     "extend_after": ("prefill",),
+    "resize": ("extend", "init_state"),
 }
 
 

@@ -82,10 +82,10 @@ def hidden(architecture: Architecture, params: Params, tokens: jax.Array, *, tar
     return _forward(architecture, params, tokens, AttentionMetadata(_positions(tokens)[None], target=target)).hidden
 
 
-def unembed(architecture: Architecture, params: Params, hidden: jax.Array) -> jax.Array:
+def unembed(architecture: Architecture, params: Params, hidden: jax.Array, *, target: Target = CPU) -> jax.Array:
     """Compute float32 logits [..., v] of hidden states [..., d]."""
     with jax.default_matmul_precision("highest"):
-        return architecture.unembed(params, hidden)
+        return architecture.unembed(params, hidden, by_kernel=target.kernel == "numba")
 
 
 def unembed_part(
@@ -158,6 +158,16 @@ def extend_after(
     past = prefix.from_position(0), state.from_position(begin)
     output = _forward(architecture, params, tokens, metadata, *past)
     return output.hidden, _append(architecture, state, output.own, lengths, target)
+
+
+def resize(
+    architecture: Architecture, params: Params, state: DecoderState, capacity: int, *, target: Target = CPU
+) -> DecoderState:
+    """Return a state with another capacity in tokens, which holds all tokens of its rows."""
+    del params
+    implementation = attention_for(target)
+    caches = tuple(implementation.resize_cache(cache, capacity) for cache in state.caches)
+    return _constrain_state(architecture, state._replace(caches=caches), target)
 
 
 def branch(
@@ -272,10 +282,11 @@ def build_model(architecture: Architecture, params: Params, target: Target = CPU
         params=params,
         logits=bind(logits, target=target),
         hidden=bind(hidden, target=target),
-        unembed=bind(unembed),
+        unembed=bind(unembed, target=target),
         unembed_part=bind(unembed_part) if slices_vocabulary else None,
         init_state=bind(init_state, target=target),
         extend=bind(extend, target=target),
+        resize=bind(resize, target=target),
         max_length=min(limits, default=None),
         vocab_size=architecture.vocab_size,
         **{name: bind(function, target=target) for name, function in of_trees.items()},

@@ -54,7 +54,8 @@ MODELS: dict[str, Callable[[], Model]] = {
     "branches": llama,
     "forks": lambda: dataclasses.replace(llama(), branch=None, prefill=None, append=None, extend_after=None),
     "hidden": lambda: dataclasses.replace(
-        llama(), branch=None, prefill=None, append=None, extend=None, extend_after=None, init_state=None
+        llama(),
+        **dict.fromkeys(("init_state", "extend", "extend_after", "resize", "branch", "prefill", "append")),
     ),
     "recurrent": recurrent,
 }

@@ -399,11 +399,14 @@ def test_extending_in_chunks_gives_the_hidden_states_of_one_pass(kind: str, smal
     texts = tokens_of(*ROWS)[:3]
     at_once = hidden_fn(model.params, jnp.asarray(tokens_of(*ROWS)))
     assert model.init_state is not None
+    assert model.resize is not None
     state, at = model.init_state(model.params, 3, 30), np.zeros(3, int)
     for number, (width, lengths) in enumerate(steps):
         tokens = tokens_of(3, width, seed=1 + number)  # tokens that are not overwritten are padding
         for row, length in enumerate(lengths):
             tokens[row, :length] = texts[row, at[row] : at[row] + length]
+        if number in (2, 5):  # larger, and then smaller
+            state = model.resize(model.params, state, 50 if number == 2 else 30)
         got, state = extend_fn(model.params, jnp.asarray(tokens), jnp.array(lengths, jnp.int32), state)
         assert got.shape == (3, width, at_once.shape[-1])
         for row, length in enumerate(lengths):
@@ -435,8 +438,10 @@ def test_functions_for_accelerators_give_the_hidden_states_of_a_cpu(kind: str) -
     ends = jnp.full(rest.shape, length - shared, jnp.int32)
     got = jitted(model.branch)(model.params, rest, depths, ends, prefix)
     np.testing.assert_allclose(got, expected[:, shared:], atol=10 * CLOSE)
+    assert model.resize is not None
     state, sizes = model.init_state(model.params, len(texts), 60), jnp.full(len(texts), 7, jnp.int32)
     for begin in (shared, shared + 7):
+        state = model.resize(model.params, state, 90 if begin == shared else 50)
         got, state = after_fn(model.params, jnp.asarray(texts[:, begin : begin + 7]), sizes, state, prefix)
         np.testing.assert_allclose(got, expected[:, begin : begin + 7], atol=10 * CLOSE)
 

@@ -26,10 +26,11 @@ from birdie_zmq.engine.backend import (
     TokenChoice,
     TokenScores,
 )
-from birdie_zmq.engine.decoding_memory import rows_that_fit
+from birdie_zmq.engine.decoding_memory import can_be_enlarged, rows_that_fit
 from birdie_zmq.engine.framework_check import only_framework
 from birdie_zmq.engine.jax import memory
 from birdie_zmq.engine.jax.compile_cache import enable_compile_cache
+from birdie_zmq.engine.jax.decode_state import DecodeState
 from birdie_zmq.engine.jax.decoding import JaxDecoding
 from birdie_zmq.engine.jax.device_budget import ModelSize, device_budget, rates_of
 from birdie_zmq.engine.jax.device_model import DeviceModel, with_users_settings
@@ -45,10 +46,10 @@ from birdie_zmq.engine.output_checks import is_log_probability, resolve_vocab_si
 from birdie_zmq.engine.planning.execution_mode import FORKS, PAIRS, ROWS, TREES, ExecutionMode
 from birdie_zmq.engine.planning.shape_buckets import LEAST_DECODING_ROWS, MIN_LENGTH, StepBudget
 from birdie_zmq.engine.planning.steps import Dense, Extend, Fork, Pairs, Step, Tokens, Tree
-from birdie_zmq.engine.prefix_cache import PrefixCache
+from birdie_zmq.engine.prefix_cache import ANY_CAPACITY, PrefixCache
 from birdie_zmq.errors import UsageError
 
-_CPU_BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31, steps_ahead=2)
+_CPU_BUDGET = StepBudget(tokens=1024, decoding_rows=64, decoding_bytes=2**31, enlarges_states=True, steps_ahead=2)
 """Two steps overlap (`AlternatingDispatch`). One more is submitted, because two chunks of one text cannot overlap."""
 
 
@@ -284,9 +285,16 @@ class JaxBackend:
 
     def decoding(self, rows: int, capacity: int, choice: TokenChoice = GREEDY, shared: bytes = b"") -> Decoding:
         """Create a decode batch of rows with a capacity of `capacity` tokens each, after a prefix that all rows share."""
-        tokens_per_call = self.budget.tokens_per_call
-        shape = (rows, self._states.capacity_for(capacity))
-        return JaxDecoding(self._model, self._head, self._states, tokens_per_call, *shape, choice, shared)
+        most = self._states.capacity_for(capacity)
+        state = DecodeState(self._model, rows, most, is_resizable=self._enlarges_states(rows, most))
+        return JaxDecoding(self._model, self._head, self._states, self.budget.tokens_per_call, state, choice, shared)
+
+    def _enlarges_states(self, rows: int, most: int) -> bool:
+        """Return whether the state of a decode batch is small at first, and enlarged up to this capacity in tokens."""
+        if not self.budget.enlarges_states or self._model.functions.resize is None or most == ANY_CAPACITY:
+            return False
+        free = memory.free_bytes(jax.devices()[:1])
+        return can_be_enlarged(free, row_bytes(self._model, most), rows)
 
 
 def _dispatch(mesh: Mesh | None) -> Dispatch:

@@ -7,7 +7,6 @@ keeps its state: it is extended by no tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,11 +17,12 @@ import numpy.typing as npt
 
 from birdie_zmq.engine.backend import NextTokens, PrefillStep, SamplingMetadata, TokenChoice
 from birdie_zmq.engine.jax import lm_head
+from birdie_zmq.engine.jax.decode_state import DecodeState, PrefilledRows, PrefilledTrees, replace_row, take_rows
 from birdie_zmq.engine.jax.device_model import DeviceModel
 from birdie_zmq.engine.jax.executables import model_call
 from birdie_zmq.engine.jax.position_head import PendingTokens, PositionHead, as_next_tokens
 from birdie_zmq.engine.jax.sampling import SamplingArrays, SamplingKeys, key_data, sample, sampling_arrays
-from birdie_zmq.engine.jax.states import JaxPlanStates, create_state
+from birdie_zmq.engine.jax.states import JaxPlanStates
 from birdie_zmq.engine.logits_processing import (
     ProcessingArrays,
     ProcessingState,
@@ -33,52 +33,13 @@ from birdie_zmq.engine.logits_processing import (
 from birdie_zmq.engine.planning.steps import Extend, Fork, Step, Tokens, Tree
 from birdie_zmq.engine.prefix_cache import CachedPrefix
 
-_SHORTEST_PATH = 64
-"""Paths are padded to this length or four, sixteen, … times as much, since each length is compiled separately."""
-
-
-@dataclass(frozen=True)
-class _PrefilledTrees:
-    """The tokens of a step of trees, and the state of their prefix, which has `base` tokens; None without a prefix."""
-
-    prefix: Any
-    base: int
-    entries: Any
-    step: Step
-    kind: Tree
-
-    def path(self, position: int, capacity: int) -> tuple[Tokens, int]:
-        """Return the tokens of a text, as numbers int32[n] in the step with padding at the end, and their number.
-
-        Args:
-            position: The position of the step that is the last of the text.
-            capacity: The capacity in tokens of the state that they are appended to.
-        """
-        row, last = self.step.rows[position], self.step.positions[position]
-        found = np.flatnonzero(self.kind.ends[row, : last + 1] > last)
-        size = _SHORTEST_PATH
-        while size < len(found):
-            size *= 4
-        size = min(size, capacity - self.base)
-        path = np.zeros(size, np.int32)
-        path[: len(found)] = row * self.step.shape[1] + found
-        return path, len(found)
-
-
-@dataclass(frozen=True)
-class _PrefilledRows:
-    """A state, and the row of each position of a step in it."""
-
-    state: Any
-    rows: Tokens
-
 
 class _Started(NamedTuple):
     """A step that the device may still be computing; `prefilled` is None if no text ends in it."""
 
     step: Step
     tokens: PendingTokens
-    prefilled: _PrefilledTrees | _PrefilledRows | None
+    prefilled: PrefilledTrees | PrefilledRows | None
 
 
 class JaxDecoding:
@@ -89,8 +50,7 @@ class JaxDecoding:
         head: Its head at the positions of a step.
         states: The states of the plan's steps.
         tokens_per_call: The number of tokens that one call decodes for each row.
-        rows: The initial number of rows.
-        capacity: The capacity of each row in tokens.
+        state: The state of the rows.
         choice: How tokens are chosen. Without a processing of logits, no executable depends on it.
         shared: The prefix that all rows share, as the bytes of its tokens. Rows hold the tokens after it.
     """
@@ -101,8 +61,7 @@ class JaxDecoding:
         head: PositionHead,
         states: JaxPlanStates,
         tokens_per_call: int,
-        rows: int,
-        capacity: int,
+        state: DecodeState,
         choice: TokenChoice,
         shared: bytes,
     ) -> None:
@@ -111,15 +70,14 @@ class JaxDecoding:
         self._sharding = model.sharding
         self._head = head
         self._states = states
-        self._prefilled: list[tuple[int, _PrefilledTrees | _PrefilledRows | None]] = []  # with its first position
+        self._prefilled: list[tuple[int, PrefilledTrees | PrefilledRows | None]] = []  # with its first position
         self._started: _Started | None = None
         self._shared = shared
         self._shared_state: CachedPrefix[Any] | None = None  # from the first step that continues it
         self._tokens_per_call = tokens_per_call
-        self._capacity = capacity
         self._processing = choice.processing
         self._top = min(choice.top, model.vocab_size)
-        self._state: Any = None
+        self._state = state
         self._history: Any = None
         self._sampling_arrays = self._processing_arrays = None
         with model_call("the parameters of sampling"):
@@ -128,18 +86,11 @@ class JaxDecoding:
             if choice.processing is not None:
                 arrays = processing_arrays(choice.processing, model.vocab_size)
                 self._processing_arrays = self._sharding.replicate(arrays)
-        self._last = np.zeros(rows, np.int32)
-        self._sampled = np.zeros(rows, np.int32)
-        self._keys = np.zeros((rows, 2), np.uint32)
-        self._minimum = np.zeros(rows, np.int32)
-
-    def _create_state(self) -> None:
-        """Create the state, for the rows that remain when the first text is put into one."""
-        rows = len(self._last)
-        with model_call(f"the state of {rows} rows of {self._capacity} tokens"):
-            self._state = create_state(self._model, rows, self._capacity)
-            if self._processing is not None and self._processing.needs_history:
-                self._history = self._sharding.put_rows(np.zeros((rows, self._model.vocab_size), np.int32))
+        self._last = np.zeros(state.rows, np.int32)
+        self._lengths = np.zeros(state.rows, np.int32)  # the tokens of the state
+        self._sampled = np.zeros(state.rows, np.int32)
+        self._keys = np.zeros((state.rows, 2), np.uint32)
+        self._minimum = np.zeros(state.rows, np.int32)
 
     def prefill(
         self,
@@ -162,7 +113,7 @@ class JaxDecoding:
     def _start(self, step: Step, metadata: SamplingMetadata | None) -> _Started:
         """Start to compute a step, and to choose the tokens after its texts."""
         with model_call(f"tokens int32{list(step.shape)}"), self._executables.dispatch.step():
-            prefilled: _PrefilledTrees | _PrefilledRows | None = None
+            prefilled: PrefilledTrees | PrefilledRows | None = None
             tokens = self._sharding.put_rows(step.tokens)
             match step.kind:
                 case Tree() as kind:
@@ -171,52 +122,52 @@ class JaxDecoding:
                 case Extend() as kind:
                     hidden = self._states.extend(tokens, kind)
                     if len(step.rows):
-                        prefilled = _PrefilledRows(self._take(step.rows), np.arange(len(step.rows), dtype=np.int32))
+                        rows = np.arange(len(step.rows), dtype=np.int32)
+                        prefilled = PrefilledRows(*self._take(step.rows), rows)
                 case Fork() as kind:
-                    hidden, state = self._states.keep_fork(tokens, kind)
-                    prefilled = _PrefilledRows(state, step.rows)
+                    hidden, state, capacity = self._states.keep_fork(tokens, kind)
+                    prefilled = PrefilledRows(state, capacity, step.rows)
                 case _:
                     raise AssertionError(f"a step of kind {type(step.kind).__name__} has no state")
             self._states.release(step)
             return _Started(step, self._head.next_tokens(hidden, step, metadata), prefilled)
 
-    def _prefilled_trees(self, entries: Any, step: Step, kind: Tree) -> _PrefilledTrees:
+    def _prefilled_trees(self, entries: Any, step: Step, kind: Tree) -> PrefilledTrees:
         if not kind.prefix:
-            return _PrefilledTrees(None, 0, entries, step, kind)
+            return PrefilledTrees(None, 0, 0, entries, step, kind)
         cached = self._states.cached_state(kind.prefix)
         if kind.prefix != self._shared:
-            return _PrefilledTrees(cached.state, len(kind.prefix) // 4, entries, step, kind)
+            return PrefilledTrees(cached.state, len(kind.prefix) // 4, cached.capacity, entries, step, kind)
         self._shared_state = cached
-        return _PrefilledTrees(None, 0, entries, step, kind)  # rows hold no tokens of the shared prefix
+        return PrefilledTrees(None, 0, 0, entries, step, kind)  # rows hold no tokens of the shared prefix
 
-    def _take(self, rows: Tokens) -> Any:
-        """Return a copy of some rows of the state that the last step left."""
+    def _take(self, rows: Tokens) -> tuple[Any, int]:
+        """Return a copy of some rows of the state that the last step left, and its capacity in tokens."""
         count = 1 << (len(rows) - 1).bit_length()  # each count is compiled separately
-        return self._states.take_current(np.pad(rows, (0, count - len(rows))))
+        state, capacity = self._states.take_current(np.pad(rows, (0, count - len(rows))))
+        return state, capacity
 
     def put(self, row: int, position: int, text: Tokens, key: int = 0, sampled: int = 0) -> None:
         """Let a row continue a text of the last prefill step, whose last token int32[] is the next one to compute."""
-        if self._state is None:
-            self._create_state()
         first, prefilled = next(each for each in reversed(self._prefilled) if each[0] <= position)
-        position -= first
+        assert prefilled is not None
+        tokens = len(text) - 1 - len(self._shared) // 4
+        if self._state.arrays is None:
+            self._create_state(tokens)
         with model_call("a prompt"):
-            match prefilled:
-                case _PrefilledTrees() as trees:
-                    path, length = trees.path(position, self._capacity)
-                    key_ = ("put-path", len(self._last), self._capacity, trees.step.shape, len(path), not trees.prefix)
-                    where = map(self._sharding.replicate, (path, np.int32(length), np.int32(row)))
-                    arguments = (self._state, self._model.params, trees.prefix, trees.entries, *where)
-                    self._state = self._executables.run(key_, self._put_path, *arguments, donated=0)
-                case _PrefilledRows(state, rows):
-                    count = int(jax.tree.leaves(state)[0].shape[0])
-                    where = map(self._sharding.replicate, (np.int32(rows[position]), np.int32(row)))
-                    name = ("put-row", len(self._last), count, self._capacity)
-                    self._state = self._executables.run(name, self._put_row, self._state, state, *where, donated=0)
-                case None:
-                    raise AssertionError("no step was prefilled")
+            self._state.make_room(tokens)
+            self._state.put(row, prefilled, position - first)
             self._put_processing(row, text, len(text) - sampled)
-        self._last[row], self._sampled[row], self._keys[row] = text[-1], sampled, key_data(key)
+        self._last[row], self._lengths[row] = text[-1], tokens
+        self._sampled[row], self._keys[row] = sampled, key_data(key)
+
+    def _create_state(self, tokens: int) -> None:
+        """Create the state, for the rows that remain when the first text, of this many tokens, is put into one."""
+        rows = self._state.rows
+        with model_call(f"the state of {rows} rows"):
+            self._state.create(tokens)
+            if self._processing is not None and self._processing.needs_history:
+                self._history = self._sharding.put_rows(np.zeros((rows, self._model.vocab_size), np.int32))
 
     def _put_processing(self, row: int, tokens: Tokens, prompt_length: int) -> None:
         """Set what the processing of a row's logits depends on: a prompt int32[n] and the tokens generated after it."""
@@ -226,17 +177,25 @@ class JaxDecoding:
         if self._history is not None:
             one = token_history(tokens[:prompt_length], tokens[prompt_length:], self._model.vocab_size)[None]
             arguments = (self._history, self._sharding.replicate(one), self._sharding.replicate(np.int32(row)))
-            self._history = self._executables.run(("put-history", len(self._last)), self._put, *arguments, donated=0)
+            put = partial(replace_row, self._sharding)
+            self._history = self._executables.run(("put-history", len(self._last)), put, *arguments, donated=0)
 
     def decode(self, active: npt.NDArray[np.bool_]) -> NextTokens:
         """Decode the next k tokens of each active row; the result has the shape [rows, k]."""
         with model_call("a decode step"):
+            self._state.make_room(int(self._lengths[active].max(initial=0)) + self._tokens_per_call)
             put_rows = self._sharding.put_rows
             rows = (put_rows(self._last), put_rows(active.astype(np.int32)))
             sampling = processing = None
             if self._sampling_arrays is not None:
                 sampling = (self._sampling_arrays, SamplingKeys(put_rows(self._keys), put_rows(self._sampled)))
-            key: tuple[Any, ...] = ("decode", len(self._last), self._capacity, self._tokens_per_call, sampling is None)
+            key: tuple[Any, ...] = (
+                "decode",
+                len(self._last),
+                self._state.capacity,
+                self._tokens_per_call,
+                sampling is None,
+            )
             if self._processing_arrays is not None:
                 state = ProcessingState(put_rows(self._sampled), put_rows(self._minimum), self._history)
                 processing = (self._processing_arrays, state)
@@ -247,10 +206,11 @@ class JaxDecoding:
                 key += ("shared", self._shared_state.capacity)
             if self._top:
                 key += ("top", self._top)
-            arguments = (self._model.params, self._state, *rows, sampling, processing, shared)
-            self._state, columns, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
+            arguments = (self._model.params, self._state.arrays, *rows, sampling, processing, shared)
+            self._state.arrays, columns, self._history = self._executables.run(key, self._decode, *arguments, donated=1)
             chosen = as_next_tokens([np.swapaxes(np.asarray(column), 0, 1) for column in columns])
         self._last = chosen.tokens[:, -1].copy()
+        self._lengths[active] += self._tokens_per_call
         self._sampled += self._tokens_per_call
         return chosen
 
@@ -258,18 +218,13 @@ class JaxDecoding:
         """Keep only some rows, and renumber them in this order."""
         kept = np.asarray(rows, np.int32)
         with model_call("a smaller decode batch"):
-            if self._state is None:
-                return self._renumber(kept)
-            key: tuple[Any, ...] = ("narrow", len(self._last), len(kept), self._capacity)
-            self._state = self._executables.run(key, self._keep, self._state, self._sharding.replicate(kept))
             if self._history is not None:
                 key = ("narrow-history", len(self._last), len(kept))
-                self._history = self._executables.run(key, self._keep, self._history, self._sharding.replicate(kept))
-        self._renumber(kept)
-
-    def _renumber(self, kept: Tokens) -> None:
-        self._last, self._sampled, self._keys = self._last[kept], self._sampled[kept], self._keys[kept]
-        self._minimum = self._minimum[kept]
+                take, kept_rows = partial(take_rows, self._sharding), self._sharding.replicate(kept)
+                self._history = self._executables.run(key, take, self._history, kept_rows)
+            self._state.keep(rows)
+        self._last, self._lengths, self._sampled = self._last[kept], self._lengths[kept], self._sampled[kept]
+        self._keys, self._minimum = self._keys[kept], self._minimum[kept]
 
     def _decode(
         self,
@@ -314,33 +269,3 @@ class JaxDecoding:
         history = None if processing is None else processing[1].history
         (state, _, history), columns = jax.lax.scan(step, (state, last, history), numbers)
         return self._sharding.shard_rows(state), self._sharding.gather(columns), self._sharding.shard_rows(history)
-
-    def _put_path(
-        self, state: Any, params: Any, prefix: Any, entries: Any, path: jax.Array, length: jax.Array, row: jax.Array
-    ) -> Any:
-        """Replace a row of a state by a prefix and the first tokens of a path int32[n] after it."""
-        init_state, append = self._model.functions.init_state, self._model.functions.append
-        assert init_state is not None
-        assert append is not None
-        one = init_state(params, 1, self._capacity) if prefix is None else prefix
-        return self._put(state, append(params, one, entries, path, length), row)
-
-    def _put_row(self, state: Any, source: Any, index: jax.Array, row: jax.Array) -> Any:
-        """Replace a row of a state by the row `index` of another."""
-        one = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1), source)
-        return self._put(state, one, row)
-
-    def _put(self, state: Any, one: Any, row: jax.Array) -> Any:
-        """Replace a row of one state by row 0 of another."""
-
-        def put(all_: jax.Array, x: jax.Array) -> jax.Array:
-            if self._sharding.mesh is None:
-                return jax.lax.dynamic_update_index_in_dim(all_, x[0], row, 0)  # type: ignore[no-any-return]
-            # With sharded rows, each device checks whether the row is its own, so that no row is transferred.
-            is_row = jnp.expand_dims(jnp.arange(len(all_)) == row, range(1, all_.ndim))
-            return jnp.where(is_row, x, all_)
-
-        return self._sharding.shard_rows(jax.tree.map(put, state, one))
-
-    def _keep(self, state: Any, rows: jax.Array) -> Any:
-        return self._sharding.shard_rows(jax.tree.map(partial(jnp.take, indices=rows, axis=0), state))

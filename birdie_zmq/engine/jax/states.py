@@ -130,8 +130,8 @@ class JaxPlanStates(PlanStates):
         state, capacity = (cached.state, cached.capacity) if cached else (None, 0)
         return model.executables.run((name, tokens.shape, capacity), function, model.params, tokens, *layout, state)
 
-    def take_current(self, rows: npt.NDArray[np.int32]) -> Any:
-        """Return a copy of some rows int32[n] of the current state."""
+    def take_current(self, rows: npt.NDArray[np.int32]) -> tuple[Any, int]:
+        """Return a copy of some rows int32[n] of the current state, and its capacity in tokens."""
         assert self._current is not None
         model, current = self._model, self._current
 
@@ -139,7 +139,7 @@ class JaxPlanStates(PlanStates):
             return model.sharding.shard_rows(jax.tree.map(lambda x: jnp.take(x, rows, axis=0), state))
 
         key = ("take", _row_count(current.state), len(rows), current.capacity)
-        return model.executables.run(key, take, current.state, model.sharding.replicate(rows))
+        return model.executables.run(key, take, current.state, model.sharding.replicate(rows)), current.capacity
 
     def extend(self, tokens: jax.Array, kind: Extend) -> Any:
         """Extend a state by tokens int32[rows, length], and return their hidden states."""
@@ -153,10 +153,11 @@ class JaxPlanStates(PlanStates):
         """Extend copies of rows of the current state by tokens int32[rows, length], and return their hidden states."""
         return self._call_fork("fork", lambda *arguments: self._fork(*arguments)[0], tokens, kind)
 
-    def keep_fork(self, tokens: jax.Array, kind: Fork) -> tuple[Any, Any]:
-        """Extend copies of rows as `fork` does, and return their hidden states and their state."""
+    def keep_fork(self, tokens: jax.Array, kind: Fork) -> tuple[Any, Any, int]:
+        """Extend copies of rows as `fork` does; return their hidden states, their state, and its capacity in tokens."""
+        assert self._current is not None
         hidden, state = self._call_fork("keep-fork", self._fork, tokens, kind)
-        return hidden, state
+        return hidden, state, self._current.capacity
 
     def _call_fork(self, name: str, function: Any, tokens: jax.Array, kind: Fork) -> Any:
         assert self._current is not None

@@ -52,6 +52,8 @@ class StepBudget:
         decoding_rows: Maximum number of rows of a decode batch.
         decoding_bytes: Maximum memory for the states of more than `LEAST_DECODING_ROWS` rows of a decode batch, on each
             device; None to use all memory that is free.
+        enlarges_states: Whether the state of a decode batch is enlarged when its rows need more capacity, so that short
+            answers do not take the memory of long ones.
         chunk_tokens: Longer sequences are prefilled in several steps, and rows of trees are not longer.
         prefix_cache_bytes: The size of the prefix cache on each device, beyond the states that the current batch needs.
         row_unit: The number of data-parallel device groups over which rows are sharded. Steps of several rows have a
@@ -68,6 +70,7 @@ class StepBudget:
     tokens_per_call: int = 1
     decoding_rows: int = 16
     decoding_bytes: int | None = None
+    enlarges_states: bool = False
     chunk_tokens: int = MAX_CHUNK_TOKENS
     prefix_cache_bytes: int = 2**30
     row_unit: int = 1

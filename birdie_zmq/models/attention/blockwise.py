@@ -31,6 +31,7 @@ from birdie_zmq.models.attention.interface import (
     KeysValues,
     KVCache,
 )
+from birdie_zmq.models.attention.slots import with_slots
 
 QUERY_BLOCK = 128
 """Queries per block; each block attends only to keys up to its own end."""
@@ -359,3 +360,8 @@ class BlockwiseAttention:
         return KVCache(
             jnp.zeros((*heads, size.head_width, slots), dtype), jnp.zeros((*heads, slots, size.head_width), dtype)
         )
+
+    def resize_cache(self, cache: KVCache, capacity: int) -> KVCache:
+        """Return the cache with another capacity in tokens."""
+        slots = round_up_to_blocks(capacity)
+        return KVCache(with_slots(cache.keys, slots, axis=4), with_slots(cache.values, slots, axis=3))

@@ -149,6 +149,10 @@ class AttentionImplementation(Protocol):
         """Create an empty cache of rows with a capacity of `capacity` tokens each."""
         ...
 
+    def resize_cache(self, cache: KVCache, capacity: int) -> KVCache:
+        """Return the cache with another capacity in tokens; slots beyond it are dropped, and further ones are empty."""
+        ...
+
     def append_tokens(self, cache: KVCache, offset: int, new: KeysValues, lengths: jax.Array) -> KVCache:
         """Return the cache with keys and values [l, r, k, t, h] of a step written to the layers from `offset` on.
 

@@ -31,6 +31,7 @@ from birdie_zmq.models.attention.interface import (
     KeysValues,
     KVCache,
 )
+from birdie_zmq.models.attention.slots import with_slots
 from birdie_zmq.models.layouts import cache_in_order
 
 SCORE_BYTES = 2**28
@@ -88,6 +89,11 @@ class StaticAttention:
         slots = -(-capacity // SLOT_UNIT) * SLOT_UNIT
         shape = (rows, size.layers, slots, size.kv_heads * size.head_width)
         return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def resize_cache(self, cache: KVCache, capacity: int) -> KVCache:
+        """Return the cache with another capacity in tokens."""
+        slots = -(-capacity // SLOT_UNIT) * SLOT_UNIT
+        return KVCache(*(with_slots(x, slots, axis=2) for x in cache))
 
     def append_tokens(self, cache: KVCache, offset: int, new: KeysValues, lengths: jax.Array) -> KVCache:
         """Return the cache with tokens of a step, as `AttentionImplementation.append_tokens` describes it."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from birdie_zmq.engine import generation
-from birdie_zmq.engine.jax import decoding, states
+from birdie_zmq.engine.jax import decode_state, decoding, states
 from tests.engine.jax.test_decoding import LETTERS, MODELS, RecordingBackend, evaluator_of, generate
 
 
@@ -57,7 +57,7 @@ def test_texts_that_end_with_their_first_token_get_no_row(
         created.append(rows)
         return create(model, rows, capacity)
 
-    monkeypatch.setattr(decoding, "create_state", counted_create)
+    monkeypatch.setattr(decode_state, "create_state", counted_create)
 
     texts = generate(evaluator_of(backend), prompts, letter)
 
@@ -72,6 +72,6 @@ def test_texts_that_end_with_their_first_token_get_no_row(
 def test_no_state_is_created_if_all_texts_end_with_their_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = RecordingBackend(MODELS["llama"]())
     prompts, letter = _prompts(backend, ended=3)
-    monkeypatch.setattr(decoding, "create_state", None)
+    monkeypatch.setattr(decode_state, "create_state", None)
 
     assert generate(evaluator_of(backend), prompts[1:-1], letter) == ["", "", ""]
