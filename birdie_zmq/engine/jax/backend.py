@@ -291,6 +291,8 @@ class JaxBackend:
 
     def _enlarges_states(self, rows: int, most: int) -> bool:
         """Return whether the state of a decode batch is small at first, and enlarged up to this capacity in tokens."""
+        if self._mesh is not None:  # the processes of a mesh may have different memory, and must do the same
+            return False
         if not self.budget.enlarges_states or self._model.functions.resize is None or most == ANY_CAPACITY:
             return False
         free = memory.free_bytes(jax.devices()[:1])
