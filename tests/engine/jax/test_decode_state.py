@@ -83,7 +83,7 @@ def test_prompts_behind_a_shared_or_a_cached_prefix(sizes: list[tuple[int, int]]
         assert texts == [backend.continuation(prompt, 60) for prompt in prompts]
 
     assert backend.shared_tokens == [80, 0]
-    assert sizes[0] == (3, 8), "rows hold what comes after the shared prefix"
+    assert sizes[0] == (3, 8), "the capacity is that of the tokens after the shared prefix"
     assert sizes[-1][1] == 256
 
 
