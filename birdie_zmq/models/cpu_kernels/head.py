@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from birdie_zmq.models import cpu_kernels
 
 _MAX_ROWS = 31
-"""For more rows, XLA's products are as fast. A step of texts has 32 positions or more, so scoring compiles no kernels."""
+"""Fewer than the positions of any step of texts, so that scoring compiles no kernels (`engine.jax.position_head`)."""
 
 
 def multiply_by_head(hidden: jax.Array, outer: Mapping[str, jax.Array]) -> jax.Array | None:
